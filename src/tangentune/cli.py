@@ -1,0 +1,242 @@
+"""The command line: tangentune fit, predict, evaluate, report.
+
+Torch and everything heavy is imported when a command runs, so that help and mistakes in the options are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tangentune import __version__
+from tangentune.cli_options import STREAMS, Command, fit_options, option, shared_options, with_hyphens
+from tangentune.cli_session import run, working
+
+PICTURES = click.Path(exists=True)
+MODEL = click.Path(exists=True, file_okay=False)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code (0 done, 2 the user's mistake, 130 interrupted, 1 nobody reads on)."""
+    return run(lambda: cli.main(arguments, prog_name="tangentune", standalone_mode=False))
+
+
+@click.group(
+    context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": with_hyphens},
+)
+@click.version_option(__version__, prog_name="tangentune", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Fine-tune a whole pre-trained network by solving one least-squares problem."""
+
+
+@cli.command(cls=Command, short_help="Fit a model to labelled pictures.")
+@click.argument("pictures", type=PICTURES)
+@option(
+    STREAMS,
+    "--out",
+    "Directory of the new model; a model that is there is replaced at the end.",
+    required=True,
+    metavar="MODEL",
+    type=click.Path(),
+)
+@fit_options
+def fit(
+    pictures: str, out: str, regression: bool, on_error: str, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Fit a model to the labelled PICTURES and write it to the directory MODEL.
+
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
+
+    Says first what it will cost. Every choice left to "loo" is made by exact leave-one-out error, so no
+    picture has to be set aside.
+    """
+    from tangentune.cli_tables import show_fit, show_plan
+    from tangentune.store import check_destination
+    from tangentune.summary import summarise
+
+    check_destination(out)
+    with working(quiet) as stdout:
+        model = _new_model(regression, quiet, options)
+        loaded = _load(pictures, model.backbone.with_size(model.input_size), model, on_error, True)
+        plan = model.plan(loaded)
+        if not quiet:
+            show_plan(plan, model.backbone.name, sys.stderr)
+        model.fit(loaded)
+        model.save_pretrained(out)
+        facts = summarise(model)
+    if not as_json:
+        show_fit(facts, out, stdout)
+        return
+    document = {
+        "model": out,
+        "estimator": type(model).__name__,
+        "backbone": facts.backbone,
+        "n": facts.n,
+        "classes": dict(zip(facts.classes, facts.counts, strict=True)),
+        "loo": facts.scores,
+        "settings": facts.settings,
+        "seconds": facts.seconds,
+        "peak_bytes": facts.peak_bytes,
+        "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
+        "skipped": _skipped(loaded),
+    }
+    _print_json(document)
+
+
+@cli.command(cls=Command, short_help="Predict the labels of pictures.")
+@click.argument("model", type=MODEL)
+@click.argument("pictures", type=PICTURES)
+@shared_options
+def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Predict the labels of PICTURES with the saved MODEL.
+
+    PICTURES is a picture, any folder of pictures, or a CSV file with the column path.
+    """
+    from tangentune.cli_tables import show_predictions
+
+    with working(quiet) as stdout:
+        fitted = _saved_model(model, quiet, options)
+        loaded = _load(pictures, fitted.backbone_, fitted, on_error, False)
+        rows = _predictions(fitted, loaded)
+    if as_json:
+        _print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": _skipped(loaded)})
+    else:
+        show_predictions(rows, stdout)
+
+
+@cli.command(cls=Command, short_help="Score a model on labelled pictures.")
+@click.argument("model", type=MODEL)
+@click.argument("pictures", type=PICTURES)
+@shared_options
+def evaluate(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Score the saved MODEL on labelled PICTURES that it has not seen.
+
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
+    """
+    from tangentune.cli_tables import show_scores
+    from tangentune.metrics import accuracy_interval
+    from tangentune.scores import score_pictures
+
+    with working(quiet) as stdout:
+        fitted = _saved_model(model, quiet, options)
+        loaded = _load(pictures, fitted.backbone_, fitted, on_error, True)
+        scores = score_pictures(fitted, loaded)
+    if as_json:
+        _print_json({**scores, "n": len(loaded), "skipped": _skipped(loaded)})
+        return
+    interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
+    show_scores(scores, len(loaded), interval, stdout)
+
+
+@cli.command(cls=Command, short_help="Write an HTML page about a model.")
+@click.argument("model", type=MODEL)
+@option(
+    STREAMS,
+    "--out",
+    "The page to write; MODEL/report.html if not given.",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False),
+)
+def report(model: str, out: str | None) -> None:
+    """Write an HTML page about the saved MODEL.
+
+    Scores, hardest pictures (the likely label mistakes), which blocks moved, and what was tried. The page
+    stands alone: it loads nothing.
+    """
+    from tangentune.report import write_report
+
+    with working(quiet=False):
+        fitted = _saved_model(model, True, {})
+        path = write_report(fitted, Path(model) / "report.html" if out is None else out)
+    click.echo(f"Report written to {path}")
+
+
+def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Any:
+    """An estimator with the user's options, its backbone loaded."""
+    from tangentune.backbone import load_backbone
+    from tangentune.estimator import TangentClassifier, TangentRegressor
+    from tangentune.memory import parse_bytes
+
+    if options["memory_budget"] is not None:
+        parse_bytes(options["memory_budget"])
+    _check_device(options["device"])
+    options = {key: value for key, value in options.items() if key != "batch_size" or value is not None}
+    options["backbone"] = load_backbone(options["backbone"])
+    kind = TangentRegressor if regression else TangentClassifier
+    return kind(**options, verbose=0 if quiet else 1)
+
+
+def _saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Any:
+    """A fitted estimator from its directory, with the user's options for this machine."""
+    from tangentune import estimator
+    from tangentune.errors import StoreError
+    from tangentune.store import read_config
+
+    name = read_config(directory).get("estimator")
+    if name not in ("TangentClassifier", "TangentRegressor"):
+        message = f"{directory} holds a {name}, which this command cannot use"
+        raise StoreError(message)
+    _check_device(options.get("device"))
+    fitted = getattr(estimator, name).from_pretrained(directory, device=options.get("device"))
+    given = {key: value for key, value in options.items() if key != "device" and value is not None}
+    return fitted.set_params(verbose=0 if quiet else 1, **given)
+
+
+def _check_device(name: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have."""
+    import torch
+
+    from tangentune.errors import InputError
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = f"--device {name} cannot be used here ({str(error).splitlines()[0].rstrip('.')})"
+        raise InputError(message) from error
+
+
+def _load(path: str, backbone: Any, model: Any, on_error: str, labelled: bool) -> Any:
+    from tangentune.data import load_pictures
+
+    return load_pictures(
+        path,
+        contract=backbone.contract,
+        on_error=on_error,
+        n_jobs=model.n_jobs,
+        verbose=model.verbose,
+        need_labels=labelled,
+    )
+
+
+def _predictions(model: Any, pictures: Any) -> list[dict[str, Any]]:
+    """One row a picture: id, label, confidence and all probabilities; or id and value."""
+    if not hasattr(model, "classes_"):
+        values = model.predict(pictures).tolist()
+        return [{"id": name, "value": value} for name, value in zip(pictures.ids, values, strict=True)]
+    names = [str(name) for name in model.classes_]
+    rows = []
+    for name, proba in zip(pictures.ids, model.predict_proba(pictures).tolist(), strict=True):
+        best = max(range(len(proba)), key=proba.__getitem__)
+        probabilities = dict(zip(names, proba, strict=True))
+        rows.append(
+            {"id": name, "label": names[best], "confidence": proba[best], "probabilities": probabilities}
+        )
+    return rows
+
+
+def _skipped(pictures: Any) -> list[dict[str, str]]:
+    return [{"id": str(name), "reason": str(reason)} for name, reason in pictures.skipped]
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    from tangentune._json import plain
+
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))  # escapes: readable by any reader
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What the command line shows to people: a sentence and a small table each (the JSON form is in `cli`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import IO, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting
+
+
+def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
+    """The cost of a fit before it starts: one sentence, and how the layers' kernels will be computed."""
+    passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for layer in plan["layers"]:
+        groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
+    console = Console(file=stream, highlight=False)
+    console.print(
+        f"Fitting {plan['parameters']:,} parameters of {name} to {plan['n']:,} pictures will take about "
+        f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
+        "pictures.",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = _table("Layers", "Kept as", "Kernel by", "Memory a picture", numbers=(0, 3))
+    for (held, gram), sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
+        table.add_row(str(len(sizes)), held, gram, nice_bytes(sum(sizes)))
+    if groups:
+        console.print(table)
+
+
+def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
+    """The leave-one-out scores and the choices of a finished fit."""
+    table = _table("", "", header=False)
+    for name, value in _scores(facts.scores, facts.interval):
+        table.add_row(f"leave-one-out {name}", value)
+    for key, value in facts.settings.items():
+        if value is not None:
+            table.add_row(SETTINGS[key], nice_setting(value))
+    table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
+    if facts.skipped:
+        table.add_row("pictures left out", str(len(facts.skipped)))
+    console = Console(file=stream, highlight=False)
+    console.print(table)
+    console.print(f"Model written to {directory}", markup=False, soft_wrap=True)
+
+
+def show_predictions(rows: list[dict[str, Any]], stream: IO[str]) -> None:
+    """One line a picture: name, predicted label or number, and the label's probability."""
+    sure = bool(rows) and "confidence" in rows[0]
+    table = _table("Picture", "Prediction", *(["Confidence"] if sure else []), numbers=(2,) if sure else (1,))
+    for row in rows:
+        label = row["label"] if sure else _numbers(row["value"])
+        cells = [row["id"], label] + ([f"{100 * row['confidence']:.1f} %"] if sure else [])
+        table.add_row(*[Text(cell, overflow="fold") for cell in cells])
+    Console(file=stream, highlight=False).print(table)
+
+
+def show_scores(
+    scores: dict[str, float], n: int, interval: tuple[float, float] | None, stream: IO[str]
+) -> None:
+    """The scores of a model on labelled pictures."""
+    table = _table("", "", header=False)
+    table.add_row("pictures", f"{n:,}")
+    for name, value in _scores(scores, interval):
+        table.add_row(name, value)
+    Console(file=stream, highlight=False).print(table)
+
+
+def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> list[tuple[str, str]]:
+    rows = []
+    if "accuracy" in scores:
+        low, high = interval or (float("nan"), float("nan"))
+        between = f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        rows.append(("accuracy", f"{100 * scores['accuracy']:.1f} %{between}"))
+        rows.append(("negative log-likelihood", f"{scores['nll']:.4f}"))
+        rows.append(("calibration error", f"{100 * scores['ece']:.1f} %"))
+        rows.append(("Brier score", f"{scores['brier']:.4f}"))
+    if "r2" in scores:
+        rows.append(("R²", f"{scores['r2']:.4f}"))
+        rows.append(("root mean squared error", f"{scores['rmse']:.4g}"))
+    return rows
+
+
+def _numbers(value: float | list[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True) -> Table:
+    table = Table(box=None, show_header=header, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i in numbers else "left", no_wrap=i in numbers)
+    return table

@@ -1,0 +1,127 @@
+"""Collect the tangent rows of a whole picture set, in one pass or in as many as memory demands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tangentune.errors import BudgetError
+from tangentune.layers import Entry, FactorSample, Pairs, Rows
+from tangentune.linearization import Tangent, batch_rows
+from tangentune.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
+
+Batches = Callable[[], Iterable[Tensor]]
+FACTOR_POSITIONS = 16
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of n pictures: `phi` (n, d), `entries` by parameter, K-FAC sums of those that are explicit."""
+
+    phi: Tensor
+    entries: dict[str, Entry]
+    samples: dict[str, FactorSample]
+
+
+def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
+    """The ways a batch is seen: plain, and left-right mirrored if asked."""
+    return [x, x.flip(-1)] if mirrored else [x]
+
+
+def collect(
+    tangent: Tangent, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
+) -> RowSet:
+    """Rows of every picture, kept in memory.
+
+    Args:
+        tangent: network and parameters.
+        batches: gives the network inputs, afresh at every call, in the same order.
+        count: number of pictures.
+        probes: (R, d).
+        mirrored: average rows and features with those of the mirrored pictures.
+        factors: also sum what K-FAC needs.
+    """
+    phi, entries, samples, start = None, {}, {}, 0
+    for x in batches():
+        part = batch_rows(tangent, views_of(x, mirrored), probes, FACTOR_POSITIONS if factors else 0)
+        if phi is None:
+            phi = part.phi.new_empty(count, part.phi.shape[1])
+            entries = {name: _allocate(entry, count) for name, entry in part.entries.items()}
+        rows = slice(start, start + len(x))
+        phi[rows] = part.phi
+        for name, entry in part.entries.items():
+            _fill(entries[name], entry, rows)
+        for name, sample in part.factors.items():
+            samples[name] = samples[name] + sample if name in samples else sample
+        start += len(x)
+    assert phi is not None
+    return RowSet(phi, entries, samples)
+
+
+def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
+    """K-FAC factors of every parameter from a collected set; cost `sum groups (i^3 + o^3)`."""
+    out = {}
+    for name, entry in rows.entries.items():
+        sample = pairs_sample(entry) if isinstance(entry, Pairs) else rows.samples.get(name)
+        if sample is None:
+            assert isinstance(entry, Rows)
+            out[name] = diagonal_kronecker(entry)
+        else:
+            mean_square = float(entry.squared_norms().mean()) / entry.width
+            out[name] = matrix_kronecker(sample, mean_square)
+    return out
+
+
+def entry_bytes(tangent: Tangent, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
+    """Bytes a picture of every parameter's rows, measured on a small batch."""
+    entries = batch_rows(tangent, views_of(x, mirrored), probes).entries
+    return {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
+
+
+def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str]]:
+    """Split parameters, last layers first, into groups whose rows fit the budget; one pass over the pictures each.
+
+    Working room is two further copies of the largest entry (its metric version and a tile).
+
+    Raises:
+        BudgetError: if a single parameter does not fit.
+    """
+    groups: list[list[str]] = []
+    held = largest = 0
+    for name in reversed(list(sizes)):
+        size = sizes[name] * count
+        if 3 * size > budget:
+            message = (
+                f"the rows of {name} need {3 * size / 2**20:.0f} MiB for {count} pictures, more than the "
+                f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
+                "leave early layers out with subset='last:K'"
+            )
+            raise BudgetError(message)
+        if not groups or held + size + 2 * max(largest, size) > budget:
+            groups.append([])
+            held = largest = 0
+        groups[-1].append(name)
+        held, largest = held + size, max(largest, size)
+    return [group[::-1] for group in groups]
+
+
+def restrict(tangent: Tangent, names: Iterable[str]) -> Tangent:
+    """The same linearisation with fewer parameters moving."""
+    kept = set(names)
+    ruled = tuple(name for name in tangent.ruled if name in kept)
+    return Tangent(tangent.module, tangent.features, ruled, tuple(n for n in tangent.generic if n in kept))
+
+
+def _allocate(entry: Entry, count: int) -> Entry:
+    if isinstance(entry, Pairs):
+        return Pairs(entry.a.new_empty(count, *entry.a.shape[1:]), entry.g.new_empty(count, *entry.g.shape[1:]))
+    return Rows(entry.values.new_empty(count, *entry.values.shape[1:]))
+
+
+def _fill(target: Entry, part: Entry, rows: slice) -> None:
+    if isinstance(target, Pairs) and isinstance(part, Pairs):
+        target.a[rows], target.g[rows] = part.a, part.g
+    elif isinstance(target, Rows):
+        target.values[rows] = part.explicit()

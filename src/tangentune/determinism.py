@@ -1,0 +1,242 @@
+"""Is a network a fixed function of one picture? Run it a few times and compare; name the part that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tangentune._messages import first_line
+from tangentune.errors import BackboneError, TangentuneError
+from tangentune.features import FeatureFunction, Features, Tap, features_at
+
+Same = Callable[[Tensor, Tensor], bool]
+
+
+def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
+    """Refuse a network whose features are not a fixed, differentiable function of each picture alone.
+
+    Args:
+        module: frozen network in eval mode.
+        features: its feature function.
+        x: network inputs, (n, ...), n >= 1; at most two are used.
+
+    Raises:
+        BackboneError: if a forward pass fails; overwrites its input; differs from the one before (dropout or
+            noise left on); depends on batch mates; gives NaN or infinity; or carries no gradient. Names the
+            likely part.
+
+    Cost: 13 pictures forward and one backward. The global random state is left as it was.
+    """
+    batch = _with_mates(x)
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        first = _run(module, features, batch, overwrites="refuse")
+        refuse_not_finite(first)
+        _check_repeats(module, features, batch, first)
+        _check_mates(module, features, batch, first)
+        _check_tap(module, features, batch)
+        _check_gradient(module, features, batch[:1])
+
+
+def refuse_not_finite(phi: Tensor) -> None:
+    """Raise if features (n, d) hold NaN or infinity.
+
+    Raises:
+        BackboneError: with the count and the first row.
+    """
+    bad = ~torch.isfinite(phi).all(1)
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].tolist()
+        message = (
+            f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row "
+            f"{rows[0]}); check the weights, the normalisation and the precision (half precision overflows "
+            f"above 65,504)"
+        )
+        raise BackboneError(message)
+
+
+def sample_input(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A fixed picture-like input (1, *shape) with values in [-2, 2]: the same on every machine and "
+    "version."""
+    count = int(torch.Size(shape).numel())
+    steps = torch.arange(1, count + 1, dtype=torch.float64) * 2.399963229728653  # golden angle: never repeats
+    return (2 * torch.cos(steps)).reshape(1, *shape).to(device=like.device, dtype=like.dtype)
+
+
+def tolerance(x: Tensor) -> float:
+    """Relative difference that rounding explains when a picture is run in another batch."""
+    if not x.is_floating_point():
+        return 0.0
+    allowed = min(1e3 * torch.finfo(x.dtype).eps, 0.05)
+    # Graphics cards may multiply in TF32, with algorithms chosen by the size of the batch.
+    return max(allowed, 5e-3) if x.device.type == "cuda" and x.dtype == torch.float32 else allowed
+
+
+def close(a: Tensor, b: Tensor, allowed: float) -> bool:
+    """Whether the largest difference is within `allowed` times the largest value."""
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point() or a.numel() == 0:
+        return torch.equal(a, b)
+    scale = torch.maximum(a.abs().max(), b.abs().max())
+    return bool((a - b).abs().max() <= allowed * scale)
+
+
+def _with_mates(x: Tensor) -> Tensor:
+    """Two different pictures, each twice: (4, ...)."""
+    one = x[:1]
+    others = [i for i in range(1, min(len(x), 8)) if not torch.equal(x[i], x[0])]
+    if others:
+        mate = x[others[0] : others[0] + 1]
+    elif x.is_floating_point():
+        mate = sample_input(tuple(x.shape[1:]), x)
+    else:
+        mate = torch.zeros_like(one)
+    return torch.cat([one, mate, one, mate])
+
+
+def _run(module: nn.Module, features: Features, x: Tensor, overwrites: str = "") -> Tensor:
+    given = x.clone()
+    try:
+        phi = features(module, given)
+    except (TangentuneError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        kind = f"{type(error).__name__}: {first_line(error)}"
+        message = (
+            f"the network fails on inputs of shape {tuple(x.shape)}, {x.dtype} ({kind}); check input_size "
+            f"(is another size allowed?) and features (a name, or a function of (module, x))"
+        )
+        raise BackboneError(message) from error
+    if overwrites == "refuse" and not torch.equal(given, x):
+        message = "the network overwrites its own input; set inplace=False in its first layer"
+        raise BackboneError(message)
+    return phi
+
+
+def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: Tensor) -> None:
+    allowed = 16 * torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+    if first.device.type == "cuda":
+        allowed = tolerance(first)  # atomic sums there have no fixed order
+    if close(first, _run(module, features, batch), allowed):
+        return
+    one, two = _trace(module, features, batch), _trace(module, features, batch)
+    where = _first_difference(one, two, lambda a, b: close(a, b, allowed))
+    message = (
+        "two passes over the same pictures give different features: randomness (dropout, noise, drop path) "
+        f"stays on in eval mode{where}; make it depend on module.training"
+    )
+    raise BackboneError(message)
+
+
+def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Tensor) -> None:
+    allowed = tolerance(first)
+    alone, turned = _run(module, features, batch[:1]), _run(module, features, batch.flip(0)).flip(0)
+    twins = torch.cat([first[2:], first[:2]])
+    if close(first[:1], alone, allowed) and close(first, turned, allowed) and close(first, twins, allowed):
+        return
+    where = ""
+    one = _rows(_trace(module, features, batch[:2]), 0, 2)
+    for other, row in ((batch[[0, 0]], 0), (batch[[1, 0]], 1), (batch[:1], 0)):  # other mates, place, number
+        two = _rows(_trace(module, features, other), row, len(other))
+        where = where or _first_difference(one, two, lambda a, b: close(a, b, allowed))
+    message = (
+        "the features of a picture depend on the other pictures of its batch (normalisation by the batch, or "
+        f"pictures mixed up){where}; use running statistics or treat each picture alone"
+    )
+    raise BackboneError(message)
+
+
+def _check_tap(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
+    if isinstance(features.extract, Tap):
+        calls = features.extract.calls(module, x[:1])
+        if calls > 1:
+            message = (
+                f"the submodule {features.extract.name!r}, named as features, is called {calls} times a "
+                f"pass; name one that is called once, or give features=lambda module, x: ..."
+            )
+            raise BackboneError(message)
+
+
+def _check_gradient(module: nn.Module, features: Features, x: Tensor) -> None:
+    leaves = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
+    with torch.enable_grad():
+        phi = features_at(module, features, leaves, x)
+        grads = [None]
+        if phi.requires_grad:
+            grads = torch.autograd.grad(phi.sum(), list(leaves.values()), allow_unused=True)
+    if all(grad is None for grad in grads):
+        message = (
+            "no parameter of the network has a gradient in the features: the forward pass runs under "
+            "torch.no_grad or detaches, or `features` uses another network than the module it is given"
+        )
+        raise BackboneError(message)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a submodule: its name and type, and the tensors that went in and came out."""
+
+    label: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
+    """Every submodule call of one pass, inner ones first."""
+    calls: list[_Call] = []
+    handles = []
+    for name, part in module.named_modules():
+        label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
+        entered: list[list[Tensor]] = []
+
+        def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
+            stack.append([t.clone() for t in _tensors(inputs)])  # in-place layers change them later
+
+        def after(
+            _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
+        ) -> None:
+            calls.append(_Call(label, stack.pop(), [t.clone() for t in _tensors(output)]))
+
+        handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+    try:
+        features(module, x.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _first_difference(one: list[_Call], two: list[_Call], same: Same) -> str:
+    """Text naming the innermost call that turns equal inputs into different outputs; empty if none does."""
+    for a, b in zip(one, two, strict=False):
+        if a.label != b.label or len(a.outputs) != len(b.outputs):
+            break
+        if all(map(same, a.inputs, b.inputs)) and not all(map(same, a.outputs, b.outputs)):
+            return f", most likely at {a.label}"
+    return ""
+
+
+def _rows(calls: list[_Call], row: int, n: int) -> list[_Call]:
+    """What one of n pictures contributed to each call, where the first axis shows it."""
+
+    def part(tensors: list[Tensor]) -> list[Tensor]:
+        return [t.unflatten(0, (n, -1))[row] for t in tensors if t.dim() and len(t) and len(t) % n == 0]
+
+    return [_Call(call.label, part(call.inputs), part(call.outputs)) for call in calls]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)

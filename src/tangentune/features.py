@@ -1,0 +1,230 @@
+"""Where the features of a network are: its own output, a named submodule, or a function of the user's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tangentune.contract import DataContract
+from tangentune.errors import BackboneError
+
+Features = Callable[[nn.Module, Tensor], Tensor]
+Extractor = Callable[[nn.Module, Tensor], Any]
+
+OUTPUT_FIELDS = ("pooler_output", "last_hidden_state", "logits")
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """What a loader hands over: a network, how pictures are prepared for it, where its features are."""
+
+    module: nn.Module
+    contract: DataContract
+    features: Extractor
+
+
+@final
+@dataclass(frozen=True)
+class FeatureFunction:
+    """`extract` with its answer brought to (n, d); holds no network, so it copies and compares by value."""
+
+    extract: Extractor
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Features (n, d) of the inputs x (n, ...). Free of data-dependent control flow, so `vmap` takes "
+        "it."""
+        return as_rows(self.extract(module, x), module, x)
+
+
+def own_output(module: nn.Module, x: Tensor) -> Any:
+    """The module's own output."""
+    return module(x)
+
+
+class _Reached(Exception):
+    """Carries a tensor out of a forward pass that need not go on."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.value = value
+
+
+@final
+@dataclass(frozen=True)
+class Tap:
+    """What goes into or comes out of a named submodule; the forward pass ends there.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> Tap("1")(net, torch.ones(5, 4)).shape, Tap("2", "input")(net, torch.ones(5, 4)).shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    name: str
+    side: Literal["input", "output"] = "output"
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Any:
+        """The tensor (or whatever the submodule takes or returns) on the first call."""
+
+        def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            raise _Reached(output)
+
+        def before(_module: nn.Module, inputs: Any) -> None:
+            raise _Reached(inputs[0])
+
+        target = module.get_submodule(self.name)
+        handle = (
+            target.register_forward_hook(after)
+            if self.side == "output"
+            else target.register_forward_pre_hook(before)
+        )
+        try:
+            module(x)
+        except _Reached as reached:
+            return reached.value
+        finally:
+            handle.remove()
+        message = f"the network's forward pass never calls its submodule {self.name!r}, named as features"
+        raise BackboneError(message)
+
+    def calls(self, module: nn.Module, x: Tensor) -> int:
+        """How often a whole forward pass calls the submodule."""
+        count = 0
+
+        def add(_module: nn.Module, _inputs: Any) -> None:
+            nonlocal count
+            count += 1
+
+        handle = module.get_submodule(self.name).register_forward_pre_hook(add)
+        try:
+            module(x)
+        finally:
+            handle.remove()
+        return count
+
+
+def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
+    """The function behind a `features` argument: None, the name of a submodule, or a function itself.
+
+    Raises:
+        BackboneError: if a name is not one of the module's; close ones are given.
+    """
+    if features is None:
+        return own_output
+    if callable(features):
+        return features
+    names = [name for name, _ in module.named_modules() if name]
+    if features in names:
+        return Tap(features)
+    near = difflib.get_close_matches(str(features), names, 3, 0.4) or names[-3:]
+    message = (
+        f"features={features!r} names no submodule of {type(module).__name__}; there are, for instance, "
+        f"{near}"
+    )
+    raise BackboneError(message)
+
+
+def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
+    """Bring a network's output to one row of features a picture.
+
+    (n, d) stays; (n,) becomes (n, 1); (n, d, h, w) and (n, d, t, h, w) are averaged over positions; of an
+    output object the `pooler_output`, else the `last_hidden_state` (class token if the network has one,
+    else the mean over tokens), else the `logits` are taken.
+
+    Args:
+        output: what the network or feature function returned.
+        module: the network, asked only whether it has a class token.
+        x: the input, (n, ...).
+
+    Raises:
+        BackboneError: if there is no single reading of the output as rows of pictures.
+    """
+    if not isinstance(output, Tensor):
+        output = _tensor_of(output, module)
+    shape = tuple(output.shape)
+    if not shape or shape[0] != len(x):
+        message = (
+            f"the network returns features of shape {shape} for {len(x)} pictures; the first axis must be "
+            f"the pictures (no squeeze, no sum over the batch)"
+        )
+        raise BackboneError(message)
+    if len(shape) == 1:
+        return output[:, None]
+    if len(shape) == 2:
+        return output
+    if len(shape) in (4, 5):
+        if _channels_last(shape, x):
+            message = (
+                f"features of shape {shape} look channels-last (n, h, w, d), which cannot be averaged "
+                f"safely; give features=lambda module, x: ... that returns (n, d)"
+            )
+            raise BackboneError(message)
+        return output.mean(tuple(range(2, len(shape))))
+    if len(shape) == 3 and shape[2] == 1:
+        return output[:, :, 0]
+    message = (
+        f"features of shape {shape} are not (n, d), and which of the {shape[1]} positions counts is not "
+        "known; give features=lambda module, x: ... that returns (n, d), for instance a class token [:, 0] "
+        f"or a mean(1)"
+    )
+    raise BackboneError(message)
+
+
+def pool_tokens(tokens: Tensor, module: nn.Module) -> Tensor:
+    """Class token of (n, T, d) where the network has one (a parameter `...cls_token`), else the mean."""
+    if tokens.dim() != 3:
+        return tokens
+    return tokens[:, 0] if has_class_token(module) else tokens.mean(1)
+
+
+def has_class_token(module: nn.Module) -> bool:
+    """Whether a parameter of the network is named as a class token."""
+    endings = ("cls_token", "class_token", "class_embedding")
+    return any(name.endswith(endings) for name, _ in module.named_parameters())
+
+
+def _tensor_of(output: Any, module: nn.Module) -> Tensor:
+    """The tensor to use of an output object, mapping or one-element sequence."""
+    for field in OUTPUT_FIELDS:
+        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
+        if isinstance(value, Tensor):
+            return pool_tokens(value, module) if field == "last_hidden_state" else value
+    if isinstance(output, list | tuple) and len(output) == 1 and isinstance(output[0], Tensor):
+        return output[0]
+    message = (
+        f"the network returns a {type(output).__name__}, not a tensor or an output with one of "
+        f"{', '.join(OUTPUT_FIELDS)}; give features=lambda module, x: ... that returns (n, d)"
+    )
+    raise BackboneError(message)
+
+
+def _channels_last(shape: tuple[int, ...], x: Tensor) -> bool:
+    """Whether (n, a, b, c) from a square picture can only be (n, h, w, d)."""
+    square = x.dim() == 4 and x.shape[2] == x.shape[3]
+    return len(shape) == 4 and square and shape[1] == shape[2] != shape[3]
+
+
+@final
+class _Caller(nn.Module):
+    """Lets `functional_call` reach a feature function that is not the module's forward."""
+
+    def __init__(self, module: nn.Module, features: Features):
+        super().__init__()
+        self.module, self.function = module, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of x."""
+        return self.function(self.module, x)
+
+
+def features_at(module: nn.Module, features: Features, params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Features (n, d) with some of the module's parameters replaced: a pure function of `(params, x)`."""
+    prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
+    return functional_call(_Caller(module, features), prefixed, (x,))

@@ -1,0 +1,109 @@
+"""Make a network fit to be linearised: unwrapped, copied, frozen, in eval mode; refuse what cannot be."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from tangentune._messages import first_line
+from tangentune.errors import BackboneError
+
+
+def frozen_copy(module: object) -> nn.Module:
+    """A deep copy in eval mode whose parameters take no gradient; the given network stays as it is.
+
+    Raises:
+        BackboneError: if it is no network, or one that cannot be copied or linearised.
+    """
+    module = _unwrapped(module)
+    refuse_unusable(module)
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:  # any __deepcopy__ of the user's may run here
+        message = (
+            f"the network {type(module).__name__} cannot be copied ({first_line(error)}); remove "
+            "torch.nn.utils.weight_norm or tensors with gradients that it holds as attributes"
+        )
+        raise BackboneError(message) from error
+    return freeze(copied)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Put a network into eval mode and freeze its parameters, in place.
+
+    Raises:
+        BackboneError: if it cannot be linearised.
+    """
+    refuse_unusable(module)
+    module.eval()
+    for part in module.modules():  # also where a `train` of its own kept a part in training mode
+        part.training = False
+    return module.requires_grad_(False)
+
+
+def refuse_unusable(module: nn.Module) -> None:
+    """Raise for networks that have no fixed function of their parameters.
+
+    Raises:
+        BackboneError: naming the part and the reason.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        message = "a scripted or traced network hides its layers; give the network it was made from"
+        raise BackboneError(message)
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        message = f"{lazy[0]} has no shape yet (a lazy layer); run the network on one batch before giving it"
+        raise BackboneError(message)
+    meta = [name for name, tensor in tensors if tensor.is_meta]
+    if meta:
+        message = (
+            f"{meta[0]} is on the meta device and so has no values; load the weights before giving the "
+            f"network"
+        )
+        raise BackboneError(message)
+    if not any(p.is_floating_point() for p in module.parameters()):
+        message = (
+            f"the network {type(module).__name__} has no floating-point parameters, so there is nothing to "
+            f"linearise (a quantised network must be given in its floating-point form)"
+        )
+        raise BackboneError(message)
+    devices = sorted({str(tensor.device) for _, tensor in tensors})
+    if len(devices) > 1:
+        message = f"the network is spread over {', '.join(devices)}; move it to one device"
+        raise BackboneError(message)
+    _refuse_batch_statistics(module)
+
+
+def _refuse_batch_statistics(module: nn.Module) -> None:
+    norms = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
+    ]
+    if norms:
+        shown = ", ".join(norms[:5]) + (f" and {len(norms) - 5} more" if len(norms) > 5 else "")
+        message = (
+            f"BatchNorm without running statistics (track_running_stats=False) at {shown}: it normalises by "
+            "the batch even in eval mode, so a picture's features depend on its batch mates; train with "
+            f"running statistics or use GroupNorm"
+        )
+        raise BackboneError(message)
+
+
+def _unwrapped(module: object) -> nn.Module:
+    """The network inside torch.compile, DataParallel or DistributedDataParallel."""
+    if isinstance(module, type) or not isinstance(module, nn.Module):
+        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        message = (
+            f"Backbone takes a torch.nn.Module, not {what}; names of pre-trained networks go to "
+            f"load_backbone(name)"
+        )
+        raise BackboneError(message)
+    inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = module.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module

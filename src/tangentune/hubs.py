@@ -1,0 +1,245 @@
+"""Pre-trained networks of timm, torchvision and transformers, each imported only when one is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tangentune._messages import first_line
+from tangentune.errors import BackboneError, MissingExtraError
+from tangentune.features import Loaded, Tap, pool_tokens
+from tangentune.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
+
+HUBS = {"timm": "NAME", "torchvision": "NAME", "hf": "DIR"}
+
+
+def load_from_hub(name: str) -> Loaded:
+    """The network behind "timm:NAME", "torchvision:NAME" or "hf:DIR", with its own data contract.
+
+    Features are the pooled penultimate ones: timm's `forward_head(pre_logits=True)`; torchvision's input of
+    the classifier; for transformers the `pooler_output` where pooling has no trained layer of its own, else
+    the class token, else the mean over tokens.
+
+    Raises:
+        MissingExtraError: if the package is absent or cannot be imported; the message holds the install
+            command.
+        BackboneError: if the name is unknown or its weights cannot be had.
+    """
+    prefix, _, rest = name.partition(":")
+    if not rest:
+        message = f"{name!r} names no network; write {prefix}:{HUBS[prefix]}"
+        raise BackboneError(message)
+    return {"timm": _load_timm, "torchvision": _load_torchvision, "hf": _load_hf}[prefix](rest)
+
+
+def install_command(package: str) -> str:
+    """The command that adds a hub package to the torch that is here, without changing torch.
+
+    Example:
+        >>> install_command("transformers")
+        'pip install transformers'
+    """
+    if package == "transformers":
+        return "pip install transformers"
+    major, minor = torch.__version__.split(".")[:2]
+    # Each torchvision release is built for one torch: 0.15 for 2.0, one up each time.
+    vision = f"torchvision==0.{int(minor) + 15}.*" if major == "2" else "torchvision"
+    return f'pip install "{vision}"' if package == "torchvision" else f'pip install timm "{vision}"'
+
+
+def _import(package: str) -> ModuleType:
+    """Import an optional package, or say how to install it."""
+    command = install_command(package)
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        missing = f"{package} is not installed" if error.name == package else f"{package} needs {error.name}"
+        message = f"{missing}; run: {command}"
+        raise MissingExtraError(message) from error
+    except (ImportError, RuntimeError) as error:
+        again = command.replace("install", "install --force-reinstall --no-deps", 1)  # leaves torch alone
+        message = (
+            f"{package} is installed but cannot be imported beside torch {torch.__version__} "
+            f"({first_line(error)}); run: {again}"
+        )
+        raise MissingExtraError(message) from error
+
+
+def _load_timm(name: str) -> Loaded:
+    timm = _import("timm")
+    local = ":" in name or "/" in name  # timm's own "hf-hub:ORG/NAME" and "local-dir:PATH"
+    if not local and not timm.is_model(name):
+        raise BackboneError(_unknown("timm", name, timm.list_models()))
+    module = _fetch(f"timm:{name}", lambda: _create_timm(timm, name))
+    config = timm.data.resolve_model_data_config(module)
+    stated = module.pretrained_cfg
+    tag = ".".join(str(stated[key]) for key in ("architecture", "tag") if stated.get(key))
+    source = f"timm {timm.__version__}: {stated.get('hf_hub_id') or stated.get('url') or tag or name}"
+    return Loaded(module, timm_contract(config, stated.get("license"), source), timm_features)
+
+
+def _create_timm(timm: ModuleType, name: str) -> nn.Module:
+    try:  # lets vision transformers take other sizes, by interpolating their position embedding
+        return timm.create_model(name, pretrained=True, dynamic_img_size=True)
+    except TypeError:  # other families have no such option, and need none
+        return timm.create_model(name, pretrained=True)
+
+
+def timm_features(module: Any, x: Tensor) -> Tensor:
+    """Pooled features before the classifier."""
+    return module.forward_head(module.forward_features(x), pre_logits=True)
+
+
+def _load_torchvision(name: str) -> Loaded:
+    models = _import("torchvision").models
+    architecture, _, tag = name.partition(".")
+    known = models.list_models(module=models)
+    if architecture not in known:
+        raise BackboneError(_unknown("torchvision", architecture, known))
+    choices = models.get_model_weights(architecture)
+    if tag and tag not in choices.__members__:
+        message = (
+            f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
+        )
+        raise BackboneError(message)
+    weights = choices[tag or "DEFAULT"]
+    module = _fetch(f"torchvision:{name}", lambda: _create_torchvision(models, architecture, weights))
+    source = f"torchvision: {weights.url}"
+    head = _last_layer(module, len(weights.meta["categories"]))
+    return Loaded(module, torchvision_contract(weights.transforms(), source), Tap(head, "input"))
+
+
+def _create_torchvision(models: ModuleType, name: str, weights: Any) -> nn.Module:
+    # torchvision's builders unpickle without restriction: first prove the cached file holds tensors only.
+    weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return models.get_model(name, weights=weights)
+
+
+def _last_layer(module: nn.Module, classes: int) -> str:
+    """Name of the last linear or convolutional layer, the one that gives the class scores."""
+    for name, part in reversed(list(module.named_modules())):
+        outputs = getattr(part, "out_features", getattr(part, "out_channels", None))
+        if isinstance(part, nn.Linear | nn.Conv2d) and outputs == classes:
+            return name
+    message = (
+        f"no layer of {type(module).__name__} gives {classes} class scores; use Backbone(module, "
+        f"features=...)"
+    )
+    raise BackboneError(message)
+
+
+def _load_hf(directory: str) -> Loaded:
+    transformers = _import("transformers")
+    path = Path(directory).expanduser()
+    if not (path / "config.json").is_file():
+        message = (
+            f"hf:{directory} must be a local directory with config.json, weights and "
+            f"preprocessor_config.json; get one with `hf download ORG/NAME --local-dir DIR`"
+        )
+        raise BackboneError(message)
+    processor = _read_processor(path)
+    model, report = _fetch(f"hf:{directory}", lambda: _create_hf(transformers, path))
+    module = getattr(model, "vision_model", model)  # the picture half of models such as CLIP
+    half = "" if module is model else "vision_model."
+    name = type(module).__name__
+    if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
+        message = f"hf:{directory} holds a {name}, which takes {module.main_input_name}, not pictures"
+        raise BackboneError(message)
+    pool = "pooler"
+    if any(isinstance(part, nn.Linear) for part in getattr(module, "pooler", nn.Module()).modules()):
+        module.pooler, pool = None, "tokens"  # a trained tanh layer, random in classification checkpoints
+    lost = [str(key) for field in ("missing_keys", "mismatched_keys") for key in report[field]]
+    lost = [key for key in lost if key.startswith(half) and "pooler." not in key]
+    if lost:
+        message = (
+            f"hf:{directory} lacks {len(lost)} weights of {name}, such as {lost[0]}, which would be random"
+        )
+        raise BackboneError(message)
+    card = path / "README.md"
+    licence = card_licence(card.read_text("utf-8", "replace")) if card.is_file() else None
+    interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
+    channels = int(getattr(module.config, "num_channels", 3))
+    source = f"transformers {name}: {path.resolve().name}"
+    return Loaded(module, hf_contract(processor, channels, licence, source), HFFeatures(pool, interpolate))
+
+
+@final
+@dataclass(frozen=True)
+class HFFeatures:
+    """Pooled features of a transformers model; position embeddings are interpolated to other picture "
+    "sizes."""
+
+    pool: str
+    interpolate: bool
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, d), or (n, d, h, w) for those that return maps."""
+        options = {"interpolate_pos_encoding": True} if self.interpolate else {}
+        output = module(pixel_values=x, **options)
+        pooled = getattr(output, "pooler_output", None)
+        if self.pool == "pooler" and isinstance(pooled, Tensor):
+            return pooled
+        return pool_tokens(output.last_hidden_state, module)
+
+
+def _create_hf(transformers: ModuleType, path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    return transformers.AutoModel.from_pretrained(
+        str(path),
+        local_files_only=True,
+        trust_remote_code=False,
+        weights_only=True,
+        dtype=torch.float32,  # half precision loses the tangents' small digits
+        output_loading_info=True,
+    )
+
+
+def _read_processor(path: Path) -> dict[str, Any]:
+    """Fields of the picture preprocessor, from whichever of the two files holds them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = path / name
+        if file.is_file():
+            try:
+                fields = json.loads(file.read_text("utf-8"))
+            except ValueError as error:
+                message = f"{file} is not valid JSON ({first_line(error)})"
+                raise BackboneError(message) from error
+            return fields.get("image_processor", fields)
+    message = (
+        f"{path} has no preprocessor_config.json, so how pictures are prepared is unknown; save the image "
+        f"processor there, or wrap the network with Backbone(module, input_size=..., mean=..., std=...)"
+    )
+    raise BackboneError(message)
+
+
+def _fetch(name: str, load: Callable[[], Any]) -> Any:
+    """Run a hub's loader; its many kinds of failure become one."""
+    try:
+        return load()
+    except ImportError as error:
+        message = (
+            f"{name} needs a package that cannot be imported ({first_line(error)}), often torchvision; run: "
+            f"{install_command('torchvision')}"
+        )
+        raise MissingExtraError(message) from error
+    except Exception as error:  # network, cache, file format: each library has its own types
+        message = (
+            f"the weights of {name} could not be loaded ({type(error).__name__}: {first_line(error)}); the "
+            f"first use needs the network, later ones the cache"
+        )
+        raise BackboneError(message) from error
+
+
+def _unknown(prefix: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 3)
+    hint = f"; did you mean {', '.join(f'{prefix}:{n}' for n in near)}?" if near else ""
+    return f"{prefix} has no network {name!r}{hint}"

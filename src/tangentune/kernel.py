@@ -1,0 +1,58 @@
+"""From rows to kernels: one Gram matrix per block of the network, and their sum.
+
+`k(x, x') = s_head <phi, phi'> + sum_blocks s_l (1/R) sum_r <M_l psi_rl, M_l psi'_rl>`; with `normalize` the head
+part and the body part are each divided by the lengths of their rows (cosines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tangentune.gram import gram
+from tangentune.layers import Entry
+from tangentune.metric import KroneckerFactors, whiten, whitening
+from tangentune.subset import group_blocks
+
+
+def whitened(entry: Entry, factors: KroneckerFactors | None, power: float) -> Entry:
+    """An entry in the metric of the given power; power 0 is the entry itself."""
+    return entry if power == 0 or factors is None else whiten(entry, whitening(factors, power))
+
+
+def block_grams(
+    entries: dict[str, Entry],
+    factors: dict[str, KroneckerFactors],
+    power: float,
+    index: Tensor | None = None,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Tensor]:
+    """(n, n) Gram of every block, probes averaged, kept in the rows' own precision.
+
+    Args:
+        entries: rows by parameter name.
+        factors: K-FAC factors by parameter name; not needed for power 0.
+        power: of the metric.
+        index: only these pictures.
+        tick: called after every parameter.
+    """
+    out: dict[str, Tensor] = {}
+    for block, names in group_blocks(entries).items():
+        total: Tensor | None = None
+        for name in names:
+            entry = entries[name] if index is None else entries[name].select(index)
+            part = gram(whitened(entry, factors.get(name), power)) / entry.probes
+            total = part if total is None else total + part
+            tick()
+        assert total is not None
+        out[block] = total.to(entries[names[0]].dtype)
+    return out
+
+
+def cosine(kernel: Tensor) -> Tensor:
+    """Divide by the rows' lengths; a zero row stays zero."""
+    lengths = kernel.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
+    return inverse[:, None] * kernel * inverse

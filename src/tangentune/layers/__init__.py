@@ -1,0 +1,10 @@
+"""Per-sample gradient rules, one file per layer family; importing this package registers them all."""
+
+from tangentune.layers import conv, embedding, linear, norm
+from tangentune.layers.entry import Entry, Pairs, Rows, add_uses, average_views, stack_probes
+from tangentune.layers.use import RULES, FactorSample, LayoutError, Use
+
+__all__ = [
+    "RULES", "Entry", "FactorSample", "LayoutError", "Pairs", "Rows", "Use", "add_uses", "average_views", "conv",
+    "embedding", "linear", "norm", "stack_probes",
+]

@@ -1,0 +1,235 @@
+"""Scores of predictions: accuracy, log-loss, calibration, confusion; R2 and RMSE for numbers. Pure numpy.
+
+Classes are positions 0..C-1 here (the column of the probability table), never names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tangentune.errors import InputError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often predictions of a given confidence are right; one entry per bin, empty bins are NaN.
+
+    Attributes:
+        edges: bin edges in [0, 1], shape (bins + 1,).
+        confidence: mean probability of the predicted class in each bin, shape (bins,).
+        accuracy: share of right predictions in each bin, shape (bins,).
+        counts: predictions in each bin, shape (bins,).
+    """
+
+    edges: FloatArray
+    confidence: FloatArray
+    accuracy: FloatArray
+    counts: IntArray
+
+
+def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of predictions equal to the label; names or positions, shape (n,) both.
+
+    Raises:
+        InputError: the lengths differ or there is nothing to score.
+
+    Example:
+        >>> accuracy(["cat", "dog", "dog"], ["cat", "dog", "cat"])
+        0.6666666666666666
+    """
+    given, guess = np.asarray(labels), np.asarray(predicted)
+    _same_length(given, guess)
+    return float(np.mean(given == guess))
+
+
+def accuracy_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson (1927) interval of a share measured on n cases; z = 1.96 gives 95 %.
+
+    Example:
+        >>> low, high = accuracy_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def nll(labels: ArrayLike, proba: ArrayLike) -> float:
+    """Mean negative log-probability of the given class, in nats; lower is better.
+
+    A probability of zero counts as the smallest step of its own precision (as in scikit-learn's `log_loss`),
+    so the answer is always finite.
+
+    Args:
+        labels: class positions, shape (n,).
+        proba: probabilities, shape (n, C).
+
+    Raises:
+        InputError: the shapes disagree, or a label is no column of `proba`.
+
+    Example:
+        >>> round(nll([0, 1], [[0.5, 0.5], [0.5, 0.5]]), 4)
+        0.6931
+    """
+    return float(np.mean(case_nll(labels, proba)))
+
+
+def case_nll(labels: ArrayLike, proba: ArrayLike) -> FloatArray:
+    """Negative log-probability of the given class, one number per case, shape (n,); see `nll`."""
+    given, table = _labels_and_table(labels, proba)
+    precision = table.dtype if np.issubdtype(table.dtype, np.floating) else np.dtype(np.float64)
+    chosen = table[np.arange(len(given)), given].astype(np.float64)
+    return -np.log(np.clip(chosen, np.finfo(precision).eps, 1.0))
+
+
+def brier(labels: ArrayLike, proba: ArrayLike) -> float:
+    """Mean squared distance between the probabilities and the one-hot label, in [0, 2]; lower is better.
+
+    Example:
+        >>> brier([0, 1], [[1.0, 0.0], [0.5, 0.5]])
+        0.25
+    """
+    given, table = _labels_and_table(labels, proba)
+    distance = table.astype(np.float64)  # a copy: the caller's table stays as it is
+    distance[np.arange(len(given)), given] -= 1.0
+    return float(np.mean(np.sum(distance**2, axis=1)))
+
+
+def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliability:
+    """Confidence against accuracy of the predicted class, in bins of equal width (upper edges included).
+
+    Args:
+        labels: class positions, shape (n,).
+        proba: probabilities, shape (n, C).
+        bins: number of bins, at least 1.
+
+    Raises:
+        InputError: the shapes disagree, a label is no column of `proba`, or there is no bin.
+
+    Example:
+        >>> reliability([0, 1], [[0.9, 0.1], [0.9, 0.1]], bins=2).accuracy
+        array([nan, 0.5])
+    """
+    if bins < 1:
+        message = f"a reliability curve needs at least one bin, not {bins}"
+        raise InputError(message)
+    given, table = _labels_and_table(labels, proba)
+    confidence = table.max(axis=1).astype(np.float64)
+    right = table.argmax(axis=1) == given
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(where, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(where, weights=confidence, minlength=bins) / counts
+        share_right = np.bincount(where, weights=right, minlength=bins) / counts
+    return Reliability(edges, mean_confidence, share_right, counts.astype(np.int64))
+
+
+def ece(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3): mean gap of confidence and accuracy, in [0, 1].
+
+    Top class, bins of equal width. Biased upwards when bins hold few cases: compare only at equal n and bins.
+
+    Example:
+        >>> round(ece([0, 0], [[0.9, 0.1], [0.7, 0.3]], bins=10), 6)  # right twice, 80 % sure on average
+        0.2
+    """
+    curve = reliability(labels, proba, bins)
+    filled = curve.counts > 0
+    gap = np.abs(curve.confidence[filled] - curve.accuracy[filled])
+    return float(np.sum(gap * curve.counts[filled]) / curve.counts.sum())
+
+
+def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) -> IntArray:
+    """Counts of (given, predicted) pairs, shape (C, C); row = given class, column = predicted class.
+
+    Raises:
+        InputError: the lengths differ, or a position is outside 0..C-1.
+
+    Example:
+        >>> confusion_matrix([0, 1, 1], [0, 1, 0], 2)
+        array([[1, 0],
+               [1, 1]])
+    """
+    given, guess = np.asarray(labels), np.asarray(predicted)
+    _same_length(given, guess)
+    _check_positions(given, n_classes, "label")
+    _check_positions(guess, n_classes, "prediction")
+    flat = np.bincount(given.astype(np.int64) * n_classes + guess, minlength=n_classes**2)
+    return flat.reshape(n_classes, n_classes).astype(np.int64)
+
+
+def r2(targets: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of the targets' variance explained; 1 is perfect, 0 is the mean's score. Outputs are averaged.
+
+    Constant targets give 1 when they are met exactly and 0 otherwise (scikit-learn's convention).
+
+    Example:
+        >>> r2([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+        1.0
+    """
+    given, guess = _columns(targets, predicted)
+    residual = np.sum((given - guess) ** 2, axis=0)
+    spread = np.sum((given - given.mean(axis=0)) ** 2, axis=0)
+    varied = spread > 0
+    scores = np.where(residual == 0, 1.0, 0.0)
+    scores[varied] = 1.0 - residual[varied] / spread[varied]
+    return float(scores.mean())
+
+
+def rmse(targets: ArrayLike, predicted: ArrayLike) -> float:
+    """Root of the mean squared error, in the targets' own unit; all outputs together.
+
+    Example:
+        >>> rmse([0.0, 0.0], [3.0, 4.0])
+        3.5355339059327378
+    """
+    given, guess = _columns(targets, predicted)
+    return float(np.sqrt(np.mean((given - guess) ** 2)))
+
+
+def _columns(targets: ArrayLike, predicted: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    given, guess = np.asarray(targets, np.float64), np.asarray(predicted, np.float64)
+    _same_length(given, guess)
+    given, guess = given.reshape(len(given), -1), guess.reshape(len(guess), -1)
+    if given.shape != guess.shape:
+        message = f"targets have shape {given.shape} but predictions {guess.shape}"
+        raise InputError(message)
+    return given, guess
+
+
+def _labels_and_table(labels: ArrayLike, proba: ArrayLike) -> tuple[IntArray, NDArray]:
+    given, table = np.asarray(labels), np.asarray(proba)
+    if table.ndim != 2:
+        message = f"probabilities must have shape (cases, classes), not {table.shape}"
+        raise InputError(message)
+    _same_length(given, table)
+    _check_positions(given, table.shape[1], "label")
+    return given.astype(np.int64), table
+
+
+def _check_positions(positions: NDArray, n_classes: int, what: str) -> None:
+    if not np.issubdtype(positions.dtype, np.integer):
+        message = f"each {what} must be a class position (an integer), not of type {positions.dtype}"
+        raise InputError(message)
+    if positions.min() < 0 or positions.max() >= n_classes:
+        message = (
+            f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes"
+        )
+        raise InputError(message)
+
+
+def _same_length(given: NDArray, guess: NDArray) -> None:
+    if given.ndim == 0 or guess.ndim == 0 or len(given) != len(guess):
+        message = f"labels and predictions differ in number: shapes {given.shape} and {guess.shape}"
+        raise InputError(message)
+    if len(given) == 0:
+        message = "nothing to score: there is not one case"
+        raise InputError(message)

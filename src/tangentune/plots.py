@@ -1,0 +1,269 @@
+"""Small figures of a fitted model, as matplotlib `Figure` objects and as SVG that follows a page's colours.
+
+Nothing here touches pyplot or leaves a global setting changed. Every colour of `PALETTE` becomes a CSS
+variable in the SVG (`var(--ink, #1b2733)`), so a figure is readable on a light and on a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import threading
+import warnings
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tangentune.errors import MissingExtraError
+from tangentune.metrics import Reliability, accuracy_interval
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+except ImportError as error:
+    _message = "figures and reports need matplotlib; run: pip install 'tangentune[plots]'"
+    raise MissingExtraError(_message) from error
+
+PALETTE = {
+    "ink": "#1b2733",
+    "muted": "#5f6f80",
+    "grid": "#dde4ea",
+    "accent": "#2563c4",
+    "warm": "#c9640f",
+    "surface": "#fefefe",
+}
+_WIDTH = 4.6  # inches; narrow on purpose, so that the lettering stays readable on a telephone
+_FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": PALETTE["muted"],
+    "axes.labelcolor": PALETTE["muted"],
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": PALETTE["grid"],
+    "grid.linewidth": 0.6,
+    "xtick.color": PALETTE["muted"],
+    "ytick.color": PALETTE["muted"],
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "text.color": PALETTE["ink"],
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tangentune",
+}
+_SETTINGS = threading.Lock()  # matplotlib's settings are global: one figure at a time
+_MANY_POINTS = 2000
+MANY_BLOCKS = 30
+
+
+def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> Figure:
+    """Leave-one-out error against damping, with the chosen point marked; both arrays of shape (steps,)."""
+    x, y = np.asarray(damping, np.float64), np.asarray(loo_error, np.float64)
+    usable = (x > 0) & np.isfinite(y) & (y > 0)
+    x, y = x[usable], y[usable]
+    with _SETTINGS, mpl.rc_context(_STYLE):
+        figure, axes = _figure(2.5)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+        if len(x):
+            near = y <= 30 * y.min()  # the far wing of a log axis says nothing and flattens the rest
+            x, y = x[near], y[near]
+            if y.max() > 3 * y.min():
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.plot(x, y, color=PALETTE["accent"], linewidth=1.8)
+            if len(x) == 1:
+                axes.set_xlim(x[0] / 10, x[0] * 10)
+            if chosen > 0:
+                _mark_chosen(axes, x, y, chosen)
+        axes.set_xlabel("damping λ")
+        axes.set_ylabel("leave-one-out error")
+    return figure
+
+
+def _power_of_ten(value: float, _: object = None) -> str:
+    exponent = str(round(math.log10(value)))
+    return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> None:
+    height = float(np.exp(np.interp(np.log(chosen), np.log(x), np.log(y))))
+    axes.axvline(chosen, color=PALETTE["muted"], linewidth=0.7, linestyle=(0, (3, 3)))
+    axes.plot(
+        [chosen], [height], "o", color=PALETTE["warm"], markersize=6.5, markeredgecolor=PALETTE["surface"]
+    )
+    right = math.log(chosen) > np.log(x).mean()
+    axes.annotate(
+        f"chosen: λ = {chosen:.3g}",
+        (chosen, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6 if right else 6, 0),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+    )
+
+
+def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
+    """Which blocks of the network carry the solution: one bar each, input first, head last in its own colour.
+
+    Args:
+        shares: block -> share of the solution's squared norm (sums to 1).
+        scales: block -> its weight in the kernel, written at the right where the body's blocks differ.
+    """
+    names = [name for name in shares if name != "head"]
+    if len(names) > MANY_BLOCKS:  # keep the order of the network, drop the smallest
+        floor = sorted((shares[name] for name in names), reverse=True)[MANY_BLOCKS - 1]
+        names = [name for name in names if shares[name] >= floor][:MANY_BLOCKS]
+    names += [name for name in shares if name == "head"]
+    values = np.array([shares[name] for name in names], np.float64)
+    with _SETTINGS, mpl.rc_context(_STYLE):
+        figure, axes = _figure(0.62 + 0.172 * len(names))
+        colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
+        rows = np.arange(len(names))[::-1]
+        axes.barh(rows, values, height=0.66, color=colours)
+        axes.set_yticks(rows, names)
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        axes.set_xlim(0, max(float(values.max()), 1e-9) * 1.3)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if values.max() > 0.05 else 1))
+        axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        for row, value in zip(rows, values, strict=True):
+            axes.text(value, row, f"\u2009{100 * value:.1f}", va="center", fontsize=7, color=PALETTE["muted"])
+        if len({scale for name, scale in scales.items() if name != "head"}) > 1:
+            edge = axes.get_xlim()[1]
+            for row, name in zip(rows, names, strict=True):
+                words = f"× {scales[name]:.2g}" if name in scales else ""
+                axes.text(edge, row, words, va="center", ha="right", fontsize=7, color=PALETTE["ink"])
+        axes.set_xlabel("share of the solution's squared norm")
+    return figure
+
+
+def reliability_figure(curve: Reliability) -> Figure:
+    """Accuracy against confidence with 95 % bars, above a histogram of the confidences."""
+    filled = curve.counts > 0
+    width = float(curve.edges[1] - curve.edges[0])
+    centre = curve.edges[:-1] + width / 2
+    with _SETTINGS, mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained", facecolor="none")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
+        for x, share, count in zip(
+            curve.confidence[filled], curve.accuracy[filled], curve.counts[filled], strict=True
+        ):
+            upper.plot(
+                [x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45
+            )
+        area = 14 + 90 * curve.counts[filled] / max(int(curve.counts.max()), 1)
+        upper.scatter(
+            curve.confidence[filled], curve.accuracy[filled], s=area, color=PALETTE["accent"], zorder=3
+        )
+        upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
+        lower.bar(centre, curve.counts, width * 0.9, color=PALETTE["accent"], alpha=0.55)
+        lower.set(xlabel="confidence of the predicted class", ylabel="pictures")
+        lower.grid(axis="x", visible=False)
+        for axes in (upper, lower):
+            axes.set_facecolor("none")
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def scatter_figure(targets: ArrayLike, predicted: ArrayLike, names: Sequence[str] = ()) -> Figure:
+    """Leave-one-out prediction against the true number, one panel for each of the first four outputs.
+
+    Args:
+        targets: shape (n,) or (n, k).
+        predicted: the same shape.
+        names: titles of the panels, used when there are several.
+    """
+    given = np.asarray(targets, np.float64).reshape(len(np.asarray(targets)), -1)
+    guess = np.asarray(predicted, np.float64).reshape(given.shape)
+    panels = min(given.shape[1], 4)
+    columns = 1 if panels == 1 else 2
+    with _SETTINGS, mpl.rc_context(_STYLE):
+        rows = math.ceil(panels / columns)
+        figure = Figure(
+            figsize=(_WIDTH, rows * (3.9 if columns == 1 else 2.3)), layout="constrained", facecolor="none"
+        )
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for i, axes in enumerate(grid):
+            if i >= panels:
+                axes.set_axis_off()
+                continue
+            _scatter(axes, given[:, i], guess[:, i])
+            if panels > 1:
+                axes.set_title(names[i] if i < len(names) else f"output {i + 1}", fontsize=8.5)
+    return figure
+
+
+def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
+    low, high = float(min(given.min(), guess.min())), float(max(given.max(), guess.max()))
+    pad = 0.04 * (high - low) or 1.0
+    ends = (low - pad, high + pad)
+    many = len(given) > _MANY_POINTS
+    axes.set_facecolor("none")
+    axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
+    size = 4 if many else 16
+    axes.scatter(
+        given,
+        guess,
+        s=size,
+        color=PALETTE["accent"],
+        alpha=0.3 if many else 0.6,
+        linewidths=0,
+        rasterized=many,
+    )
+    axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel="leave-one-out prediction", aspect="equal")
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    return figure, axes
+
+
+def to_svg(figure: Figure, *, key: str, alt: str) -> str:
+    """An `<svg>` element for use inside HTML: scalable, described for screen readers, in the page's colours.
+
+    Args:
+        figure: any figure of this file.
+        key: short name, unique on the page; put before every id of the drawing.
+        alt: what the figure shows, in words.
+    """
+    stream = io.StringIO()
+    with _SETTINGS, mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # the browser draws the letters, not matplotlib
+        figure.savefig(stream, format="svg", metadata={"Date": None}, dpi=150)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    opening, rest = text.split(">", 1)
+    opening = re.sub(r' (height|width|version|xmlns(:\w+)?)="[^"]*"', "", opening)  # HTML needs none of them
+    text = f"{opening}>{rest}"
+    text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{key}-", text)
+    for name, colour in PALETTE.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    text = text.replace("'DejaVu Sans'", _FONT)
+    label = escape(alt, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).replace(
+        ">", f"><title>{label}</title>", 1
+    )

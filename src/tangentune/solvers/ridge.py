@@ -1,0 +1,154 @@
+"""Kernel ridge with an unpenalised intercept: one eigendecomposition serves every damping.
+
+Minimises `1/2 sum_i a_i ||y_i - b - f(x_i)||^2 + lambda/2 ||f||^2` over f in the kernel's space and b. All
+formulas hold for each output alone; weights `a` enter through `D = diag(a)` as `D^1/2 K D^1/2`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+
+
+@dataclass(frozen=True)
+class RidgeFactor:
+    """What is kept of a kernel: eigenpairs of the weighted kernel, the intercept's direction projected out.
+
+    Attributes:
+        values: (n-1,) eigenvalues, ascending.
+        vectors: (n, n-1) eigenvectors, orthogonal to `border`.
+        roots: (n,) square roots of the sample weights; they are also the border direction before scaling.
+        kernel: (n, n) the kernel itself.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    roots: Tensor
+    kernel: Tensor
+
+    @property
+    def border(self) -> Tensor:
+        """(n,) unit vector of the intercept."""
+        return self.roots / self.roots.norm()
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Mean eigenvalue of the centred, weighted kernel: the unit of relative damping."""
+        return float(self.values.clamp_min(0).mean())
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved problem: `f(x) = intercept + k(x, X) dual`.
+
+    Attributes:
+        dual: (n, C) coefficients; column sums are zero.
+        intercept: (C,).
+        damping: the lambda it was solved for.
+        loo: (n, C) prediction of every sample by the solution fitted without it, exact.
+    """
+
+    dual: Tensor
+    intercept: Tensor
+    damping: float
+    loo: Tensor
+
+
+def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
+    """Factor an (n, n) positive semi-definite kernel; n^3 once, in float64.
+
+    Args:
+        kernel: Gram matrix.
+        weights: (n,) positive sample weights; None means ones.
+
+    Raises:
+        InputError: if there are fewer than two samples, a weight is not positive or the kernel is not finite.
+    """
+    n = len(kernel)
+    if n < 2:
+        message = f"least squares with an intercept needs at least 2 samples, got {n}"
+        raise InputError(message)
+    if not torch.isfinite(kernel).all():
+        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
+        raise InputError(message)
+    kernel = kernel.double()
+    roots = torch.ones_like(kernel[0]) if weights is None else weights.double().sqrt()
+    if not bool((roots > 0).all()):
+        message = "sample weights must be positive; leave pictures of weight 0 out"
+        raise InputError(message)
+    # Householder reflection that sends the border to the first axis; dropping that axis projects it out.
+    axis = roots / roots.norm()
+    axis[0] += 1.0
+    axis = axis / axis.norm()
+    weighted = roots[:, None] * kernel * roots
+    left = weighted - 2 * torch.outer(axis, axis @ weighted)
+    reflected = left - 2 * torch.outer(left @ axis, axis)
+    values, vectors = torch.linalg.eigh((reflected[1:, 1:] + reflected[1:, 1:].T) / 2)
+    padded = torch.cat([torch.zeros_like(vectors[:1]), vectors])
+    return RidgeFactor(values, padded - 2 * torch.outer(axis, axis @ padded), roots, kernel)
+
+
+def solve(factor: RidgeFactor, targets: Tensor, damping: float) -> Solution:
+    """Solve for (n, C) targets at one damping; cost n^2 C.
+
+    Raises:
+        InputError: if `damping` is not positive enough to make the problem well posed.
+    """
+    spectrum = _spectrum(factor, damping)
+    weighted = factor.roots[:, None] * targets
+    dual = factor.vectors @ ((factor.vectors.T @ weighted) / spectrum[:, None])
+    residual = dual / inverse_diagonal(factor, damping)[:, None] / factor.roots[:, None]
+    dual = factor.roots[:, None] * dual
+    # The intercept is the weighted mean of what the kernel part leaves.
+    weights = factor.roots.square()
+    intercept = (weights @ (targets - factor.kernel @ dual)) / weights.sum()
+    return Solution(dual, intercept, damping, targets - residual)
+
+
+def inverse_diagonal(factor: RidgeFactor, damping: float) -> Tensor:
+    """(n,) diagonal of the inverse of the bordered weighted system, intercept row left out."""
+    return factor.vectors.square() @ (1 / _spectrum(factor, damping))
+
+
+def loo_errors(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor:
+    """Weighted mean squared leave-one-out error for each damping: (k,); cost k n^2 (C + 1) at most."""
+    projected = factor.vectors.T @ (factor.roots[:, None] * targets)
+    squares = factor.vectors.square()
+    weights = factor.roots.square()
+    errors = []
+    for damping in dampings.tolist():
+        inverse = 1 / _spectrum(factor, damping)
+        dual = factor.vectors @ (projected * inverse[:, None])
+        residual = dual / (squares @ inverse)[:, None]  # scaled by the root of the weight
+        errors.append(residual.square().sum() / weights.sum())
+    return torch.stack(errors)
+
+
+def log_evidence(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor:
+    """Restricted log marginal likelihood for each damping, the common scale at its optimum: (k,).
+
+    Targets minus a flat intercept are N(0, t (K + lambda I)), one t for all outputs (papers: Gaussian process
+    evidence; papers.md 7.2). Cost k n C.
+    """
+    projected = factor.vectors.T @ (factor.roots[:, None] * targets)
+    count = projected.numel()
+    out = []
+    for damping in dampings.tolist():
+        spectrum = _spectrum(factor, damping)
+        scale = (projected.square() / spectrum[:, None]).mean()
+        logdet = targets.shape[1] * spectrum.log().sum()
+        out.append(-0.5 * (count * (1 + torch.log(2 * torch.pi * scale)) + logdet))
+    return torch.stack(out)
+
+
+def _spectrum(factor: RidgeFactor, damping: float) -> Tensor:
+    """Eigenvalues plus damping, all positive."""
+    spectrum = factor.values.clamp_min(0) + damping
+    if not bool((spectrum > 0).all()):
+        message = f"damping {damping:g} leaves the least-squares problem singular; use a positive damping"
+        raise InputError(message)
+    return spectrum

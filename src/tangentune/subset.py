@@ -1,0 +1,78 @@
+"""Which parameters move, and which block of the network each belongs to."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+from tangentune.errors import InputError
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def block_of(name: str) -> str:
+    """Block of a parameter: its name up to the first number, or its first part.
+
+    Example:
+        >>> block_of("features.7.conv.0.0.weight"), block_of("layer1.0.conv1.weight"), block_of("cls_token")
+        ('features.7', 'layer1.0', 'cls_token')
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return parts[0]
+
+
+def select_parameters(module: nn.Module, subset: str, used: Collection[str] | None = None) -> list[str]:
+    """Names of the parameters that move, in network order.
+
+    Args:
+        module: the network.
+        subset: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
+            "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter
+            names, such as "features.1?.*,features.9.*".
+        used: parameters the features depend on; others (a classifier behind the features) are not counted.
+
+    Raises:
+        InputError: if the words are not understood or match nothing.
+    """
+    names = [name for name, _ in module.named_parameters() if used is None or name in used]
+    if subset == "all":
+        return names
+    if subset == "none":
+        return []
+    if not isinstance(subset, str):
+        message = f"subset is {subset!r}; give a word such as 'all' or 'last:3', or glob patterns over parameter names"
+        raise InputError(message)
+    if subset == "norm":
+        norms = [(prefix, norm) for prefix, norm in module.named_modules() if isinstance(norm, NORMS)]
+        chosen = {f"{prefix}.{name}".lstrip(".") for prefix, norm in norms for name, _ in norm.named_parameters()}
+        chosen &= set(names)
+    elif subset == "bias":
+        chosen = {name for name in names if name.rsplit(".", 1)[-1] == "bias"}
+    elif match := re.fullmatch(r"last:(\d+)", subset):
+        blocks = list(dict.fromkeys(block_of(name) for name in names))
+        kept = set(blocks[-int(match[1]) :]) if int(match[1]) else set()
+        chosen = {name for name in names if block_of(name) in kept}
+    else:
+        patterns = [p.strip() for p in subset.split(",") if p.strip()]
+        chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    if not chosen:
+        message = (
+            f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', 'bias', "
+            f"'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
+        )
+        raise InputError(message)
+    return [name for name in names if name in chosen]
+
+
+def group_blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Parameters by block, both in network order."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return blocks

@@ -1,0 +1,170 @@
+"""The plain facts of a fitted model, gathered once for the report, the model card and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tangentune import __version__, metrics
+
+SETTINGS = {
+    "metric_power": "metric power",
+    "normalize": "cosine normalisation",
+    "body_scale": "body scale",
+    "relative_damping": "relative damping",
+    "damping": "damping",
+    "temperature": "temperature",
+}
+OPTIONS = ("subset", "probes", "probe_space", "class_weight", "augment", "random_state")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the fit: its name, wall time in seconds and peak memory in bytes (None: not measured)."""
+
+    name: str
+    seconds: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was fitted on what, how, and how well; every score is a leave-one-out score.
+
+    Attributes:
+        classification: False for a regressor.
+        n: pictures fitted.
+        classes: names of the classes in the order of the probability columns; empty for a regressor.
+        counts: pictures of each class.
+        backbone: name of the network.
+        contract: its data contract as plain fields (input size, licence, source, sha256, ...).
+        scores: "accuracy", "nll", "ece", "brier"; or "r2", "rmse".
+        interval: 95 % interval of the accuracy, None for a regressor.
+        settings: what the fit chose or was told, by the keys of `SETTINGS`.
+        options: constructor arguments worth repeating, by the names in `OPTIONS`.
+        stages: the steps of the fit.
+        seconds: wall time of the whole fit, None if unknown.
+        peak_bytes: peak memory of the whole fit, None if unknown.
+        skipped: unreadable pictures left out, as (path, reason).
+        version: of tangentune.
+    """
+
+    classification: bool
+    n: int
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    backbone: str
+    contract: dict[str, Any]
+    scores: dict[str, float]
+    interval: tuple[float, float] | None
+    settings: dict[str, Any]
+    options: dict[str, Any]
+    stages: tuple[Stage, ...]
+    seconds: float | None
+    peak_bytes: int | None
+    skipped: tuple[tuple[str, str], ...]
+    version: str
+
+    @property
+    def largest_class(self) -> float:
+        """Accuracy of always naming the most frequent class: what any model must beat."""
+        return max(self.counts) / self.n if self.counts else float("nan")
+
+
+def summarise(model: Any) -> Summary:
+    """Read the fitted attributes of a `TangentClassifier` or `TangentRegressor`; cost O(n C)."""
+    classification = hasattr(model, "classes_")
+    fit = dict(getattr(model, "fit_report_", None) or {})
+    counts: NDArray = np.zeros(0, int)
+    interval = None
+    if classification:
+        counts = np.bincount(label_positions(model), minlength=len(model.classes_))
+        scores = _class_scores(model)
+        interval = metrics.accuracy_interval(scores["accuracy"], len(model.targets_))
+    else:
+        scores = _number_scores(model)
+    contract = model.backbone_.contract
+    return Summary(
+        classification=classification,
+        n=len(model.targets_),
+        classes=tuple(str(name) for name in model.classes_) if classification else (),
+        counts=tuple(int(count) for count in counts),
+        backbone=str(model.backbone_.name),
+        contract=contract.to_dict(),
+        scores=scores,
+        interval=interval,
+        settings={key: getattr(model, f"{key}_", None) for key in SETTINGS},
+        options={key: getattr(model, key, None) for key in OPTIONS},
+        stages=tuple(
+            Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())
+        ),
+        seconds=fit.get("total_seconds"),
+        peak_bytes=fit.get("peak_bytes"),
+        skipped=tuple((str(path), str(reason)) for path, reason in _skipped(model)),
+        version=__version__,
+    )
+
+
+def label_positions(model: Any) -> NDArray[np.int64]:
+    """Column of `loo_proba_` that belongs to each picture's given label, shape (n,)."""
+    column = {name: position for position, name in enumerate(model.classes_.tolist())}
+    return np.array([column[name] for name in np.asarray(model.targets_).tolist()], np.int64)
+
+
+def nice_bytes(count: float | None) -> str:
+    """Memory for people: `nice_bytes(1.5 * 2**30)` is "1.5 GiB"."""
+    if count is None:
+        return "not measured"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 100 else f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def nice_seconds(seconds: float | None) -> str:
+    """Time for people: "0.4 s", "38 s", "2 min 5 s", "3 h 10 min"."""
+    if seconds is None:
+        return "not measured"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def nice_setting(value: Any) -> str:
+    """A setting as a short word: yes and no, three digits, a dash for nothing."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def _class_scores(model: Any) -> dict[str, float]:
+    labels, proba = label_positions(model), np.asarray(model.loo_proba_)
+    return {
+        "accuracy": metrics.accuracy(labels, proba.argmax(axis=1)),
+        "nll": metrics.nll(labels, proba),
+        "ece": metrics.ece(labels, proba),
+        "brier": metrics.brier(labels, proba),
+    }
+
+
+def _number_scores(model: Any) -> dict[str, float]:
+    targets = np.asarray(model.targets_, np.float64)
+    predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
+    return {"r2": metrics.r2(targets, predicted), "rmse": metrics.rmse(targets, predicted)}
+
+
+def _skipped(model: Any) -> list[tuple[Any, Any]]:
+    return list(getattr(getattr(model, "pictures_", None), "skipped", None) or ())
