@@ -1,9 +1,9 @@
-"""Networks of timm, torchvision and transformers: what their data contracts become, and their features."""
+"""Networks of timm, torchvision and transformers: how they are found, fed, and where their features are."""
 
+import contextlib
 import functools
 import json
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ import torch
 from tangentune import hubs
 from tangentune.backbone import load_backbone
 from tangentune.errors import BackboneError, MissingExtraError
-from tangentune.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
 from tangentune.networks import MobileNetV2
 
 VIT = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+LIBRARIES: list[torch.library.Library] = []  # declared operators last as long as their library object
 
 
 @functools.cache
@@ -26,9 +28,9 @@ def vision() -> Any:
     except RuntimeError:  # "operator torchvision::nms does not exist": declare what its import asks for
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        vision.library = torch.library.Library("torchvision", "DEF")
+        LIBRARIES.append(torch.library.Library("torchvision", "DEF"))
         for operator in ("nms", "qnms"):
-            vision.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            LIBRARIES[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         return pytest.importorskip("torchvision")
 
 
@@ -56,9 +58,7 @@ def test_torchvision_is_asked_for_in_the_release_built_for_this_torch(monkeypatc
     assert hubs.install_command("timm") == 'pip install timm "torchvision==0.21.*"'
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no libz")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no libz")])
 def test_package_that_breaks_on_import_says_why(error, monkeypatch):
     def broken(_name):
         raise error
@@ -66,108 +66,6 @@ def test_package_that_breaks_on_import_says_why(error, monkeypatch):
     monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(MissingExtraError, match=rf"beside torch .* \({error}\); run: .*--no-deps timm"):
         load_backbone("timm:resnet18")
-
-
-# Contracts, from what the libraries write down (no library needed)
-
-
-def test_timm_contract_keeps_every_field():
-    config = {"input_size": (3, 96, 96), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    config |= {"interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "center"}
-    contract = timm_contract(config, "mit", "there")
-    assert contract.to_dict() == {
-        "input_size": (3, 96, 96),
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.2, 0.3, 0.4),
-        "interpolation": "bilinear",
-        "crop": 0.9,
-        "licence": "mit",
-        "source": "there",
-        "sha256": None,
-    }
-    assert timm_contract(config | {"crop_mode": "squash"}, None, "").crop is None
-    assert timm_contract(config | {"interpolation": "random"}, None, "").interpolation == "bicubic"
-
-
-def test_torchvision_contract_turns_two_sizes_into_a_share():
-    transforms = SimpleNamespace(
-        crop_size=[224],
-        resize_size=[256],
-        mean=[0.1, 0.2, 0.3],
-        std=[1, 1, 1],
-        interpolation=SimpleNamespace(value="bilinear"),
-    )
-    contract = torchvision_contract(transforms, "url")
-    assert contract.input_size == (3, 224, 224)
-    assert (contract.crop, contract.interpolation, contract.mean) == (0.875, "bilinear", (0.1, 0.2, 0.3))
-
-
-@pytest.mark.parametrize(
-    ("fields", "size", "crop"),
-    [
-        ({"size": {"height": 48, "width": 64}}, (48, 64), None),
-        ({"size": 48}, (48, 48), None),
-        ({"size": 256, "do_center_crop": True, "crop_size": 224}, (224, 224), 0.875),
-        (
-            {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 56, "width": 48}},
-            (56, 48),
-            0.75,
-        ),
-        ({"size": {"shortest_edge": 64}, "do_center_crop": False, "crop_size": 32}, (64, 64), 1.0),
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, (224, 224), 0.875),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, (384, 384), None),
-        ({"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": 64}, (64, 64), 1.0),
-    ],
-)
-def test_sizes_of_transformers_preprocessors(fields, size, crop):
-    contract = hf_contract(VIT | fields, 3, None, "")
-    assert contract.input_size == (3, *size)
-    assert contract.crop == crop
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"do_normalize": False},
-        {"rescale_factor": 1 / 127.5, "rescale_offset": True},
-        {"rescale_factor": 1 / 128},
-        {"do_rescale": False, "image_mean": [127.0] * 3, "image_std": [58.0] * 3},
-        {"include_top": True},
-        {"image_mean": 0.5, "image_std": 0.25},
-    ],
-)
-def test_normalisation_of_transformers_preprocessors(fields):
-    fields = VIT | fields
-    byte = torch.arange(256, dtype=torch.float64)
-    # As transformers does it, step by step.
-    expected = byte
-    if fields.get("do_rescale", True):
-        expected = expected * fields.get("rescale_factor", 1 / 255) - (
-            1 if fields.get("rescale_offset") else 0
-        )
-    if fields.get("do_normalize", True):
-        mean, std = torch.tensor(fields["image_mean"]).max(), torch.tensor(fields["image_std"]).max()
-        expected = (expected - mean) / std
-        if fields.get("include_top"):
-            expected = expected / std
-    contract = hf_contract(fields, 3, None, "")
-    got = (byte / 255 - contract.mean[1]) / contract.std[1]
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_preprocessors_that_fix_nothing_are_refused():
-    with pytest.raises(BackboneError, match="fixes no height and width"):
-        hf_contract(VIT | {"size": {"longest_edge": 64}}, 3, None, "")
-    with pytest.raises(BackboneError, match="no image_mean"):
-        hf_contract({"size": 32}, 3, None, "")
-
-
-def test_resampling_numbers_and_licence():
-    assert hf_contract(VIT | {"resample": 1}, 3, "mit", "").interpolation == "lanczos"
-    assert hf_contract(VIT, 3, "mit", "").licence == "mit"
-    assert card_licence("# no header\nlicense: mit") is None
-    assert card_licence("---\ntags: x\n---\nlicense: mit") is None
 
 
 # timm
@@ -203,7 +101,8 @@ def test_timm_features_are_the_pooled_penultimate_ones(timm, name, width, crop):
     x = torch.randn(2, 3, 96, 96)
     phi = smaller.features(x)
     assert phi.shape == (2, width)
-    torch.testing.assert_close(backbone.module.get_classifier()(phi), backbone.module(x))
+    network: Any = backbone.module
+    torch.testing.assert_close(network.get_classifier()(phi), network(x))
     if name == "tf_efficientnet_lite0":
         assert backbone.contract.mean == (0.5, 0.5, 0.5)
 
@@ -211,7 +110,7 @@ def test_timm_features_are_the_pooled_penultimate_ones(timm, name, width, crop):
 def test_unknown_timm_names_give_close_ones(timm):
     with pytest.raises(BackboneError, match="no network 'resnet181'; did you mean timm:resnet18"):
         load_backbone("timm:resnet181")
-    with pytest.raises(BackboneError, match="weights of timm:resnet18.nowhere could not be loaded"):
+    with pytest.raises(BackboneError, match=r"weights of timm:resnet18.nowhere could not be loaded"):
         load_backbone("timm:resnet18.nowhere")
 
 
@@ -250,8 +149,9 @@ def test_torchvision_features_are_what_the_classifier_sees(random_weights, name,
     x = torch.randn(2, 3, 64, 64)
     phi = smaller.features(x)
     assert phi.shape == (2, width)
-    head = backbone.module.fc if name == "resnet18" else backbone.module.classifier
-    torch.testing.assert_close(head(phi), backbone.module(x))
+    network: Any = backbone.module
+    head = network.fc if name == "resnet18" else network.classifier
+    torch.testing.assert_close(head(phi), network(x))
 
 
 def test_torchvision_network_that_ends_in_a_convolution(random_weights):
@@ -275,7 +175,7 @@ def test_torchvision_weights_that_cannot_be_fetched_say_so(monkeypatch):
         raise OSError(message)
 
     monkeypatch.setattr(vision().models.WeightsEnum, "get_state_dict", offline)
-    with pytest.raises(BackboneError, match="weights of torchvision:resnet18 could not be loaded .*no route"):
+    with pytest.raises(BackboneError, match=r"weights of torchvision:resnet18 could not be loaded .*no route"):
         load_backbone("torchvision:resnet18")
 
 
@@ -294,10 +194,8 @@ def test_mobilenet_equals_torchvisions_definition():
 @pytest.fixture
 def transformers() -> Any:
     if "torchvision" not in sys.modules:
-        try:
-            vision()
-        except pytest.skip.Exception:
-            pass  # transformers does without it, but not with a broken one
+        with contextlib.suppress(pytest.skip.Exception):
+            vision()  # transformers does without it, but not with a broken one
     return pytest.importorskip("transformers")
 
 
@@ -355,12 +253,12 @@ def test_picture_half_of_a_picture_and_text_model(transformers, saved):
 
 
 def test_directories_that_lack_something_are_refused(transformers, saved, tmp_path):
-    with pytest.raises(BackboneError, match="must be a local directory with config.json"):
+    with pytest.raises(BackboneError, match=r"must be a local directory with config.json"):
         load_backbone("hf:google/vit-base-patch16-224")
     model = transformers.ViTModel(transformers.ViTConfig(**SMALL))
     name = saved(model)
     (tmp_path / "preprocessor_config.json").write_text("{")
-    with pytest.raises(BackboneError, match="preprocessor_config.json is not valid JSON"):
+    with pytest.raises(BackboneError, match=r"preprocessor_config.json is not valid JSON"):
         load_backbone(name)
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(BackboneError, match="how pictures are prepared is unknown"):
@@ -368,7 +266,7 @@ def test_directories_that_lack_something_are_refused(transformers, saved, tmp_pa
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": VIT}))
     assert load_backbone(name).contract.mean == (0.5,) * 3
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(BackboneError, match="weights of hf:.* could not be loaded"):
+    with pytest.raises(BackboneError, match=r"weights of hf:.* could not be loaded"):
         load_backbone(name)
 
 
@@ -380,15 +278,11 @@ def test_missing_weights_are_not_replaced_by_random_ones(transformers, saved, tm
     lost = next(key for key in state if key.endswith("layernorm.weight") or "layernorm_before.weight" in key)
     del state[lost]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        BackboneError, match=r"lacks 1 weights of ViTModel, such as .*weight, which would be random"
-    ):
+    with pytest.raises(BackboneError, match=r"lacks 1 weights of ViTModel, such as .*weight, which would be random"):
         load_backbone(name)
 
 
 def test_text_models_are_refused(transformers, saved):
-    config = transformers.BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
-    )
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
     with pytest.raises(BackboneError, match="holds a BertModel, which takes input_ids, not pictures"):
         load_backbone(saved(transformers.BertModel(config)))

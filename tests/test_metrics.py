@@ -51,7 +51,8 @@ def test_reliability_counts_every_case_once_even_at_the_edges() -> None:
     curve = metrics.reliability([0, 0, 0, 1], proba, bins=4)
     assert curve.counts.tolist() == [0, 1, 1, 2]
     assert curve.accuracy[1:].tolist() == [1.0, 0.0, 0.5]
-    assert np.isnan(curve.accuracy[0]) and np.isnan(curve.confidence[0])
+    assert np.isnan(curve.accuracy[0])
+    assert np.isnan(curve.confidence[0])
 
 
 def test_overconfident_beats_nobody() -> None:
@@ -110,9 +111,11 @@ def test_interval_holds_the_share_and_shrinks() -> None:
 def test_bad_input_is_one_sentence(call, words: str) -> None:
     with pytest.raises(InputError) as caught:
         call()
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_examples_in_docstrings_run() -> None:
     result = doctest.testmod(metrics)
-    assert result.attempted >= 8 and result.failed == 0
+    assert result.attempted >= 8
+    assert result.failed == 0

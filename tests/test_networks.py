@@ -113,9 +113,7 @@ def photograph(size):
     datasets = pytest.importorskip("sklearn.datasets")
     picture = Image.fromarray(datasets.load_sample_images().images[0])
     scale = size / 0.875 / min(picture.size)
-    picture = picture.resize(
-        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-    )
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     pixels = np.array(picture.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
@@ -177,7 +175,7 @@ def test_weights_are_found_without_importing_their_package(package):
 def test_damaged_weights_are_named(package):
     file = package.find()
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(BackboneError, match="net.pth is not the expected file.*tt-weights==1.2"):
+    with pytest.raises(BackboneError, match=r"net.pth is not the expected file.*tt-weights==1.2"):
         package.load()
 
 

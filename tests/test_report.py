@@ -43,15 +43,9 @@ def fitted(
     classes = np.array(sorted(names))
     which = np.arange(n) % len(names)
     hue = np.random.default_rng(1).uniform(60, 200, (len(names), 3))
-    pixels = np.clip(hue[which][:, :, None, None] + rng.normal(0, 90, (n, 3, 12, 12)), 0, 255).astype(
-        np.uint8
-    )
+    pixels = np.clip(hue[which][:, :, None, None] + rng.normal(0, 90, (n, 3, 12, 12)), 0, 255).astype(np.uint8)
     flat = pixels.reshape(n, -1) / 255.0
-    targets = (
-        flat[:, : 40 * outputs].reshape(n, outputs, -1).mean(2) * 10
-        if regression
-        else np.eye(len(names))[which]
-    )
+    targets = flat[:, : 40 * outputs].reshape(n, outputs, -1).mean(2) * 10 if regression else np.eye(len(names))[which]
     flat = flat - flat.mean(0)
     kernel = flat @ flat.T
     unit = np.trace(kernel) / n
@@ -155,10 +149,14 @@ def test_classification_page_is_whole_and_stands_alone(names: list[str], n: int)
     page = Page(render_report(model))
     facts = summary.summarise(model)
     assert f"{100 * facts.scores['accuracy']:.1f} %" in page.text
-    assert f"{facts.scores['nll']:.3f}" in page.text and f"{100 * facts.scores['ece']:.1f} %" in page.text
-    assert all(name in page.text for name in names) and "script" not in page.counts
-    assert page.counts["img"] == min(n, 24) and page.counts["svg"] == 3
-    assert all(alt.strip() for alt in page.alts) and len(page.alts) == page.counts["img"] + 3
+    assert f"{facts.scores['nll']:.3f}" in page.text
+    assert f"{100 * facts.scores['ece']:.1f} %" in page.text
+    assert all(name in page.text for name in names)
+    assert "script" not in page.counts
+    assert page.counts["img"] == min(n, 24)
+    assert page.counts["svg"] == 3
+    assert all(alt.strip() for alt in page.alts)
+    assert len(page.alts) == page.counts["img"] + 3
     for source in page.sources:
         assert source.startswith(("data:image/", "#"))
     for word in (
@@ -171,7 +169,8 @@ def test_classification_page_is_whole_and_stands_alone(names: list[str], n: int)
         "1 GiB",
     ):
         assert word in page.text
-    assert "http://" not in render_report(model) and "url(" not in re.sub(r"url\(#", "", render_report(model))
+    assert "http://" not in render_report(model)
+    assert "url(" not in re.sub(r"url\(#", "", render_report(model))
 
 
 def test_the_same_model_gives_the_same_page() -> None:
@@ -185,8 +184,10 @@ def test_gallery_is_the_24_least_likely_labels_worst_first() -> None:
     model.loo_proba_[7] = [0.004, 0.004, 0.004]
     model.loo_proba_[7][list(model.classes_).index(fitted(["a", "b", "c"]).targets_[7])] = 0.992
     tiles = report_tables.suspects(model, summary.summarise(model))
-    assert len(tiles) == 24 and tiles[0]["id"] == model.ids_[7]
-    assert tiles[0]["given"] == model.targets_[7] and tiles[0]["wrong"]
+    assert len(tiles) == 24
+    assert tiles[0]["id"] == model.ids_[7]
+    assert tiles[0]["given"] == model.targets_[7]
+    assert tiles[0]["wrong"]
     assert tiles[0]["confidence"] == pytest.approx(0.992)
     shares = [tile["given_share"] for tile in tiles]
     assert shares == sorted(shares)
@@ -208,14 +209,17 @@ def test_regression_page(outputs: int) -> None:
     model = fitted(["x"], 30, regression=True, outputs=outputs)
     page = Page(render_report(model))
     score = metrics.r2(model.targets_, model.loo_predictions_)
-    assert f"{score:.3f}" in page.text and "Predicted against true" in page.text
-    assert "calibration" not in page.text and "confusion" not in render_report(model).split("</style>")[1]
+    assert f"{score:.3f}" in page.text
+    assert "Predicted against true" in page.text
+    assert "calibration" not in page.text
+    assert "confusion" not in render_report(model).split("</style>")[1]
     assert page.counts["svg"] == 3
 
 
 def test_vectors_have_no_pictures_and_head_only_is_said() -> None:
     page = Page(render_report(fitted(["a", "b"], vectors=True, body_scale=0.0)))
-    assert "img" not in page.counts and "linear probe" in page.text
+    assert "img" not in page.counts
+    assert "linear probe" in page.text
 
 
 def test_thousand_classes_show_the_most_confused() -> None:
@@ -231,11 +235,14 @@ def test_thousand_classes_show_the_most_confused() -> None:
     model.loo_proba_[np.arange(1000), guess] = 0.9
     text = render_report(model)
     page = Page(text)
-    assert "Of 1000 classes the 20" in page.text.replace("\n", " ") and "other classes" in page.text
-    assert len(text) < 600_000 and "class 0077" in page.text
+    assert "Of 1000 classes the 20" in page.text.replace("\n", " ")
+    assert "other classes" in page.text
+    assert len(text) < 600_000
+    assert "class 0077" in page.text
     table = metrics.confusion_matrix(np.arange(1000), guess, 1000)
     shown = report_tables.confusion_rows(table, tuple(names))
-    assert "class 0077" in shown["names"] and len(shown["rows"]) == 20
+    assert "class 0077" in shown["names"]
+    assert len(shown["rows"]) == 20
     for row in shown["rows"]:
         assert sum(cell["count"] for cell in row["cells"]) + row["others"] == 1
     assert report_tables.commonest_confusions(table, tuple(names))[0][1] == "class 0077"
@@ -254,8 +261,10 @@ def test_confusion_cells_and_class_rows_count_every_picture() -> None:
 def test_chosen_row_is_marked_once() -> None:
     model = fitted(["a", "b"])
     rows = report_tables.tried_rows(model, summary.summarise(model))
-    assert [row["chosen"] for row in rows["first"]].count(True) == 1 and rows["first"][0]["chosen"]
-    assert rows["first"][0]["worse"] == 0 and rows["first"][-1]["worse"] > 0
+    assert [row["chosen"] for row in rows["first"]].count(True) == 1
+    assert rows["first"][0]["chosen"]
+    assert rows["first"][0]["worse"] == 0
+    assert rows["first"][-1]["worse"] > 0
     assert render_report(model).count('<tr class="chosen">') == 1
 
 
@@ -276,9 +285,11 @@ def test_figures_follow_the_pages_colours_and_draw_the_data() -> None:
     bars = [patch.get_width() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     assert bars == [0.6, 0.4]  # input first, head last
     drawing = plots.to_svg(figure, key="k", alt='say "<b>"')
-    assert "var(--warm, #c9640f)" in drawing and "var(--accent, #2563c4)" in drawing
+    assert "var(--warm, #c9640f)" in drawing
+    assert "var(--accent, #2563c4)" in drawing
     assert not re.search(r"(?<!, )#c9640f", drawing)
-    assert 'aria-label="say &quot;&lt;b&gt;&quot;"' in drawing and "features.0" in drawing
+    assert 'aria-label="say &quot;&lt;b&gt;&quot;"' in drawing
+    assert "features.0" in drawing
     assert all(i.startswith("k-") for i in re.findall(r'\bid="([^"]*)"', drawing))
     assert all(i.startswith("k-") for i in re.findall(r'(?:href="#|url\(#)([^")]*)', drawing))
 
@@ -305,9 +316,7 @@ def test_strange_damping_paths_still_draw(damping: list[float], error: list[floa
 
 def test_many_points_and_blocks_stay_small() -> None:
     rng = np.random.default_rng(0)
-    cloud = plots.to_svg(
-        plots.scatter_figure(rng.normal(size=20000), rng.normal(size=20000)), key="s", alt="s"
-    )
+    cloud = plots.to_svg(plots.scatter_figure(rng.normal(size=20000), rng.normal(size=20000)), key="s", alt="s")
     assert len(cloud) < 400_000
     shares = {"head": 0.1, **{f"block.{i}": 0.9 / 500 * (1 + i / 500) for i in range(500)}}
     figure = plots.blocks_figure(shares, dict.fromkeys(shares, 1.0))
@@ -330,15 +339,20 @@ def test_card_tells_the_numbers_and_survives_hostile_names() -> None:
     text = card.render_card(model)
     facts = summary.summarise(model)
     assert f"| accuracy | {100 * facts.scores['accuracy']:.1f} %" in text
-    assert r"| a\|b | 15 |" in text and "| c d | 15 |" in text and "<img" not in text
-    assert text.startswith("---\nlibrary_name: tangentune\n") and 'from_pretrained("path' in text
+    assert r"| a\|b | 15 |" in text
+    assert "| c d | 15 |" in text
+    assert "<img" not in text
+    assert text.startswith("---\nlibrary_name: tangentune\n")
+    assert 'from_pretrained("path' in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.replace(r"\|", "").count("|") == 3 for line in table)
 
 
 def test_card_of_a_regressor_and_of_many_classes() -> None:
     text = card.render_card(fitted(["x"], 20, regression=True))
-    assert "TangentRegressor.from_pretrained" in text and "| R² |" in text and "accuracy" not in text
+    assert "TangentRegressor.from_pretrained" in text
+    assert "| R² |" in text
+    assert "accuracy" not in text
     text = card.render_card(fitted([f"k{i:03d}" for i in range(70)], 140))
     assert "| 20 more classes | 40 |" in text
 
@@ -364,4 +378,5 @@ def test_numbers_for_people() -> None:
 
 def test_examples_in_docstrings_run() -> None:
     result = doctest.testmod(card)
-    assert result.attempted and not result.failed
+    assert result.attempted
+    assert not result.failed

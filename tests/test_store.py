@@ -54,9 +54,11 @@ def refused(call, *words: str) -> None:
 
 def test_round_trip_is_exact(model: Path) -> None:
     config, arrays = read_model(model)
-    assert config == SETTINGS and list(config) == list(SETTINGS)
+    assert config == SETTINGS
+    assert list(config) == list(SETTINGS)
     for name, tensor in tensors().items():
-        assert arrays[name].dtype == tensor.dtype and torch.equal(arrays[name], tensor)
+        assert arrays[name].dtype == tensor.dtype
+        assert torch.equal(arrays[name], tensor)
     assert (model / "README.md").read_text(encoding="utf-8") == "# card ü\n"
     assert sorted(p.name for p in model.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert [p.name for p in model.parent.iterdir()] == ["model"]
@@ -106,6 +108,13 @@ def test_numpy_values_and_paths_become_json(tmp_path: Path) -> None:
     assert read_config(tmp_path / "m") == {"a": 0.5, "b": [0, 1, 2], "c": [1, 2], "d": "x/y", "e": True}
 
 
+def test_file_names_that_are_no_text_survive(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.jpg"), "猫.jpg"]
+    write_model(tmp_path / "m", {"ids": names}, {}, f"# {names[0]}")
+    assert read_config(tmp_path / "m") == {"ids": names}
+    assert "猫" in (tmp_path / "m" / files.CONFIG).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("bad", "place"),
     [
@@ -115,9 +124,7 @@ def test_numpy_values_and_paths_become_json(tmp_path: Path) -> None:
         ({"tensors": 1}, "'tensors'"),
     ],
 )
-def test_settings_json_cannot_hold_are_refused_and_nothing_is_written(
-    tmp_path: Path, bad: dict, place: str
-) -> None:
+def test_settings_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path: Path, bad: dict, place: str) -> None:
     refused(lambda: write_model(tmp_path / "m", bad, {}, ""), place)
     assert not list(tmp_path.iterdir())
 
@@ -173,12 +180,11 @@ def test_failure_at_any_step_leaves_the_old_model(
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
 
-def test_two_step_replacement_works_and_its_crash_is_explained(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_step_replacement_works_and_its_crash_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_directories, "exchange", lambda one, other: False)
     write_model(model, {"v": 2}, {}, "")
-    assert read_config(model) == {"v": 2} and [p.name for p in model.parent.iterdir()] == ["model"]
+    assert read_config(model) == {"v": 2}
+    assert [p.name for p in model.parent.iterdir()] == ["model"]
     former = model.parent / f".{model.name}.0123456789ab{_directories._FORMER}"
     model.rename(former)  # what a kill between the two renames leaves
     refused(lambda: read_model(model), str(former), "rename it back")
@@ -204,7 +210,9 @@ def test_killed_half_way_old_model_stays_and_debris_is_swept(model: Path) -> Non
     assert subprocess.run(command, env=environment, check=False).returncode == 9
     assert read_model(model)[0] == SETTINGS
     left = [p for p in model.parent.iterdir() if p != model]
-    assert len(left) == 1 and left[0].name.startswith(".") and left[0].name.endswith("partial")
+    assert len(left) == 1
+    assert left[0].name.startswith(".")
+    assert left[0].name.endswith("partial")
     write_model(model, SETTINGS, tensors(), "")
     assert left[0].exists()  # young: its writer might be alive
     os.utime(left[0], (1, 1))
@@ -221,9 +229,7 @@ def test_half_written_directory_is_no_model(tmp_path: Path) -> None:
 def test_full_disk_is_told_before_writing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(model)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused(
-        lambda: write_model(model, {}, tensors(), ""), "disk is full", "MiB are free", "nothing was changed"
-    )
+    refused(lambda: write_model(model, {}, tensors(), ""), "disk is full", "MiB are free", "nothing was changed")
     assert read_model(model)[0] == SETTINGS
 
 
@@ -238,8 +244,10 @@ def test_write_error_inside_the_tensor_library_is_one_sentence(model: Path) -> N
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(model)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "StoreError: cannot write the model" in done.stderr and "disk is full" in done.stderr
-    assert read_model(model)[0] == SETTINGS and [p.name for p in model.parent.iterdir()] == ["model"]
+    assert "StoreError: cannot write the model" in done.stderr
+    assert "disk is full" in done.stderr
+    assert read_model(model)[0] == SETTINGS
+    assert [p.name for p in model.parent.iterdir()] == ["model"]
 
 
 def test_destinations_that_are_refused(model: Path, tmp_path: Path) -> None:
@@ -254,7 +262,8 @@ def test_destinations_that_are_refused(model: Path, tmp_path: Path) -> None:
     refused(lambda: write_model(tmp_path / "hub", {}, {}, ""), "not a tangentune model")
     (model / "notes.txt").write_text("mine")
     refused(lambda: write_model(model, {}, {}, ""), "'notes.txt'", "would delete")
-    assert (model / "notes.txt").read_text() == "mine" and read_model(model)[0] == SETTINGS
+    assert (model / "notes.txt").read_text() == "mine"
+    assert read_model(model)[0] == SETTINGS
 
 
 def test_unwritable_directory_is_refused_early(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,9 +320,7 @@ def test_every_single_byte_of_the_settings_is_guarded(tmp_path: Path) -> None:
     write_model(folder, {"damping": 0.25}, {}, "")
     text = (folder / files.CONFIG).read_bytes()
     for position in range(0, len(text), 3):
-        (folder / files.CONFIG).write_bytes(
-            text[:position] + bytes([text[position] ^ 4]) + text[position + 1 :]
-        )
+        (folder / files.CONFIG).write_bytes(text[:position] + bytes([text[position] ^ 4]) + text[position + 1 :])
         try:
             assert read_config(folder) == {"damping": 0.25}  # a blank between tokens carries nothing
         except StoreError:
@@ -367,7 +374,8 @@ def test_readers_never_see_half_of_two_models(tmp_path: Path) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-    assert not faults and len(seen) > 1
+    assert not faults
+    assert len(seen) > 1
 
 
 def test_plain_refuses_what_json_cannot_hold() -> None:
@@ -378,4 +386,5 @@ def test_plain_refuses_what_json_cannot_hold() -> None:
 @pytest.mark.parametrize("module", [store, _json])
 def test_examples_in_docstrings_run(module) -> None:
     result = doctest.testmod(module)
-    assert result.attempted and not result.failed
+    assert result.attempted
+    assert not result.failed

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or its type where it says nothing.
+    r"""What an error says in its first line, or its type where it says nothing.
 
     Example:
-        >>> first_line(ValueError("bad shape\\nlong story")), first_line(EOFError())
+        >>> first_line(ValueError("bad shape\nlong story")), first_line(EOFError())
         ('bad shape', 'EOFError')
     """
     lines = str(error).strip().splitlines()

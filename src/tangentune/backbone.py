@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -29,18 +30,15 @@ class Backbone:
     does) and to pickle when `features` is; two are equal when name, contract, features and parameters are.
 
     Args:
-        module: any network that takes a batch (n, ...). torch.compile and DataParallel wrappers are taken
-            off.
-        input_size: (channels, height, width) of the pictures it takes; None passes vectors or token ids as
-            they are.
+        module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off.
+        input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
         mean: per-channel mean of pixels in [0, 1]; empty means no shift.
         std: per-channel standard deviation on that scale; empty means no scaling.
         features: where the penultimate features (n, d) are. None: the module's own output. A name: the output
             of that submodule, at which the forward pass then ends. A function of (module, x): what it
             returns; it must use the module it is given. (n, d, h, w) is averaged over positions.
         interpolation: how pictures are resized: "nearest", "bilinear", "bicubic" or "lanczos".
-        crop: None squashes pictures to the input size; a share in (0, 1] keeps their shape and takes the
-            centre.
+        crop: None squashes pictures to the input size; a share in (0, 1] keeps their shape and crops them.
         licence: licence of the weights.
         source: where the weights came from.
         sha256: hash of the weight file; by default a hash over the parameters (`parameter_digest`).
@@ -50,8 +48,7 @@ class Backbone:
         module: the frozen copy; the pre-trained classifier stays in it.
         contract: the `DataContract`.
         name: as given.
-        feature_function: `(module, x) -> (n, d)`, without the checks of `features`: for `torch.func` and
-            rows.
+        feature_function: `(module, x) -> (n, d)` without the checks of `features`, for `torch.func`.
 
     Raises:
         BackboneError: if the network cannot be linearised or an argument does not fit.
@@ -83,8 +80,9 @@ class Backbone:
         sha256: str | None = None,
         name: str = "custom",
     ):
-        size = None if input_size is None else tuple(input_size)
-        contract = DataContract(size, tuple(mean), tuple(std), interpolation, crop, licence, source, sha256)
+        size = None if input_size is None else tuple(_plain(n) for n in input_size)
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        contract = DataContract(size, mean, std, interpolation, crop, licence, source, sha256)
         copied = frozen_copy(module)
         self._set(Loaded(copied, contract, extractor(copied, features)), name)
 
@@ -209,7 +207,7 @@ class Backbone:
         return sample_input(self.contract.input_size or (), self._weight)
 
     def _input(self, x: Tensor) -> Tensor:
-        """x on the network's device and dtype, or an error that says what does not fit."""
+        """Input on the network's device and dtype, or an error that says what does not fit."""
         size = self.contract.input_size
         if size is None:
             return x.to(self._weight) if x.is_floating_point() else x.to(self.device)
@@ -255,10 +253,7 @@ def load_backbone(name: str) -> Backbone:
         BackboneError: if the name is unknown or the weights are damaged.
     """
     if not isinstance(name, str):
-        message = (
-            f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, "
-            f"...)"
-        )
+        message = f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
         raise BackboneError(message)
     if name in NETWORKS:
         return Backbone.from_loaded(load_network(name), name)
@@ -274,14 +269,17 @@ def load_backbone(name: str) -> Backbone:
     raise BackboneError(message)
 
 
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's, which JSON takes."""
+    return int(number) if isinstance(number, Integral) else number
+
+
 def _check_contract(contract: DataContract) -> None:
     size, mean, std = contract.input_size, contract.mean, contract.std
-    if size is not None and (not size or not all(isinstance(n, int) and n > 0 for n in size)):
-        problem = f"input_size={size} must be positive whole numbers, such as (3, 224, 224)"
+    if size is not None and (len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size)):
+        problem = f"input_size={size} must be three positive whole numbers, such as (3, 224, 224)"
     elif size is not None and any(len(values) not in (0, size[0]) for values in (mean, std)):
-        problem = (
-            f"mean has {len(mean)} and std {len(std)} values; each needs {size[0]} (one a channel) or none"
-        )
+        problem = f"mean has {len(mean)} and std {len(std)} values; each needs {size[0]} (one a channel) or none"
     elif size is None and (mean or std):
         problem = "mean and std are per channel and need input_size=(channels, height, width)"
     elif any(not value > 0 for value in std):

@@ -23,9 +23,7 @@ def render_card(model: Any) -> str:
     if len(classes) <= _CLASSES_LISTED:
         classes = list(zip(facts.classes, facts.counts, strict=True))
     size = facts.contract["input_size"]
-    settings = [
-        (SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None
-    ]
+    settings = [(SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None]
     settings += [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
     return (
         _environment()

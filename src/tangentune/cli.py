@@ -14,7 +14,7 @@ import click
 
 from tangentune import __version__
 from tangentune.cli_options import STREAMS, Command, fit_options, option, shared_options, with_hyphens
-from tangentune.cli_session import run, working
+from tangentune.cli_run import run, working
 
 PICTURES = click.Path(exists=True)
 MODEL = click.Path(exists=True, file_okay=False)
@@ -44,9 +44,7 @@ def cli() -> None:
     type=click.Path(),
 )
 @fit_options
-def fit(
-    pictures: str, out: str, regression: bool, on_error: str, as_json: bool, quiet: bool, **options: Any
-) -> None:
+def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -222,9 +220,7 @@ def _predictions(model: Any, pictures: Any) -> list[dict[str, Any]]:
     for name, proba in zip(pictures.ids, model.predict_proba(pictures).tolist(), strict=True):
         best = max(range(len(proba)), key=proba.__getitem__)
         probabilities = dict(zip(names, proba, strict=True))
-        rows.append(
-            {"id": name, "label": names[best], "confidence": proba[best], "probabilities": probabilities}
-        )
+        rows.append({"id": name, "label": names[best], "confidence": proba[best], "probabilities": probabilities})
     return rows
 
 

@@ -65,9 +65,7 @@ class Command(click.Command):
 def option(section: str, names: str, help: str, **settings: Any) -> Callable[..., Any]:
     """A decorator that adds one option, its default shown where it has one."""
     shown = settings.get("default") is not None
-    return click.option(
-        *names.split(), cls=Option, section=section, help=help, show_default=shown, **settings
-    )
+    return click.option(*names.split(), cls=Option, section=section, help=help, show_default=shown, **settings)
 
 
 def _choice(fits: Callable[[float], bool] | None, what: str, **words: Any) -> WordOrNumber:

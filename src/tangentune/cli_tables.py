@@ -18,19 +18,18 @@ def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for layer in plan["layers"]:
         groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
-    console = Console(file=stream, highlight=False)
-    console.print(
+    stream.write(
         f"Fitting {plan['parameters']:,} parameters of {name} to {plan['n']:,} pictures will take about "
         f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
-        "pictures.",
-        markup=False,
-        soft_wrap=True,
+        "pictures.\n"
     )
-    table = _table("Layers", "Kept as", "Kernel by", "Memory a picture", numbers=(0, 3))
+    table = _table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
+    words = {"pairs": "patch pairs"}
     for (held, gram), sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
-        table.add_row(str(len(sizes)), held, gram, nice_bytes(sum(sizes)))
+        names = (words.get(held, held), words.get(gram, gram))
+        table.add_row(str(len(sizes)), *names, nice_bytes(sum(sizes)))
     if groups:
-        console.print(table)
+        _print(table, stream)
 
 
 def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
@@ -44,9 +43,8 @@ def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
     if facts.skipped:
         table.add_row("pictures left out", str(len(facts.skipped)))
-    console = Console(file=stream, highlight=False)
-    console.print(table)
-    console.print(f"Model written to {directory}", markup=False, soft_wrap=True)
+    _print(table, stream)
+    stream.write(f"Model written to {directory}\n")
 
 
 def show_predictions(rows: list[dict[str, Any]], stream: IO[str]) -> None:
@@ -57,18 +55,16 @@ def show_predictions(rows: list[dict[str, Any]], stream: IO[str]) -> None:
         label = row["label"] if sure else _numbers(row["value"])
         cells = [row["id"], label] + ([f"{100 * row['confidence']:.1f} %"] if sure else [])
         table.add_row(*[Text(cell, overflow="fold") for cell in cells])
-    Console(file=stream, highlight=False).print(table)
+    _print(table, stream)
 
 
-def show_scores(
-    scores: dict[str, float], n: int, interval: tuple[float, float] | None, stream: IO[str]
-) -> None:
+def show_scores(scores: dict[str, float], n: int, interval: tuple[float, float] | None, stream: IO[str]) -> None:
     """The scores of a model on labelled pictures."""
     table = _table("", "", header=False)
     table.add_row("pictures", f"{n:,}")
     for name, value in _scores(scores, interval):
         table.add_row(name, value)
-    Console(file=stream, highlight=False).print(table)
+    _print(table, stream)
 
 
 def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> list[tuple[str, str]]:
@@ -84,6 +80,14 @@ def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> l
         rows.append(("R²", f"{scores['r2']:.4f}"))
         rows.append(("root mean squared error", f"{scores['rmse']:.4g}"))
     return rows
+
+
+def _print(table: Table, stream: IO[str]) -> None:
+    """As wide as the terminal; in a file or pipe no line is folded. No blanks at the ends of lines."""
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 4000)
+    with console.capture() as capture:
+        console.print(table)
+    stream.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
 
 
 def _numbers(value: float | list[float]) -> str:

@@ -14,6 +14,7 @@ from tangentune.metric import KroneckerFactors, diagonal_kronecker, matrix_krone
 
 Batches = Callable[[], Iterable[Tensor]]
 FACTOR_POSITIONS = 16
+FACTOR_PICTURES = 256
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class RowSet:
     phi: Tensor
     entries: dict[str, Entry]
     samples: dict[str, FactorSample]
+
+    def restrict(self, names: Iterable[str]) -> RowSet:
+        """The rows of fewer parameters."""
+        kept = set(names)
+        entries = {name: entry for name, entry in self.entries.items() if name in kept}
+        return RowSet(self.phi, entries, {name: s for name, s in self.samples.items() if name in kept})
 
 
 def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
@@ -44,8 +51,11 @@ def collect(
         factors: also sum what K-FAC needs.
     """
     phi, entries, samples, start = None, {}, {}, 0
-    for x in batches():
-        part = batch_rows(tangent, views_of(x, mirrored), probes, FACTOR_POSITIONS if factors else 0)
+    # K-FAC sums need not see every picture; an even spread of batches does.
+    stride = -(-count // FACTOR_PICTURES)
+    for number, x in enumerate(batches()):
+        positions = FACTOR_POSITIONS if factors and number % stride == 0 else 0
+        part = batch_rows(tangent, views_of(x, mirrored), probes, positions)
         if phi is None:
             phi = part.phi.new_empty(count, part.phi.shape[1])
             entries = {name: _allocate(entry, count) for name, entry in part.entries.items()}

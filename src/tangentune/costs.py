@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from tangentune.collect import plan_passes, views_of
-from tangentune.fitting import POWER_PICTURES, POWERS, Settings, Source, room_for_rows
 from tangentune.gram import strategy
 from tangentune.layers import Pairs
 from tangentune.linearization import Tangent, batch_rows
+from tangentune.pilot import POWERS, pilot_pictures
+from tangentune.work import Settings, Source, room_for_rows
 
 
 def estimate_cost(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> dict[str, Any]:
@@ -33,16 +34,17 @@ def estimate_cost(tangent: Tangent, source: Source, settings: Settings, outputs:
     entries = batch_rows(tangent, views_of(x, settings.mirrored), probes).entries
     per_picture = (time.perf_counter() - start) / len(x)
     sizes = {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
-    passes = plan_passes(sizes, count, room_for_rows(tangent, source, settings, outputs))
-    power_pictures = min(count, POWER_PICTURES) if settings.power is None else 0
+    passes = plan_passes(sizes, count, room_for_rows(tangent, source, settings, outputs)) or [[]]
+    free = settings.power is None or settings.fixed.body_scale is None
+    pilot = len(pilot_pictures(count, outputs)) if free else 0
     work = 0.0
     for entry in entries.values():
         whitening = _whitening_work(entry) if settings.power != 0 else 0.0
-        work += (count + (len(POWERS) - 1) * power_pictures) * whitening
-        work += (0.6 * count**2 + 0.6 * len(POWERS) * power_pictures**2) * entry.width
+        work += (count + (len(POWERS) - 1) * pilot) * whitening
+        work += 0.6 * (count**2 + len(POWERS) * pilot**2) * entry.width
     solver = (25 if settings.fixed.body_scale is None else 4) * 10 * count**3
     seconds = len(passes) * count * per_picture * 1.3 + (work + solver) / _multiply_adds_per_second(x)
-    held = max(sum(sizes[name] for name in group) + 2 * max(sizes[name] for name in group) for group in passes)
+    held = max(sum(sizes[name] for name in group) + 2 * max([0, *(sizes[name] for name in group)]) for group in passes)
     return {
         "n": count,
         "seconds": seconds,

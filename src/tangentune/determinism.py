@@ -34,7 +34,7 @@ def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor
     batch = _with_mates(x)
     devices = [batch.device] if batch.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        first = _run(module, features, batch, overwrites="refuse")
+        first = _run(module, features, batch)
         refuse_not_finite(first)
         _check_repeats(module, features, batch, first)
         _check_mates(module, features, batch, first)
@@ -54,14 +54,13 @@ def refuse_not_finite(phi: Tensor) -> None:
         message = (
             f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row "
             f"{rows[0]}); check the weights, the normalisation and the precision (half precision overflows "
-            f"above 65,504)"
+            "above 65,504)"
         )
         raise BackboneError(message)
 
 
 def sample_input(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A fixed picture-like input (1, *shape) with values in [-2, 2]: the same on every machine and "
-    "version."""
+    """A fixed picture-like input (1, *shape) with values in [-2, 2]: the same on every machine."""
     count = int(torch.Size(shape).numel())
     steps = torch.arange(1, count + 1, dtype=torch.float64) * 2.399963229728653  # golden angle: never repeats
     return (2 * torch.cos(steps)).reshape(1, *shape).to(device=like.device, dtype=like.dtype)
@@ -87,19 +86,19 @@ def close(a: Tensor, b: Tensor, allowed: float) -> bool:
 
 
 def _with_mates(x: Tensor) -> Tensor:
-    """Two different pictures, each twice: (4, ...)."""
+    """Two different pictures, each twice so that rare randomness has more chances to show: (4, ...)."""
     one = x[:1]
     others = [i for i in range(1, min(len(x), 8)) if not torch.equal(x[i], x[0])]
     if others:
         mate = x[others[0] : others[0] + 1]
     elif x.is_floating_point():
-        mate = sample_input(tuple(x.shape[1:]), x)
+        mate = sample_input(tuple(x.shape[1:]), x).flip(-1)  # x may be the sample itself
     else:
         mate = torch.zeros_like(one)
     return torch.cat([one, mate, one, mate])
 
 
-def _run(module: nn.Module, features: Features, x: Tensor, overwrites: str = "") -> Tensor:
+def _run(module: nn.Module, features: Features, x: Tensor) -> Tensor:
     given = x.clone()
     try:
         phi = features(module, given)
@@ -109,10 +108,10 @@ def _run(module: nn.Module, features: Features, x: Tensor, overwrites: str = "")
         kind = f"{type(error).__name__}: {first_line(error)}"
         message = (
             f"the network fails on inputs of shape {tuple(x.shape)}, {x.dtype} ({kind}); check input_size "
-            f"(is another size allowed?) and features (a name, or a function of (module, x))"
+            "(is another size allowed?) and features (a name, or a function of (module, x))"
         )
         raise BackboneError(message) from error
-    if overwrites == "refuse" and not torch.equal(given, x):
+    if not torch.equal(given, x):
         message = "the network overwrites its own input; set inplace=False in its first layer"
         raise BackboneError(message)
     return phi
@@ -136,8 +135,7 @@ def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: 
 def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Tensor) -> None:
     allowed = tolerance(first)
     alone, turned = _run(module, features, batch[:1]), _run(module, features, batch.flip(0)).flip(0)
-    twins = torch.cat([first[2:], first[:2]])
-    if close(first[:1], alone, allowed) and close(first, turned, allowed) and close(first, twins, allowed):
+    if close(first[:1], alone, allowed) and close(first, turned, allowed):
         return
     where = ""
     one = _rows(_trace(module, features, batch[:2]), 0, 2)
@@ -157,7 +155,7 @@ def _check_tap(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
         if calls > 1:
             message = (
                 f"the submodule {features.extract.name!r}, named as features, is called {calls} times a "
-                f"pass; name one that is called once, or give features=lambda module, x: ..."
+                "pass; name one that is called once, or give features=lambda module, x: ..."
             )
             raise BackboneError(message)
 

@@ -23,7 +23,7 @@ from tangentune.calibration import fit_temperature, probabilities
 from tangentune.costs import estimate_cost
 from tangentune.data import Pictures, check_classes, duplicate_sentences, load_pictures, numeric_labels
 from tangentune.errors import InputError
-from tangentune.fitting import Fitted, Settings, Source, fit_tangent
+from tangentune.fitting import Fitted, fit_tangent
 from tangentune.linearization import Tangent, survey
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
@@ -31,6 +31,7 @@ from tangentune.options import read_options
 from tangentune.selection import RELATIVE_DAMPINGS
 from tangentune.solvers.ridge import loo_errors
 from tangentune.subset import select_parameters
+from tangentune.work import Settings, Source
 
 
 class _TangentEstimator(BaseEstimator):

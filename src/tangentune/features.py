@@ -37,8 +37,7 @@ class FeatureFunction:
     extract: Extractor
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Features (n, d) of the inputs x (n, ...). Free of data-dependent control flow, so `vmap` takes "
-        "it."""
+        """Features (n, d) of the inputs x (n, ...). Free of data-dependent control flow, so `vmap` takes it."""
         return as_rows(self.extract(module, x), module, x)
 
 
@@ -81,9 +80,7 @@ class Tap:
 
         target = module.get_submodule(self.name)
         handle = (
-            target.register_forward_hook(after)
-            if self.side == "output"
-            else target.register_forward_pre_hook(before)
+            target.register_forward_hook(after) if self.side == "output" else target.register_forward_pre_hook(before)
         )
         try:
             module(x)
@@ -124,10 +121,7 @@ def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
     if features in names:
         return Tap(features)
     near = difflib.get_close_matches(str(features), names, 3, 0.4) or names[-3:]
-    message = (
-        f"features={features!r} names no submodule of {type(module).__name__}; there are, for instance, "
-        f"{near}"
-    )
+    message = f"features={features!r} names no submodule of {type(module).__name__}; there are, for instance, {near}"
     raise BackboneError(message)
 
 
@@ -152,7 +146,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
     if not shape or shape[0] != len(x):
         message = (
             f"the network returns features of shape {shape} for {len(x)} pictures; the first axis must be "
-            f"the pictures (no squeeze, no sum over the batch)"
+            "the pictures (no squeeze, no sum over the batch)"
         )
         raise BackboneError(message)
     if len(shape) == 1:
@@ -163,7 +157,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
         if _channels_last(shape, x):
             message = (
                 f"features of shape {shape} look channels-last (n, h, w, d), which cannot be averaged "
-                f"safely; give features=lambda module, x: ... that returns (n, d)"
+                "safely; give features=lambda module, x: ... that returns (n, d)"
             )
             raise BackboneError(message)
         return output.mean(tuple(range(2, len(shape))))
@@ -172,7 +166,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
     message = (
         f"features of shape {shape} are not (n, d), and which of the {shape[1]} positions counts is not "
         "known; give features=lambda module, x: ... that returns (n, d), for instance a class token [:, 0] "
-        f"or a mean(1)"
+        "or a mean(1)"
     )
     raise BackboneError(message)
 

@@ -60,15 +60,12 @@ def refuse_unusable(module: nn.Module) -> None:
         raise BackboneError(message)
     meta = [name for name, tensor in tensors if tensor.is_meta]
     if meta:
-        message = (
-            f"{meta[0]} is on the meta device and so has no values; load the weights before giving the "
-            f"network"
-        )
+        message = f"{meta[0]} is on the meta device and so has no values; load the weights before giving the network"
         raise BackboneError(message)
     if not any(p.is_floating_point() for p in module.parameters()):
         message = (
             f"the network {type(module).__name__} has no floating-point parameters, so there is nothing to "
-            f"linearise (a quantised network must be given in its floating-point form)"
+            "linearise (a quantised network must be given in its floating-point form)"
         )
         raise BackboneError(message)
     devices = sorted({str(tensor.device) for _, tensor in tensors})
@@ -89,7 +86,7 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
         message = (
             f"BatchNorm without running statistics (track_running_stats=False) at {shown}: it normalises by "
             "the batch even in eval mode, so a picture's features depend on its batch mates; train with "
-            f"running statistics or use GroupNorm"
+            "running statistics or use GroupNorm"
         )
         raise BackboneError(message)
 
@@ -99,8 +96,7 @@ def _unwrapped(module: object) -> nn.Module:
     if isinstance(module, type) or not isinstance(module, nn.Module):
         what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         message = (
-            f"Backbone takes a torch.nn.Module, not {what}; names of pre-trained networks go to "
-            f"load_backbone(name)"
+            f"Backbone takes a torch.nn.Module, not {what}; names of pre-trained networks go to load_backbone(name)"
         )
         raise BackboneError(message)
     inner = getattr(module, "_orig_mod", None)

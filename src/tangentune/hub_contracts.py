@@ -1,5 +1,4 @@
-"""Data contracts read from what timm, torchvision and transformers say about their weights. Pure "
-"functions."""
+"""Data contracts read from what timm, torchvision and transformers say about their weights. Pure functions."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ def timm_contract(config: dict[str, Any], licence: str | None, source: str) -> D
 
 
 def torchvision_contract(transforms: Any, source: str) -> DataContract:
-    """From the transforms that come with torchvision's classification weights (their licence is not "
-    "stated)."""
+    """From the transforms that come with torchvision's classification weights (their licence is not stated)."""
     size, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
     mean, std = tuple(map(float, transforms.mean)), tuple(map(float, transforms.std))
     return DataContract(
@@ -75,10 +73,10 @@ def hf_contract(fields: dict[str, Any], channels: int, licence: str | None, sour
 
 
 def card_licence(card: str) -> str | None:
-    """The `license:` line in the header (between --- lines) of a model card.
+    r"""The `license:` line in the header (between --- lines) of a model card.
 
     Example:
-        >>> card_licence("---\\nlicense: apache-2.0\\ntags: [vision]\\n---\\n# A model")
+        >>> card_licence("---\nlicense: apache-2.0\ntags: [vision]\n---\n# A model")
         'apache-2.0'
     """
     parts = card.split("---")
@@ -104,8 +102,7 @@ def _geometry(fields: dict[str, Any]) -> tuple[int, int, float | None]:
         edge = min(pair)
     else:
         message = (
-            f"the preprocessor's size={size} fixes no height and width; wrap the network with "
-            f"Backbone(module, ...)"
+            f"the preprocessor's size={size} fixes no height and width; wrap the network with Backbone(module, ...)"
         )
         raise BackboneError(message)
     if cropped:
@@ -124,10 +121,7 @@ def _normalisation(fields: dict[str, Any], channels: int) -> tuple[tuple[float, 
     mean, std = [0.0] * channels, [1.0] * channels
     if fields.get("do_normalize", True):
         if not fields.get("image_mean") or not fields.get("image_std"):
-            message = (
-                "the preprocessor normalises but states no image_mean and image_std; use Backbone(module, "
-                "...)"
-            )
+            message = "the preprocessor normalises but states no image_mean and image_std; use Backbone(module, ...)"
             raise BackboneError(message)
         mean, std = _per_channel(fields["image_mean"], channels), _per_channel(fields["image_std"], channels)
         if fields.get("include_top"):  # EfficientNet there divides by std once more

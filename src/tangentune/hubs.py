@@ -31,8 +31,7 @@ def load_from_hub(name: str) -> Loaded:
     the class token, else the mean over tokens.
 
     Raises:
-        MissingExtraError: if the package is absent or cannot be imported; the message holds the install
-            command.
+        MissingExtraError: if the package is absent or broken; the message holds the install command.
         BackboneError: if the name is unknown or its weights cannot be had.
     """
     prefix, _, rest = name.partition(":")
@@ -108,9 +107,7 @@ def _load_torchvision(name: str) -> Loaded:
         raise BackboneError(_unknown("torchvision", architecture, known))
     choices = models.get_model_weights(architecture)
     if tag and tag not in choices.__members__:
-        message = (
-            f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
-        )
+        message = f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
         raise BackboneError(message)
     weights = choices[tag or "DEFAULT"]
     module = _fetch(f"torchvision:{name}", lambda: _create_torchvision(models, architecture, weights))
@@ -131,10 +128,7 @@ def _last_layer(module: nn.Module, classes: int) -> str:
         outputs = getattr(part, "out_features", getattr(part, "out_channels", None))
         if isinstance(part, nn.Linear | nn.Conv2d) and outputs == classes:
             return name
-    message = (
-        f"no layer of {type(module).__name__} gives {classes} class scores; use Backbone(module, "
-        f"features=...)"
-    )
+    message = f"no layer of {type(module).__name__} gives {classes} class scores; use Backbone(module, features=...)"
     raise BackboneError(message)
 
 
@@ -144,7 +138,7 @@ def _load_hf(directory: str) -> Loaded:
     if not (path / "config.json").is_file():
         message = (
             f"hf:{directory} must be a local directory with config.json, weights and "
-            f"preprocessor_config.json; get one with `hf download ORG/NAME --local-dir DIR`"
+            "preprocessor_config.json; get one with `hf download ORG/NAME --local-dir DIR`"
         )
         raise BackboneError(message)
     processor = _read_processor(path)
@@ -161,9 +155,7 @@ def _load_hf(directory: str) -> Loaded:
     lost = [str(key) for field in ("missing_keys", "mismatched_keys") for key in report[field]]
     lost = [key for key in lost if key.startswith(half) and "pooler." not in key]
     if lost:
-        message = (
-            f"hf:{directory} lacks {len(lost)} weights of {name}, such as {lost[0]}, which would be random"
-        )
+        message = f"hf:{directory} lacks {len(lost)} weights of {name}, such as {lost[0]}, which would be random"
         raise BackboneError(message)
     card = path / "README.md"
     licence = card_licence(card.read_text("utf-8", "replace")) if card.is_file() else None
@@ -176,8 +168,7 @@ def _load_hf(directory: str) -> Loaded:
 @final
 @dataclass(frozen=True)
 class HFFeatures:
-    """Pooled features of a transformers model; position embeddings are interpolated to other picture "
-    "sizes."""
+    """Pooled features of a transformers model; position embeddings are interpolated to other sizes."""
 
     pool: str
     interpolate: bool
@@ -216,7 +207,7 @@ def _read_processor(path: Path) -> dict[str, Any]:
             return fields.get("image_processor", fields)
     message = (
         f"{path} has no preprocessor_config.json, so how pictures are prepared is unknown; save the image "
-        f"processor there, or wrap the network with Backbone(module, input_size=..., mean=..., std=...)"
+        "processor there, or wrap the network with Backbone(module, input_size=..., mean=..., std=...)"
     )
     raise BackboneError(message)
 
@@ -234,7 +225,7 @@ def _fetch(name: str, load: Callable[[], Any]) -> Any:
     except Exception as error:  # network, cache, file format: each library has its own types
         message = (
             f"the weights of {name} could not be loaded ({type(error).__name__}: {first_line(error)}); the "
-            f"first use needs the network, later ones the cache"
+            "first use needs the network, later ones the cache"
         )
         raise BackboneError(message) from error
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from tangentune.determinism import close
 from tangentune.errors import BackboneError
 
-FINGERPRINT_TOLERANCE = (
-    1e-3  # another device, thread count or library rounds differently, another layer far more
-)
+FINGERPRINT_TOLERANCE = 1e-3  # another device, thread count or library rounds differently, another layer far more
 
 
 def parameter_digest(module: nn.Module) -> str:
@@ -75,8 +73,7 @@ def refuse_other_network(
     )
     if parameter_digest(module) != description["digest"]:
         message = (
-            f"backbone {name!r} has other parameters than {was}, with which the model was fitted; give that "
-            f"network"
+            f"backbone {name!r} has other parameters than {was}, with which the model was fitted; give that network"
         )
         raise BackboneError(message)
     now, then = print_again(), description["fingerprint"]
@@ -85,6 +82,6 @@ def refuse_other_network(
     if now[0] != then[0] or not close(torch.tensor(now[1:]), torch.tensor(then[1:]), FINGERPRINT_TOLERANCE):
         message = (
             f"backbone {name!r} has the parameters of {was} but gives other features; check that its layers "
-            f"and `features` are those the model was fitted with"
+            "and `features` are those the model was fitted with"
         )
         raise BackboneError(message)

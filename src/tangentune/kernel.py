@@ -26,7 +26,6 @@ def block_grams(
     entries: dict[str, Entry],
     factors: dict[str, KroneckerFactors],
     power: float,
-    index: Tensor | None = None,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
     """(n, n) Gram of every block, probes averaged, kept in the rows' own precision.
@@ -35,14 +34,13 @@ def block_grams(
         entries: rows by parameter name.
         factors: K-FAC factors by parameter name; not needed for power 0.
         power: of the metric.
-        index: only these pictures.
         tick: called after every parameter.
     """
     out: dict[str, Tensor] = {}
     for block, names in group_blocks(entries).items():
         total: Tensor | None = None
         for name in names:
-            entry = entries[name] if index is None else entries[name].select(index)
+            entry = entries[name]
             part = gram(whitened(entry, factors.get(name), power)) / entry.probes
             total = part if total is None else total + part
             tick()

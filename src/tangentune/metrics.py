@@ -220,9 +220,7 @@ def _check_positions(positions: NDArray, n_classes: int, what: str) -> None:
         message = f"each {what} must be a class position (an integer), not of type {positions.dtype}"
         raise InputError(message)
     if positions.min() < 0 or positions.max() >= n_classes:
-        message = (
-            f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes"
-        )
+        message = f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes"
         raise InputError(message)
 
 

@@ -7,9 +7,9 @@ import numbers
 from typing import Any
 
 from tangentune.errors import InputError
-from tangentune.fitting import Settings
 from tangentune.memory import parse_bytes
 from tangentune.selection import Fixed
+from tangentune.work import Settings
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)

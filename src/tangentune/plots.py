@@ -15,20 +15,14 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
-from tangentune.errors import MissingExtraError
 from tangentune.metrics import Reliability, accuracy_interval
-
-try:
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-except ImportError as error:
-    _message = "figures and reports need matplotlib; run: pip install 'tangentune[plots]'"
-    raise MissingExtraError(_message) from error
 
 PALETTE = {
     "ink": "#1b2733",
@@ -102,9 +96,7 @@ def _power_of_ten(value: float, _: object = None) -> str:
 def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> None:
     height = float(np.exp(np.interp(np.log(chosen), np.log(x), np.log(y))))
     axes.axvline(chosen, color=PALETTE["muted"], linewidth=0.7, linestyle=(0, (3, 3)))
-    axes.plot(
-        [chosen], [height], "o", color=PALETTE["warm"], markersize=6.5, markeredgecolor=PALETTE["surface"]
-    )
+    axes.plot([chosen], [height], "o", color=PALETTE["warm"], markersize=6.5, markeredgecolor=PALETTE["surface"])
     right = math.log(chosen) > np.log(x).mean()
     axes.annotate(
         f"chosen: λ = {chosen:.3g}",
@@ -163,15 +155,11 @@ def reliability_figure(curve: Reliability) -> Figure:
         figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained", facecolor="none")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-        for x, share, count in zip(
-            curve.confidence[filled], curve.accuracy[filled], curve.counts[filled], strict=True
-        ):
-            upper.plot(
-                [x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45
-            )
+        for x, share, count in zip(curve.confidence[filled], curve.accuracy[filled], curve.counts[filled], strict=True):
+            upper.plot([x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45)
         area = 14 + 90 * curve.counts[filled] / max(int(curve.counts.max()), 1)
         upper.scatter(
-            curve.confidence[filled], curve.accuracy[filled], s=area, color=PALETTE["accent"], zorder=3
+            curve.confidence[filled], curve.accuracy[filled], s=area, color=PALETTE["accent"], zorder=3, clip_on=False
         )
         upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
         lower.bar(centre, curve.counts, width * 0.9, color=PALETTE["accent"], alpha=0.55)
@@ -198,9 +186,7 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike, names: Sequence[str
     columns = 1 if panels == 1 else 2
     with _SETTINGS, mpl.rc_context(_STYLE):
         rows = math.ceil(panels / columns)
-        figure = Figure(
-            figsize=(_WIDTH, rows * (3.9 if columns == 1 else 2.3)), layout="constrained", facecolor="none"
-        )
+        figure = Figure(figsize=(_WIDTH, rows * (3.9 if columns == 1 else 2.3)), layout="constrained", facecolor="none")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for i, axes in enumerate(grid):
             if i >= panels:
@@ -249,9 +235,7 @@ def to_svg(figure: Figure, *, key: str, alt: str) -> str:
     """
     stream = io.StringIO()
     with _SETTINGS, mpl.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from"
-        )  # the browser draws the letters, not matplotlib
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser draws the letters, not matplotlib
         figure.savefig(stream, format="svg", metadata={"Date": None}, dpi=150)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
@@ -264,6 +248,4 @@ def to_svg(figure: Figure, *, key: str, alt: str) -> str:
         text = text.replace(colour, f"var(--{name}, {colour})")
     text = text.replace("'DejaVu Sans'", _FONT)
     label = escape(alt, quote=True)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).replace(
-        ">", f"><title>{label}</title>", 1
-    )
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).replace(">", f"><title>{label}</title>", 1)

@@ -39,7 +39,7 @@ def write_report(model: Any, path: str | os.PathLike[str]) -> Path:
     page = render_report(model)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(partial, target)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def _environment() -> Environment:
 
 def _shortened(path: str, length: int = 22) -> str:
     """The file's name without its folders, its middle cut out if it is long."""
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    name = path.rsplit("/", 1)[-1]
     return name if len(name) <= length else f"{name[: length // 2 - 2]}…{name[-length // 2 - 1 :]}"
 
 

@@ -68,9 +68,7 @@ def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tupl
     wrong = table - np.diag(np.diag(table))
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     rows, columns = np.unravel_index(order, wrong.shape)
-    return [
-        (names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0
-    ]
+    return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
 
 
 def most_wrong(model: Any, count: int = SUSPECTS) -> NDArray[np.int64]:
@@ -90,8 +88,7 @@ def suspects(model: Any, facts: Summary) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show, worst first."""
     describe = _class_tiles(model, facts) if facts.classification else _number_tiles(model)
     return [
-        {"id": str(model.ids_[i]), "image": _thumbnail(model, int(i)), **describe(int(i))}
-        for i in most_wrong(model)
+        {"id": str(model.ids_[i]), "image": _thumbnail(model, int(i)), **describe(int(i))} for i in most_wrong(model)
     ]
 
 
@@ -182,6 +179,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def stage_rows(facts: Summary) -> list[dict[str, Any]]:
+    """The steps of the fit with their share of the time."""
     total = sum(stage.seconds for stage in facts.stages) or 1.0
     return [
         {

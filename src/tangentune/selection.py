@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from tangentune.kernel import cosine
-from tangentune.solvers.ridge import RidgeFactor, factor_ridge, log_evidence, loo_errors
+from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, log_evidence, loo_errors, solve
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)
-SLOPES = (0.0, 3.0, 6.0)
+SLOPES = (0.0, 3.0)
 SCALES = (0.5, 2.0)
 
 
@@ -28,13 +28,15 @@ class Choice:
         power: metric power the block kernels were made with.
         normalize: cosines of head and body apart, or raw inner products.
         body_scale: factor of the body, head at 1 (0: a linear probe).
-        slope: block scales grow like exp(slope * depth), depth from 0 (first block) to 1 (last).
+        slope: block scales grow like exp(slope * depth), depth from 0 (first block kept) to 1 (last).
+        first: first block kept; blocks before it have scale 0.
     """
 
     power: float
     normalize: bool
     body_scale: float
     slope: float = 0.0
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Scored:
             "metric_power": self.choice.power,
             "normalize": self.choice.normalize,
             "body_scale": self.choice.body_scale,
+            "first_block": self.choice.first,
             "block_slope": self.choice.slope,
             "damping": self.damping,
             "relative_damping": self.relative_damping,
@@ -84,8 +87,7 @@ def combine(problem: Problem, choice: Choice) -> Tensor:
     head = cosine(head) if choice.normalize else head
     if choice.body_scale == 0 or not problem.blocks:
         return head
-    scales = block_scales(list(problem.blocks), choice.slope)
-    body = sum((scale * problem.blocks[block].double() for block, scale in scales.items()), torch.zeros_like(head))
+    body = _body(problem, block_scales(list(problem.blocks), choice.slope))
     return head + choice.body_scale * (cosine(body) if choice.normalize else body)
 
 
@@ -99,6 +101,56 @@ def score(problem: Problem, choice: Choice, damping: float | None, criterion: st
     best = int(values.argmin())
     chosen = float(grid[best])
     return Scored(choice, chosen, chosen / unit, float(errors[best]), float(values[best])), factor
+
+
+def solution_of(problem: Problem, scored: Scored) -> Solution:
+    """Solve with a scored choice."""
+    return solve(factor_ridge(combine(problem, scored.choice), problem.weights), problem.targets, scored.damping)
+
+
+def picture_errors(problem: Problem, scored: Scored) -> Tensor:
+    """(n,) weighted squared leave-one-out error of every picture for a scored choice."""
+    return problem.weights * (problem.targets - solution_of(problem, scored).loo).square().sum(1)
+
+
+def block_energies(problem: Problem, scored: Scored) -> dict[str, float]:
+    """Squared norm of the solution in each block, `s_l sum_c dual_c^T K_l dual_c`, "head" first."""
+    return energies(problem, scored.choice, solution_of(problem, scored).dual)
+
+
+def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]:
+    """Squared norm of a solution in each block; their sum is `sum_c dual_c^T K dual_c`."""
+    head = problem.head.double()
+    scaled = dual * _inverse_lengths(head)[:, None] if choice.normalize else dual
+    out = {"head": float((scaled * (head @ scaled)).sum())}
+    if choice.body_scale == 0 or not problem.blocks:
+        return out
+    scales = block_scales(list(problem.blocks), choice.slope)
+    if choice.normalize:
+        dual = dual * _inverse_lengths(_body(problem, scales))[:, None]
+    for block, scale in scales.items():
+        out[block] = choice.body_scale * scale * float((dual * (problem.blocks[block].double() @ dual)).sum())
+    return out
+
+
+def inverse_row_lengths(problem: Problem, choice: Choice) -> Tensor:
+    """Inverse lengths of head rows and of body rows, (2, n); ones where rows are not normalised."""
+    ones = torch.ones_like(problem.head[0], dtype=torch.float64)
+    if not choice.normalize:
+        return torch.stack([ones, ones])
+    scales = block_scales(list(problem.blocks), choice.slope)
+    body = _inverse_lengths(_body(problem, scales)) if problem.blocks else ones
+    return torch.stack([_inverse_lengths(problem.head.double()), body])
+
+
+def _inverse_lengths(kernel: Tensor) -> Tensor:
+    squares = kernel.diagonal().clamp_min(0)
+    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
+
+
+def _body(problem: Problem, scales: dict[str, float]) -> Tensor:
+    zero = torch.zeros_like(problem.head, dtype=torch.float64)
+    return sum((scale * problem.blocks[block].double() for block, scale in scales.items()), zero)
 
 
 @dataclass(frozen=True)
@@ -121,15 +173,16 @@ def unit_scale(problem: Problem, normalize: bool) -> float:
 
 def first_choices(problem: Problem, power: float, fixed: Fixed) -> list[Choice]:
     """A coarse grid over everything that is free; always with the plain linear probe in it."""
-    choices = []
+    choices: list[Choice] = []
+    first = next(iter(problem.blocks), "")
     for normalize in (True, False) if fixed.normalize is None else (fixed.normalize,):
         unit = unit_scale(problem, normalize)
         if fixed.body_scale is not None:
-            choices.append(Choice(power, normalize, fixed.body_scale))
+            choices.append(Choice(power, normalize, fixed.body_scale, first=first))
             continue
         choices.append(Choice(power, normalize, 0.0))
         if problem.blocks:
-            choices += [Choice(power, normalize, s * unit, slope) for s in SCALES for slope in SLOPES[::2]]
+            choices += [Choice(power, normalize, s * unit, slope, first) for s in SCALES for slope in SLOPES]
     return choices
 
 

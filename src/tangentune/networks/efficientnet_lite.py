@@ -1,5 +1,4 @@
-"""EfficientNet-Lite (Tan and Le 2019, without squeeze-and-excite), with the parameter names of the weight "
-"files."""
+"""EfficientNet-Lite (Tan and Le 2019, without squeeze-and-excite), with the parameter names of the weight files."""
 
 from __future__ import annotations
 
@@ -46,9 +45,7 @@ class SameConv2d(nn.Conv2d):
         left, right = same_padding(input.shape[3], kernel, stride)
         if top == bottom and left == right:  # the library pads for free
             return F.conv2d(input, self.weight, None, self.stride, (top, left), 1, self.groups)
-        return F.conv2d(
-            F.pad(input, (left, right, top, bottom)), self.weight, None, self.stride, 0, 1, self.groups
-        )
+        return F.conv2d(F.pad(input, (left, right, top, bottom)), self.weight, None, self.stride, 0, 1, self.groups)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

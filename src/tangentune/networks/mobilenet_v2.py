@@ -33,9 +33,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
         expand = [_conv_norm(inputs, hidden, 1)] if expansion != 1 else []
         filters = _conv_norm(hidden, hidden, 3, stride, hidden)
-        self.conv = nn.Sequential(
-            *expand, filters, nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        )
+        self.conv = nn.Sequential(*expand, filters, nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -23,7 +24,7 @@ def run(command: Callable[[], Any]) -> int:
     Anything else is our own mistake and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold bytes that no text can show
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that no text can show
             stream.reconfigure(errors="backslashreplace")
     try:
         code = command()
@@ -35,6 +36,8 @@ def run(command: Callable[[], Any]) -> int:
         return USAGE
     except click.ClickException as error:
         return _fail(_usage(error), USAGE)
+    except SystemExit as end:  # click and rich end so when nobody reads on
+        return end.code if isinstance(end.code, int) else BROKEN_PIPE
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):  # nothing more to say, not even when Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

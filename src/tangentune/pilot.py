@@ -1,0 +1,90 @@
+"""The pilot: which blocks of the network are worth their cost, and which metric power.
+
+The first block kept is decided on about a hundred pictures before the rest are touched; the power, whose best value
+depends on the number of pictures, on all of them but on one block only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tangentune.collect import RowSet, kronecker_factors
+from tangentune.metric import KroneckerFactors
+from tangentune.selection import Problem, Scored, block_energies, picture_errors, search
+from tangentune.work import Work
+
+PILOT_PICTURES = 100
+PILOT_PER_OUTPUT = 5
+FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3)  # where the kept blocks may begin, as a share of the network
+POWERS = (0.25, 0.0, 0.5)  # the first serves the pilot
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What the pilot decided: blocks kept, the one that matters most; and its rows and factors, for reuse."""
+
+    kept: tuple[str, ...]
+    leading: str
+    tried: list[Scored]
+    rows: RowSet
+    factors: dict[str, KroneckerFactors]
+
+
+def pilot_pictures(count: int, outputs: int) -> list[int]:
+    """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted)."""
+    wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs)
+    if 1.5 * wanted >= count:
+        return list(range(count))
+    return torch.linspace(0, count - 1, wanted).round().long().unique().tolist()
+
+
+def run_pilot(work: Work, index: list[int], whole: bool) -> Pilot:
+    """Choose the first block by the criterion on the pictures of `index`.
+
+    Of the candidates within half a standard error of the best (paired by picture), the one with the fewest blocks: it
+    costs least. A part of the pictures is seen unmirrored, which decides the same for half the cost; the whole set as
+    set, for reuse.
+    """
+    settings = work.settings
+    rows = work.collect(work.tangent, "pilot rows", index, settings.mirrored and whole)
+    factors = kronecker_factors(rows)
+    phi, chosen = rows.phi.double(), torch.tensor(index)
+    power = POWERS[0] if settings.power is None else settings.power
+    blocks = work.grams(rows.entries, factors, power)
+    names = list(blocks)
+    tried: list[Scored] = []
+    found: list[tuple[Scored, Problem, Tensor]] = []
+    for first in sorted({int(share * len(names)) for share in FIRST_BLOCKS}):
+        kept = {name: blocks[name] for name in names[first:]}
+        problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
+        scored, more = search(problem, power, settings.fixed, settings.criterion, refine=False)
+        tried += more
+        found.append((scored, problem, picture_errors(problem, scored)))
+    best = min(found, key=lambda candidate: candidate[0].criterion)
+    scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= 0.5][-1]
+    energies = block_energies(problem, scored)
+    leading = max(problem.blocks, key=lambda block: energies.get(block, float(problem.blocks[block].diagonal().sum())))
+    return Pilot(tuple(problem.blocks), leading, tried, rows, factors)
+
+
+def choose_power(work: Work, rows: RowSet) -> tuple[float, list[Scored]]:
+    """Metric power with the best criterion, from the rows of the leading block of all pictures; and what was tried."""
+    factors, phi = kronecker_factors(rows), rows.phi.double()
+    best: list[Scored] = []
+    tried: list[Scored] = []
+    for power in POWERS:
+        problem = Problem(phi @ phi.T, work.grams(rows.entries, factors, power), work.targets, work.weights)
+        scored, more = search(problem, power, work.settings.fixed, work.settings.criterion, refine=False)
+        best.append(scored)
+        tried += more
+    return min(best, key=lambda scored: scored.criterion).choice.power, tried
+
+
+def _behind(errors: Tensor, best: Tensor) -> float:
+    """How much worse, in standard errors of the paired difference of leave-one-out errors."""
+    difference = errors - best
+    spread = float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) / spread if spread > 0 else 0.0
