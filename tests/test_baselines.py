@@ -64,16 +64,20 @@ def test_probe_head_is_scikit_learns_ridge_chosen_by_leave_one_out() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 5)) + 1.0, rng.integers(0, 3, 40)
     x[np.arange(40), y] += 1.5
-    head = probe_head(torch.from_numpy(x), torch.from_numpy(y))
+    plain, sharp = (
+        probe_head(torch.from_numpy(x), torch.from_numpy(y), calibrated=calibrated) for calibrated in (False, True)
+    )
     centred = x - x.mean(0)
     unit = np.trace(centred @ centred.T) / 39
     peer = RidgeCV(alphas=unit * np.logspace(-4, 3, 57)).fit(x, np.eye(3)[y])
-    weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
-    coefficients = np.asarray(peer.coef_, dtype=float)
-    scale = float(np.sum(weight * coefficients) / np.sum(coefficients**2))
-    assert scale > 0
-    np.testing.assert_allclose(weight, scale * coefficients, atol=1e-6 * scale)
-    np.testing.assert_allclose(bias, scale * np.asarray(peer.intercept_), atol=1e-6 * scale)
+    np.testing.assert_allclose(plain.weight.detach(), np.asarray(peer.coef_), atol=1e-8)
+    np.testing.assert_allclose(plain.bias.detach(), np.asarray(peer.intercept_), atol=1e-8)
+
+    scale = sharp.weight / plain.weight
+    torch.testing.assert_close(scale, scale[0, 0].expand_as(scale))
+    assert F.cross_entropy(sharp(torch.from_numpy(x)), torch.from_numpy(y)) < F.cross_entropy(
+        plain(torch.from_numpy(x)), torch.from_numpy(y)
+    )
 
 
 def test_learns_what_no_linear_probe_of_the_frozen_features_can() -> None:
@@ -111,7 +115,7 @@ def test_batch_statistics_move_in_train_mode_only(mode: str) -> None:
     assert torch.equal(before, after) == (mode == "eval")
 
 
-@pytest.mark.parametrize("head_start", ["probe", "zero", "random"])
+@pytest.mark.parametrize("head_start", ["zero", "probe", "calibrated_probe", "random"])
 def test_a_seed_fixes_everything(head_start: str) -> None:
     def logits(seed: int) -> Tensor:
         fields: Any = {"epochs": 2, "batch_size": 5, "learning_rate": 1e-2, "head_start": head_start}

@@ -45,9 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def test_all_sources_give_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     pixels, names = colours(6), ["cat"] * 4 + ["dog"] * 2
     ids = [f"{name}/{i}.png" for i, name in enumerate(names)]
-    (tmp_path / "t.csv").write_text(
-        "path,label\n" + "".join(f"set/{i},{n}\n" for i, n in zip(ids, names, strict=True))
-    )
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"set/{i},{n}\n" for i, n in zip(ids, names, strict=True)))
     paths = [folder / i for i in ids]
     images = [Image.fromarray(p) for p in pixels]
     sources: dict[str, tuple[Any, Any]] = {
@@ -184,9 +182,7 @@ def test_suspicious_float_ranges_warn() -> None:
         load_pictures(pictures, [0, 1], contract=CONTRACT)
     with pytest.warns(UserWarning, match="as if normalised"):
         load_pictures(pictures / 100 - 1, [0, 1], contract=CONTRACT)
-    load_pictures(
-        pictures / 100 - 1, [0, 1], contract=DataContract(input_size=(3, 8, 8))
-    )  # no mean: no warning
+    load_pictures(pictures / 100 - 1, [0, 1], contract=DataContract(input_size=(3, 8, 8)))  # no mean: no warning
 
 
 def test_twelve_bits_in_sixteen_bit_files_warn(tmp_path: Path) -> None:
@@ -211,9 +207,7 @@ def test_bad_files_raise_or_are_skipped_with_a_count(folder: Path) -> None:
     whole = (folder / "dog" / "5.png").read_bytes()
     (folder / "dog" / "5.png").write_bytes(whole[:60])
     (folder / "dog" / "loop").symlink_to(folder)
-    with pytest.raises(
-        PictureError, match=r"2 of 6 pictures cannot be read: dog/loop \(it is a symbolic link back"
-    ):
+    with pytest.raises(PictureError, match=r"2 of 6 pictures cannot be read: dog/loop \(it is a symbolic link back"):
         load_pictures(folder, contract=CONTRACT)
     with pytest.warns(UserWarning, match="3 pictures were left out, 4 remain: dog/loop"):
         pictures = load_pictures(folder, contract=CONTRACT, on_error="skip")
@@ -229,9 +223,7 @@ def test_bad_files_raise_or_are_skipped_with_a_count(folder: Path) -> None:
     assert relabelled.labels.tolist() == [10, 12, 13, 14]
     (folder / "dog" / "loop").unlink()
     (folder / "cat" / "1.png").write_bytes(whole)
-    with pytest.raises(
-        PictureError, match=r"Cannot read picture dog/5\.png: the file is truncated\. .*on_error=.skip"
-    ):
+    with pytest.raises(PictureError, match=r"Cannot read picture dog/5\.png: the file is truncated\. .*on_error=.skip"):
         load_pictures(folder, contract=CONTRACT)
     kept = pictures.pixels.untyped_storage().nbytes()
     assert kept == pictures.pixels.nbytes  # room for what was skipped is not pickled along

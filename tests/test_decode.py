@@ -33,9 +33,7 @@ def smooth(width: int, height: int) -> Image.Image:
 # ---------------------------------------------------------------- colour
 
 
-@pytest.mark.parametrize(
-    "suffix", ["png", "bmp", "tif", "webp", "ppm", "JPG", "gif", "jp2", "avif", "tga", "qoi"]
-)
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "ppm", "JPG", "gif", "jp2", "avif", "tga", "qoi"])
 def test_every_format_gives_its_colours(tmp_path: Path, suffix: str) -> None:
     picture = Image.new("RGB", (8, 8), (200, 40, 90))
     path = tmp_path / f"a.{suffix}"
@@ -199,9 +197,7 @@ def test_crop_resizes_the_shorter_side_and_takes_the_centre() -> None:
 @pytest.mark.parametrize("height", [1, 8, 333])
 @pytest.mark.parametrize("crop", [None, 0.5, 0.875, 0.9, 1.0])
 @pytest.mark.parametrize("size", [(3, 32, 32), (3, 24, 40)])
-def test_plan_always_covers_the_input(
-    width: int, height: int, crop: float | None, size: tuple[int, ...]
-) -> None:
+def test_plan_always_covers_the_input(width: int, height: int, crop: float | None, size: tuple[int, ...]) -> None:
     new_w, new_h, left, top = resize_plan(width, height, DataContract(input_size=size, crop=crop))
     assert left >= 0
     assert top >= 0

@@ -104,9 +104,7 @@ def test_duplicate_sentences_name_files_and_conflicts() -> None:
         "2 pictures appear more than once, so the leave-one-out error of their copies is optimistic: "
         "a.jpg = c.jpg, b.jpg = d.jpg."
     )
-    assert conflict == (
-        "1 picture appears with different labels; correct or remove: a.jpg ('cat') = c.jpg ('cow')."
-    )
+    assert conflict == ("1 picture appears with different labels; correct or remove: a.jpg ('cat') = c.jpg ('cow').")
     assert conflicting_groups([[0, 2], [1, 3]], labels) == [[0, 2]]
     assert len(duplicate_sentences(pixels, None, ids)) == 1
     assert duplicate_sentences(pixels[[0, 1]], labels, ids) == []

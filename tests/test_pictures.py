@@ -122,9 +122,7 @@ def in_a_file(pixels: torch.Tensor) -> bool:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux to see what memory is")
-def test_large_sets_lie_in_an_unnamed_file(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_sets_lie_in_an_unnamed_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     normal = load_pictures(folder, contract=CONTRACT)
     assert not in_a_file(normal.pixels)
     scratch = tmp_path / "scratch"

@@ -55,9 +55,6 @@ def test_traffic_lights_with_any_number_of_workers() -> None:
     assert names.tolist() == ["green", "red", "yellow"]
     assert counts.tolist() == [107, 181, 9]
     red, green = (
-        alone.pixels[torch.from_numpy(alone.labels == name)].float().mean(dim=(0, 1, 3))
-        for name in ("red", "green")
+        alone.pixels[torch.from_numpy(alone.labels == name)].float().mean(dim=(0, 1, 3)) for name in ("red", "green")
     )
-    assert (
-        (red - green)[:16].mean() > 0 > (red - green)[32:].mean()
-    )  # red is the upper light, green the lower
+    assert (red - green)[:16].mean() > 0 > (red - green)[32:].mean()  # red is the upper light, green the lower

@@ -45,9 +45,7 @@ def test_reasons_say_what_is_wrong(tmp_path: Path) -> None:
     assert reason("text.jpg", b"hello, this is no picture at all") == "it is not a picture in a known format"
     assert "git lfs pull" in reason("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "web page" in reason("page.jpg", b"\n<!DOCTYPE html><html>404</html>")
-    assert "pip install pillow-heif" in reason(
-        "phone.jpg", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic"
-    )
+    assert "pip install pillow-heif" in reason("phone.jpg", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic")
     assert "known format" in reason("script.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "folder.jpg").mkdir()
     assert reason("folder.jpg") == "it is a folder, not a picture"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from tangentune.errors import BudgetError
@@ -15,6 +16,7 @@ from tangentune.metric import KroneckerFactors, diagonal_kronecker, matrix_krone
 Batches = Callable[[], Iterable[Tensor]]
 FACTOR_POSITIONS = 16
 FACTOR_PICTURES = 256
+ROUNDING = 32  # rows below so many roundings of the largest layer's are noise
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class RowSet:
         kept = set(names)
         entries = {name: entry for name, entry in self.entries.items() if name in kept}
         return RowSet(self.phi, entries, {name: s for name, s in self.samples.items() if name in kept})
+
+    def select(self, index: Tensor) -> RowSet:
+        """The rows of fewer pictures."""
+        entries = {name: entry.select(index) for name, entry in self.entries.items()}
+        return RowSet(self.phi[index], entries, self.samples)
 
 
 def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
@@ -75,13 +82,20 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
     out = {}
     for name, entry in rows.entries.items():
         sample = pairs_sample(entry) if isinstance(entry, Pairs) else rows.samples.get(name)
-        if sample is None:
-            assert isinstance(entry, Rows)
+        if isinstance(entry, Rows) and (sample is None or not _fits(sample, entry)):
             out[name] = diagonal_kronecker(entry)
-        else:
+        elif sample is not None:
             mean_square = float(entry.squared_norms().mean()) / entry.width
             out[name] = matrix_kronecker(sample, mean_square)
-    return out
+    # A gradient that is zero but for rounding (a bias before a norm, a key's bias) must not be blown up to unit size.
+    eps = max((torch.finfo(entry.dtype).eps for entry in rows.entries.values()), default=0.0)
+    floor = (ROUNDING * eps) ** 2 * max((own.mean_square for own in out.values()), default=0.0)
+    return {name: own if own.mean_square > floor else replace(own, mean_square=0.0) for name, own in out.items()}
+
+
+def _fits(sample: FactorSample, entry: Rows) -> bool:
+    """False for a matrix whose other use as a looked-up table made its rows a vector."""
+    return (sample.g.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
 
 
 def entry_bytes(tangent: Tangent, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:

@@ -210,9 +210,7 @@ def _collect(
             cause = result if isinstance(result, Exception) else None
             reason = result if cause is None else _told(cause)
             if on_error == "raise":
-                message = (
-                    f'Cannot read picture {name}: {reason}. Correct or remove it, or use on_error="skip".'
-                )
+                message = f'Cannot read picture {name}: {reason}. Correct or remove it, or use on_error="skip".'
                 raise PictureError(message) from cause
             skipped.append((name, reason))
             continue

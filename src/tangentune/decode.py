@@ -27,7 +27,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 # Picture formats only: Pillow also opens PostScript (by running Ghostscript), video and science containers.
-_FORMATS = "JPEG MPO PNG GIF BMP DIB TIFF WEBP AVIF HEIF JPEG2000 PPM PCX QOI".split()
+_FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "PCX", "QOI"]
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ORIENTATION_TAG = 0x0112
 _TURNS = {

@@ -68,9 +68,7 @@ def decode_files(
         yield from _decode_in_workers(paths[done:], contract, workers or 1)
 
 
-def _decode_in_workers(
-    paths: Sequence[str], contract: DataContract, workers: int
-) -> Generator[Decoded, None, None]:
+def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: int) -> Generator[Decoded, None, None]:
     size = max(1, min(_CHUNK, len(paths) // (4 * workers)))
     settings = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     stopped = False

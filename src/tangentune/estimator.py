@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -24,7 +25,7 @@ from tangentune.costs import estimate_cost
 from tangentune.data import Pictures, check_classes, duplicate_sentences, load_pictures, numeric_labels
 from tangentune.errors import InputError
 from tangentune.fitting import Fitted, fit_tangent
-from tangentune.linearization import Tangent, survey
+from tangentune.linearization import Tangent, survey, used_parameters
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
@@ -110,9 +111,16 @@ class _TangentEstimator(BaseEstimator):
                 pictures = self._load(X, y, backbone, labelled=True)
             weights = None if sample_weight is None else _check_sample_weight(sample_weight, pictures.pixels)
             targets, weights = self._encode(pictures, weights)
+            if not (weights >= 0).all():
+                message = (
+                    f"picture {pictures.ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
+                )
+                raise InputError(message)
             kept = np.flatnonzero(weights > 0)
             if len(kept) < 2:
-                message = f"n_samples={len(kept)} with positive weight is not enough; least squares needs at least 2 pictures"
+                message = (
+                    f"n_samples={len(kept)} with positive weight is not enough; least squares needs at least 2 pictures"
+                )
                 raise InputError(message)
             self._warn(pictures)
             used = pictures if len(kept) == len(pictures) else pictures.select(kept)
@@ -183,7 +191,8 @@ class _TangentEstimator(BaseEstimator):
         else:
             X, y = validate_data(self, X, dtype="numeric", reset=reset), None
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
-        return Pictures(torch.from_numpy(np.ascontiguousarray(X)), y, [str(i) for i in range(len(X))])
+        X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
+        return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
 
     def _warn(self, pictures: Pictures) -> None:
         if pictures.pixels.dim() == 4:
@@ -192,13 +201,10 @@ class _TangentEstimator(BaseEstimator):
 
     def _survey(self, backbone: Backbone, source: Source) -> Tangent:
         module, features = backbone.module, backbone.feature_function
-        x = next(iter(source.batches(list(range(min(3, source.count))))))
+        x = next(iter(source.batches(list(range(min(2, source.count))))))
         backbone.check(x)
-        everything = [name for name, _ in module.named_parameters()]
-        checked = survey(module, features, everything, x)
-        kept = set(select_parameters(module, self.subset, checked.names))
-        ruled = tuple(name for name in checked.ruled if name in kept)
-        return Tangent(module, features, ruled, tuple(name for name in checked.generic if name in kept))
+        moving = select_parameters(module, self.subset, used_parameters(module, features, x))
+        return survey(module, features, moving, x)
 
     def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
         """Set every fitted attribute that does not depend on the kind of target."""
@@ -341,7 +347,8 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
             message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
             raise InputError(message)
         if labels.ndim == 2 and labels.shape[1] == 1:
-            warnings.warn("A column-vector y was passed when a 1d array was expected; it is flattened.", stacklevel=3)
+            sentence = "A column-vector y was passed when a 1d array was expected; it is flattened."
+            warnings.warn(sentence, DataConversionWarning, stacklevel=3)
             labels = labels[:, 0]
         check_classification_targets(labels)
         for sentence in check_classes(labels, pictures.ids):
@@ -376,7 +383,8 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
 
     def predict(self, X: Any) -> NDArray:
         """Class of each picture, (n,)."""
-        return self.classes_[self._scores(X).argmax(1)]
+        best = self._scores(X).argmax(1)
+        return self.classes_[best]
 
     def predict_proba(self, X: Any) -> NDArray:
         """Probabilities (n, C), calibrated on the exact leave-one-out predictions."""
@@ -440,6 +448,12 @@ class TangentRegressor(RegressorMixin, _TangentEstimator):
         """Predicted targets, (n,) or (n, k) as y was in `fit`."""
         scores = self._scores(X)
         return scores[:, 0] if self.flat_ else scores
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags: several targets at once."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """R^2; y None takes the labels of the source."""

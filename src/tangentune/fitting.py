@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tangentune.collect import RowSet, kronecker_factors, restrict, views_of
@@ -171,9 +170,7 @@ def _primal(work: Work, choice: Choice, made: _Kernels, problem: Problem, soluti
     return TangentModel(feature_map, solution.intercept, head, body)
 
 
-def _row_sums(
-    work: Work, tangent: Tangent, dual: Tensor, rows: RowSet | None
-) -> dict[str, tuple[Tensor, Entry]]:
+def _row_sums(work: Work, tangent: Tangent, dual: Tensor, rows: RowSet | None) -> dict[str, tuple[Tensor, Entry]]:
     """`dual^T rows` of every parameter: from the kept rows, or in one more pass over the pictures."""
     if rows is not None:
         return {name: (accumulate(entry, dual), entry) for name, entry in rows.entries.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tangentune.layers import Entry, Pairs
 
-TILE_BYTES = 64 * 2**20
+TILE_BYTES = 24 * 2**20  # tiles that stay in the cache: forming rows is several times faster there
 PAIR_OVERHEAD = 60  # elementwise work on one position pair, in multiply-adds of a matrix product
 
 
@@ -44,33 +44,39 @@ def gram(entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES)
     else:
         for i, (start, stop) in enumerate(edges):
             for low, high in edges[i:]:
-                tile(out[start:stop, low:high], entry.select(slice(start, stop)), entry.select(slice(low, high)), tile_bytes)
+                tile(
+                    out[start:stop, low:high],
+                    entry.select(slice(start, stop)),
+                    entry.select(slice(low, high)),
+                    tile_bytes,
+                )
     return _mirror(out)
 
 
 def row_chunks(entry: Entry, tile_bytes: int = TILE_BYTES) -> Iterator[tuple[slice, Tensor]]:
     """Explicit rows in column chunks: (columns of the flat row, (n, chunk) tensor), never all at once."""
+    unit = entry.a.shape[2] if isinstance(entry, Pairs) else 1
+    step = unit * max(1, tile_bytes // (len(entry) * unit * entry.dtype.itemsize))
+    for low in range(0, entry.width, step):
+        columns = slice(low, min(low + step, entry.width))
+        yield columns, _columns(entry, columns)
+
+
+def _columns(entry: Entry, columns: slice) -> Tensor:
+    """Some columns of the flat rows; of pairs, whole runs of inputs."""
     if not isinstance(entry, Pairs):
-        flat = entry.values.flatten(1)
-        step = max(1, tile_bytes // (len(entry) * flat.element_size()))
-        for low in range(0, flat.shape[1], step):
-            yield slice(low, min(low + step, flat.shape[1])), flat[:, low : low + step]
-        return
-    g, inputs = entry.g.flatten(2).transpose(1, 2), entry.a.shape[2]
-    step = max(1, tile_bytes // (len(entry) * inputs * g.element_size()))
-    for low in range(0, g.shape[1], step):
-        part = torch.bmm(g[:, low : low + step], entry.a).flatten(1)
-        yield slice(low * inputs, low * inputs + part.shape[1]), part
+        return entry.values.flatten(1)[:, columns]
+    inputs = entry.a.shape[2]
+    g = entry.g.flatten(2).transpose(1, 2)[:, columns.start // inputs : columns.stop // inputs]
+    return torch.bmm(g, entry.a).flatten(1)
 
 
 def _row_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
-    for (_, left), (_, right) in zip(row_chunks(entry, tile_bytes), _matched(entry, other, tile_bytes), strict=True):
-        out += left @ right.T
-
-
-def _matched(entry: Entry, other: Entry, tile_bytes: int) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of `other` with the same column edges as those of `entry`."""
-    return row_chunks(other, tile_bytes * len(other) // max(1, len(entry)) + 1)
+    # Pairs can only be cut between runs of inputs, so they lead; the longer side sets the size.
+    lead = other if isinstance(other, Pairs) else entry
+    for columns, part in row_chunks(lead, tile_bytes * len(lead) // max(len(entry), len(other))):
+        left = part if lead is entry else _columns(entry, columns)
+        out += left @ (part if lead is other else _columns(other, columns)).T
 
 
 def _symmetric_rows(out: Tensor, entry: Entry, edges: list[tuple[int, int]], tile_bytes: int) -> None:

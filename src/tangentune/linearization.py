@@ -128,6 +128,13 @@ def survey(module: nn.Module, features: Features, names: list[str], x: Tensor, s
     return Tangent(module, features, checked.ruled, checked.generic)
 
 
+def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
+    """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
+    names = [name for name, _ in module.named_parameters()]
+    truth = _reference(module, features, names, x, torch.Generator().manual_seed(0)).truth
+    return [name for name in names if truth[name] is not None]
+
+
 def _sort_parameters(
     module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int, tolerance: float
 ) -> Tangent:
@@ -165,15 +172,18 @@ def _reference(
     module: nn.Module, features: Features, names: list[str], x: Tensor, generator: torch.Generator
 ) -> _Reference:
     weights = torch.randn(len(x), generator=generator, dtype=torch.float64).to(x.device)
-    wanted = set(names)
-    leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if name in wanted}
+    moving = set(names)
+    leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if name in moving}
+    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
+    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
     with torch.enable_grad():
-        phi = _call(module, features, leaves, x)
+        phi = _call(module, features, leaves, start[0].clone() if start else x)
         probe = torch.randn(1, phi.shape[1], generator=generator, dtype=torch.float64).to(phi)
         if not phi.requires_grad:
             return _Reference(dict.fromkeys(names), probe, weights)
-        grads = torch.autograd.grad((phi @ probe[0]) @ weights.to(phi), list(leaves.values()), allow_unused=True)
-    return _Reference(dict(zip(leaves, grads, strict=True)), probe, weights)
+        wanted = [*leaves.values(), *start]
+        grads = torch.autograd.grad((phi @ probe[0]) @ weights.to(phi), wanted, allow_unused=True)
+    return _Reference(dict(zip(leaves, grads, strict=False)), probe, weights)
 
 
 def _failures(tangent: Tangent, x: Tensor, reference: _Reference, tolerance: float) -> set[str]:
@@ -210,10 +220,11 @@ def _generic_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Rows
     moving = {name: parameters[name].detach() for name in tangent.generic}
 
     def output(params: dict[str, Tensor], one: Tensor, probe: Tensor) -> Tensor:
-        return _call(tangent.module, tangent.features, params, one[None])[0] @ probe
+        phi = _call(tangent.module, tangent.features, params, one[None])[0]
+        return phi @ probe.to(phi)  # not of the inputs' type: they may be token numbers
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule
-        per_probe = [vmap(grad(output), in_dims=(None, 0, None))(moving, x, probe.to(x)) for probe in probes]
+        per_probe = [vmap(grad(output), in_dims=(None, 0, None))(moving, x, probe) for probe in probes]
     stacked = {name: torch.stack([rows[name].flatten(1) for rows in per_probe], 1) for name in moving}
     return {name: Rows(values[:, :, :, None, None]) for name, values in stacked.items()}
 

@@ -50,7 +50,7 @@ def matrix_kronecker(sample: FactorSample, mean_square: float) -> KroneckerFacto
     return KroneckerFactors(a_values, a_vectors, g_values, g_vectors, mean_square)
 
 
-def pairs_sample(pairs: Pairs, limit: int = 3072) -> FactorSample:
+def pairs_sample(pairs: Pairs, limit: int = 2048) -> FactorSample:
     """Second moments of stored positions, evenly thinned to about `limit`; cost `limit (i^2 + o^2)`."""
     a, g = pairs.a.flatten(0, 1), pairs.g.flatten(0, 1)
     step = max(1, len(a) // limit)

@@ -56,8 +56,7 @@ def inverse_lengths(squares: Tensor) -> Tensor:
 def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
     """`coefficients^T rows` (C, row width), rows formed chunk by chunk; adds to `out` if given."""
     if out is None:
-        width = entry.width
-        out = torch.zeros(coefficients.shape[1], width, dtype=coefficients.dtype, device=coefficients.device)
+        out = torch.zeros(coefficients.shape[1], entry.width, dtype=coefficients.dtype, device=coefficients.device)
     for columns, part in row_chunks(entry):
         out[:, columns] += coefficients.T @ part
     return out

@@ -6,6 +6,8 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from tangentune.errors import InputError
 from tangentune.memory import parse_bytes
 from tangentune.selection import Fixed
@@ -30,7 +32,7 @@ def read_options(options: dict[str, Any], seed: int, default_budget: int, pictur
     power = _choice(options, "metric_power", lambda v: _number(v) and float(v) in POWERS, "0, 0.25 or 0.5")
     scale = _choice(options, "body_scale", lambda v: _number(v) and 0 <= v < math.inf, "a number >= 0")
     damping = _choice(options, "damping", lambda v: _number(v) and 0 < v < math.inf, "a number > 0")
-    normalize = _choice(options, "normalize", lambda v: v is True or v is False or type(v).__name__ == "bool_", "true or false")
+    normalize = _choice(options, "normalize", lambda v: isinstance(v, bool | np.bool_), "true or false")
     names = ("metric_power", "body_scale", "damping", "normalize")
     criteria = {options[name] for name in names if isinstance(options[name], str)}
     if len(criteria) > 1:

@@ -39,8 +39,8 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     tensors |= {f"body.{name}": weights for name, weights in model.body.items()}
     for name, metric in model.map.metric.items():
         tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    tensors |= {key: torch.from_numpy(np.ascontiguousarray(getattr(estimator, key))) for key in ARRAYS if hasattr(estimator, key)}
-    tensors |= {f"path.{key}": torch.from_numpy(np.ascontiguousarray(v)) for key, v in estimator.damping_path_.items()}
+    tensors |= {key: _tensor(getattr(estimator, key)) for key in ARRAYS if hasattr(estimator, key)}
+    tensors |= {f"path.{key}": _tensor(values) for key, values in estimator.damping_path_.items()}
     shown = _most_wrong(estimator)
     if estimator.pictures_.pixels.dim() == 4:
         tensors["shown"] = estimator.pictures_.pixels[torch.from_numpy(shown)]
@@ -74,10 +74,12 @@ def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None,
     """
     config, tensors = read_model(directory)
     if config.get("estimator") != cls.__name__:
-        message = f"{directory} holds a {config.get('estimator')}; read it with {config.get('estimator')}.from_pretrained"
+        kind = config.get("estimator")
+        message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
         raise StoreError(message)
     backbone = _backbone(config["backbone"], backbone, device, directory)
-    parameters = config["parameters"] | {"backbone": backbone if config["backbone"]["name"] == "custom" else config["backbone"]["name"]}
+    name = config["backbone"]["name"]
+    parameters = config["parameters"] | {"backbone": backbone if name == "custom" else name}
     if isinstance(parameters["input_size"], list):
         parameters["input_size"] = tuple(parameters["input_size"])
     estimator = cls(**parameters)
@@ -97,7 +99,9 @@ def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None,
     return estimator
 
 
-def _model(saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone) -> TangentModel:
+def _model(
+    saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
+) -> TangentModel:
     device = backbone.device
     tangent = Tangent(backbone.module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]))
     metric = {
@@ -159,6 +163,10 @@ def _most_wrong(estimator: Any) -> np.ndarray:
         targets = estimator.targets_.astype(np.float64).reshape(estimator.loo_predictions_.shape)
         error = ((targets - estimator.loo_predictions_) ** 2).sum(1)
     return np.argsort(-error, kind="stable")[:SHOWN]
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _labels(values: np.ndarray) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def label_array(labels: Any) -> NDArray[Any]:
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     elif isinstance(labels, (list, tuple)):
-        labels = [
-            entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels
-        ]
+        labels = [entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels]
     array = np.asarray(labels, dtype=object if _has_text_or_gap(labels) else None)
     if array.dtype == object:
         array = _from_objects(array)
@@ -61,9 +59,7 @@ def label_array(labels: Any) -> NDArray[Any]:
 
 def _has_text_or_gap(labels: Any) -> bool:
     """Text must not pass through numpy's own conversion, which turns a number beside it into text."""
-    return isinstance(labels, (list, tuple)) and any(
-        entry is None or isinstance(entry, str) for entry in labels
-    )
+    return isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
 
 
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
@@ -74,9 +70,7 @@ def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
             raise InputError(message)
     texts = sum(isinstance(entry, str) for entry in entries)
     if 0 < texts < len(entries):
-        odd = next(
-            i for i, entry in enumerate(entries) if isinstance(entry, str) == (texts * 2 < len(entries))
-        )
+        odd = next(i for i, entry in enumerate(entries) if isinstance(entry, str) == (texts * 2 < len(entries)))
         message = f"labels mix text and numbers (label {odd} is {entries[odd]!r}); use one kind."
         raise InputError(message)
     try:
@@ -214,7 +208,5 @@ def duplicate_sentences(pixels: Tensor, labels: NDArray[Any] | None, ids: Sequen
     if conflicts and labels is not None:
         pairs = [" = ".join(f"{ids[i]} ({labels[i].tolist()!r})" for i in group) for group in conflicts]
         what = "picture appears" if len(conflicts) == 1 else "pictures appear"
-        sentences.append(
-            f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}."
-        )
+        sentences.append(f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}.")
     return sentences

@@ -24,9 +24,7 @@ _LABEL_KEYS = ("label", "labels", "target")
 def is_item(entry: Any) -> bool:
     """True for what a list of pictures holds: a picture, an array, or a (picture, label) pair."""
     picture = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
-    return isinstance(picture, Image.Image) or (
-        isinstance(picture, (np.ndarray, Tensor)) and picture.ndim > 0
-    )
+    return isinstance(picture, Image.Image) or (isinstance(picture, (np.ndarray, Tensor)) and picture.ndim > 0)
 
 
 def count_items(source: Any) -> int:

@@ -16,7 +16,9 @@ from tangentune.picture_table import read_table
 _JUNK_FOLDERS = frozenset(
     ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-_SPLIT_NAMES = frozenset("train training trn test testing tst val valid validation dev eval".split())
+_SPLIT_NAMES = frozenset(
+    ["train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"]
+)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ class _Root(torch.autograd.Function):
     """Start of the graph: makes a frozen network's output depend on a token that requires grad."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, token: Tensor) -> Tensor:
+    def forward(_ctx: Any, output: Tensor, _token: Tensor) -> Tensor:
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(_ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         return grad_outputs[0], None
 
 

@@ -80,9 +80,7 @@ class Work:
         mirrored = self.settings.mirrored if mirrored is None else mirrored
         return collect(tangent, self.batches(label, index), count, self.probes, mirrored)
 
-    def grams(
-        self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float
-    ) -> dict[str, Tensor]:
+    def grams(self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float) -> dict[str, Tensor]:
         """Block kernels, in network order, with a progress bar."""
         settings = {"desc": "kernels", "unit": "layer", "delay": 1.0, "disable": not self.settings.verbose}
         with tqdm(total=len(entries), **settings) as bar:

@@ -5,6 +5,18 @@ from tangentune.layers.entry import Entry, Pairs, Rows, add_uses, average_views,
 from tangentune.layers.use import RULES, FactorSample, LayoutError, Use
 
 __all__ = [
-    "RULES", "Entry", "FactorSample", "LayoutError", "Pairs", "Rows", "Use", "add_uses", "average_views", "conv",
-    "embedding", "linear", "norm", "stack_probes",
+    "RULES",
+    "Entry",
+    "FactorSample",
+    "LayoutError",
+    "Pairs",
+    "Rows",
+    "Use",
+    "add_uses",
+    "average_views",
+    "conv",
+    "embedding",
+    "linear",
+    "norm",
+    "stack_probes",
 ]

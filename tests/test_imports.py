@@ -1,0 +1,101 @@
+"""What an import brings in: every public name, no torch before it is needed, no model hub ever."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tangentune
+
+PACKAGE = Path(tangentune.__path__[0])
+HUBS = ("torchvision", "timm", "transformers")
+HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "PIL", "jinja2", "safetensors")
+
+
+def python(code: str) -> str:
+    """Standard output of a fresh interpreter."""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.parametrize("name", tangentune.__all__)
+def test_public_name(name: str) -> None:
+    thing = getattr(tangentune, name)
+    assert thing.__name__ == name
+    assert thing.__module__.startswith("tangentune.")
+    assert thing.__doc__
+
+
+def test_lazy_names_are_the_public_ones() -> None:
+    """What type checkers see, what `__getattr__` finds and what `__all__` lists are the same names."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    typed = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tangentune.")
+        for alias in node.names
+    }
+    assert typed == set(tangentune.__all__)
+    assert tangentune.__all__ == sorted(tangentune.__all__)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'TangentClasifier'"):
+        _ = tangentune.TangentClasifier
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
+        exec("from tangentune import no_such_name")
+
+
+@pytest.mark.parametrize("module", ["tangentune", "tangentune.cli"])
+def test_import_is_light(module: str) -> None:
+    """`tangentune --help` and typing mistakes must not wait seconds for torch."""
+    code = f"import sys, {module}; print(*[name for name in {HEAVY} if name in sys.modules])"
+    assert python(code).split() == []
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys\nfrom tangentune.cli import main\n"
+        "for arguments in (['--help'], ['fit', '--help'], ['fit', '--no-such-option']):\n"
+        "    main(arguments)\n"
+        f"print('heavy:', *[name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert python(code).splitlines()[-1] == "heavy:"
+
+
+def test_no_module_imports_a_hub() -> None:
+    """Not even in a `try`: the finder notes every attempt, whether or not the hub is installed."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "asked = []\n"
+        "class Note:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {HUBS}:\n"
+        "            asked.append(name)\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Note())\n"
+        "import tangentune\n"
+        "count = 0\n"
+        "for module in pkgutil.walk_packages(tangentune.__path__, 'tangentune.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "    count += 1\n"
+        "print(count, *asked)"
+    )
+    count, *asked = python(code).split()
+    assert int(count) > 40
+    assert asked == []
+
+
+def test_scikit_learn_stays_in_the_estimator() -> None:
+    users = [
+        path.name for path in PACKAGE.rglob("*.py") if re.search(r"^\s*(from|import) sklearn", path.read_text(), re.M)
+    ]
+    assert users == ["estimator.py"]
