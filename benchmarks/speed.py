@@ -51,18 +51,22 @@ def rows_speed(batch: int = 32, runs: int = 5) -> dict[str, Any]:
     x = torch.randn(batch, 3, SIZE, SIZE)
     out: dict[str, Any] = {"batch": batch}
     for layout, fmt in (("plain", torch.contiguous_format), ("channels_last", torch.channels_last)):
-        module, inputs = backbone.module.to(memory_format=fmt), x.contiguous(memory_format=fmt)
+        module, inputs = backbone.module, x.contiguous(memory_format=fmt)
+        for parameter in module.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=fmt)
         tangent = survey(module, backbone.feature_function, [n for n, _ in module.named_parameters()], inputs[:2])
         probe = torch.randn(1, backbone.features(inputs[:1]).shape[1])
+        body = module.get_submodule("features")
         moving = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters() if n in tangent.names}
 
-        def train_step(module=module, inputs=inputs, moving=moving, probe=probe) -> None:
-            (functional_call(module.features, _inside(moving), (inputs,)).mean((2, 3)) @ probe[0]).sum().backward()
+        def train_step(body=body, inputs=inputs, moving=moving, probe=probe) -> None:
+            (functional_call(body, _inside(moving), (inputs,)).mean((2, 3)) @ probe[0]).sum().backward()
             for tensor in moving.values():
                 tensor.grad = None
 
-        def one(params, sample, module=module, probe=probe):
-            return functional_call(module.features, _inside(params), (sample[None],)).mean((2, 3))[0] @ probe[0]
+        def one(params, sample, body=body, probe=probe):
+            return functional_call(body, _inside(params), (sample[None],)).mean((2, 3))[0] @ probe[0]
 
         frozen = {n: p.detach() for n, p in moving.items()}
         functions = {

@@ -158,7 +158,7 @@ def test_evidence_chooses_too() -> None:
     words: dict[str, Any] = dict.fromkeys(("metric_power", "body_scale", "normalize", "damping"), "evidence")
     clf = TangentClassifier(BACKBONE, **words).fit(X, Y)
     assert clf.score(X, Y) > 0.7
-    mixed = TangentClassifier(BACKBONE, **FIXED | {"damping": "evidence"}).fit(X, Y)
+    mixed = classifier(damping="evidence").fit(X, Y)
     assert mixed.body_scale_ == 0.3
 
 

@@ -193,7 +193,7 @@ def test_parameters_that_do_not_matter_are_left_out() -> None:
 def test_any_memory_order_and_any_part_of_a_network(case: str, memory_format: torch.memory_format) -> None:
     """Norms alone, the rest frozen, channels last: torch's group_norm backward crashes there if asked carelessly."""
     chosen = next(c for c in CASES if c.name == case)
-    network = chosen.network().to(memory_format=memory_format)
+    network = chosen.network().to(memory_format=memory_format)  # type: ignore[call-overload]
     names = [name for name, p in network.named_parameters() if p.dim() == 1 and not name.startswith("0.")]
     x = chosen.batch(4).contiguous(memory_format=memory_format)
     tangent = survey(network, forward, names, x[:2])

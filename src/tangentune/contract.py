@@ -52,4 +52,5 @@ class DataContract:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> DataContract:
         """Read what `to_dict` wrote (JSON turns tuples into lists)."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**arguments)

@@ -2,291 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from abc import abstractmethod
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 
-from tangentune import persistence
-from tangentune.backbone import Backbone, load_backbone
 from tangentune.calibration import fit_temperature, probabilities
-from tangentune.costs import estimate_cost
-from tangentune.data import Pictures, check_classes, duplicate_sentences, load_pictures, numeric_labels
+from tangentune.data import Pictures, check_classes, numeric_labels
 from tangentune.errors import InputError
-from tangentune.fitting import Fitted, fit_tangent
-from tangentune.linearization import Tangent, survey, used_parameters
-from tangentune.memory import Meter, default_budget, warm_pages
-from tangentune.model import TangentModel, decision
-from tangentune.options import read_options
-from tangentune.selection import RELATIVE_DAMPINGS
-from tangentune.solvers.ridge import loo_errors
-from tangentune.subset import select_parameters
-from tangentune.work import Settings, Source
-
-
-class _TangentEstimator(BaseEstimator):
-    """What both estimators share; abstract."""
-
-    def __init__(
-        self,
-        backbone: str | Backbone,
-        *,
-        subset: str = "all",
-        probes: int = 1,
-        probe_space: str = "pca",
-        metric_power: str | float = "loo",
-        body_scale: str | float = "loo",
-        normalize: str | bool = "loo",
-        damping: str | float = "loo",
-        class_weight: Any = None,
-        augment: str | None = None,
-        input_size: int | tuple[int, int] | None = None,
-        batch_size: int = 32,
-        memory_budget: int | str | None = None,
-        device: str | torch.device | None = None,
-        random_state: Any = 0,
-        n_jobs: int | None = None,
-        verbose: int = 0,
-    ):
-        self.backbone = backbone
-        self.subset = subset
-        self.probes = probes
-        self.probe_space = probe_space
-        self.metric_power = metric_power
-        self.body_scale = body_scale
-        self.normalize = normalize
-        self.damping = damping
-        self.class_weight = class_weight
-        self.augment = augment
-        self.input_size = input_size
-        self.batch_size = batch_size
-        self.memory_budget = memory_budget
-        self.device = device
-        self.random_state = random_state
-        self.n_jobs = n_jobs
-        self.verbose = verbose
-
-    @abstractmethod
-    def _encode(self, pictures: Pictures, sample_weight: NDArray | None) -> tuple[Tensor, NDArray]:
-        """Labels as (n, C) targets, and (n,) sample weights; sets what the subclass remembers of the labels."""
-
-    @abstractmethod
-    def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
-        """Set the leave-one-out attributes."""
-
-    # -- fitting ---------------------------------------------------------------------------------------------------
-
-    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Solve for the whole network at once.
-
-        Args:
-            X: a folder root/class/file, a CSV file (path,label), a list of paths, an array (n, C, H, W) or
-                (n, H, W, C), a torch Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
-            y: labels; None takes those of the source.
-            sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
-
-        Returns:
-            The estimator itself.
-
-        Raises:
-            InputError: if pictures, labels or options cannot be used; the message says which and what to do.
-            BudgetError: if the work cannot keep `memory_budget`.
-        """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
-        meter = Meter(backbone.device)
-        with warm_pages():
-            with meter.stage("pictures"):
-                pictures = self._load(X, y, backbone, labelled=True)
-            weights = None if sample_weight is None else _check_sample_weight(sample_weight, pictures.pixels)
-            targets, weights = self._encode(pictures, weights)
-            if not (weights >= 0).all():
-                message = (
-                    f"picture {pictures.ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
-                )
-                raise InputError(message)
-            kept = np.flatnonzero(weights > 0)
-            if len(kept) < 2:
-                message = (
-                    f"n_samples={len(kept)} with positive weight is not enough; least squares needs at least 2 pictures"
-                )
-                raise InputError(message)
-            self._warn(pictures)
-            used = pictures if len(kept) == len(pictures) else pictures.select(kept)
-            source = _source(used, backbone, self._batch(settings))
-            with meter.stage("survey"):
-                tangent = self._survey(backbone, source)
-            rows = torch.from_numpy(kept)
-            fitted = fit_tangent(tangent, source, targets[rows], torch.from_numpy(weights[kept]), settings, meter)
-            self._adopt(backbone, pictures, fitted)
-            self._describe_loo(fitted, kept, weights)
-        self.fit_report_ = meter.report() | {
-            "n": len(pictures),
-            "outputs": targets.shape[1],
-            "passes": fitted.passes,
-            "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
-            "threads": torch.get_num_threads(),
-            "device": str(backbone.device),
-        }
-        return self
-
-    def plan(self, X: Any, y: Any = None) -> dict[str, Any]:
-        """What `fit` would cost, from one small trial batch: seconds, peak bytes, passes, and the way of each layer.
-
-        Returns:
-            Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
-            bytes a picture). Cost: about a second.
-        """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
-        with warm_pages():
-            pictures = self._load(X, y, backbone, labelled=True)
-            source = _source(pictures, backbone, self._batch(settings))
-            return estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
-
-    def _outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None else len(np.unique(pictures.labels))
-
-    def _load_backbone(self) -> Backbone:
-        backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
-        if not isinstance(backbone, Backbone):
-            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
-            raise InputError(message)
-        backbone = backbone.with_size(self.input_size)
-        return backbone if self.device is None else backbone.to(self.device)
-
-    def _settings(self, backbone: Backbone) -> Settings:
-        state = self.random_state
-        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        options = self.get_params(deep=False)
-        return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
-
-    def _batch(self, settings: Settings) -> int:
-        return max(1, self.batch_size // (2 if settings.mirrored else 1))
-
-    def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
-        if backbone.contract.input_size is None:
-            return self._load_vectors(X, y, labelled, reset)
-        return load_pictures(
-            X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
-        )
-
-    def _load_vectors(self, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
-        if isinstance(X, Pictures):
-            X, y = X.pixels, X.labels if y is None else y
-        X = X.numpy() if isinstance(X, Tensor) else X
-        if labelled:
-            X, y = validate_data(self, X, y, dtype="numeric", multi_output=True, y_numeric=False, ensure_min_samples=2)
-        else:
-            X, y = validate_data(self, X, dtype="numeric", reset=reset), None
-        X = X if X.dtype.kind == "f" else X.astype(np.float64)
-        X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
-        return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
-
-    def _warn(self, pictures: Pictures) -> None:
-        if pictures.pixels.dim() == 4:
-            for sentence in duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
-                warnings.warn(sentence, stacklevel=3)
-
-    def _survey(self, backbone: Backbone, source: Source) -> Tangent:
-        module, features = backbone.module, backbone.feature_function
-        x = next(iter(source.batches(list(range(min(2, source.count))))))
-        backbone.check(x)
-        moving = select_parameters(module, self.subset, used_parameters(module, features, x))
-        return survey(module, features, moving, x)
-
-    def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
-        """Set every fitted attribute that does not depend on the kind of target."""
-        choice, feature_map = fitted.scored.choice, fitted.model.map
-        self.backbone_, self.pictures_, self.model_ = backbone, pictures, fitted.model
-        self.ids_, self.targets_ = list(pictures.ids), np.asarray(pictures.labels)
-        self.damping_, self.relative_damping_ = fitted.scored.damping, fitted.scored.relative_damping
-        self.metric_power_, self.normalize_, self.body_scale_ = choice.power, choice.normalize, choice.body_scale
-        scales = {block: choice.body_scale * scale for block, scale in feature_map.block_scales.items()}
-        self.block_scales_ = {"head": 1.0, **scales}
-        self.block_shares_ = fitted.shares
-        self.selection_ = [scored.row() for scored in fitted.tried]
-        self.kernel_ = fitted.factor.kernel.cpu().numpy()
-        self.dual_coef_, self.intercept_ = fitted.solution.dual.cpu().numpy(), fitted.solution.intercept.cpu().numpy()
-        self.probes_ = feature_map.probes.cpu().numpy()
-        grid = RELATIVE_DAMPINGS * (fitted.factor.mean_eigenvalue or 1.0)
-        targets = self._fit_targets
-        errors = loo_errors(fitted.factor, targets, grid)
-        self.damping_path_ = {"damping": grid.numpy(), "loo_error": errors.cpu().numpy()}
-
-    # -- prediction ------------------------------------------------------------------------------------------------
-
-    def _scores(self, X: Any) -> NDArray:
-        """Raw scores (n, C) of new pictures."""
-        check_is_fitted(self)
-        pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
-        return self._decide(self.model_, pictures)
-
-    def _decide(self, model: TangentModel, pictures: Pictures) -> NDArray:
-        views = 2 if model.map.mirrored else 1
-        source = _source(pictures, self.backbone_, max(1, self.batch_size // views))
-        with warm_pages(), torch.no_grad():
-            parts = [decision(model, x) for x in _progress(source, self.verbose)]
-        return torch.cat(parts).cpu().numpy()
-
-    def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
-        """Pictures loaded once with their labels, for scoring a folder."""
-        check_is_fitted(self)
-        if y is not None:
-            return X, np.asarray(y)
-        pictures = load_pictures(X, contract=self.backbone_.contract, n_jobs=self.n_jobs, verbose=self.verbose)
-        assert pictures.labels is not None
-        return pictures, pictures.labels
-
-    # -- storage ---------------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the model: model.safetensors, config.json and a README.md a person can read; atomic.
-
-        Raises:
-            StoreError: if the directory cannot be written or holds something else.
-        """
-        check_is_fitted(self)
-        persistence.save(self, directory)
-
-    @classmethod
-    def from_pretrained(
-        cls, directory: str | os.PathLike[str], *, backbone: Backbone | None = None, device: Any = None
-    ) -> Self:
-        """Read what `save_pretrained` wrote; predictions are bit-equal on the same machine.
-
-        Args:
-            directory: a saved model.
-            backbone: needed if the model was fitted on a network of your own; checked against the saved hash.
-            device: where to run.
-
-        Raises:
-            StoreError: if the directory is no model, damaged, or written by a newer version.
-            BackboneError: if the backbone is not the one the model was fitted on.
-        """
-        return persistence.load(cls, directory, backbone, device)
-
-    def __sklearn_tags__(self) -> Any:
-        """Tags: dense 2-D input without NaN."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = False
-        tags.input_tags.allow_nan = False
-        return tags
+from tangentune.estimator_base import AbstractTangentEstimator
+from tangentune.fitting import Fitted
 
 
 @final
-class TangentClassifier(ClassifierMixin, _TangentEstimator):
+class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
     """Fine-tune a whole pre-trained network for classification by solving one least-squares problem.
 
     The network's features are linearised around the pre-trained weights, every class gets its own tangent, and all
@@ -333,6 +70,7 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
 
     Example:
         >>> from torch import nn
+        >>> from tangentune import Backbone
         >>> net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8))
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(40, 4)).astype("float32")
@@ -360,7 +98,6 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
             weights = weights * compute_sample_weight(self.class_weight, labels)
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(self.classes_)).double()
         self._positions = positions
-        self._fit_targets = targets[torch.from_numpy(np.flatnonzero(weights > 0))]
         return targets, weights
 
     def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
@@ -374,7 +111,7 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
         self.loo_predictions_ = loo
         self.loo_proba_ = probabilities(torch.from_numpy(loo), self.temperature_).numpy()
         self.loo_score_ = float(np.mean(loo.argmax(1) == self._positions))
-        del self._positions, self._fit_targets
+        del self._positions
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
@@ -397,7 +134,7 @@ class TangentClassifier(ClassifierMixin, _TangentEstimator):
 
 
 @final
-class TangentRegressor(RegressorMixin, _TangentEstimator):
+class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
     """Fine-tune a whole pre-trained network for regression by solving one least-squares problem.
 
     Arguments and attributes as for `TangentClassifier`, without classes: `class_weight` must stay None,
@@ -405,6 +142,7 @@ class TangentRegressor(RegressorMixin, _TangentEstimator):
 
     Example:
         >>> from torch import nn
+        >>> from tangentune import Backbone
         >>> net = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 16))
         >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
         >>> reg = TangentRegressor(Backbone(net)).fit(x, x[:, 0] ** 2)
@@ -427,7 +165,6 @@ class TangentRegressor(RegressorMixin, _TangentEstimator):
         targets = torch.from_numpy(values.reshape(len(values), -1))
         weights = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         self._targets = targets.numpy()
-        self._fit_targets = targets[torch.from_numpy(np.flatnonzero(weights > 0))]
         return targets, weights
 
     def _outputs(self, pictures: Pictures) -> int:
@@ -442,7 +179,7 @@ class TangentRegressor(RegressorMixin, _TangentEstimator):
         self.loo_predictions_ = loo
         self.loo_score_ = float(r2_score(self._targets, loo)) if len(loo) > 1 else float("nan")
         self.flat_ = self._flat
-        del self._flat, self._targets, self._fit_targets
+        del self._flat, self._targets
 
     def predict(self, X: Any) -> NDArray:
         """Predicted targets, (n,) or (n, k) as y was in `fit`."""
@@ -460,23 +197,3 @@ class TangentRegressor(RegressorMixin, _TangentEstimator):
         X, y = self._labelled(X, y)
         numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
         return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))
-
-
-def _source(pictures: Pictures, backbone: Backbone, batch: int) -> Source:
-    """Pictures as network inputs, in the memory order convolutions like best."""
-
-    def batches(index: list[int] | None) -> Any:
-        chosen = pictures if index is None else pictures.select(index)
-        for x in chosen.batches(backbone.contract, batch, backbone.dtype, backbone.device):
-            yield x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-    return Source(len(pictures), batches)
-
-
-def _progress(source: Source, verbose: int) -> Any:
-    from tqdm import tqdm
-
-    with tqdm(total=source.count, desc="predicting", unit="picture", delay=1.0, disable=not verbose) as bar:
-        for x in source.batches(None):
-            yield x
-            bar.update(len(x))

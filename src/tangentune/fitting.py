@@ -14,6 +14,7 @@ from tangentune.metric import KroneckerFactors, Whitening, whitening
 from tangentune.model import TangentMap, TangentModel, accumulate, body_weights
 from tangentune.pilot import choose_power, pilot_pictures, run_pilot
 from tangentune.selection import (
+    RELATIVE_DAMPINGS,
     Choice,
     Problem,
     Scored,
@@ -23,14 +24,14 @@ from tangentune.selection import (
     inverse_row_lengths,
     search,
 )
-from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, solve
+from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_errors, solve
 from tangentune.subset import block_of, group_blocks
 from tangentune.work import Settings, Source, Work, draw_probes
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result: model, solution, its factor, the kernel's choice and everything tried."""
+    """The result: model, solution, its factor, the kernel's choice, everything tried, errors along the damping."""
 
     model: TangentModel
     solution: Solution
@@ -39,6 +40,7 @@ class Fitted:
     tried: list[Scored]
     shares: dict[str, float]
     passes: int
+    path: tuple[Tensor, Tensor]
 
 
 def fit_tangent(
@@ -75,7 +77,9 @@ def fit_tangent(
         energy = energies(problem, best.choice, solution.dual)
         total = sum(energy.values()) or 1.0
         shares = {block: value / total for block, value in energy.items()}
-    return Fitted(model, solution, factor, best, made.tried + tried, shares, made.passes)
+    dampings = RELATIVE_DAMPINGS * (factor.mean_eigenvalue or 1.0)
+    path = dampings, loo_errors(factor, targets, dampings)
+    return Fitted(model, solution, factor, best, made.tried + tried, shares, made.passes, path)
 
 
 @dataclass(frozen=True)

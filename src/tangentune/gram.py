@@ -86,7 +86,9 @@ def _symmetric_rows(out: Tensor, entry: Entry, edges: list[tuple[int, int]], til
             out[start:stop, start:] += part[start:stop] @ part[start:].T
 
 
-def _pair_tile(out: Tensor, entry: Pairs, other: Pairs, tile_bytes: int) -> None:
+def _pair_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
+    assert isinstance(entry, Pairs)
+    assert isinstance(other, Pairs)
     t, s = entry.a.shape[1], other.a.shape[1]
     left_a, left_g = entry.a.flatten(0, 1), entry.g.flatten(2).flatten(0, 1)
     right_a, right_g = other.a.flatten(0, 1).T, other.g.flatten(2).flatten(0, 1).T

@@ -59,7 +59,7 @@ class LayoutError(ValueError):
     """The call does not keep samples on its first axis: the parameter needs the generic rule."""
 
 
-Parser = Callable[..., Use]
+Parser = Callable[..., Use | None]  # None: this call has no rule
 RULES: dict[Any, Parser] = {}
 
 
