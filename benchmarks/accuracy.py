@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import plots, record
+from benchmarks import finetune_accuracy, plots, record
 from benchmarks.datasets import cifar10, few_shot, held_out
 from tangentune.backbone import Backbone, load_backbone
 from tangentune.data import Pictures, load_pictures
 from tangentune.estimator import TangentClassifier
 from tangentune.metrics import accuracy, ece, nll
 
-NAME, FINETUNE = "accuracy", "finetune_accuracy"
+NAME = "accuracy"
 SIZE, SEEDS, SHOTS = 96, range(5), (10, 50)
 METHODS: dict[str, dict[str, Any]] = {
     "linear probe, flip": {"body_scale": 0, "augment": "flip"},
@@ -130,16 +130,16 @@ def publish() -> None:
 
 def fine_tuning_rows() -> list[Row]:
     """Runs of the best learning rate for each shots, as rows of this table (plain and mirrored predictions)."""
-    payload = record.load(FINETUNE)
     out = []
-    for shots, best in payload.get("best_of_sweep", {}).items():
-        wanted = {"shots": int(shots), "learning_rate": best["learning_rate"], **payload["variant"]}
-        for row in payload["rows"]:
+    for shots, best in finetune_accuracy.summarise()["best_of_sweep"].items():
+        wanted = {"shots": int(shots), "learning_rate": best["learning_rate"], **finetune_accuracy.VARIANT}
+        for row in record.load(finetune_accuracy.NAME).get("rows", []):
             if wanted.items() <= row["key"].items() and "accuracy" in row:
                 for method, suffix in FINE_TUNING.items():
                     values = {name: row[name + suffix] for name in COLUMNS}
                     key = {"shots": int(shots), "seed": row["key"]["seed"], "method": method}
-                    out.append({"key": key, **values, "fit_cpu_seconds": row["train_cpu_seconds"]})
+                    more = {"fit_cpu_seconds": row["train_cpu_seconds"], "learning_rate": best["learning_rate"]}
+                    out.append({"key": key, **values, **more})
     return out
 
 

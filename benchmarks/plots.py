@@ -48,7 +48,7 @@ def accuracy_figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_yticks(range(len(lines)), [line["method"] for line in lines])
             axes.set_ylim(-0.6, len(lines) - 0.4)
             axes.set_title(f"{shots} pictures a class", loc="left", fontsize=9)
-            axes.set_xlabel("accuracy (dot: 2,000 test pictures; ring: leave-one-out)")
+            axes.set_xlabel("accuracy; dot: test, ring: leave-one-out")
         return figure
 
 

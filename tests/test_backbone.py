@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 from tangentune.backbone import Backbone, load_backbone, parameter_digest
 from tangentune.errors import BackboneError, MissingExtraError
-from tangentune.features import features_at
 from tangentune.networks import NETWORKS
+from tangentune.networks.features import features_at
 
 SIZE = (3, 8, 8)
 

@@ -18,7 +18,7 @@ from benchmarks import datasets, record
 from tangentune.backbone import Backbone
 from tangentune.baselines import FineTuneSettings, fine_tune, probe_head, rate_factor
 from tangentune.errors import BackboneError, InputError
-from tangentune.pictures import Pictures
+from tangentune.imaging.pictures import Pictures
 
 
 def small_backbone(dtype: torch.dtype = torch.float32) -> Backbone:

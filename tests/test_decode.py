@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tangentune.contract import DataContract
-from tangentune.decode import decode_file, prepare_picture, resize_plan
 from tangentune.errors import PictureError
+from tangentune.imaging.decode import decode_file, prepare_picture, resize_plan
 
 RGB = DataContract(input_size=(3, 8, 8))
 GREY = DataContract(input_size=(1, 8, 8))

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tangentune import decode_pool
 from tangentune.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
 from tangentune.data import Pictures, load_pictures
 from tangentune.errors import PictureError
+from tangentune.imaging import decode_pool
 
 CONTRACT = DataContract(input_size=(3, 8, 8), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 

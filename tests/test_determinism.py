@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tangentune.backbone import Backbone
-from tangentune.determinism import sample_input
 from tangentune.errors import BackboneError
+from tangentune.networks.determinism import sample_input
 
 SIZE = (3, 8, 8)
 

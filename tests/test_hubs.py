@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tangentune import hubs
 from tangentune.backbone import load_backbone
 from tangentune.errors import BackboneError, MissingExtraError
-from tangentune.networks import MobileNetV2
+from tangentune.networks import MobileNetV2, hubs
 
 VIT = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
 

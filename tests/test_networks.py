@@ -19,7 +19,7 @@ from tangentune.contract import IMAGENET_MEAN, IMAGENET_STD
 from tangentune.errors import BackboneError, MissingExtraError
 from tangentune.networks import NETWORKS, EfficientNetLite, MobileNetV2, load_network
 from tangentune.networks.efficientnet_lite import SameConv2d, same_padding
-from tangentune.weights import WeightFile, read_tensors
+from tangentune.networks.weights import WeightFile, read_tensors
 
 INSTALLED = [name for name, entry in NETWORKS.items() if entry.weights.find()]
 PARAMETERS = {"mobilenet_v2": 3_504_872, "efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680}

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from tangentune.contract import DataContract
-from tangentune.decode import prepare_picture
 from tangentune.errors import InputError
-from tangentune.picture_arrays import load_array
+from tangentune.imaging.arrays import load_array
+from tangentune.imaging.decode import prepare_picture
 
 RGB = DataContract(input_size=(3, 8, 8))
 GREY = DataContract(input_size=(1, 8, 8))
@@ -105,7 +105,7 @@ def test_result_of_a_row_does_not_depend_on_its_neighbours(monkeypatch: pytest.M
     pictures = torch.from_numpy(floats(9, 3, 21, 17)).float()
     together = load_array(pictures, RGB)
     assert torch.equal(together, torch.cat([load_array(p[None], RGB) for p in pictures]))
-    monkeypatch.setattr("tangentune.picture_arrays._CHUNK_BYTES", 2 * pictures[:1].nbytes)
+    monkeypatch.setattr("tangentune.imaging.arrays._CHUNK_BYTES", 2 * pictures[:1].nbytes)
     assert torch.equal(together, load_array(pictures, RGB))
 
 
@@ -167,7 +167,7 @@ def test_other_channel_counts_pass_when_the_network_wants_them() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(7, 3, 8, 8), (7, 9, 9), (7, 4)])
 def test_first_bad_row_is_named(bad: float, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tangentune.picture_arrays._CHUNK_BYTES", 1)  # one row at a time
+    monkeypatch.setattr("tangentune.imaging.arrays._CHUNK_BYTES", 1)  # one row at a time
     array = floats(*shape)
     array[(5,) + (0,) * (len(shape) - 1)] = bad
     array[(6,) + (1,) * (len(shape) - 1)] = bad

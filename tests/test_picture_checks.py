@@ -18,7 +18,7 @@ from tangentune.data import (
     pictures_digest,
 )
 from tangentune.errors import InputError
-from tangentune.picture_checks import label_array
+from tangentune.imaging.checks import label_array
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tangentune.errors import InputError, PictureError
-from tangentune.picture_names import readable
-from tangentune.picture_sources import find_files, from_paths
+from tangentune.imaging.names import readable
+from tangentune.imaging.sources import find_files, from_paths
 
 
 def tree(root: Path, *names: str) -> Path:

@@ -22,7 +22,7 @@ from PIL import Image
 from tangentune import card, metrics, plots, report_tables, summary
 from tangentune.contract import DataContract
 from tangentune.errors import StoreError
-from tangentune.pictures import Pictures
+from tangentune.imaging.pictures import Pictures
 from tangentune.report import render_report, write_report
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}

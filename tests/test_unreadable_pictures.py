@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from tangentune.contract import DataContract
-from tangentune.decode import decode_file, prepare_picture, try_decode
 from tangentune.errors import InputError, PictureError
+from tangentune.imaging.decode import decode_file, prepare_picture, try_decode
 
 RGB = DataContract(input_size=(3, 8, 8))
 

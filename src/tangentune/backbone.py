@@ -10,14 +10,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from tangentune import hubs
 from tangentune.contract import DataContract
-from tangentune.determinism import check_fixed_function, refuse_not_finite, sample_input
 from tangentune.errors import BackboneError
-from tangentune.features import Extractor, FeatureFunction, Loaded, extractor
-from tangentune.freezing import freeze, frozen_copy
-from tangentune.identity import describe_network, fingerprint, parameter_digest, refuse_other_network
-from tangentune.networks import NETWORKS, load_network
+from tangentune.networks import NETWORKS, hubs, load_network
+from tangentune.networks.determinism import check_fixed_function, refuse_not_finite, sample_input
+from tangentune.networks.features import Extractor, FeatureFunction, Loaded, extractor
+from tangentune.networks.freezing import freeze, frozen_copy
+from tangentune.networks.identity import describe_network, fingerprint, parameter_digest, refuse_other_network
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tangentune.backbone import Backbone
 from tangentune.calibration import fit_temperature
 from tangentune.errors import BackboneError, InputError
-from tangentune.pictures import Pictures, normalise
+from tangentune.imaging.pictures import Pictures, normalise
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

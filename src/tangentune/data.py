@@ -17,11 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tangentune.contract import DataContract
-from tangentune.decode import file_problem, picture_shape
-from tangentune.decode_pool import decode_files
 from tangentune.errors import InputError, PictureError
-from tangentune.picture_arrays import load_array
-from tangentune.picture_checks import (
+from tangentune.imaging.arrays import load_array
+from tangentune.imaging.checks import (
     check_classes,
     conflicting_groups,
     duplicate_sentences,
@@ -30,17 +28,19 @@ from tangentune.picture_checks import (
     numeric_labels,
     pictures_digest,
 )
-from tangentune.picture_items import (
+from tangentune.imaging.decode import file_problem, picture_shape
+from tangentune.imaging.decode_pool import decode_files
+from tangentune.imaging.items import (
     count_items,
     is_item,
     item_labels,
     read_items,
     warn_if_random,
 )
-from tangentune.picture_names import some
-from tangentune.picture_sources import FileList, find_files, from_paths
-from tangentune.pictures import Pictures, normalise
-from tangentune.pixel_store import RAM_LIMIT, allocate
+from tangentune.imaging.names import some
+from tangentune.imaging.pictures import Pictures, normalise
+from tangentune.imaging.pixel_store import RAM_LIMIT, allocate
+from tangentune.imaging.sources import FileList, find_files, from_paths
 
 __all__ = [
     "Pictures",

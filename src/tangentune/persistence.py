@@ -13,11 +13,11 @@ from tangentune.backbone import Backbone, load_backbone
 from tangentune.card import render_card
 from tangentune.contract import DataContract
 from tangentune.errors import StoreError
+from tangentune.imaging.pictures import Pictures
 from tangentune.linearization import Tangent
 from tangentune.metric import Whitening
 from tangentune.metrics import case_nll
 from tangentune.model import TangentMap, TangentModel
-from tangentune.pictures import Pictures
 from tangentune.store import read_model, write_model
 from tangentune.summary import label_positions
 

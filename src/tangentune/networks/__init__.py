@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
-from tangentune.features import Extractor, Loaded
 from tangentune.networks.efficientnet_lite import EfficientNetLite
+from tangentune.networks.features import Extractor, Loaded
 from tangentune.networks.mobilenet_v2 import MobileNetV2
-from tangentune.weights import WeightFile
+from tangentune.networks.weights import WeightFile
 
 # Bytes b are scaled to (b - 127) / 128, chosen by measurement: 400 CIFAR-10 pictures at full size, scored by the
 # pre-trained head, land among the right ImageNet classes in 57 % of cases (Lite0) and 54 % (Lite1), against 50 %

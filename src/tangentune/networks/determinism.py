@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tangentune._messages import first_line
 from tangentune.errors import BackboneError, TangentuneError
-from tangentune.features import FeatureFunction, Features, Tap, features_at
+from tangentune.networks.features import FeatureFunction, Features, Tap, features_at
 
 Same = Callable[[Tensor, Tensor], bool]
 

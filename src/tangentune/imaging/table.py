@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from tangentune.errors import PictureError
-from tangentune.picture_names import readable
+from tangentune.imaging.names import readable
 
 
 def read_table(path: Path, need_labels: bool) -> tuple[list[str], list[str], list[str] | None]:

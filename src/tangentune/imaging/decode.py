@@ -18,7 +18,7 @@ from PIL import Image
 
 from tangentune.contract import DataContract
 from tangentune.errors import InputError, PictureError
-from tangentune.picture_names import readable
+from tangentune.imaging.names import readable
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.picture_names import some
+from tangentune.imaging.names import some
 
 
 def label_array(labels: Any) -> NDArray[Any]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tangentune.errors import InputError, PictureError
-from tangentune.picture_names import PICTURE_SUFFIXES, is_picture_name, readable, some
-from tangentune.picture_table import read_table
+from tangentune.imaging.names import PICTURE_SUFFIXES, is_picture_name, readable, some
+from tangentune.imaging.table import read_table
 
 # What operating systems, archives and disk stations leave behind.
 _JUNK_FOLDERS = frozenset(

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from tangentune.contract import DataContract
-from tangentune.decode import prepare_picture
 from tangentune.errors import InputError
-from tangentune.picture_arrays import load_array
+from tangentune.imaging.arrays import load_array
+from tangentune.imaging.decode import prepare_picture
 
 _PICTURE_KEYS = ("image", "img", "picture", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "target")

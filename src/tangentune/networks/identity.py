@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tangentune.determinism import close
 from tangentune.errors import BackboneError
+from tangentune.networks.determinism import close
 
 FINGERPRINT_TOLERANCE = 1e-3  # another device, thread count or library rounds differently, another layer far more
 

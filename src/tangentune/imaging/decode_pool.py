@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from tangentune.contract import DataContract
-from tangentune.decode import try_decode
 from tangentune.errors import InputError, PictureError
+from tangentune.imaging.decode import try_decode
 
 Decoded = NDArray[np.uint8] | str
 """A picture's pixels, or the reason why it cannot be read."""

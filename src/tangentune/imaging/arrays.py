@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tangentune.contract import DataContract
-from tangentune.decode import picture_shape, prepare_picture, resize_plan
 from tangentune.errors import InputError
-from tangentune.pixel_store import allocate
+from tangentune.imaging.decode import picture_shape, prepare_picture, resize_plan
+from tangentune.imaging.pixel_store import allocate
 
 _CHUNK_BYTES = 32 << 20
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey

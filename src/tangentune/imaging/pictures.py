@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tangentune.contract import DataContract
 from tangentune.errors import InputError
-from tangentune.picture_names import some
-from tangentune.pixel_store import take_rows
+from tangentune.imaging.names import some
+from tangentune.imaging.pixel_store import take_rows
 
 
 @final

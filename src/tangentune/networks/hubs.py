@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tangentune._messages import first_line
 from tangentune.errors import BackboneError, MissingExtraError
-from tangentune.features import Loaded, Tap, pool_tokens
-from tangentune.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
+from tangentune.networks.features import Loaded, Tap, pool_tokens
+from tangentune.networks.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
 
 HUBS = {"timm": "NAME", "torchvision": "NAME", "hf": "DIR"}
 
