@@ -74,8 +74,10 @@ def honesty_figure(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) ->
             axes.axline((0.4, 0.4), slope=1, color=MUTED, linewidth=0.8)
             axes.set_title(method, loc="left", fontsize=9)
             axes.set_xlabel("held-out squared error")
-            axes.set_aspect("equal", adjustable="datalim")
-        panels[0].set_ylabel("leave-one-out squared error")
+            axes.set_aspect("equal", adjustable="box")
+        points = [point for row in rows for name, point in row["methods"].items() if name in methods]
+        top = 1.05 * max((p[key] for p in points for key in ("held_out_error", "loo_error")), default=1.0)
+        panels[0].set(xlim=(0, top), ylim=(0, top), ylabel="leave-one-out squared error")
         handles = [panels[0].plot([], [], "o", color=c, label=d)[0] for c, d in zip(COLOURS, datasets, strict=False)]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=len(datasets), title="larger dot: more pictures"

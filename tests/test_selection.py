@@ -129,7 +129,7 @@ def test_without_blocks_there_is_only_the_probe() -> None:
 
 def test_every_grid_holds_the_probe() -> None:
     for normalize in (None, True, False):
-        choices = first_choices(problem(), 0.0, Fixed(normalize=normalize))
+        choices = first_choices(problem(), 0.0, Fixed(normalize=normalize), (0.0, 3.0))
         kinds = {True, False} if normalize is None else {normalize}
         assert {choice.normalize for choice in choices if choice.body_scale == 0} == kinds
 

@@ -114,33 +114,42 @@ def _kernels(work: Work) -> _Kernels:
         with work.meter.stage("rows"):
             rows = work.collect(tangent, "rows")
     power = settings.power if tangent.names else 0.0
+    factors: dict[str, KroneckerFactors] = {}
+    if rows is not None and power != 0:
+        with work.meter.stage("metric"):
+            factors = kronecker_factors(rows)
     if power is None:
         names = [name for name in tangent.names if block_of(name) == leading]
         with work.meter.stage("metric power"):
             part = rows.restrict(names) if rows else work.collect(restrict(tangent, names), "rows, leading block")
-            power, more = choose_power(work, part)
+            power, more = choose_power(work, part, factors or kronecker_factors(part))
             del part
         tried += more
-    return _all_kernels(work, tangent, power, passes, rows, tried)
+    return _all_kernels(work, tangent, power, passes, rows, factors, tried)
 
 
 def _all_kernels(
-    work: Work, tangent: Tangent, power: float, passes: list[list[str]], rows: RowSet | None, tried: list[Scored]
+    work: Work,
+    tangent: Tangent,
+    power: float,
+    passes: list[list[str]],
+    rows: RowSet | None,
+    factors: dict[str, KroneckerFactors],
+    tried: list[Scored],
 ) -> _Kernels:
     """Block kernels of all pictures, from the rows at hand or in as many passes as memory demands."""
     grams: dict[str, Tensor] = {}
-    factors: dict[str, KroneckerFactors] = {}
+    factors = dict(factors)
     for number, names in enumerate(passes):
         if len(passes) > 1:
             rows = None  # free the last pass before the next
             with work.meter.stage("rows"):
                 rows = work.collect(restrict(tangent, names), f"rows, pass {number + 1} of {len(passes)}")
+            with work.meter.stage("metric"):
+                factors |= kronecker_factors(rows) if power > 0 else {}
         assert rows is not None
-        with work.meter.stage("metric"):
-            own = kronecker_factors(rows) if power > 0 else {}
         with work.meter.stage("kernels"):
-            done = work.grams(rows.entries, own, power)
-        factors |= own
+            done = work.grams(rows.entries, factors, power)
         for block, gram in done.items():
             grams[block] = grams[block] + gram if block in grams else gram
     assert rows is not None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.collect import RowSet, kronecker_factors
+from tangentune.collect import RowSet
+from tangentune.metric import KroneckerFactors
 from tangentune.selection import Problem, Scored, block_energies, picture_errors, search
 from tangentune.work import Work
 
@@ -61,7 +62,7 @@ def run_pilot(work: Work, index: list[int], whole: bool) -> Pilot:
     for first in sorted({int(share * len(names)) for share in FIRST_BLOCKS}):
         kept = {name: blocks[name] for name in names[first:]}
         problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
-        scored, more = search(problem, power, settings.fixed, settings.criterion, refine=False)
+        scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
     best = min(found, key=lambda candidate: candidate[0].criterion)
@@ -71,9 +72,8 @@ def run_pilot(work: Work, index: list[int], whole: bool) -> Pilot:
     return Pilot(tuple(problem.blocks), leading, tried, rows)
 
 
-def choose_power(work: Work, rows: RowSet) -> tuple[float, list[Scored]]:
+def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
     """Metric power with the best criterion, from the rows of the leading block of all pictures; and what was tried."""
-    factors = kronecker_factors(rows)
     chosen = torch.tensor(_spread(len(rows.phi), POWER_PICTURES))
     part = rows.select(chosen)
     phi = part.phi.double()

@@ -6,6 +6,7 @@ All of it is algebra on n x n block kernels: the network is never run again.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,7 +172,7 @@ def unit_scale(problem: Problem, normalize: bool) -> float:
     return head / body if body > 0 and head > 0 else 1.0
 
 
-def first_choices(problem: Problem, power: float, fixed: Fixed) -> list[Choice]:
+def first_choices(problem: Problem, power: float, fixed: Fixed, slopes: Sequence[float]) -> list[Choice]:
     """A coarse grid over everything that is free; always with the plain linear probe in it."""
     choices: list[Choice] = []
     first = next(iter(problem.blocks), "")
@@ -182,12 +183,17 @@ def first_choices(problem: Problem, power: float, fixed: Fixed) -> list[Choice]:
             continue
         choices.append(Choice(power, normalize, 0.0))
         if problem.blocks:
-            choices += [Choice(power, normalize, s * unit, slope, first) for s in SCALES for slope in SLOPES]
+            choices += [Choice(power, normalize, s * unit, slope, first) for s in SCALES for slope in slopes]
     return choices
 
 
 def search(
-    problem: Problem, power: float, fixed: Fixed, criterion: str = "loo", refine: bool = True
+    problem: Problem,
+    power: float,
+    fixed: Fixed,
+    criterion: str = "loo",
+    slopes: Sequence[float] = SLOPES,
+    refine: bool = True,
 ) -> tuple[Scored, list[Scored]]:
     """Best choice for block kernels of one power: coarse grid, then steps along scale and slope while they help.
 
@@ -203,7 +209,7 @@ def search(
             tried[choice] = score(problem, choice, fixed.damping, criterion)[0]
         return tried[choice]
 
-    best = min((attempt(choice) for choice in first_choices(problem, power, fixed)), key=lambda s: s.criterion)
+    best = min((attempt(choice) for choice in first_choices(problem, power, fixed, slopes)), key=lambda s: s.criterion)
     while refine and fixed.body_scale is None and best.choice.body_scale > 0:
         start, here = best, best.choice
         neighbours = [replace(here, body_scale=here.body_scale * step) for step in (0.5, 2.0)]

@@ -19,7 +19,7 @@ from tangentune.metric import KroneckerFactors
 from tangentune.selection import Fixed
 from tangentune.subset import group_blocks
 
-PCA_PICTURES = 256
+PCA_PICTURES = 128
 PCA_COMPONENTS = 50
 WORKING_BYTES = 400 * 2**20  # the interpreter, libraries and one batch in flight
 
