@@ -62,7 +62,7 @@ def honesty_figure(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) ->
     datasets = list(dict.fromkeys(row["key"]["dataset"] for row in rows))
     sizes = sorted({row["key"]["n"] for row in rows})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.5 * len(methods), 3.1), layout="constrained")
+        figure = Figure(figsize=(2.4 * len(methods), 3.6), layout="constrained")
         panels = figure.subplots(1, len(methods), squeeze=False, sharex=True, sharey=True)[0]
         for axes, method in zip(panels, methods, strict=True):
             for row in rows:
@@ -73,14 +73,17 @@ def honesty_figure(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) ->
                 axes.plot(point["held_out_error"], point["loo_error"], "o", color=colour, markersize=size, alpha=0.65)
             axes.axline((0.4, 0.4), slope=1, color=MUTED, linewidth=0.8)
             axes.set_title(method, loc="left", fontsize=9)
-            axes.set_xlabel("held-out squared error")
+            axes.set_xlabel("held-out")
             axes.set_aspect("equal", adjustable="box")
         points = [point for row in rows for name, point in row["methods"].items() if name in methods]
         top = 1.05 * max((p[key] for p in points for key in ("held_out_error", "loo_error")), default=1.0)
-        panels[0].set(xlim=(0, top), ylim=(0, top), ylabel="leave-one-out squared error")
+        panels[0].set(xlim=(0, top), ylim=(0, top), ylabel="leave-one-out")
         handles = [panels[0].plot([], [], "o", color=c, label=d)[0] for c, d in zip(COLOURS, datasets, strict=False)]
         figure.legend(
-            handles=handles, loc="outside lower center", ncols=len(datasets), title="larger dot: more pictures"
+            handles=handles,
+            loc="outside lower center",
+            ncols=len(datasets),
+            title="squared error; larger dot: more pictures",
         )
         return figure
 

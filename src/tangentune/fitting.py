@@ -12,7 +12,7 @@ from tangentune.linearization import Tangent, batch_rows
 from tangentune.memory import Meter
 from tangentune.metric import KroneckerFactors, Whitening, whitening
 from tangentune.model import TangentMap, TangentModel, accumulate, body_weights
-from tangentune.pilot import choose_power, pilot_pictures, run_pilot
+from tangentune.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
 from tangentune.selection import (
     RELATIVE_DAMPINGS,
     Choice,
@@ -96,21 +96,20 @@ class _Kernels:
 
 
 def _kernels(work: Work) -> _Kernels:
-    """Pilot, metric power, then the block kernels of all pictures."""
+    """Pilot, metric power, then the block kernels of all pictures; small sets try everything on all pictures."""
     settings, tangent, count = work.settings, work.tangent, work.source.count
     tried: list[Scored] = []
-    leading, rows = next(iter(group_blocks(tangent.names)), ""), None
+    leading = next(iter(group_blocks(tangent.names)), "")
     if tangent.names and settings.fixed.body_scale is None:
         index = pilot_pictures(count, work.targets.shape[1])
-        whole = len(index) == count and len(work.passes(tangent)) == 1
+        if len(index) == count and len(work.passes(tangent)) == 1:
+            return _small_kernels(work)
         with work.meter.stage("pilot"):
-            pilot = run_pilot(work, index, whole)
+            pilot = run_pilot(work, index)
         tried, leading = pilot.tried, pilot.leading
         tangent = restrict(tangent, [name for name in tangent.names if block_of(name) in pilot.kept])
-        rows = pilot.rows.restrict(tangent.names) if whole else None
-        del pilot
-    passes = work.passes(tangent) if rows is None else [list(tangent.names)]
-    if rows is None and len(passes) == 1:
+    passes, rows = work.passes(tangent), None
+    if len(passes) == 1:
         with work.meter.stage("rows"):
             rows = work.collect(tangent, "rows")
     power = settings.power if tangent.names else 0.0
@@ -126,6 +125,17 @@ def _kernels(work: Work) -> _Kernels:
             del part
         tried += more
     return _all_kernels(work, tangent, power, passes, rows, factors, tried)
+
+
+def _small_kernels(work: Work) -> _Kernels:
+    with work.meter.stage("rows"):
+        rows = work.collect(work.tangent, "rows")
+    with work.meter.stage("metric"):
+        factors = kronecker_factors(rows) if work.settings.power != 0 else {}
+    with work.meter.stage("kernels"):
+        best = choose_on_all(work, rows, factors)
+    kept = rows.restrict(name for name in work.tangent.names if block_of(name) in best.blocks)
+    return _Kernels(rows.phi, best.blocks, factors, best.power, kept, 1, best.tried)
 
 
 def _all_kernels(

@@ -25,12 +25,11 @@ POWER_PICTURES = 250
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the pilot decided: blocks kept and the one that matters most; and its rows, for reuse."""
+    """What the pilot decided: the blocks kept and the one that matters most."""
 
     kept: tuple[str, ...]
     leading: str
     tried: list[Scored]
-    rows: RowSet
 
 
 def pilot_pictures(count: int, outputs: int) -> list[int]:
@@ -44,32 +43,61 @@ def _spread(count: int, wanted: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
 
 
-def run_pilot(work: Work, index: list[int], whole: bool) -> Pilot:
+def run_pilot(work: Work, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
-    costs least. A part of the pictures is seen unmirrored, which decides the same for half the cost; the whole set as
-    set, for reuse.
+    costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
     settings = work.settings
-    rows = work.collect(work.tangent, "pilot rows", index, settings.mirrored and whole)
+    rows = work.collect(work.tangent, "pilot rows", index, mirrored=False)
     phi, chosen = rows.phi.double(), torch.tensor(index)
-    power = 0.0  # the plain metric costs least and ranks blocks alike
-    blocks = work.grams(rows.entries, {}, power)
-    names = list(blocks)
     tried: list[Scored] = []
     found: list[tuple[Scored, Problem, Tensor]] = []
-    for first in sorted({int(share * len(names)) for share in FIRST_BLOCKS}):
-        kept = {name: blocks[name] for name in names[first:]}
+    for kept in _candidates(work.grams(rows.entries, {}, 0.0)):
         problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
-        scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+        scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
     best = min(found, key=lambda candidate: candidate[0].criterion)
     scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= 1][-1]
     energies = block_energies(problem, scored)
     leading = max(problem.blocks, key=lambda block: energies.get(block, float(problem.blocks[block].diagonal().sum())))
-    return Pilot(tuple(problem.blocks), leading, tried, rows)
+    return Pilot(tuple(problem.blocks), leading, tried)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The best power and first block of a small set, tried all against all; the kernels of that choice."""
+
+    power: float
+    blocks: dict[str, Tensor]
+    tried: list[Scored]
+
+
+def choose_on_all(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> Whole:
+    """Every metric power with every first block on all pictures: what small sets can afford."""
+    settings, phi = work.settings, rows.phi.double()
+    best: tuple[Scored, dict[str, Tensor]] | None = None
+    tried: list[Scored] = []
+    for power in POWERS if settings.power is None else (settings.power,):
+        blocks = work.grams(rows.entries, factors, power)
+        for kept in _candidates(blocks):
+            problem = Problem(phi @ phi.T, kept, work.targets, work.weights)
+            scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+            tried += more
+            if best is None or scored.criterion < best[0].criterion:
+                best = scored, kept
+    assert best is not None
+    return Whole(best[0].choice.power, best[1], tried)
+
+
+def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Block kernels from each possible first block on, most blocks first."""
+    names = list(blocks)
+    return [
+        {name: blocks[name] for name in names[first:]} for first in sorted({int(s * len(names)) for s in FIRST_BLOCKS})
+    ]
 
 
 def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:

@@ -142,16 +142,21 @@ def _thumbnail(model: Any, index: int) -> dict[str, Any] | None:
 
 
 def tried_rows(model: Any, facts: Summary) -> dict[str, Any]:
-    """What was tried, best first, the chosen row marked, and how much worse the others were."""
-    rows = sorted(model.selection_, key=lambda row: row["loo_error"])
-    best = rows[0]["loo_error"] if rows else 1.0
+    """What was tried, best first, the chosen row marked, and how much worse the others on as many pictures were.
+
+    Rows tried on a part of the pictures come last: their errors are not to be compared with those on all.
+    """
+    rows = sorted(model.selection_, key=lambda row: (-row.get("pictures", facts.n), row["loo_error"]))
+    lowest: dict[int, float] = {}
+    for row in rows:
+        lowest.setdefault(row.get("pictures", facts.n), row["loo_error"])
     columns = [name for name in (rows[0] if rows else ()) if name not in ("damping", "loo_error", "chosen")]
     chosen = _chosen_row(model, facts, rows)
     table = [
         {
             "settings": [nice_setting(row[name]) for name in columns],
             "loo_error": f"{row['loo_error']:.5g}",
-            "worse": row["loo_error"] / best - 1 if best > 0 else 0.0,
+            "worse": row["loo_error"] / best - 1 if (best := lowest[row.get("pictures", facts.n)]) > 0 else 0.0,
             "chosen": row is chosen,
         }
         for row in rows

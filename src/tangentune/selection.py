@@ -42,17 +42,19 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scored:
-    """A choice with its best damping and its criterion (smaller is better)."""
+    """A choice with its best damping and its criterion (smaller is better) on so many pictures."""
 
     choice: Choice
     damping: float
     relative_damping: float
     loo_error: float
     criterion: float
+    pictures: int
 
     def row(self) -> dict[str, Any]:
         """One line of the table of what was tried."""
         return {
+            "pictures": self.pictures,
             "metric_power": self.choice.power,
             "normalize": self.choice.normalize,
             "body_scale": self.choice.body_scale,
@@ -101,7 +103,8 @@ def score(problem: Problem, choice: Choice, damping: float | None, criterion: st
     values = errors if criterion == "loo" else -log_evidence(factor, problem.targets, grid)
     best = int(values.argmin())
     chosen = float(grid[best])
-    return Scored(choice, chosen, chosen / unit, float(errors[best]), float(values[best])), factor
+    count = len(problem.targets)
+    return Scored(choice, chosen, chosen / unit, float(errors[best]), float(values[best]), count), factor
 
 
 def solution_of(problem: Problem, scored: Scored) -> Solution:
