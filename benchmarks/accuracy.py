@@ -122,7 +122,7 @@ def publish() -> None:
     record.record(
         NAME, {**payload, "protocol": PROTOCOL, "complete": complete, "summary": summary, "verdicts": verdicts}
     )
-    text = markdown(summary, verdicts, complete)
+    text = markdown(summary, verdicts, complete, payload.get("note", ""))
     (record.RESULTS / f"{NAME}.md").write_text(text)
     plots.accuracy_figure(summary).savefig(record.RESULTS / f"{NAME}.png", dpi=160)
     print(text)
@@ -180,7 +180,7 @@ def verdict(rows: Sequence[Row], tuned: Sequence[Row], shots: int, other: str) -
     return {"shots": shots, "against": other, "gap": mean, "standard_error": error, "seeds": len(gaps), "kernel": word}
 
 
-def markdown(summary: Sequence[Row], verdicts: Sequence[Row], complete: bool) -> str:
+def markdown(summary: Sequence[Row], verdicts: Sequence[Row], complete: bool, note: str) -> str:
     """The page: verdicts first, then the table."""
     lines = ["# Accuracy on few-shot CIFAR-10", ""]
     if not complete:
@@ -194,7 +194,8 @@ def markdown(summary: Sequence[Row], verdicts: Sequence[Row], complete: bool) ->
     table = [{name: cell(line, name) for name in ("shots", "method", "seeds")} | figures_of(line) for line in summary]
     lines += ["", record.markdown_table(table, dict.fromkeys(table[0], "")) if table else "", ""]
     lines += ["Mean ± standard deviation over seeds.", ""]
-    lines += [f"- {name}: {text}." for name, text in PROTOCOL.items()]
+    protocol = PROTOCOL | ({"note": note} if note else {})
+    lines += [f"- {name}: {text}." for name, text in protocol.items()]
     return "\n".join([*lines, "", f"![Accuracy by method]({NAME}.png)", ""])
 
 

@@ -26,7 +26,7 @@ from tangentune.backbone import Backbone, load_backbone
 from tangentune.data import Pictures, load_pictures
 
 NAME, SIZE, HELD_OUT, POOL = "loo_honesty", 64, 400, 256
-SPLITS = {50: 12, 150: 7, 500: 1}  # pictures: splits of each data set
+SPLITS = {50: 12, 150: 7, 500: 2}  # pictures: splits of each data set
 REMEDY_SPLITS = {150: 3}
 BALANCED_SPLITS = 4
 PROTOCOL = {
@@ -140,7 +140,8 @@ def publish() -> None:
     rows, complete = payload.get("rows", []), len(payload.get("rows", [])) >= len(list(keys(SPLITS)))
     tables = digest(rows, payload.get("remedies", []))
     record.record(NAME, {**payload, "protocol": PROTOCOL, "complete": complete, **tables})
-    text = markdown(tables, complete, PROTOCOL, NAME)
+    noted = {"note": payload["note"]} if "note" in payload else {}
+    text = markdown(tables, complete, PROTOCOL | noted, NAME)
     (record.RESULTS / f"{NAME}.md").write_text(text)
     plots.honesty_figure(rows, METHODS).savefig(record.RESULTS / f"{NAME}.png", dpi=160)
     plots.bias_figure(tables["summary"], METHODS).savefig(record.RESULTS / f"{NAME}_bias.png", dpi=160)
