@@ -35,7 +35,7 @@ PROTOCOL = {
     "(CIFAR-10 and Fashion-MNIST: the training set; traffic lights: all files), afresh for every split",
     "balanced": "CIFAR-10 once more with the same number of training pictures of every class",
     "p = ...": "that metric power, later half of the blocks, rows of length one; "
-    "body scale (.5, 2 or 8) and damping by leave-one-out error",
+    "body scale (.5, 2 or 8) and damping by leave-one-out error; metric factors damped by 0.1 mean eigenvalue",
     "probe": "the linear probe, normalisation and damping by leave-one-out error",
     "default": "TangentClassifier with default options",
     "error": "mean over pictures of the squared distance between scores and one-hot label",

@@ -18,7 +18,7 @@ from tangentune.estimator import TangentClassifier
 from tangentune.gram import gram, row_chunks
 from tangentune.layers import FactorSample
 from tangentune.linearization import BatchRows, Tangent, batch_rows, survey
-from tangentune.metric import FACTOR_DAMPING, KroneckerFactors, Whitening, whiten, whitening
+from tangentune.metric import KroneckerFactors, Whitening, whiten, whitening
 from tangentune.model import TangentMap, TangentModel, accumulate, body_weights, decision, inverse_lengths
 from tangentune.options import read_options
 from tangentune.selection import Fixed, Problem, Scored, block_scales, inverse_row_lengths, search, solution_of
@@ -37,6 +37,7 @@ REMEDIES = {
     "p = 1/2, cross-fitted": "likewise",
 }
 BATCH, FOLDS = 32, 5
+DAMPING = 0.1  # of the factors of "p = ...": what the library began with; the remedies compare others with it
 FIRST_BLOCK = 0.5  # where the moving blocks begin, as a share of the network: a usual choice of the default
 BODY_SCALES = (0.5, 2.0, 8.0)  # never 0: a fit that falls back to the probe says nothing about the metric
 Factors = dict[str, KroneckerFactors]
@@ -151,7 +152,7 @@ def _tangent(backbone: Backbone, x: Tensor) -> Tangent:
     return _TANGENTS[id(backbone)]
 
 
-def fit_power(ready: Ready, factors: Factors, power: float, damping: float = FACTOR_DAMPING) -> FittedPower:
+def fit_power(ready: Ready, factors: Factors, power: float, damping: float = DAMPING) -> FittedPower:
     """Block kernels with the given factors, scale and damping by leave-one-out error, and the primal weights."""
     rows, phi = ready.rows, ready.rows.phi.double()
     metric = metric_of(factors, power, damping)
@@ -172,7 +173,7 @@ def fit_power(ready: Ready, factors: Factors, power: float, damping: float = FAC
     return FittedPower(TangentModel(made, solution.intercept, head, body), problem, scored, solution)
 
 
-def metric_of(factors: Factors, power: float, damping: float = FACTOR_DAMPING) -> dict[str, Whitening]:
+def metric_of(factors: Factors, power: float, damping: float = DAMPING) -> dict[str, Whitening]:
     """Whitening of every parameter; none for power 0."""
     return {name: whitening(own, power, damping) for name, own in factors.items()} if power > 0 else {}
 

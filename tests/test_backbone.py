@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SIZE, Around, small_net
 from sklearn.base import BaseEstimator, clone
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -15,39 +16,6 @@ from tangentune.backbone import Backbone, load_backbone, parameter_digest
 from tangentune.errors import BackboneError, MissingExtraError
 from tangentune.networks import NETWORKS
 from tangentune.networks.features import features_at
-
-SIZE = (3, 8, 8)
-
-
-def small_net() -> Any:
-    """Eight features after module "5", five scores after module "6"; BatchNorm and dropout inside."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 5),
-    )
-
-
-@pytest.fixture
-def x():
-    return torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(1))
-
-
-class Around(nn.Module):
-    """A network whose forward is an arbitrary function of (body, x)."""
-
-    def __init__(self, body, forward):
-        super().__init__()
-        self.body, self.rule = body, forward
-
-    def forward(self, x):
-        return self.rule(self.body, x)
-
 
 # What is left alone, copied, compared
 

@@ -7,19 +7,17 @@ from the rule of the function that used it, or from `vmap(grad)` where there is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tangentune.errors import LayerError
 from tangentune.layers import Entry, FactorSample, Rows, Use, add_uses, average_views, stack_probes
+from tangentune.networks.features import Features, features_at
 from tangentune.recorder import Recorder
-
-Features = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _reference(
     # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
     start = [x.detach().requires_grad_()] if x.is_floating_point() else []
     with torch.enable_grad():
-        phi = _call(module, features, leaves, start[0].clone() if start else x)
+        phi = features_at(module, features, leaves, start[0].clone() if start else x)
         probe = torch.randn(1, phi.shape[1], generator=generator, dtype=torch.float64).to(phi)
         if not phi.requires_grad:
             return _Reference(dict.fromkeys(names), probe, weights)
@@ -220,27 +218,10 @@ def _generic_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Rows
     moving = {name: parameters[name].detach() for name in tangent.generic}
 
     def output(params: dict[str, Tensor], one: Tensor, probe: Tensor) -> Tensor:
-        phi = _call(tangent.module, tangent.features, params, one[None])[0]
+        phi = features_at(tangent.module, tangent.features, params, one[None])[0]
         return phi @ probe.to(phi)  # not of the inputs' type: they may be token numbers
 
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule
         per_probe = [vmap(grad(output), in_dims=(None, 0, None))(moving, x, probe) for probe in probes]
     stacked = {name: torch.stack([rows[name].flatten(1) for rows in per_probe], 1) for name in moving}
     return {name: Rows(values[:, :, :, None, None]) for name, values in stacked.items()}
-
-
-class _Features(nn.Module):
-    """Lets `functional_call` reach a feature function that is not the module's forward."""
-
-    def __init__(self, module: nn.Module, features: Features):
-        super().__init__()
-        self.module, self.function = module, features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of x."""
-        return self.function(self.module, x)
-
-
-def _call(module: nn.Module, features: Features, params: dict[str, Tensor], x: Tensor) -> Tensor:
-    prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
-    return functional_call(_Features(module, features), prefixed, (x,))

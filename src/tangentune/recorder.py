@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tangentune._tree import tensors_in
 from tangentune.layers import RULES, Use
 
 
@@ -43,14 +44,14 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`; if it used tracked parameters, note how."""
         kwargs = kwargs or {}
-        touched = {id(t) for t in _tensors((args, kwargs)) if id(t) in self.names}
+        touched = {id(t) for t in tensors_in((args, kwargs)) if id(t) in self.names}
         if not touched:
             return func(*args, **kwargs)
         use = RULES[func](*args, **kwargs) if func in RULES else None
         output = None if use is None else use.output()
         output = func(*args, **kwargs) if output is None else output
         if use is None or not touched <= {id(t) for t in use.roles.values()}:
-            if any(True for _ in _tensors(output)):
+            if any(True for _ in tensors_in(output)):
                 self.unruled |= {self.names[t] for t in touched}
             return output
         use.roles = {role: t for role, t in use.roles.items() if id(t) in touched}
@@ -63,15 +64,3 @@ class Recorder(TorchFunctionMode):
 
     def _receive(self, position: int, g: Tensor) -> None:
         self.sink(position, self.uses[position], g.detach())
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune._messages import first_line
+from tangentune._tree import tensors_in
 from tangentune.errors import BackboneError, TangentuneError
 from tangentune.networks.features import FeatureFunction, Features, Tap, features_at
 
@@ -193,12 +194,12 @@ def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
         entered: list[list[Tensor]] = []
 
         def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-            stack.append([t.clone() for t in _tensors(inputs)])  # in-place layers change them later
+            stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
 
         def after(
             _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
         ) -> None:
-            calls.append(_Call(label, stack.pop(), [t.clone() for t in _tensors(output)]))
+            calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
 
         handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
     try:
@@ -226,15 +227,3 @@ def _rows(calls: list[_Call], row: int, n: int) -> list[_Call]:
         return [t.unflatten(0, (n, -1))[row] for t in tensors if t.dim() and len(t) and len(t) % n == 0]
 
     return [_Call(call.label, part(call.inputs), part(call.outputs)) for call in calls]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)
