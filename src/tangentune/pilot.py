@@ -18,7 +18,7 @@ from tangentune.work import Work
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
-FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3)  # where the kept blocks may begin, as a share of the network
+FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # where the kept blocks may begin, as a share of the network
 POWERS = (0.25, 0.0, 0.5)  # the first is kept in doubt
 POWER_PICTURES = 200
 
