@@ -19,7 +19,6 @@ from rich.table import Table
 
 from tangentune import Pictures, TangentClassifier, load_backbone, load_pictures, write_report
 from tangentune.scores import score_pictures
-from tangentune.summary import nice_bytes
 
 OUT = Path("demo-out")
 
@@ -78,7 +77,7 @@ def main() -> None:
             f"{scores['nll']:.3f}",
             f"{scores['ece']:.3f}",
             f"{report['total_seconds']:.1f}",
-            nice_bytes(report["peak_bytes"]),
+            f"{report['peak_bytes'] / 2**30:.1f} GiB",
         )
     console.print(table)
     probe, kernel = (fitted[name].loo_score_ for name in methods)

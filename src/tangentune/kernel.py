@@ -28,7 +28,7 @@ def block_grams(
     power: float,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
-    """(n, n) Gram of every block, probes averaged, kept in the rows' own precision.
+    """(n, n) Gram of every block, probes averaged, float64: passes then add up to the same bits or nearly.
 
     Args:
         entries: rows by parameter name.
@@ -45,7 +45,7 @@ def block_grams(
             total = part if total is None else total + part
             tick()
         assert total is not None
-        out[block] = total.to(entries[names[0]].dtype)
+        out[block] = total
     return out
 
 

@@ -21,7 +21,7 @@ from tangentune.subset import group_blocks
 
 PCA_PICTURES = 128
 PCA_COMPONENTS = 50
-WORKING_BYTES = 400 * 2**20  # the interpreter, libraries and one batch in flight
+WORKING_BYTES = 640 * 2**20  # the interpreter, libraries and one batch in flight
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs:
     count, blocks = source.count, len(group_blocks(tangent.names))
     parameters = list(tangent.module.parameters())
     size = parameters[0].element_size()
-    kernels = count**2 * (8 * 8 + size * blocks)
+    kernels = count**2 * 8 * (8 + blocks)
     network = sum(p.numel() for p in parameters) * size
     left = settings.memory_budget - kernels - (2 + 2 * outputs) * network - WORKING_BYTES
     if left <= 0:
