@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tangentune._tree import tensors_in
@@ -45,11 +46,14 @@ class Recorder(TorchFunctionMode):
         """Call `func`; if it used tracked parameters, note how."""
         kwargs = kwargs or {}
         touched = {id(t) for t in tensors_in((args, kwargs)) if id(t) in self.names}
-        if not touched:
+        # BatchNorm takes the cheaper way also where nothing of it is tracked: else its rounding would depend on that.
+        if not touched and func is not F.batch_norm:
             return func(*args, **kwargs)
         use = RULES[func](*args, **kwargs) if func in RULES else None
         output = None if use is None else use.output()
         output = func(*args, **kwargs) if output is None else output
+        if not touched:
+            return output
         if use is None or not touched <= {id(t) for t in use.roles.values()}:
             if any(True for _ in tensors_in(output)):
                 self.unruled |= {self.names[t] for t in touched}
