@@ -49,8 +49,12 @@ def block_grams(
     return out
 
 
+def inverse_lengths(squares: Tensor) -> Tensor:
+    """1 / sqrt of squared row lengths, and 0 for a row of zeros."""
+    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
+
+
 def cosine(kernel: Tensor) -> Tensor:
     """Divide by the rows' lengths; a zero row stays zero."""
-    lengths = kernel.diagonal().clamp_min(0).sqrt()
-    inverse = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
+    inverse = inverse_lengths(kernel.diagonal())
     return inverse[:, None] * kernel * inverse

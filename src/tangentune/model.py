@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tangentune.collect import views_of
 from tangentune.gram import row_chunks
+from tangentune.kernel import inverse_lengths
 from tangentune.layers import Entry, Rows
 from tangentune.linearization import Tangent, batch_rows
 from tangentune.metric import Whitening, whiten
@@ -46,11 +47,6 @@ class TangentModel:
     intercept: Tensor
     head: Tensor
     body: dict[str, Tensor]
-
-
-def inverse_lengths(squares: Tensor) -> Tensor:
-    """1 / sqrt, and 0 for 0."""
-    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
 
 
 def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) -> Tensor:

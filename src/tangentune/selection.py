@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangentune.kernel import cosine
+from tangentune.kernel import cosine, inverse_lengths
 from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, log_evidence, loo_errors, solve
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)
@@ -125,13 +125,13 @@ def block_energies(problem: Problem, scored: Scored) -> dict[str, float]:
 def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]:
     """Squared norm of a solution in each block; their sum is `sum_c dual_c^T K dual_c`."""
     head = problem.head.double()
-    scaled = dual * _inverse_lengths(head)[:, None] if choice.normalize else dual
+    scaled = dual * inverse_lengths(head.diagonal())[:, None] if choice.normalize else dual
     out = {"head": float((scaled * (head @ scaled)).sum())}
     if choice.body_scale == 0 or not problem.blocks:
         return out
     scales = block_scales(list(problem.blocks), choice.slope)
     if choice.normalize:
-        dual = dual * _inverse_lengths(_body(problem, scales))[:, None]
+        dual = dual * inverse_lengths(_body(problem, scales).diagonal())[:, None]
     for block, scale in scales.items():
         out[block] = choice.body_scale * scale * float((dual * (problem.blocks[block].double() @ dual)).sum())
     return out
@@ -143,13 +143,8 @@ def inverse_row_lengths(problem: Problem, choice: Choice) -> Tensor:
     if not choice.normalize:
         return torch.stack([ones, ones])
     scales = block_scales(list(problem.blocks), choice.slope)
-    body = _inverse_lengths(_body(problem, scales)) if problem.blocks else ones
-    return torch.stack([_inverse_lengths(problem.head.double()), body])
-
-
-def _inverse_lengths(kernel: Tensor) -> Tensor:
-    squares = kernel.diagonal().clamp_min(0)
-    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
+    body = inverse_lengths(_body(problem, scales).diagonal()) if problem.blocks else ones
+    return torch.stack([inverse_lengths(problem.head.double().diagonal()), body])
 
 
 def _body(problem: Problem, scales: dict[str, float]) -> Tensor:
