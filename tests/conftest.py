@@ -39,3 +39,14 @@ class Around(nn.Module):
 
     def forward(self, x):
         return self.rule(self.body, x)
+
+
+class Lambda(nn.Module):
+    """A layer that is an arbitrary function of x."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)

@@ -5,22 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZE, Around, small_net
+from conftest import SIZE, Around, Lambda, small_net
 from torch import nn
 from torch.nn import functional as F
 
 from tangentune.backbone import Backbone
 from tangentune.errors import BackboneError
 from tangentune.networks.determinism import sample_input
-
-
-class Lambda(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class StaysInTraining(nn.Module):

@@ -5,20 +5,11 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import SIZE, Around, small_net
+from conftest import SIZE, Around, Lambda, small_net
 from torch import nn
 
 from tangentune.backbone import Backbone
 from tangentune.errors import BackboneError
-
-
-class Lambda(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def features_by_hand(net, x):
