@@ -38,6 +38,7 @@ VARIANT: dict[str, Any] = {
     "head_start": "zero",
     "batchnorm": "eval",
 }
+KEYED = {*VARIANT, "learning_rate", "weight_decay", "seed"}  # later settings entered keys only where they were used
 SCORES = ("accuracy", "nll", "ece", "accuracy_flip", "nll_flip", "ece_flip")
 # What was compared to choose VARIANT, at a rate of 1e-4 and seed 0 where nothing else is said: (changes, shots).
 TRIED: tuple[tuple[dict[str, Any], tuple[int, ...]], ...] = (
@@ -113,7 +114,7 @@ def tried() -> Iterator[tuple[int, FineTuneSettings]]:
 
 def measure_once(backbone: Backbone, shots: int, settings: FineTuneSettings, section: str) -> None:
     """Train and score one setting unless the results file has it already."""
-    key = {"shots": shots, **asdict(settings)}
+    key = {"shots": shots, **keyed(settings)}
     if record.done(NAME, key, section):
         return
     data = cifar10()
@@ -132,9 +133,15 @@ def measure_once(backbone: Backbone, shots: int, settings: FineTuneSettings, sec
     print(shots, differences(settings), values, flush=True)
 
 
+def keyed(settings: FineTuneSettings) -> dict[str, Any]:
+    """The settings that know a row: KEYED, and others that are not at their default."""
+    usual = asdict(FineTuneSettings())
+    return {name: value for name, value in asdict(settings).items() if name in KEYED or value != usual[name]}
+
+
 def differences(settings: FineTuneSettings) -> dict[str, Any]:
     """What is set otherwise than in VARIANT."""
-    return {name: value for name, value in asdict(settings).items() if VARIANT.get(name) != value}
+    return {name: value for name, value in keyed(settings).items() if VARIANT.get(name) != value}
 
 
 def scores(tuned: FineTuned, test: Pictures, labels: NDArray[np.int64]) -> dict[str, float]:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from tangentune.backbone import Backbone
-from tangentune.collect import RowSet, collect, kronecker_factors, restrict
+from tangentune.collect import RowSet, collect, kronecker_factors, portions, restrict
 from tangentune.data import Pictures
 from tangentune.estimator import TangentClassifier
 from tangentune.gram import gram, row_chunks
 from tangentune.layers import FactorSample
-from tangentune.linearization import BatchRows, Tangent, batch_rows, survey
 from tangentune.metric import KroneckerFactors, Whitening, whiten, whitening
 from tangentune.model import TangentMap, TangentModel, accumulate, body_weights, decision, inverse_lengths
 from tangentune.options import read_options
+from tangentune.rows import BatchRows, Tangent, batch_rows, survey
 from tangentune.selection import Fixed, Problem, Scored, block_scales, inverse_row_lengths, search, solution_of
 from tangentune.solvers.ridge import Solution
 from tangentune.subset import block_of, group_blocks
@@ -111,7 +111,9 @@ def measure_remedies(backbone: Backbone, split: Split, pool: Pictures) -> dict[s
     """Errors with the metric's factors damped more, from other pictures, or cross-fitted."""
     ready = prepare(backbone, split)
     own = kronecker_factors(ready.rows)
-    far = kronecker_factors(collect(ready.tangent, lambda: _inputs(backbone, pool), len(pool), ready.probes, False))
+    far = kronecker_factors(
+        collect(ready.tangent, lambda: portions(_inputs(backbone, pool)), len(pool), ready.probes, False)
+    )
     fits = {}
     for name, power in (("p = 1/4", 0.25), ("p = 1/2", 0.5)):
         fits[f"{name}, damping 1"] = fit_power(ready, own, power, 1.0)
@@ -133,7 +135,7 @@ def prepare(backbone: Backbone, split: Split) -> Ready:
     settings = read_options(options, split.seed, 2**33, True)
     tangent = _tangent(backbone, next(_inputs(backbone, split.train, [0, 1])))
     probes = draw_probes(tangent, source, settings)
-    rows = collect(tangent, lambda: source.batches(None), source.count, probes, False)
+    rows = collect(tangent, lambda: portions(source.batches(None)), source.count, probes, False)
     classes = _classes(split)
     return Ready(tangent, probes, rows, _one_hot(split.train, classes), _one_hot(split.held, classes))
 
@@ -195,7 +197,11 @@ def fold_factors(backbone: Backbone, split: Split, ready: Ready) -> Iterator[tup
     for part in parts:
         index = part.tolist()
         batches = collect(
-            ready.tangent, lambda index=index: _inputs(backbone, split.train, index), len(part), ready.probes, False
+            ready.tangent,
+            lambda index=index: portions(_inputs(backbone, split.train, index)),
+            len(part),
+            ready.probes,
+            False,
         )
         sums.append(batches.samples)
     for number, part in enumerate(parts):

@@ -26,8 +26,8 @@ from tangentune import TangentClassifier, load_backbone, load_pictures
 from tangentune.baselines import FineTuneSettings, fine_tune
 from tangentune.gram import gram, strategy
 from tangentune.layers import Pairs
-from tangentune.linearization import batch_rows, survey
 from tangentune.memory import warm_pages
+from tangentune.rows import batch_rows, survey
 
 SIZE = 96
 

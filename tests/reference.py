@@ -93,3 +93,16 @@ def closeness(actual: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest expected magnitude."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+
+
+def explicit_jacobian(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The whole Jacobian of a module's output, one backward pass an entry: name -> (*output shape, *shape)."""
+    params = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+    with sdpa_kernel(SDPBackend.MATH):
+        output = functional_call(module, params, (x,))
+    rows: dict[str, list[Tensor]] = {name: [] for name in params}
+    for entry in output.flatten():
+        grads = torch.autograd.grad(entry, list(params.values()), retain_graph=True, materialize_grads=True)
+        for name, g in zip(params, grads, strict=True):
+            rows[name].append(g)
+    return {name: torch.stack(r).reshape(*output.shape, *params[name].shape) for name, r in rows.items()}

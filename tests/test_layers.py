@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import LayerError
 from tangentune.layers import Pairs, Rows
-from tangentune.linearization import Tangent, batch_rows, explicit_rows, survey, used_parameters
+from tangentune.rows import Tangent, batch_rows, explicit_rows, survey, used_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 

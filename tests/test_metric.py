@@ -11,10 +11,9 @@ from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentune.collect import collect, kronecker_factors
+from tangentune.collect import collect, kronecker_factors, portions
 from tangentune.kernel import block_grams, whitened
 from tangentune.layers import FactorSample, Pairs, Rows
-from tangentune.linearization import survey
 from tangentune.metric import (
     FACTOR_DAMPING,
     POWERS,
@@ -24,6 +23,7 @@ from tangentune.metric import (
     whiten,
     whitening,
 )
+from tangentune.rows import survey
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -136,7 +136,7 @@ def collected(case: Case, n: int, probes: Tensor, batch: int = 8):
     network, x = case.network(), case.batch(n)
     names = [name for name, _ in network.named_parameters()]
     tangent = survey(network, forward, names, x[:3])
-    rows = collect(tangent, lambda: iter(x.split(batch)), n, probes, mirrored=False)
+    rows = collect(tangent, lambda: portions(x.split(batch)), n, probes, mirrored=False)
     return tangent, x, rows
 
 
@@ -243,7 +243,7 @@ def test_rounding_noise_is_not_blown_up(dtype: torch.dtype, power: float) -> Non
     x = images()(12, torch.Generator().manual_seed(0)).to(dtype)
     names = [name for name, _ in network.named_parameters()]
     tangent = survey(network, forward, names, x[:3])
-    rows = collect(tangent, lambda: [x], 12, normal(1, 120).to(dtype), mirrored=False)
+    rows = collect(tangent, lambda: portions([x]), 12, normal(1, 120).to(dtype), mirrored=False)
     noise = float(rows.entries["0.bias"].squared_norms().sum())
     factors = kronecker_factors(rows)
     whitened_norms = {name: float(whiten(entry, whitening(factors[name], power)).squared_norms().sum())

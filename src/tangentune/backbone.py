@@ -146,7 +146,7 @@ class Backbone:
         if x is None and self.contract.input_size is None:
             message = "check() of a backbone without input_size needs a few inputs x"
             raise BackboneError(message)
-        given = self._sample() if x is None else self._input(x)
+        given = self.sample() if x is None else self._input(x)
         if len(given) == 0:
             message = "check(x) needs at least one input"
             raise BackboneError(message)
@@ -200,9 +200,10 @@ class Backbone:
         if self.contract.input_size is None:
             return None
         with torch.no_grad():
-            return fingerprint(self.features(self._sample()))
+            return fingerprint(self.features(self.sample()))
 
-    def _sample(self) -> Tensor:
+    def sample(self) -> Tensor:
+        """The fixed made-up input (n, *input_size) that checks and fingerprints use."""
         return sample_input(self.contract.input_size or (), self._weight)
 
     def _input(self, x: Tensor) -> Tensor:

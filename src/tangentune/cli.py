@@ -1,11 +1,10 @@
-"""The command line: tangentune fit, predict, evaluate, report.
+"""The command line: tangentune fit, predict, evaluate, report, compare.
 
 Torch and everything heavy is imported when a command runs, so that help and mistakes in the options are quick.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import click
 
 from tangentune import __version__
+from tangentune.cli_compare import compare
 from tangentune.cli_options import STREAMS, Command, fit_options, option, shared_options, with_hyphens
-from tangentune.cli_run import run, working
+from tangentune.cli_run import check_device, print_json, run, working
 
 PICTURES = click.Path(exists=True)
 MODEL = click.Path(exists=True, file_okay=False)
@@ -82,7 +82,7 @@ def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool,
         "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
         "skipped": _skipped(loaded),
     }
-    _print_json(document)
+    print_json(document)
 
 
 @cli.command(cls=Command, short_help="Predict the labels of pictures.")
@@ -101,7 +101,7 @@ def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool
         loaded = _load(pictures, fitted.backbone_, fitted, on_error, False)
         rows = _predictions(fitted, loaded)
     if as_json:
-        _print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": _skipped(loaded)})
+        print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": _skipped(loaded)})
     else:
         show_predictions(rows, stdout)
 
@@ -124,7 +124,7 @@ def evaluate(model: str, pictures: str, on_error: str, as_json: bool, quiet: boo
         loaded = _load(pictures, fitted.backbone_, fitted, on_error, True)
         scores = score_pictures(fitted, loaded)
     if as_json:
-        _print_json({**scores, "n": len(loaded), "skipped": _skipped(loaded)})
+        print_json({**scores, "n": len(loaded), "skipped": _skipped(loaded)})
         return
     interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
     show_scores(scores, len(loaded), interval, stdout)
@@ -161,8 +161,9 @@ def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Any:
 
     if options["memory_budget"] is not None:
         parse_bytes(options["memory_budget"])
-    _check_device(options["device"])
+    check_device(options["device"])
     options = {key: value for key, value in options.items() if key != "batch_size" or value is not None}
+    options["outer_steps"] = options["outer_steps"] if options["outer_steps"] == "loo" else int(options["outer_steps"])
     options["backbone"] = load_backbone(options["backbone"])
     kind = TangentRegressor if regression else TangentClassifier
     return kind(**options, verbose=0 if quiet else 1)
@@ -178,23 +179,10 @@ def _saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Any:
     if name not in ("TangentClassifier", "TangentRegressor"):
         message = f"{directory} holds a {name}, which this command cannot use"
         raise StoreError(message)
-    _check_device(options.get("device"))
+    check_device(options.get("device"))
     fitted = getattr(estimator, name).from_pretrained(directory, device=options.get("device"))
     given = {key: value for key, value in options.items() if key != "device" and value is not None}
     return fitted.set_params(verbose=0 if quiet else 1, **given)
-
-
-def _check_device(name: str | None) -> None:
-    """Refuse a device that torch does not know or this machine does not have."""
-    import torch
-
-    from tangentune.errors import InputError
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = f"--device {name} cannot be used here ({str(error).splitlines()[0].rstrip('.')})"
-        raise InputError(message) from error
 
 
 def _load(path: str, backbone: Any, model: Any, on_error: str, labelled: bool) -> Any:
@@ -228,11 +216,7 @@ def _skipped(pictures: Any) -> list[dict[str, str]]:
     return [{"id": str(name), "reason": str(reason)} for name, reason in pictures.skipped]
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    from tangentune._json import plain
-
-    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))  # escapes: readable by any reader
-
+cli.add_command(compare)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -79,8 +79,9 @@ SWITCH = _choice(None, "true, false", true=True, yes=True, false=False, no=False
 BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced")
 MIRROR = WordOrNumber({"none": None, "flip": "flip"}, None, "none or flip")
 COUNT = click.IntRange(min=1)
+STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 0, "a whole number >= 0, or loo")
 
-_FIT = (
+_NETWORK = (
     option(
         NETWORK,
         "--backbone",
@@ -95,6 +96,9 @@ _FIT = (
         type=COUNT,
         metavar="PIXELS",
     ),
+)
+
+_FIT = (
     option(
         NETWORK,
         "--subset",
@@ -115,6 +119,14 @@ _FIT = (
         "--regression",
         "Labels are numbers, as in a CSV file with columns path,label.",
         is_flag=True,
+    ),
+    option(
+        SOLVER,
+        "--outer-steps",
+        "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number, or loo.",
+        type=STEPS,
+        default="0",
+        metavar="VALUE",
     ),
     option(
         SOLVER,
@@ -215,7 +227,12 @@ _SHARED = (
 
 def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option of the estimators, then the shared ones."""
-    return _attach(_FIT + _SHARED, function)
+    return _attach(_NETWORK + _FIT + _SHARED, function)
+
+
+def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Which network, and for pictures of what size."""
+    return _attach(_NETWORK, function)
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import warnings
@@ -87,3 +88,27 @@ def working(quiet: bool) -> Iterator[IO[str]]:
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = note
         yield stdout
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have; None is none in particular.
+
+    Raises:
+        InputError: with torch's reason.
+    """
+    import torch
+
+    from tangentune.errors import InputError
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = f"--device {name} cannot be used here ({str(error).splitlines()[0].rstrip('.')})"
+        raise InputError(message) from error
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document on the real standard output."""
+    from tangentune._json import plain
+
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))  # escapes: readable by any reader

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tangentune.compare import Comparison
+from tangentune.compare.tables import COLUMNS, notes, table_lines
 from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting
 
 
@@ -65,6 +67,19 @@ def show_scores(scores: dict[str, float], n: int, interval: tuple[float, float] 
     for name, value in _scores(scores, interval):
         table.add_row(name, value)
     _print(table, stream)
+
+
+def show_comparison(comparison: Comparison, directory: str, stream: IO[str]) -> None:
+    """One line a method and number of pictures, then what a reader must know to judge them."""
+    table = _table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
+    for entries in table_lines(comparison.rows):
+        marked = [f"{entry.text} *" if entry.best else entry.text for entry in entries]
+        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in marked])
+    _print(table, stream)
+    stream.write("\n")
+    for note in notes(comparison.settings, comparison.cells, comparison.rows):
+        stream.write(f"{note}\n")
+    stream.write(f"Table, figure and all results written to {directory}\n")
 
 
 def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> list[tuple[str, str]]:

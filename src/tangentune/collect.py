@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +10,31 @@ from torch import Tensor
 
 from tangentune.errors import BudgetError
 from tangentune.layers import Entry, FactorSample, Pairs, Rows
-from tangentune.linearization import Tangent, batch_rows
 from tangentune.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
+from tangentune.rows import Tangent, batch_rows
 
-Batches = Callable[[], Iterable[Tensor]]
+
+@dataclass(frozen=True)
+class Portion:
+    """A batch `x` of one pass: the positions of its pictures in the pass, and the expansion point of their rows."""
+
+    rows: Tensor
+    point: int | None
+    x: Tensor
+
+
+Batches = Callable[[], Iterable[Portion]]
+
+
+def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor | None = None) -> Iterator[Portion]:
+    """Batches that follow one another, as portions: of the first pictures, or of those at `places`."""
+    start = 0
+    for x in batches:
+        rows = torch.arange(start, start + len(x)) if places is None else places[start : start + len(x)]
+        yield Portion(rows.to(x.device), point, x)
+        start += len(x)
+
+
 FACTOR_POSITIONS = 16
 FACTOR_PICTURES = 256
 ROUNDING = 32  # rows below so many roundings of the largest layer's are noise
@@ -51,28 +72,26 @@ def collect(
 
     Args:
         tangent: network and parameters.
-        batches: gives the network inputs, afresh at every call, in the same order.
+        batches: gives the network inputs, afresh at every call.
         count: number of pictures.
         probes: (R, d).
         mirrored: average rows and features with those of the mirrored pictures.
         factors: also sum what K-FAC needs.
     """
-    phi, entries, samples, start = None, {}, {}, 0
+    phi, entries, samples = None, {}, {}
     # K-FAC sums need not see every picture; an even spread of batches does.
     stride = -(-count // FACTOR_PICTURES)
-    for number, x in enumerate(batches()):
+    for number, portion in enumerate(batches()):
         positions = FACTOR_POSITIONS if factors and number % stride == 0 else 0
-        part = batch_rows(tangent, views_of(x, mirrored), probes, positions)
+        part = batch_rows(tangent.at(portion.point), views_of(portion.x, mirrored), probes, positions)
         if phi is None:
             phi = part.phi.new_empty(count, part.phi.shape[1])
             entries = {name: _allocate(entry, count) for name, entry in part.entries.items()}
-        rows = slice(start, start + len(x))
-        phi[rows] = part.phi
+        phi[portion.rows] = part.phi
         for name, entry in part.entries.items():
-            _fill(entries[name], entry, rows)
+            _fill(entries[name], entry, portion.rows)
         for name, sample in part.factors.items():
             samples[name] = samples[name] + sample if name in samples else sample
-        start += len(x)
     assert phi is not None
     return RowSet(phi, entries, samples)
 
@@ -135,7 +154,7 @@ def restrict(tangent: Tangent, names: Iterable[str]) -> Tangent:
     """The same linearisation with fewer parameters moving."""
     kept = set(names)
     ruled = tuple(name for name in tangent.ruled if name in kept)
-    return Tangent(tangent.module, tangent.features, ruled, tuple(n for n in tangent.generic if n in kept))
+    return replace(tangent, ruled=ruled, generic=tuple(n for n in tangent.generic if n in kept))
 
 
 def _allocate(entry: Entry, count: int) -> Entry:
@@ -144,7 +163,7 @@ def _allocate(entry: Entry, count: int) -> Entry:
     return Rows(entry.values.new_empty(count, *entry.values.shape[1:]))
 
 
-def _fill(target: Entry, part: Entry, rows: slice) -> None:
+def _fill(target: Entry, part: Entry, rows: Tensor) -> None:
     if isinstance(target, Pairs) and isinstance(part, Pairs):
         target.a[rows], target.g[rows] = part.a, part.g
     elif isinstance(target, Rows):

@@ -10,8 +10,8 @@ import torch
 from tangentune.collect import plan_passes, views_of
 from tangentune.gram import strategy
 from tangentune.layers import Pairs
-from tangentune.linearization import Tangent, batch_rows
 from tangentune.pilot import POWERS, pilot_pictures
+from tangentune.rows import Tangent, batch_rows
 from tangentune.work import Settings, Source, room_for_rows
 
 

@@ -15,11 +15,14 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
+from tangentune.backbone import Backbone
 from tangentune.calibration import fit_temperature, probabilities
 from tangentune.data import Pictures, check_classes, numeric_labels
 from tangentune.errors import InputError
 from tangentune.estimator_base import AbstractTangentEstimator
+from tangentune.expansion import Expansion, choose_steps, cross_fitted_expansion
 from tangentune.fitting import Fitted
+from tangentune.work import Settings
 
 
 @final
@@ -40,6 +43,9 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         damping: lambda of `1/2 sum a_i ||y_i - f(x_i)||^2 + lambda/2 ||f||^2`, absolute.
         class_weight: None, "balanced", or a dict class -> weight.
         augment: "flip" averages features over mirrored pictures (closed form, exact); None does not.
+        outer_steps: minibatch steps towards the labels before the network is linearised, cross-fitted over four folds
+            so that leave-one-out stays honest: 0 linearises at the pre-trained weights, where no label enters the
+            features and every identity is exact; 32 is usual; "loo" chooses between the two (slower, more accurate).
         input_size: overrides the backbone's picture size.
         batch_size: network inputs at a time (a mirrored picture counts as two).
         memory_budget: bytes, or text like "4GiB"; None is half of what is free.
@@ -60,6 +66,8 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         selection_: list of rows: what was tried, with its leave-one-out error.
         damping_path_: leave-one-out error along the damping.
         kernel_: (n, n) kernel of the pictures of positive weight.
+        outer_steps_: steps taken; `task_vector_` what they changed of the weights, None at the pre-trained ones;
+            `outer_selection_` leave-one-out errors of a ridge probe with and without them.
         fit_report_: seconds and peak bytes of each stage.
         temperature_: the calibration, fitted to the leave-one-out predictions.
 
@@ -99,6 +107,16 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(self.classes_)).double()
         self._positions = positions
         return targets, weights
+
+    def _expand(
+        self, backbone: Backbone, pictures: Pictures, settings: Settings
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+        if self.outer_steps == "loo":
+            return choose_steps(backbone, pictures, **common)
+        if self.outer_steps == 0:
+            return None, []
+        return cross_fitted_expansion(backbone, pictures, int(self.outer_steps), **common), []
 
     def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
         loo = np.zeros((len(weights), len(self.classes_)))
@@ -169,6 +187,14 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
 
     def _outputs(self, pictures: Pictures) -> int:
         return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
+
+    def _expand(
+        self, backbone: Backbone, pictures: Pictures, settings: Settings
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        if self.outer_steps not in ("loo", 0):
+            message = f"outer_steps={self.outer_steps} needs class labels; leave it at 0 for a regressor"
+            raise InputError(message)
+        return None, []
 
     def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
         loo = np.zeros_like(self._targets)

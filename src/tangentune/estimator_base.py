@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,18 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
 from torch import Tensor
-from tqdm import tqdm
 
 from tangentune import persistence
 from tangentune.backbone import Backbone, load_backbone
 from tangentune.costs import estimate_cost
 from tangentune.data import Pictures, duplicate_sentences, load_pictures
 from tangentune.errors import InputError
+from tangentune.expansion import Expansion
 from tangentune.fitting import Fitted, fit_tangent
-from tangentune.linearization import Tangent, survey, used_parameters
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
+from tangentune.picture_source import picture_source, with_progress
+from tangentune.rows import Tangent, survey, used_parameters
 from tangentune.subset import select_parameters
 from tangentune.work import Settings, Source
 
@@ -45,6 +47,7 @@ class AbstractTangentEstimator(BaseEstimator):
         damping: str | float = "loo",
         class_weight: Any = None,
         augment: str | None = None,
+        outer_steps: str | int = 0,
         input_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
         memory_budget: int | str | None = None,
@@ -63,6 +66,7 @@ class AbstractTangentEstimator(BaseEstimator):
         self.damping = damping
         self.class_weight = class_weight
         self.augment = augment
+        self.outer_steps = outer_steps
         self.input_size = input_size
         self.batch_size = batch_size
         self.memory_budget = memory_budget
@@ -118,12 +122,19 @@ class AbstractTangentEstimator(BaseEstimator):
                 raise InputError(message)
             self._warn(pictures)
             used = pictures if len(kept) == len(pictures) else pictures.select(kept)
-            source = _source(used, backbone, self._batch(settings))
+            with meter.stage("outer steps"):
+                expansion, moves = self._expand(backbone, used, settings)
+            source = picture_source(used, backbone, self._batch(settings), expansion)
             with meter.stage("survey"):
                 tangent = self._survey(backbone, source)
+            if expansion is not None:
+                tangent = replace(tangent, module=expansion.mean, points=expansion.points)
             rows = torch.from_numpy(kept)
             fitted = fit_tangent(tangent, source, targets[rows], torch.from_numpy(weights[kept]), settings, meter)
             self._adopt(backbone, pictures, fitted)
+            self.outer_steps_ = 0 if expansion is None else expansion.steps
+            self.task_vector_ = None if expansion is None else expansion.task
+            self.outer_selection_ = moves
             self._describe_loo(fitted, kept, weights)
         self.fit_report_ = meter.report() | {
             "n": len(pictures),
@@ -146,7 +157,7 @@ class AbstractTangentEstimator(BaseEstimator):
         settings = self._settings(backbone)
         with warm_pages():
             pictures = self._load(X, y, backbone, labelled=True)
-            source = _source(pictures, backbone, self._batch(settings))
+            source = picture_source(pictures, backbone, self._batch(settings))
             return estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
 
     def _outputs(self, pictures: Pictures) -> int:
@@ -188,6 +199,12 @@ class AbstractTangentEstimator(BaseEstimator):
         X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
         return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
 
+    @abstractmethod
+    def _expand(
+        self, backbone: Backbone, pictures: Pictures, settings: Settings
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        """Points of expansion moved towards the labels, if asked for, and what was tried."""
+
     def _warn(self, pictures: Pictures) -> None:
         if pictures.pixels.dim() == 4:
             for sentence in duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
@@ -227,9 +244,9 @@ class AbstractTangentEstimator(BaseEstimator):
 
     def _decide(self, model: TangentModel, pictures: Pictures) -> NDArray:
         views = 2 if model.map.mirrored else 1
-        source = _source(pictures, self.backbone_, max(1, self.batch_size // views))
+        source = picture_source(pictures, self.backbone_, max(1, self.batch_size // views))
         with warm_pages(), torch.no_grad():
-            parts = [decision(model, x) for x in _progress(source, self.verbose)]
+            parts = [decision(model, x) for x in with_progress(source, self.verbose)]
         return torch.cat(parts).cpu().numpy()
 
     def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
@@ -275,21 +292,3 @@ class AbstractTangentEstimator(BaseEstimator):
         tags.input_tags.sparse = False
         tags.input_tags.allow_nan = False
         return tags
-
-
-def _source(pictures: Pictures, backbone: Backbone, batch: int) -> Source:
-    """Pictures as network inputs, in the memory order convolutions like best."""
-
-    def batches(index: list[int] | None) -> Any:
-        chosen = pictures if index is None else pictures.select(index)
-        for x in chosen.batches(backbone.contract, batch, backbone.dtype, backbone.device):
-            yield x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-    return Source(len(pictures), batches)
-
-
-def _progress(source: Source, verbose: int) -> Any:
-    with tqdm(total=source.count, desc="predicting", unit="picture", delay=1.0, disable=not verbose) as bar:
-        for x in source.batches(None):
-            yield x
-            bar.update(len(x))

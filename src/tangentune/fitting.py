@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from tangentune.collect import RowSet, kronecker_factors, restrict, views_of
 from tangentune.layers import Entry
-from tangentune.linearization import Tangent, batch_rows
 from tangentune.memory import Meter
 from tangentune.metric import KroneckerFactors, Whitening, whitening
 from tangentune.model import TangentMap, TangentModel, accumulate, body_weights
 from tangentune.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
+from tangentune.rows import Tangent, batch_rows
 from tangentune.selection import (
     RELATIVE_DAMPINGS,
     Choice,
@@ -175,6 +175,7 @@ def _feature_map(work: Work, choice: Choice, made: _Kernels) -> TangentMap:
         metric = {name: whitening(made.factors[name], choice.power) for name in tangent.names}
     scales = dict.fromkeys(group_blocks(work.tangent.names), 0.0)
     scales |= block_scales(list(made.blocks), choice.slope) if moving else {}
+    tangent = replace(tangent, points=())  # new pictures need none
     return TangentMap(tangent, work.probes, work.settings.mirrored, metric, scales, choice.body_scale, choice.normalize)
 
 
@@ -185,7 +186,12 @@ def _primal(work: Work, choice: Choice, made: _Kernels, problem: Problem, soluti
     head = ((solution.dual * lengths[0][:, None]).T @ made.phi.double()).to(dtype)
     body: dict[str, Tensor] = {}
     if feature_map.tangent.names:
-        raw = _row_sums(work, feature_map.tangent, (solution.dual * lengths[1][:, None]).to(dtype), made.rows)
+        raw = _row_sums(
+            work,
+            restrict(work.tangent, feature_map.tangent.names),
+            (solution.dual * lengths[1][:, None]).to(dtype),
+            made.rows,
+        )
         for name in feature_map.tangent.names:  # in this order also when loaded: sums round alike
             total, like = raw[name]
             factor = feature_map.body_scale * feature_map.block_scales[block_of(name)] / len(work.probes)
@@ -198,11 +204,9 @@ def _row_sums(work: Work, tangent: Tangent, dual: Tensor, rows: RowSet | None) -
     if rows is not None:
         return {name: (accumulate(entry, dual), entry) for name, entry in rows.entries.items()}
     sums: dict[str, tuple[Tensor, Entry]] = {}
-    start = 0
-    for x in work.batches("weights")():
-        part = batch_rows(tangent, views_of(x, work.settings.mirrored), work.probes)
+    for portion in work.batches("weights")():
+        part = batch_rows(tangent.at(portion.point), views_of(portion.x, work.settings.mirrored), work.probes)
         for name, entry in part.entries.items():
             before = sums[name][0] if name in sums else None
-            sums[name] = accumulate(entry, dual[start : start + len(x)], before), entry.select(slice(0, 1))
-        start += len(x)
+            sums[name] = accumulate(entry, dual[portion.rows.to(dual.device)], before), entry.select(slice(0, 1))
     return sums

@@ -1,227 +1,266 @@
-"""The tangent rows of a frozen network: psi_r(x) = J_phi(x)^T p_r for every picture, probe and parameter.
+"""A network's first-order expansion around its weights: `f_lin(x) = f0(x) + J(x) u`, and the products with J.
 
-One forward and one backward pass per probe and batch, without weight gradients; each parameter's rows come
-from the rule of the function that used it, or from `vmap(grad)` where there is no rule.
+This is the logit linearisation of LQF (Achille et al. 2021, CVPR): one tangent u for all outputs. A training
+step costs one dual forward pass and one ordinary backward pass, since `d <e, J u> / du = J^T e`.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.autograd.function import once_differentiable
 
-from tangentune.errors import LayerError
-from tangentune.layers import Entry, FactorSample, Rows, Use, add_uses, average_views, stack_probes
-from tangentune.networks.features import Features, features_at
-from tangentune.recorder import Recorder
+from tangentune import forward_rules as forward_rules  # registers the rules
+from tangentune.backbone import Backbone
+from tangentune.errors import InputError
+from tangentune.forward_mode import ForwardMode, carry, math_attention, tangent_of
+from tangentune.network_function import Inputs, NetworkFunction, network_function
+from tangentune.subset import select_parameters
+from tangentune.task_vector import TaskVector, difference
 
-
-@dataclass(frozen=True)
-class Tangent:
-    """What the rows are taken of: a network, its feature function, and which parameters go which way.
-
-    `ruled` parameters use layer rules, `generic` ones `vmap(grad)`; the rest stay fixed. Made by `survey`.
-    """
-
-    module: nn.Module
-    features: Features
-    ruled: tuple[str, ...]
-    generic: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All parameters that move."""
-        return self.ruled + self.generic
+Cotangent = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class BatchRows:
-    """Rows of one batch: `phi` (n, d), `entries` and K-FAC `factors` by parameter name."""
-
-    phi: Tensor
-    entries: dict[str, Entry]
-    factors: dict[str, FactorSample]
-
-
-def batch_rows(tangent: Tangent, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
-    """Features and tangent rows of one batch, averaged over its views.
+@final
+class Linearization(nn.Module):
+    """`f0(x) + J(x) u` around frozen weights; as a module, its only parameters and state are the tangent u.
 
     Args:
-        tangent: network and parameters, from `survey`.
-        views: the batch (n, ...) seen in one or more ways (say plain and mirrored), same shape each.
-        probes: directions in feature space, (R, d).
-        positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
+        backbone: a Backbone, whose features are linearised (with `head`: its logits), or any module: tensor or
+            Hugging Face outputs, tensor or dict inputs, attention. A module is copied, frozen, in eval mode.
+        params: which parameters move: words of `select_parameters` ("all", "last:2", globs ...) or names.
+        head: linear layer from a backbone's features to logits; must not be zero. Its parameters move too,
+            as "head.weight" and "head.bias".
 
-    Returns:
-        Rows of every parameter that moves. Cost: one forward, R backwards, no weight gradients.
-    """
-    n, x = len(views[0]), torch.cat(views) if len(views) > 1 else views[0]
-    parameters = dict(tangent.module.named_parameters())
-    names = {id(parameters[name]): name for name in tangent.ruled}
-    collected: dict[tuple[int, str], list[Entry]] = {}
-    factors: dict[str, FactorSample] = {}
-
-    def sink(position: int, use: Use, g: Tensor) -> None:
-        for role, parameter in use.roles.items():
-            name = names[id(parameter)]
-            entry = use.rows(role, g, len(x))
-            collected.setdefault((position, name), []).append(average_views(entry, len(views)))
-            # Pairs hold their own second moments; explicit rows have lost them, so sum them here.
-            sample = use.factors(role, g, len(x), positions) if positions and isinstance(entry, Rows) else None
-            if sample is not None:
-                factors[name] = factors[name] + sample if name in factors else sample
-
-    with torch.enable_grad():
-        recorder = Recorder(names, sink)
-        with recorder:
-            phi = tangent.features(tangent.module, x)
-        for r, probe in enumerate(probes):
-            if not phi.requires_grad:
-                break
-            cotangent = probe.to(phi).expand_as(phi)
-            torch.autograd.backward(phi, cotangent, retain_graph=r + 1 < len(probes), inputs=[recorder.token])
-    entries: dict[str, Entry] = {}
-    for (_, name), per_probe in collected.items():
-        entry = stack_probes(per_probe)
-        entries[name] = add_uses(entries[name], entry) if name in entries else entry
-    if tangent.generic:
-        generic = _generic_rows(tangent, x, probes)
-        entries.update({name: average_views(entry, len(views)) for name, entry in generic.items()})
-    return BatchRows(phi.detach().unflatten(0, (len(views), n)).mean(0), entries, factors)
-
-
-def explicit_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
-    """Rows written out in the parameters' own shapes: name -> (n, R, *shape). For tests and small nets."""
-    shapes = {name: p.shape for name, p in tangent.module.named_parameters()}
-    entries = batch_rows(tangent, [x], probes).entries
-    return {name: e.explicit().reshape(len(x), len(probes), *shapes[name]) for name, e in entries.items()}
-
-
-def survey(module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int = 0) -> Tangent:
-    """Sort parameters into ruled, generic and unused, and prove the choice on a few pictures.
-
-    Rows of each parameter, weighted at random, must add up to what autograd gives for the same weighting;
-    a parameter that fails its rule moves to the generic rule, and one that fails there too is refused. The
-    proof runs in float64 on a copy, where rounding cannot hide or fake a fault.
-
-    Args:
-        module: frozen network in eval mode.
-        features: `(module, x) -> (n, d)`.
-        names: parameters that may move; those the features do not depend on are left out of the result.
-        x: two or three inputs.
-        seed: of the random probe and weights.
+    Attributes:
+        names: parameters that move, in network order.
+        tangent: module whose parameters are u, under the names of the network's own; zero at the start.
 
     Raises:
-        LayerError: if some parameter's per-sample gradient cannot be computed correctly.
+        InputError: the head is zero (then J is zero for every layer below it, and stays so), or does not fit.
+        BackboneError: the network cannot be linearised.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> lin, x = Linearization(net), torch.ones(5, 3)
+        >>> loss = lin(x).square().sum()       # at u = 0 these are the network's own outputs
+        >>> loss.backward()                    # and the gradient is the network's own
+        >>> lin(x, lin.zeros()).equal(net(x)), sorted(lin.state_dict())[0]
+        (True, 'tangent.0.bias')
     """
-    try:
-        twin, inputs = copy.deepcopy(module).double(), x.double() if x.is_floating_point() else x
-        checked = _sort_parameters(twin, features, names, inputs, seed, 1e-9)
-    except (RuntimeError, TypeError):  # no float64 on this device, or a fixed precision inside the network
-        checked = _sort_parameters(module, features, names, x, seed, 1e-2)
-    return Tangent(module, features, checked.ruled, checked.generic)
+
+    _function: NetworkFunction
+    names: tuple[str, ...]
+
+    def __init__(
+        self, backbone: Backbone | nn.Module, params: str | Iterable[str] = "all", head: nn.Linear | None = None
+    ):
+        super().__init__()
+        self._hide(network_function(backbone, head))
+        self.names = _moving(self._function, params)
+        self.tangent = _skeleton({name: torch.zeros_like(p) for name, p in self.point().items()})
+        # Shared with a Backbone: moved to another device, the network is copied first.
+        self._shared = isinstance(backbone, Backbone)
+
+    def _hide(self, function: NetworkFunction) -> None:
+        """Keep the frozen network out of parameters, state and mode changes."""
+        object.__setattr__(self, "_function", function)  # nn.Module's own would register it
+
+    # -- the products ----------------------------------------------------------------------------------------------
+
+    def point(self) -> dict[str, Tensor]:
+        """Weights at the linearisation point, by name; not copies."""
+        parameters = self._function.parameters()
+        return {name: parameters[name].detach() for name in self.names}
+
+    def zeros(self) -> dict[str, Tensor]:
+        """A zero tangent."""
+        return {name: torch.zeros_like(p) for name, p in self.point().items()}
+
+    def f0(self, x: Inputs) -> Tensor:
+        """Outputs (n, C) at the linearisation point."""
+        with torch.no_grad(), math_attention():
+            return self._function(x, {})
+
+    def jvp(self, x: Inputs, v: Mapping[str, Tensor]) -> Tensor:
+        """`J(x) v` (n, C); cost one dual forward pass, about three plain ones, nothing kept."""
+        with torch.no_grad():
+            return self._dual(x, v)[1]
+
+    def vjp(self, x: Inputs, r: Tensor) -> dict[str, Tensor]:
+        """`J(x)^T r` by name, `r` (n, C), summed over the batch; cost one forward and one backward pass."""
+        leaves = self._leaves()
+        with torch.enable_grad(), math_attention():
+            output = self._function(x, leaves)
+        return _pull_back(output, leaves, r)
+
+    def normal(self, x: Inputs, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`J(x)^T J(x) v`; one dual forward and one backward pass over a shared primal."""
+        return self.step(x, v, lambda _, jv: jv)[2]
+
+    def step(
+        self, x: Inputs, v: Mapping[str, Tensor], cotangent: Cotangent
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Outputs f0, `J v`, and `J^T cotangent(f0, J v)`: all that one training step needs.
+
+        Args:
+            x: the batch.
+            v: where the linear model is.
+            cotangent: gradient of the loss in the outputs (n, C), from f0 and `J v`; for the squared loss
+                `lambda f0, jv: f0 + jv - targets`.
+
+        Returns:
+            `f0` (n, C), `J v` (n, C), and the gradient by name. Cost: one dual forward, one plain backward.
+        """
+        leaves = self._leaves()
+        with torch.enable_grad():
+            output, jv = self._dual(x, v, leaves)
+        with torch.no_grad():
+            e = cotangent(output.detach(), jv)
+        return output.detach(), jv, _pull_back(output, leaves, e)
+
+    # -- the module ------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Inputs, v: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`f0(x) + J(x) v` (n, C); without v at the module's own tangent, differentiable in it.
+
+        Gradients are of first order: the output is linear in the tangent, so there is no second.
+        """
+        if v is not None:
+            with torch.no_grad():
+                output, jv = self._dual(x, v)
+                return output + jv
+        own = self._own()
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in own.values())
+        leaves = self._leaves() if wanted else None
+        with torch.set_grad_enabled(wanted):
+            output, jv = self._dual(x, own, leaves)
+        value = output.detach() + jv
+        return value if leaves is None else _LinearInTangent.apply(value, (output, leaves), *own.values())
+
+    def task_vector(self) -> TaskVector:
+        """The module's own tangent as an object to add, scale and save."""
+        return TaskVector({name: p.detach().clone() for name, p in self._own().items()})
+
+    def set_tangent(self, v: Mapping[str, Tensor]) -> None:
+        """Put a tangent into the module.
+
+        Raises:
+            InputError: a name is missing or a shape differs.
+        """
+        given = difference(v, self.zeros())
+        with torch.no_grad():
+            for name, p in self._own().items():
+                p.copy_(given[name])
+
+    def from_finetuned(self, weights: Mapping[str, Tensor] | nn.Module | Backbone) -> TaskVector:
+        """A fine-tuned checkpoint as a tangent: its weights minus those of the linearisation point.
+
+        Args:
+            weights: a state dict, a module, or a Backbone, with the network's own parameter names.
+
+        Raises:
+            InputError: a parameter that moves is missing, or has another shape; it is named.
+        """
+        module = weights.module if isinstance(weights, Backbone) else weights
+        state = module.state_dict() if isinstance(module, nn.Module) else module
+        return difference(state, self.point())
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        return dict(self.tangent.named_parameters())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Linearization:
+        """Move the frozen network with the tangent."""
+        super()._apply(fn, recurse)
+        if self._shared:
+            self._hide(copy.deepcopy(self._function))
+            self._shared = False
+        self._function.network._apply(fn)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Linearization:
+        """Copies share the frozen network."""
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_function"})
+        twin._hide(self._function)
+        twin._shared = True
+        return twin
+
+    # -- both modes of differentiation -----------------------------------------------------------------------------
+
+    def _leaves(self) -> dict[str, Tensor]:
+        return {name: p.detach().requires_grad_() for name, p in self.point().items()}
+
+    def _dual(
+        self, x: Inputs, v: Mapping[str, Tensor], leaves: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and its tangent, the primal taped where `leaves` ask for it."""
+        point = {name: p.detach() for name, p in self.point().items()} if leaves is None else leaves
+        missing = [name for name in self.names if name not in v]
+        if missing:
+            message = f"the tangent has no {missing[0]!r}; it needs all of `names` (`zeros()` gives them)"
+            raise InputError(message)
+        for name, p in point.items():
+            carry(p, v[name].detach().to(p))
+        with math_attention(), ForwardMode():
+            output = self._function(x, point)
+        tangent = tangent_of(output)
+        return output, torch.zeros_like(output) if tangent is None else tangent.detach()
 
 
-def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
-    """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
-    names = [name for name, _ in module.named_parameters()]
-    truth = _reference(module, features, names, x, torch.Generator().manual_seed(0)).truth
-    return [name for name in names if truth[name] is not None]
+class _LinearInTangent(torch.autograd.Function):
+    """Gives `f0 + J u` its gradient in u: one backward pass over the primal's tape."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, tape: tuple[Tensor, dict[str, Tensor]], *_tangent: Tensor) -> Tensor:
+        ctx.tape = tape
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_pull_back(*ctx.tape, grads[0]).values()  # pyright: ignore[reportCallIssue]
 
 
-def _sort_parameters(
-    module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int, tolerance: float
-) -> Tangent:
-    parameters = dict(module.named_parameters())
-    reference = _reference(module, features, names, x, torch.Generator().manual_seed(seed))
-    used = [name for name in names if reference.truth[name] is not None]
-    recorder = Recorder({id(parameters[name]): name for name in used}, lambda *_: None)
-    with torch.enable_grad(), recorder:
-        features(module, x)
-    seen = {name for use in recorder.uses for t in use.roles.values() if (name := recorder.names.get(id(t)))}
-    ruled = [name for name in used if name in seen - recorder.unruled]
-    failed = _failures(Tangent(module, features, tuple(ruled), ()), x, reference, tolerance)
-    ruled = [name for name in ruled if name not in failed]
-    generic = [name for name in used if name not in ruled]
-    wrong = _failures(Tangent(module, features, (), tuple(generic)), x, reference, tolerance)
-    if wrong:
-        message = (
-            f"per-sample gradients of {', '.join(sorted(wrong)[:5])} cannot be computed: the network mixes samples "
-            "there or uses an operation without vmap support; leave these parameters out with `subset`"
-        )
-        raise LayerError(message)
-    return Tangent(module, features, tuple(ruled), tuple(generic))
+def _pull_back(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+    if not output.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    grads = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), grads, strict=True)
+    }
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Autograd's gradient `truth` of a sum of probe outputs with random `weights` (None: unused)."""
-
-    truth: dict[str, Tensor | None]
-    probe: Tensor
-    weights: Tensor
-
-
-def _reference(
-    module: nn.Module, features: Features, names: list[str], x: Tensor, generator: torch.Generator
-) -> _Reference:
-    weights = torch.randn(len(x), generator=generator, dtype=torch.float64).to(x.device)
-    moving = set(names)
-    leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if name in moving}
-    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
-    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, start[0].clone() if start else x)
-        probe = torch.randn(1, phi.shape[1], generator=generator, dtype=torch.float64).to(phi)
-        if not phi.requires_grad:
-            return _Reference(dict.fromkeys(names), probe, weights)
-        wanted = [*leaves.values(), *start]
-        grads = torch.autograd.grad((phi @ probe[0]) @ weights.to(phi), wanted, allow_unused=True)
-    return _Reference(dict(zip(leaves, grads, strict=False)), probe, weights)
+def _moving(function: NetworkFunction, params: str | Iterable[str]) -> tuple[str, ...]:
+    """Names that `params` asks for; the head's always move."""
+    known = function.parameters()
+    if isinstance(params, str):
+        heads = [name for name in function.used if function.is_head(name)]
+        body = [name for name in function.used if not function.is_head(name)]
+        return (*select_parameters(function.network.body, params, body), *heads)
+    chosen = list(params)
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        problem = f"the network's outputs use no parameter {unknown[0]!r}" if unknown else "params names no parameter"
+        message = f"{problem}; they use, for instance, {', '.join(list(known)[:3])}"
+        raise InputError(message)
+    return tuple(name for name in known if name in set(chosen))
 
 
-def _failures(tangent: Tangent, x: Tensor, reference: _Reference, tolerance: float) -> set[str]:
-    """Parameters whose weighted row sum is not autograd's gradient; a rule that raises is bisected for."""
-    names = tangent.names
-    if not names:
-        return set()
-    try:
-        rows = explicit_rows(tangent, x, reference.probe)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        if len(names) == 1:
-            return set(names)
-        halves = (names[: len(names) // 2], names[len(names) // 2 :])
-        parts = [Tangent(tangent.module, tangent.features, *((h, ()) if tangent.ruled else ((), h))) for h in halves]
-        return set().union(*(_failures(part, x, reference, tolerance) for part in parts))
-    return {name for name in names if not _adds_up(rows.get(name), reference, name, tolerance)}
-
-
-def _adds_up(rows: Tensor | None, reference: _Reference, name: str, tolerance: float) -> bool:
-    truth = reference.truth[name]
-    if rows is None or truth is None:
-        return False
-    weights = reference.weights.to(rows)
-    total = torch.tensordot(weights, rows[:, 0], dims=1)
-    size = torch.tensordot(weights.abs(), rows[:, 0].abs(), dims=1).norm() + truth.norm()
-    # A gradient that is exactly zero (a key's bias under softmax) is rounding noise on both sides.
-    size = size + 1e-3 * max(float(t.norm()) for t in reference.truth.values() if t is not None)
-    return bool((total - truth).norm() <= tolerance * size)
-
-
-def _generic_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Rows]:
-    """`vmap(grad)` for parameters without a rule; cost about one more forward and backward a probe."""
-    parameters = dict(tangent.module.named_parameters())
-    moving = {name: parameters[name].detach() for name in tangent.generic}
-
-    def output(params: dict[str, Tensor], one: Tensor, probe: Tensor) -> Tensor:
-        phi = features_at(tangent.module, tangent.features, params, one[None])[0]
-        return phi @ probe.to(phi)  # not of the inputs' type: they may be token numbers
-
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule
-        per_probe = [vmap(grad(output), in_dims=(None, 0, None))(moving, x, probe) for probe in probes]
-    stacked = {name: torch.stack([rows[name].flatten(1) for rows in per_probe], 1) for name in moving}
-    return {name: Rows(values[:, :, :, None, None]) for name, values in stacked.items()}
+def _skeleton(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Modules nested as the names are, with the tensors as parameters: state gets the network's own names."""
+    root = nn.Module()
+    for name, tensor in tensors.items():
+        *path, leaf = name.split(".")
+        place = root
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        place.register_parameter(leaf, nn.Parameter(tensor))
+    return root

@@ -66,17 +66,25 @@ def _peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> bool:
+    """Let the highest memory count from now on; False, and nothing done, where the system cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+        return True
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
+
+
+_OPEN: list[dict[torch.device, int]] = []  # the highest seen so far by each stage that is running, outermost first
 
 
 @dataclass
 class Meter:
-    """Seconds and peak bytes of each stage of a job, in order."""
+    """Seconds and peak bytes of each stage of a job, in order; stages of another meter may run inside one."""
 
     device: torch.device
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -84,16 +92,27 @@ class Meter:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure one stage; a name met again adds to its row."""
-        _reset_peak(self.device)
+        self._tell_outer(_peak_bytes(self.device))  # the reset below must not hide it from them
+        reset_peak(self.device)
+        _OPEN.append({self.device: 0})
         start = time.perf_counter()
-        yield
-        seconds, peak = time.perf_counter() - start, _peak_bytes(self.device)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            peak = max(_OPEN.pop()[self.device], _peak_bytes(self.device))
+            self._tell_outer(peak)
         for row in self.stages:
             if row["stage"] == name:
                 row["seconds"] += seconds
                 row["peak_bytes"] = max(row["peak_bytes"], peak)
                 return
         self.stages.append({"stage": name, "seconds": seconds, "peak_bytes": peak})
+
+    def _tell_outer(self, peak: int) -> None:
+        for highest in _OPEN:
+            if self.device in highest:
+                highest[self.device] = max(highest[self.device], peak)
 
     def report(self) -> dict[str, Any]:
         """Totals and stages."""

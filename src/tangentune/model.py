@@ -11,8 +11,8 @@ from tangentune.collect import views_of
 from tangentune.gram import row_chunks
 from tangentune.kernel import inverse_lengths
 from tangentune.layers import Entry, Rows
-from tangentune.linearization import Tangent, batch_rows
 from tangentune.metric import Whitening, whiten
+from tangentune.rows import Tangent, batch_rows
 from tangentune.subset import block_of
 
 

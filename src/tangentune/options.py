@@ -47,6 +47,9 @@ def read_options(options: dict[str, Any], seed: int, default_budget: int, pictur
         _refuse("augment", augment, "'flip' or None")
     if not isinstance(options["batch_size"], numbers.Integral) or options["batch_size"] < 1:
         _refuse("batch_size", options["batch_size"], "a whole number >= 1")
+    steps = options["outer_steps"]
+    if steps != "loo" and (not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 0):
+        _refuse("outer_steps", steps, "a whole number >= 0 or 'loo'")
     budget = options["memory_budget"]
     return Settings(
         probes=int(probes),

@@ -7,23 +7,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangentune.backbone import Backbone, load_backbone
 from tangentune.card import render_card
 from tangentune.contract import DataContract
 from tangentune.errors import StoreError
+from tangentune.expansion import moved
 from tangentune.imaging.pictures import Pictures
-from tangentune.linearization import Tangent
 from tangentune.metric import Whitening
 from tangentune.metrics import case_nll
 from tangentune.model import TangentMap, TangentModel
+from tangentune.rows import Tangent
 from tangentune.store import read_model, write_model
 from tangentune.summary import label_positions
+from tangentune.task_vector import TaskVector
 
 PLAIN = (
     "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",
-    "loo_score_", "selection_", "fit_report_", "ids_", "temperature_", "flat_", "n_features_in_",
+    "loo_score_", "selection_", "fit_report_", "ids_", "temperature_", "flat_", "n_features_in_", "outer_steps_",
+    "outer_selection_",
 )  # fmt: skip
 ARRAYS = ("loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_")
 SHOWN = 24
@@ -39,11 +42,15 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
     tensors |= {f"body.{name}": weights for name, weights in model.body.items()}
     for name, metric in model.map.metric.items():
         tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
+    if estimator.task_vector_ is not None:
+        tensors |= {f"moved.{name}": tensor for name, tensor in estimator.task_vector_.items()}
     tensors |= {key: _tensor(getattr(estimator, key)) for key in ARRAYS if hasattr(estimator, key)}
     tensors |= {f"path.{key}": _tensor(values) for key, values in estimator.damping_path_.items()}
     shown = _most_wrong(estimator)
     if estimator.pictures_.pixels.dim() == 4:
-        tensors["shown"] = estimator.pictures_.pixels[torch.from_numpy(shown)]
+        pixels = estimator.pictures_.pixels
+        loaded = isinstance(estimator.pictures_, Shown)  # which holds only those, in this order
+        tensors["shown"] = pixels if loaded else pixels[torch.from_numpy(shown)]
     parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "backbone"}
     parameters["device"] = None if parameters["device"] is None else str(parameters["device"])
     parameters["random_state"] = parameters["random_state"] if isinstance(parameters["random_state"], int) else None
@@ -95,15 +102,18 @@ def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None,
     estimator.damping_path_ = {key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")}
     estimator.backbone_ = backbone
     estimator.pictures_ = Shown(fitted["ids_"], config["shown"], tensors.get("shown"), config["skipped"])
-    estimator.model_ = _model(config["map"], fitted, tensors, backbone)
+    task = {key.removeprefix("moved."): tensor for key, tensor in tensors.items() if key.startswith("moved.")}
+    estimator.task_vector_ = TaskVector(task) if task else None
+    module = backbone.module if estimator.task_vector_ is None else moved(backbone.module, estimator.task_vector_)
+    estimator.model_ = _model(config["map"], fitted, tensors, backbone, module)
     return estimator
 
 
 def _model(
-    saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone
+    saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone, module: nn.Module
 ) -> TangentModel:
     device = backbone.device
-    tangent = Tangent(backbone.module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]))
+    tangent = Tangent(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]))
     metric = {
         name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
         for name in tangent.names

@@ -6,12 +6,13 @@ variable in the SVG (`var(--ink, #1b2733)`), so a figure is readable on a light 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -61,12 +62,19 @@ _MANY_POINTS = 2000
 MANY_BLOCKS = 30
 
 
+@contextlib.contextmanager
+def house_style() -> Iterator[None]:
+    """The lettering, lines and colours of every figure, for the making and the saving of one."""
+    with _SETTINGS, mpl.rc_context(_STYLE):
+        yield
+
+
 def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> Figure:
     """Leave-one-out error against damping, with the chosen point marked; both arrays of shape (steps,)."""
     x, y = np.asarray(damping, np.float64), np.asarray(loo_error, np.float64)
     usable = (x > 0) & np.isfinite(y) & (y > 0)
     x, y = x[usable], y[usable]
-    with _SETTINGS, mpl.rc_context(_STYLE):
+    with house_style():
         figure, axes = _figure(2.5)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
@@ -122,7 +130,7 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
         names = [name for name in names if shares[name] >= floor][:MANY_BLOCKS]
     names += [name for name in shares if name == "head"]
     values = np.array([shares[name] for name in names], np.float64)
-    with _SETTINGS, mpl.rc_context(_STYLE):
+    with house_style():
         figure, axes = _figure(0.62 + 0.172 * len(names))
         colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
         rows = np.arange(len(names))[::-1]
@@ -151,7 +159,7 @@ def reliability_figure(curve: Reliability) -> Figure:
     filled = curve.counts > 0
     width = float(curve.edges[1] - curve.edges[0])
     centre = curve.edges[:-1] + width / 2
-    with _SETTINGS, mpl.rc_context(_STYLE):
+    with house_style():
         figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained", facecolor="none")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
@@ -184,7 +192,7 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike, names: Sequence[str
     guess = np.asarray(predicted, np.float64).reshape(given.shape)
     panels = min(given.shape[1], 4)
     columns = 1 if panels == 1 else 2
-    with _SETTINGS, mpl.rc_context(_STYLE):
+    with house_style():
         rows = math.ceil(panels / columns)
         figure = Figure(figsize=(_WIDTH, rows * (3.9 if columns == 1 else 2.3)), layout="constrained", facecolor="none")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -234,7 +242,7 @@ def to_svg(figure: Figure, *, key: str, alt: str) -> str:
         alt: what the figure shows, in words.
     """
     stream = io.StringIO()
-    with _SETTINGS, mpl.rc_context(_STYLE), warnings.catch_warnings():
+    with house_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser draws the letters, not matplotlib
         figure.savefig(stream, format="svg", metadata={"Date": None}, dpi=150)
     text = stream.getvalue()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tangentune import __version__, metrics
 
 SETTINGS = {
+    "outer_steps": "outer steps",
     "metric_power": "metric power",
     "normalize": "cosine normalisation",
     "body_scale": "body scale",

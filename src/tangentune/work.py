@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tangentune.collect import Batches, RowSet, collect, entry_bytes, plan_passes, restrict
+from tangentune.collect import Batches, Portion, RowSet, collect, entry_bytes, plan_passes, portions, restrict
 from tangentune.errors import BudgetError
 from tangentune.kernel import block_grams
 from tangentune.layers import Entry
-from tangentune.linearization import Tangent, batch_rows
 from tangentune.memory import Meter
 from tangentune.metric import KroneckerFactors
+from tangentune.rows import Tangent, batch_rows
 from tangentune.selection import Fixed
 from tangentune.subset import group_blocks
 
@@ -41,10 +41,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call."""
+    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
+
+    `points` is the expansion point of each picture's rows; None where all are taken at the network itself.
+    """
 
     count: int
     batches: Callable[[list[int] | None], Iterable[Tensor]]
+    points: tuple[int, ...] | None = None
+
+    def portions(self, index: list[int] | None) -> Iterator[Portion]:
+        """Batches of all pictures or some, those of one expansion point together."""
+        if self.points is None:
+            yield from portions(self.batches(index))
+            return
+        chosen = range(self.count) if index is None else index
+        for point in sorted(set(self.points)):
+            places = [i for i, position in enumerate(chosen) if self.points[position] == point]
+            if places:
+                yield from portions(self.batches([chosen[i] for i in places]), point, torch.tensor(places))
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,12 @@ class Work:
         """Network inputs with a progress bar."""
         total = self.source.count if index is None else len(index)
 
-        def run() -> Iterable[Tensor]:
+        def run() -> Iterator[Portion]:
             settings = {"total": total, "desc": label, "unit": "picture", "delay": 1.0}
             with tqdm(disable=not self.settings.verbose, **settings) as bar:
-                for x in self.source.batches(index):
-                    yield x
-                    bar.update(len(x))
+                for portion in self.source.portions(index):
+                    yield portion
+                    bar.update(len(portion.x))
 
         return run
 

@@ -67,6 +67,27 @@ class ConvUse(Use):
         reach = [(x.shape[2 + d] - self.dilation[d] * (self.kernel[d] - 1) - 1) // stride[d] + 1 for d in (0, 1)]
         return patches.unflatten(-1, reach)[..., :height, :width]
 
+    def matrix(self, role: str) -> tuple[int, int, int] | None:
+        """One matrix a group, applied to patches."""
+        if role == "bias":
+            return None
+        weight = self.roles[role]
+        return self.groups, len(weight) // self.groups, weight[0].numel()
+
+    def inputs(self, role: str, g: Tensor) -> Tensor:
+        """Patches; for 1x1 the pixels themselves."""
+        g = g.unsqueeze(-2) if g.dim() == 3 else g
+        pointwise = self.groups == 1 and self.kernel == (1, 1)
+        return self._grouped(self._pointwise() if pointwise else self._unfold(self._padded(), (1, 1), g))
+
+    def cotangents(self, role: str, g: Tensor) -> Tensor:
+        """Of every output pixel."""
+        return self._grouped(g.unsqueeze(-2) if g.dim() == 3 else g)
+
+    def _grouped(self, image: Tensor) -> Tensor:
+        """(N, groups k, h, w) -> (groups, N h w, k)."""
+        return image.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
     def factors(self, role: str, g: Tensor, n: int, positions: int) -> FactorSample | None:
         """Second moments of patches and cotangents, group by group, at evenly spaced positions."""
         if role == "bias":

@@ -23,6 +23,18 @@ class LinearUse(Use):
         g = self._positions(g, n)
         return vector_rows(g.sum(1)) if role == "bias" else pairs_or_rows(self._positions(self.x, n), g)
 
+    def matrix(self, role: str) -> tuple[int, int, int] | None:
+        """One matrix for all positions."""
+        return None if role == "bias" else (1, *self.roles[role].shape)  # type: ignore[return-value]
+
+    def inputs(self, role: str, g: Tensor) -> Tensor:
+        """Everything but the feature axis is a position, wherever the samples are."""
+        return self.x.reshape(1, -1, self.x.shape[-1])
+
+    def cotangents(self, role: str, g: Tensor) -> Tensor:
+        """In the same order."""
+        return g.reshape(1, -1, g.shape[-1])
+
     def factors(self, role: str, g: Tensor, n: int, positions: int) -> FactorSample | None:
         """Input and output second moments over positions."""
         if role == "bias":

@@ -50,6 +50,18 @@ class Use(ABC):
             LayoutError: if the first axis does not hold the samples.
         """
 
+    def matrix(self, role: str) -> tuple[int, int, int] | None:
+        """(groups, outputs, inputs) where every position applies these matrices to its input; None otherwise."""
+        return None
+
+    def inputs(self, role: str, g: Tensor) -> Tensor:
+        """Inputs of a `matrix` role at all positions of all samples: (groups, positions, inputs)."""
+        raise NotImplementedError
+
+    def cotangents(self, role: str, g: Tensor) -> Tensor:
+        """Cotangents of a `matrix` role in the order of `inputs`: (groups, positions, outputs)."""
+        raise NotImplementedError
+
     def factors(self, role: str, g: Tensor, n: int, positions: int) -> FactorSample | None:
         """K-FAC sums from at most `positions` positions a sample; None means a diagonal metric from rows."""
         return None

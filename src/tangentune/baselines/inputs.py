@@ -1,0 +1,53 @@
+"""Labelled pictures as a network and a loss take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.backbone import Backbone
+from tangentune.errors import InputError
+from tangentune.imaging.pictures import Pictures, normalise
+
+
+def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted classes (C,) and every picture's position among them (n,).
+
+    Raises:
+        InputError: labels are missing, are no classes, or name one class only.
+    """
+    labels = pictures.labels
+    if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
+        message = "fine-tuning needs one class label per picture; give labels= or class folders"
+        raise InputError(message)
+    classes, positions = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        message = f"fine-tuning needs pictures of two classes at least; these have {classes.tolist()}"
+        raise InputError(message)
+    return classes, positions
+
+
+@torch.no_grad()
+def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
+    """(n, d) features; `flip` averages those of each picture and its mirror image.
+
+    Raises:
+        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
+    """
+    rows = []
+    for pixels in pictures.pixels.split(batch_size):
+        x = network_input(backbone, pixels)
+        views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
+        rows.append(torch.stack([backbone.features(view) for view in views]).mean(0))
+    return torch.cat(rows)
+
+
+def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """Pixels normalised by the contract, where and as the parameters are."""
+    weight = next(backbone.module.parameters())
+    x = normalise(pixels.to(weight.device), backbone.contract, weight.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -1,0 +1,158 @@
+"""Where the network is linearised: at its pre-trained weights, or at weights moved a little towards the task.
+
+One linear step from the pre-trained weights misses what ordinary fine-tuning gains, for the tangent kernel itself
+turns towards the task in fine-tuning's first few dozen steps (docs/decisions/0010). So a fit may take some of these
+steps first, each of them a linearisation at the weights of the moment, and solve the least-squares problem from there.
+
+The steps see labels. To keep leave-one-out honest they are cross-fitted: one network a fold, moved without the fold's
+pictures, gives the fold's rows; new pictures go through the mean of all. The networks stay so close to each other
+that rows of one fit weights learnt on the rows of another.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tangentune.backbone import Backbone
+from tangentune.baselines import DivergedError, FineTuneSettings, fine_tune
+from tangentune.heads import stratified_folds
+from tangentune.imaging.pictures import Pictures
+from tangentune.solvers.ridge import factor_ridge, loo_errors
+from tangentune.task_vector import TaskVector, difference
+
+FOLDS = 4
+STEPS = 32
+RATE = 1e-4
+BATCH = 32
+RELATIVE_DAMPINGS = torch.logspace(-4, 3, 29, dtype=torch.float64)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Points of expansion of one fit.
+
+    Attributes:
+        steps: minibatch steps that each network was moved.
+        fold: (n,) fold of each picture.
+        points: one network a fold, moved without the fold's pictures.
+        mean: the network at the mean of their weights, for pictures that none has seen.
+        task: the mean's weights minus the pre-trained ones.
+    """
+
+    steps: int
+    fold: NDArray[np.int64]
+    points: tuple[nn.Module, ...]
+    mean: nn.Module
+    task: TaskVector
+
+
+def cross_fitted_expansion(
+    backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, seed: int = 0, verbose: int = 0
+) -> Expansion:
+    """Move the network towards the labels of all folds but one, for each of four folds.
+
+    Args:
+        backbone: left as it is.
+        pictures: with class labels.
+        steps: minibatches of 32 pictures; at least one pass over the pictures is made.
+        flip: half of the pictures are mirrored, at random.
+        seed: of folds, order and mirroring.
+        verbose: 1 shows a progress bar.
+
+    Returns:
+        The points of expansion. Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is, up to
+        the one pass.
+
+    Raises:
+        InputError: there are fewer than two classes, or training diverged.
+    """
+    labels = pictures.labels
+    assert labels is not None
+    positions = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    fold = stratified_folds(positions, FOLDS, seed).numpy()
+    nets: list[nn.Module] = []
+    for own in tqdm(np.unique(fold), desc="moving", unit="network", delay=1.0, disable=not verbose):
+        rest = pictures.select(np.flatnonzero(fold != own))
+        epochs = max(1, round(steps / -(-len(rest) // BATCH)))
+        settings = FineTuneSettings(
+            learning_rate=RATE, epochs=epochs, batch_size=BATCH, head_start="probe", flip=flip, seed=seed
+        )
+        nets.append(fine_tune(backbone, rest, settings).backbone.module)
+    start = dict(backbone.module.named_parameters())
+    tasks = [difference(dict(net.named_parameters()), start) for net in nets]
+    mean = sum(tasks[1:], tasks[0]) / len(tasks)
+    points = tuple(moved(backbone.module, task) for task in tasks)
+    return Expansion(steps, fold, points, moved(backbone.module, mean), mean)
+
+
+def moved(module: nn.Module, task: TaskVector) -> nn.Module:
+    """A frozen copy of the network with a task vector added to its weights."""
+    out = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in out.named_parameters():
+            if name in task:
+                parameter.add_(task[name].to(parameter))
+    return out.eval().requires_grad_(False)
+
+
+def choose_steps(
+    backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0
+) -> tuple[Expansion | None, list[dict[str, float]]]:
+    """Move or not: whatever gives a ridge probe on the features the lower leave-one-out error.
+
+    Each picture's features come from the network that has not seen it, so that the error is honest.
+
+    Returns:
+        The expansion (None: stay at the pre-trained weights), and what was tried: "outer_steps" and "loo_error", the
+        sum of squared errors. Cost: that of `cross_fitted_expansion`, and two forward passes.
+    """
+    assert pictures.labels is not None
+    if len(pictures) < 2 * FOLDS:
+        return None, []
+    positions = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1])
+    tried = [{"outer_steps": 0, "loo_error": _probe_error(_features(backbone, pictures, None, flip), positions)}]
+    try:
+        made = cross_fitted_expansion(backbone, pictures, STEPS, flip=flip, seed=seed, verbose=verbose)
+    except DivergedError:
+        return None, tried
+    error = _probe_error(_features(backbone, pictures, made, flip), positions)
+    tried.append({"outer_steps": STEPS, "loo_error": error})
+    return made if error < tried[0]["loo_error"] else None, tried
+
+
+def _probe_error(features: Tensor, positions: Tensor) -> float:
+    """Lowest leave-one-out error of a ridge probe along its damping path, features of length one."""
+    unit = F.normalize(features.double(), dim=1)
+    factor = factor_ridge(unit @ unit.T)
+    dampings = (factor.mean_eigenvalue or 1.0) * RELATIVE_DAMPINGS
+    return float(loo_errors(factor, F.one_hot(positions).double(), dampings).min())
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, pictures: Pictures, expansion: Expansion | None, flip: bool) -> Tensor:
+    """(n, d) features, each picture's from its own fold's network."""
+    out: Tensor | None = None
+    fold = np.zeros(len(pictures), np.int64) if expansion is None else expansion.fold
+    for own in np.unique(fold):
+        rows = np.flatnonzero(fold == own)
+        module = backbone.module if expansion is None else expansion.points[own]
+        start = 0
+        for x in pictures.select(rows).batches(backbone.contract, 64, backbone.dtype, backbone.device):
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+            views = [x, x.flip(-1)] if flip else [x]
+            phi = torch.stack([backbone.feature_function(module, view) for view in views]).mean(0)
+            out = phi.new_empty(len(pictures), phi.shape[1]) if out is None else out
+            out[torch.from_numpy(rows[start : start + len(x)]).to(out.device)] = phi
+            start += len(x)
+    assert out is not None
+    return out

@@ -1,0 +1,35 @@
+"""Pictures as the stages of a fit, and predictions, take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tangentune.backbone import Backbone
+from tangentune.data import Pictures
+from tangentune.expansion import Expansion
+from tangentune.work import Source
+
+
+def picture_source(pictures: Pictures, backbone: Backbone, batch: int, expansion: Expansion | None = None) -> Source:
+    """Pictures as network inputs, in the memory order convolutions like best."""
+    points = None if expansion is None else tuple(expansion.fold.tolist())
+
+    def batches(index: list[int] | None) -> Any:
+        chosen = pictures if index is None else pictures.select(index)
+        for x in chosen.batches(backbone.contract, batch, backbone.dtype, backbone.device):
+            yield x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    return Source(len(pictures), batches, points)
+
+
+def with_progress(source: Source, verbose: int) -> Iterator[Tensor]:
+    """All batches in order, with a progress bar."""
+    with tqdm(total=source.count, desc="predicting", unit="picture", delay=1.0, disable=not verbose) as bar:
+        for x in source.batches(None):
+            yield x
+            bar.update(len(x))
