@@ -11,17 +11,21 @@ if TYPE_CHECKING:
     from tangentune.data import Pictures, load_pictures
     from tangentune.errors import TangentuneError
     from tangentune.estimator import TangentClassifier, TangentRegressor
+    from tangentune.linearization import Linearization
     from tangentune.report import write_report
+    from tangentune.task_vector import TaskVector
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
     "DataContract",
+    "Linearization",
     "Pictures",
     "TangentClassifier",
     "TangentRegressor",
     "TangentuneError",
+    "TaskVector",
     "load_backbone",
     "load_pictures",
     "write_report",
@@ -30,10 +34,12 @@ __all__ = [
 _HOMES = {
     "Backbone": "backbone",
     "DataContract": "contract",
+    "Linearization": "linearization",
     "Pictures": "data",
     "TangentClassifier": "estimator",
     "TangentRegressor": "estimator",
     "TangentuneError": "errors",
+    "TaskVector": "task_vector",
     "load_backbone": "backbone",
     "load_pictures": "data",
     "write_report": "report",

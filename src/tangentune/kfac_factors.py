@@ -1,0 +1,127 @@
+"""Kronecker factors of one parameter's block of `J^T J`: their sums over data, and their eigendecomposition.
+
+A block is a stack of `groups` matrices `S (x) A / count`, on the parameter seen as (groups, outputs, inputs).
+Vectors have S alone, depthwise filters A alone (then the block is exact), and what has no rule a single number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+KINDS = ("kfac", "ekfac", "block_diagonal")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FactorSums:
+    """Sums over data, float64; two shards' sums add up to those of all data.
+
+    Attributes:
+        a: (groups, inputs, inputs) sum of `a a^T` over samples and positions; None where there is no such factor.
+        s: (groups, outputs, outputs) sum of `g g^T` over samples, positions and network outputs; None likewise.
+        count: positions of all samples: the block is `S (x) A / count`; 0 where there is only one factor.
+    """
+
+    a: Tensor | None
+    s: Tensor | None
+    count: float
+
+    def __add__(self, other: FactorSums) -> FactorSums:
+        """Sums over both shards."""
+        return FactorSums(_added(self.a, other.a), _added(self.s, other.s), self.count + other.count)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EigenBlock:
+    """One block as `Q_S (x) Q_A diag(values) Q_S^T (x) Q_A^T`.
+
+    Attributes:
+        left: (groups, o, o) eigenvectors of S; None: the identity.
+        right: (groups, i, i) eigenvectors of A; None: the identity.
+        values: eigenvalues, not negative, broadcast over (groups, o, i).
+        layout: (groups, o, i), the parameter as a stack of matrices.
+    """
+
+    left: Tensor | None
+    right: Tensor | None
+    values: Tensor
+    layout: tuple[int, int, int]
+
+    def rotate(self, v: Tensor) -> Tensor:
+        """Coordinates (..., groups, o, i) in the eigenbasis."""
+        v = v if self.left is None else self.left.mT @ v
+        return v if self.right is None else v @ self.right
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        """From the eigenbasis."""
+        v = v if self.left is None else self.left @ v
+        return v if self.right is None else v @ self.right.mT
+
+    def apply(self, v: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`change(coordinates, eigenvalues)` in the eigenbasis, for v in the parameter's own shape."""
+        stack = v.to(self.values).reshape(self.layout)
+        return self.rotate_back(change(self.rotate(stack), self.values)).reshape(v.shape).to(v)
+
+    def quad(self, v: Tensor) -> float:
+        """`v^T block v`, summed in float64."""
+        rotated = self.rotate(v.to(self.values).reshape(self.layout))
+        return float((rotated.double().square() * self.values.double()).sum())
+
+    def with_values(self, values: Tensor) -> EigenBlock:
+        """The same eigenvectors with other eigenvalues."""
+        return EigenBlock(self.left, self.right, values.clamp_min(0).to(self.values), self.layout)
+
+
+def decompose(sums: FactorSums, kind: str, layout: tuple[int, int, int], dtype: torch.dtype) -> EigenBlock:
+    """Eigendecompose the factors in float64, once; cost `groups (o^3 + i^3)`.
+
+    Args:
+        sums: the factors.
+        kind: "block_diagonal" keeps the diagonal of S only; "ekfac" starts as "kfac".
+        layout: (groups, outputs, inputs) of the parameter.
+        dtype: precision of the result.
+    """
+    left, s_values = _eigh(sums.s, diagonal=kind == "block_diagonal")
+    right, a_values = _eigh(sums.a)
+    if s_values is not None and a_values is not None:
+        values = s_values[:, :, None] * a_values[:, None, :] / max(sums.count, 1)
+    elif s_values is not None:
+        values = s_values[:, :, None]
+    else:
+        assert a_values is not None
+        values = a_values[:, None, :]
+    cast = [None if vectors is None else vectors.to(dtype) for vectors in (left, right)]
+    return EigenBlock(cast[0], cast[1], values.to(dtype), layout)
+
+
+def second_moments_between(blocks: Sequence[EigenBlock], target: EigenBlock) -> Tensor:
+    """Diagonal, in target's eigenbasis, of the sum of blocks; exact where they share that basis."""
+    total = torch.zeros(target.values.shape, dtype=torch.float64, device=target.values.device)
+    for block in blocks:
+        values = block.values.double()
+        if target.left is not None and block.left is not None:
+            values = (target.left.double().mT @ block.left.double()).square() @ values
+        if target.right is not None and block.right is not None:
+            values = values @ (target.right.double().mT @ block.right.double()).square().mT
+        total += values
+    return total
+
+
+def _eigh(matrix: Tensor | None, diagonal: bool = False) -> tuple[Tensor | None, Tensor | None]:
+    """Eigenvectors (None: the identity) and eigenvalues (None: no such factor)."""
+    if matrix is None:
+        return None, None
+    if diagonal or matrix.shape[1] == 1:
+        return None, matrix.diagonal(dim1=1, dim2=2).clamp_min(0)
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors.contiguous(), values.clamp_min(0)  # row by row, as they are when loaded
+
+
+def _added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else first + second
