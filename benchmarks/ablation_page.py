@@ -23,7 +23,7 @@ def publish(name: str, protocol: Mapping[str, str]) -> None:
     """Write the summary into the JSON file, the page and the figure; print the page."""
     payload = record.load(name)
     rows, optima = payload.get("rows", []), payload.get("optima", [])
-    lines = [*lqf_lines(rows, optima), *exact_lines(optima), *tuned_lines(rows)]
+    lines = [*lqf_lines(rows, optima), *exact_lines(optima), *probe_lines(optima), *tuned_lines(rows)]
     record.record(name, {**payload, "protocol": dict(protocol), "summary": lines})
     curves = {cell: _curves(rows, optima, *cell) for cell in product(ACTIVATIONS, LOSSES, SOLVERS)}
     figure(lines, curves).savefig(record.RESULTS / f"{name}.png", dpi=160)
@@ -73,6 +73,16 @@ def exact_lines(optima: Sequence[Row]) -> list[Row]:
         group = [found for row in rows for found in row["found"] if found["loss"] == loss]
         known = {"method": "LQF", "activation": activation, "loss": loss, "solver": "exact optimum"}
         out += [known | _common(group)] if group else []
+    return out
+
+
+def probe_lines(optima: Sequence[Row]) -> list[Row]:
+    """The head alone, where every linear model starts."""
+    out = []
+    for activation in ACTIVATIONS:
+        own = [row["found"][0]["probe_accuracy"] for row in optima if row["key"]["activation"] == activation]
+        known = {"method": "probe", "activation": activation, "loss": "squared", "solver": "head only"}
+        out += [known | _common([{"accuracy": value} for value in own])] if own else []
     return out
 
 
@@ -136,14 +146,14 @@ def figure(lines: Sequence[Row], curves: Mapping[tuple[str, str, str], Sequence[
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         dots, *panels = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
         for height, line in enumerate(lines[::-1]):
-            colour = {"LQF": COLOURS[0], "fine-tuning": COLOURS[1]}[line["method"]]
+            colour = {"LQF": COLOURS[0], "fine-tuning": COLOURS[1], "probe": COLOURS[2]}[line["method"]]
             colour = MUTED if line["solver"] == "exact optimum" else colour
             dots.plot(line["accuracy"], [height] * len(line["accuracy"]), "o", color=colour, alpha=0.35, markersize=4)
             dots.plot(statistics.fmean(line["accuracy"]), height, "|", color=colour, markersize=14, markeredgewidth=2)
         words = [", ".join(line[key].replace("_", "-") for key in ("activation", "loss", "solver")) for line in lines]
         dots.set_yticks(range(len(lines)), words[::-1], fontsize=7)
         dots.set_xlabel("test accuracy; bar: mean, dots: seeds")
-        dots.set_title("blue: LQF, grey: exact optimum, orange: fine-tuning", loc="left", fontsize=8)
+        dots.set_title("blue: LQF, grey: exact optimum, green: probe, orange: fine-tuning", loc="left", fontsize=8)
         for axes, loss in zip(panels, LOSSES, strict=True):
             for (activation, own, solver), runs in curves.items():
                 if own == loss and runs:

@@ -242,3 +242,14 @@ def test_arrays_of_every_layout_are_the_same_pictures() -> None:
     expected = clf.decision_function(NEW)
     for given in (NEW.transpose(0, 2, 3, 1), torch.from_numpy(NEW), (NEW / 255.0)):
         assert_allclose(clf.decision_function(given), expected, rtol=0, atol=1e-6)
+
+
+def test_one_picture_a_class_takes_usual_values() -> None:
+    """Leave-one-out without a class's only picture says nothing about that class, so it must not choose."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 4)), np.arange(5)
+    clf = TangentClassifier(Backbone(nn.Sequential(nn.Linear(4, 8), nn.Tanh()).double())).fit(x, y)
+    assert (clf.metric_power_, clf.normalize_, clf.body_scale_, clf.damping_) == (0.25, True, 0.5, 1.0)
+    assert clf.score(x, y) == 1.0
+    fixed = TangentClassifier(Backbone(nn.Sequential(nn.Linear(4, 8), nn.Tanh()).double()), damping=0.3).fit(x, y)
+    assert (fixed.damping_, fixed.body_scale_) == (0.3, 0.5)

@@ -211,7 +211,7 @@ def test_the_frozen_head_shares_no_memory_and_stays() -> None:
     backbone, head = small.backbone(), random_head(6, 4).double()
     state = {name: value.clone() for name, value in (backbone.module.state_dict() | head.state_dict()).items()}
     model = fit_gradient_features(backbone, some_pictures(), SETTINGS, head=head)
-    moved, predicting = model.head, model.linearization._function.network.head
+    moved, predicting = model.head, model.linearization.function.network.head
     assert moved is not None
     assert predicting is not None
     owners: list[Iterable[Tensor]] = [part.parameters() for part in (head, model.frozen_head, moved, predicting)]

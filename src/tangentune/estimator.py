@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict, replace
 from typing import Any, final
 
 import numpy as np
@@ -22,6 +23,7 @@ from tangentune.errors import InputError
 from tangentune.estimator_base import AbstractTangentEstimator
 from tangentune.expansion import Expansion, choose_steps, cross_fitted_expansion
 from tangentune.fitting import Fitted
+from tangentune.selection import Fixed
 from tangentune.work import Settings
 
 
@@ -107,6 +109,15 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(self.classes_)).double()
         self._positions = positions
         return targets, weights
+
+    def _decidable(self, settings: Settings, rows: NDArray) -> Settings:
+        """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
+        if settings.criterion != "loo" or np.bincount(self._positions[rows]).max() > 1:
+            return settings
+        usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
+        given = {name: value for name, value in asdict(settings.fixed).items() if value is not None}
+        power = 0.25 if settings.power is None else settings.power
+        return replace(settings, power=power, fixed=Fixed(**(usual | given)))
 
     def _expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings

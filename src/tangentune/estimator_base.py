@@ -121,6 +121,7 @@ class AbstractTangentEstimator(BaseEstimator):
                 )
                 raise InputError(message)
             self._warn(pictures)
+            settings = self._decidable(settings, kept)
             used = pictures if len(kept) == len(pictures) else pictures.select(kept)
             with meter.stage("outer steps"):
                 expansion, moves = self._expand(backbone, used, settings)
@@ -198,6 +199,10 @@ class AbstractTangentEstimator(BaseEstimator):
         X = X if X.dtype.kind == "f" else X.astype(np.float64)
         X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
         return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
+
+    def _decidable(self, settings: Settings, rows: NDArray) -> Settings:
+        """Settings without the choices that leave-one-out cannot make on the pictures at `rows`."""
+        return settings
 
     @abstractmethod
     def _expand(

@@ -117,9 +117,9 @@ def choose_steps(
         sum of squared errors. Cost: that of `cross_fitted_expansion`, and two forward passes.
     """
     assert pictures.labels is not None
-    if len(pictures) < 2 * FOLDS:
-        return None, []
     positions = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1])
+    if len(pictures) < 2 * FOLDS or positions.bincount().max() == 1:  # too few to tell
+        return None, []
     tried = [{"outer_steps": 0, "loo_error": _probe_error(_features(backbone, pictures, None, flip), positions)}]
     try:
         made = cross_fitted_expansion(backbone, pictures, STEPS, flip=flip, seed=seed, verbose=verbose)

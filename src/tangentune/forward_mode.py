@@ -29,13 +29,31 @@ _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", 
 
 def tangent_of(x: Tensor) -> Tensor | None:
     """The tangent that `x` carries, if any."""
-    return getattr(x, "_tangentune_tangent", None)
+    return getattr(x, "_tangentune", (None, None))[1]
+
+
+def primal_of(x: Tensor) -> Tensor:
+    """The tensor on autograd's tape that `x` stands for."""
+    primal = getattr(x, "_tangentune", (None, None))[0]
+    return x if primal is None else primal
 
 
 def carry(x: Tensor, tangent: Tensor | None) -> Tensor:
-    """Let `x` carry a tangent of its own shape; None takes one off."""
-    x._tangentune_tangent = tangent  # type: ignore[attr-defined]
+    """Let `x` itself, a leaf, carry a tangent of its own shape."""
+    x._tangentune = (None, tangent)  # type: ignore[attr-defined]
     return x
+
+
+def _stand_in(primal: Tensor, tangent: Tensor | None) -> Tensor:
+    """What the network gets to hold in place of a taped tensor.
+
+    The tape keeps what functions were called with; the tangent goes as soon as the network lets go of the stand-in.
+    """
+    if tangent is None:
+        return primal
+    out = primal.detach()
+    out._tangentune = (primal, tangent)  # type: ignore[attr-defined]
+    return out
 
 
 class ForwardMode(TorchFunctionMode):
@@ -50,21 +68,19 @@ class ForwardMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if all(tangent_of(t) is None for t in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
-        if _in_place(func, kwargs):
-            with torch.no_grad():
-                tangents = _tangents(func, args, kwargs)
-            output = func(*args, **kwargs)
-        else:
-            # Autograd keeps the objects it is given; a copy of the handle lets the tangent go with the original.
-            output = func(*_map(_handle, args), **_map(_handle, kwargs))
-            if not any(True for _ in tensors_in(output)):  # `x.shape` and the like
-                return output
-            with torch.no_grad():
-                tangents = _tangents(func, args, kwargs)
-        changed = args[:1] if func is torch.Tensor.__setitem__ else output
-        for value, tangent in zip(tensors_in(changed), tangents, strict=True):
-            carry(value, tangent)
-        return output
+        in_place = _in_place(func, kwargs)
+        output = None if in_place else func(*_map(primal_of, args), **_map(primal_of, kwargs))
+        if not in_place and not any(True for _ in tensors_in(output)):  # `x.shape` and the like
+            return output
+        with torch.no_grad():
+            tangents = _tangents(func, args, kwargs)
+        if not in_place:
+            left = iter(tangents)
+            return _map(lambda value: _stand_in(value, next(left)), output)
+        changed = args[0]
+        func(*_map(primal_of, args), **_map(primal_of, kwargs))
+        changed._tangentune = (primal_of(changed), tangents[0])
+        return None if func is torch.Tensor.__setitem__ else changed
 
 
 @contextmanager
@@ -151,10 +167,6 @@ def _by_two_backwards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _in_place(func: Any, kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or bool(kwargs.get("inplace"))
-
-
-def _handle(t: Tensor) -> Tensor:
-    return t if tangent_of(t) is None or t.is_leaf else torch.ops.aten.alias(t)
 
 
 def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:

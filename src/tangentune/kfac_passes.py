@@ -234,7 +234,7 @@ def watch(
     linearization: Linearization, x: Inputs, sink: Callable[[int, Use, str, str, Tensor], Any]
 ) -> tuple[Tensor, Recorder]:
     """Outputs of one taped forward pass; `sink(position, use, role, name, g)` sees each backward pass."""
-    parameters = linearization._function.parameters()
+    parameters = linearization.function.parameters()
     names = {id(parameters[name]): name for name in linearization.names}
 
     def by_role(position: int, use: Use, g: Tensor) -> None:
@@ -243,7 +243,7 @@ def watch(
 
     recorder = Recorder(names, by_role)
     with torch.enable_grad(), recorder:
-        output = linearization._function(x, {})
+        output = linearization.function(x, {})
     return output, recorder
 
 

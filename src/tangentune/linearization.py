@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from tangentune import forward_rules as forward_rules  # registers the rules
 from tangentune.backbone import Backbone
 from tangentune.errors import InputError
-from tangentune.forward_mode import ForwardMode, carry, math_attention, tangent_of
+from tangentune.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of
 from tangentune.network_function import Inputs, NetworkFunction, network_function
 from tangentune.subset import select_parameters
 from tangentune.task_vector import TaskVector, difference
@@ -38,6 +38,7 @@ class Linearization(nn.Module):
 
     Attributes:
         names: parameters that move, in network order.
+        function: the frozen network as a function of inputs and replaced parameters; no part of the module's state.
         tangent: module whose parameters are u, under the names of the network's own; zero at the start.
 
     Raises:
@@ -53,7 +54,7 @@ class Linearization(nn.Module):
         (True, 'tangent.0.bias')
     """
 
-    _function: NetworkFunction
+    function: NetworkFunction
     names: tuple[str, ...]
 
     def __init__(
@@ -61,20 +62,20 @@ class Linearization(nn.Module):
     ):
         super().__init__()
         self._hide(network_function(backbone, head))
-        self.names = _moving(self._function, params)
+        self.names = _moving(self.function, params)
         self.tangent = _skeleton({name: torch.zeros_like(p) for name, p in self.point().items()})
         # Shared with a Backbone: moved to another device, the network is copied first.
         self._shared = isinstance(backbone, Backbone)
 
     def _hide(self, function: NetworkFunction) -> None:
         """Keep the frozen network out of parameters, state and mode changes."""
-        object.__setattr__(self, "_function", function)  # nn.Module's own would register it
+        object.__setattr__(self, "function", function)  # nn.Module's own would register it
 
     # -- the products ----------------------------------------------------------------------------------------------
 
     def point(self) -> dict[str, Tensor]:
         """Weights at the linearisation point, by name; not copies."""
-        parameters = self._function.parameters()
+        parameters = self.function.parameters()
         return {name: parameters[name].detach() for name in self.names}
 
     def zeros(self) -> dict[str, Tensor]:
@@ -84,7 +85,7 @@ class Linearization(nn.Module):
     def f0(self, x: Inputs) -> Tensor:
         """Outputs (n, C) at the linearisation point."""
         with torch.no_grad(), math_attention():
-            return self._function(x, {})
+            return self.function(x, {})
 
     def jvp(self, x: Inputs, v: Mapping[str, Tensor]) -> Tensor:
         """`J(x) v` (n, C); cost one dual forward pass, about three plain ones, nothing kept."""
@@ -95,7 +96,7 @@ class Linearization(nn.Module):
         """`J(x)^T r` by name, `r` (n, C), summed over the batch; cost one forward and one backward pass."""
         leaves = self._leaves()
         with torch.enable_grad(), math_attention():
-            output = self._function(x, leaves)
+            output = self.function(x, leaves)
         return _pull_back(output, leaves, r)
 
     def normal(self, x: Inputs, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,17 +178,17 @@ class Linearization(nn.Module):
         """Move the frozen network with the tangent."""
         super()._apply(fn, recurse)
         if self._shared:
-            self._hide(copy.deepcopy(self._function))
+            self._hide(copy.deepcopy(self.function))
             self._shared = False
-        self._function.network._apply(fn)
+        self.function.network._apply(fn)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Linearization:
         """Copies share the frozen network."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "_function"})
-        twin._hide(self._function)
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items() if k != "function"})
+        twin._hide(self.function)
         twin._shared = True
         return twin
 
@@ -208,8 +209,8 @@ class Linearization(nn.Module):
         for name, p in point.items():
             carry(p, v[name].detach().to(p))
         with math_attention(), ForwardMode():
-            output = self._function(x, point)
-        tangent = tangent_of(output)
+            output = self.function(x, point)
+        tangent, output = tangent_of(output), primal_of(output)
         return output, torch.zeros_like(output) if tangent is None else tangent.detach()
 
 
