@@ -8,8 +8,11 @@ methods may be measured by several runs one after another. One thread: run two t
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,11 @@ from tangentune.data import Pictures, load_pictures
 from tangentune.methods import METHODS
 
 RESULTS = record.RESULTS / "few_shot"
+PAGE_HEAD = """Means over seeds, with one standard error of the mean; draws of the same seed are the same for all
+methods. Seconds are those of the fit with every choice it makes (finetune: four rates on a validation split of a
+fifth, then a fit on all; tangent: leave-one-out over everything, moved or not), one thread; processor seconds are the
+fair ones, since other studies ran on the second core. Made by `python -m benchmarks.few_shot TASK`, read in
+[claims.md](claims.md)."""
 POOL, TEST = 600, 1000  # pictures a class to draw from, and test pictures, of the large sets
 Parts = tuple[Pictures, Pictures | None]
 
@@ -89,6 +97,54 @@ def run(name: str, methods: list[str], shots: list[int], seeds: int) -> None:
     )
     write_files(result, folder)
     record.record(f"few_shot/{name}/made_by", {"task": name})
+    write_page()
+
+
+def write_page() -> None:
+    """docs/results/few_shot.md: one table a task, from the cells measured so far."""
+    lines = ["# Accuracy against pictures a class", "", PAGE_HEAD]
+    for name, task in TASKS.items():
+        path = RESULTS / name / "comparison.json"
+        if not path.exists():
+            continue
+        document = json.loads(path.read_text())
+        rows = [_page_row(method, shots, cells) for (method, shots), cells in _grouped(document["cells"]).items()]
+        tests = document["settings"]["test_pictures"]
+        lines += ["", f"## {name}: {task.backbone}, {task.size} px, {tests:,} test pictures", ""]
+        lines += [
+            record.markdown_table(rows, dict.fromkeys(rows[0], "")),
+            "",
+            f"[plot](few_shot/{name}/comparison.png)",
+        ]
+    (record.RESULTS / "few_shot.md").write_text("\n".join(lines) + "\n")
+
+
+def _grouped(cells: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell["shots"], list(METHODS).index(cell["method"]))):
+        if cell["failed"] is None:
+            groups.setdefault((cell["method"], cell["shots"]), []).append(cell)
+    return groups
+
+
+def _page_row(method: str, shots: int, cells: list[dict[str, Any]]) -> dict[str, str]:
+    def mean(*keys: str) -> tuple[float, float]:
+        values = [float(cell[keys[0]] if len(keys) == 1 else cell[keys[0]][keys[1]]) for cell in cells]
+        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        return statistics.fmean(values), spread
+
+    accuracy, error = mean("scores", "accuracy")
+    return {
+        "a class": str(shots),
+        "method": method,
+        "accuracy": f"{accuracy:.3f}" + (f" ± {error:.3f}" if len(cells) > 1 else ""),
+        "NLL": f"{mean('scores', 'nll')[0]:.3f}",
+        "ECE": f"{mean('scores', 'ece')[0]:.3f}",
+        "CPU seconds": f"{mean('cpu_seconds')[0]:.1f}",
+        "seconds": f"{mean('seconds')[0]:.1f}",
+        "peak GiB": f"{mean('peak_bytes')[0] / 2**30:.2f}",
+        "seeds": str(len(cells)),
+    }
 
 
 def main() -> None:
