@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, final, get_args, get_type_hints
+from typing import Literal, final
 
-from tangentune.errors import InputError
-
-_LOWEST = {
-    "learning_rate": 1e-12,
-    "epochs": 1,
-    "batch_size": 1,
-    "weight_decay": 0,
-    "target_scale": 1e-12,
-    "patience": 0,
-}
+from tangentune._checks import check_counts, check_numbers, check_positive, check_shares, check_words
 
 
 @final
@@ -74,20 +64,9 @@ class FineTuneSettings:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(FineTuneSettings).items():
-            value, choices = getattr(self, name), get_args(annotation)
-            if choices and value not in choices:
-                message = f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}"
-                raise InputError(message)
-        for name, low in _LOWEST.items():
-            if not low <= getattr(self, name) < math.inf:
-                message = f"{name} is {getattr(self, name)}; it must be a number of at least {low:g}"
-                raise InputError(message)
-        for name in ("warmup", "label_smoothing", "validation_share"):
-            if not 0 <= getattr(self, name) < 1:
-                message = f"{name} is {getattr(self, name)}; it is a share, at least 0 and below 1"
-                raise InputError(message)
-        for name in ("crop", "layer_decay"):
-            if not 0 < getattr(self, name) <= 1:
-                message = f"{name} is {getattr(self, name)}; it must be above 0 and at most 1"
-                raise InputError(message)
+        check_words(self)
+        check_positive(self, "learning_rate", "target_scale")
+        check_counts(self, {"epochs": 1, "batch_size": 1, "patience": 0})
+        check_numbers(self, ["weight_decay"], lambda value: value >= 0, "a number of at least 0")
+        check_shares(self, "warmup", "label_smoothing", "validation_share")
+        check_numbers(self, ["crop", "layer_decay"], lambda value: 0 < value <= 1, "above 0 and at most 1")

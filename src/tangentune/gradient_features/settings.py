@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Literal, final, get_args, get_type_hints
+from typing import Literal, final
 
+from tangentune._checks import check_counts, check_numbers, check_positive, check_shares, check_words
 from tangentune.errors import InputError
 
 
@@ -64,35 +63,11 @@ class GradientFeatureSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(GradientFeatureSettings).items():
-            value, choices = getattr(self, name), get_args(annotation)
-            if any(isinstance(choice, str) for choice in choices) and value not in choices:
-                message = f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}"
-                raise InputError(message)
-            if annotation is bool and not isinstance(value, bool):
-                message = f"{name} is {value!r}; it is True or False"
-                raise InputError(message)
+        check_words(self)
         if not isinstance(self.cut, str) or not self.cut:
             message = f"cut is {self.cut!r}; give the name of a block, or 'last:K'"
             raise InputError(message)
-        for name in ("learning_rate", "head_learning_rate"):
-            rate = getattr(self, name)
-            if not _is_number(rate) or not 0 < rate < math.inf:
-                message = f"{name} is {rate!r}; it must be a number above 0"
-                raise InputError(message)
-        if not _is_number(self.weight_decay) or not 0 <= self.weight_decay < math.inf:
-            message = f"weight_decay is {self.weight_decay!r}; it must be a number of at least 0"
-            raise InputError(message)
-        for name in ("momentum", "warmup"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
-                message = f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1"
-                raise InputError(message)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-                message = f"{name} is {value!r}; it must be a whole number of at least {low}"
-                raise InputError(message)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | Integral) and not isinstance(value, bool)
+        check_positive(self, "learning_rate", "head_learning_rate")
+        check_numbers(self, ["weight_decay"], lambda value: value >= 0, "a number of at least 0")
+        check_shares(self, "momentum", "warmup")
+        check_counts(self, {"epochs": 1, "batch_size": 1, "seed": 0})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Literal, final, get_args, get_type_hints
+from typing import Literal, final
 
+from tangentune._checks import check_counts, check_positive, check_shares, check_words, is_number
 from tangentune.errors import InputError
 
 RATES = {"sgd": 0.3, "kfac": 0.3, "adam": 1e-4}
 _QUADRATIC = ("dual", "pcg")
-_POSITIVE = ("alpha", "damping", "head_scale", "tolerance")
-_COUNTS = {"epochs": 1, "batch_size": 1, "outer_steps": 1, "measure_every": 0, "seed": 0}
 
 
 @final
@@ -84,32 +82,15 @@ class LQFSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(LQFSettings).items():
-            value, choices = getattr(self, name), get_args(annotation)
-            if any(isinstance(choice, str) for choice in choices) and value not in choices:
-                message = f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}"
-                raise InputError(message)
-            if annotation is bool and not isinstance(value, bool):
-                message = f"{name} is {value!r}; it is True or False"
-                raise InputError(message)
-        for name in _POSITIVE:
-            if not _is_number(getattr(self, name)) or not 0 < getattr(self, name) < math.inf:
-                message = f"{name} is {getattr(self, name)!r}; it must be a number above 0"
-                raise InputError(message)
-        for name, low in _COUNTS.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-                message = f"{name} is {value!r}; it must be a whole number of at least {low}"
-                raise InputError(message)
-        for name in ("momentum", "warmup"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
-                message = f"{name} is {getattr(self, name)!r}; it must be at least 0 and below 1"
-                raise InputError(message)
-        if self.slope is not None and not (_is_number(self.slope) and 0 < self.slope < 1):
+        check_words(self)
+        check_positive(self, "alpha", "damping", "head_scale", "tolerance")
+        check_counts(self, {"epochs": 1, "batch_size": 1, "outer_steps": 1, "measure_every": 0, "seed": 0})
+        check_shares(self, "momentum", "warmup")
+        if self.slope is not None and not (is_number(self.slope) and 0 < self.slope < 1):
             message = f"slope is {self.slope!r}; a leak is above 0 and below 1, and None leaves every ReLU as it is"
             raise InputError(message)
         rate = self.learning_rate
-        if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
+        if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
             message = f"learning_rate is {rate!r}; it must be a number above 0, or None for the solver's own"
             raise InputError(message)
         if self.loss == "cross_entropy" and (self.solver in _QUADRATIC or self.exact_optimum):
@@ -121,7 +102,3 @@ class LQFSettings:
     def rate(self) -> float:
         """The learning rate, the solver's own where none is given."""
         return RATES[self.solver] if self.learning_rate is None else self.learning_rate
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | Integral) and not isinstance(value, bool)

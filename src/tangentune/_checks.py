@@ -1,0 +1,75 @@
+"""Checks of settings that users fill in: one sentence names the setting, its value and what it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
+from typing import Any, get_args, get_type_hints
+
+from tangentune.errors import InputError
+
+
+def check_words(settings: Any) -> None:
+    """Every field of a `Literal` of words holds one of them, every `bool` field a bool.
+
+    Raises:
+        InputError: naming the first that does not.
+    """
+    for name, annotation in get_type_hints(type(settings)).items():
+        value, choices = getattr(settings, name), get_args(annotation)
+        if any(isinstance(choice, str) for choice in choices) and value not in choices:
+            message = f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}"
+            raise InputError(message)
+        if annotation is bool and not isinstance(value, bool):
+            message = f"{name} is {value!r}; it is True or False"
+            raise InputError(message)
+
+
+def check_counts(settings: Any, lowest: Mapping[str, int]) -> None:
+    """Fields that are whole numbers of at least the given ones.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for name, low in lowest.items():
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+            message = f"{name} is {value!r}; it must be a whole number of at least {low}"
+            raise InputError(message)
+
+
+def check_numbers(settings: Any, names: Iterable[str], fits: Callable[[float], bool], what: str) -> None:
+    """Fields that are finite numbers and pass a test; `what` ends the sentence "it must be ...".
+
+    Raises:
+        InputError: naming the first that does not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not is_number(value) or not math.isfinite(value) or not fits(value):
+            message = f"{name} is {value!r}; it must be {what}"
+            raise InputError(message)
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Fields that are numbers above 0.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    check_numbers(settings, names, lambda value: value > 0, "a number above 0")
+
+
+def check_shares(settings: Any, *names: str) -> None:
+    """Fields in [0, 1).
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    check_numbers(settings, names, lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number and no bool."""
+    return isinstance(value, float | Integral) and not isinstance(value, bool)
