@@ -108,7 +108,7 @@ def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNet
 
 
 class _Reached(Exception):
-    """Carries the activations at the cut out of a forward pass that need not go on."""
+    """Carries the activations at the cut out of a forward pass; not that of `Tap`, which may lie above the cut."""
 
     def __init__(self, value: Any):
         super().__init__()
