@@ -19,7 +19,7 @@ from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, loa
 from tangentune.baselines import FineTuneSettings, fine_tune
 from tangentune.expansion import BATCH, RATE
 
-NAME, SIZE, SHOTS, SEEDS, STEPS = "outer_steps", 96, (10, 50), (0, 1), (0, 16, 32, 64)
+NAME, SIZE, SHOTS, SEEDS, STEPS = "outer_steps", 96, (10, 50), (0, 1), (0, 32, 64)
 
 
 def main() -> None:

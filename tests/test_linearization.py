@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from tangentune import Backbone
 from tangentune.errors import BackboneError, InputError
+from tangentune.kfac import kfac
 from tangentune.linearization import Linearization
+from tangentune.logit_gram import logit_gram
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
@@ -345,3 +349,21 @@ def _check_large(network: nn.Module, x: Tensor | dict[str, Tensor]) -> None:
         for name, p in twin.point().items():  # no copies
             p.add_(v[name], alpha=sign * step)
     assert closeness((tuned[0].f0(x) - tuned[1].f0(x)) / (2 * step), jv) < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["step", "module", "kfac", "ekfac", "gram"])
+def test_nothing_outlives_a_pass(solver: str) -> None:
+    """A hook that holds what the tape holds would keep every batch for ever."""
+    lin, x = Linearization(CONVNET.network()), CONVNET.batch(4)
+    alive = weakref.ref(x)
+    if solver == "step":
+        lin.step(x, lin.zeros(), lambda f0, jv: f0 + jv)
+    elif solver == "module":
+        lin(x).sum().backward()
+    elif solver == "gram":
+        logit_gram(lin, [x])
+    else:
+        kfac(lin, [x], kind=solver)  # pyright: ignore[reportArgumentType]
+    del x
+    gc.collect()
+    assert alive() is None

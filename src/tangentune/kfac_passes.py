@@ -79,6 +79,7 @@ def plan(linearization: Linearization, x: Inputs, any_size: bool = False) -> Pla
     seen: dict[str, list[tuple[Use, str]]] = {}
     rows: dict[str, Tensor] = {}
     failed: set[str] = set()
+    n = _count(x)
 
     def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
         try:
@@ -89,7 +90,6 @@ def plan(linearization: Linearization, x: Inputs, any_size: bool = False) -> Pla
         rows[name] = rows[name] + own if name in rows else own
 
     output, recorder = watch(linearization, x, sink)
-    n = len(output)
     for use in recorder.uses:
         for role, tensor in use.roles.items():
             seen.setdefault(recorder.names[id(tensor)], []).append((use, role))
@@ -122,7 +122,7 @@ class FactorPass:
     def add(self, x: Inputs) -> None:
         """One batch."""
         rows: dict[str, Tensor] = {}
-        first = True
+        first, n = True, _count(x)
 
         def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
             if name in self.plan.matrices:
@@ -133,7 +133,7 @@ class FactorPass:
                 cotangents = use.cotangents(role, g)
                 _accumulate(self.s, name, cotangents.mT @ cotangents)
             elif name in self.plan.vectors:
-                own = use.rows(role, g, len(output)).explicit().reshape(len(output), *self.plan.vectors[name])
+                own = use.rows(role, g, n).explicit().reshape(n, *self.plan.vectors[name])
                 rows[name] = rows[name] + own if name in rows else own
 
         output, recorder = watch(self.lin, x, sink)
@@ -188,11 +188,12 @@ class SecondMomentPass:
     def add(self, x: Inputs) -> None:
         """One batch."""
         waiting: dict[str, Entry] = {}
+        n = _count(x)
 
         def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
             if name not in self.plan.matrices:
                 return
-            entry = use.rows(role, g, len(output))
+            entry = use.rows(role, g, n)
             if uses[name] == 1:
                 self._square(name, entry)
             else:
@@ -233,7 +234,10 @@ def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
 def watch(
     linearization: Linearization, x: Inputs, sink: Callable[[int, Use, str, str, Tensor], Any]
 ) -> tuple[Tensor, Recorder]:
-    """Outputs of one taped forward pass; `sink(position, use, role, name, g)` sees each backward pass."""
+    """Outputs of one taped forward pass; `sink(position, use, role, name, g)` sees each backward pass.
+
+    The sink must not hold the outputs: the tape holds the sink, and neither would ever be freed.
+    """
     parameters = linearization.function.parameters()
     names = {id(parameters[name]): name for name in linearization.names}
 
@@ -258,6 +262,11 @@ def backwards(output: Tensor, recorder: Recorder, cotangents: list[Tensor], keep
 def progress(batches: Iterable[Inputs], what: str, verbose: int) -> Iterable[Inputs]:
     """A bar for whoever asked for one."""
     return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
+
+
+def _count(x: Inputs) -> int:
+    """Samples of a batch."""
+    return len(x if isinstance(x, Tensor) else next(iter(x.values())))
 
 
 def _marked(items: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
