@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tangentune.kfac_factors import EigenBlock, FactorSums
 from tangentune.layers import Entry, LayoutError, Pairs, Use, add_uses
 from tangentune.linearization import Linearization
 from tangentune.network_function import Inputs
-from tangentune.recorder import Recorder
+from tangentune.watched_passes import backwards, first_samples, marked, sample_count, watch
 
 # Largest side of a factor, of matrices and of vectors; a parameter beyond gets a multiple of the identity.
 MATRIX_LIMIT, VECTOR_LIMIT = 8192, 4096
@@ -74,12 +74,12 @@ def plan(linearization: Linearization, x: Inputs, any_size: bool = False) -> Pla
 
     With `any_size`, parameters with a rule are not sent to `generic` for being large.
     """
-    x = _first(x, 3)
+    x = first_samples(x, 3)
     shapes = {name: p.shape for name, p in linearization.point().items()}
     seen: dict[str, list[tuple[Use, str]]] = {}
     rows: dict[str, Tensor] = {}
     failed: set[str] = set()
-    n = _count(x)
+    n = sample_count(x)
 
     def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
         try:
@@ -122,7 +122,7 @@ class FactorPass:
     def add(self, x: Inputs) -> None:
         """One batch."""
         rows: dict[str, Tensor] = {}
-        first, n = True, _count(x)
+        first, n = True, sample_count(x)
 
         def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
             if name in self.plan.matrices:
@@ -137,7 +137,7 @@ class FactorPass:
                 rows[name] = rows[name] + own if name in rows else own
 
         output, recorder = watch(self.lin, x, sink)
-        for cotangent, last in _marked(self.cotangents.of(output)):
+        for cotangent, last in marked(self.cotangents.of(output)):
             backwards(output, recorder, [cotangent], keep=not last)
             for name, values in rows.items():
                 by_group = values.flatten(2).transpose(0, 1)
@@ -188,7 +188,7 @@ class SecondMomentPass:
     def add(self, x: Inputs) -> None:
         """One batch."""
         waiting: dict[str, Entry] = {}
-        n = _count(x)
+        n = sample_count(x)
 
         def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
             if name not in self.plan.matrices:
@@ -204,7 +204,7 @@ class SecondMomentPass:
         for use in recorder.uses:
             for tensor in use.roles.values():
                 uses[recorder.names[id(tensor)]] = uses.get(recorder.names[id(tensor)], 0) + 1
-        for cotangent, last in _marked(self.cotangents.of(output)):
+        for cotangent, last in marked(self.cotangents.of(output)):
             backwards(output, recorder, [cotangent], keep=not last)
             for name, entry in waiting.items():
                 self._square(name, entry)
@@ -231,59 +231,13 @@ def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
     return basis.rotate(entry.explicit()[:, 0])
 
 
-def watch(
-    linearization: Linearization, x: Inputs, sink: Callable[[int, Use, str, str, Tensor], Any]
-) -> tuple[Tensor, Recorder]:
-    """Outputs of one taped forward pass; `sink(position, use, role, name, g)` sees each backward pass.
-
-    The sink must not hold the outputs: the tape holds the sink, and neither would ever be freed.
-    """
-    parameters = linearization.function.parameters()
-    names = {id(parameters[name]): name for name in linearization.names}
-
-    def by_role(position: int, use: Use, g: Tensor) -> None:
-        for role, tensor in use.roles.items():
-            sink(position, use, role, names[id(tensor)], g)
-
-    recorder = Recorder(names, by_role)
-    with torch.enable_grad(), recorder:
-        output = linearization.function(x, {})
-    return output, recorder
-
-
-def backwards(output: Tensor, recorder: Recorder, cotangents: list[Tensor], keep: bool = False) -> None:
-    """One backward pass each; the graph is kept after the last one only if asked."""
-    if not output.requires_grad:
-        return
-    for cotangent, last in _marked(iter(cotangents)):
-        torch.autograd.backward(output, cotangent, retain_graph=keep or not last, inputs=[recorder.token])
-
-
 def progress(batches: Iterable[Inputs], what: str, verbose: int) -> Iterable[Inputs]:
     """A bar for whoever asked for one."""
     return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
 
 
-def _count(x: Inputs) -> int:
-    """Samples of a batch."""
-    return len(x if isinstance(x, Tensor) else next(iter(x.values())))
-
-
-def _marked(items: Iterator[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Items, each with whether it is the last."""
-    current = next(items, None)
-    while current is not None:
-        following = next(items, None)
-        yield current, following is None
-        current = following
-
-
 def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name].add_(value) if name in sums else value.double()
-
-
-def _first(x: Inputs, count: int) -> Inputs:
-    return x[:count] if isinstance(x, Tensor) else {key: value[:count] for key, value in x.items()}
 
 
 def _layout(uses: list[tuple[Use, str]], shape: torch.Size) -> Layout:

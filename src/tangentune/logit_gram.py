@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from tangentune.errors import BudgetError, InputError
 from tangentune.gram import PAIR_OVERHEAD, TILE_BYTES
-from tangentune.kfac_passes import backwards, plan, watch
+from tangentune.kfac_passes import plan
 from tangentune.layers import Entry, Pairs, Rows, Use, add_uses, stack_probes
 from tangentune.linearization import Linearization
 from tangentune.network_function import Inputs
+from tangentune.watched_passes import backwards, watch
 
 LIMIT = 20_000  # rows of K: 3.2 GB in float64, and its eigendecomposition takes as much again, and hours
 
