@@ -139,3 +139,11 @@ def test_regressor_has_none(backbone: Backbone, pictures: Pictures) -> None:
     with pytest.raises(InputError, match="class labels"):
         TangentRegressor(backbone, outer_steps=3).fit(pictures.pixels, numbers)
     assert TangentRegressor(backbone, outer_steps="loo").fit(pictures.pixels, numbers).outer_steps_ == 0
+
+
+def test_card_and_plan_know_of_the_steps(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    still, moving = (TangentClassifier(backbone, outer_steps=steps) for steps in (0, 50))
+    assert moving.plan(pictures)["seconds"] > still.plan(pictures)["seconds"]
+    for model, said in ((still, False), (moving.set_params(outer_steps=2), True)):
+        model.fit(pictures).save_pretrained(tmp_path / "model")
+        assert ("towards the labels" in (tmp_path / "model" / "README.md").read_text()) == said

@@ -21,7 +21,7 @@ from tangentune.calibration import fit_temperature, probabilities
 from tangentune.data import Pictures, check_classes, numeric_labels
 from tangentune.errors import InputError
 from tangentune.estimator_base import AbstractTangentEstimator
-from tangentune.expansion import Expansion, choose_steps, cross_fitted_expansion
+from tangentune.expansion import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.fitting import Fitted
 from tangentune.selection import Fixed
 from tangentune.work import Settings
@@ -119,6 +119,10 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         power = 0.25 if settings.power is None else settings.power
         return replace(settings, power=power, fixed=Fixed(**(usual | given)))
 
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+        steps = STEPS if self.outer_steps == "loo" else int(self.outer_steps)
+        return moving_seconds(backbone, pictures, steps, flip=settings.mirrored) if steps else 0.0
+
     def _expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
@@ -198,6 +202,9 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
 
     def _outputs(self, pictures: Pictures) -> int:
         return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
+
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+        return 0.0
 
     def _expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings

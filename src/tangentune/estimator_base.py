@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
 from torch import Tensor
 
 from tangentune import persistence
@@ -25,7 +25,7 @@ from tangentune.fitting import Fitted, fit_tangent
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
-from tangentune.picture_source import picture_source, with_progress
+from tangentune.picture_source import load_vectors, picture_source, with_progress
 from tangentune.rows import Tangent, survey, used_parameters
 from tangentune.subset import select_parameters
 from tangentune.work import Settings, Source
@@ -159,7 +159,9 @@ class AbstractTangentEstimator(BaseEstimator):
         with warm_pages():
             pictures = self._load(X, y, backbone, labelled=True)
             source = picture_source(pictures, backbone, self._batch(settings))
-            return estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
+            plan = estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
+            plan["seconds"] += self._moving_seconds(backbone, pictures, settings)
+        return plan
 
     def _outputs(self, pictures: Pictures) -> int:
         return 1 if pictures.labels is None else len(np.unique(pictures.labels))
@@ -183,26 +185,18 @@ class AbstractTangentEstimator(BaseEstimator):
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
-            return self._load_vectors(X, y, labelled, reset)
+            return load_vectors(self, X, y, labelled, reset)
         return load_pictures(
             X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
         )
 
-    def _load_vectors(self, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
-        if isinstance(X, Pictures):
-            X, y = X.pixels, X.labels if y is None else y
-        X = X.numpy() if isinstance(X, Tensor) else X
-        if labelled:
-            X, y = validate_data(self, X, y, dtype="numeric", multi_output=True, y_numeric=False, ensure_min_samples=2)
-        else:
-            X, y = validate_data(self, X, dtype="numeric", reset=reset), None
-        X = X if X.dtype.kind == "f" else X.astype(np.float64)
-        X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
-        return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
-
     def _decidable(self, settings: Settings, rows: NDArray) -> Settings:
         """Settings without the choices that leave-one-out cannot make on the pictures at `rows`."""
         return settings
+
+    @abstractmethod
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+        """What `_expand` will take."""
 
     @abstractmethod
     def _expand(
