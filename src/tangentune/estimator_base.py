@@ -20,12 +20,13 @@ from tangentune.backbone import Backbone, load_backbone
 from tangentune.costs import estimate_cost
 from tangentune.data import Pictures, duplicate_sentences, load_pictures
 from tangentune.errors import InputError
+from tangentune.estimator_inputs import load_vectors
 from tangentune.expansion import Expansion
 from tangentune.fitting import Fitted, fit_tangent
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
-from tangentune.picture_source import load_vectors, picture_source, with_progress
+from tangentune.picture_source import picture_source, with_progress
 from tangentune.rows import Tangent, survey, used_parameters
 from tangentune.subset import select_parameters
 from tangentune.work import Settings, Source
