@@ -192,9 +192,7 @@ def markdown(summary: Sequence[Row], verdicts: Sequence[Row], complete: bool, no
     if not complete:
         lines += ["**Incomplete: some runs are missing; see the column `seeds`.**", ""]
     for item in verdicts:
-        said = f"{KERNEL} {item['kernel']}" + (
-            " with " if item["kernel"] == "is level" else " against "
-        )
+        said = f"{KERNEL} {item['kernel']}" + (" with " if item["kernel"] == "is level" else " against ")
         figures = f"{100 * item['gap']:+.1f} points, standard error {100 * item['standard_error']:.1f}"
         lines.append(f"- {item['shots']} pictures a class: {said}{item['against']} ({figures}, {item['seeds']} seeds).")
     table = [{name: cell(line, name) for name in ("shots", "method", "seeds")} | figures_of(line) for line in summary]
