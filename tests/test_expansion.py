@@ -147,3 +147,13 @@ def test_card_and_plan_know_of_the_steps(backbone: Backbone, pictures: Pictures,
     for model, said in ((still, False), (moving.set_params(outer_steps=2), True)):
         model.fit(pictures).save_pretrained(tmp_path / "model")
         assert ("towards the labels" in (tmp_path / "model" / "README.md").read_text()) == said
+
+
+def test_classes_as_numbers_in_a_column(backbone: Backbone, pictures: Pictures) -> None:
+    assert pictures.labels is not None
+    expected = TangentClassifier(backbone, outer_steps=2).fit(pictures)
+    model = TangentClassifier(backbone, outer_steps=2).fit(pictures.pixels, pictures.labels.astype(float))
+    assert (model.loo_predictions_ == expected.loo_predictions_).all()
+    with pytest.warns(UserWarning, match="column-vector"):
+        model.fit(pictures.pixels, pictures.labels[:, None])
+    assert (model.loo_predictions_ == expected.loo_predictions_).all()

@@ -121,12 +121,13 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
 
     def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
         steps = STEPS if self.outer_steps == "loo" else int(self.outer_steps)
-        return moving_seconds(backbone, pictures, steps, flip=settings.mirrored) if steps else 0.0
+        return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
 
     def _expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+        pictures = _numbered(pictures)
         if self.outer_steps == "loo":
             return choose_steps(backbone, pictures, **common)
         if self.outer_steps == 0:
@@ -241,3 +242,9 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
         X, y = self._labelled(X, y)
         numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
         return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))
+
+
+def _numbered(pictures: Pictures) -> Pictures:
+    """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
+    assert pictures.labels is not None
+    return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])
