@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from tangentune.backbone import Backbone
 from tangentune.baselines import DivergedError, FineTuneSettings, fine_tune
+from tangentune.baselines.inputs import class_positions, mean_features
 from tangentune.heads import stratified_folds
 from tangentune.imaging.pictures import Pictures
 from tangentune.solvers.ridge import factor_ridge, loo_errors
@@ -76,9 +77,7 @@ def cross_fitted_expansion(
     Raises:
         InputError: there are fewer than two classes, or training diverged.
     """
-    labels = pictures.labels
-    assert labels is not None
-    positions = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
+    positions = torch.from_numpy(class_positions(pictures)[1])
     fold = stratified_folds(positions, FOLDS, seed).numpy()
     nets: list[nn.Module] = []
     for own in tqdm(np.unique(fold), desc="moving", unit="network", delay=1.0, disable=not verbose):
@@ -128,9 +127,10 @@ def choose_steps(
         The expansion (None: stay at the pre-trained weights), and what was tried: "outer_steps" and "loo_error", the
         sum of squared errors. Cost: that of `cross_fitted_expansion`, and two forward passes.
     """
-    assert pictures.labels is not None
-    positions = torch.from_numpy(np.unique(pictures.labels, return_inverse=True)[1])
-    if len(pictures) < 2 * FOLDS or positions.bincount().max() == 1:  # too few to tell
+    if len(pictures) < 2 * FOLDS:  # too few to tell
+        return None, []
+    positions = torch.from_numpy(class_positions(pictures)[1])
+    if positions.bincount().max() == 1:
         return None, []
     tried = [{"outer_steps": 0, "loo_error": _probe_error(_features(backbone, pictures, None, flip), positions)}]
     try:
@@ -150,21 +150,14 @@ def _probe_error(features: Tensor, positions: Tensor) -> float:
     return float(loo_errors(factor, F.one_hot(positions).double(), dampings).min())
 
 
-@torch.no_grad()
 def _features(backbone: Backbone, pictures: Pictures, expansion: Expansion | None, flip: bool) -> Tensor:
     """(n, d) features, each picture's from its own fold's network."""
-    out: Tensor | None = None
-    fold = np.zeros(len(pictures), np.int64) if expansion is None else expansion.fold
-    for own in np.unique(fold):
-        rows = np.flatnonzero(fold == own)
-        module = backbone.module if expansion is None else expansion.points[own]
-        start = 0
-        for x in pictures.select(rows).batches(backbone.contract, 64, backbone.dtype, backbone.device):
-            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            views = [x, x.flip(-1)] if flip else [x]
-            phi = torch.stack([backbone.feature_function(module, view) for view in views]).mean(0)
-            out = phi.new_empty(len(pictures), phi.shape[1]) if out is None else out
-            out[torch.from_numpy(rows[start : start + len(x)]).to(out.device)] = phi
-            start += len(x)
-    assert out is not None
-    return out
+    if expansion is None:
+        return mean_features(backbone, pictures, 64, flip)
+    parts, order = [], []
+    for own, module in enumerate(expansion.points):
+        there, rows = copy.copy(backbone), np.flatnonzero(expansion.fold == own)
+        there.module = module
+        parts.append(mean_features(there, pictures.select(rows), 64, flip))
+        order.append(rows)
+    return torch.cat(parts)[torch.from_numpy(np.concatenate(order).argsort()).to(parts[0].device)]

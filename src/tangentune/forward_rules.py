@@ -70,7 +70,7 @@ def batch_norm(
     dx = tangent_of(input)
     dw = None if weight is None else tangent_of(weight)
     db = None if bias is None else tangent_of(bias)
-    shift = None if db is None else db
+    shift = db
     slope = None if dw is None else dw * inverse
     if slope is not None:
         shift = -running_mean * slope if db is None else db - running_mean * slope

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,25 @@ def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]
 
 
 @torch.no_grad()
+def mean_outputs(
+    outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool
+) -> Tensor:
+    """(n, ...) outputs of a function of network inputs; `flip` averages those of each picture and its mirror image."""
+    rows = []
+    for pixels in pictures.pixels.split(batch_size):
+        x = network_input(backbone, pixels)
+        views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
+        rows.append(torch.stack([outputs(view) for view in views]).mean(0))
+    return torch.cat(rows)
+
+
 def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
     """(n, d) features; `flip` averages those of each picture and its mirror image.
 
     Raises:
         BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
     """
-    rows = []
-    for pixels in pictures.pixels.split(batch_size):
-        x = network_input(backbone, pixels)
-        views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
-        rows.append(torch.stack([backbone.features(view) for view in views]).mean(0))
-    return torch.cat(rows)
+    return mean_outputs(backbone.features, backbone, pictures, batch_size, flip)
 
 
 def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune.backbone import Backbone
-from tangentune.baselines.inputs import class_positions, mean_features, network_input
+from tangentune.baselines.inputs import class_positions, mean_features, mean_outputs, network_input
 from tangentune.cut import CutNetwork, cut_network, parameters_above
 from tangentune.errors import BackboneError, InputError
 from tangentune.gradient_features.groups import HEAD
@@ -70,18 +70,12 @@ class GradientFeatures:
             head.bias.add_(self.tangent["head.bias"])
         return head
 
-    @torch.no_grad()
     def logits(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> Tensor:
         """(n, C) outputs g; `flip` averages them over each picture and its mirror image.
 
         Cost: a plain forward pass up to theta2, a dual one above: about three plain ones.
         """
-        rows = []
-        for pixels in pictures.pixels.split(batch_size):
-            x = network_input(self.backbone, pixels)
-            views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
-            rows.append(torch.stack([self._outputs(view) for view in views]).mean(0))
-        return torch.cat(rows)
+        return mean_outputs(self._outputs, self.backbone, pictures, batch_size, flip)
 
     def predict_proba(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> Tensor:
         """(n, C) class probabilities."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.backbone import Backbone
-from tangentune.baselines.inputs import class_positions, network_input
+from tangentune.baselines.inputs import class_positions, mean_outputs
 from tangentune.imaging.pictures import Pictures
 from tangentune.linearization import Linearization
 from tangentune.lqf.checkpoint import Checkpoint, identity
@@ -67,15 +67,9 @@ class LQF:
     seconds: float
     cpu_seconds: float
 
-    @torch.no_grad()
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) outputs `f0 + J u`; `flip` averages them over each picture and its mirror image."""
-        rows = []
-        for pixels in pictures.pixels.split(batch_size):
-            x = network_input(self.backbone, pixels)
-            views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
-            rows.append(torch.stack([self.lin(view) for view in views]).mean(0))
-        return torch.cat(rows)
+        return mean_outputs(self.lin, self.backbone, pictures, batch_size, flip)
 
     def predict_proba(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) class probabilities."""
