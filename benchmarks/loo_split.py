@@ -15,13 +15,14 @@ from tangentune.backbone import Backbone
 from tangentune.collect import RowSet, collect, kronecker_factors, portions, restrict
 from tangentune.data import Pictures
 from tangentune.estimator import TangentClassifier
+from tangentune.feature_rows import feature_rows, weighted_sums
 from tangentune.gram import gram, row_chunks
 from tangentune.layers import FactorSample
 from tangentune.metric import KroneckerFactors, Whitening, whiten, whitening
-from tangentune.model import TangentMap, TangentModel, accumulate, body_weights, decision, inverse_lengths
+from tangentune.model import TangentMap, TangentModel, decision, inverse_lengths
 from tangentune.options import read_options
 from tangentune.rows import BatchRows, Tangent, batch_rows, survey
-from tangentune.selection import Fixed, Problem, Scored, block_scales, inverse_row_lengths, search, solution_of
+from tangentune.selection import Fixed, Problem, Scored, block_scales, search, solution_of
 from tangentune.solvers.ridge import Solution
 from tangentune.subset import block_of, group_blocks
 from tangentune.work import Source, draw_probes
@@ -163,15 +164,11 @@ def fit_power(ready: Ready, factors: Factors, power: float, damping: float = DAM
     fixed = [Fixed(normalize=True, body_scale=scale) for scale in BODY_SCALES] if blocks else [Fixed(body_scale=0.0)]
     scored = min((search(problem, power, one)[0] for one in fixed), key=lambda found: found.criterion)
     solution = solution_of(problem, scored)
-    choice, lengths = scored.choice, inverse_row_lengths(problem, scored.choice)
-    head = ((solution.dual * lengths[0][:, None]).T @ phi).float()
+    choice = scored.choice
     scales = block_scales(list(blocks), choice.slope)
-    body: dict[str, Tensor] = {}
-    dual = (solution.dual * lengths[1][:, None]).float()
-    for name, entry in rows.entries.items() if choice.body_scale > 0 else ():
-        weight = choice.body_scale * scales[block_of(name)] / len(ready.probes)
-        body[name] = body_weights(accumulate(entry, dual), entry, metric.get(name)) * weight
     made = TangentMap(ready.tangent, ready.probes, False, metric, scales, choice.body_scale, choice.normalize)
+    whole = feature_rows(made, rows.phi, dict(rows.entries))
+    head, body = weighted_sums(made, [(torch.arange(len(phi)), whole)], solution.dual)
     return FittedPower(TangentModel(made, solution.intercept, head, body), problem, scored, solution)
 
 

@@ -55,7 +55,7 @@ def test_weight_zero_leaves_a_picture_out() -> None:
     assert_allclose(clf.decision_function(NEW), without.decision_function(NEW), rtol=0, atol=1e-12)
     assert_allclose(clf.loo_predictions_[weights > 0], without.loo_predictions_, rtol=0, atol=1e-12)
     assert_allclose(clf.loo_predictions_[weights == 0], without.decision_function(X[weights == 0]), rtol=0, atol=1e-12)
-    assert clf.kernel_.shape == (37, 37)
+    assert clf.kernel_.shape == (40, 40)  # known, though without a say
 
 
 def test_weight_two_is_a_picture_twice() -> None:

@@ -11,13 +11,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tangentune import audit
 from tangentune._directories import find_former
 from tangentune.errors import StoreError
 
 FORMAT = "tangentune-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG, TENSORS, CARD, REPORT = "config.json", "model.safetensors", "README.md", "report.html"
-ENVELOPE = ("format", "format_version", "tensors", "config_sha256")
+PICTURES, AUDIT = "pictures.safetensors", "audit.jsonl"
+OURS = (CONFIG, TENSORS, CARD, REPORT, PICTURES, AUDIT)
+ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "config_sha256")
 
 
 def read_text(folder: Path) -> bytes:
@@ -79,8 +82,8 @@ def check_keys(folder: Path, config: dict[str, Any], keys: Collection[str] | Non
 
 
 def read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
-    """The arrays, copied into fresh memory, after checking size, checksum and names."""
-    file = folder / TENSORS
+    """The arrays of one file, copied into fresh memory, after checking size, checksum and names."""
+    file = folder / expected["file"]
     try:
         size = file.stat().st_size
         if size != expected["bytes"]:
@@ -101,6 +104,28 @@ def read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
         message = f"{file} is damaged: it does not hold the arrays that {CONFIG} names"
         raise StoreError(message)
     return tensors
+
+
+def describe(file: Path, tensors: Mapping[str, Tensor] | None) -> dict[str, Any] | None:
+    """What config.json says of a file of arrays, for `read_tensors`; None where there is none."""
+    if tensors is None:
+        return None
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file), "names": sorted(tensors)}
+
+
+def read_edits(folder: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
+    """The audit log, whole and unchanged."""
+    file = folder / AUDIT
+    try:
+        text = file.read_text(encoding="utf-8") if expected["lines"] or file.exists() else ""
+    except (OSError, ValueError) as error:
+        message = f"cannot read {file}: {error}"
+        raise StoreError(message) from error
+    lines = audit.parse(text, str(file))
+    if len(lines) != expected["lines"] or (lines[-1]["seal"] if lines else audit.FIRST) != expected["seal"]:
+        message = f"{file} is damaged: it has {len(lines)} whole lines where {CONFIG} counts {expected['lines']}"
+        raise StoreError(message)
+    return lines
 
 
 def sha256(file: Path) -> str:

@@ -19,16 +19,18 @@ from torch import Tensor
 from tangentune.backbone import Backbone
 from tangentune.calibration import fit_temperature, probabilities
 from tangentune.data import Pictures, check_classes, numeric_labels
+from tangentune.edited import AbstractEdited
+from tangentune.edits import Encoded
 from tangentune.errors import InputError
-from tangentune.estimator_base import AbstractTangentEstimator
 from tangentune.expansion import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
-from tangentune.fitting import Fitted
+from tangentune.explained import check_folds
+from tangentune.heads import stratified_folds
 from tangentune.selection import Fixed
 from tangentune.work import Settings
 
 
 @final
-class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
+class TangentClassifier(ClassifierMixin, AbstractEdited):
     """Fine-tune a whole pre-trained network for classification by solving one least-squares problem.
 
     The network's features are linearised around the pre-trained weights, every class gets its own tangent, and all
@@ -67,7 +69,7 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         loo_score_: their accuracy.
         selection_: list of rows: what was tried, with its leave-one-out error.
         damping_path_: leave-one-out error along the damping.
-        kernel_: (n, n) kernel of the pictures of positive weight.
+        kernel_: (n, n) kernel of the pictures.
         outer_steps_: steps taken; `task_vector_` what they changed of the weights, None at the pre-trained ones;
             `outer_selection_` leave-one-out errors of a ridge probe with and without them.
         fit_report_: seconds and peak bytes of each stage.
@@ -89,7 +91,7 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         ((3,), (40, 2))
     """
 
-    def _encode(self, pictures: Pictures, sample_weight: NDArray | None) -> tuple[Tensor, NDArray]:
+    def _read_labels(self, pictures: Pictures) -> NDArray:
         labels = pictures.labels
         if labels is None:
             message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
@@ -99,20 +101,22 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
             warnings.warn(sentence, DataConversionWarning, stacklevel=3)
             labels = labels[:, 0]
         check_classification_targets(labels)
-        for sentence in check_classes(labels, pictures.ids):
-            if pictures.pixels.dim() == 4:
-                warnings.warn(sentence, stacklevel=3)
-        self.classes_, positions = np.unique(labels, return_inverse=True)
-        weights = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        return np.asarray(labels)
+
+    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        return check_classes(labels, ids)
+
+    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
+        classes, positions = np.unique(labels, return_inverse=True)
+        weights = sample_weight
         if self.class_weight is not None:
             weights = weights * compute_sample_weight(self.class_weight, labels)
-        targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(self.classes_)).double()
-        self._positions = positions
-        return targets, weights
+        targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
+        return Encoded(classes, targets, torch.from_numpy(weights))
 
-    def _decidable(self, settings: Settings, rows: NDArray) -> Settings:
+    def _decidable(self, settings: Settings, targets: Tensor) -> Settings:
         """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
-        if settings.criterion != "loo" or np.bincount(self._positions[rows]).max() > 1:
+        if settings.criterion != "loo" or targets.sum(0).max() > 1:
             return settings
         usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
         given = {name: value for name, value in asdict(settings.fixed).items() if value is not None}
@@ -124,28 +128,28 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
         return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
 
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings
+        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
-        if self.outer_steps == "loo":
+        if steps == "loo":
             return choose_steps(backbone, pictures, **common)
-        if self.outer_steps == 0:
-            return None, []
-        return cross_fitted_expansion(backbone, pictures, int(self.outer_steps), **common), []
+        return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
-    def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
-        loo = np.zeros((len(weights), len(self.classes_)))
-        loo[rows] = fitted.solution.loo.cpu().numpy()
-        rest = np.setdiff1d(np.arange(len(weights)), rows)
-        if len(rest):  # pictures of weight 0 are left out already
-            loo[rest] = self._decide(fitted.model, self.pictures_.select(rest))
-        scores, positions = torch.from_numpy(loo[rows]), torch.from_numpy(self._positions[rows])
-        self.temperature_ = fit_temperature(scores, positions, torch.from_numpy(weights[rows]))
+    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
+        assert encoded.classes is not None
+        self.classes_ = encoded.classes
+        scores, positions, weights = torch.from_numpy(loo), encoded.targets.argmax(1), encoded.weights
+        kept = weights > 0
+        self.temperature_ = fit_temperature(scores[kept], positions[kept], weights[kept])
         self.loo_predictions_ = loo
-        self.loo_proba_ = probabilities(torch.from_numpy(loo), self.temperature_).numpy()
-        self.loo_score_ = float(np.mean(loo.argmax(1) == self._positions))
-        del self._positions
+        self.loo_proba_ = probabilities(scores, self.temperature_).numpy()
+        self.loo_score_ = float(np.mean(loo.argmax(1) == positions.numpy()))
+
+    def _folds(self, count: int) -> NDArray[np.int64]:
+        check_folds(count, len(self.ids_))
+        positions = np.unique(self.targets_, return_inverse=True)[1]
+        return stratified_folds(torch.from_numpy(positions), count).numpy()
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
@@ -168,7 +172,7 @@ class TangentClassifier(ClassifierMixin, AbstractTangentEstimator):
 
 
 @final
-class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
+class TangentRegressor(RegressorMixin, AbstractEdited):
     """Fine-tune a whole pre-trained network for regression by solving one least-squares problem.
 
     Arguments and attributes as for `TangentClassifier`, without classes: `class_weight` must stay None,
@@ -184,7 +188,7 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
         ((2,), (60, 1))
     """
 
-    def _encode(self, pictures: Pictures, sample_weight: NDArray | None) -> tuple[Tensor, NDArray]:
+    def _read_labels(self, pictures: Pictures) -> NDArray:
         if pictures.labels is None:
             message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
             raise InputError(message)
@@ -195,11 +199,14 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
         if not np.isfinite(values).all():
             message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
             raise InputError(message)
-        self._flat = values.ndim == 1
-        targets = torch.from_numpy(values.reshape(len(values), -1))
-        weights = np.ones(len(values)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        self._targets = targets.numpy()
-        return targets, weights
+        return values
+
+    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        return []
+
+    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
+        targets = torch.from_numpy(labels.reshape(len(labels), -1))
+        return Encoded(None, targets, torch.from_numpy(sample_weight))
 
     def _outputs(self, pictures: Pictures) -> int:
         return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
@@ -208,23 +215,22 @@ class TangentRegressor(RegressorMixin, AbstractTangentEstimator):
         return 0.0
 
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings
+        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        if self.outer_steps not in ("loo", 0):
-            message = f"outer_steps={self.outer_steps} needs class labels; leave it at 0 for a regressor"
+        if steps not in ("loo", 0):
+            message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
             raise InputError(message)
         return None, []
 
-    def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
-        loo = np.zeros_like(self._targets)
-        loo[rows] = fitted.solution.loo.cpu().numpy()
-        rest = np.setdiff1d(np.arange(len(weights)), rows)
-        if len(rest):
-            loo[rest] = self._decide(fitted.model, self.pictures_.select(rest))
+    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
+        targets = encoded.targets.numpy()
         self.loo_predictions_ = loo
-        self.loo_score_ = float(r2_score(self._targets, loo)) if len(loo) > 1 else float("nan")
-        self.flat_ = self._flat
-        del self._flat, self._targets
+        self.loo_score_ = float(r2_score(targets, loo)) if len(loo) > 1 else float("nan")
+        self.flat_ = self.targets_.ndim == 1
+
+    def _folds(self, count: int) -> NDArray[np.int64]:
+        check_folds(count, len(self.ids_))
+        return np.random.default_rng(0).permutation(len(self.ids_)) % count
 
     def predict(self, X: Any) -> NDArray:
         """Predicted targets, (n,) or (n, k) as y was in `fit`."""

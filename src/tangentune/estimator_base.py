@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
 from torch import Tensor
 
@@ -19,20 +18,23 @@ from tangentune import persistence
 from tangentune.backbone import Backbone, load_backbone
 from tangentune.costs import estimate_cost
 from tangentune.data import Pictures, duplicate_sentences, load_pictures
+from tangentune.edits import Choice, solved
 from tangentune.errors import InputError
 from tangentune.estimator_inputs import load_vectors
 from tangentune.expansion import Expansion
-from tangentune.fitting import Fitted, fit_tangent
+from tangentune.fitting import fit_tangent
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
-from tangentune.picture_source import picture_source, with_progress
+from tangentune.picture_source import with_progress
 from tangentune.rows import Tangent, survey, used_parameters
+from tangentune.solved import AbstractSolved
 from tangentune.subset import select_parameters
+from tangentune.training_set import ROWS_SHARE, extend, first_set
 from tangentune.work import Settings, Source
 
 
-class AbstractTangentEstimator(BaseEstimator):
+class AbstractTangentEstimator(AbstractSolved):
     """What both estimators share; abstract."""
 
     def __init__(
@@ -76,14 +78,6 @@ class AbstractTangentEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    @abstractmethod
-    def _encode(self, pictures: Pictures, sample_weight: NDArray | None) -> tuple[Tensor, NDArray]:
-        """Labels as (n, C) targets, and (n,) sample weights; sets what the subclass remembers of the labels."""
-
-    @abstractmethod
-    def _describe_loo(self, fitted: Fitted, rows: NDArray, weights: NDArray) -> None:
-        """Set the leave-one-out attributes."""
-
     # -- fitting ---------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
@@ -108,39 +102,40 @@ class AbstractTangentEstimator(BaseEstimator):
         with warm_pages():
             with meter.stage("pictures"):
                 pictures = self._load(X, y, backbone, labelled=True)
-            weights = None if sample_weight is None else _check_sample_weight(sample_weight, pictures.pixels)
-            targets, weights = self._encode(pictures, weights)
-            if not (weights >= 0).all():
-                message = (
-                    f"picture {pictures.ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
-                )
-                raise InputError(message)
-            kept = np.flatnonzero(weights > 0)
-            if len(kept) < 2:
-                message = (
-                    f"n_samples={len(kept)} with positive weight is not enough; least squares needs at least 2 pictures"
-                )
-                raise InputError(message)
-            self._warn(pictures)
-            settings = self._decidable(settings, kept)
+            given = np.ones(len(pictures)) if sample_weight is None else sample_weight
+            given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
+            labels = self._read_labels(pictures)
+            self._warn(pictures, labels)
+            encoded = self._encode(labels, given)
+            check_weights(encoded.weights.numpy(), pictures.ids)
+            kept = np.flatnonzero(encoded.weights.numpy() > 0)
+            settings = self._decidable(settings, encoded.targets[torch.from_numpy(kept)])
             used = pictures if len(kept) == len(pictures) else pictures.select(kept)
             with meter.stage("outer steps"):
-                expansion, moves = self._expand(backbone, used, settings)
-            source = picture_source(used, backbone, self._batch(settings), expansion)
+                expansion, moves = self._expand(backbone, used, settings, self.outer_steps)
+            points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
+            source = self._opened(used, points, backbone)
             with meter.stage("survey"):
                 tangent = self._survey(backbone, source)
             if expansion is not None:
                 tangent = replace(tangent, module=expansion.mean, points=expansion.points)
             rows = torch.from_numpy(kept)
-            fitted = fit_tangent(tangent, source, targets[rows], torch.from_numpy(weights[kept]), settings, meter)
+            fitted = fit_tangent(tangent, source, encoded.targets[rows], encoded.weights[rows], settings, meter)
             self._adopt(backbone, pictures, fitted)
             self.outer_steps_ = 0 if expansion is None else expansion.steps
             self.task_vector_ = None if expansion is None else expansion.task
             self.outer_selection_ = moves
-            self._describe_loo(fitted, kept, weights)
+            with meter.stage("system"):
+                self._room = settings.memory_budget // ROWS_SHARE
+                training = first_set(used, kept, points, fitted.factor.kernel, fitted.rows, self._room)
+                if len(used) < len(pictures):  # pictures of weight 0: known, but without a say
+                    rest = np.flatnonzero(encoded.weights.numpy() == 0)
+                    training = extend(training, fitted.model.map, self._opened, pictures.select(rest), rest)
+                chosen = Choice(np.argsort(training.numbers), labels, given)
+                self._publish(solved(training, chosen, self._encode, self.damping_))
         self.fit_report_ = meter.report() | {
             "n": len(pictures),
-            "outputs": targets.shape[1],
+            "outputs": encoded.targets.shape[1],
             "passes": fitted.passes,
             "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
             "threads": torch.get_num_threads(),
@@ -159,7 +154,7 @@ class AbstractTangentEstimator(BaseEstimator):
         settings = self._settings(backbone)
         with warm_pages():
             pictures = self._load(X, y, backbone, labelled=True)
-            source = picture_source(pictures, backbone, self._batch(settings))
+            source = self._opened(pictures, None, backbone)
             plan = estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
             plan["seconds"] += self._moving_seconds(backbone, pictures, settings)
         return plan
@@ -181,9 +176,6 @@ class AbstractTangentEstimator(BaseEstimator):
         options = self.get_params(deep=False)
         return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
 
-    def _batch(self, settings: Settings) -> int:
-        return max(1, self.batch_size // (2 if settings.mirrored else 1))
-
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
             return load_vectors(self, X, y, labelled, reset)
@@ -191,8 +183,8 @@ class AbstractTangentEstimator(BaseEstimator):
             X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
         )
 
-    def _decidable(self, settings: Settings, rows: NDArray) -> Settings:
-        """Settings without the choices that leave-one-out cannot make on the pictures at `rows`."""
+    def _decidable(self, settings: Settings, targets: Tensor) -> Settings:
+        """Settings without the choices that leave-one-out cannot make with these targets."""
         return settings
 
     @abstractmethod
@@ -201,13 +193,14 @@ class AbstractTangentEstimator(BaseEstimator):
 
     @abstractmethod
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings
+        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         """Points of expansion moved towards the labels, if asked for, and what was tried."""
 
-    def _warn(self, pictures: Pictures) -> None:
+    def _warn(self, pictures: Pictures, labels: NDArray) -> None:
+        sentences = self._check_labels(labels, pictures.ids)
         if pictures.pixels.dim() == 4:
-            for sentence in duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
+            for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
                 warnings.warn(sentence, stacklevel=3)
 
     def _survey(self, backbone: Backbone, source: Source) -> Tangent:
@@ -217,34 +210,16 @@ class AbstractTangentEstimator(BaseEstimator):
         moving = select_parameters(module, self.subset, used_parameters(module, features, x))
         return survey(module, features, moving, x)
 
-    def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
-        """Set every fitted attribute that does not depend on the kind of target."""
-        choice, feature_map = fitted.scored.choice, fitted.model.map
-        self.backbone_, self.pictures_, self.model_ = backbone, pictures, fitted.model
-        self.ids_, self.targets_ = list(pictures.ids), np.asarray(pictures.labels)
-        self.damping_, self.relative_damping_ = fitted.scored.damping, fitted.scored.relative_damping
-        self.metric_power_, self.normalize_, self.body_scale_ = choice.power, choice.normalize, choice.body_scale
-        scales = {block: choice.body_scale * scale for block, scale in feature_map.block_scales.items()}
-        self.block_scales_ = {"head": 1.0, **scales}
-        self.block_shares_ = fitted.shares
-        self.selection_ = [scored.row() for scored in fitted.tried]
-        self.kernel_ = fitted.factor.kernel.cpu().numpy()
-        self.dual_coef_, self.intercept_ = fitted.solution.dual.cpu().numpy(), fitted.solution.intercept.cpu().numpy()
-        self.probes_ = feature_map.probes.cpu().numpy()
-        dampings, errors = fitted.path
-        self.damping_path_ = {"damping": dampings.cpu().numpy(), "loo_error": errors.cpu().numpy()}
-
     # -- prediction ------------------------------------------------------------------------------------------------
 
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures."""
         check_is_fitted(self)
         pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
-        return self._decide(self.model_, pictures)
+        return self._decide(self._current_model(), pictures)
 
     def _decide(self, model: TangentModel, pictures: Pictures) -> NDArray:
-        views = 2 if model.map.mirrored else 1
-        source = picture_source(pictures, self.backbone_, max(1, self.batch_size // views))
+        source = self._opened(pictures)
         with warm_pages(), torch.no_grad():
             parts = [decision(model, x) for x in with_progress(source, self.verbose)]
         return torch.cat(parts).cpu().numpy()
@@ -260,14 +235,19 @@ class AbstractTangentEstimator(BaseEstimator):
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write the model: model.safetensors, config.json and a README.md a person can read; atomic.
+    def save_pretrained(self, directory: str | os.PathLike[str], *, pictures: bool = True) -> None:
+        """Write the model: safetensors, JSON, the log of its edits, and a README.md a person can read; atomic.
+
+        Args:
+            directory: where; a model there is replaced.
+            pictures: keep the training pictures at the network's size, which explanations and edits of the saved model
+                need; without them it predicts, and tells its leave-one-out predictions.
 
         Raises:
             StoreError: if the directory cannot be written or holds something else.
         """
         check_is_fitted(self)
-        persistence.save(self, directory)
+        persistence.save(self, directory, pictures)
 
     @classmethod
     def from_pretrained(
@@ -292,3 +272,14 @@ class AbstractTangentEstimator(BaseEstimator):
         tags.input_tags.sparse = False
         tags.input_tags.allow_nan = False
         return tags
+
+
+def check_weights(weights: NDArray, ids: list[str]) -> None:
+    """Refuse negative weights, and fewer than two pictures that count."""
+    if not (weights >= 0).all():
+        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
+        raise InputError(message)
+    count = int((weights > 0).sum())
+    if count < 2:
+        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
+        raise InputError(message)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tangentune.collect import RowSet, kronecker_factors, restrict, views_of
-from tangentune.layers import Entry
+from tangentune.collect import RowSet, kronecker_factors, restrict
+from tangentune.feature_rows import FeatureRows, feature_rows, portion_rows, weighted_sums
 from tangentune.memory import Meter
 from tangentune.metric import KroneckerFactors, Whitening, whitening
-from tangentune.model import TangentMap, TangentModel, accumulate, body_weights
+from tangentune.model import TangentMap, TangentModel
 from tangentune.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
-from tangentune.rows import Tangent, batch_rows
+from tangentune.rows import Tangent
 from tangentune.selection import (
     RELATIVE_DAMPINGS,
     Choice,
@@ -21,7 +23,6 @@ from tangentune.selection import (
     block_scales,
     combine,
     energies,
-    inverse_row_lengths,
     search,
 )
 from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_errors, solve
@@ -31,11 +32,14 @@ from tangentune.work import Settings, Source, Work, draw_probes
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result: model, solution, its factor, the kernel's choice, everything tried, errors along the damping."""
+    """The result: model, solution, its factor, the rows if they were in memory at once, the kernel's choice,
+    everything tried, errors along the damping.
+    """
 
     model: TangentModel
     solution: Solution
     factor: RidgeFactor
+    rows: FeatureRows | None
     scored: Scored
     tried: list[Scored]
     shares: dict[str, float]
@@ -73,13 +77,15 @@ def fit_tangent(
         factor = factor_ridge(kernel, weights)
         solution = solve(factor, targets, best.damping)
     with meter.stage("weights"):
-        model = _primal(work, best.choice, made, problem, solution)
+        feature_map = _feature_map(work, best.choice, made)
+        rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries)
+        model = _primal(work, feature_map, solution, rows)
         energy = energies(problem, best.choice, solution.dual)
         total = sum(energy.values()) or 1.0
         shares = {block: value / total for block, value in energy.items()}
     dampings = RELATIVE_DAMPINGS * (factor.mean_eigenvalue or 1.0)
     path = dampings, loo_errors(factor, targets, dampings)
-    return Fitted(model, solution, factor, best, made.tried + tried, shares, made.passes, path)
+    return Fitted(model, solution, factor, rows, best, made.tried + tried, shares, made.passes, path)
 
 
 @dataclass(frozen=True)
@@ -175,38 +181,14 @@ def _feature_map(work: Work, choice: Choice, made: _Kernels) -> TangentMap:
         metric = {name: whitening(made.factors[name], choice.power) for name in tangent.names}
     scales = dict.fromkeys(group_blocks(work.tangent.names), 0.0)
     scales |= block_scales(list(made.blocks), choice.slope) if moving else {}
-    tangent = replace(tangent, points=())  # new pictures need none
     return TangentMap(tangent, work.probes, work.settings.mirrored, metric, scales, choice.body_scale, choice.normalize)
 
 
-def _primal(work: Work, choice: Choice, made: _Kernels, problem: Problem, solution: Solution) -> TangentModel:
-    """Primal weights: the dual solution carried over to features and rows."""
-    feature_map = _feature_map(work, choice, made)
-    lengths, dtype = inverse_row_lengths(problem, choice), work.probes.dtype
-    head = ((solution.dual * lengths[0][:, None]).T @ made.phi.double()).to(dtype)
-    body: dict[str, Tensor] = {}
-    if feature_map.tangent.names:
-        raw = _row_sums(
-            work,
-            restrict(work.tangent, feature_map.tangent.names),
-            (solution.dual * lengths[1][:, None]).to(dtype),
-            made.rows,
-        )
-        for name in feature_map.tangent.names:  # in this order also when loaded: sums round alike
-            total, like = raw[name]
-            factor = feature_map.body_scale * feature_map.block_scales[block_of(name)] / len(work.probes)
-            body[name] = body_weights(total, like, feature_map.metric.get(name)) * factor
-    return TangentModel(feature_map, solution.intercept, head, body)
-
-
-def _row_sums(work: Work, tangent: Tangent, dual: Tensor, rows: RowSet | None) -> dict[str, tuple[Tensor, Entry]]:
-    """`dual^T rows` of every parameter: from the kept rows, or in one more pass over the pictures."""
+def _primal(work: Work, feature_map: TangentMap, solution: Solution, rows: FeatureRows | None) -> TangentModel:
+    """Primal weights of the dual solution: from the kept rows, or in one more pass over the pictures."""
     if rows is not None:
-        return {name: (accumulate(entry, dual), entry) for name, entry in rows.entries.items()}
-    sums: dict[str, tuple[Tensor, Entry]] = {}
-    for portion in work.batches("weights")():
-        part = batch_rows(tangent.at(portion.point), views_of(portion.x, work.settings.mirrored), work.probes)
-        for name, entry in part.entries.items():
-            before = sums[name][0] if name in sums else None
-            sums[name] = accumulate(entry, dual[portion.rows.to(dual.device)], before), entry.select(slice(0, 1))
-    return sums
+        parts: Iterable[tuple[Tensor, FeatureRows]] = [(torch.arange(len(rows), device=rows.phi.device), rows)]
+    else:
+        parts = ((portion.rows, portion_rows(feature_map, portion)) for portion in work.batches("weights")())
+    head, body = weighted_sums(feature_map, parts, solution.dual)
+    return TangentModel(feature_map, solution.intercept, head, body)

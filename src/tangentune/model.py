@@ -10,7 +10,7 @@ from torch import Tensor
 from tangentune.collect import views_of
 from tangentune.gram import row_chunks
 from tangentune.kernel import inverse_lengths
-from tangentune.layers import Entry, Rows
+from tangentune.layers import Entry
 from tangentune.metric import Whitening, whiten
 from tangentune.rows import Tangent, batch_rows
 from tangentune.subset import block_of
@@ -56,15 +56,6 @@ def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) ->
     for columns, part in row_chunks(entry):
         out[:, columns] += coefficients.T @ part
     return out
-
-
-def body_weights(raw: Tensor, like: Entry, metric: Whitening | None) -> Tensor:
-    """Weights in metric coordinates from `accumulate`'s sum of plain rows: the metric is linear."""
-    if metric is None:
-        return raw
-    shape = like.select(slice(0, 1)).explicit().shape[1:]
-    values = whiten(Rows(raw.reshape(len(raw), *shape)), metric)
-    return values.explicit().reshape(len(raw), -1).contiguous()
 
 
 def decision(model: TangentModel, x: Tensor) -> Tensor:

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from tangentune.backbone import Backbone, load_backbone
 from tangentune.card import render_card
 from tangentune.contract import DataContract
+from tangentune.edits import Choice
 from tangentune.errors import StoreError
 from tangentune.expansion import moved
 from tangentune.imaging.pictures import Pictures
+from tangentune.imaging.pixel_store import take_rows
+from tangentune.memory import default_budget
 from tangentune.metric import Whitening
-from tangentune.metrics import case_nll
 from tangentune.model import TangentMap, TangentModel
 from tangentune.rows import Tangent
-from tangentune.store import read_model, write_model
-from tangentune.summary import label_positions
-from tangentune.task_vector import TaskVector
+from tangentune.store import read_edits, read_model, write_model
+from tangentune.task_vector import TaskVector, difference
+from tangentune.training_set import ROWS_SHARE, TrainingSet
 
 PLAIN = (
     "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",
@@ -29,15 +31,17 @@ PLAIN = (
     "outer_selection_",
 )  # fmt: skip
 ARRAYS = ("loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_")
-SHOWN = 24
 
 
-def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
-    """Write a fitted estimator with `store.write_model`.
+def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> None:
+    """Write a fitted estimator with `store.write_model`: nothing of pictures that it has forgotten.
 
-    The pictures stay behind, except small copies of the ones the report shows.
+    Raises:
+        StoreError: the place cannot be used.
     """
-    model: TangentModel = estimator.model_
+    model: TangentModel = estimator._current_model()
+    choice, active = estimator._choice, torch.from_numpy(estimator._choice.active)
+    training = estimator._training
     tensors: dict[str, Tensor] = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
     tensors |= {f"body.{name}": weights for name, weights in model.body.items()}
     for name, metric in model.map.metric.items():
@@ -46,11 +50,9 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         tensors |= {f"moved.{name}": tensor for name, tensor in estimator.task_vector_.items()}
     tensors |= {key: _tensor(getattr(estimator, key)) for key in ARRAYS if hasattr(estimator, key)}
     tensors |= {f"path.{key}": _tensor(values) for key, values in estimator.damping_path_.items()}
-    shown = _most_wrong(estimator)
-    if estimator.pictures_.pixels.dim() == 4:
-        pixels = estimator.pictures_.pixels
-        loaded = isinstance(estimator.pictures_, Shown)  # which holds only those, in this order
-        tensors["shown"] = pixels if loaded else pixels[torch.from_numpy(shown)]
+    tensors |= {"sample_weight": _tensor(choice.sample_weight), "numbers": _tensor(training.numbers[choice.active])}
+    if pictures and estimator.task_vector_ is not None:
+        tensors |= _points(estimator)
     parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "backbone"}
     parameters["device"] = None if parameters["device"] is None else str(parameters["device"])
     parameters["random_state"] = parameters["random_state"] if isinstance(parameters["random_state"], int) else None
@@ -67,10 +69,12 @@ def save(estimator: Any, directory: str | os.PathLike[str]) -> None:
         "fitted": {key: getattr(estimator, key) for key in PLAIN if hasattr(estimator, key)},
         "classes": _labels(estimator.classes_) if hasattr(estimator, "classes_") else None,
         "targets": _labels(estimator.targets_),
-        "skipped": [list(pair) for pair in estimator.pictures_.skipped],
-        "shown": shown.tolist(),
+        "skipped": [list(pair) for pair in training.pictures.skipped],
+        "points": [training.points[i] for i in choice.active],
+        "next_number": estimator._next_number,
     }
-    write_model(directory, config, tensors, render_card(estimator))
+    pixels = take_rows(training.pictures.pixels, active) if pictures and len(training.pictures.pixels) else None
+    write_model(directory, config, tensors, render_card(estimator), pixels, estimator.edits_)
 
 
 def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> Any:
@@ -94,26 +98,59 @@ def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None,
     for key, value in fitted.items():
         setattr(estimator, key, value)
     for key in ARRAYS:
-        if key in tensors:
+        if key in tensors and key != "kernel_":
             setattr(estimator, key, tensors[key].numpy())
     if config["classes"] is not None:
         estimator.classes_ = _array(config["classes"])
     estimator.targets_ = _array(config["targets"])
     estimator.damping_path_ = {key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")}
     estimator.backbone_ = backbone
-    estimator.pictures_ = Shown(fitted["ids_"], config["shown"], tensors.get("shown"), config["skipped"])
-    task = {key.removeprefix("moved."): tensor for key, tensor in tensors.items() if key.startswith("moved.")}
-    estimator.task_vector_ = TaskVector(task) if task else None
+    estimator.edits_ = read_edits(directory)
+    estimator.task_vector_ = _task(tensors, "moved.")
     module = backbone.module if estimator.task_vector_ is None else moved(backbone.module, estimator.task_vector_)
     estimator.model_ = _model(config["map"], fitted, tensors, backbone, module)
+    _stand(estimator, config, tensors)
     return estimator
+
+
+def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """What explanations and edits of a loaded model start from."""
+    ids = estimator.ids_
+    pixels = tensors.get("pixels", torch.empty(len(ids), 0))
+    pictures = Pictures(pixels, None, list(ids), [(path, reason) for path, reason in config["skipped"]])
+    kernel = tensors["kernel_"].to(estimator.backbone_.device)
+    numbers = tensors["numbers"].numpy()
+    estimator._training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
+    weights = tensors["sample_weight"].numpy()
+    estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
+    estimator._system, estimator._stale, estimator._undo = None, False, []
+    estimator._next_number = config["next_number"]
+    estimator._room = default_budget(estimator.backbone_.device) // ROWS_SHARE
+
+
+def _points(estimator: Any) -> dict[str, Tensor]:
+    """What each fold's network differs by from the pre-trained one."""
+    start = dict(estimator.backbone_.module.named_parameters())
+    out: dict[str, Tensor] = {}
+    for fold, point in enumerate(estimator.model_.map.tangent.points):
+        task = difference(dict(point.named_parameters()), start)
+        out |= {f"point.{fold}.{name}": tensor for name, tensor in task.items()}
+    return out
+
+
+def _task(tensors: dict[str, Tensor], prefix: str) -> TaskVector | None:
+    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return TaskVector(found) if found else None
 
 
 def _model(
     saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone, module: nn.Module
 ) -> TangentModel:
     device = backbone.device
-    tangent = Tangent(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]))
+    folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
+    tasks = [_task(tensors, f"point.{fold}.") for fold in folds]
+    points = tuple(moved(backbone.module, task) for task in tasks if task is not None)
+    tangent = Tangent(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
     metric = {
         name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
         for name in tangent.names
@@ -143,36 +180,6 @@ def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, 
     size = contract.input_size
     backbone = given.with_size(size[1:] if size is not None and len(size) == 3 else None)
     return backbone if device is None else backbone.to(device)
-
-
-class Shown:
-    """Stands in for the pictures of a loaded model: names of all, pixels of those the report shows."""
-
-    def __init__(self, ids: list[str], positions: list[int], pixels: Tensor | None, skipped: list[list[str]]):
-        self.ids, self.skipped = ids, [(path, reason) for path, reason in skipped]
-        self._place = {position: i for i, position in enumerate(positions)}
-        self.pixels = torch.empty(0, 1) if pixels is None else pixels
-
-    def __len__(self) -> int:
-        """Number of pictures the model was fitted to."""
-        return len(self.ids)
-
-    def thumbnail(self, position: int) -> Any:
-        """A picture the report shows, or None."""
-        place = self._place.get(position)
-        if place is None or self.pixels.dim() != 4:
-            return None
-        return Pictures(self.pixels[place : place + 1], None, [self.ids[position]]).thumbnail(0)
-
-
-def _most_wrong(estimator: Any) -> np.ndarray:
-    """Positions of the pictures with the largest leave-one-out error, worst first, as the report orders them."""
-    if hasattr(estimator, "classes_"):
-        error = case_nll(label_positions(estimator), estimator.loo_proba_)
-    else:
-        targets = estimator.targets_.astype(np.float64).reshape(estimator.loo_predictions_.shape)
-        error = ((targets - estimator.loo_predictions_) ** 2).sum(1)
-    return np.argsort(-error, kind="stable")[:SHOWN]
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -11,13 +11,11 @@ from tqdm import tqdm
 
 from tangentune.backbone import Backbone
 from tangentune.data import Pictures
-from tangentune.expansion import Expansion
 from tangentune.work import Source
 
 
-def picture_source(pictures: Pictures, backbone: Backbone, batch: int, expansion: Expansion | None = None) -> Source:
+def picture_source(pictures: Pictures, backbone: Backbone, batch: int, points: tuple[int, ...] | None = None) -> Source:
     """Pictures as network inputs, in the memory order convolutions like best."""
-    points = None if expansion is None else tuple(expansion.fold.tolist())
 
     def batches(index: list[int] | None) -> Any:
         chosen = pictures if index is None else pictures.select(index)

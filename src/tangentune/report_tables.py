@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tangentune import metrics
+from tangentune.imaging.pictures import Pictures
 from tangentune.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
 
 SUSPECTS = 24
@@ -87,8 +88,9 @@ def most_wrong(model: Any, count: int = SUSPECTS) -> NDArray[np.int64]:
 def suspects(model: Any, facts: Summary) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show, worst first."""
     describe = _class_tiles(model, facts) if facts.classification else _number_tiles(model)
+    pictures = getattr(model, "pictures_", None)
     return [
-        {"id": str(model.ids_[i]), "image": _thumbnail(model, int(i)), **describe(int(i))} for i in most_wrong(model)
+        {"id": str(model.ids_[i]), "image": thumbnail(pictures, int(i)), **describe(int(i))} for i in most_wrong(model)
     ]
 
 
@@ -125,9 +127,8 @@ def _numbers(model: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.asarray(model.targets_, np.float64).reshape(predicted.shape), predicted
 
 
-def _thumbnail(model: Any, index: int) -> dict[str, Any] | None:
-    """The picture as a data URI, or None where the model holds no pictures (vectors)."""
-    pictures = getattr(model, "pictures_", None)
+def thumbnail(pictures: Pictures | None, index: int) -> dict[str, Any] | None:
+    """A picture as a data URI, or None where there are none (vectors, or a model saved without)."""
     image: Image.Image | None = pictures.thumbnail(index) if pictures is not None else None
     if image is None:
         return None

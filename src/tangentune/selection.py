@@ -137,16 +137,6 @@ def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]
     return out
 
 
-def inverse_row_lengths(problem: Problem, choice: Choice) -> Tensor:
-    """Inverse lengths of head rows and of body rows, (2, n); ones where rows are not normalised."""
-    ones = torch.ones_like(problem.head[0], dtype=torch.float64)
-    if not choice.normalize:
-        return torch.stack([ones, ones])
-    scales = block_scales(list(problem.blocks), choice.slope)
-    body = inverse_lengths(_body(problem, scales).diagonal()) if problem.blocks else ones
-    return torch.stack([inverse_lengths(problem.head.double().diagonal()), body])
-
-
 def _body(problem: Problem, scales: dict[str, float]) -> Tensor:
     zero = torch.zeros_like(problem.head, dtype=torch.float64)
     return sum((scale * problem.blocks[block].double() for block, scale in scales.items()), zero)

@@ -2,6 +2,8 @@
 
     MODEL/config.json         settings, format version, and the checksums of itself and of the tensors
     MODEL/model.safetensors   every array (no code can hide in it; nothing is ever unpickled)
+    MODEL/pictures.safetensors the training pictures, if they are kept
+    MODEL/audit.jsonl         what was changed after the fit, if anything was
     MODEL/README.md           the model card, for people
 
 A model is written into a hidden sibling directory, flushed to the disk, and only then takes its place, in one
@@ -15,9 +17,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -25,14 +27,21 @@ from torch import Tensor
 
 from tangentune import _directories as directories
 from tangentune import _model_files as files
+from tangentune import audit
 from tangentune._json import plain
 from tangentune.errors import InputError, StoreError
 
 _READ_ATTEMPTS = 5
+T = TypeVar("T")
 
 
 def write_model(
-    directory: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str
+    directory: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    card: str,
+    pictures: Tensor | None = None,
+    edits: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write a model directory, or leave everything as it was.
 
@@ -41,9 +50,11 @@ def write_model(
     Args:
         directory: where the model shall be; parents are made.
         config: settings that JSON can hold (numpy numbers, tuples and paths are converted). The keys
-            "format", "format_version", "tensors" and "config_sha256" belong to this module.
+            "format", "format_version", "tensors", "pictures", "edits" and "config_sha256" belong to this module.
         tensors: arrays of any shape, dtype and device.
         card: the text of README.md.
+        pictures: pixels to keep in a file of their own.
+        edits: lines of the audit log.
 
     Raises:
         StoreError: the place cannot be used (see `check_destination`), the disk is full, or the settings hold
@@ -66,12 +77,14 @@ def write_model(
     except InputError as error:
         message = f"cannot write the model to {target}: {error}"
         raise StoreError(message) from error
-    arrays = _own_storage(tensors)
+    contents = {files.TENSORS: _own_storage(tensors)}
+    if pictures is not None:
+        contents[files.PICTURES] = _own_storage({"pixels": pictures})
     partial = None
     try:
-        _check_space(target, sum(t.nbytes for t in arrays.values()))
+        _check_space(target, sum(t.nbytes for arrays in contents.values() for t in arrays.values()))
         partial = directories.make_partial(target)
-        _fill(partial, settings, arrays, card)
+        _fill(partial, settings, contents, card, edits)
         directories.put_in_place(partial, target)
     except OSError as error:
         raise StoreError(_why_not_written(target, error)) from error
@@ -94,24 +107,44 @@ def read_model(
         keys: if given, the settings must have exactly these keys.
 
     Returns:
-        The settings, without the keys of this module, and the tensors on the CPU.
+        The settings, without the keys of this module, and the tensors on the CPU, kept pictures among them as
+        "pixels".
 
     Raises:
         StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
     """
-    folder = Path(directory)
+
+    def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        files.check_keys(folder, config, keys)
+        tensors = files.read_tensors(folder, config["tensors"])
+        if config["pictures"] is not None:
+            tensors |= files.read_tensors(folder, config["pictures"])
+        return {k: v for k, v in config.items() if k not in files.ENVELOPE}, tensors
+
+    return _undisturbed(Path(directory), read)
+
+
+def read_edits(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The audit log of a model, every line checked; empty if it was never changed.
+
+    Raises:
+        StoreError: no model is there, or the log is damaged.
+    """
+    return _undisturbed(Path(directory), lambda folder, config: files.read_edits(folder, config["edits"]))
+
+
+def _undisturbed(folder: Path, read: Callable[[Path, dict[str, Any]], T]) -> T:
+    """Read all of one model, though a writer may put another in its place meanwhile."""
     for attempt in range(_READ_ATTEMPTS):
         before = files.read_text(folder)
         try:
-            config = files.parse(folder, before)
-            files.check_keys(folder, config, keys)
-            tensors = files.read_tensors(folder, config["tensors"])
+            result = read(folder, files.parse(folder, before))
         except StoreError:
             if attempt + 1 == _READ_ATTEMPTS or files.read_text(folder) == before:
                 raise
-            continue  # a writer put another model here meanwhile
+            continue
         if files.read_text(folder) == before:
-            return {k: v for k, v in config.items() if k not in files.ENVELOPE}, tensors
+            return result
     message = f"{folder} is being rewritten over and over; read it when its writer has ended"
     raise StoreError(message)
 
@@ -167,7 +200,7 @@ def _check_replaceable(target: Path) -> None:
             "choose another directory or empty this one"
         )
         raise StoreError(message)
-    foreign = [name for name in inside if name not in (files.CONFIG, files.TENSORS, files.CARD, files.REPORT)]
+    foreign = [name for name in inside if name not in files.OURS]
     if foreign:
         message = (
             f"replacing the model in {target} would delete {foreign[0]!r}, which tangentune did not write; "
@@ -176,32 +209,37 @@ def _check_replaceable(target: Path) -> None:
         raise StoreError(message)
 
 
-def _fill(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
-    """Write the three files; config.json, which makes a directory a model, last."""
-    file = folder / files.TENSORS
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # the library gives the system's error number in its text only
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+def _fill(
+    folder: Path,
+    config: dict[str, Any],
+    contents: dict[str, dict[str, Tensor]],
+    card: str,
+    edits: Sequence[dict[str, Any]],
+) -> None:
+    """Write all files; config.json, which makes a directory a model, last."""
     (folder / files.CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
-    shutil.copymode(folder / files.CARD, file)  # the library lets nobody else read its file
+    for name, tensors in contents.items():
+        try:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # the library gives the system's error number in its text only
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        shutil.copymode(folder / files.CARD, folder / name)  # the library lets nobody else read its file
+    if edits:
+        (folder / files.AUDIT).write_text(audit.dump(edits), encoding="utf-8")
     envelope = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
         **config,
-        "tensors": {
-            "file": files.TENSORS,
-            "bytes": file.stat().st_size,
-            "sha256": files.sha256(file),
-            "names": sorted(tensors),
-        },
+        "tensors": files.describe(folder / files.TENSORS, contents[files.TENSORS]),
+        "pictures": files.describe(folder / files.PICTURES, contents.get(files.PICTURES)),
+        "edits": {"lines": len(edits), "seal": edits[-1]["seal"] if edits else audit.FIRST},
     }
     envelope["config_sha256"] = files.config_sha256(envelope)
     text = json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
     # Names of files may hold bytes that are no text; as escapes they are still JSON and come back the same.
     (folder / files.CONFIG).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
-    for path in (file, folder / files.CARD, folder / files.CONFIG, folder):
+    for path in (*sorted(folder.iterdir()), folder):
         directories.flush(path)
 
 

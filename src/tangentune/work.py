@@ -43,7 +43,7 @@ class Settings:
 class Source:
     """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
 
-    `points` is the expansion point of each picture's rows; None where all are taken at the network itself.
+    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
     """
 
     count: int
@@ -59,7 +59,8 @@ class Source:
         for point in sorted(set(self.points)):
             places = [i for i, position in enumerate(chosen) if self.points[position] == point]
             if places:
-                yield from portions(self.batches([chosen[i] for i in places]), point, torch.tensor(places))
+                at = None if point < 0 else point
+                yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
 
 
 @dataclass(frozen=True)

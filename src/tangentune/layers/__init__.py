@@ -1,7 +1,7 @@
 """Per-sample gradient rules, one file per layer family; importing this package registers them all."""
 
 from tangentune.layers import conv, embedding, linear, norm
-from tangentune.layers.entry import Entry, Pairs, Rows, add_uses, average_views, stack_probes
+from tangentune.layers.entry import Entry, Pairs, Rows, add_uses, average_views, join_entries, stack_probes
 from tangentune.layers.use import RULES, FactorSample, LayoutError, Use
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "average_views",
     "conv",
     "embedding",
+    "join_entries",
     "linear",
     "norm",
     "stack_probes",

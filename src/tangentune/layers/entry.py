@@ -143,3 +143,10 @@ def stack_probes(entries: list[Entry]) -> Entry:
     if isinstance(entries[0], Pairs):
         return Pairs(entries[0].a, torch.cat([e.g for e in entries if isinstance(e, Pairs)], 2))
     return Rows(torch.cat([e.explicit() for e in entries], 1))
+
+
+def join_entries(first: Entry, second: Entry) -> Entry:
+    """The rows of two sets of pictures, one after the other."""
+    if isinstance(first, Pairs) and isinstance(second, Pairs):
+        return Pairs(torch.cat([first.a, second.a]), torch.cat([first.g, second.g]))
+    return Rows(torch.cat([first.explicit(), second.explicit()]))

@@ -1,0 +1,79 @@
+"""The log of what was changed in a model after its fit: one JSON line an edit, sealed with a hash of the one before.
+
+A line names pictures by the SHA-256 of their pixels only, so that it proves what was done without keeping what was
+forgotten. The chain shows when a line was changed, taken out or put in later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tangentune.errors import StoreError
+
+FIRST = "0" * 64
+
+
+def entry(previous: Sequence[dict[str, Any]], edit: str, pictures: Iterable[str], **facts: Any) -> dict[str, Any]:
+    """The next line of a log.
+
+    Args:
+        previous: the lines so far.
+        edit: what was done: "forget", "add", "relabel", "reweight" or "undo".
+        pictures: SHA-256 of the pixels of every picture concerned.
+        facts: figures to keep with it; JSON must be able to hold them.
+
+    Example:
+        >>> line = entry([], "forget", ["ab12"], n=99)
+        >>> line["edit"], line["pictures"], line["previous"] == FIRST
+        ('forget', ['ab12'], True)
+    """
+    line: dict[str, Any] = {
+        "edit": edit,
+        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "pictures": list(pictures),
+        **facts,
+        "previous": previous[-1]["seal"] if previous else FIRST,
+    }
+    return line | {"seal": seal(line)}
+
+
+def seal(line: dict[str, Any]) -> str:
+    """SHA-256 of a line without its own seal, whatever the order of its keys."""
+    rest = {key: value for key, value in line.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def dump(lines: Iterable[dict[str, Any]]) -> str:
+    """A log as text, one JSON document a line."""
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+def parse(text: str, where: str) -> list[dict[str, Any]]:
+    """A log read back, every seal checked.
+
+    Raises:
+        StoreError: a line is no JSON, was changed, or the chain is broken; `where` names the file.
+
+    Example:
+        >>> log = [entry([], "forget", ["ab12"])]
+        >>> parse(dump(log), "audit.jsonl") == log
+        True
+    """
+    lines: list[dict[str, Any]] = []
+    previous = FIRST
+    for number, row in enumerate(text.splitlines(), 1):
+        try:
+            line = json.loads(row)
+            whole = line["seal"] == seal(line) and line["previous"] == previous
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            message = f"line {number} of {where} was changed or damaged, or the line before it is gone"
+            raise StoreError(message)
+        previous = line["seal"]
+        lines.append(line)
+    return lines

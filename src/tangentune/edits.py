@@ -1,0 +1,126 @@
+"""Edits of a fitted problem: pictures leave, come, change their label or weight; each equals a refit of the same map.
+
+The feature map, the kernel's choice and the damping stay as the fit left them. A state is never changed: every edit
+makes a new one, by updating the inverse of the system, whose error is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.solvers.edits import append, remove, retarget, reweight
+from tangentune.solvers.system import System, build, refresh, residual
+from tangentune.training_set import TrainingSet
+
+DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
+LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solving anew
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Labels as the solver takes them: `classes` (None for numbers), `targets` (n, C), `weights` (n,)."""
+
+    classes: NDArray | None
+    targets: Tensor
+    weights: Tensor
+
+
+Encode = Callable[[NDArray, NDArray], Encoded]  # labels (n, ...) and sample weights (n,)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Which pictures of a training set count, as what.
+
+    Attributes:
+        active: (n,) positions in the training set, in the order of every fitted attribute.
+        labels: (n,) or (n, k) as given.
+        sample_weight: (n,) as given, class weights not in it.
+    """
+
+    active: NDArray[np.int64]
+    labels: NDArray[Any]
+    sample_weight: NDArray[np.float64]
+
+    def keep(self, kept: NDArray) -> Choice:
+        """Only the pictures at some positions, or where a mask is true."""
+        return Choice(self.active[kept], self.labels[kept], self.sample_weight[kept])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class State:
+    """A training set, what of it counts, and the solved problem."""
+
+    training: TrainingSet
+    choice: Choice
+    system: System
+
+    def __len__(self) -> int:
+        return len(self.choice.active)
+
+
+def solved(training: TrainingSet, choice: Choice, encode: Encode, damping: float) -> State:
+    """Solve from the kernel; cost n^3."""
+    encoded, index = encode(choice.labels, choice.sample_weight), torch.from_numpy(choice.active)
+    index = index.to(training.kernel.device)
+    whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
+    kernel = training.kernel if whole else training.kernel[index][:, index]
+    system = build(kernel, encoded.targets.to(kernel), damping, encoded.weights.to(kernel))
+    return State(training, choice, system)
+
+
+def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet | None = None) -> State:
+    """The state of another choice of pictures, labels and weights, from this one.
+
+    Args:
+        state: solved.
+        choice: pictures that stay must come first, in their order; new ones after them.
+        encode: of the estimator.
+        training: the training set, if it has grown.
+
+    Returns:
+        The state a fit of the same feature map and damping would give, to rounding. Cost n^2 for every picture that
+        leaves, comes or changes its weight, and n^2 C for labels.
+    """
+    training = state.training if training is None else training
+    stays = np.isin(state.choice.active, choice.active)
+    kept = int(stays.sum())
+    changed = len(state) - kept + len(choice.active) - kept
+    if changed * LARGE_SHARE > len(choice.active):
+        return solved(training, choice, encode, state.system.damping)
+    encoded = encode(choice.labels, choice.sample_weight)
+    system = state.system
+    if kept < len(state):
+        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
+    if kept < len(choice.active):
+        old, new = (torch.from_numpy(choice.active[part]) for part in (slice(kept), slice(kept, None)))
+        rows = training.kernel[new]
+        blank = rows.new_zeros(len(new), system.targets.shape[1])
+        system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
+    system = reweight(system, encoded.weights.to(system.weights))
+    system = retarget(system, encoded.targets.to(system.targets))
+    if residual(system) > DRIFT:
+        system = refresh(system)
+    return State(training, choice, system)
+
+
+def verification(system: System) -> float:
+    """Relative size of one step of iterative refinement: an estimate of the solution's own error; cost n^2 C."""
+    roots = system.weights.sqrt()[:, None]
+    left = system.targets - system.kernel @ system.dual - system.bias
+    # With a weight of 0 the row asks for a dual of 0, which it has.
+    own = torch.where(roots > 0, system.damping * system.dual / roots.clamp_min(1e-300), torch.zeros_like(roots))
+    error = torch.cat([roots * left - own, -(system.dual.sum(0, keepdim=True))])
+    step = system.inverse @ error
+    scale = system.dual.abs().max().clamp_min(1e-300)
+    return float((roots * step[:-1]).abs().max() / scale)

@@ -1,0 +1,147 @@
+"""What a fitted model can say about itself: why it answers so, what each picture is worth, which labels look wrong."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.estimator_base import AbstractTangentEstimator
+from tangentune.feature_rows import FeatureRows, collect_rows, own_diagonal
+from tangentune.memory import warm_pages
+from tangentune.solvers import leave_out as exact
+from tangentune.solvers.posterior import loo_variance, variance
+from tangentune.solvers.system import System
+from tangentune.training_set import cross
+
+PORTION = 256  # new pictures whose rows are in memory at once
+
+
+class AbstractExplained(AbstractTangentEstimator):
+    """Explanations from the solved system; abstract. Pictures are in the order of `ids_`."""
+
+    def influence(self, X: Any) -> NDArray[np.float64]:
+        """How much each training picture changed each answer: `f(x) - f_without_i(x)`, exact.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m, n, C), for scores (`decision_function` of more than two classes) or predicted numbers. Cost: the rows
+            of the pictures, their kernel with the training pictures, and m n (n + C).
+
+        Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
+        """
+        return self._about(X, exact.influence)
+
+    def contributions(self, X: Any) -> NDArray[np.float64]:
+        """The additive split of each answer over training pictures: `k(x, x_i) c_i`; they sum to `f(x) - intercept_`.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m, n, C). A picture may contribute much and have little influence: others would stand in for it.
+        """
+        return self._about(X, exact.contributions)
+
+    def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
+        """Predictions for every training picture by the model fitted without its whole group, exact.
+
+        Args:
+            groups: (n,) a label for each picture: its patient, camera, day, or fold; or K for K folds, stratified for
+                a classifier.
+
+        Returns:
+            (n, C) scores, as `loo_predictions_`. Cost n g^2 for the largest group g.
+
+        Raises:
+            InputError: there are fewer than two groups, or too few pictures for K folds.
+        """
+        check_is_fitted(self)
+        names = self._folds(int(groups)) if isinstance(groups, int | np.integer) else np.asarray(groups)
+        if names.shape != (len(self.ids_),):
+            message = f"groups are {names.shape}, but the model stands on {len(self.ids_)} pictures; give one for each"
+            raise InputError(message)
+        index = np.unique(names, return_inverse=True)[1]
+        if index.max() == 0:
+            message = "all pictures are in one group; leaving it out would leave none, so name at least two groups"
+            raise InputError(message)
+        return exact.leave_out(self._solved().system, torch.from_numpy(index)).cpu().numpy()
+
+    def informativeness(self, X: Any = None) -> NDArray[np.float64]:
+        """What each training picture adds that no other says: its smooth unique information, in nats.
+
+        Args:
+            X: pictures on which it is judged: `mean_x ||f(x) - f_without_i(x)||^2 / (2 s^2)`; None judges by the
+                solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior.
+
+        Returns:
+            (n,); s^2 is the noise variance, here the mean squared leave-one-out error of an output.
+
+        Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
+        """
+        system = self._solved().system
+        noise = float((system.targets - exact.loo(system)).square().mean())
+        if X is None:
+            return (exact.unique_information(system) * system.damping / (2 * noise)).cpu().numpy()
+        found = [(exact.unique_information(system, k), len(k)) for k, _ in self._crossed(X)]
+        mean = sum(value * count for value, count in found) / sum(count for _, count in found)
+        return (torch.as_tensor(mean) / (2 * noise)).cpu().numpy()
+
+    def ood_score(self, X: Any) -> NDArray[np.float64]:
+        """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.
+
+        The exact posterior variance of the answer, directions outside the data included, as the share of training
+        pictures that had a smaller one when they were left out.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m,); up to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative
+            excess.
+        """
+        system = self._solved().system
+        known = np.sort(loo_variance(system).cpu().numpy())
+        found = [variance(system, k, own_diagonal(self.model_.map, rows)) for k, rows in self._crossed(X)]
+        values = torch.cat(found).cpu().numpy()
+        share = np.searchsorted(known, values, side="right") / len(known)
+        return share + np.maximum(values / known[-1] - 1, 0)
+
+    # -- shared by subclasses --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _folds(self, count: int) -> NDArray[np.int64]:
+        """(n,) fold of each picture."""
+
+    def _about(self, X: Any, explain: Callable[[System, Tensor], Tensor]) -> NDArray[np.float64]:
+        system = self._solved().system
+        return torch.cat([explain(system, kernel) for kernel, _ in self._crossed(X)]).cpu().numpy()
+
+    def _crossed(self, X: Any) -> Iterator[tuple[Tensor, FeatureRows]]:
+        """Kernel (m, n) between new pictures and those of the model, and the rows of the new, in portions."""
+        check_is_fitted(self)
+        pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
+        feature_map, training = self.model_.map, self._with_rows()
+        active = torch.from_numpy(self._choice.active).to(training.kernel.device)
+        with warm_pages(), torch.no_grad():
+            for start in range(0, len(pictures), PORTION):
+                source = self._opened(pictures.select(slice(start, start + PORTION)))
+                rows = collect_rows(feature_map, partial(source.portions, None), source.count)
+                yield cross(training, feature_map, self._opened, rows)[:, active], rows
+
+
+def check_folds(count: int, n: int) -> None:
+    """Refuse what is no number of folds for n pictures."""
+    if not 2 <= count <= n:
+        message = f"{count} folds of {n} pictures cannot be; use 2 to {n}"
+        raise InputError(message)

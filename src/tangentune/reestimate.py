@@ -1,0 +1,57 @@
+"""The feature map of a fit, its statistics taken anew from other pictures while every choice stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tangentune.collect import kronecker_factors, restrict
+from tangentune.gram import gram
+from tangentune.kernel import cosine
+from tangentune.memory import Meter
+from tangentune.metric import Whitening, whiten, whitening
+from tangentune.model import TangentMap
+from tangentune.rows import Tangent
+from tangentune.subset import block_of
+from tangentune.work import Settings, Source, Work, draw_probes
+
+
+def reestimate(
+    feature_map: TangentMap, tangent: Tangent, source: Source, settings: Settings, power: float, outputs: int
+) -> tuple[TangentMap, Tensor]:
+    """Probes and metric from the pictures of `source`, and their kernel.
+
+    Args:
+        feature_map: whose block scales, body scale and normalisation stay.
+        tangent: network and the parameters of the map.
+        source: the pictures.
+        settings: of the probes, and the memory budget.
+        power: of the metric.
+        outputs: columns of the targets, for the memory plan.
+
+    Returns:
+        The map and the (n, n) kernel. Cost: rows of the pictures, in as many passes as memory demands, and the Grams.
+
+    Raises:
+        BudgetError: if the memory budget cannot be kept.
+    """
+    probes = draw_probes(tangent, source, settings)
+    blank = torch.zeros(source.count, outputs, dtype=torch.float64)
+    work = Work(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
+    metric: dict[str, Whitening] = {}
+    head = body = torch.zeros(source.count, source.count, dtype=torch.float64, device=probes.device)
+    for names in work.passes(tangent):
+        rows = work.collect(restrict(tangent, names), "rows")
+        head = rows.phi.double() @ rows.phi.double().T
+        factors = kronecker_factors(rows) if power > 0 else {}
+        for name, entry in rows.entries.items():
+            if power > 0:
+                metric[name] = whitening(factors[name], power)
+                entry = whiten(entry, metric[name])
+            body = body + feature_map.block_scales[block_of(name)] / entry.probes * gram(entry)
+    if feature_map.normalize:
+        head, body = cosine(head), cosine(body)
+    new = replace(feature_map, tangent=tangent, probes=probes, metric=metric)
+    return new, head + feature_map.body_scale * body

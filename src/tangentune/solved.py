@@ -1,0 +1,118 @@
+"""The solved problem that a fitted estimator stands on: which pictures, their kernel, the system, the primal model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from tangentune.backbone import Backbone
+from tangentune.data import Pictures
+from tangentune.edits import Choice, Encoded, State, solved
+from tangentune.fitting import Fitted
+from tangentune.memory import warm_pages
+from tangentune.model import TangentModel
+from tangentune.picture_source import picture_source
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.system import System
+from tangentune.training_set import TrainingSet, primal, with_rows
+from tangentune.work import Source
+
+
+class AbstractSolved(BaseEstimator):
+    """Keeps a solved problem and sets the fitted attributes that follow from it; abstract."""
+
+    augment: str | None
+    batch_size: int
+    _training: TrainingSet
+    _choice: Choice
+    _system: System | None  # None: a loaded model's, until it is asked for
+    _room: int  # bytes that the rows of the training set may take
+
+    @abstractmethod
+    def _read_labels(self, pictures: Pictures) -> NDArray:
+        """The labels of some pictures, refused if this estimator cannot use them."""
+
+    @abstractmethod
+    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
+
+    @abstractmethod
+    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
+        """Labels as (n, C) targets, and sample weights with class weights."""
+
+    @abstractmethod
+    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
+        """Set the attributes that follow from leave-one-out predictions (n, C)."""
+
+    def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
+        """Set every fitted attribute that edits leave alone."""
+        choice, feature_map = fitted.scored.choice, fitted.model.map
+        self.backbone_, self.model_, self._stale = backbone, fitted.model, False
+        self.edits_, self._undo, self._next_number = [], [], len(pictures)
+        self.damping_, self.relative_damping_ = fitted.scored.damping, fitted.scored.relative_damping
+        self.metric_power_, self.normalize_, self.body_scale_ = choice.power, choice.normalize, choice.body_scale
+        scales = {block: choice.body_scale * scale for block, scale in feature_map.block_scales.items()}
+        self.block_scales_ = {"head": 1.0, **scales}
+        self.block_shares_ = fitted.shares
+        self.selection_ = [scored.row() for scored in fitted.tried]
+        self.probes_ = feature_map.probes.cpu().numpy()
+        dampings, errors = fitted.path
+        self.damping_path_ = {"damping": dampings.cpu().numpy(), "loo_error": errors.cpu().numpy()}
+
+    def _publish(self, state: State) -> None:
+        """Set every fitted attribute that an edit changes."""
+        self._training, self._choice, self._system = state.training, state.choice, state.system
+        system, chosen, names = state.system, state.choice, state.training.pictures.ids
+        self.ids_, self.targets_ = [names[i] for i in chosen.active], chosen.labels
+        self.dual_coef_, self.intercept_ = system.dual.cpu().numpy(), system.bias.cpu().numpy()
+        self._describe_loo(loo(system).cpu().numpy(), self._encode(chosen.labels, chosen.sample_weight))
+
+    @property
+    def kernel_(self) -> NDArray[np.float64]:
+        """(n, n) kernel of the pictures the model stands on."""
+        return self._solved().system.kernel.cpu().numpy()
+
+    @property
+    def pictures_(self) -> Pictures:
+        """The pictures the model stands on, as the network sees them."""
+        pictures, active = self._training.pictures, self._choice.active
+        whole = np.array_equal(active, np.arange(len(pictures)))
+        return pictures if whole else pictures.select(active)
+
+    def _solved(self) -> State:
+        """The solved problem; a loaded model solves it when it is first asked for."""
+        check_is_fitted(self)
+        if self._system is None:
+            self._system = solved(self._training, self._choice, self._encode, self.damping_).system
+        return State(self._training, self._choice, self._system)
+
+    def _current_model(self) -> TangentModel:
+        """The primal model; after an edit its weights are summed again, in one pass over the rows."""
+        if self._stale:
+            state, feature_map = self._solved(), self.model_.map
+            with warm_pages(), torch.no_grad():
+                training = self._with_rows()
+                dual = training.kernel.new_zeros(len(training), len(self.intercept_))
+                dual[torch.from_numpy(state.choice.active)] = state.system.dual
+                self.model_ = primal(training, feature_map, self._opened, dual, state.system.bias)
+            self._stale = False
+        return self.model_
+
+    def _with_rows(self) -> TrainingSet:
+        """The training set, its rows in memory from now on if they fit."""
+        check_is_fitted(self)
+        with warm_pages(), torch.no_grad():
+            self._training = with_rows(self._training, self.model_.map, self._opened, self._room)
+        return self._training
+
+    def _opened(
+        self, pictures: Pictures, points: tuple[int, ...] | None = None, backbone: Backbone | None = None
+    ) -> Source:
+        """Pictures as inputs of the fitted network, or of one about to be fitted."""
+        views = 2 if self.augment == "flip" and pictures.pixels.dim() == 4 else 1
+        return picture_source(pictures, backbone or self.backbone_, max(1, self.batch_size // views), points)

@@ -1,0 +1,253 @@
+"""Edits of a solved least-squares problem, exact: forget, add, relabel and reweight without solving it again.
+
+Each gives a new `System`, the same as `build` on the edited data up to rounding; `system.residual` watches that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.solvers.system import System, build, check_weights, design, solved, with_unknowns
+
+# Below this share of the weight, what stays determines the old inverse too poorly to start from it.
+LEAST_SHARE = 1e-3
+TILE = 128  # rows
+
+
+def remove(system: System, pictures: Tensor) -> System:
+    """The problem without some pictures.
+
+    `W'^-1 = W^-1_kk - W^-1_kR (W^-1_RR)^-1 W^-1_Rk` for the kept rows k, the intercept among them, and the removed R.
+    Cost `k^2 R + R^3`, or a new solution where that is cheaper.
+
+    Args:
+        system: the problem.
+        pictures: (r,) their positions; repeated ones count once.
+
+    Raises:
+        InputError: a position does not exist, or fewer than 2 pictures with weight would be left.
+
+    Example:
+        >>> system = build(torch.eye(4), torch.tensor([[1.0], [1.0], [0.0], [0.0]]), damping=1.0)
+        >>> remove(system, torch.tensor([3])).bias
+        tensor([0.6667], dtype=torch.float64)
+    """
+    gone = rows_of(system, pictures)
+    if not len(gone):
+        return system
+    n = len(system.kernel)
+    stays = torch.ones(n, dtype=torch.bool, device=gone.device)
+    stays[gone] = False
+    kept = stays.nonzero().flatten()
+    weights = system.weights[kept]
+    check_weights(weights, system.width)
+    kernel, targets = submatrix(system.kernel, kept), system.targets[kept]
+    if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
+        return build(kernel, targets, system.damping, weights, intercept=system.intercept, width=system.width)
+    kept = _with_border(system, kept)
+    factor = torch.linalg.cholesky(system.inverse[gone][:, gone])
+    strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
+    inverse = submatrix(system.inverse, kept)
+    add_square(inverse, strip, -1.0)
+    unknowns = system.unknowns
+    step = torch.linalg.solve_triangular(factor, unknowns[gone], upper=False)
+    moved = unknowns[kept] - strip.mT @ step
+    return with_unknowns(kernel, inverse, targets, weights, system.damping, system.width, moved)
+
+
+def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor | None = None) -> System:
+    """The problem with k more pictures at the end; cost `N^2 k` for width 1.
+
+    Args:
+        system: the problem.
+        cross: (k width, N) kernel between the new rows and the old.
+        own: (k width, k width) kernel of the new rows.
+        targets: (k width, C).
+        weights: (k width,) not negative; None means ones.
+
+    Raises:
+        InputError: a shape does not fit, a number is not finite, or a weight is negative.
+
+    Example:
+        >>> system = build(torch.eye(3), torch.tensor([[1.0], [1.0], [0.0]]), damping=1.0)
+        >>> append(system, torch.zeros(1, 3), torch.eye(1), torch.zeros(1, 1)).bias
+        tensor([0.5000], dtype=torch.float64)
+    """
+    cross, own, targets = (tensor.to(system.kernel) for tensor in (cross, own, targets))
+    weights = own.new_ones(len(own)) if weights is None else weights.to(own)
+    _check_new(system, cross, own, targets, weights)
+    new, old = len(own), len(system.kernel)
+    if not new:
+        return system
+    roots = weights.sqrt()[:, None]
+    sides = roots * design(system, cross)
+    through = sides @ system.inverse
+    schur = roots * own * roots.mT - through @ sides.mT
+    schur.diagonal().add_(system.damping)
+    factor = torch.linalg.cholesky((schur + schur.mT) / 2)
+    # Old rows, new rows, intercept: the update is the square of one strip, with -1 at the new rows.
+    strip = torch.cat([through[:, :old], -torch.eye(new).to(own), through[:, old:]], 1)
+    strip = torch.linalg.solve_triangular(factor, strip, upper=False)
+    inverse = _with_gap(system.inverse, old, new)
+    add_square(inverse, strip, 1.0)
+    unknowns = system.unknowns
+    unmet = torch.linalg.solve_triangular(factor, roots * targets - sides @ unknowns, upper=False)
+    gap = torch.zeros_like(targets)
+    moved = torch.cat([unknowns[:old], gap, unknowns[old:]]) - strip.mT @ unmet
+    kernel = _with_gap(system.kernel, old, new)
+    kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
+    joined = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
+    return with_unknowns(kernel, inverse, *joined, system.damping, system.width, moved)
+
+
+def retarget(system: System, targets: Tensor) -> System:
+    """The problem with other targets, (N, C) for any C; cost `N^2 C`.
+
+    Raises:
+        InputError: another number of rows, or a number that is not finite.
+
+    Example:
+        >>> system = build(torch.eye(2), torch.tensor([[1.0], [0.0]]), damping=1.0)
+        >>> retarget(system, torch.ones(2, 3)).bias.tolist()
+        [1.0, 1.0, 1.0]
+    """
+    targets = targets.to(system.kernel)
+    if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
+        message = f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}"
+        raise InputError(message)
+    return solved(system.kernel, system.inverse, targets, system.weights, system.damping, system.width)
+
+
+def reweight(system: System, weights: Tensor) -> System:
+    """The problem with other sample weights.
+
+    Rows whose weight changes are taken out of the inverse and put back: `4 N^2 R` multiply-adds for R of them; where
+    solving anew is cheaper, that.
+
+    Args:
+        system: the problem.
+        weights: (N,) not negative; 0 leaves a row out.
+
+    Raises:
+        InputError: another number of weights, a negative or infinite one, or fewer than 2 pictures with weight.
+
+    Example:
+        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
+        >>> reweight(system, torch.tensor([1.0, 1.0, 0.0])).bias
+        tensor([0.5000], dtype=torch.float64)
+    """
+    weights = weights.to(system.kernel)
+    if weights.shape != system.weights.shape or not bool(torch.isfinite(weights).all()):
+        message = f"weights must be {len(system.kernel)} finite numbers, one a row, not {tuple(weights.shape)}"
+        raise InputError(message)
+    check_weights(weights, system.width)
+    same = weights == system.weights
+    changed = (~same).nonzero().flatten()
+    if not len(changed):
+        return system
+    share = system.weights[same].sum() / system.weights.sum()
+    if 4 * len(changed) > len(weights) or share < LEAST_SHARE:
+        return build(
+            system.kernel, system.targets, system.damping, weights, intercept=system.intercept, width=system.width
+        )
+    inverse = _reweighted(system, weights, changed)
+    return solved(system.kernel, inverse, system.targets, weights, system.damping, system.width)
+
+
+def rows_of(system: System, pictures: Tensor) -> Tensor:
+    """Rows of pictures, ascending, each once.
+
+    Raises:
+        InputError: a position does not exist.
+    """
+    if pictures.dtype == torch.bool or pictures.is_floating_point():
+        message = f"pictures are named by their positions, as integers, not by {pictures.dtype}"
+        raise InputError(message)
+    found = torch.unique(pictures.to(system.kernel.device))
+    if len(found) and not (found[0] >= 0 and found[-1] < system.pictures):
+        wrong = int(found[0] if found[0] < 0 else found[-1])
+        message = f"there is no picture {wrong}; positions go from 0 to {system.pictures - 1}"
+        raise InputError(message)
+    return (found[:, None] * system.width + torch.arange(system.width, device=found.device)).flatten()
+
+
+def submatrix(matrix: Tensor, kept: Tensor) -> Tensor:
+    """`matrix[kept][:, kept]`."""
+    if matrix.device.type != "cpu":
+        return matrix[kept[:, None], kept]
+    positions = kept.numpy()  # numpy's memory comes in large pages: a quarter of the time
+    return torch.from_numpy(matrix.numpy().take(positions, 0).take(positions, 1))
+
+
+def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
+    """Add `sign strip^T strip` in place, the upper triangle calculated and mirrored: exactly symmetric."""
+    for low in range(0, len(matrix), TILE):
+        high = min(low + TILE, len(matrix))
+        part = matrix[low:high, low:].addmm_(strip[:, low:high].mT, strip[:, low:], alpha=sign)
+        own = part[:, : high - low]
+        own.copy_((own + own.mT) / 2)
+        matrix[high:, low:high] = part[:, high - low :].mT
+
+
+def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
+    """The inverse with other weights on some rows."""
+    n, roots = len(system.kernel), weights.sqrt()
+    out = _empty(system.inverse, len(system.inverse)).copy_(system.inverse)
+    factor = torch.linalg.cholesky(out[changed][:, changed])
+    add_square(out, torch.linalg.solve_triangular(factor, out[changed], upper=False), -1.0)
+    out[changed] = 0
+    out[:, changed] = 0
+    sides = roots[changed, None] * system.kernel[changed] * roots
+    own = sides[:, changed]
+    own.diagonal().add_(system.damping)
+    if system.intercept:
+        sides = torch.cat([sides, roots[changed, None]], 1)
+    through = sides @ out
+    schur = own - through @ sides.mT
+    factor = torch.linalg.cholesky((schur + schur.mT) / 2)
+    through[:, changed] = -torch.eye(len(changed)).to(through)
+    add_square(out, torch.linalg.solve_triangular(factor, through, upper=False), 1.0)
+    assert len(out) == n + system.intercept
+    return out
+
+
+def _empty(like: Tensor, size: int) -> Tensor:
+    """Square matrix, not filled; in large pages on the CPU."""
+    return like.new_empty(size, size) if like.device.type != "cpu" else torch.from_numpy(np.empty((size, size)))
+
+
+def _with_gap(inverse: Tensor, at: int, wide: int) -> Tensor:
+    """A copy with `wide` rows and columns of zeros before position `at`."""
+    out = _empty(inverse, len(inverse) + wide)
+    out[at : at + wide] = 0
+    out[:, at : at + wide] = 0
+    out[:at, :at] = inverse[:at, :at]
+    out[at + wide :, :at] = inverse[at:, :at]
+    out[:at, at + wide :] = inverse[:at, at:]
+    out[at + wide :, at + wide :] = inverse[at:, at:]
+    return out
+
+
+def _with_border(system: System, rows: Tensor) -> Tensor:
+    """Rows, and the intercept's if there is one."""
+    return torch.cat([rows, rows.new_tensor([len(system.kernel)])]) if system.intercept else rows
+
+
+def _check_new(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor) -> None:
+    n, k, outputs = len(system.kernel), len(own), system.targets.shape[1]
+    shapes = [tuple(tensor.shape) for tensor in (cross, own, targets, weights)]
+    if shapes != [(k, n), (k, k), (k, outputs), (k,)] or k % system.width:
+        message = (
+            f"k new rows need kernels (k, {n}) and (k, k), targets (k, {outputs}) and weights (k,), k a multiple of "
+            f"{system.width}, not {', '.join(map(str, shapes))}"
+        )
+        raise InputError(message)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (cross, own, targets, weights)):
+        message = "kernels, targets and weights of new pictures must be finite; look for broken pictures"
+        raise InputError(message)
+    if not bool((weights >= 0).all()):
+        message = "sample weights must not be negative; 0 leaves a picture out"
+        raise InputError(message)

@@ -1,0 +1,183 @@
+"""What every picture does to a solution, exact and without refitting: leaving it out, its influence, its share.
+
+All from one block of the inverse. For the rows I of a picture, `g_I = ([W^-1]_II)^-1 e_I` is the root of the weight
+times the residual of the fit without it, and `f(x) - f_-I(x) = [k(x, X) D^1/2, 1] [W^-1]_:I g_I`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.solvers.system import System, checked_cross, design
+
+# Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
+# would be divided by.
+LIGHT = 1e-6
+
+
+def loo(system: System) -> Tensor:
+    """Prediction at every row by the fit without its picture, (N, C); `n width^3 + N C`, width 1 without solves.
+
+    Rows of weight 0 get the plain prediction, which never used them.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
+        >>> [round(value, 6) for value in loo(system).flatten().tolist()]     # others' mean: K knows no likeness
+        [2.5, 3.0, 0.5]
+    """
+    pulls = scaled_residuals(system)
+    return _left_out(system, torch.arange(system.pictures, device=pulls.device), pulls.flatten(0, 1))
+
+
+def leave_out(system: System, groups: Tensor) -> Tensor:
+    """Prediction at every row by the fit without its picture's group, (N, C): K folds, a class, one photographer.
+
+    Args:
+        system: the problem.
+        groups: (n,) integers, one a picture; equal ones are left out together.
+
+    Returns:
+        (N, C). Cost the sum of `R^3` over groups of R rows.
+
+    Raises:
+        InputError: not one integer a picture, or a group holds all pictures that have weight.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(4), torch.tensor([[1.0], [0.0], [5.0], [7.0]]), damping=1.0)
+        >>> [round(value, 6) for value in leave_out(system, torch.tensor([0, 0, 1, 1])).flatten().tolist()]
+        [6.0, 6.0, 0.5, 0.5]
+    """
+    groups = groups.to(system.kernel.device)
+    if groups.shape != (system.pictures,) or groups.is_floating_point():
+        message = f"groups must be {system.pictures} integers, one a picture, not {tuple(groups.shape)}"
+        raise InputError(message)
+    of_row = groups.repeat_interleave(system.width)
+    unknowns, pulls = system.unknowns, torch.empty_like(system.targets)
+    weighty = system.weights > 0
+    for group in torch.unique(of_row).tolist():
+        rows = (of_row == group).nonzero().flatten()
+        if not bool(weighty[of_row != group].any()):
+            message = f"group {group} holds every picture that has weight; nothing is left to fit without it"
+            raise InputError(message)
+        factor = torch.linalg.cholesky(system.inverse[rows][:, rows])
+        pulls[rows] = torch.cholesky_solve(unknowns[rows], factor)
+    return _left_out(system, groups, pulls)
+
+
+def influence(system: System, cross: Tensor) -> Tensor:
+    """Change of predictions by every training picture: `f(x) - f_without_i(x)`, (m, n, C).
+
+    Args:
+        system: the problem.
+        cross: (m, N) kernel between new rows and the system's.
+
+    Returns:
+        (m, n, C). Cost `m N^2 + m N C`. Positive: picture i pushes the output up.
+
+    Raises:
+        InputError: `cross` has another number of columns.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
+        >>> [round(value, 6) for value in influence(system, torch.zeros(1, 3)).flatten().tolist()]   # on the mean
+        [-0.5, -1.0, 1.5]
+    """
+    return torch.einsum("mnw,nwc->mnc", _through(system, cross), scaled_residuals(system))
+
+
+def contributions(system: System, cross: Tensor) -> Tensor:
+    """Share of every training picture in predictions: `k(x, x_i) c_i`, (m, n, C); with the bias they sum to f(x).
+
+    Args:
+        system: the problem.
+        cross: (m, N) kernel between new rows and the system's.
+
+    Raises:
+        InputError: `cross` has another number of columns.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(2), torch.tensor([[1.0], [0.0]]), damping=1.0)
+        >>> [round(value, 6) for value in contributions(system, torch.eye(2)).diagonal().flatten().tolist()]
+        [0.25, -0.25]
+    """
+    by_picture = checked_cross(system, cross).unflatten(1, (system.pictures, system.width))
+    return torch.einsum("mnw,nwc->mnc", by_picture, system.dual.unflatten(0, (system.pictures, system.width)))
+
+
+def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
+    """How much a fit without a picture differs from the fit with it, (n,): its smooth unique information.
+
+    On predictions: the mean over the rows of `cross` of `||f - f_-i||^2`, outputs summed; `m N^2`. On weights, where
+    `cross` is None: `||u - u_-i||^2`, the squared norm of `f - f_-i` in the kernel's space; `N^2`. Times
+    `1 / (2 sigma^2)` it is the divergence of noisy predictions or weights; that factor is left to the caller. For a
+    picture of several rows a mean over rows is `width` times smaller than one over new pictures.
+    Source: Harutyunyan et al. 2021, "Estimating informativeness of samples with smooth unique information".
+
+    Args:
+        system: the problem.
+        cross: (m, N) kernel between new rows and the system's.
+
+    Raises:
+        InputError: `cross` has another number of columns, or no rows.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
+        >>> [round(value, 6) for value in unique_information(system, torch.zeros(1, 3)).tolist()]
+        [0.25, 1.0, 2.25]
+    """
+    pulls = scaled_residuals(system)
+    if cross is not None:
+        if not len(cross):
+            message = "unique information needs at least one new row to predict"
+            raise InputError(message)
+        through = _through(system, cross)
+        squares = torch.einsum("mnv,mnw->nvw", through, through) / len(cross)
+    else:
+        # u - u_-i has coefficients s = [W^-1]_:I g, and s^T (A - damping) s with s^T A s = g^T [W^-1]_II g.
+        n = len(system.kernel)
+        columns = system.inverse[:n, :n].unflatten(1, (system.pictures, system.width))
+        squares = diagonal_blocks(system) - system.damping * torch.einsum("knv,knw->nvw", columns, columns)
+    return torch.einsum("nvc,nvw,nwc->n", pulls, squares, pulls).clamp_min(0)
+
+
+def scaled_residuals(system: System) -> Tensor:
+    """`g_I = ([W^-1]_II)^-1 e_I` for every picture, (n, width, C): root of the weight times leave-one-out residual."""
+    e = system.unknowns[: len(system.kernel)].unflatten(0, (system.pictures, system.width))
+    blocks = diagonal_blocks(system)
+    return e / blocks if system.width == 1 else torch.linalg.solve(blocks, e)
+
+
+def diagonal_blocks(system: System) -> Tensor:
+    """Blocks `[W^-1]_II` of all pictures, (n, width, width); a view."""
+    size, step = (system.pictures, system.width, system.width), len(system.inverse) + 1
+    return system.inverse.as_strided(size, (system.width * step, step - 1, 1))
+
+
+def _through(system: System, cross: Tensor) -> Tensor:
+    """`[k(x, X) D^1/2, 1] W^-1` by picture, (m, n, width)."""
+    reached = design(system, cross) @ system.inverse[:, : len(system.kernel)]
+    return reached.unflatten(1, (system.pictures, system.width))
+
+
+def _left_out(system: System, groups: Tensor, pulls: Tensor) -> Tensor:
+    """Predictions without the own group, from scaled residuals (N, C)."""
+    light = system.weights <= LIGHT * system.weights.max()
+    out = system.targets - pulls / torch.where(light, 1.0, system.roots)[:, None]
+    if not bool(light.any()):
+        return out
+    rows = light.nonzero().flatten()
+    out[rows] = torch.addmm(system.bias, system.kernel[rows], system.dual)
+    of_row = groups.repeat_interleave(system.width)
+    for group in torch.unique(of_row[rows]).tolist():
+        members = ((of_row == group) & (system.weights > 0)).nonzero().flatten()
+        if len(members):
+            mine = rows[of_row[rows] == group]
+            out[mine] -= design(system, system.kernel[mine]) @ (system.inverse[:, members] @ pulls[members])
+    return out

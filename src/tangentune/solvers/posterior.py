@@ -1,0 +1,174 @@
+"""Error bars of a solved problem: least squares is the posterior mean of a Gaussian process.
+
+The prior is `f = b + g` with b flat and g ~ GP(0, (noise / damping) k); picture i is observed with variance
+`noise / a_i`. Then the posterior mean is the solution and its covariance a Schur complement of the same system, in
+units of noise / damping. The dual form holds the directions that no picture has shown: far from the data it is
+`k(x, x)` plus the intercept's share. Outputs are independent: one covariance serves all, each with its own noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.solvers.system import System
+
+# Below this share of explained variance `1 / [W^-1]_ii - damping` loses digits; the direct form keeps them.
+CANCELLATION = 1e-6
+
+
+def variance(system: System, cross: Tensor, own: Tensor) -> Tensor:
+    """Posterior variance of the function, without the noise of a new observation, in units of noise / damping.
+
+    `k(x, x) - [k D^1/2, 1] W^-1 [D^1/2 k; 1]`; the variance of output c is `noise_c / damping` times it.
+
+    Args:
+        system: the solved problem.
+        cross: (m, N) kernel between new rows and the problem's.
+        own: (m,) kernel of each new row with itself.
+
+    Returns:
+        (m,), not negative; cost m N^2.
+
+    Raises:
+        InputError: the shapes do not fit.
+
+    Source: Rasmussen and Williams (2006), sections 2.2 and 2.7 (flat prior of the intercept).
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(2), torch.tensor([[0.0], [1.0]]), damping=1.0)
+        >>> variance(system, torch.zeros(1, 2), torch.ones(1)).tolist()  # own variance 1, that of the mean (1 + 1) / 2
+        [2.0]
+    """
+    _check(system, cross, own, (len(cross),))
+    bordered = _bordered(system, cross)
+    return (own.double() - ((bordered @ system.inverse) * bordered).sum(1)).clamp_min(0)
+
+
+def covariance(system: System, cross: Tensor, own: Tensor) -> Tensor:
+    """Posterior covariance of the function at new rows, (m, m), in units of noise / damping.
+
+    Args:
+        system: the solved problem.
+        cross: (m, N) kernel between new rows and the problem's.
+        own: (m, m) kernel among the new rows.
+
+    Returns:
+        (m, m), symmetric; its diagonal is `variance`. Cost m N^2 + m^2 N.
+
+    Raises:
+        InputError: the shapes do not fit.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(2), torch.tensor([[0.0], [1.0]]), damping=1.0)
+        >>> covariance(system, torch.zeros(2, 2), torch.eye(2)).round(decimals=9).tolist()  # they share the intercept
+        [[2.0, 1.0], [1.0, 2.0]]
+    """
+    _check(system, cross, own, (len(cross), len(cross)))
+    bordered = _bordered(system, cross)
+    found = own.double() - bordered @ system.inverse @ bordered.T
+    return (found + found.T) / 2
+
+
+def noise_variance(system: System) -> Tensor:
+    """Variance of the noise at weight 1 that makes each output most likely, (C,); cost N C.
+
+    The common scale of prior and noise at the maximum of the restricted likelihood, times the damping. Rows of
+    weight 0 do not count.
+
+    Source: Patterson and Thompson (1971), restricted likelihood.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.zeros(3, 3), torch.tensor([[0.0], [1.0], [2.0]]), damping=1.0)
+        >>> noise_variance(system).tolist()  # no kernel: the sample variance
+        [1.0]
+    """
+    count = int((system.weights > 0).sum()) - int(system.intercept)
+    assert count > 0, "a system holds two pictures of positive weight"
+    # The dual sums to 0, so that taking the intercept off changes nothing but the rounding.
+    square = ((system.targets - system.bias) * system.dual).sum(0)
+    return system.damping * square.clamp_min(0) / count
+
+
+def loo_variance(system: System) -> Tensor:
+    """Posterior variance at every row from the problem without its picture, in units of noise / damping.
+
+    `(1 / [W^-1]_ii - damping) / a_i` where a picture owns one row, the diagonal of the same with blocks otherwise.
+    What `variance` would say of each picture had it not been seen: honest to compare new pictures with.
+
+    Returns:
+        (N,), not negative; cost N width^2, and N^2 more for every row of (nearly) no weight.
+
+    Source: Rasmussen and Williams (2006), section 5.4.2.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(3), torch.zeros(3, 1), damping=1.0)
+        >>> [round(v, 9) for v in loo_variance(system).tolist()]  # own 1, that of the mean of two (1 + 1) / 2
+        [2.0, 2.0, 2.0]
+    """
+    width, pictures = system.width, len(system.weights) // system.width
+    total = pictures * width
+    rows = torch.arange(total, device=system.weights.device).reshape(pictures, width)
+    blocks = system.inverse[rows[:, :, None], rows[:, None, :]]
+    observed = torch.linalg.inv(blocks).diagonal(dim1=1, dim2=2).reshape(-1)
+    out = (observed - system.damping) / system.weights
+    # An observation that tells nothing leaves 0 / 0; there P (I - D P / damping)^-1 is safe, P with the picture.
+    explained = 1 - system.damping * system.inverse.diagonal()[:total]
+    for i in torch.nonzero((explained.reshape(pictures, width) < CANCELLATION).any(1))[:, 0].tolist():
+        own = rows[i]
+        seen = covariance(system, system.kernel[own], system.kernel[own][:, own])
+        leverage = torch.eye(width, dtype=seen.dtype) - system.weights[own, None] * seen / system.damping
+        out[own] = torch.linalg.solve(leverage.T, seen.T).T.diagonal()
+    return out.clamp_min(0)
+
+
+def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw functions from the posterior, jointly over rows.
+
+    Args:
+        mean: (m, C) predictions.
+        covariance: (m, m) from `covariance`; it may be singular (equal pictures).
+        scales: (C,) what multiplies it for each output: `noise_variance(system) / system.damping`.
+        count: functions to draw.
+        generator: of random numbers.
+
+    Returns:
+        (m, C, count), without the noise of an observation; cost m^3 + m^2 C count.
+
+    Raises:
+        InputError: `count` is not positive.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> sample(torch.zeros(3, 2), torch.ones(3, 3), torch.ones(2), 5, generator).shape
+        torch.Size([3, 2, 5])
+    """
+    if count < 1:
+        message = f"count is {count}; draw at least one function"
+        raise InputError(message)
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = vectors * values.clamp_min(0).sqrt()  # rounding makes zero eigenvalues negative
+    normal = torch.randn(len(mean), mean.shape[1] * count, generator=generator, dtype=torch.float64)
+    drawn = (root @ normal).reshape(len(mean), mean.shape[1], count)
+    return mean.double()[:, :, None] + scales.double().sqrt()[:, None] * drawn
+
+
+def _bordered(system: System, cross: Tensor) -> Tensor:
+    """(m, N + 1) rows of the kernel as the system scales them, with the intercept's 1."""
+    scaled = cross.double() * system.weights.sqrt()
+    return torch.cat([scaled, torch.ones_like(scaled[:, :1])], 1) if system.intercept else scaled
+
+
+def _check(system: System, cross: Tensor, own: Tensor, shape: tuple[int, ...]) -> None:
+    total = len(system.weights)
+    if cross.dim() != 2 or cross.shape[1] != total or tuple(own.shape) != shape:
+        message = (
+            f"the kernel with {total} rows of the problem is (m, {total}) and that of the new rows {shape}; "
+            f"got {tuple(cross.shape)} and {tuple(own.shape)}"
+        )
+        raise InputError(message)

@@ -1,0 +1,236 @@
+"""A least-squares problem kept with its inverse: every edit and every explanation is algebra on the two.
+
+Minimises `1/2 sum_i a_i ||y_i - b - f(x_i)||^2 + damping/2 ||f||^2`. With `D = diag(a)` and `d = sqrt(a)` the symmetric
+system `W [e; b] = [D^1/2 y; 0]`, `W = [[D^1/2 K D^1/2 + damping I, d], [d^T, 0]]`, gives `c = D^1/2 e` and
+`f(x) = b + k(x, X) c`. Nothing is divided by a weight: at weight 0 a row decouples, as if it were not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class System:
+    """A solved problem with the inverse of its matrix; picture i owns the rows from i width to (i + 1) width.
+
+    Attributes:
+        kernel: (N, N) float64; N is the number of pictures times `width`.
+        inverse: (N+1, N+1) inverse of W, the intercept last; (N, N) without intercept.
+        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits: width C, one column of residuals.
+        weights: (N,) a, not negative; 0 leaves the row out.
+        damping: positive, absolute.
+        intercept: whether there is an unpenalised b.
+        width: rows of a picture.
+        dual: (N, C) c.
+        bias: (C,) b; zeros without intercept.
+    """
+
+    kernel: Tensor
+    inverse: Tensor
+    targets: Tensor
+    weights: Tensor
+    damping: float
+    intercept: bool
+    width: int
+    dual: Tensor
+    bias: Tensor
+
+    @property
+    def pictures(self) -> int:
+        """n: their number."""
+        return len(self.kernel) // self.width
+
+    @property
+    def roots(self) -> Tensor:
+        """(N,) square roots of the weights."""
+        return self.weights.sqrt()
+
+    @property
+    def unknowns(self) -> Tensor:
+        """`[e; b]`, (N+1, C), or e without intercept: what `inverse` times the right-hand side gives."""
+        roots = self.roots[:, None]
+        e = torch.where(roots > 0, self.dual / roots, 0.0)
+        return torch.cat([e, self.bias[None]]) if self.intercept else e
+
+
+def build(
+    kernel: Tensor,
+    targets: Tensor,
+    damping: float,
+    weights: Tensor | None = None,
+    *,
+    intercept: bool = True,
+    width: int = 1,
+) -> System:
+    """Solve a problem and invert its matrix: one Cholesky factorisation, N^3 multiply-adds in all.
+
+    Args:
+        kernel: (N, N) positive semi-definite.
+        targets: (N, C).
+        damping: absolute, positive.
+        weights: (N,) not negative; None means ones.
+        intercept: whether to fit an unpenalised b, one a column of the targets.
+        width: rows of a picture.
+
+    Raises:
+        InputError: a shape does not fit, a number is not finite, a weight is negative, fewer than 2 pictures have
+            weight, or the damping is too small for the kernel.
+
+    Example:
+        >>> system = build(torch.eye(4), torch.tensor([[1.0], [1.0], [0.0], [0.0]]), damping=1.0)
+        >>> [round(value, 6) for value in fitted(system).flatten().tolist()]
+        [0.75, 0.75, 0.25, 0.25]
+    """
+    kernel, targets = kernel.double(), targets.to(kernel.device, torch.float64)
+    weights = kernel.new_ones(len(kernel)) if weights is None else weights.to(kernel)
+    _check(kernel, targets, weights, damping, width)
+    roots = weights.sqrt()
+    matrix = roots[:, None] * kernel * roots
+    matrix.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        message = f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
+        raise InputError(message)
+    inverse = torch.cholesky_inverse(factor)
+    return solved(kernel, _bordered(inverse, roots) if intercept else inverse, targets, weights, damping, width)
+
+
+def solved(kernel: Tensor, inverse: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> System:
+    """The system whose inverse is known: `[e; b]` is a product with it, N^2 C. All float64 and of shapes that fit."""
+    n, roots = len(kernel), weights.sqrt()[:, None]
+    unknowns = inverse[:, :n] @ (roots * targets)
+    return with_unknowns(kernel, inverse, targets, weights, damping, width, unknowns)
+
+
+def with_unknowns(
+    kernel: Tensor, inverse: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int, unknowns: Tensor
+) -> System:
+    """The system whose inverse and solution `[e; b]` are both known; no cost."""
+    n, intercept = len(kernel), len(inverse) > len(kernel)
+    bias = unknowns[n] if intercept else torch.zeros_like(targets[0])
+    dual = weights.sqrt()[:, None] * unknowns[:n]
+    return System(kernel, inverse, targets, weights, damping, intercept, width, dual, bias)
+
+
+def design(system: System, cross: Tensor) -> Tensor:
+    """What multiplies `[e; b]` in predictions: `[k(x, X) D^1/2, 1]`, (m, N+1), or (m, N) without intercept.
+
+    Args:
+        system: the problem.
+        cross: (m, N) kernel between new rows and the system's.
+
+    Raises:
+        InputError: `cross` has another number of columns.
+    """
+    scaled = checked_cross(system, cross) * system.roots
+    return torch.cat([scaled, torch.ones_like(scaled[:, :1])], 1) if system.intercept else scaled
+
+
+def checked_cross(system: System, cross: Tensor) -> Tensor:
+    """The (m, N) kernel between new rows and the system's, in float64.
+
+    Raises:
+        InputError: it has another number of columns.
+    """
+    n = len(system.kernel)
+    if cross.dim() != 2 or cross.shape[1] != n:
+        message = f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}"
+        raise InputError(message)
+    return cross.to(system.kernel)
+
+
+def fitted(system: System) -> Tensor:
+    """Predictions at the training pictures, (N, C); N^2 C."""
+    return torch.addmm(system.bias, system.kernel, system.dual)
+
+
+def residual(system: System) -> float:
+    """Relative error of the inverse, on a fixed random vector z, and of the solution; N^2 C.
+
+    The larger of `|W (W^-1 z) - z| / |z|` and `|W [e; b] - [D^1/2 y; 0]| / |D^1/2 y|`. Rounding alone gives about the
+    condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits.
+    """
+    n = len(system.kernel)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(len(system.inverse), 1, generator=generator, dtype=torch.float64).to(system.kernel.device)
+    right = torch.zeros(len(z), system.targets.shape[1], dtype=z.dtype, device=z.device)
+    right[:n] = system.roots[:, None] * system.targets
+    wanted = torch.cat([z, right], 1)
+    error = _multiplied(system, torch.cat([system.inverse @ z, system.unknowns], 1)) - wanted
+    tiny = torch.finfo(torch.float64).tiny
+    return max(
+        float(part.norm() / whole.norm().clamp_min(tiny)) for part, whole in ((error[:, :1], z), (error[:, 1:], right))
+    )
+
+
+def refresh(system: System) -> System:
+    """The same problem solved anew from its kernel: rounding gathered by edits is gone. Cost as `build`."""
+    return build(
+        system.kernel, system.targets, system.damping, system.weights, intercept=system.intercept, width=system.width
+    )
+
+
+def _multiplied(system: System, x: Tensor) -> Tensor:
+    """`W x`."""
+    n, roots = len(system.kernel), system.roots[:, None]
+    top = roots * (system.kernel @ (roots * x[:n])) + system.damping * x[:n]
+    return torch.cat([top + roots * x[n:], roots.mT @ x[:n]]) if system.intercept else top
+
+
+def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
+    """Inverse of `[[A, d], [d^T, 0]]` from that of A."""
+    n = len(roots)
+    column = inverse @ roots
+    scale = 1 / (roots @ column)
+    out = inverse.new_empty(n + 1, n + 1)
+    out[:n, :n] = inverse
+    out[:n, :n].addr_(column, column, alpha=-float(scale))
+    out[n, :n] = out[:n, n] = scale * column
+    out[n, n] = -scale
+    return out
+
+
+def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> None:
+    n = len(kernel)
+    if kernel.shape != (n, n) or width < 1 or n % width:
+        message = (
+            f"the kernel of pictures with {width} rows each is square and a multiple of it, not {tuple(kernel.shape)}"
+        )
+        raise InputError(message)
+    if targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
+        message = (
+            f"the kernel has {n} rows; targets must be ({n}, C) and weights ({n},), not {tuple(targets.shape)} and "
+            f"{tuple(weights.shape)}"
+        )
+        raise InputError(message)
+    for name, tensor in (("kernel", kernel), ("targets", targets), ("weights", weights)):
+        if not bool(torch.isfinite(tensor).all()):
+            message = f"the {name} must be finite; look for broken pictures or an overflowing network"
+            raise InputError(message)
+    if not damping > 0:
+        message = f"damping is {damping}; it must be positive"
+        raise InputError(message)
+    check_weights(weights, width)
+
+
+def check_weights(weights: Tensor, width: int) -> None:
+    """Refuse weights that leave no problem: negative ones, or fewer than 2 pictures with any.
+
+    Raises:
+        InputError: as said.
+    """
+    if not bool((weights >= 0).all()):
+        message = "sample weights must not be negative; 0 leaves a picture out"
+        raise InputError(message)
+    left = int((weights.unflatten(0, (-1, width)) > 0).any(1).sum())
+    if left < 2:
+        message = f"least squares needs at least 2 pictures with positive weight, {left} would be left; keep more"
+        raise InputError(message)
