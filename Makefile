@@ -25,6 +25,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.edit_speed
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)

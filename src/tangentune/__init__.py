@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from tangentune.contract import DataContract
     from tangentune.data import Pictures, load_pictures
     from tangentune.errors import TangentuneError
-    from tangentune.estimator import TangentClassifier, TangentRegressor
+    from tangentune.estimator import TangentClassifier
     from tangentune.linearization import Linearization
+    from tangentune.regressor import TangentRegressor
     from tangentune.report import write_report
     from tangentune.task_vector import TaskVector
 
@@ -37,7 +38,7 @@ _HOMES = {
     "Linearization": "linearization",
     "Pictures": "data",
     "TangentClassifier": "estimator",
-    "TangentRegressor": "estimator",
+    "TangentRegressor": "regressor",
     "TangentuneError": "errors",
     "TaskVector": "task_vector",
     "load_backbone": "backbone",

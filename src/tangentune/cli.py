@@ -155,8 +155,8 @@ def report(model: str, out: str | None) -> None:
 
 def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Any:
     """An estimator with the user's options, its backbone loaded."""
+    from tangentune import TangentClassifier, TangentRegressor
     from tangentune.backbone import load_backbone
-    from tangentune.estimator import TangentClassifier, TangentRegressor
     from tangentune.memory import parse_bytes
 
     if options["memory_budget"] is not None:
@@ -171,7 +171,7 @@ def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Any:
 
 def _saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Any:
     """A fitted estimator from its directory, with the user's options for this machine."""
-    from tangentune import estimator
+    import tangentune
     from tangentune.errors import StoreError
     from tangentune.store import read_config
 
@@ -180,7 +180,7 @@ def _saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Any:
         message = f"{directory} holds a {name}, which this command cannot use"
         raise StoreError(message)
     check_device(options.get("device"))
-    fitted = getattr(estimator, name).from_pretrained(directory, device=options.get("device"))
+    fitted = getattr(tangentune, name).from_pretrained(directory, device=options.get("device"))
     given = {key: value for key, value in options.items() if key != "device" and value is not None}
     return fitted.set_params(verbose=0 if quiet else 1, **given)
 

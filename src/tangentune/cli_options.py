@@ -130,6 +130,13 @@ _FIT = (
     ),
     option(
         SOLVER,
+        "--likelihood",
+        "Where probabilities come from: least_squares, dirichlet or laplace.",
+        type=click.Choice(["least_squares", "dirichlet", "laplace"]),
+        default="least_squares",
+    ),
+    option(
+        SOLVER,
         "--damping",
         "Strength of the regularisation: loo or evidence choose it, a number > 0 fixes it.",
         type=DAMPING,

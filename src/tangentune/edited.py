@@ -22,7 +22,6 @@ from tangentune.explained import AbstractExplained
 from tangentune.memory import warm_pages
 from tangentune.model import TangentMap, TangentModel
 from tangentune.reestimate import reestimate
-from tangentune.solvers.system import residual
 from tangentune.training_set import TrainingSet, extend, first_set
 
 
@@ -157,7 +156,7 @@ class AbstractEdited(AbstractExplained):
             message = "there is no edit to undo; only edits since this estimator was fitted or loaded can be"
             raise InputError(message)
         name, choice, training, model = self._undo[-1]
-        before = residual(self._solved().system)
+        before = self._solved().error
         state = solved(training or self._training, choice, self._encode, self.damping_)
         with self._all_or_nothing():
             self._undo = self._undo[:-1]
@@ -173,7 +172,7 @@ class AbstractEdited(AbstractExplained):
         after = edited(state, choice, self._encode, training)
         with self._all_or_nothing():
             self._undo = [*self._undo, (name, self._choice, None, None)]
-            self._finish(name, pictures, after, residual(state.system), strict=False)
+            self._finish(name, pictures, after, state.error, strict=False)
         return self
 
     def _forget_strictly(self, pictures: list[str], choice: Choice) -> Self:
@@ -184,7 +183,7 @@ class AbstractEdited(AbstractExplained):
         with self._all_or_nothing():
             self._undo = [*self._undo, ("forget", self._choice, self._training, self._current_model())]
             self._adopt_model(model)
-            self._finish("forget", pictures, after, residual(state.system), strict=True)
+            self._finish("forget", pictures, after, state.error, strict=True)
         return self
 
     def _finish(self, name: str, pictures: list[str], state: State, before: float, **facts: Any) -> None:
@@ -192,7 +191,7 @@ class AbstractEdited(AbstractExplained):
         figures = {
             "n": len(state),
             "residual_before": before,
-            "residual_after": residual(state.system),
+            "residual_after": state.error,
             "verification": verification(state.system),
         }
         self._publish(state)

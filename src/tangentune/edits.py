@@ -59,11 +59,12 @@ class Choice:
 @final
 @dataclass(frozen=True, eq=False)
 class State:
-    """A training set, what of it counts, and the solved problem."""
+    """A training set, what of it counts, the solved problem, and the relative `error` of its inverse."""
 
     training: TrainingSet
     choice: Choice
     system: System
+    error: float
 
     def __len__(self) -> int:
         return len(self.choice.active)
@@ -76,7 +77,7 @@ def solved(training: TrainingSet, choice: Choice, encode: Encode, damping: float
     whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
     kernel = training.kernel if whole else training.kernel[index][:, index]
     system = build(kernel, encoded.targets.to(kernel), damping, encoded.weights.to(kernel))
-    return State(training, choice, system)
+    return State(training, choice, system, residual(system))
 
 
 def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet | None = None) -> State:
@@ -109,9 +110,11 @@ def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet |
         system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
     system = reweight(system, encoded.weights.to(system.weights))
     system = retarget(system, encoded.targets.to(system.targets))
-    if residual(system) > DRIFT:
+    error = residual(system)
+    if error > DRIFT:
         system = refresh(system)
-    return State(training, choice, system)
+        error = residual(system)
+    return State(training, choice, system, error)
 
 
 def verification(system: System) -> float:

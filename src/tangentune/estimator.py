@@ -1,4 +1,4 @@
-"""The estimators: scikit-learn's habits over the least-squares problem of a pre-trained network."""
+"""The classifier: scikit-learn's habits over the least-squares problem of a pre-trained network."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import DataConversionWarning
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.metrics import accuracy_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from tangentune.backbone import Backbone
 from tangentune.calibration import fit_temperature, probabilities
-from tangentune.data import Pictures, check_classes, numeric_labels
+from tangentune.data import Pictures, check_classes
 from tangentune.edited import AbstractEdited
-from tangentune.edits import Encoded
+from tangentune.edits import Encoded, State
 from tangentune.errors import InputError
 from tangentune.expansion import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.explained import check_folds
+from tangentune.feature_rows import own_diagonal
 from tangentune.heads import stratified_folds
+from tangentune.likelihoods import (
+    LEAST_SQUARES,
+    check_likelihood,
+    fit_likelihood,
+    loo_likelihood,
+    parameters,
+    predict_likelihood,
+)
 from tangentune.selection import Fixed
+from tangentune.solvers.leave_out import loo
 from tangentune.work import Settings
 
 
@@ -44,6 +54,10 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         metric_power: exponent of the K-FAC metric: 0, 0.25, 0.5, or "loo" / "evidence" to choose.
         body_scale: weight of the body's kernel, the head's being 1; a float is absolute.
         normalize: whether head and body rows are scaled to length one.
+        likelihood: how class probabilities come about: "least_squares" (softmax of the scores at one temperature,
+            fitted to the exact leave-one-out predictions), "dirichlet" (Gaussian process regression of log-odds, with
+            the noise of a single label) or "laplace" (softmax likelihood, Laplace's approximation); the last two decide by
+            their probabilities, and need the training pictures' rows to predict.
         damping: lambda of `1/2 sum a_i ||y_i - f(x_i)||^2 + lambda/2 ||f||^2`, absolute.
         class_weight: None, "balanced", or a dict class -> weight.
         augment: "flip" averages features over mirrored pictures (closed form, exact); None does not.
@@ -65,8 +79,10 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         block_scales_: scale of each block's kernel, "head" first.
         block_shares_: each block's share of the squared norm of the solution: which blocks moved.
         loo_predictions_: (n, C) scores of each picture by the model fitted without it, exact.
-        loo_proba_: (n, C) calibrated probabilities of the same.
+        loo_proba_: (n, C) probabilities of each picture left out, calibrated; of the likelihood, if one is chosen
+            (exact for "dirichlet" at its scale, approximate for "laplace").
         loo_score_: their accuracy.
+        likelihood_: the likelihood's own parameters, empty for least squares.
         selection_: list of rows: what was tried, with its leave-one-out error.
         damping_path_: leave-one-out error along the damping.
         kernel_: (n, n) kernel of the pictures.
@@ -136,15 +152,28 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
             return choose_steps(backbone, pictures, **common)
         return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
-    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
+    def _describe_loo(self, state: State, encoded: Encoded) -> None:
+        check_likelihood(self.likelihood)
         assert encoded.classes is not None
-        self.classes_ = encoded.classes
-        scores, positions, weights = torch.from_numpy(loo), encoded.targets.argmax(1), encoded.weights
+        self.classes_, scores = encoded.classes, loo(state.system).cpu()
+        positions, weights = encoded.targets.argmax(1), encoded.weights
         kept = weights > 0
         self.temperature_ = fit_temperature(scores[kept], positions[kept], weights[kept])
-        self.loo_predictions_ = loo
-        self.loo_proba_ = probabilities(scores, self.temperature_).numpy()
-        self.loo_score_ = float(np.mean(loo.argmax(1) == positions.numpy()))
+        self.loo_predictions_, proba = scores.numpy(), probabilities(scores, self.temperature_)
+        self._likelihood, self.likelihood_ = None, {}
+        if self.likelihood != LEAST_SQUARES:
+            self._likelihood = fit_likelihood(self.likelihood, state.system)
+            self.likelihood_ = parameters(self._likelihood)
+            proba = loo_likelihood(self._likelihood, state.system).cpu()
+        self.loo_proba_ = proba.numpy()
+        self.loo_score_ = float((proba.argmax(1) == positions).double().mean())
+
+    def _suggested(self, opinions: Tensor, given: Tensor) -> NDArray:
+        others = opinions.masked_fill(given > 0, -torch.inf)
+        return self.classes_[others.argmax(1).cpu().numpy()]
+
+    def _probability(self, position: int) -> float | None:
+        return float(self.loo_proba_[position, np.searchsorted(self.classes_, self.targets_[position])])
 
     def _folds(self, count: int) -> NDArray[np.int64]:
         check_folds(count, len(self.ids_))
@@ -158,96 +187,24 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
 
     def predict(self, X: Any) -> NDArray:
         """Class of each picture, (n,)."""
-        best = self._scores(X).argmax(1)
-        return self.classes_[best]
+        values = self._scores(X) if self.likelihood == LEAST_SQUARES else self.predict_proba(X)
+        return self.classes_[values.argmax(1)]
 
     def predict_proba(self, X: Any) -> NDArray:
-        """Probabilities (n, C), calibrated on the exact leave-one-out predictions."""
-        return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
+        """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood."""
+        if self.likelihood == LEAST_SQUARES:
+            return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
+        system = self._solved().system
+        if self._likelihood is None:  # a loaded model's
+            self._likelihood = fit_likelihood(self.likelihood, system, self.likelihood_)
+        feature_map, solution = self.model_.map, self._likelihood
+        found = [predict_likelihood(solution, system, k, own_diagonal(feature_map, r)) for k, r in self._crossed(X)]
+        return torch.cat(found).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
         X, y = self._labelled(X, y)
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
-
-
-@final
-class TangentRegressor(RegressorMixin, AbstractEdited):
-    """Fine-tune a whole pre-trained network for regression by solving one least-squares problem.
-
-    Arguments and attributes as for `TangentClassifier`, without classes: `class_weight` must stay None,
-    `loo_predictions_` is (n, k) for k targets and `loo_score_` their R^2.
-
-    Example:
-        >>> from torch import nn
-        >>> from tangentune import Backbone
-        >>> net = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 16))
-        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-        >>> reg = TangentRegressor(Backbone(net)).fit(x, x[:, 0] ** 2)
-        >>> reg.predict(x[:2]).shape, reg.loo_predictions_.shape
-        ((2,), (60, 1))
-    """
-
-    def _read_labels(self, pictures: Pictures) -> NDArray:
-        if pictures.labels is None:
-            message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
-            raise InputError(message)
-        if self.class_weight is not None:
-            message = "class_weight belongs to classifiers; a regressor takes sample_weight in fit"
-            raise InputError(message)
-        values = numeric_labels(pictures.labels, pictures.ids)
-        if not np.isfinite(values).all():
-            message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
-            raise InputError(message)
-        return values
-
-    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        return []
-
-    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
-        targets = torch.from_numpy(labels.reshape(len(labels), -1))
-        return Encoded(None, targets, torch.from_numpy(sample_weight))
-
-    def _outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
-
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
-        return 0.0
-
-    def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        if steps not in ("loo", 0):
-            message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
-            raise InputError(message)
-        return None, []
-
-    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
-        targets = encoded.targets.numpy()
-        self.loo_predictions_ = loo
-        self.loo_score_ = float(r2_score(targets, loo)) if len(loo) > 1 else float("nan")
-        self.flat_ = self.targets_.ndim == 1
-
-    def _folds(self, count: int) -> NDArray[np.int64]:
-        check_folds(count, len(self.ids_))
-        return np.random.default_rng(0).permutation(len(self.ids_)) % count
-
-    def predict(self, X: Any) -> NDArray:
-        """Predicted targets, (n,) or (n, k) as y was in `fit`."""
-        scores = self._scores(X)
-        return scores[:, 0] if self.flat_ else scores
-
-    def __sklearn_tags__(self) -> Any:
-        """Tags: several targets at once."""
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-    def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """R^2; y None takes the labels of the source."""
-        X, y = self._labelled(X, y)
-        numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
-        return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))
 
 
 def _numbered(pictures: Pictures) -> Pictures:

@@ -48,6 +48,7 @@ class AbstractTangentEstimator(AbstractSolved):
         body_scale: str | float = "loo",
         normalize: str | bool = "loo",
         damping: str | float = "loo",
+        likelihood: str = "least_squares",
         class_weight: Any = None,
         augment: str | None = None,
         outer_steps: str | int = 0,
@@ -67,6 +68,7 @@ class AbstractTangentEstimator(AbstractSolved):
         self.body_scale = body_scale
         self.normalize = normalize
         self.damping = damping
+        self.likelihood = likelihood
         self.class_weight = class_weight
         self.augment = augment
         self.outer_steps = outer_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,31 @@ from tangentune.feature_rows import FeatureRows, collect_rows, own_diagonal
 from tangentune.memory import warm_pages
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.posterior import loo_variance, variance
+from tangentune.solvers.suspicion import second_opinions
 from tangentune.solvers.system import System
 from tangentune.training_set import cross
 
 PORTION = 256  # new pictures whose rows are in memory at once
+
+
+class Suspect(NamedTuple):
+    """A picture whose label may be wrong.
+
+    Attributes:
+        id: of the picture.
+        position: in `ids_` and every fitted attribute.
+        label: given.
+        suggestion: what the other pictures say instead.
+        probability: of the given label, by the model fitted without the picture; None for numbers.
+        score: squared distance of the label from what the others say; 0 agrees, 2 is another class for certain.
+    """
+
+    id: str
+    position: int
+    label: Any
+    suggestion: Any
+    probability: float | None
+    score: float
 
 
 class AbstractExplained(AbstractTangentEstimator):
@@ -97,6 +118,35 @@ class AbstractExplained(AbstractTangentEstimator):
         mean = sum(value * count for value, count in found) / sum(count for _, count in found)
         return (torch.as_tensor(mean) / (2 * noise)).cpu().numpy()
 
+    def suspects(self, k: int | None = None) -> list[Suspect]:
+        """The pictures whose labels look most like mistakes, worst first: a list to look through.
+
+        Each label is held against what all other pictures say in its place, at a damping that does not trust single
+        labels.
+
+        Args:
+            k: how many; None gives all.
+
+        Returns:
+            Suspects. Cost n^3.
+
+        Raises:
+            InputError: k is below 1.
+        """
+        system = self._solved().system
+        count = len(self.ids_) if k is None else k
+        if count < 1:
+            message = f"k is {k}; ask for at least one suspect"
+            raise InputError(message)
+        opinions, given = second_opinions(system), system.targets
+        score = (given - opinions).square().sum(1).cpu().numpy()
+        worst = np.argsort(-score, kind="stable")[:count]
+        suggestions = self._suggested(opinions, given)
+        return [
+            Suspect(self.ids_[i], int(i), self.targets_[i], suggestions[i], self._probability(int(i)), float(score[i]))
+            for i in worst
+        ]
+
     def ood_score(self, X: Any) -> NDArray[np.float64]:
         """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.
 
@@ -120,6 +170,14 @@ class AbstractExplained(AbstractTangentEstimator):
     # -- shared by subclasses --------------------------------------------------------------------------------------
 
     @abstractmethod
+    def _suggested(self, opinions: Tensor, given: Tensor) -> NDArray:
+        """(n,) labels, or numbers, that the other pictures suggest instead of the given ones."""
+
+    @abstractmethod
+    def _probability(self, position: int) -> float | None:
+        """Probability of the given label by the model without the picture; None for numbers."""
+
+    @abstractmethod
     def _folds(self, count: int) -> NDArray[np.int64]:
         """(n,) fold of each picture."""
 
@@ -127,15 +185,16 @@ class AbstractExplained(AbstractTangentEstimator):
         system = self._solved().system
         return torch.cat([explain(system, kernel) for kernel, _ in self._crossed(X)]).cpu().numpy()
 
-    def _crossed(self, X: Any) -> Iterator[tuple[Tensor, FeatureRows]]:
-        """Kernel (m, n) between new pictures and those of the model, and the rows of the new, in portions."""
+    def _crossed(self, X: Any, whole: bool = False) -> Iterator[tuple[Tensor, FeatureRows]]:
+        """Kernel (m, n) between new pictures and those of the model, and the rows of the new; in portions."""
         check_is_fitted(self)
         pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
         feature_map, training = self.model_.map, self._with_rows()
         active = torch.from_numpy(self._choice.active).to(training.kernel.device)
         with warm_pages(), torch.no_grad():
-            for start in range(0, len(pictures), PORTION):
-                source = self._opened(pictures.select(slice(start, start + PORTION)))
+            step = len(pictures) if whole else PORTION
+            for start in range(0, len(pictures), step):
+                source = self._opened(pictures.select(slice(start, start + step)))
                 rows = collect_rows(feature_map, partial(source.portions, None), source.count)
                 yield cross(training, feature_map, self._opened, rows)[:, active], rows
 

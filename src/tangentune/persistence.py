@@ -28,9 +28,9 @@ from tangentune.training_set import ROWS_SHARE, TrainingSet
 PLAIN = (
     "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",
     "loo_score_", "selection_", "fit_report_", "ids_", "temperature_", "flat_", "n_features_in_", "outer_steps_",
-    "outer_selection_",
+    "outer_selection_", "likelihood_",
 )  # fmt: skip
-ARRAYS = ("loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_")
+ARRAYS = ("loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_", "noise_")
 
 
 def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> None:
@@ -123,7 +123,7 @@ def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -
     estimator._training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
     weights = tensors["sample_weight"].numpy()
     estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
-    estimator._system, estimator._stale, estimator._undo = None, False, []
+    estimator._system, estimator._likelihood, estimator._stale, estimator._undo = None, None, False, []
     estimator._next_number = config["next_number"]
     estimator._room = default_budget(estimator.backbone_.device) // ROWS_SHARE
 

@@ -17,7 +17,6 @@ from tangentune.fitting import Fitted
 from tangentune.memory import warm_pages
 from tangentune.model import TangentModel
 from tangentune.picture_source import picture_source
-from tangentune.solvers.leave_out import loo
 from tangentune.solvers.system import System
 from tangentune.training_set import TrainingSet, primal, with_rows
 from tangentune.work import Source
@@ -31,6 +30,7 @@ class AbstractSolved(BaseEstimator):
     _training: TrainingSet
     _choice: Choice
     _system: System | None  # None: a loaded model's, until it is asked for
+    _error: float  # of the system's inverse, relative
     _room: int  # bytes that the rows of the training set may take
 
     @abstractmethod
@@ -46,8 +46,8 @@ class AbstractSolved(BaseEstimator):
         """Labels as (n, C) targets, and sample weights with class weights."""
 
     @abstractmethod
-    def _describe_loo(self, loo: NDArray, encoded: Encoded) -> None:
-        """Set the attributes that follow from leave-one-out predictions (n, C)."""
+    def _describe_loo(self, state: State, encoded: Encoded) -> None:
+        """Set the attributes that follow from leave-one-out predictions."""
 
     def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
         """Set every fitted attribute that edits leave alone."""
@@ -67,10 +67,11 @@ class AbstractSolved(BaseEstimator):
     def _publish(self, state: State) -> None:
         """Set every fitted attribute that an edit changes."""
         self._training, self._choice, self._system = state.training, state.choice, state.system
+        self._error = state.error
         system, chosen, names = state.system, state.choice, state.training.pictures.ids
         self.ids_, self.targets_ = [names[i] for i in chosen.active], chosen.labels
         self.dual_coef_, self.intercept_ = system.dual.cpu().numpy(), system.bias.cpu().numpy()
-        self._describe_loo(loo(system).cpu().numpy(), self._encode(chosen.labels, chosen.sample_weight))
+        self._describe_loo(state, self._encode(chosen.labels, chosen.sample_weight))
 
     @property
     def kernel_(self) -> NDArray[np.float64]:
@@ -88,8 +89,9 @@ class AbstractSolved(BaseEstimator):
         """The solved problem; a loaded model solves it when it is first asked for."""
         check_is_fitted(self)
         if self._system is None:
-            self._system = solved(self._training, self._choice, self._encode, self.damping_).system
-        return State(self._training, self._choice, self._system)
+            state = solved(self._training, self._choice, self._encode, self.damping_)
+            self._system, self._error = state.system, state.error
+        return State(self._training, self._choice, self._system, self._error)
 
     def _current_model(self) -> TangentModel:
         """The primal model; after an edit its weights are summed again, in one pass over the rows."""
