@@ -93,9 +93,8 @@ def main() -> None:
     print(f"{PICTURES} CIFAR-10 pictures, MobileNetV2 at {SIZE} px, one thread (median seconds)")
     for name, value in found["medians"].items():
         print(f"  {name:34s} {value:9.4f} s")
-    print(
-        f"  a fit takes {found['refit_to_forget']:.0f} times a forget; influence {found['influence_to_fit']:.2%} of a fit"
-    )
+    print(f"  a fit takes {found['refit_to_forget']:.0f} times a forget")
+    print(f"  influence takes {found['influence_to_fit']:.2%} of a fit")
     print(f"  edited against solved outright: {found['difference_to_refitted_system']:.1e}")
     print(f"written: {record('edit_speed', found)}")
 

@@ -13,8 +13,10 @@ from tangentune.summary import SETTINGS, nice_bytes, nice_seconds, nice_setting,
 _CLASSES_LISTED = 50
 
 
-def render_card(model: Any) -> str:
+def render_card(model: Any, kept: bool = False) -> str:
     """The model card of a fitted `TangentClassifier` or `TangentRegressor`, as Markdown with a YAML head.
+
+    `kept` says whether its training pictures lie beside it.
 
     Cost: O(n C). Class names and sources are escaped, so that they cannot break the page.
     """
@@ -38,6 +40,8 @@ def render_card(model: Any) -> str:
             settings=settings,
             seconds=nice_seconds(facts.seconds),
             memory=nice_bytes(facts.peak_bytes),
+            kept=kept,
+            edits=len(getattr(model, "edits_", ())),
         )
     )
 

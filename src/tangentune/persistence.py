@@ -74,7 +74,7 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
         "next_number": estimator._next_number,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures and len(training.pictures.pixels) else None
-    write_model(directory, config, tensors, render_card(estimator), pixels, estimator.edits_)
+    write_model(directory, config, tensors, render_card(estimator, pixels is not None), pixels, estimator.edits_)
 
 
 def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> Any:
