@@ -166,7 +166,7 @@ def fit_power(ready: Ready, factors: Factors, power: float, damping: float = DAM
     solution = solution_of(problem, scored)
     choice = scored.choice
     scales = block_scales(list(blocks), choice.slope)
-    made = TangentMap(ready.tangent, ready.probes, False, metric, scales, choice.body_scale, choice.normalize)
+    made = TangentMap(ready.tangent, ready.probes, False, metric, scales, choice.body_scale, choice.normalize, scales)
     whole = feature_rows(made, rows.phi, dict(rows.entries))
     head, body = weighted_sums(made, [(torch.arange(len(phi)), whole)], solution.dual)
     return FittedPower(TangentModel(made, solution.intercept, head, body), problem, scored, solution)

@@ -67,7 +67,7 @@ def fitted_features(clf: TangentClassifier, x: Tensor) -> Tensor:
     probes = torch.from_numpy(clf.probes_)
     views = [x, x.flip(-1)] if feature_map.mirrored else [x]
     phi = torch.stack([module(view) for view in views]).mean(0)
-    body = []
+    body, plain = [], []
     per_view = [dense_rows(module, view, probes) for view in views]
     for name in feature_map.tangent.names:
         rows = torch.stack([rows[name] for rows in per_view]).mean(0)
@@ -76,10 +76,12 @@ def fitted_features(clf: TangentClassifier, x: Tensor) -> Tensor:
             groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
             shaped = rows.reshape(*rows.shape[:2], groups, outputs, inputs)
             rows = torch.einsum("gpo,nrgoi,giq->nrgpq", metric.left, shaped, metric.right)
-        scale = feature_map.block_scales[block_of(name)] / len(probes)
-        body.append(scale**0.5 * rows.flatten(1))
+        block = block_of(name)
+        body.append((feature_map.block_scales[block] / len(probes)) ** 0.5 * rows.flatten(1))
+        plain.append((feature_map.length_scales[block] / len(probes)) ** 0.5 * rows.flatten(1))
     if not body:
         return unit(phi) if feature_map.normalize else phi
     tangent = torch.cat(body, 1)
-    head, tangent = (unit(phi), unit(tangent)) if feature_map.normalize else (phi, tangent)
-    return torch.cat([head, feature_map.body_scale**0.5 * tangent], 1)
+    if feature_map.normalize:
+        phi, tangent = unit(phi), tangent / torch.cat(plain, 1).norm(dim=1, keepdim=True)
+    return torch.cat([phi, feature_map.body_scale**0.5 * tangent], 1)

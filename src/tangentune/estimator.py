@@ -52,12 +52,13 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         probes: random directions in feature space; 1 is usually as good as more.
         probe_space: "pca" (span of the pictures' top principal components) or "isotropic".
         metric_power: exponent of the K-FAC metric: 0, 0.25, 0.5, or "loo" / "evidence" to choose.
-        body_scale: weight of the body's kernel, the head's being 1; a float is absolute.
+        body_scale: weight of the body's kernel, the head's being 1; a float is absolute. "evidence" also learns the
+            scale of every block, by gradient.
         normalize: whether head and body rows are scaled to length one.
         likelihood: how class probabilities come about: "least_squares" (softmax of the scores at one temperature,
             fitted to the exact leave-one-out predictions), "dirichlet" (Gaussian process regression of log-odds, with
-            the noise of a single label) or "laplace" (softmax likelihood, Laplace's approximation); the last two decide by
-            their probabilities, and need the training pictures' rows to predict.
+            the noise of a single label) or "laplace" (softmax likelihood, Laplace's approximation); the last two decide
+            by their probabilities, and need the training pictures' rows to predict.
         damping: lambda of `1/2 sum a_i ||y_i - f(x_i)||^2 + lambda/2 ||f||^2`, absolute.
         class_weight: None, "balanced", or a dict class -> weight.
         augment: "flip" averages features over mirrored pictures (closed form, exact); None does not.
@@ -119,14 +120,20 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         check_classification_targets(labels)
         return np.asarray(labels)
 
+    def _check_options(self, labels: NDArray) -> None:
+        check_likelihood(self.likelihood)
+        compute_sample_weight(self.class_weight, labels)
+
     def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         return check_classes(labels, ids)
 
     def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
         classes, positions = np.unique(labels, return_inverse=True)
-        weights = sample_weight
-        if self.class_weight is not None:
-            weights = weights * compute_sample_weight(self.class_weight, labels)
+        given, weights = self.class_weight, sample_weight
+        if isinstance(given, dict):  # a class may have been forgotten
+            given = {name: weight for name, weight in given.items() if name in classes.tolist()}
+        if given:
+            weights = weights * compute_sample_weight(given, labels)
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
         return Encoded(classes, targets, torch.from_numpy(weights))
 
@@ -153,7 +160,6 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
     def _describe_loo(self, state: State, encoded: Encoded) -> None:
-        check_likelihood(self.likelihood)
         assert encoded.classes is not None
         self.classes_, scores = encoded.classes, loo(state.system).cpu()
         positions, weights = encoded.targets.argmax(1), encoded.weights

@@ -19,6 +19,7 @@ from tangentune.feature_rows import FeatureRows, collect_rows, own_diagonal
 from tangentune.memory import warm_pages
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.posterior import loo_variance, variance
+from tangentune.solvers.reweighting import weight_gradient
 from tangentune.solvers.suspicion import second_opinions
 from tangentune.solvers.system import System
 from tangentune.training_set import cross
@@ -146,6 +147,25 @@ class AbstractExplained(AbstractTangentEstimator):
             Suspect(self.ids_[i], int(i), self.targets_[i], suggestions[i], self._probability(int(i)), float(score[i]))
             for i in worst
         ]
+
+    def weight_gradient(self, evaluate: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Derivative of the mean squared leave-one-out error by each picture's weight: the dataset derivative.
+
+        Negative where more of a picture would help the others; `reweight` takes steps against it.
+
+        Args:
+            evaluate: (n,) shares, or a mask, of the pictures whose error counts; None counts all.
+
+        Returns:
+            (n,). Cost n^2 C.
+
+        Raises:
+            InputError: the shares do not fit.
+
+        Source: Achille et al. (2022), "DIVA: Dataset Derivative of a Learning Task".
+        """
+        shares = None if evaluate is None else torch.from_numpy(np.asarray(evaluate, np.float64))
+        return weight_gradient(self._solved().system, evaluate=shares).cpu().numpy()
 
     def ood_score(self, X: Any) -> NDArray[np.float64]:
         """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.

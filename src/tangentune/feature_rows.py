@@ -63,7 +63,8 @@ def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry]
     if feature_map.normalize:
         phi = phi * inverse_lengths(phi.square().sum(1))[:, None]
         if moved:
-            squares = [_scale(feature_map, name) * entry.squared_norms() for name, entry in moved.items()]
+            scales = {name: feature_map.length_scales[block_of(name)] / len(feature_map.probes) for name in moved}
+            squares = [scales[name] * entry.squared_norms() for name, entry in moved.items()]
             lengths = inverse_lengths(torch.stack(squares).sum(0))
     return FeatureRows(phi, moved, lengths)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tangentune.block_evidence import learn_scales
 from tangentune.collect import RowSet, kronecker_factors, restrict
 from tangentune.feature_rows import FeatureRows, feature_rows, portion_rows, weighted_sums
 from tangentune.memory import Meter
@@ -73,6 +74,10 @@ def fit_tangent(
         phi = made.phi.double()
         problem = Problem(phi @ phi.T, made.blocks, targets, weights)
         best, tried = search(problem, made.power, settings.fixed, settings.criterion)
+        free = settings.fixed.body_scale is None and settings.fixed.damping is None
+        if settings.criterion == "evidence" and free and best.choice.body_scale > 0:
+            best = learn_scales(problem, best)
+            tried = [*tried, best]
         kernel = combine(problem, best.choice)
         factor = factor_ridge(kernel, weights)
         solution = solve(factor, targets, best.damping)
@@ -180,8 +185,10 @@ def _feature_map(work: Work, choice: Choice, made: _Kernels) -> TangentMap:
     if choice.power > 0:
         metric = {name: whitening(made.factors[name], choice.power) for name in tangent.names}
     scales = dict.fromkeys(group_blocks(work.tangent.names), 0.0)
-    scales |= block_scales(list(made.blocks), choice.slope) if moving else {}
-    return TangentMap(tangent, work.probes, work.settings.mirrored, metric, scales, choice.body_scale, choice.normalize)
+    scales |= choice.scales(list(made.blocks)) if moving else {}
+    lengths = block_scales(list(made.blocks), choice.slope) if moving else {}
+    mirrored, normalize = work.settings.mirrored, choice.normalize
+    return TangentMap(tangent, work.probes, mirrored, metric, scales, choice.body_scale, normalize, lengths)
 
 
 def _primal(work: Work, feature_map: TangentMap, solution: Solution, rows: FeatureRows | None) -> TangentModel:

@@ -28,6 +28,7 @@ class TangentMap:
         block_scales: scale of each block's kernel.
         body_scale: scale of the body's kernel against the head's.
         normalize: head rows and body rows have length one.
+        length_scales: scale of each block in the lengths of body rows.
     """
 
     tangent: Tangent
@@ -37,6 +38,7 @@ class TangentMap:
     block_scales: dict[str, float]
     body_scale: float
     normalize: bool
+    length_scales: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,6 @@ def decision(model: TangentModel, x: Tensor) -> Tensor:
         for columns, rows in row_chunks(entry):
             body += (rows @ weights[:, columns].T).double()
         if feature_map.normalize:
-            scale = feature_map.block_scales[block_of(name)] / len(feature_map.probes)
+            scale = feature_map.length_scales[block_of(name)] / len(feature_map.probes)
             squares += scale * entry.squared_norms()
     return scores + (body * inverse_lengths(squares)[:, None] if feature_map.normalize else body)

@@ -17,7 +17,7 @@ from tangentune.errors import StoreError
 from tangentune.expansion import moved
 from tangentune.imaging.pictures import Pictures
 from tangentune.imaging.pixel_store import take_rows
-from tangentune.memory import default_budget
+from tangentune.memory import default_budget, parse_bytes
 from tangentune.metric import Whitening
 from tangentune.model import TangentMap, TangentModel
 from tangentune.rows import Tangent
@@ -55,7 +55,8 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
         tensors |= _points(estimator)
     parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "backbone"}
     parameters["device"] = None if parameters["device"] is None else str(parameters["device"])
-    parameters["random_state"] = parameters["random_state"] if isinstance(parameters["random_state"], int) else None
+    state = parameters["random_state"]
+    parameters["random_state"] = int(state) if isinstance(state, int | np.integer) else None
     config = {
         "estimator": type(estimator).__name__,
         "parameters": parameters,
@@ -65,6 +66,7 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
             "generic": list(model.map.tangent.generic),
             "mirrored": model.map.mirrored,
             "block_scales": model.map.block_scales,
+            "length_scales": model.map.length_scales,
         },
         "fitted": {key: getattr(estimator, key) for key in PLAIN if hasattr(estimator, key)},
         "classes": _labels(estimator.classes_) if hasattr(estimator, "classes_") else None,
@@ -72,8 +74,9 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
         "skipped": [list(pair) for pair in training.pictures.skipped],
         "points": [training.points[i] for i in choice.active],
         "next_number": estimator._next_number,
+        "seed": estimator._seed,
     }
-    pixels = take_rows(training.pictures.pixels, active) if pictures and len(training.pictures.pixels) else None
+    pixels = take_rows(training.pictures.pixels, active) if pictures and training.has_pictures else None
     write_model(directory, config, tensors, render_card(estimator, pixels is not None), pixels, estimator.edits_)
 
 
@@ -124,8 +127,10 @@ def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -
     weights = tensors["sample_weight"].numpy()
     estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
     estimator._system, estimator._likelihood, estimator._stale, estimator._undo = None, None, False, []
-    estimator._next_number = config["next_number"]
-    estimator._room = default_budget(estimator.backbone_.device) // ROWS_SHARE
+    estimator._next_number, estimator._seed = config["next_number"], config["seed"]
+    budget = estimator.memory_budget
+    room = default_budget(estimator.backbone_.device) if budget is None else parse_bytes(budget)
+    estimator._room = room // ROWS_SHARE
 
 
 def _points(estimator: Any) -> dict[str, Tensor]:
@@ -158,7 +163,7 @@ def _model(
     }
     feature_map = TangentMap(
         tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"], fitted["body_scale_"],
-        fitted["normalize_"],
+        fitted["normalize_"], saved["length_scales"],
     )  # fmt: skip
     body = {key.removeprefix("body."): tensor.to(device) for key, tensor in tensors.items() if key.startswith("body.")}
     ordered = {name: body[name] for name in tangent.names if name in body}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tangentune.collect import kronecker_factors, restrict
 from tangentune.gram import gram
-from tangentune.kernel import cosine
+from tangentune.kernel import cosine, inverse_lengths
 from tangentune.memory import Meter
 from tangentune.metric import Whitening, whiten, whitening
 from tangentune.model import TangentMap
@@ -41,6 +41,7 @@ def reestimate(
     blank = torch.zeros(source.count, outputs, dtype=torch.float64)
     work = Work(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
     metric: dict[str, Whitening] = {}
+    square = torch.zeros(source.count, dtype=torch.float64, device=probes.device)
     head = body = torch.zeros(source.count, source.count, dtype=torch.float64, device=probes.device)
     for names in work.passes(tangent):
         rows = work.collect(restrict(tangent, names), "rows")
@@ -50,8 +51,11 @@ def reestimate(
             if power > 0:
                 metric[name] = whitening(factors[name], power)
                 entry = whiten(entry, metric[name])
-            body = body + feature_map.block_scales[block_of(name)] / entry.probes * gram(entry)
+            own = gram(entry) / entry.probes
+            body = body + feature_map.block_scales[block_of(name)] * own
+            square = square + feature_map.length_scales[block_of(name)] * own.diagonal()
     if feature_map.normalize:
-        head, body = cosine(head), cosine(body)
+        lengths = inverse_lengths(square)
+        head, body = cosine(head), lengths[:, None] * body * lengths
     new = replace(feature_map, tangent=tangent, probes=probes, metric=metric)
     return new, head + feature_map.body_scale * body

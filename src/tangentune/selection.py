@@ -31,6 +31,7 @@ class Choice:
         body_scale: factor of the body, head at 1 (0: a linear probe).
         slope: block scales grow like exp(slope * depth), depth from 0 (first block kept) to 1 (last).
         first: first block kept; blocks before it have scale 0.
+        factors: what further multiplies each block kept, in network order; empty: nothing. Lengths are without them.
     """
 
     power: float
@@ -38,6 +39,13 @@ class Choice:
     body_scale: float
     slope: float = 0.0
     first: str = ""
+    factors: tuple[float, ...] = ()
+
+    def scales(self, blocks: Sequence[str]) -> dict[str, float]:
+        """Scale of each block within the body."""
+        profile = block_scales(list(blocks), self.slope)
+        factors = self.factors or (1.0,) * len(profile)
+        return {block: scale * factor for (block, scale), factor in zip(profile.items(), factors, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,18 @@ def combine(problem: Problem, choice: Choice) -> Tensor:
     head = cosine(head) if choice.normalize else head
     if choice.body_scale == 0 or not problem.blocks:
         return head
-    body = _body(problem, block_scales(list(problem.blocks), choice.slope))
-    return head + choice.body_scale * (cosine(body) if choice.normalize else body)
+    body = _body(problem, choice.scales(list(problem.blocks)))
+    lengths = body_lengths(problem, choice)
+    return head + choice.body_scale * lengths[:, None] * body * lengths
+
+
+def body_lengths(problem: Problem, choice: Choice) -> Tensor:
+    """(n,) inverse lengths of the body's rows; ones where they are not normalised."""
+    profile = block_scales(list(problem.blocks), choice.slope)
+    diagonal = torch.zeros_like(problem.head[0], dtype=torch.float64)
+    for block, scale in profile.items():
+        diagonal = diagonal + scale * problem.blocks[block].diagonal().double()
+    return inverse_lengths(diagonal) if choice.normalize else torch.ones_like(diagonal)
 
 
 def score(problem: Problem, choice: Choice, damping: float | None, criterion: str) -> tuple[Scored, RidgeFactor]:
@@ -129,9 +147,7 @@ def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]
     out = {"head": float((scaled * (head @ scaled)).sum())}
     if choice.body_scale == 0 or not problem.blocks:
         return out
-    scales = block_scales(list(problem.blocks), choice.slope)
-    if choice.normalize:
-        dual = dual * inverse_lengths(_body(problem, scales).diagonal())[:, None]
+    scales, dual = choice.scales(list(problem.blocks)), dual * body_lengths(problem, choice)[:, None]
     for block, scale in scales.items():
         out[block] = choice.body_scale * scale * float((dual * (problem.blocks[block].double() @ dual)).sum())
     return out

@@ -1,0 +1,189 @@
+"""Scales of blocks, damping and noise by maximum likelihood of the second kind, with gradients.
+
+Targets less a flat intercept are `N(0, t (sum_b s_b K_b + damping diag(1/a)))`, t common to all outputs and at its
+optimum: the restricted likelihood of `ridge.log_evidence`, here as a function of every block's scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.solvers.ridge import factor_ridge
+from tangentune.solvers.ridge import log_evidence as ridge_log_evidence
+
+RELATIVE_DAMPINGS = torch.logspace(
+    -6, 2, 33, dtype=torch.float64
+)  # tried first; the least is a floor: one-hot targets often ask for no noise
+REACH = math.log(1e8)  # how far scales may go from their start
+SPREAD = 0.25  # on real pictures wider ones, and none, overfit small sets
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was found.
+
+    Attributes:
+        scales: (B,) scale of every block; their geometric mean is that of the start.
+        damping: lambda.
+        noise: (C,) variance of the noise at weight 1, each output at its own optimum.
+        value: log evidence there, without the prior of the scales.
+        steps: of the search.
+    """
+
+    scales: Tensor
+    damping: float
+    noise: Tensor
+    value: float
+    steps: int
+
+
+def log_evidence(
+    kernels: Tensor, targets: Tensor, scales: Tensor, damping: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Restricted log marginal likelihood, the common scale t at its best; differentiable in scales and damping.
+
+    Args:
+        kernels: (B, n, n) kernels of the blocks.
+        targets: (n, C).
+        scales: (B,).
+        damping: number.
+        weights: (n,) positive sample weights; None means ones.
+
+    Returns:
+        Number; cost B n^2 + n^3 / 3, the gradient about four times as much.
+
+    Source: Patterson and Thompson (1971); Rasmussen and Williams (2006), sections 2.7 and 5.4.
+
+    Example:
+        >>> scales = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        >>> kernels, targets = torch.eye(4, dtype=torch.float64)[None], torch.arange(4.0).double()[:, None]
+        >>> value = log_evidence(kernels, targets, scales, torch.tensor(1.0))
+        >>> value.backward()
+        >>> bool(abs(scales.grad) < 1e-12)  # a multiple of the identity tells nothing
+        True
+    """
+    squares, logdet = _parts(kernels, targets, scales, damping, weights)
+    count = (len(targets) - 1) * targets.shape[1]
+    t = squares.sum() / count
+    return -0.5 * (count * (1 + torch.log(2 * math.pi * t)) + targets.shape[1] * logdet)
+
+
+def maximise_evidence(
+    kernels: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    start: Tensor | None = None,
+    spread: float | None = SPREAD,
+) -> Evidence:
+    """Scales of all blocks and damping at once, by L-BFGS in logarithms.
+
+    Args:
+        kernels: (B, n, n) kernels of the blocks.
+        targets: (n, C).
+        weights: (n,) positive sample weights; None means ones.
+        start: (B,) scales to start from; None makes the blocks' centred kernels equal in trace.
+        spread: width, in natural logarithms, of a log-normal prior of each scale around its start; None is no prior
+            (many blocks then overfit small sets).
+
+    Returns:
+        The most likely scales, damping and noise; cost about 30 evaluations with gradient.
+
+    Raises:
+        InputError: a scale of the start or the spread is not positive, shapes do not fit, or a block is zero.
+
+    Example:
+        >>> x = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> kernels = torch.stack([torch.outer(column, column) for column in x.T])
+        >>> found = maximise_evidence(kernels, x[:, :1], spread=None)
+        >>> bool(found.scales[0] > 1e3 * found.scales[1])
+        True
+    """
+    kernels, targets = kernels.double(), targets.double()
+    roots = torch.ones_like(targets[:, 0]) if weights is None else weights.double().sqrt()
+    traces = _traces(kernels, targets, roots)
+    first = _checked_start(traces, start, spread)
+    centre = torch.cat([first.log(), _first_damping(torch.einsum("b,bij->ij", first, kernels), targets, weights)])
+
+    def place(point: Tensor) -> tuple[Tensor, Tensor]:
+        scales = point[:-1].exp()
+        return scales, point[-1].exp() * (scales @ traces)  # relative damping, so that a floor can be held
+
+    def loss(logs: NDArray) -> tuple[float, NDArray]:
+        point = torch.from_numpy(logs).requires_grad_()
+        value = -log_evidence(kernels, targets, *place(point), weights)
+        if spread is not None:
+            value = value + 0.5 * ((point - centre)[:-1] / spread).square().sum()
+        (gradient,) = torch.autograd.grad(value, point)
+        return float(value.detach()), gradient.numpy()
+
+    bounds = [(c - REACH, c + REACH) for c in centre.tolist()]
+    bounds[-1] = math.log(RELATIVE_DAMPINGS[0]), REACH
+    options = {"ftol": 1e-11, "gtol": 1e-7, "maxiter": 300}
+    found = minimize(loss, centre.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    logs = torch.from_numpy(np.array(found.x))
+    # The likelihood does not see a common factor of scales and damping: the mean of the logarithms stays put.
+    logs[:-1] -= (logs - centre)[:-1].mean()
+    scales, damping = place(logs)
+    squares, _ = _parts(kernels, targets, scales, damping, weights)
+    noise = damping * squares / (len(targets) - 1)
+    value = float(log_evidence(kernels, targets, scales, damping, weights))
+    return Evidence(scales, float(damping), noise, value, int(found.nit))
+
+
+def _parts(
+    kernels: Tensor, targets: Tensor, scales: Tensor, damping: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Restricted squares (C,) `y^T P y` and the log determinant of the weighted system among error contrasts."""
+    roots = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets).sqrt()
+    weighted = roots[:, None] * torch.einsum("b,bij->ij", scales, kernels) * roots
+    lower = torch.linalg.cholesky(weighted + damping * torch.eye(len(roots), dtype=roots.dtype, device=roots.device))
+    mean = (roots.square() @ targets) / roots.square().sum()  # any shift does; this one keeps digits
+    rows = torch.cat([roots[:, None], roots[:, None] * (targets - mean)], 1)
+    solved = torch.linalg.solve_triangular(lower, rows, upper=False)
+    border, rest = solved[:, :1], solved[:, 1:]
+    length = border.square().sum()
+    squares = rest.square().sum(0) - (border.T @ rest)[0].square() / length
+    return squares, 2 * lower.diagonal().log().sum() + length.log() - roots.square().sum().log()
+
+
+def _traces(kernels: Tensor, targets: Tensor, roots: Tensor) -> Tensor:
+    """(B,) mean eigenvalue of every block's weighted and centred kernel."""
+    if kernels.dim() != 3 or kernels.shape[1:] != (len(targets), len(targets)) or targets.dim() != 2:
+        message = f"block kernels are (B, n, n) and targets (n, C); got {tuple(kernels.shape)}, {tuple(targets.shape)}"
+        raise InputError(message)
+    weights = roots.square()
+    mean = torch.einsum("i,bij,j->b", weights, kernels, weights) / weights.sum()
+    traces = (kernels.diagonal(dim1=1, dim2=2) @ weights - mean) / (len(targets) - 1)
+    if not bool((traces > 0).all()):
+        message = f"block {int((traces <= 0).nonzero()[0])} has a constant kernel; leave it out"
+        raise InputError(message)
+    return traces
+
+
+def _checked_start(traces: Tensor, start: Tensor | None, spread: float | None) -> Tensor:
+    first = 1 / traces if start is None else start.double()
+    if len(first) != len(traces) or not bool((first > 0).all()):
+        message = f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks"
+        raise InputError(message)
+    if spread is not None and not spread > 0:
+        message = f"spread is {spread}; it must be a number above 0, or None for no prior"
+        raise InputError(message)
+    return first
+
+
+def _first_damping(kernel: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """(1,) logarithm of the most likely relative damping of a grid: the search starts on the right side of the hill."""
+    factor = factor_ridge(kernel, weights)
+    values = ridge_log_evidence(factor, targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
+    return RELATIVE_DAMPINGS[values.argmax()].log()[None]

@@ -1,0 +1,153 @@
+"""Sample weights as something to differentiate by and to learn: the exact leave-one-out loss as their objective.
+
+Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", in its leverage form, which is as smooth at
+weight 0 as anywhere. One kernel for all outputs. With r the residuals of the fit and h = 1 - leverage, the residual
+of picture i without it is `r_i / h_i`; `dr/da_j = -Q_:j r_j` and `dh_i/da_j = -Q_ij (dr_j/dy_i)`, where `damping Q` is
+the posterior covariance of the fit at the training pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.solvers.leave_out import LIGHT, loo
+from tangentune.solvers.system import System, design, fitted
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # (n, C) predictions and targets -> (n,)
+
+
+def squared(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Squared error, outputs summed: (n,)."""
+    return (targets - predictions).square().sum(1)
+
+
+def cross_entropy(temperature: float) -> Loss:
+    """Cross-entropy of `softmax(predictions / temperature)` with one-hot targets, in nats.
+
+    Example:
+        >>> cross_entropy(1.0)(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+        tensor([0.6931])
+    """
+    return lambda predictions, targets: -(torch.log_softmax(predictions / temperature, 1) * targets).sum(1)
+
+
+def loo_loss(
+    kernel: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    damping: float,
+    *,
+    loss: Loss = squared,
+    evaluate: Tensor | None = None,
+    intercept: bool = True,
+) -> Tensor:
+    """Mean leave-one-out loss of the weighted problem, differentiable in the weights and everything else.
+
+    Args:
+        kernel: (n, n).
+        targets: (n, C).
+        weights: (n,) not negative; 0 is allowed, with its derivative.
+        damping: absolute.
+        loss: (n, C) predictions and targets -> (n,).
+        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
+        intercept: whether there is an unpenalised b.
+
+    Returns:
+        A number; n^3 multiply-adds, and twice that backwards.
+
+    Raises:
+        InputError: a shape does not fit, or the loss is counted on no picture.
+
+    Example:
+        >>> weights = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        >>> value = loo_loss(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), weights, 1.0)
+        >>> value.backward()
+        >>> weights.grad is not None and bool(weights.grad.isfinite().all())
+        True
+    """
+    n = len(kernel)
+    if kernel.shape != (n, n) or targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kernel, targets, weights))
+        message = f"kernel, targets and weights must be (n, n), (n, C) and (n,), not {shapes}"
+        raise InputError(message)
+    kernel, targets, a = kernel.double(), targets.double(), weights.double()
+    # (damping I + K D) r = damping (y - b): symmetric it would need roots of a, whose slope is infinite at 0.
+    matrix = kernel * a + damping * torch.eye(n, dtype=torch.float64, device=kernel.device)
+    maker = damping * torch.linalg.inv(matrix)
+    if intercept:
+        column, row = maker.sum(1), a @ maker
+        maker = maker - torch.outer(column, row) / row.sum()
+    predictions = targets - (maker @ targets) / maker.diagonal()[:, None]
+    return loss(predictions, targets) @ _shares(evaluate, targets)
+
+
+def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | None = None) -> Tensor:
+    """Derivative of `loo_loss` by every weight, (n,): negative where more weight would help the others.
+
+    Args:
+        system: the solved problem, width 1.
+        loss: (n, C) predictions and targets -> (n,).
+        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
+
+    Returns:
+        (n,) float64; `n^2 C` multiply-adds, and n^2 more for each picture of weight 0.
+
+    Raises:
+        InputError: a picture has several rows, or the loss is counted on no picture.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> system = build(torch.eye(4), torch.tensor([[0.0], [0.1], [-0.1], [9.0]]), damping=1.0)
+        >>> int(weight_gradient(system, evaluate=torch.tensor([1.0, 1.0, 1.0, 0.0])).argmax())    # the odd one harms
+        3
+    """
+    if system.width != 1:
+        message = f"the weight gradient is for one row a picture, not {system.width}"
+        raise InputError(message)
+    shares = _shares(evaluate, system.targets)
+    predictions = loo(system).requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(loss(predictions, system.targets) @ shares, predictions)
+    sensitivity = _sensitivity(system)
+    residuals = system.targets - fitted(system)
+    # d r_i / d y_j = [i = j] - Q_ij a_j, and its diagonal is h.
+    heights = 1 - sensitivity.diagonal() * system.weights
+    left_out = residuals / heights[:, None]
+    pulled = slope / heights[:, None]
+    moved = (sensitivity @ pulled * residuals).sum(1)
+    # d h_i / d a_j = -Q_ij [dr_j / dy_i], so h moves the left-out residual by +Q_ij [dr_j / dy_i] times itself / h.
+    along = (pulled * left_out).sum(1)
+    makers = torch.eye(len(heights), dtype=heights.dtype, device=heights.device) - sensitivity * system.weights
+    return moved - (sensitivity * makers) @ along
+
+
+def _sensitivity(system: System) -> Tensor:
+    """Q, (n, n): how far predictions move by `a_j` times a residual; the posterior covariance over the damping.
+
+    `D^-1/2 (I - damping [W^-1]) D^-1/2` where the weights allow it, by the kernel where they are near 0.
+    """
+    n, roots = len(system.kernel), system.roots
+    light = system.weights <= LIGHT * system.weights.max()
+    safe = torch.where(light, 1.0, roots)
+    out = torch.eye(n).to(system.kernel) - system.damping * system.inverse[:n, :n]
+    out = out / safe[:, None] / safe
+    if bool(light.any()):
+        sides = design(system, system.kernel[light]) @ system.inverse
+        out[light] = (system.kernel[light] - sides @ design(system, system.kernel).mT) / system.damping
+        out[:, light] = out[light].mT
+    return out
+
+
+def _shares(evaluate: Tensor | None, targets: Tensor) -> Tensor:
+    """Weights of the pictures in the mean, (n,)."""
+    if evaluate is None:
+        return torch.full_like(targets[:, 0], 1 / len(targets))
+    given = evaluate.to(targets)
+    if given.shape != targets[:, 0].shape or not bool((given >= 0).all()) or not bool(given.sum() > 0):
+        message = f"evaluate must be ({len(targets)},) shares, not negative and not all 0, not {tuple(given.shape)}"
+        raise InputError(message)
+    return given / given.sum()
