@@ -60,7 +60,7 @@ def test_the_model_is_that_of_the_explicit_features() -> None:
 
 
 def test_a_fixed_damping_leaves_the_profile() -> None:
-    options = EVIDENCE | {"damping": 0.1}
+    options: dict[str, Any] = EVIDENCE | {"damping": 0.1}
     reg = TangentRegressor(backbone(), **options).fit(X, X[:, 0].mean((1, 2)))
     assert reg.damping_ == 0.1
     assert all(row["body_scale"] >= 0 for row in reg.selection_)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.edits import reweight
 from tangentune.solvers.leave_out import LIGHT, loo
-from tangentune.solvers.system import System, design, fitted
+from tangentune.solvers.system import System, build, design, fitted
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (n, C) predictions and targets -> (n,)
 
@@ -33,6 +34,26 @@ def cross_entropy(temperature: float) -> Loss:
         tensor([0.6931])
     """
     return lambda predictions, targets: -(torch.log_softmax(predictions / temperature, 1) * targets).sum(1)
+
+
+def expected_error(temperature: float) -> Loss:
+    """Probability that a label drawn from `softmax(predictions / temperature)` is wrong; at most 1, so mistakes are.
+
+    Example:
+        >>> expected_error(1.0)(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
+        tensor([0.5000])
+    """
+    return lambda predictions, targets: 1 - (torch.softmax(predictions / temperature, 1) * targets).sum(1)
+
+
+def bounded(scale: float) -> Loss:
+    """`1 - exp(-e^2 / (2 scale))` of the squared error e^2 (Welsch): at most 1, for targets of any kind.
+
+    Example:
+        >>> bounded(1.0)(torch.zeros(1, 1), torch.tensor([[100.0]]))
+        tensor([1.])
+    """
+    return lambda predictions, targets: 1 - torch.exp(-squared(predictions, targets) / (2 * scale))
 
 
 def loo_loss(
@@ -123,6 +144,69 @@ def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | 
     along = (pulled * left_out).sum(1)
     makers = torch.eye(len(heights), dtype=heights.dtype, device=heights.device) - sensitivity * system.weights
     return moved - (sensitivity * makers) @ along
+
+
+def improve_weights(
+    kernel: Tensor,
+    targets: Tensor,
+    damping: float,
+    *,
+    loss: Loss | None = None,
+    weights: Tensor | None = None,
+    evaluate: Tensor | None = None,
+    steps: int = 8,
+    rate: float = 0.1,
+    intercept: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Learn sample weights by a few steps down the leave-one-out loss: pictures that mislead the others lose weight.
+
+    A wrong label also counts in the loss, and there it pulls the wrong way: with the squared error or the
+    cross-entropy test accuracy fell. A bounded loss gives up on it. More steps go on lowering the loss and no longer
+    the test error: stop early, and keep the damping, which the learned weights would choose too small.
+    On 600 CIFAR-10 pictures of which 20 or 40 % had a wrong label, `expected_error` closed 39 to 55 % of the gap to
+    leaving the wrong ones out (0.8 to 6.5 points) and cost 0.2 points where no label was wrong; the default 22 to 46 %
+    and 1.2 points.
+
+    Args:
+        kernel: (n, n).
+        targets: (n, C).
+        damping: absolute; the best for even weights.
+        loss: bounded, if labels may be wrong: `expected_error` at the calibrated temperature for classes; None is
+            `bounded` at the median squared leave-one-out error.
+        weights: (n,) to start from and never to exceed; None means ones.
+        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
+        steps: projected gradient steps.
+        rate: root mean square change of a step, in units of the largest weight.
+        intercept: whether there is an unpenalised b.
+
+    Returns:
+        Weights (n,) from 0 to what they were, and the loss (steps + 1,) before every step and at the end. Cost: one
+        `build` and one `weight_gradient` a step.
+
+    Raises:
+        InputError: as `build` and `weight_gradient`.
+
+    Example:
+        >>> kernel = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])                          # the last of each four is wrong
+        >>> weights, losses = improve_weights(kernel, torch.nn.functional.one_hot(labels), damping=0.5)
+        >>> (weights < 0.5).nonzero().flatten().tolist(), bool(losses[-1] < losses[0])
+        ([3, 7], True)
+    """
+    system = build(kernel, targets, damping, weights, intercept=intercept)
+    most = system.weights
+    if loss is None:
+        scale = float(squared(loo(system), system.targets)[most > 0].median())
+        loss = bounded(max(scale, torch.finfo(torch.float64).tiny))
+    shares, losses = _shares(evaluate, system.targets), []
+    for step in range(steps + 1):
+        losses.append(loss(loo(system), system.targets) @ shares)
+        if step < steps:
+            gradient = weight_gradient(system, loss=loss, evaluate=evaluate)
+            unit = gradient.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+            moved = system.weights - rate * float(most.max()) * gradient / unit
+            system = reweight(system, torch.minimum(moved.clamp_min(0), most))
+    return system.weights, torch.stack(losses)
 
 
 def _sensitivity(system: System) -> Tensor:
