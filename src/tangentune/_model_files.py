@@ -59,6 +59,9 @@ def parse(folder: Path, text: bytes) -> dict[str, Any]:
             "update it with: pip install --upgrade tangentune"
         )
         raise StoreError(message)
+    if isinstance(version, int) and 0 < version < FORMAT_VERSION:
+        message = f"{file} has format version {version} of an older tangentune; fit the model again"
+        raise StoreError(message)
     missing = [key for key in ENVELOPE if key not in config]
     if missing or version != FORMAT_VERSION:
         message = f"{file} is damaged: {(missing or ['format_version'])[0]!r} is missing or wrong"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tangentune.errors import StoreError
@@ -28,4 +28,5 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         message = f"cannot write {target}: {error.strerror or error}"
         raise StoreError(message) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # not even the folder could be used
+            part.unlink(missing_ok=True)

@@ -65,7 +65,8 @@ def parse(text: str, where: str) -> list[dict[str, Any]]:
     """
     lines: list[dict[str, Any]] = []
     previous = FIRST
-    for number, row in enumerate(text.splitlines(), 1):
+    rows = text.removesuffix("\n").split("\n") if text else []  # JSON escapes this one line break only
+    for number, row in enumerate(rows, 1):
         try:
             line = json.loads(row)
             whole = line["seal"] == seal(line) and line["previous"] == previous

@@ -1,4 +1,4 @@
-"""The command line: tangentune fit, predict, evaluate, report, compare.
+"""The command line: its entry, and tangentune fit, predict, evaluate, report.
 
 Torch and everything heavy is imported when a command runs, so that help and mistakes in the options are quick.
 """
@@ -13,11 +13,11 @@ import click
 
 from tangentune import __version__
 from tangentune.cli_compare import compare
+from tangentune.cli_edits import add, forget, relabel
+from tangentune.cli_explain import explain, suspects
+from tangentune.cli_models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli_options import STREAMS, Command, fit_options, option, shared_options, with_hyphens
 from tangentune.cli_run import check_device, print_json, run, working
-
-PICTURES = click.Path(exists=True)
-MODEL = click.Path(exists=True, file_okay=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool,
     check_destination(out)
     with working(quiet) as stdout:
         model = _new_model(regression, quiet, options)
-        loaded = _load(pictures, model.backbone.with_size(model.input_size), model, on_error, True)
+        loaded = load(pictures, model.backbone.with_size(model.input_size), model, on_error, True)
         plan = model.plan(loaded)
         if not quiet:
             show_plan(plan, model.backbone.name, sys.stderr)
@@ -80,7 +80,7 @@ def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool,
         "seconds": facts.seconds,
         "peak_bytes": facts.peak_bytes,
         "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
-        "skipped": _skipped(loaded),
+        "skipped": skipped(loaded),
     }
     print_json(document)
 
@@ -97,11 +97,11 @@ def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool
     from tangentune.cli_tables import show_predictions
 
     with working(quiet) as stdout:
-        fitted = _saved_model(model, quiet, options)
-        loaded = _load(pictures, fitted.backbone_, fitted, on_error, False)
+        fitted = saved_model(model, quiet, options)
+        loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
         rows = _predictions(fitted, loaded)
     if as_json:
-        print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": _skipped(loaded)})
+        print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": skipped(loaded)})
     else:
         show_predictions(rows, stdout)
 
@@ -120,11 +120,11 @@ def evaluate(model: str, pictures: str, on_error: str, as_json: bool, quiet: boo
     from tangentune.scores import score_pictures
 
     with working(quiet) as stdout:
-        fitted = _saved_model(model, quiet, options)
-        loaded = _load(pictures, fitted.backbone_, fitted, on_error, True)
+        fitted = saved_model(model, quiet, options)
+        loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
         scores = score_pictures(fitted, loaded)
     if as_json:
-        print_json({**scores, "n": len(loaded), "skipped": _skipped(loaded)})
+        print_json({**scores, "n": len(loaded), "skipped": skipped(loaded)})
         return
     interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
     show_scores(scores, len(loaded), interval, stdout)
@@ -148,7 +148,7 @@ def report(model: str, out: str | None) -> None:
     from tangentune.report import write_report
 
     with working(quiet=False):
-        fitted = _saved_model(model, True, {})
+        fitted = saved_model(model, True, {})
         path = write_report(fitted, Path(model) / "report.html" if out is None else out)
     click.echo(f"Report written to {path}")
 
@@ -169,35 +169,6 @@ def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Any:
     return kind(**options, verbose=0 if quiet else 1)
 
 
-def _saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Any:
-    """A fitted estimator from its directory, with the user's options for this machine."""
-    import tangentune
-    from tangentune.errors import StoreError
-    from tangentune.store import read_config
-
-    name = read_config(directory).get("estimator")
-    if name not in ("TangentClassifier", "TangentRegressor"):
-        message = f"{directory} holds a {name}, which this command cannot use"
-        raise StoreError(message)
-    check_device(options.get("device"))
-    fitted = getattr(tangentune, name).from_pretrained(directory, device=options.get("device"))
-    given = {key: value for key, value in options.items() if key != "device" and value is not None}
-    return fitted.set_params(verbose=0 if quiet else 1, **given)
-
-
-def _load(path: str, backbone: Any, model: Any, on_error: str, labelled: bool) -> Any:
-    from tangentune.data import load_pictures
-
-    return load_pictures(
-        path,
-        contract=backbone.contract,
-        on_error=on_error,
-        n_jobs=model.n_jobs,
-        verbose=model.verbose,
-        need_labels=labelled,
-    )
-
-
 def _predictions(model: Any, pictures: Any) -> list[dict[str, Any]]:
     """One row a picture: id, label, confidence and all probabilities; or id and value."""
     if not hasattr(model, "classes_"):
@@ -212,11 +183,8 @@ def _predictions(model: Any, pictures: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _skipped(pictures: Any) -> list[dict[str, str]]:
-    return [{"id": str(name), "reason": str(reason)} for name, reason in pictures.skipped]
-
-
-cli.add_command(compare)
+for command in (compare, explain, suspects, forget, add, relabel):
+    cli.add_command(command)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -199,7 +199,7 @@ _FIT = (
     ),
 )
 
-_SHARED = (
+_DEVICE = (
     option(
         MACHINE,
         "--batch-size",
@@ -208,6 +208,9 @@ _SHARED = (
         metavar="COUNT",
     ),
     option(MACHINE, "--device", "cpu, cuda, cuda:1, mps, ...", metavar="NAME"),
+)
+
+_READING = (
     option(
         MACHINE,
         "--n-jobs",
@@ -222,6 +225,9 @@ _SHARED = (
         type=click.Choice(["raise", "skip"]),
         default="raise",
     ),
+)
+
+_OUTPUT = (
     option(
         STREAMS,
         "--json as_json",
@@ -234,7 +240,7 @@ _SHARED = (
 
 def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Every option of the estimators, then the shared ones."""
-    return _attach(_NETWORK + _FIT + _SHARED, function)
+    return _attach(_NETWORK + _FIT + _DEVICE + _READING + _OUTPUT, function)
 
 
 def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -244,7 +250,12 @@ def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that reads pictures takes."""
-    return _attach(_SHARED, function)
+    return _attach(_DEVICE + _READING + _OUTPUT, function)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a command takes that reads nothing but a model."""
+    return _attach(_DEVICE + _OUTPUT, function)
 
 
 def _attach(decorators: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> Callable[..., Any]:

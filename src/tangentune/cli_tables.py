@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import IO, Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tangentune.answers import Explanation, Pull, familiarity
 from tangentune.compare import Comparison
 from tangentune.compare.tables import COLUMNS, notes, table_lines
 from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting
@@ -82,11 +84,85 @@ def show_comparison(comparison: Comparison, directory: str, stream: IO[str]) -> 
     stream.write(f"Table, figure and all results written to {directory}\n")
 
 
+def show_explanation(one: Explanation, stream: IO[str]) -> None:
+    """An answer, how familiar the picture is, and the training pictures that made the answer."""
+    if one.given is not None:
+        stream.write(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.\n")
+    for account in one.accounts:
+        answer, rival, strongest = account.answer, account.against, account.strongest
+        says = f"{answer.label} ({_percent(answer.confidence)})" if rival else answer.label
+        more = f", ahead of {rival.label} by {account.total:.3f}" if rival else f" ± {account.error:.2g}"
+        stream.write(f"{one.id}: {account.name + ' ' if account.name else ''}{says}{more}\n")
+        stream.write(f"{familiarity(one.distance)}\n")
+        if strongest is not None and strongest.without is not None:
+            then = strongest.without
+            changed = f"{then.label} ({_percent(then.confidence)})" if rival else then.label
+            stream.write(f"Without {strongest.id} the answer would be {changed}.\n")
+        table = _table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
+        for pull in (*account.raised, *reversed(account.lowered)):
+            number = f"{pull.influence:+.3f}" if rival else f"{pull.influence:+.3g}"
+            table.add_row(number, *[Text(word, overflow="fold") for word in (pull.label, _without(pull), pull.id)])
+        _print(table, stream)
+        stream.write("\n")
+
+
+def _without(pull: Pull) -> str:
+    if pull.without is None:
+        return ""
+    sure = "" if pull.without.confidence is None else f" {_percent(pull.without.confidence)}"
+    return pull.without.label + sure
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def show_suspects(rows: list[dict[str, Any]], directory: str, stream: IO[str]) -> None:
+    """One line a doubtful label, worst first, and how to correct one."""
+    sure = bool(rows) and rows[0]["probability"] is not None
+    names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
+    table = _table(*names, numbers=(0, 2) if sure else (0,))
+    for row in rows:
+        doubt = f"{row['score']:.2f}" if sure else f"{row['score']:.3g}"
+        cells = [row["label"], *([_percent(row["probability"])] if sure else []), row["suggestion"], row["id"]]
+        table.add_row(doubt, *[Text(cell, overflow="fold") for cell in cells])
+    _print(table, stream)
+    stream.write(f"Look at each; correct one with: tangentune relabel {directory} ID LABEL\n")
+
+
+def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
+    """What an edit did to a model, and how exactly it was done."""
+    edit, n, loo = facts["edit"], facts["n"], facts["loo"]
+    table = _table("", "before", "after", numbers=(1, 2))
+    table.add_row("pictures", f"{n['before']:,}", f"{n['after']:,}")
+    known = [{k: math.nan if v is None else v for k, v in loo[when].items()} for when in ("before", "after")]
+    before, after = (dict(_scores(scores, None)) for scores in known)
+    for name, value in before.items():
+        table.add_row(f"leave-one-out {name}", value, after[name])
+    table.add_row("error of the solution", *[f"{edit[f'residual_{when}']:.1e}" for when in ("before", "after")])
+    _print(table, stream)
+    for word, names in facts["classes"].items():
+        if names:
+            stream.write(f"{word.capitalize()} {'class' if len(names) == 1 else 'classes'}: {', '.join(names)}\n")
+    if facts.get("skipped"):
+        stream.write(f"Pictures left out: {len(facts['skipped'])}\n")
+    stream.write(
+        f"Checked by one step of iterative refinement, which moves the solution by {edit['verification']:.1e} of its "
+        f"size. Pictures concerned: {len(edit['pictures'])}; time with reading and writing: "
+        f"{nice_seconds(facts['seconds'])}\n"
+    )
+    where = f"Model in {facts['model']}"
+    stream.write(
+        f"{where} replaced; seal of the edit {edit['seal'][:16]}\n" if facts["saved"] else f"{where} left as it was\n"
+    )
+
+
 def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> list[tuple[str, str]]:
     rows = []
     if "accuracy" in scores:
-        low, high = interval or (float("nan"), float("nan"))
-        between = f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        between = ""
+        if interval is not None:
+            between = f" (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)"
         rows.append(("accuracy", f"{100 * scores['accuracy']:.1f} %{between}"))
         rows.append(("negative log-likelihood", f"{scores['nll']:.4f}"))
         rows.append(("calibration error", f"{100 * scores['ece']:.1f} %"))

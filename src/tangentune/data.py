@@ -263,7 +263,7 @@ def _warn_if_dark(pixels: Tensor, labelled: bool) -> None:
 
 def _range_sentence(pixels: Tensor, contract: DataContract) -> str:
     """What looks wrong about the range of float pictures; empty when nothing does."""
-    if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point:
+    if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point or not len(pixels):
         return ""
     low, high = float(pixels.min()), float(pixels.max())
     seen = f"Float pixels go from {low:.3g} to {high:.3g}"

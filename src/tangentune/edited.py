@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from tangentune import audit
 from tangentune.data import Pictures, pictures_digest
-from tangentune.edits import Choice, State, edited, solved, verification
+from tangentune.edit_inputs import find_pictures, join_labels, read_weights
+from tangentune.edits import Choice, State, Step, edited, solved, verification
 from tangentune.errors import InputError
 from tangentune.estimator_base import check_weights
+from tangentune.expansion import Expansion
 from tangentune.explained import AbstractExplained
+from tangentune.imaging.checks import label_array
 from tangentune.memory import warm_pages
-from tangentune.model import TangentMap, TangentModel
+from tangentune.model import TangentMap
 from tangentune.reestimate import reestimate
+from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet, extend, first_set
 
 
@@ -47,21 +51,26 @@ class AbstractEdited(AbstractExplained):
         Raises:
             InputError: an id is unknown, or too little would be left.
         """
-        gone = self._positions(ids)
+        gone = np.unique(np.concatenate(self._found(ids)))
         rest = np.setdiff1d(np.arange(len(self.ids_)), gone)
-        choice = self._choice.keep(rest)
+        choice, pictures = self._choice.keep(rest), self._hashes(gone)
         self._check(choice, [self.ids_[i] for i in rest])
-        carry_out = self._forget_strictly if strict else partial(self._edit, "forget")
-        return carry_out(self._hashes(gone), choice)
+        return self._forget_strictly(pictures, choice) if strict else self._edit("forget", pictures, choice)
 
     def forget_class(self, name: Any) -> Self:
         """Take a whole class out, with its column of scores; as `forget` of its pictures."""
-        members = np.flatnonzero(np.asarray(self.targets_) == name)
-        if not len(members) or not hasattr(self, "classes_"):
-            known = ", ".join(map(str, getattr(self, "classes_", ())))
-            message = f"there is no class {name!r} to forget; the classes are: {known}"
+        check_is_fitted(self)
+        classes = getattr(self, "classes_", np.empty(0))
+        known = classes.tolist()
+        if not known:
+            message = "a regressor has no classes to forget; name the pictures in forget"
             raise InputError(message)
-        return self.forget([self.ids_[i] for i in members])
+        if np.ndim(name) or name not in known:
+            shown = " ".join(repr(name).split())
+            message = f"there is no class {shown} to forget; the classes are: {', '.join(map(str, known))}"
+            raise InputError(message)
+        members = self._choice.active[self.targets_ == classes[known.index(name)]]
+        return self.forget(self._training.numbers[members])
 
     def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Add pictures, of known classes or new ones.
@@ -78,21 +87,19 @@ class AbstractEdited(AbstractExplained):
         Raises:
             InputError: pictures or labels cannot be used, or a path is there already.
         """
-        check_is_fitted(self)
+        self._check_pictures()
         loaded = self._load(X, y, self.backbone_, labelled=True, reset=False)
-        labels = self._read_labels(loaded)
+        labels, before = self._read_labels(loaded), self._choice
         ids, numbers = self._named(loaded)
-        given = np.ones(len(ids)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-        before = self._choice
+        pictures = Pictures(self._like_ours(loaded.pixels), None, ids)
         choice = Choice(
             np.concatenate([before.active, len(self._training) + np.arange(len(ids))]),
-            _joined(before.labels, labels),
-            np.concatenate([before.sample_weight, given]),
+            join_labels(before.labels, labels),
+            np.concatenate([before.sample_weight, read_weights(sample_weight, len(ids))]),
         )
         self._check(choice, self.ids_ + ids)
-        pictures = Pictures(loaded.pixels, None, ids)
         with warm_pages(), torch.no_grad():
-            training = extend(self._with_rows(), self.model_.map, self._opened, pictures, numbers)
+            training = extend(self._with_rows(), self.model_.map, self._opened, pictures, numbers, self._room)
         self._edit("add", pictures_digest(pictures.pixels), choice, training)
         self._next_number += len(ids)
         return self
@@ -102,7 +109,7 @@ class AbstractEdited(AbstractExplained):
 
         Args:
             ids: one id or several.
-            y: one label for all, or one for each.
+            y: one label for all, or one for each, in the order of the ids.
 
         Returns:
             The estimator. Cost n^2 C.
@@ -110,19 +117,21 @@ class AbstractEdited(AbstractExplained):
         Raises:
             InputError: an id is unknown, or the labels do not fit.
         """
-        places = self._positions(ids)
-        given = np.asarray(y)
-        given = np.broadcast_to(given, (len(places), *given.shape[1:])) if given.ndim == 0 else given
-        if len(given) != len(places):
-            message = f"{len(given)} labels for {len(places)} pictures; give one for all or one for each"
+        found, old = self._found(ids), self._choice.labels
+        single = np.ndim(y) < (1 if old.size == len(old) else 2)
+        given = label_array([y] if single else y)
+        given = np.repeat(given, len(found), 0) if len(given) == 1 else given
+        if len(given) != len(found):
+            message = f"{len(given)} labels for {len(found)} ids; give one for all or one for each"
             raise InputError(message)
-        bare = Pictures(torch.empty(len(places), 1), np.array(given), [self.ids_[i] for i in places])
-        joined = _joined(self._choice.labels, self._read_labels(bare))
-        labels = joined[: len(self.ids_)]
-        labels[places] = joined[len(self.ids_) :]
-        choice = replace(self._choice, labels=labels)
+        counts, places = [len(same) for same in found], np.concatenate(found)
+        bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [self.ids_[i] for i in places])
+        joined = join_labels(old, self._read_labels(bare))
+        labels = joined[: len(old)]
+        labels[places] = joined[len(old) :]
+        choice, pictures = replace(self._choice, labels=labels), self._hashes(np.unique(places))
         self._check(choice, self.ids_)
-        return self._edit("relabel", self._hashes(places), choice)
+        return self._edit("relabel", pictures, choice)
 
     def reweight(self, weights: ArrayLike) -> Self:
         """Give every picture another sample weight.
@@ -136,8 +145,8 @@ class AbstractEdited(AbstractExplained):
         Raises:
             InputError: there are not n weights, one is negative or not finite, or fewer than two are positive.
         """
-        check_is_fitted(self)
-        given = np.asarray(weights, np.float64)
+        self._check_pictures()
+        given = read_weights(weights, len(self.ids_))
         choice = replace(self._choice, sample_weight=given)
         self._check(choice, self.ids_)
         return self._edit("reweight", self._hashes(np.flatnonzero(given != self._choice.sample_weight)), choice)
@@ -155,14 +164,13 @@ class AbstractEdited(AbstractExplained):
         if not self._undo:
             message = "there is no edit to undo; only edits since this estimator was fitted or loaded can be"
             raise InputError(message)
-        name, choice, training, model = self._undo[-1]
-        before = self._solved().error
-        state = solved(training or self._training, choice, self._encode, self.damping_)
+        step, before = self._undo[-1], self._solved().error
+        state = solved(step.training or self._training, step.choice, self._encode, self.damping_)
         with self._all_or_nothing():
             self._undo = self._undo[:-1]
-            if model is not None:
-                self._adopt_model(model)
-            self._finish("undo", [], state, before, undone=name)
+            if step.feature_map is not None:
+                self._adopt_map(step.feature_map, step.task)
+            self._finish("undo", [], state, before, undone=step.edit)
         return self
 
     # -- how an edit is carried out ----------------------------------------------------------------------------------
@@ -171,18 +179,19 @@ class AbstractEdited(AbstractExplained):
         state = self._solved()
         after = edited(state, choice, self._encode, training)
         with self._all_or_nothing():
-            self._undo = [*self._undo, (name, self._choice, None, None)]
+            self._undo = [*self._undo, Step(name, self._choice)]
             self._finish(name, pictures, after, state.error, strict=False)
         return self
 
     def _forget_strictly(self, pictures: list[str], choice: Choice) -> Self:
         state = self._solved()
-        feature_map, training = self._reestimated(choice)
+        feature_map, expansion, training = self._reestimated(choice)
         after = solved(training, replace(choice, active=np.argsort(training.numbers)), self._encode, self.damping_)
-        model = TangentModel(feature_map, after.system.bias, self.model_.head, self.model_.body)
+        former = replace(self._training, rows=None)  # they can be taken again
         with self._all_or_nothing():
-            self._undo = [*self._undo, ("forget", self._choice, self._training, self._current_model())]
-            self._adopt_model(model)
+            step = Step("forget", self._choice, former, self.model_.map, self.task_vector_)
+            self._undo = [*self._undo, step]
+            self._adopt_map(feature_map, None if expansion is None else expansion.task)
             self._finish("forget", pictures, after, state.error, strict=True)
         return self
 
@@ -209,15 +218,17 @@ class AbstractEdited(AbstractExplained):
             self.__dict__.update(before)
             raise
 
-    def _adopt_model(self, model: TangentModel) -> None:
-        self.model_, self.probes_ = model, model.map.probes.cpu().numpy()
+    def _adopt_map(self, feature_map: TangentMap, task: TaskVector | None) -> None:
+        """Another feature map; the weights of the model are summed anew when they are asked for."""
+        self.model_, self.task_vector_ = replace(self.model_, map=feature_map), task
+        self.probes_ = feature_map.probes.cpu().numpy()
 
-    def _reestimated(self, choice: Choice) -> tuple[TangentMap, TrainingSet]:
+    def _reestimated(self, choice: Choice) -> tuple[TangentMap, Expansion | None, TrainingSet]:
         """Probes, metric and outer steps taken from fewer pictures; the kernel's choice stays."""
         pictures, backbone = self._training.pictures.select(choice.active), self.backbone_
         pictures, numbers = replace(pictures, labels=choice.labels), self._training.numbers[choice.active]
-        kept = choice.sample_weight > 0
-        used, settings = pictures.select(kept), self._settings(backbone)
+        kept = self._encode(choice.labels, choice.sample_weight).weights.numpy() > 0
+        used, settings = pictures.select(kept), replace(self._settings(backbone), seed=self._seed)
         expansion, _ = self._expand(backbone, used, settings, self.outer_steps_)
         tangent = replace(self.model_.map.tangent, module=backbone.module, points=())
         points = (-1,) * len(used)
@@ -230,68 +241,50 @@ class AbstractEdited(AbstractExplained):
             feature_map, kernel = reestimate(self.model_.map, tangent, source, settings, self.metric_power_, outputs)
             training = first_set(used, numbers[kept], points, kernel, None, self._room)
             if not kept.all():
-                rest = pictures.select(~kept)
-                training = extend(training, feature_map, self._opened, rest, numbers[~kept])
-        return feature_map, training
+                rest = replace(pictures.select(~kept), labels=None)
+                training = extend(training, feature_map, self._opened, rest, numbers[~kept], self._room)
+        return feature_map, expansion, training
 
     # -- what the user names -----------------------------------------------------------------------------------------
 
-    def _positions(self, ids: Any) -> NDArray[np.int64]:
-        """Positions in `ids_` of pictures named by path or number, each once."""
-        check_is_fitted(self)
-        given = [ids] if isinstance(ids, str | int | np.integer) else list(ids)
-        if not given:
-            message = "no id is given; name at least one picture, as in ids_"
-            raise InputError(message)
-        numbers = {int(n): i for i, n in enumerate(self._training.numbers[self._choice.active])}
-        paths: dict[str, list[int]] = {}
-        for i, name in enumerate(self.ids_):
-            paths.setdefault(name, []).append(i)
-        found: set[int] = set()
-        for one in given:
-            places = [numbers[int(one)]] if _whole(one) and int(one) in numbers else paths.get(str(one), [])
-            if not places:
-                message = (
-                    f"the model does not stand on a picture {one!r}; its {len(self.ids_)} pictures are in ids_, "
-                    f"the first is {self.ids_[0]!r}"
-                )
-                raise InputError(message)
-            found.update(places)
-        return np.array(sorted(found))
+    def _found(self, ids: Any) -> list[list[int]]:
+        """Positions in `ids_` of the pictures that each id means, of a model that can be edited."""
+        self._check_pictures()
+        return find_pictures(ids, self.ids_, self._training.numbers[self._choice.active])
 
     def _hashes(self, places: NDArray) -> list[str]:
         return pictures_digest(self._training.pictures.select(self._choice.active[places]).pixels)
 
     def _named(self, loaded: Pictures) -> tuple[list[str], NDArray[np.int64]]:
         """Ids and numbers of new pictures: their paths, or, of arrays, the next numbers."""
+        if not len(loaded):
+            message = "there is no picture to add"
+            raise InputError(message)
         numbers = self._next_number + np.arange(len(loaded))
-        if loaded.ids == [str(i) for i in range(len(loaded))]:
+        if all(name.isdecimal() for name in loaded.ids):  # positions in an array
             return [str(number) for number in numbers], numbers
         known = set(self.ids_)
         for name in loaded.ids:
             if name in known:
-                message = f"the model already stands on a picture {name!r}; forget it first, or relabel it"
+                message = (
+                    f"the model already stands on a picture {name!r}; relabel or forget that one, or give the new one "
+                    "another name"
+                )
                 raise InputError(message)
         return loaded.ids, numbers
 
+    def _like_ours(self, pixels: Tensor) -> Tensor:
+        """New pixels in the type of the model's own."""
+        ours = self._training.pictures.pixels.dtype
+        if pixels.dtype != ours and torch.uint8 in (pixels.dtype, ours):
+            message = (
+                f"the new pictures are {pixels.dtype}, but those of the model {ours}, which have another scale; give "
+                "them as the others were given"
+            )
+            raise InputError(message.replace("torch.", ""))
+        return pixels.to(ours)
+
     def _check(self, choice: Choice, ids: list[str]) -> None:
         """Refuse what could not be fitted."""
-        weights = choice.sample_weight
-        if weights.shape != (len(ids),) or not np.isfinite(weights).all():
-            message = f"weights are {weights.shape} for {len(ids)} pictures; give one finite number for each"
-            raise InputError(message)
-        check_weights(weights, ids)
+        check_weights(choice.sample_weight, ids)
         self._check_labels(choice.labels, ids)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _joined(old: NDArray, new: NDArray) -> NDArray:
-    """Labels one after the other, refused if one kind is text and the other numbers."""
-    new = new.reshape(len(new), *old.shape[1:]) if old.ndim > 1 or new.ndim > 1 else new
-    if (old.dtype.kind in "biuf") != (new.dtype.kind in "biuf"):
-        message = f"the new label {new.flat[0]!r} is of another kind than those of the model, such as {old.flat[0]!r}"
-        raise InputError(message)
-    return np.concatenate([old, new])

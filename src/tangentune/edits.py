@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.model import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.system import System, build, refresh, residual
+from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
@@ -70,6 +72,18 @@ class State:
         return len(self.choice.active)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What taking an edit back needs: its name, the choice before; the rest only where the feature map changed."""
+
+    edit: str
+    choice: Choice
+    training: TrainingSet | None = None
+    feature_map: TangentMap | None = None
+    task: TaskVector | None = None
+
+
 def solved(training: TrainingSet, choice: Choice, encode: Encode, damping: float) -> State:
     """Solve from the kernel; cost n^3."""
     encoded, index = encode(choice.labels, choice.sample_weight), torch.from_numpy(choice.active)
@@ -99,8 +113,19 @@ def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet |
     changed = len(state) - kept + len(choice.active) - kept
     if changed * LARGE_SHARE > len(choice.active):
         return solved(training, choice, encode, state.system.damping)
-    encoded = encode(choice.labels, choice.sample_weight)
-    system = state.system
+    try:
+        system = _updated(state, choice, stays, encode(choice.labels, choice.sample_weight), training)
+    except torch.linalg.LinAlgError:  # so ill-conditioned that a corner of the inverse is not positive definite
+        return solved(training, choice, encode, state.system.damping)
+    error = residual(system)
+    if not error <= DRIFT:
+        system = refresh(system)
+        error = residual(system)
+    return State(training, choice, system, error)
+
+
+def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, training: TrainingSet) -> System:
+    system, kept = state.system, int(stays.sum())
     if kept < len(state):
         system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
     if kept < len(choice.active):
@@ -109,12 +134,7 @@ def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet |
         blank = rows.new_zeros(len(new), system.targets.shape[1])
         system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
     system = reweight(system, encoded.weights.to(system.weights))
-    system = retarget(system, encoded.targets.to(system.targets))
-    error = residual(system)
-    if error > DRIFT:
-        system = refresh(system)
-        error = residual(system)
-    return State(training, choice, system, error)
+    return retarget(system, encoded.targets.to(system.targets))
 
 
 def verification(system: System) -> float:

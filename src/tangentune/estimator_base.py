@@ -107,6 +107,7 @@ class AbstractTangentEstimator(AbstractSolved):
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
             labels = self._read_labels(pictures)
+            self._check_options(labels)
             self._warn(pictures, labels)
             encoded = self._encode(labels, given)
             check_weights(encoded.weights.numpy(), pictures.ids)
@@ -128,11 +129,12 @@ class AbstractTangentEstimator(AbstractSolved):
             self.task_vector_ = None if expansion is None else expansion.task
             self.outer_selection_ = moves
             with meter.stage("system"):
-                self._room = settings.memory_budget // ROWS_SHARE
+                self._room, self._seed = settings.memory_budget // ROWS_SHARE, settings.seed
                 training = first_set(used, kept, points, fitted.factor.kernel, fitted.rows, self._room)
                 if len(used) < len(pictures):  # pictures of weight 0: known, but without a say
                     rest = np.flatnonzero(encoded.weights.numpy() == 0)
-                    training = extend(training, fitted.model.map, self._opened, pictures.select(rest), rest)
+                    others = pictures.select(rest)
+                    training = extend(training, fitted.model.map, self._opened, others, rest, self._room)
                 chosen = Choice(np.argsort(training.numbers), labels, given)
                 self._publish(solved(training, chosen, self._encode, self.damping_))
         self.fit_report_ = meter.report() | {

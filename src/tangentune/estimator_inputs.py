@@ -18,7 +18,8 @@ def load_vectors(estimator: Any, X: Any, y: Any, labelled: bool, reset: bool) ->
         X, y = X.pixels, X.labels if y is None else y
     X = X.numpy() if isinstance(X, Tensor) else X
     if labelled:
-        X, y = validate_data(estimator, X, y, dtype="numeric", multi_output=True, y_numeric=False, ensure_min_samples=2)
+        rules: dict[str, Any] = {"multi_output": True, "y_numeric": False, "ensure_min_samples": 2 if reset else 1}
+        X, y = validate_data(estimator, X, y, dtype="numeric", reset=reset, **rules)
     else:
         X, y = validate_data(estimator, X, dtype="numeric", reset=reset), None
     X = X if X.dtype.kind == "f" else X.astype(np.float64)

@@ -107,12 +107,13 @@ class AbstractExplained(AbstractTangentEstimator):
                 solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior.
 
         Returns:
-            (n,); s^2 is the noise variance, here the mean squared leave-one-out error of an output.
+            (n,); s^2 is the noise variance, here the weighted mean squared leave-one-out error of an output.
 
         Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
         """
         system = self._solved().system
-        noise = float((system.targets - exact.loo(system)).square().mean())
+        errors = (system.targets - exact.loo(system)).square().mean(1)
+        noise = max(float(system.weights @ errors / system.weights.sum()), torch.finfo(torch.float64).tiny)
         if X is None:
             return (exact.unique_information(system) * system.damping / (2 * noise)).cpu().numpy()
         found = [(exact.unique_information(system, k), len(k)) for k, _ in self._crossed(X)]
@@ -181,11 +182,8 @@ class AbstractExplained(AbstractTangentEstimator):
             excess.
         """
         system = self._solved().system
-        known = np.sort(loo_variance(system).cpu().numpy())
         found = [variance(system, k, own_diagonal(self.model_.map, rows)) for k, rows in self._crossed(X)]
-        values = torch.cat(found).cpu().numpy()
-        share = np.searchsorted(known, values, side="right") / len(known)
-        return share + np.maximum(values / known[-1] - 1, 0)
+        return ood_scores(system, torch.cat(found))
 
     # -- shared by subclasses --------------------------------------------------------------------------------------
 
@@ -216,7 +214,15 @@ class AbstractExplained(AbstractTangentEstimator):
             for start in range(0, len(pictures), step):
                 source = self._opened(pictures.select(slice(start, start + step)))
                 rows = collect_rows(feature_map, partial(source.portions, None), source.count)
-                yield cross(training, feature_map, self._opened, rows)[:, active], rows
+                yield cross(training, feature_map, self._reading, rows)[:, active], rows
+
+
+def ood_scores(system: System, variances: Tensor) -> NDArray[np.float64]:
+    """Posterior variances of new pictures as `ood_score` gives them: ranks among those of pictures left out, (m,)."""
+    known = np.sort(loo_variance(system)[system.weights > 0].cpu().numpy())
+    values = variances.cpu().numpy()
+    share = np.searchsorted(known, values, side="right") / len(known)
+    return share + np.maximum(values / known[-1] - 1, 0)
 
 
 def check_folds(count: int, n: int) -> None:

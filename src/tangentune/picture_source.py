@@ -25,9 +25,12 @@ def picture_source(pictures: Pictures, backbone: Backbone, batch: int, points: t
     return Source(len(pictures), batches, points)
 
 
-def with_progress(source: Source, verbose: int) -> Iterator[Tensor]:
-    """All batches in order, with a progress bar."""
-    with tqdm(total=source.count, desc="predicting", unit="picture", delay=1.0, disable=not verbose) as bar:
-        for x in source.batches(None):
+def with_progress(
+    source: Source, verbose: int, label: str = "predicting", index: list[int] | None = None
+) -> Iterator[Tensor]:
+    """Batches of all pictures or some, in order, with a progress bar where there are several."""
+    total = source.count if index is None else len(index)
+    with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=not verbose or total == 1) as bar:
+        for x in source.batches(index):
             yield x
             bar.update(len(x))

@@ -20,6 +20,7 @@ from tangentune.errors import InputError
 from tangentune.expansion import Expansion
 from tangentune.explained import check_folds
 from tangentune.feature_rows import own_diagonal, own_kernel
+from tangentune.likelihoods import LEAST_SQUARES
 from tangentune.solvers.leave_out import loo
 from tangentune.solvers.posterior import covariance, noise_variance, sample, variance
 from tangentune.work import Settings
@@ -54,6 +55,11 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
             message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
             raise InputError(message)
         return values
+
+    def _check_options(self, labels: NDArray) -> None:
+        if self.likelihood != LEAST_SQUARES:
+            message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
+            raise InputError(message)
 
     def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         return []

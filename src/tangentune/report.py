@@ -69,21 +69,22 @@ def render_report(model: Any) -> str:
         "stages": tables.stage_rows(facts),
     }
     context |= _classification(model, facts) if facts.classification else _regression(model)
-    return _environment().get_template("report.html.j2").render(context)
+    return environment().get_template("report.html.j2").render(context)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of every page, with the filters they use."""
     folder = Path(__file__).parent / "templates"
-    environment = Environment(
+    templates = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    environment.filters["shortened"] = _shortened
-    return environment
+    templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    templates.filters["shortened"] = _shortened
+    return templates
 
 
 def _shortened(path: str, length: int = 22) -> str:

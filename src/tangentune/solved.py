@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from tangentune.backbone import Backbone
 from tangentune.data import Pictures
-from tangentune.edits import Choice, Encoded, State, solved
+from tangentune.edits import Choice, Encoded, State, Step, solved
+from tangentune.errors import InputError
 from tangentune.fitting import Fitted
 from tangentune.memory import warm_pages
 from tangentune.model import TangentModel
-from tangentune.picture_source import picture_source
+from tangentune.picture_source import picture_source, with_progress
 from tangentune.solvers.system import System
 from tangentune.training_set import TrainingSet, primal, with_rows
 from tangentune.work import Source
@@ -27,15 +29,22 @@ class AbstractSolved(BaseEstimator):
 
     augment: str | None
     batch_size: int
+    verbose: int
     _training: TrainingSet
     _choice: Choice
     _system: System | None  # None: a loaded model's, until it is asked for
     _error: float  # of the system's inverse, relative
     _room: int  # bytes that the rows of the training set may take
+    _seed: int  # of the probes and the outer steps
+    _undo: list[Step]
 
     @abstractmethod
     def _read_labels(self, pictures: Pictures) -> NDArray:
         """The labels of some pictures, refused if this estimator cannot use them."""
+
+    @abstractmethod
+    def _check_options(self, labels: NDArray) -> None:
+        """Refuse options that no fit to these labels can follow."""
 
     @abstractmethod
     def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
@@ -101,16 +110,31 @@ class AbstractSolved(BaseEstimator):
                 training = self._with_rows()
                 dual = training.kernel.new_zeros(len(training), len(self.intercept_))
                 dual[torch.from_numpy(state.choice.active)] = state.system.dual
-                self.model_ = primal(training, feature_map, self._opened, dual, state.system.bias)
+                self.model_ = primal(training, feature_map, self._reading, dual, state.system.bias)
             self._stale = False
         return self.model_
 
     def _with_rows(self) -> TrainingSet:
         """The training set, its rows in memory from now on if they fit."""
-        check_is_fitted(self)
+        self._check_pictures()
         with warm_pages(), torch.no_grad():
-            self._training = with_rows(self._training, self.model_.map, self._opened, self._room)
+            self._training = with_rows(self._training, self.model_.map, self._reading, self._room)
         return self._training
+
+    def _check_pictures(self) -> None:
+        """Refuse what needs the training pictures where a loaded model has none."""
+        check_is_fitted(self)
+        if not self._training.has_pictures:
+            message = (
+                "this model was saved without its pictures, which explanations of new pictures and edits need; fit it "
+                "again and save it with them"
+            )
+            raise InputError(message)
+
+    def _reading(self, pictures: Pictures, points: tuple[int, ...]) -> Source:
+        """Training pictures as inputs, with a progress bar."""
+        source, label = self._opened(pictures, points), "reading the training pictures"
+        return replace(source, batches=lambda index: with_progress(source, self.verbose, label, index))
 
     def _opened(
         self, pictures: Pictures, points: tuple[int, ...] | None = None, backbone: Backbone | None = None

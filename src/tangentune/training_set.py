@@ -53,6 +53,11 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def has_pictures(self) -> bool:
+        """False for the set of a model that was saved without them: its rows cannot be taken."""
+        return self.pictures.pixels.numel() > 0
+
 
 Opened = Callable[[Pictures, tuple[int, ...]], Source]  # pictures as network inputs
 
@@ -95,16 +100,20 @@ def first_set(
 
 
 def extend(
-    training: TrainingSet, feature_map: TangentMap, opened: Opened, pictures: Pictures, numbers: NDArray
+    training: TrainingSet, feature_map: TangentMap, opened: Opened, pictures: Pictures, numbers: NDArray, room: int
 ) -> TrainingSet:
-    """The set with more pictures at its end, their rows taken at the feature map's own network."""
+    """The set with more pictures of its type at its end, their rows taken at the feature map's own network.
+
+    Rows that were kept still are, if all fit into `room` bytes.
+    """
     points = (-1,) * len(pictures)
     source = opened(pictures, points)
     new = collect_rows(feature_map, lambda: source.portions(None), len(pictures))
     between, own = cross(training, feature_map, opened, new), own_kernel(feature_map, new)
     kernel = torch.cat([torch.cat([training.kernel, between.T], 1), torch.cat([between, own], 1)])
-    rows = None if training.rows is None else join_rows(training.rows, new)
-    pixels = torch.cat([training.pictures.pixels, pictures.pixels.to(training.pictures.pixels.dtype)])
+    keep = training.rows is not None and training.rows.nbytes + new.nbytes <= room
+    rows = join_rows(training.rows, new) if keep and training.rows is not None else None
+    pixels = torch.cat([training.pictures.pixels, pictures.pixels])
     joined = Pictures(pixels, None, training.pictures.ids + pictures.ids, training.pictures.skipped)
     return TrainingSet(joined, np.concatenate([training.numbers, numbers]), training.points + points, kernel, rows)
 

@@ -17,7 +17,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.labelled import INTERCEPT, Labelled, held_out_loss, labelled
+from tangentune.solvers.calibrate import Calibration, calibrated, fit_calibration
+from tangentune.solvers.labelled import INTERCEPT, Labelled, labelled
 from tangentune.solvers.softmax_gaussian import softmax_gaussian
 
 SCALES = 1.0, 10.0, 100.0  # tried first, in units of the centred kernel's mean diagonal
@@ -41,7 +42,9 @@ class DirichletSolution:
         classes: (n,) class positions.
         scale: what multiplies the kernel.
         pseudocount: e, the prior count of every class.
-        loo: (n, C) probabilities of every picture by the problem without it, exact at this scale and pseudocount.
+        calibration: temperature and offsets for the logarithms of the probabilities, from leave-one-out.
+        loo: (n, C) calibrated probabilities of every picture by the problem without it, exact but for the choice of
+            scale, pseudocount and calibration.
     """
 
     dual: Tensor
@@ -51,6 +54,7 @@ class DirichletSolution:
     classes: Tensor
     scale: float
     pseudocount: float
+    calibration: Calibration
     loo: Tensor
 
 
@@ -90,10 +94,10 @@ def fit_dirichlet(
         (True, True)
     """
     problem = labelled(kernel, classes, count, weights)
+    if any(given is not None and not given > 0 for given in (scale, pseudocount)):
+        message = f"scale and pseudocount must be positive, got {scale} and {pseudocount}"
+        raise InputError(message)
     if scale is not None and pseudocount is not None:
-        if not (scale > 0 and pseudocount > 0):
-            message = f"scale and pseudocount must be positive, got {scale} and {pseudocount}"
-            raise InputError(message)
         return _solve(problem, scale, pseudocount)
     return _search(problem, scale, pseudocount)
 
@@ -107,9 +111,9 @@ def predict_dirichlet(solution: DirichletSolution, cross: Tensor, own: Tensor) -
         own: (m,) kernel of each new picture with itself.
 
     Returns:
-        Mean of the softmax over the latents' posterior; cost m n^2.
+        Mean of the softmax over the latents' posterior, calibrated; cost m n^2.
     """
-    return softmax_gaussian(*latents(solution, cross, own))
+    return calibrated(solution.calibration, _logs(softmax_gaussian(*latents(solution, cross, own))))
 
 
 def latents(solution: DirichletSolution, cross: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +147,15 @@ def _solve(problem: Labelled, scale: float, pseudocount: float) -> DirichletSolu
     diagonal = inverse.diagonal()[:, None] + updates.square() @ member
     mean = targets - solved / diagonal / roots[:, None]
     variance = (1 / diagonal - noise).clamp_min(0) / problem.weights[:, None]
-    loo = softmax_gaussian(mean, variance)
-    return DirichletSolution(roots[:, None] * solved, inverse, updates, roots, problem.classes, scale, pseudocount, loo)
+    loo = _logs(softmax_gaussian(mean, variance))
+    calibration = fit_calibration(loo, problem.classes, problem.weights)
+    loo = calibrated(calibration, loo)
+    dual = roots[:, None] * solved
+    return DirichletSolution(dual, inverse, updates, roots, problem.classes, scale, pseudocount, calibration, loo)
+
+
+def _logs(proba: Tensor) -> Tensor:
+    return proba.clamp_min(1e-300).log()
 
 
 def _search(problem: Labelled, scale: float | None, pseudocount: float | None) -> DirichletSolution:
@@ -158,7 +169,7 @@ def _search(problem: Labelled, scale: float | None, pseudocount: float | None) -
         return s, e
 
     def loss(point: tuple[float, ...]) -> float:
-        return held_out_loss(problem, _solve(problem, *place(point)).loo.clamp_min(1e-300).log())
+        return _solve(problem, *place(point)).calibration.loss
 
     grid: list[tuple[float, ...]] = [()]
     for given, tried in ((pseudocount, PSEUDOCOUNTS), (scale, SCALES)):

@@ -135,8 +135,7 @@ def maximise_evidence(
     # The likelihood does not see a common factor of scales and damping: the mean of the logarithms stays put.
     logs[:-1] -= (logs - centre)[:-1].mean()
     scales, damping = place(logs)
-    squares, _ = _parts(kernels, targets, scales, damping, weights)
-    noise = damping * squares / (len(targets) - 1)
+    noise = damping * _parts(kernels, targets, scales, damping, weights)[0] / (len(targets) - 1)
     value = float(log_evidence(kernels, targets, scales, damping, weights))
     return Evidence(scales, float(damping), noise, value, int(found.nit))
 

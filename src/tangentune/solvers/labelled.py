@@ -1,4 +1,4 @@
-"""What the classification solvers share: the checked problem, the unit of the kernel's scale, the log-loss."""
+"""What the classification solvers share: the checked problem and the unit of the kernel's scale."""
 
 from __future__ import annotations
 
@@ -40,13 +40,7 @@ def labelled(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None
         InputError: fewer than two pictures or classes, a label that is no class, a kernel that is not finite, a
             weight that is not positive.
     """
-    n = len(kernel)
-    if n < 2 or count < 2 or len(classes) != n or not bool(((classes >= 0) & (classes < count)).all()):
-        message = (
-            f"classification needs at least two pictures, a label in 0..C-1 for each and at least two classes; got "
-            f"{n} pictures, {len(classes)} labels and {count} classes"
-        )
-        raise InputError(message)
+    check_classes(len(kernel), classes, count)
     if not bool(torch.isfinite(kernel).all()):
         message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
         raise InputError(message)
@@ -58,11 +52,15 @@ def labelled(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None
     return Labelled(kernel.double(), torch.nn.functional.one_hot(classes, count).double(), given, classes)
 
 
-def held_out_loss(problem: Labelled, logs: Tensor) -> float:
-    """Weighted mean log-loss of held-out log probabilities (n, C), one imaginary mistake added.
+def check_classes(n: int, classes: Tensor, count: int) -> None:
+    """N pictures have a label each that is one of `count` classes.
 
-    Without the mistake, as in `calibration.fit_temperature`, separable classes ask for infinite confidence.
+    Raises:
+        InputError: if not, or there are fewer than two of either.
     """
-    n, count = logs.shape
-    target = problem.labels * (n / (n + 1)) + 1 / ((n + 1) * count)
-    return float(-(problem.weights @ (target * logs).sum(1)) / problem.weights.sum())
+    if n < 2 or count < 2 or len(classes) != n or not bool(((classes >= 0) & (classes < count)).all()):
+        message = (
+            f"classification needs at least two pictures, a label in 0..C-1 for each and at least two classes; got "
+            f"{n} pictures, {len(classes)} labels and {count} classes"
+        )
+        raise InputError(message)

@@ -5,30 +5,28 @@ In coordinates u with `f = L u`, `L L^T` the prior's covariance, minus the log p
 least one, whatever the kernel's rank. At its mode `W = D - D R (R^T D R)^-1 R^T D`, D = diag(a p), R the identities
 of all classes stacked (Rasmussen and Williams 2006, section 3.5).
 
-Scale, temperature and spread are chosen by the log-loss of approximate leave-one-out predictions, which agree with
-real refits closely. Log evidence, the textbook's choice, is no guide on tangent kernels: Laplace's approximation is
-poor for large variances (Kuss and Rasmussen 2005), and averaging over its whole covariance leaves far too little
-confidence. The spread is therefore a share, fitted like the temperature.
+Scale and calibration are chosen by the log-loss of approximate leave-one-out predictions, which agree with real refits
+closely. Log evidence, the textbook's choice, is no guide on tangent kernels: Laplace's approximation is poor for large
+variances (Kuss and Rasmussen 2005), and averaging over its whole covariance leaves far too little confidence. The
+share of the covariance to believe is therefore fitted, as the temperature is.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.labelled import INTERCEPT, Labelled, held_out_loss, labelled
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.calibrate import Calibration, calibrated, fit_calibration
+from tangentune.solvers.labelled import INTERCEPT, Labelled, labelled
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
-TEMPERATURES = math.log(1e-2), math.log(1e2)
-SPREAD = 10.0  # prior variance in log odds that the search for the spread starts from
-SEARCHING, FINAL = 1e-4, 1e-9  # largest entry of the gradient
+SEARCHING, FINAL = 1e-5, 1e-13  # largest entry of the gradient, in units of the root's longest column
 STEPS, PASSES, HALVINGS = 100, 500, 40
 
 
@@ -42,8 +40,7 @@ class LaplaceSolution:
         shrink: (C, n, n) `E_c = (prior + D_c^-1)^-1`: what the data take off the prior of a class alone.
         joint: (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes.
         scale: what multiplies the kernel.
-        temperature: what divides the latents.
-        spread: share of the posterior covariance that probabilities are averaged over.
+        calibration: temperature, offsets and share of the latents' covariance, from leave-one-out.
         evidence: Laplace's log marginal likelihood.
         loo: (n, C) probabilities of every picture without its own observation, approximate.
     """
@@ -52,8 +49,7 @@ class LaplaceSolution:
     shrink: Tensor
     joint: Tensor
     scale: float
-    temperature: float
-    spread: float
+    calibration: Calibration
     evidence: float
     loo: Tensor
 
@@ -61,7 +57,7 @@ class LaplaceSolution:
 def fit_laplace(
     kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None = None, *, scale: float | None = None
 ) -> LaplaceSolution:
-    """Find the mode and its curvature; scale, temperature and spread by approximate leave-one-out log-loss.
+    """Find the mode and its curvature; scale and calibration by approximate leave-one-out log-loss.
 
     Args:
         kernel: (n, n) Gram matrix.
@@ -98,11 +94,11 @@ def fit_laplace(
         start = min(tried.items(), key=lambda item: abs(math.log(item[0] / at)))[1][1] if tried else None
         u = _mode(problem, _root(root, at), start, SEARCHING)
         mean, _ = _left_out(problem, _curvature(problem, at, _root(root, at) @ u))
-        tried[at] = _cooled(problem, mean)[0], u
+        tried[at] = fit_calibration(mean, problem.classes, problem.weights).loss, u
         return tried[at][0]
 
     if scale is None:
-        minimize_scalar(loss, bounds=REACH, method="bounded", options={"xatol": 0.2, "maxiter": 12})
+        minimize_scalar(loss, bounds=REACH, method="bounded", options={"xatol": 0.4, "maxiter": 12})
     else:
         loss(math.log(scale * problem.unit))
     best = min(tried, key=lambda at: tried[at][0])
@@ -119,9 +115,9 @@ def predict_laplace(solution: LaplaceSolution, cross: Tensor, own: Tensor) -> Te
         own: (m,) kernel of each new picture with itself.
 
     Returns:
-        Mean of the softmax over the latents' tempered posterior; cost m C n^2.
+        Mean of the softmax over the latents' posterior, calibrated; cost m C n^2.
     """
-    return _tempered(*latents(solution, cross, own), solution.temperature, solution.spread)
+    return calibrated(solution.calibration, *latents(solution, cross, own))
 
 
 def latents(solution: LaplaceSolution, cross: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,10 +136,6 @@ def _covariance(k: Tensor, prior: Tensor, shrink: Tensor, joint: Tensor) -> Tens
     return out
 
 
-def _tempered(mean: Tensor, covariance: Tensor, temperature: float, spread: float) -> Tensor:
-    return softmax_gaussian(mean / temperature, covariance * (spread / temperature**2))
-
-
 def _unscaled_root(problem: Labelled) -> Tensor:
     values, vectors = torch.linalg.eigh(problem.kernel)
     return vectors * values.clamp_min(0).sqrt()
@@ -154,9 +146,9 @@ def _root(root: Tensor, scale: float) -> Tensor:
     return torch.cat([math.sqrt(scale) * root, math.sqrt(INTERCEPT) * torch.ones_like(root[:, :1])], 1)
 
 
-def _mode(problem: Labelled, root: Tensor, start: Tensor | None, goal: float) -> Tensor:
+def _mode(problem: Labelled, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
     """Coordinates u (n + 1, C) of the mode: Newton steps by conjugate gradients, halved until the loss falls."""
-    weights = problem.weights[:, None]
+    weights, goal = problem.weights[:, None], precision * float(root.norm(dim=0).max())
     u = torch.zeros(root.shape[1], problem.labels.shape[1], dtype=root.dtype, device=root.device)
     u = u if start is None else start
 
@@ -251,31 +243,8 @@ def _left_out(problem: Labelled, at: _Curvature) -> tuple[Tensor, Tensor]:
     return at.latent - (cavity @ at.dual[:, :, None])[:, :, 0], (cavity + cavity.mT) / 2
 
 
-def _cooled(problem: Labelled, mean: Tensor) -> tuple[float, float]:
-    """Least held-out loss of softmax(mean / t), and t."""
-
-    def loss(log_temperature: float) -> float:
-        return held_out_loss(problem, torch.log_softmax(mean / math.exp(log_temperature), 1))
-
-    found: Any = minimize_scalar(loss, bounds=TEMPERATURES, method="bounded", options={"xatol": 1e-3})
-    return float(found.fun), math.exp(found.x)
-
-
 def _solution(problem: Labelled, scale: float, at: _Curvature) -> LaplaceSolution:
-    """Temperature and spread by leave-one-out; no spread unless it helps."""
-    mean, covariance = _left_out(problem, at)
-    plain, temperature = _cooled(problem, mean)
-    spread = 0.0
-
-    def loss(point: Tensor) -> float:
-        proba = _tempered(mean, covariance, math.exp(point[0]), math.exp(min(float(point[1]), 0.0)))
-        return held_out_loss(problem, proba.clamp_min(1e-300).log())
-
-    start = [math.log(temperature), min(0.0, math.log(SPREAD / (scale * problem.unit)))]
-    simplex = [start, [start[0] - 0.3, start[1]], [start[0], start[1] + 1]]
-    options = {"initial_simplex": simplex, "xatol": 0.02, "fatol": 1e-5, "maxfev": 60}
-    found: Any = minimize(loss, start, method="Nelder-Mead", options=options)
-    if found.fun < plain:
-        temperature, spread = math.exp(found.x[0]), math.exp(min(found.x[1], 0.0))
-    loo = _tempered(mean, covariance, temperature, spread)
-    return LaplaceSolution(at.dual, at.shrink, at.joint, scale, temperature, spread, at.evidence, loo)
+    held_out = _left_out(problem, at)
+    calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
+    loo = calibrated(calibration, *held_out)
+    return LaplaceSolution(at.dual, at.shrink, at.joint, scale, calibration, at.evidence, loo)

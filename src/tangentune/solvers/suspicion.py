@@ -1,8 +1,8 @@
 """Which labels look wrong: how far each is from what all other pictures predict in its place.
 
-The damping with the lowest leave-one-out error fits labels as they are given, mistakes included. Where some are
-wrong, more damping ranks the mistakes better: one mean eigenvalue of the kernel, at which a picture's signal is
-believed to be as large as its noise (measured in docs/results/label_mistakes.md).
+The damping with the lowest leave-one-out error fits labels as they are given, mistakes included. More damping, one
+mean eigenvalue of the kernel, at which a picture's signal is believed to be as large as its noise, brings a few more
+of the mistakes to the very top and ranks the rest as well (docs/results/label_mistakes.md).
 """
 
 from __future__ import annotations
