@@ -19,7 +19,7 @@ from torch import Tensor
 from tangentune.answers import Account, Answer, Explanation, Pull, label_text, short_number
 from tangentune.calibration import probabilities
 from tangentune.data import Pictures, pictures_digest
-from tangentune.explained import ood_scores
+from tangentune.explained import ood_scores, open_share
 from tangentune.feature_rows import own_diagonal
 from tangentune.likelihoods import LEAST_SQUARES
 from tangentune.solvers import leave_out as exact
@@ -31,7 +31,7 @@ from tangentune.solvers.system import System
 @final
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One picture as the problem sees it that answers: its kernel (1, N), scores (C,), variance (1,).
+    """One picture as the problem sees it that answers: its kernel (1, N), scores (C,), variance and prior variance (1,).
 
     `places` are positions of the problem's pictures in `ids_`; `same` those of training pictures left out of it.
     """
@@ -40,6 +40,7 @@ class _Asked:
     kernel: Tensor
     scores: Tensor
     variance: Tensor
+    own: Tensor
     places: NDArray[np.int64]
     same: list[int]
 
@@ -72,7 +73,7 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
                 accounts = tuple(_number(model, asked, k, top) for k in range(len(asked.scores)))
                 answers = tuple(account.answer for account in accounts)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
-            distance = float(ood_scores(whole, asked.variance)[0])
+            distance = float(ood_scores(whole, open_share(asked.variance, asked.own))[0])
             out.append(Explanation(pictures.ids[i], i, given, answers, distance, accounts))
     return out
 
@@ -90,7 +91,7 @@ def _asked(system: System, kernel: Tensor, own: Tensor, same: list[int]) -> _Ask
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
     scores = (kernel @ system.dual + system.bias)[0]
-    return _Asked(system, kernel, scores, variance(system, kernel, own), rest, same)
+    return _Asked(system, kernel, scores, variance(system, kernel, own), own, rest, same)
 
 
 def _ranked_classes(model: Any, asked: _Asked, proba: NDArray | None) -> tuple[Answer, ...]:

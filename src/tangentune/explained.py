@@ -171,8 +171,8 @@ class AbstractExplained(AbstractTangentEstimator):
     def ood_score(self, X: Any) -> NDArray[np.float64]:
         """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.
 
-        The exact posterior variance of the answer, directions outside the data included, as the share of training
-        pictures that had a smaller one when they were left out.
+        The share of the prior variance of the answer that the training pictures leave open, directions outside the
+        data included, as the share of training pictures that had a smaller one when they were left out. Both exact.
 
         Args:
             X: m pictures, as in `predict`.
@@ -182,7 +182,10 @@ class AbstractExplained(AbstractTangentEstimator):
             excess.
         """
         system = self._solved().system
-        found = [variance(system, k, own_diagonal(self.model_.map, rows)) for k, rows in self._crossed(X)]
+        found: list[Tensor] = []
+        for kernel, rows in self._crossed(X):
+            own = own_diagonal(self.model_.map, rows)
+            found.append(open_share(variance(system, kernel, own), own))
         return ood_scores(system, torch.cat(found))
 
     # -- shared by subclasses --------------------------------------------------------------------------------------
@@ -217,12 +220,18 @@ class AbstractExplained(AbstractTangentEstimator):
                 yield cross(training, feature_map, self._reading, rows)[:, active], rows
 
 
-def ood_scores(system: System, variances: Tensor) -> NDArray[np.float64]:
-    """Posterior variances of new pictures as `ood_score` gives them: ranks among those of pictures left out, (m,)."""
-    known = np.sort(loo_variance(system)[system.weights > 0].cpu().numpy())
-    values = variances.cpu().numpy()
-    share = np.searchsorted(known, values, side="right") / len(known)
-    return share + np.maximum(values / known[-1] - 1, 0)
+def open_share(variance: Tensor, own: Tensor) -> Tensor:
+    """Posterior variance as a share of the prior one `k(x, x)`, (m,); a picture whose rows are all zero has 1."""
+    return torch.where(own > 0, variance / own.clamp_min(1e-300), 1.0)
+
+
+def ood_scores(system: System, shares: Tensor) -> NDArray[np.float64]:
+    """Open shares of new pictures as `ood_score` gives them: ranks among those of pictures left out, (m,)."""
+    kept = system.weights > 0
+    known = np.sort(open_share(loo_variance(system)[kept], system.kernel.diagonal()[kept]).cpu().numpy())
+    values = shares.cpu().numpy()
+    rank = np.searchsorted(known, values, side="right") / len(known)
+    return rank + np.maximum(values / known[-1] - 1, 0)
 
 
 def check_folds(count: int, n: int) -> None:

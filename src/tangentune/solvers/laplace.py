@@ -87,22 +87,8 @@ def fit_laplace(
     if scale is not None and not scale > 0:
         message = f"scale is {scale}; it must be positive"
         raise InputError(message)
-    tried: dict[float, tuple[float, Tensor]] = {}
-
-    def loss(log_scale: float) -> float:
-        at = math.exp(log_scale) / problem.unit
-        start = min(tried.items(), key=lambda item: abs(math.log(item[0] / at)))[1][1] if tried else None
-        u = _mode(problem, _root(root, at), start, SEARCHING)
-        mean, _ = _left_out(problem, _curvature(problem, at, _root(root, at) @ u))
-        tried[at] = fit_calibration(mean, problem.classes, problem.weights).loss, u
-        return tried[at][0]
-
-    if scale is None:
-        minimize_scalar(loss, bounds=REACH, method="bounded", options={"xatol": 0.4, "maxiter": 12})
-    else:
-        loss(math.log(scale * problem.unit))
-    best = min(tried, key=lambda at: tried[at][0])
-    u = _mode(problem, _root(root, best), tried[best][1], FINAL)
+    best = _search(problem, root) if scale is None else scale
+    u = _mode(problem, _root(root, best), None, FINAL)  # from afar: the same bits when the scale is given again
     return _solution(problem, best, _curvature(problem, best, _root(root, best) @ u))
 
 
@@ -134,6 +120,22 @@ def _covariance(k: Tensor, prior: Tensor, shrink: Tensor, joint: Tensor) -> Tens
     out = torch.einsum("cnm,dnm->mcd", coupled, coupled)
     out.diagonal(dim1=1, dim2=2).add_(prior[:, None] - torch.einsum("cnm,mn->mc", moved, k))
     return out
+
+
+def _search(problem: Labelled, root: Tensor) -> float:
+    """The scale of least held-out loss, each mode started from the nearest one known."""
+    tried: dict[float, tuple[float, Tensor]] = {}
+
+    def loss(log_scale: float) -> float:
+        at = math.exp(log_scale) / problem.unit
+        start = min(tried.items(), key=lambda item: abs(math.log(item[0] / at)))[1][1] if tried else None
+        u = _mode(problem, _root(root, at), start, SEARCHING)
+        mean, _ = _left_out(problem, _curvature(problem, at, _root(root, at) @ u))
+        tried[at] = fit_calibration(mean, problem.classes, problem.weights).loss, u
+        return tried[at][0]
+
+    minimize_scalar(loss, bounds=REACH, method="bounded", options={"xatol": 0.4, "maxiter": 12})
+    return min(tried, key=lambda at: tried[at][0])
 
 
 def _unscaled_root(problem: Labelled) -> Tensor:
