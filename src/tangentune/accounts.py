@@ -31,7 +31,7 @@ from tangentune.solvers.system import System
 @final
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One picture as the problem sees it that answers: its kernel (1, N), scores (C,), variance and prior variance (1,).
+    """One picture as the problem sees it that answers: kernel (1, N), scores (C,), variance and prior variance.
 
     `places` are positions of the problem's pictures in `ids_`; `same` those of training pictures left out of it.
     """
