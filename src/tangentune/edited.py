@@ -57,7 +57,7 @@ class AbstractEdited(AbstractExplained):
         self._check(choice, [self.ids_[i] for i in rest])
         return self._forget_strictly(pictures, choice) if strict else self._edit("forget", pictures, choice)
 
-    def forget_class(self, name: Any) -> Self:
+    def forget_class(self, name: Any, *, strict: bool = False) -> Self:
         """Take a whole class out, with its column of scores; as `forget` of its pictures."""
         check_is_fitted(self)
         classes = getattr(self, "classes_", np.empty(0))
@@ -70,7 +70,7 @@ class AbstractEdited(AbstractExplained):
             message = f"there is no class {shown} to forget; the classes are: {', '.join(map(str, known))}"
             raise InputError(message)
         members = self._choice.active[self.targets_ == classes[known.index(name)]]
-        return self.forget(self._training.numbers[members])
+        return self.forget(self._training.numbers[members], strict=strict)
 
     def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Add pictures, of known classes or new ones.

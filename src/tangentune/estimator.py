@@ -166,9 +166,9 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         kept = weights > 0
         self.temperature_ = fit_temperature(scores[kept], positions[kept], weights[kept])
         self.loo_predictions_, proba = scores.numpy(), probabilities(scores, self.temperature_)
-        self._likelihood, self.likelihood_ = None, {}
-        if self.likelihood != LEAST_SQUARES:
-            self._likelihood = fit_likelihood(self.likelihood, state.system)
+        self._likelihood = None
+        if self.likelihood != LEAST_SQUARES:  # after the fit its parameters stay, as the damping does
+            self._likelihood = fit_likelihood(self.likelihood, state.system, self.likelihood_)
             self.likelihood_ = parameters(self._likelihood)
             proba = loo_likelihood(self._likelihood, state.system).cpu()
         self.loo_proba_ = proba.numpy()

@@ -33,6 +33,7 @@ class AbstractSolved(BaseEstimator):
     _training: TrainingSet
     _choice: Choice
     _system: System | None  # None: a loaded model's, until it is asked for
+    likelihood_: dict[str, float]  # of a classifier: what the search of its likelihood found
     _error: float  # of the system's inverse, relative
     _room: int  # bytes that the rows of the training set may take
     _seed: int  # of the probes and the outer steps
@@ -63,6 +64,7 @@ class AbstractSolved(BaseEstimator):
         choice, feature_map = fitted.scored.choice, fitted.model.map
         self.backbone_, self.model_, self._stale = backbone, fitted.model, False
         self.edits_, self._undo, self._next_number = [], [], len(pictures)
+        self.likelihood_ = {}
         self.damping_, self.relative_damping_ = fitted.scored.damping, fitted.scored.relative_damping
         self.metric_power_, self.normalize_, self.body_scale_ = choice.power, choice.normalize, choice.body_scale
         scales = {block: choice.body_scale * scale for block, scale in feature_map.block_scales.items()}
