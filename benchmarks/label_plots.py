@@ -49,6 +49,7 @@ def retraining_figure(exact: Sequence[Sequence[float]], halves: Sequence[Sequenc
         left.axline((0, 0), slope=1, color=MUTED, linewidth=0.8)
         left.set_title("linearised model, one picture left out", loc="left", fontsize=9)
         left.set(xlabel="predicted effect on scores", ylabel="effect of solving anew")
+        left.locator_params(nbins=5)
         right.plot(*halves, "o", color=COLOURS[1], markersize=3, alpha=0.35)
         right.axline((0, 0), slope=1, color=MUTED, linewidth=0.8)
         right.set_title(f"fine-tuning on random halves; {method}", loc="left", fontsize=9)
