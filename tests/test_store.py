@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tangentune import _directories, _json, store
 from tangentune import _model_files as files
+from tangentune._model_files import ENVELOPE
 from tangentune.errors import InputError, StoreError
 from tangentune.store import check_destination, read_config, read_model, write_model
 
@@ -67,7 +68,7 @@ def test_round_trip_is_exact(model: Path) -> None:
 @settings(max_examples=20, deadline=None)
 @given(
     st.dictionaries(
-        st.text(min_size=1, max_size=5).filter(lambda s: s.isidentifier() and s != "tensors"),
+        st.text(min_size=1, max_size=5).filter(lambda s: s.isidentifier() and s not in ENVELOPE),
         st.one_of(
             st.none(),
             st.booleans(),
