@@ -24,7 +24,7 @@ from benchmarks.datasets import DataMissing, cifar10, few_shot, held_out
 from benchmarks.record import record
 from tangentune import TangentClassifier, load_backbone, load_pictures
 
-SIZE, PICTURES, TEST, SHARE, EDITS = 96, 2000, 100, 0.01, 5
+SIZE, PICTURES, TEST, SHARE, EDITS = 96, 2000, 100, 0.01, 9
 
 
 def measure(runs: int) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def measure(runs: int) -> dict[str, Any]:
     data, backbone = cifar10(), load_backbone("mobilenet_v2").with_size(SIZE)
     chosen, test = few_shot(data.train_labels, PICTURES // 10, seed=0), held_out(len(data.test), TEST)
     pictures = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
-    held = load_pictures(data.test[test], contract=backbone.contract)
+    held = load_pictures(data.test[test], contract=backbone.contract, need_labels=False)
     seconds: dict[str, list[float]] = {}
 
     def timed(name: str, function: Callable[[], Any]) -> Any:

@@ -134,7 +134,8 @@ def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, tra
         blank = rows.new_zeros(len(new), system.targets.shape[1])
         system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
     system = reweight(system, encoded.weights.to(system.weights))
-    return retarget(system, encoded.targets.to(system.targets))
+    targets = encoded.targets.to(system.targets)
+    return system if torch.equal(targets, system.targets) else retarget(system, targets)
 
 
 def verification(system: System) -> float:

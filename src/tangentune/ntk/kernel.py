@@ -81,7 +81,17 @@ def tangent_kernel(
 
 
 def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
-    """`k(x, x)` of every input and output, (n, C) in float64; (n, 1) for "shared". Cost: no products over pairs."""
+    """`k(x, x)` of every input and output, (n, C) in float64; (n, 1) for "shared". Cost: no products over pairs.
+
+    Raises:
+        InputError: an input is not finite.
+
+    Example:
+        >>> from tangentune.ntk.rows import survey_rows
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> kernel_diagonal(survey_rows(torch.nn.Linear(2, 1), x), x)
+        tensor([[26.]], dtype=torch.float64)
+    """
     check_outputs(outputs)
     x = rows.prepare(x)
     parts = []
