@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from scipy.optimize import minimize_scalar
@@ -103,5 +103,5 @@ def _maximise(f: Callable[[float], float], low: float, high: float) -> float:
     step = (high - low) / (GRID - 1)
     best = max((low + i * step for i in range(GRID)), key=f)
     bounds = (max(low, best - step), min(high, best + step))
-    found = minimize_scalar(lambda z: -f(z), bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    return float(found.x) if -found.fun >= f(best) else best
+    found: Any = minimize_scalar(lambda z: -f(z), bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    return max(float(found.x), best, key=f)

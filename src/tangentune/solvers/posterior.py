@@ -122,7 +122,7 @@ def loo_variance(system: System) -> Tensor:
     for i in torch.nonzero((explained.reshape(pictures, width) < CANCELLATION).any(1))[:, 0].tolist():
         own = rows[i]
         seen = covariance(system, system.kernel[own], system.kernel[own][:, own])
-        leverage = torch.eye(width, dtype=seen.dtype, device=seen.device) - system.weights[own, None] * seen / system.damping
+        leverage = torch.eye(width).to(seen) - system.weights[own, None] * seen / system.damping
         out[own] = torch.linalg.solve(leverage.T, seen.T).T.diagonal()
     return out.clamp_min(0)
 
