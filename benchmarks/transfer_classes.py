@@ -9,8 +9,6 @@ predictions. 2,000 test pictures. About 8 minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -32,7 +30,7 @@ from benchmarks.transfer_methods import (
     timed,
     train_source,
 )
-from tangentune.heads import probe_head, random_head
+from tangentune.heads import probe_head
 from tangentune.ntk import NTKGaussianProcess
 
 NAME, SEEDS, SHOTS, CLASSES = "transfer_classes", range(3), (2, 5, 10, 20), 5
@@ -87,17 +85,10 @@ def predictions(
     def from_probe(x: Tensor, labels: Tensor) -> nn.Module:
         return nn.Sequential(body, probe_head(body(x), labels))
 
-    def from_fresh_head(*_: Tensor) -> nn.Module:
-        return nn.Sequential(body, random_head(64, CLASSES, seed=seed))
-
-    def tuned(start: Callable[[Tensor, Tensor], nn.Module]) -> Prediction:
-        return fine_tune(start, x, labels, new, TUNING, Classification(), seed)
-
     return {
         "tangent GP": timed(lambda: process_prediction(old.adapt(x, y, scales="ratio"), new)),
         "tangent GP, own ratio": timed(lambda: tangent_process(network, x, y, new, **SHARED)),
-        "fine-tuning, all layers": timed(lambda: tuned(from_probe)),
-        "fine-tuning, fresh head": timed(lambda: tuned(from_fresh_head)),
+        "fine-tuning, all layers": timed(lambda: fine_tune(from_probe, x, labels, new, TUNING, Classification(), seed)),
         "last layer, Bayesian": timed(lambda: feature_process(body(x), y, body(new), "linear")),
         "RBF GP on features": timed(lambda: feature_process(body(x), y, body(new), "rbf")),
     }
