@@ -34,7 +34,7 @@ class Approximation:
     Attributes:
         weights: whose posterior it is: "last_layer", "all" or "subnetwork".
         structure: of the curvature: "full", "kron", "diag", "lowrank", "gp" (function space) or "ella" (Nystroem).
-        backend: what calculates the curvature; see `laplace.curvature`.
+        backend: what calculates the curvature, see `laplace.curvature`; None is the approximation's own.
         freeze_norms: leave the affine parameters of batch norms out, where the backend refuses them.
         sampled: predict by sampled weights ("nn") in place of the linearised network ("glm").
         priors: ways to choose the prior that are tried; see `choose_prior`.
@@ -44,7 +44,7 @@ class Approximation:
 
     weights: Literal["last_layer", "all", "subnetwork"]
     structure: str
-    backend: str = "CurvlinopsGGN"
+    backend: str | None = "CurvlinopsGGN"
     freeze_norms: bool = False
     sampled: bool = False
     priors: tuple[str, ...] = ("marglik", "gridsearch")
@@ -86,7 +86,7 @@ APPROXIMATIONS = {
     "all-layer kron": Approximation("all", "kron", priors=("marglik",), **_WHOLE),
     "all-layer kron, norms frozen": Approximation("all", "kron", freeze_norms=True, **_WHOLE),
     "all-layer kron, norms frozen, sampled": Approximation("all", "kron", **_SAMPLED),
-    "all-layer lowrank": Approximation("all", "lowrank", backend="AsdfghjklHessian", priors=("marglik",), **_WHOLE),
+    "all-layer lowrank": Approximation("all", "lowrank", backend=None, priors=("marglik",), **_WHOLE),
     "all-layer gp": Approximation("all", "gp", priors=("marglik",), **_WHOLE),
 }
 SUBNETWORK, ELLA_PICTURES, ELLA_DIRECTIONS = 1000, 64, 20
@@ -118,7 +118,9 @@ def fit(name: str, module: nn.Module, data: Data) -> Any:
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.requires_grad_(False)
-    options: dict[str, Any] = {"backend": getattr(library.curvature, chosen.backend)}
+    options: dict[str, Any] = {}
+    if chosen.backend is not None:
+        options["backend"] = getattr(library.curvature, chosen.backend)
     structure, loader = chosen.structure, data.loader(chosen.batch)
     if structure == "gp":
         options["n_subset"] = len(data.inputs)  # all pictures
