@@ -15,7 +15,7 @@ from tangentune.backbone import Backbone
 from tangentune.collect import RowSet, collect, kronecker_factors, portions, restrict
 from tangentune.data import Pictures
 from tangentune.estimator import TangentClassifier
-from tangentune.feature_rows import feature_rows, weighted_sums
+from tangentune.feature_rows import feature_rows, primal, row_parts
 from tangentune.gram import gram, row_chunks
 from tangentune.layers import FactorSample
 from tangentune.metric import KroneckerFactors, Whitening, whiten, whitening
@@ -168,8 +168,8 @@ def fit_power(ready: Ready, factors: Factors, power: float, damping: float = DAM
     scales = block_scales(list(blocks), choice.slope)
     made = TangentMap(ready.tangent, ready.probes, False, metric, scales, choice.body_scale, choice.normalize, scales)
     whole = feature_rows(made, rows.phi, dict(rows.entries))
-    head, body = weighted_sums(made, [(torch.arange(len(phi)), whole)], solution.dual)
-    return FittedPower(TangentModel(made, solution.intercept, head, body), problem, scored, solution)
+    model = primal(made, row_parts(whole, made, lambda: ()), solution.dual, solution.intercept)
+    return FittedPower(model, problem, scored, solution)
 
 
 def metric_of(factors: Factors, power: float, damping: float = DAMPING) -> dict[str, Whitening]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_cases import save_models, small
 from torch import nn
 
 SIZE = (3, 8, 8)
@@ -50,3 +53,21 @@ class Lambda(nn.Module):
 
     def forward(self, x):
         return self.function(x)
+
+
+@pytest.fixture
+def loadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved models of `cli_cases` find their network by its name."""
+    monkeypatch.setattr("tangentune.persistence.load_backbone", small)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The saved models of `cli_cases`."""
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def model(saved: Path, tmp_path: Path) -> Path:
+    """The classifier among them, to be changed."""
+    return Path(shutil.copytree(saved / "classes", tmp_path / "models" / "m"))

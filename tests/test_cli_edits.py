@@ -9,28 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import SETTINGS, N, X, Y, answer, digest, folder_of, refused, same, save_models, small
+from cli_cases import SETTINGS, N, X, Y, answer, digest, folder_of, refused, same, small
 
 from tangentune import TangentClassifier
 from tangentune.cli import main
 from tangentune.cli_tables import show_change
 from tangentune.store import read_model
 
-
-@pytest.fixture(autouse=True)
-def _loadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tangentune.persistence.load_backbone", small)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def model(saved: Path, tmp_path: Path) -> Path:
-    """The classifier, to be changed."""
-    return Path(shutil.copytree(saved / "classes", tmp_path / "models" / "m"))
+pytestmark = pytest.mark.usefixtures("loadable")
 
 
 def test_forgetting_is_fitting_the_rest(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

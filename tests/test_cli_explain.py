@@ -8,28 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import N, X, Y, answer, digest, folder_of, save_models, small
+from cli_cases import N, X, Y, answer, digest, folder_of
 
 from tangentune import TangentClassifier, TangentRegressor, load_pictures
 from tangentune.cli import main
 from tangentune.explain_page import render_suspects
 from tangentune.store import read_model
 
-
-@pytest.fixture(autouse=True)
-def _loadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tangentune.persistence.load_backbone", small)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def model(saved: Path, tmp_path: Path) -> Path:
-    """The classifier, to be changed."""
-    return Path(shutil.copytree(saved / "classes", tmp_path / "models" / "m"))
+pytestmark = pytest.mark.usefixtures("loadable")
 
 
 def test_explain_prints_and_writes_what_the_model_says(

@@ -9,28 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_cases import SETTINGS, N, X, Y, answer, digest, fitted, folder_of, refused, save_models, small
+from cli_cases import SETTINGS, N, X, Y, answer, digest, fitted, folder_of, refused, small
 from PIL import Image
 from small import MEAN, STD, network
 
 from tangentune import Backbone, TangentClassifier
 from tangentune.cli import main
 
-
-@pytest.fixture(autouse=True)
-def _loadable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tangentune.persistence.load_backbone", small)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def model(saved: Path, tmp_path: Path) -> Path:
-    """The classifier, to be changed."""
-    return Path(shutil.copytree(saved / "classes", tmp_path / "models" / "m"))
+pytestmark = pytest.mark.usefixtures("loadable")
 
 
 @pytest.mark.parametrize(

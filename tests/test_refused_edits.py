@@ -136,7 +136,7 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize(("edit", "place"), [
     *[(edit, place) for edit in [*EDITS, "undo"] for place in ("tangentune.audit.entry", "tangentune.estimator.loo")],
-    ("forget", "tangentune.edited.verification"), ("forget", "tangentune.estimator.fit_temperature"),
+    ("forget", "tangentune.edited.refinement"), ("forget", "tangentune.estimator.fit_temperature"),
     ("forget", "tangentune.edits.residual"), ("add", "tangentune.edited.extend"),
     ("strict", "tangentune.edited.reestimate"),
 ])  # fmt: skip

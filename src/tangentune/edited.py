@@ -16,7 +16,7 @@ from torch import Tensor
 from tangentune import audit
 from tangentune.data import Pictures, pictures_digest
 from tangentune.edit_inputs import find_pictures, join_labels, read_weights
-from tangentune.edits import Choice, State, Step, edited, solved, verification
+from tangentune.edits import Choice, State, Step, edited, solved
 from tangentune.errors import InputError
 from tangentune.estimator_base import check_weights
 from tangentune.expansion import Expansion
@@ -25,6 +25,7 @@ from tangentune.imaging.checks import label_array
 from tangentune.memory import warm_pages
 from tangentune.model import TangentMap
 from tangentune.reestimate import reestimate
+from tangentune.solvers.system import refinement
 from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet, extend, first_set
 
@@ -201,7 +202,7 @@ class AbstractEdited(AbstractExplained):
             "n": len(state),
             "residual_before": before,
             "residual_after": state.error,
-            "verification": verification(state.system),
+            "verification": refinement(state.system),
         }
         self._publish(state)
         self._stale = True

@@ -136,15 +136,3 @@ def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, tra
     system = reweight(system, encoded.weights.to(system.weights))
     targets = encoded.targets.to(system.targets)
     return system if torch.equal(targets, system.targets) else retarget(system, targets)
-
-
-def verification(system: System) -> float:
-    """Relative size of one step of iterative refinement: an estimate of the solution's own error; cost n^2 C."""
-    roots = system.weights.sqrt()[:, None]
-    left = system.targets - system.kernel @ system.dual - system.bias
-    # With a weight of 0 the row asks for a dual of 0, which it has.
-    own = torch.where(roots > 0, system.damping * system.dual / roots.clamp_min(1e-300), torch.zeros_like(roots))
-    error = torch.cat([roots * left - own, -(system.dual.sum(0, keepdim=True))])
-    step = system.inverse @ error
-    scale = system.dual.abs().max().clamp_min(1e-300)
-    return float((roots * step[:-1]).abs().max() / scale)

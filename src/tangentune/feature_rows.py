@@ -6,7 +6,7 @@ normalises. Rows stay in their compact form; they are never written out for a wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -18,7 +18,7 @@ from tangentune.gram import gram
 from tangentune.kernel import inverse_lengths
 from tangentune.layers import Entry, join_entries
 from tangentune.metric import whiten
-from tangentune.model import TangentMap, accumulate
+from tangentune.model import TangentMap, TangentModel, accumulate
 from tangentune.rows import batch_rows
 from tangentune.subset import block_of
 
@@ -120,15 +120,27 @@ def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
     return head + feature_map.body_scale * torch.stack(squares).sum(0) * rows.lengths.square()
 
 
-def weighted_sums(
-    feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Primal weights of a dual solution (n, C): head (C, d) and body name -> (C, row width).
+def row_parts(
+    rows: FeatureRows | None, feature_map: TangentMap, batches: Batches
+) -> Iterator[tuple[Tensor, FeatureRows]]:
+    """Positions and rows of a set: at once if they are in memory, else batch by batch."""
+    if rows is not None:
+        yield torch.arange(len(rows), device=rows.phi.device), rows
+        return
+    for portion in batches():
+        yield portion.rows, portion_rows(feature_map, portion)
+
+
+def primal(
+    feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor, bias: Tensor
+) -> TangentModel:
+    """The fitted function of a dual solution, with weights instead of pictures; one pass over the rows.
 
     Args:
         feature_map: of the rows.
         parts: positions of some pictures and their rows, until all have been.
         dual: (n, C) coefficients.
+        bias: (C,) intercept.
     """
     head: Tensor | None = None
     body: dict[str, Tensor] = {}
@@ -141,7 +153,8 @@ def weighted_sums(
     assert head is not None
     for name in body:
         body[name] = body[name] * (feature_map.body_scale * _scale(feature_map, name))
-    return head.to(feature_map.probes), {name: body[name] for name in feature_map.tangent.names}
+    ordered = {name: body[name] for name in feature_map.tangent.names}
+    return TangentModel(feature_map, bias, head.to(feature_map.probes), ordered)
 
 
 def _scale(feature_map: TangentMap, name: str) -> float:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tangentune.block_evidence import learn_scales
 from tangentune.collect import RowSet, kronecker_factors, restrict
-from tangentune.feature_rows import FeatureRows, feature_rows, portion_rows, weighted_sums
+from tangentune.feature_rows import FeatureRows, feature_rows, primal, row_parts
 from tangentune.memory import Meter
 from tangentune.metric import KroneckerFactors, Whitening, whitening
 from tangentune.model import TangentMap, TangentModel
@@ -84,7 +82,8 @@ def fit_tangent(
     with meter.stage("weights"):
         feature_map = _feature_map(work, best.choice, made)
         rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries)
-        model = _primal(work, feature_map, solution, rows)
+        parts = row_parts(rows, feature_map, work.batches("weights"))
+        model = primal(feature_map, parts, solution.dual, solution.intercept)
         energy = energies(problem, best.choice, solution.dual)
         total = sum(energy.values()) or 1.0
         shares = {block: value / total for block, value in energy.items()}
@@ -189,13 +188,3 @@ def _feature_map(work: Work, choice: Choice, made: _Kernels) -> TangentMap:
     lengths = block_scales(list(made.blocks), choice.slope) if moving else {}
     mirrored, normalize = work.settings.mirrored, choice.normalize
     return TangentMap(tangent, work.probes, mirrored, metric, scales, choice.body_scale, normalize, lengths)
-
-
-def _primal(work: Work, feature_map: TangentMap, solution: Solution, rows: FeatureRows | None) -> TangentModel:
-    """Primal weights of the dual solution: from the kept rows, or in one more pass over the pictures."""
-    if rows is not None:
-        parts: Iterable[tuple[Tensor, FeatureRows]] = [(torch.arange(len(rows), device=rows.phi.device), rows)]
-    else:
-        parts = ((portion.rows, portion_rows(feature_map, portion)) for portion in work.batches("weights")())
-    head, body = weighted_sums(feature_map, parts, solution.dual)
-    return TangentModel(feature_map, solution.intercept, head, body)

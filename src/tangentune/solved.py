@@ -15,12 +15,13 @@ from tangentune.backbone import Backbone
 from tangentune.data import Pictures
 from tangentune.edits import Choice, Encoded, State, Step, solved
 from tangentune.errors import InputError
+from tangentune.feature_rows import primal
 from tangentune.fitting import Fitted
 from tangentune.memory import warm_pages
 from tangentune.model import TangentModel
 from tangentune.picture_source import picture_source, with_progress
 from tangentune.solvers.system import System
-from tangentune.training_set import TrainingSet, primal, with_rows
+from tangentune.training_set import TrainingSet, parts, with_rows
 from tangentune.work import Source
 
 
@@ -112,7 +113,8 @@ class AbstractSolved(BaseEstimator):
                 training = self._with_rows()
                 dual = training.kernel.new_zeros(len(training), len(self.intercept_))
                 dual[torch.from_numpy(state.choice.active)] = state.system.dual
-                self.model_ = primal(training, feature_map, self._reading, dual, state.system.bias)
+                rows = parts(training, feature_map, self._reading)
+                self.model_ = primal(feature_map, rows, dual, state.system.bias)
             self._stale = False
         return self.model_
 

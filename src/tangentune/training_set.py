@@ -22,10 +22,10 @@ from tangentune.feature_rows import (
     join_rows,
     own_kernel,
     portion_rows,
-    weighted_sums,
+    row_parts,
 )
 from tangentune.imaging.pictures import Pictures
-from tangentune.model import TangentMap, TangentModel
+from tangentune.model import TangentMap
 from tangentune.work import Source
 
 ROWS_SHARE = 4  # rows are kept where they take at most 1/4 of the memory budget
@@ -75,12 +75,8 @@ def with_rows(training: TrainingSet, feature_map: TangentMap, opened: Opened, ro
 
 
 def parts(training: TrainingSet, feature_map: TangentMap, opened: Opened) -> Iterator[tuple[Tensor, FeatureRows]]:
-    """Positions and rows of the whole set: at once if they are kept, else batch by batch."""
-    if training.rows is not None:
-        yield torch.arange(len(training), device=training.rows.phi.device), training.rows
-        return
-    for portion in opened(training.pictures, training.points).portions(None):
-        yield portion.rows, portion_rows(feature_map, portion)
+    """Positions and rows of the whole set, from memory or from its pictures."""
+    return row_parts(training.rows, feature_map, lambda: opened(training.pictures, training.points).portions(None))
 
 
 def cross(training: TrainingSet, feature_map: TangentMap, opened: Opened, new: FeatureRows) -> Tensor:
@@ -116,9 +112,3 @@ def extend(
     pixels = torch.cat([training.pictures.pixels, pictures.pixels])
     joined = Pictures(pixels, None, training.pictures.ids + pictures.ids, training.pictures.skipped)
     return TrainingSet(joined, np.concatenate([training.numbers, numbers]), training.points + points, kernel, rows)
-
-
-def primal(training: TrainingSet, feature_map: TangentMap, opened: Opened, dual: Tensor, bias: Tensor) -> TangentModel:
-    """The fitted function of dual coefficients (n, C), with weights instead of pictures; one pass over the rows."""
-    head, body = weighted_sums(feature_map, parts(training, feature_map, opened), dual)
-    return TangentModel(feature_map, bias, head, body)

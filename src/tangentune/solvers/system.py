@@ -171,6 +171,15 @@ def residual(system: System) -> float:
     )
 
 
+def refinement(system: System) -> float:
+    """Relative size of one step of iterative refinement: an estimate of the solution's own error; N^2 C."""
+    right = torch.zeros_like(system.unknowns)
+    right[: len(system.kernel)] = system.roots[:, None] * system.targets
+    step = system.inverse @ (right - _multiplied(system, system.unknowns))
+    largest = system.dual.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
+
+
 def refresh(system: System) -> System:
     """The same problem solved anew from its kernel: rounding gathered by edits is gone. Cost as `build`."""
     return build(
