@@ -1,0 +1,272 @@
+"""Scores of single pictures from their cosines with the target prototypes: transport and the rankings it is held to.
+
+Transport needs no other pictures once it is solved for prototypes: the row mass of a source is `(K v)^(1 - g)`, and
+v belongs to the targets (Liu et al. 2022, at its fixed point). So millions of pictures are scored one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from tangentune.errors import InputError
+from tangentune.transport.sinkhorn import Array, TransportPlan, as_tensor, unbalanced_sinkhorn
+
+# exp(-(1 - cosine) / COST_SCALE): the published code's.
+COST_SCALE = 0.1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What turns cosines with the targets into one score a picture.
+
+    Attributes:
+        method: "uot", "kernel_sum", "nearest" or "mean_cosine".
+        prototypes: (K, d) unit rows, the targets.
+        log_weights: (K,) `log v` for "uot", zeros otherwise.
+        temperature: that of the kernel `exp(-(1 - cosine) / temperature)`; used by "uot" and "kernel_sum".
+        power: exponent of the weighted kernel sum: `1 - ts / (ts + eps)` for "uot", 1 otherwise.
+    """
+
+    method: str
+    prototypes: Tensor
+    log_weights: Tensor
+    temperature: float
+    power: float
+
+    def scores(self, cosines: Tensor) -> Tensor:
+        """One score a row, (n,), higher is better; for "uot" the logarithm of the row mass of a source of mass 1.
+
+        Args:
+            cosines: (n, K) with the prototypes, of their precision. Overwritten, which spares a copy of each chunk.
+
+        Returns:
+            (n,) `power * log sum_j exp(log_weights_j - (1 - cosine_j) / temperature)` for "uot" and "kernel_sum",
+            the largest cosine for "nearest", their mean for "mean_cosine". Cost: one exponential an entry, or none.
+
+        Raises:
+            InputError: another number of columns than prototypes.
+
+        Example:
+            >>> targets = torch.eye(2)
+            >>> nearest_scorer(targets).scores(torch.tensor([[0.2, 0.5], [0.0, -0.25]])).tolist()
+            [0.5, 0.0]
+        """
+        self._check(cosines)
+        if self.method == "nearest":
+            return cosines.amax(1)
+        if self.method == "mean_cosine":
+            return cosines.mean(1)
+        exponents = self._exponents(cosines, out=cosines)
+        top = exponents.amax(1, keepdim=True)  # without it a row far from all targets would underflow
+        return exponents.sub_(top).exp_().sum(1).log_().add_(top[:, 0]).mul_(self.power)
+
+    def shares(self, cosines: Tensor) -> Tensor:
+        """For which target each row would serve, (n, K), rows sum to 1: of its mass in the plan, or its nearest target.
+
+        Args:
+            cosines: (n, K) with the prototypes; left as they are.
+
+        Returns:
+            The plan's rows over their sums for "uot", the kernel's for "kernel_sum"; 1 at the largest cosine (the
+            first of equal ones) for the other two, which know no mass.
+
+        Raises:
+            InputError: another number of columns than prototypes.
+
+        Example:
+            >>> nearest_scorer(torch.eye(2)).shares(torch.tensor([[0.2, 0.5]])).tolist()
+            [[0.0, 1.0]]
+        """
+        self._check(cosines)
+        if self.method in ("nearest", "mean_cosine"):
+            return one_hot(cosines.argmax(1), len(self.prototypes)).to(cosines.dtype)
+        return torch.softmax(self._exponents(cosines), 1)
+
+    def _exponents(self, cosines: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.add(self.log_weights - 1 / self.temperature, cosines, alpha=1 / self.temperature, out=out)
+
+    def _check(self, cosines: Tensor) -> None:
+        if cosines.dim() != 2 or cosines.shape[1] != len(self.prototypes):
+            message = f"cosines with {len(self.prototypes)} targets are (n, that many), not {tuple(cosines.shape)}"
+            raise InputError(message)
+
+
+def uot_scorer(
+    source_prototypes: Array,
+    target_prototypes: Array,
+    *,
+    cost_scale: float = COST_SCALE,
+    eps: float = 1.0,
+    tau_source: float = 1.0,
+    tau_target: float = 100.0,
+    source_mass: Array | None = None,
+    target_mass: Array | None = None,
+) -> tuple[Scorer, TransportPlan]:
+    """Unbalanced transport between prototypes, at cost `(1 - cosine) / cost_scale`, and the scorer of its potentials.
+
+    Args:
+        source_prototypes: (n, d) class means, clusters or a sample of pictures; directions count, lengths do not.
+        target_prototypes: (K, d) likewise.
+        cost_scale: what a cosine's distance from 1 is divided by; 0.1 in the paper's code. Smaller ones tell near
+            targets apart; at 0.1 the ranking is close to the plain kernel sum's.
+        eps: weight of the entropy, as in `unbalanced_sinkhorn`; like the next two, the paper's.
+        tau_source: penalty of the source masses; at 0 the score is the soft nearest target.
+        tau_target: penalty of the target masses; at infinity every target is served in full.
+        source_mass: (n,) positive; None: ones.
+        target_mass: (K,) positive; None: ones.
+
+    Returns:
+        The scorer and the plan between the prototypes, solved in float64. With unit source masses the scores of the
+        source prototypes are the logarithms of the plan's row sums. Cost `n d K`, and that of the transport.
+
+    Raises:
+        InputError: prototypes that do not fit each other or are broken, settings out of range, or an exact source
+            marginal, which would give every source the same mass.
+
+    Source: Liu, Xu, Xu, Qian, Li, Ji, Chan, Jin 2022, "Improved Fine-Tuning by Better Leveraging Pre-Training Data".
+
+    Example:
+        >>> source = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]).double()
+        >>> scorer, plan = uot_scorer(source, source[:1])
+        >>> bool((scorer.scores(source @ source[:1].T).exp() - plan.source_mass).abs().max() < 1e-12)
+        True
+    """
+    source, target = unit_rows(source_prototypes, "source"), unit_rows(target_prototypes, "target")
+    check_same_width(source, target)
+    if math.isinf(tau_source):
+        message = "tau_source is infinite, which gives every source the same mass and ranks none; use a finite one"
+        raise InputError(message)
+    cost = cosine_cost(source, target, cost_scale)
+    plan = unbalanced_sinkhorn(
+        cost,
+        cost.new_ones(len(source)) if source_mass is None else source_mass,
+        cost.new_ones(len(target)) if target_mass is None else target_mass,
+        eps=eps,
+        tau_source=tau_source,
+        tau_target=tau_target,
+    )
+    log_weights = (plan.target_potential / eps).to(target)
+    return Scorer("uot", target, log_weights, cost_scale * eps, eps / (tau_source + eps)), plan
+
+
+def kernel_sum_scorer(target_prototypes: Array, *, temperature: float = COST_SCALE) -> Scorer:
+    """Scores by `log sum_j exp(-(1 - cosine_j) / temperature)`: transport's row mass with all target weights equal.
+
+    Args:
+        target_prototypes: (K, d); directions count.
+        temperature: positive width of the kernel.
+
+    Raises:
+        InputError: broken prototypes, or a temperature that is not positive.
+
+    Example:
+        >>> scorer = kernel_sum_scorer(torch.eye(2).double(), temperature=1.0)
+        >>> round(float(scorer.scores(torch.ones(1, 2).double()).exp()), 12)
+        2.0
+    """
+    _check_scale("temperature", temperature)
+    return _plain("kernel_sum", target_prototypes, temperature)
+
+
+def nearest_scorer(target_prototypes: Array) -> Scorer:
+    """Scores by the cosine with the nearest target.
+
+    Args:
+        target_prototypes: (K, d); directions count.
+
+    Raises:
+        InputError: broken prototypes.
+
+    Example:
+        >>> nearest_scorer(torch.eye(2)).scores(torch.tensor([[0.25, 0.5]])).tolist()
+        [0.5]
+    """
+    return _plain("nearest", target_prototypes, 1.0)
+
+
+def mean_cosine_scorer(target_prototypes: Array) -> Scorer:
+    """Scores by the mean cosine with all targets, which is the cosine with their mean up to its length.
+
+    Args:
+        target_prototypes: (K, d); directions count.
+
+    Raises:
+        InputError: broken prototypes.
+
+    Example:
+        >>> mean_cosine_scorer(torch.eye(2)).scores(torch.tensor([[0.5, 0.25]])).tolist()
+        [0.375]
+    """
+    return _plain("mean_cosine", target_prototypes, 1.0)
+
+
+def cosine_cost(source: Tensor, target: Tensor, cost_scale: float) -> Tensor:
+    """`(1 - cosine) / cost_scale` between unit rows, (n, K) in float64.
+
+    Raises:
+        InputError: a scale that is not positive.
+
+    Example:
+        >>> cosine_cost(torch.eye(2), torch.eye(2)[:1], 0.5).flatten().tolist()
+        [0.0, 2.0]
+    """
+    _check_scale("cost_scale", cost_scale)
+    return (1 - source.double() @ target.double().mT) / cost_scale
+
+
+def check_same_width(source: Tensor, target: Tensor) -> None:
+    """Refuse features of two backbones.
+
+    Raises:
+        InputError: naming both widths.
+    """
+    if source.shape[1] != target.shape[1]:
+        message = (
+            f"source features have {source.shape[1]} numbers and target features {target.shape[1]}; "
+            "take both from one backbone"
+        )
+        raise InputError(message)
+
+
+def _plain(method: str, target_prototypes: Array, temperature: float) -> Scorer:
+    target = unit_rows(target_prototypes, "target")
+    return Scorer(method, target, target.new_zeros(len(target)), temperature, 1.0)
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        message = f"{name} is {value}; it must be positive and finite"
+        raise InputError(message)
+
+
+def unit_rows(prototypes: Array, whose: str) -> Tensor:
+    """Rows of length 1, float32 or float64; `whose` ("source", "target") is named in errors.
+
+    Raises:
+        InputError: not (number, width), empty, or a row that is not finite or all zeros.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 0.0]]), "source").tolist()
+        [[1.0, 0.0]]
+    """
+    rows = as_tensor(prototypes)
+    rows = rows if rows.dtype == torch.float32 else rows.double()
+    if rows.dim() != 2 or not rows.numel():
+        message = f"{whose} prototypes must be (number, width) and not empty, not {tuple(rows.shape)}"
+        raise InputError(message)
+    lengths = rows.norm(dim=1)
+    broken = ~(torch.isfinite(lengths) & (lengths > 0))
+    if bool(broken.any()):
+        message = (
+            f"{whose} prototype {int(broken.nonzero()[0])} is not finite or all zeros ({int(broken.sum())} are); "
+            "look for broken features"
+        )
+        raise InputError(message)
+    return normalize(rows, dim=1)
