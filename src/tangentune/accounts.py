@@ -20,7 +20,6 @@ from tangentune.answers import Account, Answer, Explanation, Pull, label_text, s
 from tangentune.calibration import probabilities
 from tangentune.data import Pictures, pictures_digest
 from tangentune.explained import ood_scores, open_share
-from tangentune.feature_rows import own_diagonal
 from tangentune.likelihoods import LEAST_SQUARES
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.edits import remove
@@ -33,12 +32,14 @@ from tangentune.solvers.system import System
 class _Asked:
     """One picture as the problem sees it that answers: kernel (1, N), scores (C,), variance and prior variance.
 
-    `places` are positions of the problem's pictures in `ids_`; `same` those of training pictures left out of it.
+    `before` (C,) are the scores before any training picture is heard: the intercept, and what a source says. `places`
+    are positions of the problem's pictures in `ids_`; `same` those of training pictures left out of it.
     """
 
     system: System
     kernel: Tensor
     scores: Tensor
+    before: Tensor
     variance: Tensor
     own: Tensor
     places: NDArray[np.int64]
@@ -61,11 +62,10 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
     ours = _positions_by_pixels(model)
     digests = pictures_digest(pictures.pixels)
     whole, out = model._solved().system, []
-    for kernel, rows in model._crossed(pictures):
-        own = own_diagonal(model.model_.map, rows)
-        for row, itself in zip(kernel, own, strict=True):
+    for seen in model._crossed(pictures):
+        for row, own, said in zip(seen.kernel, seen.own, seen.said, strict=True):
             i = len(out)
-            asked = _asked(whole, row[None], itself[None], ours.get(digests[i], []))
+            asked = _asked(whole, row[None], own[None], said, ours.get(digests[i], []))
             if classes:
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 accounts: tuple[Account, ...] = (_lead(model, asked, answers, top),)
@@ -85,13 +85,14 @@ def _positions_by_pixels(model: Any) -> dict[str, list[int]]:
     return found
 
 
-def _asked(system: System, kernel: Tensor, own: Tensor, same: list[int]) -> _Asked:
+def _asked(system: System, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
-    scores = (kernel @ system.dual + system.bias)[0]
-    return _Asked(system, kernel, scores, variance(system, kernel, own), own, rest, same)
+    before = system.bias + said
+    scores = (kernel @ system.dual)[0] + before
+    return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
 
 
 def _ranked_classes(model: Any, asked: _Asked, proba: NDArray | None) -> tuple[Answer, ...]:
@@ -121,7 +122,7 @@ def _lead(model: Any, asked: _Asked, answers: tuple[Answer, ...], top: int) -> A
 
     shares = lead(exact.contributions(asked.system, asked.kernel)[0])
     found = _largest(model, asked.places, lead(influence), shares, without, top)
-    total, intercept = float(lead(asked.scores)), float(lead(asked.system.bias))
+    total, intercept = float(lead(asked.scores)), float(lead(asked.before))
     return Account("", answers[0], answers[1], total, intercept, **found)
 
 
@@ -138,7 +139,7 @@ def _number(model: Any, asked: _Asked, k: int, top: int) -> Account:
     name = f"target {k + 1}" if len(asked.scores) > 1 else ""
     found = _largest(model, asked.places, pulls, shares, without, top)
     bars = {"error": spread**0.5, "scatter": (spread + noise) ** 0.5}
-    return Account(name, Answer(short_number(value), None), None, value, float(asked.system.bias[k]), **found | bars)
+    return Account(name, Answer(short_number(value), None), None, value, float(asked.before[k]), **found | bars)
 
 
 def _largest(

@@ -26,6 +26,7 @@ from tangentune.memory import warm_pages
 from tangentune.model import TangentMap
 from tangentune.reestimate import reestimate
 from tangentune.solvers.system import refinement
+from tangentune.source_set import extended, source_kernels, with_source
 from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet, extend, first_set
 
@@ -100,7 +101,7 @@ class AbstractEdited(AbstractExplained):
         )
         self._check(choice, self.ids_ + ids)
         with warm_pages(), torch.no_grad():
-            training = extend(self._with_rows(), self.model_.map, self._opened, pictures, numbers, self._room)
+            training = extended(self._with_rows(), self.model_.map, self._opened, pictures, numbers, self._room)
         self._edit("add", pictures_digest(pictures.pixels), choice, training)
         self._next_number += len(ids)
         return self
@@ -244,6 +245,9 @@ class AbstractEdited(AbstractExplained):
             if not kept.all():
                 rest = replace(pictures.select(~kept), labels=None)
                 training = extend(training, feature_map, self._opened, rest, numbers[~kept], self._room)
+            if (source := self._training.source) is not None:
+                found = source_kernels(training, feature_map, self._reading, source.pictures, self._room)
+                training = with_source(training, *found, source.setting)
         return feature_map, expansion, training
 
     # -- what the user names -----------------------------------------------------------------------------------------

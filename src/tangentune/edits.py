@@ -7,7 +7,7 @@ makes a new one, by updating the inverse of the system, whose error is watched.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from tangentune.model import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.source_choice import Said, target_loo
 from tangentune.solvers.system import System, build, refresh, residual
 from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet
@@ -28,11 +30,17 @@ LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solvin
 @final
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Labels as the solver takes them: `classes` (None for numbers), `targets` (n, C), `weights` (n,)."""
+    """Labels as the solver takes them: `classes` (None for numbers), `targets` (n, C), `weights` (n,); and a source."""
 
     classes: NDArray | None
     targets: Tensor
     weights: Tensor
+    said: Said | None = None
+
+    @property
+    def open(self) -> Tensor:
+        """(n, C) what of the targets is left to explain."""
+        return self.targets if self.said is None else self.targets.to(self.said.response) - self.said.offset
 
 
 Encode = Callable[[NDArray, NDArray], Encoded]  # labels (n, ...) and sample weights (n,)
@@ -61,12 +69,18 @@ class Choice:
 @final
 @dataclass(frozen=True, eq=False)
 class State:
-    """A training set, what of it counts, the solved problem, and the relative `error` of its inverse."""
+    """A training set, what of it counts, as what, the solved problem, and the relative `error` of its inverse."""
 
     training: TrainingSet
     choice: Choice
+    encoded: Encoded
     system: System
     error: float
+
+    @property
+    def loo(self) -> Tensor:
+        """(n, C) prediction of each picture by the fit without it."""
+        return loo(self.system) if self.encoded.said is None else target_loo(self.system, self.encoded.said)
 
     def __len__(self) -> int:
         return len(self.choice.active)
@@ -86,12 +100,12 @@ class Step:
 
 def solved(training: TrainingSet, choice: Choice, encode: Encode, damping: float) -> State:
     """Solve from the kernel; cost n^3."""
-    encoded, index = encode(choice.labels, choice.sample_weight), torch.from_numpy(choice.active)
+    encoded, index = _encoded(training, choice, encode), torch.from_numpy(choice.active)
     index = index.to(training.kernel.device)
     whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
     kernel = training.kernel if whole else training.kernel[index][:, index]
-    system = build(kernel, encoded.targets.to(kernel), damping, encoded.weights.to(kernel))
-    return State(training, choice, system, residual(system))
+    system = build(kernel, encoded.open.to(kernel), damping, encoded.weights.to(kernel))
+    return State(training, choice, encoded, system, residual(system))
 
 
 def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet | None = None) -> State:
@@ -113,15 +127,27 @@ def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet |
     changed = len(state) - kept + len(choice.active) - kept
     if changed * LARGE_SHARE > len(choice.active):
         return solved(training, choice, encode, state.system.damping)
+    encoded = _encoded(training, choice, encode)
     try:
-        system = _updated(state, choice, stays, encode(choice.labels, choice.sample_weight), training)
+        system = _updated(state, choice, stays, encoded, training)
     except torch.linalg.LinAlgError:  # so ill-conditioned that a corner of the inverse is not positive definite
         return solved(training, choice, encode, state.system.damping)
     error = residual(system)
     if not error <= DRIFT:
         system = refresh(system)
         error = residual(system)
-    return State(training, choice, system, error)
+    return State(training, choice, encoded, system, error)
+
+
+def _encoded(training: TrainingSet, choice: Choice, encode: Encode) -> Encoded:
+    """Labels and weights as the solver takes them, and what a source says about the pictures."""
+    plain, source = encode(choice.labels, choice.sample_weight), training.source
+    if source is None:
+        return plain
+    assert plain.classes is not None
+    active = torch.from_numpy(choice.active).to(source.cross.device)
+    targets, weights = plain.targets.to(source.cross), plain.weights.to(source.cross)
+    return replace(plain, said=source.said(active, targets, weights, plain.classes))
 
 
 def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, training: TrainingSet) -> System:
@@ -134,5 +160,5 @@ def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, tra
         blank = rows.new_zeros(len(new), system.targets.shape[1])
         system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
     system = reweight(system, encoded.weights.to(system.weights))
-    targets = encoded.targets.to(system.targets)
+    targets = encoded.open.to(system.targets)
     return system if torch.equal(targets, system.targets) else retarget(system, targets)

@@ -24,7 +24,6 @@ from tangentune.edits import Encoded, State
 from tangentune.errors import InputError
 from tangentune.expansion import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.explained import check_folds
-from tangentune.feature_rows import own_diagonal
 from tangentune.heads import stratified_folds
 from tangentune.likelihoods import (
     LEAST_SQUARES,
@@ -35,7 +34,6 @@ from tangentune.likelihoods import (
     predict_likelihood,
 )
 from tangentune.selection import Fixed
-from tangentune.solvers.leave_out import loo
 from tangentune.work import Settings
 
 
@@ -159,9 +157,10 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
             return choose_steps(backbone, pictures, **common)
         return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
-    def _describe_loo(self, state: State, encoded: Encoded) -> None:
+    def _describe_loo(self, state: State) -> None:
+        encoded, scores = state.encoded, state.loo.cpu()
         assert encoded.classes is not None
-        self.classes_, scores = encoded.classes, loo(state.system).cpu()
+        self.classes_ = encoded.classes
         positions, weights = encoded.targets.argmax(1), encoded.weights
         kept = weights > 0
         self.temperature_ = fit_temperature(scores[kept], positions[kept], weights[kept])
@@ -203,8 +202,8 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         system = self._solved().system
         if self._likelihood is None:  # a loaded model's
             self._likelihood = fit_likelihood(self.likelihood, system, self.likelihood_)
-        feature_map, solution = self.model_.map, self._likelihood
-        found = [predict_likelihood(solution, system, k, own_diagonal(feature_map, r)) for k, r in self._crossed(X)]
+        solution = self._likelihood
+        found = [predict_likelihood(solution, system, seen.kernel, seen.own) for seen in self._crossed(X)]
         return torch.cat(found).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:

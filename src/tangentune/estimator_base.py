@@ -28,13 +28,13 @@ from tangentune.model import TangentModel, decision
 from tangentune.options import read_options
 from tangentune.picture_source import with_progress
 from tangentune.rows import Tangent, survey, used_parameters
-from tangentune.solved import AbstractSolved
+from tangentune.sourced import AbstractSourced
 from tangentune.subset import select_parameters
 from tangentune.training_set import ROWS_SHARE, extend, first_set
 from tangentune.work import Settings, Source
 
 
-class AbstractTangentEstimator(AbstractSolved):
+class AbstractTangentEstimator(AbstractSourced):
     """What both estimators share; abstract."""
 
     def __init__(
@@ -82,7 +82,7 @@ class AbstractTangentEstimator(AbstractSolved):
 
     # -- fitting ---------------------------------------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None) -> Self:
         """Solve for the whole network at once.
 
         Args:
@@ -90,6 +90,10 @@ class AbstractTangentEstimator(AbstractSolved):
                 (n, H, W, C), a torch Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
             y: labels; None takes those of the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
+            source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
+                class folders, or labelled `Pictures`. They become weighted rows of the same problem (multi-task
+                kernel ridge), each class standing for the target classes it lies near, or for the one of its name;
+                how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
 
         Returns:
             The estimator itself.
@@ -101,9 +105,12 @@ class AbstractTangentEstimator(AbstractSolved):
         backbone = self._load_backbone()
         settings = self._settings(backbone)
         meter = Meter(backbone.device)
+        if source is not None:
+            self._check_source_options()
         with warm_pages():
             with meter.stage("pictures"):
                 pictures = self._load(X, y, backbone, labelled=True)
+                behind = None if source is None else self._read_source(source, pictures, backbone)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
             labels = self._read_labels(pictures)
@@ -136,6 +143,10 @@ class AbstractTangentEstimator(AbstractSolved):
                     others = pictures.select(rest)
                     training = extend(training, fitted.model.map, self._opened, others, rest, self._room)
                 chosen = Choice(np.argsort(training.numbers), labels, given)
+            if behind is not None:
+                with meter.stage("source"):
+                    training = self._put_behind(training, behind, chosen)
+            with meter.stage("system"):
                 self._publish(solved(training, chosen, self._encode, self.damping_))
         self.fit_report_ = meter.report() | {
             "n": len(pictures),

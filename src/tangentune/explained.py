@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -45,6 +46,24 @@ class Suspect(NamedTuple):
     suggestion: Any
     probability: float | None
     score: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """New pictures as the solved problem sees them.
+
+    Attributes:
+        kernel: (m, n) with the pictures of the model; less what a source takes of it.
+        own: (m,) of each with itself, likewise.
+        said: (m, C) what a source says about them; zeros without one.
+        rows: theirs.
+    """
+
+    kernel: Tensor
+    own: Tensor
+    said: Tensor
+    rows: FeatureRows
 
 
 class AbstractExplained(AbstractTangentEstimator):
@@ -97,7 +116,9 @@ class AbstractExplained(AbstractTangentEstimator):
         if index.max() == 0:
             message = "all pictures are in one group; leaving it out would leave none, so name at least two groups"
             raise InputError(message)
-        return exact.leave_out(self._solved().system, torch.from_numpy(index)).cpu().numpy()
+        state = self._solved()
+        found, said = exact.leave_out(state.system, torch.from_numpy(index)), state.encoded.said
+        return (found if said is None else found + said.offset).cpu().numpy()
 
     def informativeness(self, X: Any = None) -> NDArray[np.float64]:
         """What each training picture adds that no other says: its smooth unique information, in nats.
@@ -116,7 +137,7 @@ class AbstractExplained(AbstractTangentEstimator):
         noise = max(float(system.weights @ errors / system.weights.sum()), torch.finfo(torch.float64).tiny)
         if X is None:
             return (exact.unique_information(system) * system.damping / (2 * noise)).cpu().numpy()
-        found = [(exact.unique_information(system, k), len(k)) for k, _ in self._crossed(X)]
+        found = [(exact.unique_information(system, seen.kernel), len(seen.rows)) for seen in self._crossed(X)]
         mean = sum(value * count for value, count in found) / sum(count for _, count in found)
         return (torch.as_tensor(mean) / (2 * noise)).cpu().numpy()
 
@@ -135,12 +156,13 @@ class AbstractExplained(AbstractTangentEstimator):
         Raises:
             InputError: k is below 1.
         """
-        system = self._solved().system
+        state = self._solved()
         count = len(self.ids_) if k is None else k
         if count < 1:
             message = f"k is {k}; ask for at least one suspect"
             raise InputError(message)
-        opinions, given = second_opinions(system), system.targets
+        opinions, given, said = second_opinions(state.system), state.encoded.targets, state.encoded.said
+        opinions, given = opinions if said is None else opinions + said.offset, given.to(opinions)
         score = (given - opinions).square().sum(1).cpu().numpy()
         worst = np.argsort(-score, kind="stable")[:count]
         suggestions = self._suggested(opinions, given)
@@ -182,10 +204,7 @@ class AbstractExplained(AbstractTangentEstimator):
             excess.
         """
         system = self._solved().system
-        found: list[Tensor] = []
-        for kernel, rows in self._crossed(X):
-            own = own_diagonal(self.model_.map, rows)
-            found.append(open_share(variance(system, kernel, own), own))
+        found = [open_share(variance(system, seen.kernel, seen.own), seen.own) for seen in self._crossed(X)]
         return ood_scores(system, torch.cat(found))
 
     # -- shared by subclasses --------------------------------------------------------------------------------------
@@ -204,10 +223,10 @@ class AbstractExplained(AbstractTangentEstimator):
 
     def _about(self, X: Any, explain: Callable[[System, Tensor], Tensor]) -> NDArray[np.float64]:
         system = self._solved().system
-        return torch.cat([explain(system, kernel) for kernel, _ in self._crossed(X)]).cpu().numpy()
+        return torch.cat([explain(system, seen.kernel) for seen in self._crossed(X)]).cpu().numpy()
 
-    def _crossed(self, X: Any, whole: bool = False) -> Iterator[tuple[Tensor, FeatureRows]]:
-        """Kernel (m, n) between new pictures and those of the model, and the rows of the new; in portions."""
+    def _crossed(self, X: Any, whole: bool = False) -> Iterator[Seen]:
+        """New pictures as the solved problem sees them; in portions."""
         check_is_fitted(self)
         pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
         feature_map, training = self.model_.map, self._with_rows()
@@ -217,7 +236,19 @@ class AbstractExplained(AbstractTangentEstimator):
             for start in range(0, len(pictures), step):
                 source = self._opened(pictures.select(slice(start, start + step)))
                 rows = collect_rows(feature_map, partial(source.portions, None), source.count)
-                yield cross(training, feature_map, self._reading, rows)[:, active], rows
+                kernel = cross(training, feature_map, self._reading, rows)[:, active]
+                yield self._seen(kernel, rows, active)
+
+    def _seen(self, kernel: Tensor, rows: FeatureRows, active: Tensor) -> Seen:
+        """New pictures from their kernel (m, n) before a source takes its part."""
+        own, source = own_diagonal(self.model_.map, rows), self._training.source
+        if source is None:
+            return Seen(kernel, own, kernel.new_zeros(len(kernel), len(self.intercept_)), rows)
+        crossed, said = source.pictures.kernel(self.model_.map, self._reading, rows), self._solved().encoded.said
+        assert said is not None
+        taken = crossed @ source.prior.gain
+        own = own - (taken * crossed).sum(1)
+        return Seen(kernel - taken @ source.cross[active].T, own, crossed @ source.prior.response @ said.labels, rows)
 
 
 def open_share(variance: Tensor, own: Tensor) -> Tensor:

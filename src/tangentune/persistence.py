@@ -21,6 +21,7 @@ from tangentune.memory import default_budget, parse_bytes
 from tangentune.metric import Whitening
 from tangentune.model import TangentMap, TangentModel
 from tangentune.rows import Tangent
+from tangentune.source_store import pack, unpack
 from tangentune.store import read_edits, read_model, write_model
 from tangentune.task_vector import TaskVector, difference
 from tangentune.training_set import ROWS_SHARE, TrainingSet
@@ -28,9 +29,12 @@ from tangentune.training_set import ROWS_SHARE, TrainingSet
 PLAIN = (
     "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",
     "loo_score_", "selection_", "fit_report_", "ids_", "temperature_", "flat_", "n_features_in_", "outer_steps_",
-    "outer_selection_", "likelihood_",
+    "outer_selection_", "likelihood_", "source_", "source_ids_",
 )  # fmt: skip
-ARRAYS = ("loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_", "noise_")
+ARRAYS = (
+    "loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_", "noise_",
+    "source_effects_",
+)  # fmt: skip
 
 
 def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> None:
@@ -53,6 +57,10 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
     tensors |= {"sample_weight": _tensor(choice.sample_weight), "numbers": _tensor(training.numbers[choice.active])}
     if pictures and estimator.task_vector_ is not None:
         tensors |= _points(estimator)
+    behind = None
+    if training.source is not None:
+        behind, more = pack(training.source, active, pictures and training.has_pictures)
+        tensors |= more
     parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "backbone"}
     parameters["device"] = None if parameters["device"] is None else str(parameters["device"])
     state = parameters["random_state"]
@@ -75,6 +83,7 @@ def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> N
         "points": [training.points[i] for i in choice.active],
         "next_number": estimator._next_number,
         "seed": estimator._seed,
+        "source": behind,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures and training.has_pictures else None
     write_model(directory, config, tensors, render_card(estimator, pixels is not None), pixels, estimator.edits_)
@@ -123,7 +132,10 @@ def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -
     pictures = Pictures(pixels, None, list(ids), [(path, reason) for path, reason in config["skipped"]])
     kernel = tensors["kernel_"].to(estimator.backbone_.device)
     numbers = tensors["numbers"].numpy()
-    estimator._training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
+    training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
+    settings = config["source"]
+    behind = settings is not None
+    estimator._training = unpack(training, settings, tensors, estimator.source_ids_) if behind else training
     weights = tensors["sample_weight"].numpy()
     estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
     estimator._system, estimator._likelihood, estimator._stale, estimator._undo = None, None, False, []

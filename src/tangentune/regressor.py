@@ -19,9 +19,8 @@ from tangentune.edits import Encoded, State
 from tangentune.errors import InputError
 from tangentune.expansion import Expansion
 from tangentune.explained import check_folds
-from tangentune.feature_rows import own_diagonal, own_kernel
+from tangentune.feature_rows import own_kernel
 from tangentune.likelihoods import LEAST_SQUARES
-from tangentune.solvers.leave_out import loo
 from tangentune.solvers.posterior import covariance, noise_variance, sample, variance
 from tangentune.work import Settings
 
@@ -61,6 +60,10 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
             message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
             raise InputError(message)
 
+    def _check_source_options(self) -> None:
+        message = "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
+        raise InputError(message)
+
     def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         return []
 
@@ -82,9 +85,9 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
             raise InputError(message)
         return None, []
 
-    def _describe_loo(self, state: State, encoded: Encoded) -> None:
-        targets = encoded.targets.numpy()
-        self.loo_predictions_ = loo(state.system).cpu().numpy()
+    def _describe_loo(self, state: State) -> None:
+        targets = state.encoded.targets.numpy()
+        self.loo_predictions_ = state.loo.cpu().numpy()
         self.noise_ = noise_variance(state.system).cpu().numpy()
         self.loo_score_ = float(r2_score(targets, self.loo_predictions_)) if len(targets) > 1 else float("nan")
         self.flat_ = self.targets_.ndim == 1
@@ -144,11 +147,11 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
         """Mean (m, k), and variance (m,) or covariance (m, m) in units of noise / damping."""
         system, feature_map = self._solved().system, self.model_.map
         found = list(self._crossed(X, whole=joint))
-        mean = torch.cat([kernel @ system.dual + system.bias for kernel, _ in found])
+        mean = torch.cat([seen.kernel @ system.dual + system.bias for seen in found])
         if joint:
-            ((kernel, rows),) = found
-            return mean.cpu().numpy(), covariance(system, kernel, own_kernel(feature_map, rows)).cpu().numpy()
-        bars = [variance(system, kernel, own_diagonal(feature_map, rows)) for kernel, rows in found]
+            (seen,) = found
+            return mean.cpu().numpy(), covariance(system, seen.kernel, own_kernel(feature_map, seen.rows)).cpu().numpy()
+        bars = [variance(system, seen.kernel, seen.own) for seen in found]
         return mean.cpu().numpy(), torch.cat(bars).cpu().numpy()
 
     def _as_given(self, values: NDArray) -> NDArray:

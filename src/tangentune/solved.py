@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from tangentune.backbone import Backbone
 from tangentune.data import Pictures
 from tangentune.edits import Choice, Encoded, State, Step, solved
 from tangentune.errors import InputError
-from tangentune.feature_rows import primal
+from tangentune.feature_rows import FeatureRows, primal
 from tangentune.fitting import Fitted
 from tangentune.memory import warm_pages
 from tangentune.model import TangentModel
 from tangentune.picture_source import picture_source, with_progress
 from tangentune.solvers.system import System
+from tangentune.source_set import SourceSet
 from tangentune.training_set import TrainingSet, parts, with_rows
 from tangentune.work import Source
+
+Parts = Iterator[tuple[Tensor, FeatureRows]]
 
 
 class AbstractSolved(BaseEstimator):
@@ -34,6 +40,7 @@ class AbstractSolved(BaseEstimator):
     _training: TrainingSet
     _choice: Choice
     _system: System | None  # None: a loaded model's, until it is asked for
+    _encoded: Encoded  # of the same
     likelihood_: dict[str, float]  # of a classifier: what the search of its likelihood found
     _error: float  # of the system's inverse, relative
     _room: int  # bytes that the rows of the training set may take
@@ -57,7 +64,7 @@ class AbstractSolved(BaseEstimator):
         """Labels as (n, C) targets, and sample weights with class weights."""
 
     @abstractmethod
-    def _describe_loo(self, state: State, encoded: Encoded) -> None:
+    def _describe_loo(self, state: State) -> None:
         """Set the attributes that follow from leave-one-out predictions."""
 
     def _adopt(self, backbone: Backbone, pictures: Pictures, fitted: Fitted) -> None:
@@ -79,15 +86,15 @@ class AbstractSolved(BaseEstimator):
     def _publish(self, state: State) -> None:
         """Set every fitted attribute that an edit changes."""
         self._training, self._choice, self._system = state.training, state.choice, state.system
-        self._error = state.error
+        self._encoded, self._error = state.encoded, state.error
         system, chosen, names = state.system, state.choice, state.training.pictures.ids
         self.ids_, self.targets_ = [names[i] for i in chosen.active], chosen.labels
         self.dual_coef_, self.intercept_ = system.dual.cpu().numpy(), system.bias.cpu().numpy()
-        self._describe_loo(state, self._encode(chosen.labels, chosen.sample_weight))
+        self._describe_loo(state)
 
     @property
     def kernel_(self) -> NDArray[np.float64]:
-        """(n, n) kernel of the pictures the model stands on."""
+        """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
         return self._solved().system.kernel.cpu().numpy()
 
     @property
@@ -102,8 +109,8 @@ class AbstractSolved(BaseEstimator):
         check_is_fitted(self)
         if self._system is None:
             state = solved(self._training, self._choice, self._encode, self.damping_)
-            self._system, self._error = state.system, state.error
-        return State(self._training, self._choice, self._system, self._error)
+            self._system, self._encoded, self._error = state.system, state.encoded, state.error
+        return State(self._training, self._choice, self._encoded, self._system, self._error)
 
     def _current_model(self) -> TangentModel:
         """The primal model; after an edit its weights are summed again, in one pass over the rows."""
@@ -114,9 +121,20 @@ class AbstractSolved(BaseEstimator):
                 dual = training.kernel.new_zeros(len(training), len(self.intercept_))
                 dual[torch.from_numpy(state.choice.active)] = state.system.dual
                 rows = parts(training, feature_map, self._reading)
+                if training.source is not None:
+                    rows, dual = self._with_source_parts(training.source, rows, dual)
                 self.model_ = primal(feature_map, rows, dual, state.system.bias)
             self._stale = False
         return self.model_
+
+    def _with_source_parts(self, source: SourceSet, rows: Parts, dual: Tensor) -> tuple[Parts, Tensor]:
+        """Rows and coefficients of the training pictures, then those of the source pictures."""
+        state, count = self._solved(), len(dual)
+        assert state.encoded.said is not None
+        active = torch.from_numpy(state.choice.active).to(dual.device)
+        after = source.pictures.parts(self.model_.map, self._reading)
+        coefficients = source.dual(active, state.system.dual, state.encoded.said.labels)
+        return chain(rows, ((index + count, found) for index, found in after)), torch.cat([dual, coefficients])
 
     def _with_rows(self) -> TrainingSet:
         """The training set, its rows in memory from now on if they fit."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from tangentune.imaging.pictures import Pictures
 from tangentune.model import TangentMap
 from tangentune.work import Source
 
+if TYPE_CHECKING:
+    from tangentune.source_set import SourceSet
+
 ROWS_SHARE = 4  # rows are kept where they take at most 1/4 of the memory budget
 
 
@@ -40,8 +43,9 @@ class TrainingSet:
         pictures: all of them, in the order in which they came, without labels.
         numbers: (n,) what each is called for good: its position at the fit; later ones go on counting.
         points: (n,) point of expansion of each picture's rows; -1 is the feature map's own network.
-        kernel: (n, n) float64.
+        kernel: (n, n) float64; less what a source takes of it.
         rows: their rows, or None: computed again, batch by batch, whenever they are needed.
+        source: source pictures that stand behind the fit.
     """
 
     pictures: Pictures
@@ -49,6 +53,7 @@ class TrainingSet:
     points: tuple[int, ...]
     kernel: Tensor
     rows: FeatureRows | None
+    source: SourceSet | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -1,0 +1,143 @@
+"""A source for a fit: read, weighed by leave-one-out of the target pictures, put behind them if it helps."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tangentune.contract import DataContract
+from tangentune.data import Pictures, load_pictures, pictures_digest
+from tangentune.edits import Choice, Encoded
+from tangentune.errors import InputError
+from tangentune.imaging.names import some
+from tangentune.model import TangentMap
+from tangentune.solvers.source_choice import choose_source, source_effects
+from tangentune.source_set import problem, source_kernels, source_pictures, with_source
+from tangentune.training_set import Opened, TrainingSet
+from tangentune.transport.manifest import SelectedPictures, load_selected
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceFit:
+    """What came of a source.
+
+    Attributes:
+        training: the training set, with the source behind it if it helps.
+        damping: absolute.
+        facts: of the choice, as plain values.
+        effects: (m,) derivative of the target pictures' mean leave-one-out error by each source picture's weight.
+    """
+
+    training: TrainingSet
+    damping: float
+    facts: dict[str, Any]
+    effects: NDArray[np.float64]
+
+
+def read_source(
+    source: Any, target: Pictures, contract: DataContract, *, n_jobs: int | None = None, verbose: int = 0
+) -> tuple[Pictures, NDArray[np.float64]]:
+    """Source pictures with their classes as labels, and relative weights (m,) of mean 1.
+
+    Args:
+        source: a manifest (`tangentune select`), a folder of class folders, `SelectedPictures`, or labelled `Pictures`.
+        target: the target's pictures; a source picture with the pixels of one is left out, with a warning.
+        contract: how the network takes pictures.
+        n_jobs: processes that decode files.
+        verbose: 1 shows progress bars.
+
+    Raises:
+        InputError: the source has no labels, pictures of another size, or none that the target has not.
+        PictureError: a file is missing or has changed since the selection.
+        StoreError: the manifest is damaged.
+    """
+    weights = None
+    if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
+        source = load_selected(source, contract, n_jobs=n_jobs, verbose=verbose)
+    if isinstance(source, SelectedPictures):
+        source, weights = source.pictures, source.weights
+    pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose)
+    weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
+    if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
+        shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]
+        message = f"source pictures are {shapes[0]}, those of the target {shapes[1]}; give both in one form"
+        raise InputError(message.replace("torch.", ""))
+    known = set(pictures_digest(target.pixels))
+    fresh = np.array([digest not in known for digest in pictures_digest(pictures.pixels)], bool) & (weights > 0)
+    twins = [name for name, kept in zip(pictures.ids, fresh | (weights <= 0), strict=True) if not kept]
+    if not fresh.any():
+        message = "no source picture is left: each has weight 0 or is one of the target pictures; give others"
+        raise InputError(message)
+    if twins:
+        were = "source picture is a target picture" if len(twins) == 1 else "source pictures are target pictures"
+        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=4)
+    kept = pictures if fresh.all() else pictures.select(fresh)
+    return kept, weights[fresh] / weights[fresh].mean()
+
+
+def check_source_options(likelihood: str, outer_steps: Any) -> None:
+    """Refuse options under which a source's leave-one-out would not be exact.
+
+    Raises:
+        InputError: which, and what to do.
+    """
+    if likelihood != "least_squares":
+        message = f"source= needs likelihood='least_squares', not {likelihood!r}"
+        raise InputError(message)
+    if outer_steps != 0:
+        message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
+        raise InputError(message)
+
+
+def fit_source(
+    training: TrainingSet,
+    feature_map: TangentMap,
+    opened: Opened,
+    read: tuple[Pictures, NDArray],
+    chosen: tuple[Choice, Encoded],
+    damping: tuple[float, bool],
+    room: int,
+) -> SourceFit:
+    """Weigh a source and put it behind the training set.
+
+    Args:
+        training: without source.
+        feature_map: of the fit.
+        opened: pictures as network inputs.
+        read: source pictures with labels, and their relative weights.
+        chosen: which training pictures count, and as what.
+        damping: of the fit without source, and whether it must stay.
+        room: bytes that rows of source pictures may take.
+    """
+    choice, encoded = chosen
+    assert encoded.classes is not None
+    pictures = source_pictures(*read, training.kernel.device)
+    pictures, own, crossed = source_kernels(training, feature_map, opened, pictures, room)
+    active = torch.from_numpy(choice.active).to(own.device)
+    targets, weights = encoded.targets.to(own), encoded.weights.to(own)
+    kernels = (training.kernel[active][:, active], crossed[active], own)
+    asked = problem(pictures, *kernels, targets, weights, encoded.classes)
+    found = choose_source(asked, *damping)
+    setting, shares = found.setting, weights / weights.sum()
+    facts = {
+        "pictures": len(pictures),
+        "strength": setting.strength,
+        "deviation": setting.deviation,
+        "loo_error_without": found.error_without,
+        "loo_error": found.error,
+        "standard_error": found.standard_error,
+        "classes": [],
+        "tried": found.tried,
+    }
+    effects = (shares @ source_effects(asked, setting)).cpu().numpy()
+    if setting.strength > 0:
+        training = with_source(training, pictures, own, crossed, setting)
+    return SourceFit(training, setting.damping, facts, effects)
