@@ -135,9 +135,9 @@ class Broken(RuntimeError):
 
 
 @pytest.mark.parametrize(("edit", "place"), [
-    *[(edit, place) for edit in [*EDITS, "undo"] for place in ("tangentune.audit.entry", "tangentune.estimator.loo")],
+    *[(edit, place) for edit in [*EDITS, "undo"] for place in ("tangentune.audit.entry", "tangentune.edits.loo")],
     ("forget", "tangentune.edited.refinement"), ("forget", "tangentune.estimator.fit_temperature"),
-    ("forget", "tangentune.edits.residual"), ("add", "tangentune.edited.extend"),
+    ("forget", "tangentune.edits.residual"), ("add", "tangentune.edited.extended"),
     ("strict", "tangentune.edited.reestimate"),
 ])  # fmt: skip
 def test_a_failure_inside_leaves_all_as_it_was(

@@ -18,6 +18,7 @@ from tangentune.cli_explain import explain, suspects
 from tangentune.cli_models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli_options import STREAMS, Command, fit_options, option, shared_options, with_hyphens
 from tangentune.cli_run import check_device, print_json, run, working
+from tangentune.cli_select import select
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,14 +44,30 @@ def cli() -> None:
     metavar="MODEL",
     type=click.Path(),
 )
+@option(
+    STREAMS,
+    "--source",
+    "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class folders.",
+    metavar="MANIFEST",
+    type=PICTURES,
+)
 @fit_options
-def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def fit(
+    pictures: str,
+    out: str,
+    source: str | None,
+    regression: bool,
+    on_error: str,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
 
     Says first what it will cost. Every choice left to "loo" is made by exact leave-one-out error, so no
-    picture has to be set aside.
+    picture has to be set aside. How much a source counts, and whether at all, is chosen in the same way.
     """
     from tangentune.cli_tables import show_fit, show_plan
     from tangentune.store import check_destination
@@ -59,11 +76,13 @@ def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool,
     check_destination(out)
     with working(quiet) as stdout:
         model = _new_model(regression, quiet, options)
+        if source is not None:
+            model._check_source_options()
         loaded = load(pictures, model.backbone.with_size(model.input_size), model, on_error, True)
         plan = model.plan(loaded)
         if not quiet:
             show_plan(plan, model.backbone.name, sys.stderr)
-        model.fit(loaded)
+        model.fit(loaded, source=source)
         model.save_pretrained(out)
         facts = summarise(model)
     if not as_json:
@@ -79,6 +98,7 @@ def fit(pictures: str, out: str, regression: bool, on_error: str, as_json: bool,
         "settings": facts.settings,
         "seconds": facts.seconds,
         "peak_bytes": facts.peak_bytes,
+        "source": facts.source,
         "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
         "skipped": skipped(loaded),
     }
@@ -183,7 +203,7 @@ def _predictions(model: Any, pictures: Any) -> list[dict[str, Any]]:
     return rows
 
 
-for command in (compare, explain, suspects, forget, add, relabel):
+for command in (select, compare, explain, suspects, forget, add, relabel):
     cli.add_command(command)
 
 if __name__ == "__main__":

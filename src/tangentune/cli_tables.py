@@ -13,7 +13,7 @@ from rich.text import Text
 from tangentune.answers import Explanation, Pull, familiarity
 from tangentune.compare import Comparison
 from tangentune.compare.tables import COLUMNS, notes, table_lines
-from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting
+from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting, nice_source
 
 
 def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
@@ -44,6 +44,8 @@ def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     for key, value in facts.settings.items():
         if value is not None:
             table.add_row(SETTINGS[key], nice_setting(value))
+    if facts.source is not None:
+        table.add_row("source", nice_source(facts.source))
     table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
     if facts.skipped:
         table.add_row("pictures left out", str(len(facts.skipped)))

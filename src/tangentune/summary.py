@@ -49,6 +49,7 @@ class Summary:
         stages: the steps of the fit.
         seconds: wall time of the whole fit, None if unknown.
         peak_bytes: peak memory of the whole fit, None if unknown.
+        source: what came of a source, as in `source_` without what was tried; None without one.
         skipped: unreadable pictures left out, as (path, reason).
         version: of tangentune.
     """
@@ -66,6 +67,7 @@ class Summary:
     stages: tuple[Stage, ...]
     seconds: float | None
     peak_bytes: int | None
+    source: dict[str, Any] | None
     skipped: tuple[tuple[str, str], ...]
     version: str
 
@@ -102,6 +104,7 @@ def summarise(model: Any) -> Summary:
         stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),
+        source=_source(model),
         skipped=tuple((str(path), str(reason)) for path, reason in _skipped(model)),
         version=__version__,
     )
@@ -163,6 +166,27 @@ def _number_scores(model: Any) -> dict[str, float]:
     targets = np.asarray(model.targets_, np.float64)
     predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
     return {"r2": metrics.r2(targets, predicted), "rmse": metrics.rmse(targets, predicted)}
+
+
+def _source(model: Any) -> dict[str, Any] | None:
+    found = getattr(model, "source_", None)
+    return None if found is None else {key: value for key, value in found.items() if key != "tried"}
+
+
+def nice_source(source: dict[str, Any]) -> str:
+    """What came of a source, in one line for people.
+
+    Example:
+        >>> nice_source({"pictures": 40, "strength": 0.0, "loo_error_without": 0.5, "loo_error": 0.5, "classes": []})
+        '40 pictures, which do not help: they count for nothing'
+    """
+    if not source["strength"]:
+        return f"{source['pictures']} pictures, which do not help: they count for nothing"
+    classes = sorted((one for one in source["classes"] if one["weight"] > 0), key=lambda one: -one["weight"])
+    named = ", ".join(f"{one['class']} {one['weight']:.0%}" for one in classes[:3])
+    more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
+    change = f"{source['loo_error_without']:.3f} to {source['loo_error']:.3f}"
+    return f"{source['pictures']} pictures ({named}{more}), leave-one-out error {change}"
 
 
 def _skipped(model: Any) -> list[tuple[Any, Any]]:
