@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -11,8 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.backbone import Backbone
+from tangentune.baselines.augment import random_views
 from tangentune.errors import InputError
 from tangentune.imaging.pictures import Pictures, normalise
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pictures with their classes as positions (n,), on the network's device."""
+
+    pictures: Pictures
+    positions: Tensor
 
 
 def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -21,13 +32,25 @@ def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]
     Raises:
         InputError: labels are missing, are no classes, or name one class only.
     """
-    labels = pictures.labels
+    return label_positions(pictures.labels, "fine-tuning")
+
+
+def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages.
+
+    Raises:
+        InputError: labels are missing, are no classes, or name one class only.
+
+    Example:
+        >>> label_positions(np.array([7, 9, 7]), "fine-tuning")[1].tolist()
+        [0, 1, 0]
+    """
     if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
-        message = "fine-tuning needs one class label per picture; give labels= or class folders"
+        message = f"{what} needs one class label per picture; give labels= or class folders"
         raise InputError(message)
     classes, positions = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        message = f"fine-tuning needs pictures of two classes at least; these have {classes.tolist()}"
+        message = f"{what} needs pictures of two classes at least; these have {classes.tolist()}"
         raise InputError(message)
     return classes, positions
 
@@ -59,3 +82,10 @@ def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:
     weight = next(backbone.module.parameters())
     x = normalise(pixels.to(weight.device), backbone.contract, weight.dtype)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def training_views(
+    backbone: Backbone, pixels: Tensor, generator: torch.Generator, *, flip: bool, crop: float
+) -> Tensor:
+    """Network inputs of random views of some pictures; see `random_views`."""
+    return random_views(network_input(backbone, pixels), generator, flip=flip, crop=crop)

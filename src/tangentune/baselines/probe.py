@@ -8,9 +8,10 @@ from typing import Any, final
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from tangentune.backbone import Backbone
+from tangentune.baselines.classifier import LinearClassifier
 from tangentune.baselines.inputs import class_positions, mean_features
 from tangentune.heads import probe_head
 from tangentune.imaging.pictures import Pictures
@@ -18,7 +19,7 @@ from tangentune.imaging.pictures import Pictures
 
 @final
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(LinearClassifier):
     """A linear classifier on frozen features.
 
     Attributes:
@@ -34,20 +35,7 @@ class Probe:
     classes: NDArray[Any]
     seconds: float
     cpu_seconds: float
-
-    @torch.no_grad()
-    def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
-        """(n, C) logits; `flip` averages them over each picture and its mirror image."""
-        return self.head(mean_features(self.backbone, pictures, batch_size, flip))
-
-    def predict_proba(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
-        """(n, C) class probabilities."""
-        return self.logits(pictures, batch_size=batch_size, flip=flip).softmax(dim=1)
-
-    def predict(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> NDArray[Any]:
-        """(n,) most likely labels."""
-        best = self.logits(pictures, batch_size=batch_size, flip=flip).argmax(dim=1)
-        return self.classes[best.cpu().numpy()]
+    temperature = 1.0  # the head has its own in it
 
 
 def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> Probe:

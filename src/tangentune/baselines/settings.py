@@ -7,6 +7,8 @@ from typing import Literal, final
 
 from tangentune._checks import check_counts, check_numbers, check_positive, check_shares, check_words
 
+HeadStart = Literal["zero", "probe", "calibrated_probe", "random"]
+
 
 @final
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class FineTuneSettings:
     warmup: float = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"
     flip: bool = True
-    head_start: Literal["zero", "probe", "calibrated_probe", "random"] = "zero"
+    head_start: HeadStart = "zero"
     batchnorm: Literal["eval", "train"] = "eval"
     seed: int = 0
     crop: float = 1.0
