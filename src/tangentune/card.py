@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tangentune.summary import SETTINGS, nice_bytes, nice_seconds, nice_setting, summarise
+from tangentune.summary import nice_bytes, nice_seconds, nice_setting, nice_settings, summarise
 
 _CLASSES_LISTED = 50
 
@@ -25,8 +25,7 @@ def render_card(model: Any, kept: bool = False) -> str:
     if len(classes) <= _CLASSES_LISTED:
         classes = list(zip(facts.classes, facts.counts, strict=True))
     size = facts.contract["input_size"]
-    settings = [(SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None]
-    settings += [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
+    options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
     return (
         _environment()
         .get_template("README.md.j2")
@@ -37,7 +36,7 @@ def render_card(model: Any, kept: bool = False) -> str:
             more=max(0, len(classes) - _CLASSES_LISTED),
             more_pictures=sum(count for _, count in classes[_CLASSES_LISTED:]),
             size=" × ".join(str(side) for side in size) if size else "nothing: vectors as they come",
-            settings=settings,
+            settings=nice_settings(facts) + options,
             seconds=nice_seconds(facts.seconds),
             memory=nice_bytes(facts.peak_bytes),
             kept=kept,

@@ -13,7 +13,7 @@ from rich.text import Text
 from tangentune.answers import Explanation, Pull, familiarity
 from tangentune.compare import Comparison
 from tangentune.compare.tables import COLUMNS, notes, table_lines
-from tangentune.summary import SETTINGS, Summary, nice_bytes, nice_seconds, nice_setting, nice_source
+from tangentune.summary import Summary, nice_bytes, nice_seconds, nice_settings
 
 
 def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
@@ -41,11 +41,8 @@ def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     table = _table("", "", header=False)
     for name, value in _scores(facts.scores, facts.interval):
         table.add_row(f"leave-one-out {name}", value)
-    for key, value in facts.settings.items():
-        if value is not None:
-            table.add_row(SETTINGS[key], nice_setting(value))
-    if facts.source is not None:
-        table.add_row("source", nice_source(facts.source))
+    for name, value in nice_settings(facts):
+        table.add_row(name, value)
     table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
     if facts.skipped:
         table.add_row("pictures left out", str(len(facts.skipped)))

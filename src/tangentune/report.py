@@ -19,12 +19,12 @@ from tangentune import metrics, plots
 from tangentune import report_tables as tables
 from tangentune.errors import StoreError
 from tangentune.summary import (
-    SETTINGS,
     Summary,
     label_positions,
     nice_bytes,
     nice_seconds,
     nice_setting,
+    nice_settings,
     summarise,
 )
 
@@ -60,7 +60,7 @@ def render_report(model: Any) -> str:
         "kind": "classifier" if facts.classification else "regressor",
         "headline": _headline(facts),
         "setup": _setup(facts),
-        "chosen": [(SETTINGS[k], nice_setting(v)) for k, v in facts.settings.items() if v is not None],
+        "chosen": nice_settings(facts),
         "damping_svg": _damping(model),
         "blocks_svg": _blocks(model),
         "scales": _scales(model),

@@ -173,6 +173,12 @@ def _source(model: Any) -> dict[str, Any] | None:
     return None if found is None else {key: value for key, value in found.items() if key != "tried"}
 
 
+def nice_settings(facts: Summary) -> list[tuple[str, str]]:
+    """What the fit chose, and what came of a source: names and values for people."""
+    rows = [(SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None]
+    return rows if facts.source is None else [*rows, ("source", nice_source(facts.source))]
+
+
 def nice_source(source: dict[str, Any]) -> str:
     """What came of a source, in one line for people.
 
