@@ -15,7 +15,13 @@ from torch.nn.functional import normalize
 from tangentune.errors import InputError
 from tangentune.transport.emd import domain_similarity, emd, round_robin
 from tangentune.transport.rankings import METHODS, descending, overlap, random_scores, rank
-from tangentune.transport.scorer import kernel_sum_scorer, mean_cosine_scorer, nearest_scorer, uot_scorer
+from tangentune.transport.scorer import (
+    COST_SCALE,
+    kernel_sum_scorer,
+    mean_cosine_scorer,
+    nearest_scorer,
+    uot_scorer,
+)
 from tangentune.transport.sinkhorn import unbalanced_sinkhorn
 
 
@@ -42,12 +48,12 @@ def test_a_picture_is_scored_as_if_it_had_been_transported() -> None:
     source, target = unit(60, 32, 2), unit(9, 32, 3)
     scorer, made = uot_scorer(source[:30], target)
     log_v = made.target_potential
-    expected = 0.5 * torch.logsumexp(log_v - (1 - source[30:] @ target.T) / 0.1, 1)
+    expected = 0.5 * torch.logsumexp(log_v - (1 - source[30:] @ target.T) / COST_SCALE, 1)
     assert float((scorer.scores(source[30:] @ target.T) - expected).abs().max()) < 1e-12
 
 
 SCORERS: list[tuple[Callable, Callable]] = [
-    (kernel_sum_scorer, lambda c: torch.exp(-(1 - c) / 0.1).sum(1).log()),
+    (kernel_sum_scorer, lambda c: torch.exp(-(1 - c) / COST_SCALE).sum(1).log()),
     (nearest_scorer, lambda c: c.max(1).values),
     (mean_cosine_scorer, lambda c: c.mean(1)),
 ]
@@ -138,7 +144,7 @@ def test_rankings_follow_their_definitions() -> None:
     source, target = unit(40, 16, 0), unit(6, 16, 1)
     cosines = source @ target.T
     kernel = (-(1 - cosines) / 0.05).exp()
-    plan = unbalanced_sinkhorn((1 - cosines) / 0.05, torch.ones(40), torch.ones(6), eps=1, tau_source=1, tau_target=100)
+    plan = unbalanced_sinkhorn((1 - cosines) / 0.05, torch.ones(40), torch.ones(6), eps=1, tau_source=1, tau_target=1)
     expected = {
         "uot": plan.source_mass.log(),
         "nearest": cosines.max(1).values,
@@ -178,7 +184,7 @@ def test_rankings_are_complete_and_repeatable(method: str) -> None:
 def test_source_counts_enter_the_row_masses() -> None:
     source, target = unit(30, 8, 0), unit(4, 8, 1)
     counts = torch.arange(1, 31)
-    made = rank("uot", source, target, source_mass=counts, target_mass=torch.tensor([3, 1, 1, 1]))
+    made = rank("uot", source, target, source_mass=counts, target_mass=torch.tensor([3, 1, 1, 1]), tau_target=100)
     assert far(made.scores.exp(), made.masses) < 1e-10
     assert made.order.tolist() != rank("uot", source, target).order.tolist()
     assert made.plan is not None

@@ -19,11 +19,14 @@ from torch import Tensor
 from tangentune.answers import Account, Answer, Explanation, Pull, label_text, short_number
 from tangentune.calibration import probabilities
 from tangentune.data import Pictures, pictures_digest
+from tangentune.edits import State
 from tangentune.explained import ood_scores, open_share
 from tangentune.likelihoods import LEAST_SQUARES
 from tangentune.solvers import leave_out as exact
-from tangentune.solvers.edits import remove
+from tangentune.solvers.coupling import coupling_without
+from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.posterior import variance
+from tangentune.solvers.source_choice import Said
 from tangentune.solvers.system import System
 
 
@@ -61,11 +64,11 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
     proba = model.predict_proba(pictures) if classes and model.likelihood != LEAST_SQUARES else None
     ours = _positions_by_pixels(model)
     digests = pictures_digest(pictures.pixels)
-    whole, out = model._solved().system, []
+    state, out = model._solved(), []
     for seen in model._crossed(pictures):
         for row, own, said in zip(seen.kernel, seen.own, seen.said, strict=True):
             i = len(out)
-            asked = _asked(whole, row[None], own[None], said, ours.get(digests[i], []))
+            asked = _asked(state, row[None], own[None], said, ours.get(digests[i], []))
             if classes:
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 accounts: tuple[Account, ...] = (_lead(model, asked, answers, top),)
@@ -73,7 +76,7 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
                 accounts = tuple(_number(model, asked, k, top) for k in range(len(asked.scores)))
                 answers = tuple(account.answer for account in accounts)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
-            distance = float(ood_scores(whole, open_share(asked.variance, asked.own))[0])
+            distance = float(ood_scores(state.system, open_share(asked.variance, asked.own))[0])
             out.append(Explanation(pictures.ids[i], i, given, answers, distance, accounts))
     return out
 
@@ -85,14 +88,26 @@ def _positions_by_pixels(model: Any) -> dict[str, list[int]]:
     return found
 
 
-def _asked(system: System, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
+def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
+    system = state.system
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
+    if same and state.encoded.said is not None:
+        system, said = _heard_without(state.encoded.said, state.system.weights, system, same)
     before = system.bias + said
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
+
+
+def _heard_without(said: Said, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
+    """The problem without some pictures, their labels gone from what the source says too; what it says of them (C,)."""
+    gone = torch.tensor(same, device=weights.device)
+    labels = coupling_without(said.means, said.targets, weights, gone)
+    rest = torch.ones_like(weights, dtype=torch.bool)
+    rest[gone] = False
+    return retarget(system, said.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
 
 
 def _ranked_classes(model: Any, asked: _Asked, proba: NDArray | None) -> tuple[Answer, ...]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tangentune.model import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
-from tangentune.solvers.leave_out import loo
-from tangentune.solvers.source_choice import Said, target_loo
+from tangentune.solvers.leave_out import leave_out, loo
+from tangentune.solvers.source_choice import Said, target_leave_out, target_loo
 from tangentune.solvers.system import System, build, refresh, residual
 from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet
@@ -81,6 +81,11 @@ class State:
     def loo(self) -> Tensor:
         """(n, C) prediction of each picture by the fit without it."""
         return loo(self.system) if self.encoded.said is None else target_loo(self.system, self.encoded.said)
+
+    def leave_out(self, groups: Tensor) -> Tensor:
+        """(n, C) prediction of each picture by the fit without its group."""
+        said = self.encoded.said
+        return leave_out(self.system, groups) if said is None else target_leave_out(self.system, said, groups)
 
     def __len__(self) -> int:
         return len(self.choice.active)

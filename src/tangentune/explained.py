@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -21,7 +21,7 @@ from tangentune.memory import warm_pages
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.posterior import loo_variance, variance
 from tangentune.solvers.reweighting import weight_gradient
-from tangentune.solvers.suspicion import second_opinions
+from tangentune.solvers.suspicion import distrusting
 from tangentune.solvers.system import System
 from tangentune.training_set import cross
 
@@ -67,7 +67,12 @@ class Seen:
 
 
 class AbstractExplained(AbstractTangentEstimator):
-    """Explanations from the solved system; abstract. Pictures are in the order of `ids_`."""
+    """Explanations from the solved system; abstract. Pictures are in the order of `ids_`.
+
+    Of a fit with a source, influence, contributions, informativeness and the weight gradient hold the target classes
+    that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out of that
+    choice as well.
+    """
 
     def influence(self, X: Any) -> NDArray[np.float64]:
         """How much each training picture changed each answer: `f(x) - f_without_i(x)`, exact.
@@ -116,9 +121,7 @@ class AbstractExplained(AbstractTangentEstimator):
         if index.max() == 0:
             message = "all pictures are in one group; leaving it out would leave none, so name at least two groups"
             raise InputError(message)
-        state = self._solved()
-        found, said = exact.leave_out(state.system, torch.from_numpy(index)), state.encoded.said
-        return (found if said is None else found + said.offset).cpu().numpy()
+        return self._solved().leave_out(torch.from_numpy(index)).cpu().numpy()
 
     def informativeness(self, X: Any = None) -> NDArray[np.float64]:
         """What each training picture adds that no other says: its smooth unique information, in nats.
@@ -132,8 +135,9 @@ class AbstractExplained(AbstractTangentEstimator):
 
         Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
         """
-        system = self._solved().system
-        errors = (system.targets - exact.loo(system)).square().mean(1)
+        state = self._solved()
+        system, loo = state.system, state.loo
+        errors = (state.encoded.targets.to(loo) - loo).square().mean(1)
         noise = max(float(system.weights @ errors / system.weights.sum()), torch.finfo(torch.float64).tiny)
         if X is None:
             return (exact.unique_information(system) * system.damping / (2 * noise)).cpu().numpy()
@@ -161,8 +165,8 @@ class AbstractExplained(AbstractTangentEstimator):
         if count < 1:
             message = f"k is {k}; ask for at least one suspect"
             raise InputError(message)
-        opinions, given, said = second_opinions(state.system), state.encoded.targets, state.encoded.said
-        opinions, given = opinions if said is None else opinions + said.offset, given.to(opinions)
+        opinions = replace(state, system=distrusting(state.system)).loo
+        given = state.encoded.targets.to(opinions)
         score = (given - opinions).square().sum(1).cpu().numpy()
         worst = np.argsort(-score, kind="stable")[:count]
         suggestions = self._suggested(opinions, given)

@@ -107,6 +107,7 @@ def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None,
         parameters["input_size"] = tuple(parameters["input_size"])
     estimator = cls(**parameters)
     fitted = config["fitted"]
+    estimator.source_, estimator.source_ids_, estimator.source_effects_ = None, [], np.zeros(0)
     for key, value in fitted.items():
         setattr(estimator, key, value)
     for key in ARRAYS:
@@ -133,9 +134,8 @@ def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -
     kernel = tensors["kernel_"].to(estimator.backbone_.device)
     numbers = tensors["numbers"].numpy()
     training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
-    settings = config["source"]
-    behind = settings is not None
-    estimator._training = unpack(training, settings, tensors, estimator.source_ids_) if behind else training
+    behind = config.get("source")
+    estimator._training = training if behind is None else unpack(training, behind, tensors, estimator.source_ids_)
     weights = tensors["sample_weight"].numpy()
     estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
     estimator._system, estimator._likelihood, estimator._stale, estimator._undo = None, None, False, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from tangentune.contract import DataContract
 from tangentune.data import Pictures, load_pictures, pictures_digest
 from tangentune.edits import Choice, Encoded
-from tangentune.errors import InputError
+from tangentune.errors import BudgetError, InputError
+from tangentune.imaging.checks import label_array
 from tangentune.imaging.names import some
 from tangentune.model import TangentMap
 from tangentune.solvers.source_choice import choose_source, source_effects
 from tangentune.source_set import problem, source_kernels, source_pictures, with_source
-from tangentune.training_set import Opened, TrainingSet
+from tangentune.training_set import ROWS_SHARE, Opened, TrainingSet
 from tangentune.transport.manifest import SelectedPictures, load_selected
+
+MANIFESTS = (".json", ".parquet")
+KERNELS = 7  # of (m, m) numbers that weighing m source pictures has in memory at once
 
 
 @final
@@ -48,7 +52,8 @@ def read_source(
     """Source pictures with their classes as labels, and relative weights (m,) of mean 1.
 
     Args:
-        source: a manifest (`tangentune select`), a folder of class folders, `SelectedPictures`, or labelled `Pictures`.
+        source: a manifest (`tangentune select`), a folder of class folders, a CSV file (path,label),
+            `SelectedPictures`, or labelled `Pictures`.
         target: the target's pictures; a source picture with the pixels of one is left out, with a warning.
         contract: how the network takes pictures.
         n_jobs: processes that decode files.
@@ -60,11 +65,13 @@ def read_source(
         StoreError: the manifest is damaged.
     """
     weights = None
-    if isinstance(source, str | os.PathLike) and not Path(source).is_dir():
+    named = isinstance(source, str | os.PathLike)
+    if named and Path(source).suffix.lower() in MANIFESTS:
         source = load_selected(source, contract, n_jobs=n_jobs, verbose=verbose)
     if isinstance(source, SelectedPictures):
         source, weights = source.pictures, source.weights
-    pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose)
+    pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose, need_labels=named)
+    pictures = replace(pictures, labels=_class_of_each(pictures.labels))
     weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
     if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
         shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]
@@ -81,6 +88,29 @@ def read_source(
         warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=4)
     kept = pictures if fresh.all() else pictures.select(fresh)
     return kept, weights[fresh] / weights[fresh].mean()
+
+
+def _class_of_each(labels: Any) -> NDArray:
+    """Labels of source pictures, (m,)."""
+    if labels is None:
+        message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
+        raise InputError(message)
+    given = label_array(labels)
+    if given.size != len(given):
+        message = f"source pictures have {given.shape[1]} labels each; give the class of each, one label a picture"
+        raise InputError(message)
+    return given.reshape(len(given))
+
+
+def _check_room(m: int, room: int) -> None:
+    """Refuse a source whose kernels do not fit into memory; `room` is the share of the budget that rows may take."""
+    need, budget = KERNELS * 8 * m**2, room * ROWS_SHARE
+    if need > budget:
+        message = (
+            f"{m} source pictures need {need / 2**20:.0f} MiB for their kernels, more than the memory budget of "
+            f"{budget / 2**20:.0f} MiB; choose fewer with `tangentune select`, or raise memory_budget"
+        )
+        raise BudgetError(message)
 
 
 def check_source_options(likelihood: str, outer_steps: Any) -> None:
@@ -116,7 +146,11 @@ def fit_source(
         chosen: which training pictures count, and as what.
         damping: of the fit without source, and whether it must stay.
         room: bytes that rows of source pictures may take.
+
+    Raises:
+        BudgetError: there are more source pictures than the memory budget has room for.
     """
+    _check_room(len(read[0]), room)
     choice, encoded = chosen
     assert encoded.classes is not None
     pictures = source_pictures(*read, training.kernel.device)

@@ -125,15 +125,26 @@ def problem(
     classes: NDArray,
 ) -> SourceProblem:
     """Kernels (n, n), (n, m) and (m, m), and the labels and weights of n target pictures, as the solver takes them."""
-    named = np.array(pictures.classes)[:, None] == np.asarray(classes).astype(str)
+    named = np.array(pictures.classes)[:, None] == class_names(classes)
     flags = torch.from_numpy(named).to(plain.device)
     return SourceProblem(plain, crossed, own, targets, weights, pictures.positions, pictures.given, flags)
+
+
+def class_names(labels: NDArray) -> NDArray:
+    """Labels as text; whole numbers alike, be they floats or integers.
+
+    Example:
+        >>> class_names(np.array([0.0, 3.0])).tolist(), class_names(np.array(["cat"])).tolist()
+        (['0', '3'], ['cat'])
+    """
+    whole = labels.dtype.kind == "f" and (labels == np.rint(labels)).all()
+    return (labels.astype(np.int64) if whole else labels).astype(str)
 
 
 def source_pictures(pictures: Pictures, given: NDArray, device: torch.device) -> SourcePictures:
     """Pictures with their source classes as labels, and relative weights (m,)."""
     assert pictures.labels is not None
-    classes, positions = np.unique(pictures.labels.astype(str), return_inverse=True)
+    classes, positions = np.unique(class_names(pictures.labels), return_inverse=True)
     weights = torch.from_numpy(np.asarray(given, np.float64)).to(device)
     bare, places = replace(pictures, labels=None), torch.from_numpy(positions.astype(np.int64)).to(device)
     return SourcePictures(bare, tuple(map(str, classes)), places, weights)
@@ -169,13 +180,14 @@ def with_source(
     relative = pictures.given * setting.class_weights[pictures.positions]
     basis = spectrum(own, relative, pictures.positions, len(pictures.classes))
     found = prior(basis, setting.damping / setting.strength, setting.deviation)
-    return _behind(training, SourceSet(pictures, own, crossed, training.kernel, setting, found))
+    source = SourceSet(pictures, own, crossed, training.kernel, setting, found)
+    return replace(training, kernel=source.left(source.plain, crossed, crossed), source=source)
 
 
 def extended(
     training: TrainingSet, feature_map: TangentMap, opened: Opened, pictures: Pictures, numbers: NDArray, room: int
 ) -> TrainingSet:
-    """As `training_set.extend`, with the kernel to the source as well."""
+    """As `training_set.extend`, with the kernel to the source as well; k m^2 more for k pictures."""
     source = training.source
     if source is None:
         return extend(training, feature_map, opened, pictures, numbers, room)
@@ -183,12 +195,10 @@ def extended(
     longer = extend(plain, feature_map, opened, pictures, numbers, room)
     new = opened(pictures, (-1,) * len(pictures))
     rows = collect_rows(feature_map, partial(new.portions, None), len(pictures))
-    crossed = torch.cat([source.cross, source.pictures.kernel(feature_map, opened, rows)])
-    return _behind(longer, replace(source, cross=crossed, plain=longer.kernel))
-
-
-def _behind(training: TrainingSet, source: SourceSet) -> TrainingSet:
-    return replace(training, kernel=source.left(source.plain, source.cross, source.cross), source=source)
+    crossed, n = torch.cat([source.cross, source.pictures.kernel(feature_map, opened, rows)]), len(training)
+    left, kernel = source.left(longer.kernel[n:], crossed[n:], crossed), longer.kernel.clone()
+    kernel[:n, :n], kernel[n:], kernel[:n, n:] = training.kernel, left, left[:, :n].T
+    return replace(longer, kernel=kernel, source=replace(source, cross=crossed, plain=longer.kernel))
 
 
 def _rows(feature_map: TangentMap, opened: Opened, pictures: SourcePictures, part: slice) -> FeatureRows:
@@ -215,7 +225,7 @@ def class_facts(source: SourceSet, labels: Tensor, classes: NDArray) -> list[dic
             "pictures": counts[i],
             "weight": shares[i],
             "stands_for": {
-                str(c): round(value, 4) for c, value in zip(classes, rows[i], strict=True) if value >= 0.005
+                str(c): round(value, 4) for c, value in zip(classes, rows[i], strict=True) if value >= SHOWN
             },
         }
         for i, name in enumerate(pictures.classes)

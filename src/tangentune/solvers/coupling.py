@@ -16,6 +16,7 @@ from torch import Tensor
 
 SCALE = 0.05  # of the cosines: half of it confuses classes on 5 pictures a class, twice it tells none apart
 CHUNK_ENTRIES = 2**24  # of plans without one picture that are in memory at once
+CANCELLED = 1e-4  # share of a class's squared norm below which what is left of it is summed anew
 
 
 @final
@@ -58,7 +59,15 @@ def coupling(means: ClassMeans, targets: Tensor, weights: Tensor) -> Tensor:
     return _conditional(transport(means, targets, weights), means.named)
 
 
-def shifted_targets(means: ClassMeans, targets: Tensor, weights: Tensor, pull: Tensor) -> Tensor:
+def coupling_without(means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """`coupling` (S, C) made without the target pictures at some positions; n^2 for each class they are of."""
+    cosines = _cosines_without(means, targets, weights, rows, _class_sums(means, targets, weights))
+    return _conditional(_plan(cosines), means.named)
+
+
+def shifted_targets(
+    means: ClassMeans, targets: Tensor, weights: Tensor, pull: Tensor, groups: Tensor | None = None
+) -> Tensor:
     """How leave-one-out scores change because the coupling, too, is made without the picture: (n, C).
 
     Args:
@@ -66,27 +75,53 @@ def shifted_targets(means: ClassMeans, targets: Tensor, weights: Tensor, pull: T
         targets: (n, C) one-hot.
         weights: (n,).
         pull: (n, S) what a picture's score without it gains by one unit more of a source class's target.
+        groups: (n,) integers; equal ones are left out together. None: every picture by itself.
 
     Returns:
-        `sum_s pull_is (L_without_i - L)_sc`. Cost n S C exponentials.
+        `sum_s pull_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
+        for each group.
     """
-    whole = coupling(means, targets, weights)
-    sums, squares = _class_sums(means, targets, weights)
-    own, step = targets.argmax(1), max(1, CHUNK_ENTRIES // max(1, whole.numel()))
-    cross = means.kernel @ (weights[:, None] * targets)
+    whole, found = coupling(means, targets, weights), _class_sums(means, targets, weights)
     out = torch.empty_like(targets)
+    if groups is not None:
+        for group in torch.unique(groups).tolist():
+            rows = (groups == group).nonzero().flatten()
+            cosines = _cosines_without(means, targets, weights, rows, found)
+            out[rows] = pull[rows] @ (_conditional(_plan(cosines), means.named) - whole)
+        return out
+    step, cross = max(1, CHUNK_ENTRIES // max(1, whole.numel())), means.kernel @ (weights[:, None] * targets)
     for start in range(0, len(targets), step):
         rows = torch.arange(start, min(start + step, len(targets)), device=targets.device)
-        mine, a = own[rows], weights[rows]
-        less = sums[:, mine].T - a[:, None] * means.between[rows]
-        left = squares[mine] - 2 * a * cross[rows, mine] + a.square() * means.kernel.diagonal()[rows]
-        alone = (weights[:, None] * targets).sum(0)[mine] - a <= 0
-        left = torch.where(alone, 0.0, left)
-        cosines = _cosines(sums, squares, means.norms).expand(len(rows), -1, -1).clone()
-        cosines[torch.arange(len(rows)), :, mine] = _cosines(less.T, left, means.norms).T
-        change = _conditional(_plan(cosines), means.named) - whole
-        out[rows] = torch.einsum("is,isc->ic", pull[rows], change)
+        cosines = _cosines_one_by_one(means, targets, weights, rows, found, cross)
+        out[rows] = torch.einsum("is,isc->ic", pull[rows], _conditional(_plan(cosines), means.named) - whole)
     return out
+
+
+def _cosines_one_by_one(
+    means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor, found: tuple[Tensor, Tensor], cross: Tensor
+) -> Tensor:
+    """Cosines (r, S, C) without each of r pictures by itself; `cross` (n, C) is the kernel's with the class sums."""
+    (sums, squares), own, a = found, targets[rows].argmax(1), weights[rows]
+    less = sums[:, own].T - a[:, None] * means.between[rows]
+    left = squares[own] - 2 * a * cross[rows, own] + a.square() * means.kernel.diagonal()[rows]
+    cosines = _cosines(sums, squares, means.norms).expand(len(rows), -1, -1).clone()
+    places = torch.arange(len(rows), device=rows.device)
+    cosines[places, :, own] = _cosines(less.T, left, means.norms).T
+    # What is left of a class is rounding where the picture was nearly all of it, or all.
+    for place in ((left <= CANCELLED * squares[own]) & (a > 0)).nonzero().flatten().tolist():
+        cosines[place] = _cosines_without(means, targets, weights, rows[place : place + 1], found)
+    return cosines
+
+
+def _cosines_without(
+    means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor, found: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Cosines (S, C) without some pictures, their classes summed anew."""
+    left, touched = weights.clone(), (targets[rows] > 0).any(0)
+    left[rows] = 0
+    sums, squares = found[0].clone(), found[1].clone()
+    sums[:, touched], squares[touched] = _class_sums(means, targets[:, touched], left)
+    return _cosines(sums, squares, means.norms)
 
 
 def _class_sums(means: ClassMeans, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

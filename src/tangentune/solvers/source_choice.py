@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from tangentune.solvers.coupling import ClassMeans, coupling, shifted_targets, transport
-from tangentune.solvers.leave_out import loo
+from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.reweighting import squared
 from tangentune.solvers.source_prior import Spectrum, felt, spectrum
-from tangentune.solvers.system import System, build
+from tangentune.solvers.system import System, build, solved
 
 STRENGTHS = (0.01, 0.1, 1.0)
 DEVIATIONS = (0.0, 1.0)
 DAMPINGS = (1.0, 10.0, 100.0, 1000.0)  # times the damping without source
 ROUNDS = 3  # of dropping harmful classes
 DOUBT = 2.0  # standard errors by which a class must harm
+LEAST_GAIN = 1e-6  # of the error; below it all is rounding
 
 
 @final
@@ -87,7 +88,7 @@ class SourceChoice:
         setting: the best; of strength 0 if the source does not help.
         error_without: mean squared leave-one-out error of the target pictures without source.
         error: with it.
-        standard_error: of the difference between the best setting and none.
+        standard_error: of the difference between the best setting and no source at the best damping that was tried.
         tried: what was tried, with its error.
     """
 
@@ -147,8 +148,9 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
     """
     means, weights = problem.means(), problem.weights
     mass = transport(means, problem.targets, weights).sum(1)
-    without = build(problem.kernel, problem.targets, damping, weights)
-    alone, dampings = squared(loo(without), problem.targets), [damping * f for f in ((1.0,) if fixed else DAMPINGS)]
+    dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
+    without = [_errors_without(problem, tried) for tried in dampings]
+    alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
     counts = torch.where(problem.named.any(1), 1.0, (mass / mass.max()).square())
     best, errors, tried = _search(problem, means, counts, dampings)
     for _ in range(ROUNDS):
@@ -160,8 +162,9 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
         if not _mean(others, weights) < _mean(errors, weights):
             break
         best, errors = other, others
-    gain, doubt = _mean(alone - errors, weights), _standard_error(alone - errors, weights)
-    if gain <= doubt:
+    # More damping may gain by itself; that is no merit of the source.
+    gain, doubt = _mean(rival - errors, weights), _standard_error(rival - errors, weights)
+    if gain <= max(doubt, LEAST_GAIN * _mean(rival, weights)):
         best, errors = SourceSetting(0.0, 0.0, damping, torch.zeros_like(mass)), alone
     return SourceChoice(best, _mean(alone, weights), _mean(errors, weights), doubt, tried)
 
@@ -176,18 +179,23 @@ def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     return _errors(problem, means, basis, problem.cross @ basis.through, setting)
 
 
+def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
+    return squared(loo(build(problem.kernel, problem.targets, damping, problem.weights)), problem.targets)
+
+
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """Derivative of every target picture's squared leave-one-out error by every source picture's weight, (n, m).
 
     Its mean over the target pictures is the dataset derivative of the source, judged by the target alone: negative
-    where more of a source picture would help. Finite, and true, at weight 0. The coupling of the classes is held.
+    where more of a source picture would help. Finite, and true, at weight 0; where no source picture has weight, that
+    of the step in which all gain it as `given`. The coupling of the classes is held.
 
     Args:
         problem: the kernels.
         setting: at which the derivative is taken.
 
     Returns:
-        (n, m) float64; cost 2 m^3 + n^2 m.
+        (n, m) float64, 0 for target pictures of weight 0; cost 2 m^3 + n m^2 + n^2 m.
 
     Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", for a problem with two tasks.
     """
@@ -196,8 +204,8 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     # With Q as in source_prior, dQ / da_j = damping N_j N_j^T for N = Q D^-1, written without dividing by weights.
     makers = (1 + setting.deviation) * a[:, None] * problem.own
     makers = torch.linalg.inv(makers + damping * torch.eye(len(a), dtype=a.dtype, device=a.device))
-    border = makers.sum(0)
-    makers = makers - torch.outer(makers @ a, border) / (border @ a) if bool((a > 0).any()) else makers
+    border, centre = makers.sum(0), a if bool((a > 0).any()) else problem.given
+    makers = makers - torch.outer(makers @ centre, border) / (border @ centre)
     gain, seen = makers * a, problem.cross @ makers
     left = problem.cross @ gain
     offset = left @ labels
@@ -267,6 +275,21 @@ def target_loo(system: System, said: Said) -> Tensor:
     heights = (system.inverse.diagonal()[:n] * roots)[:, None]
     pull = torch.where(heights > 0, pull / heights.clamp_min(torch.finfo(pull.dtype).tiny), 0.0)
     return loo(system) + said.offset + shifted_targets(said.means, said.targets, system.weights, pull)
+
+
+def target_leave_out(system: System, said: Said, groups: Tensor) -> Tensor:
+    """As `target_loo`, without a picture's whole group: (n, C).
+
+    Args:
+        system: of the target pictures less what the source says.
+        said: by the source, about the same pictures.
+        groups: (n,) integers; equal ones are left out together.
+    """
+    groups = groups.to(said.response.device)
+    echo = solved(system.kernel, system.inverse, said.response, system.weights, system.damping, system.width)
+    pull = said.response - leave_out(echo, groups)
+    shift = shifted_targets(said.means, said.targets, system.weights, pull, groups)
+    return leave_out(system, groups) + said.offset + shift
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:

@@ -50,11 +50,16 @@ def second_opinions(system: System) -> Tensor:
         >>> [round(value, 6) for value in second_opinions(system).flatten().tolist()]
         [2.5, 3.0, 0.5]
     """
+    return loo(distrusting(system))
+
+
+def distrusting(system: System) -> System:
+    """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3."""
     damping = mean_eigenvalue(system)
     if damping <= system.damping:
-        return loo(system)
+        return system
     arguments = {"intercept": system.intercept, "width": system.width}
-    return loo(build(system.kernel, system.targets, damping, system.weights, **arguments))
+    return build(system.kernel, system.targets, damping, system.weights, **arguments)
 
 
 def mean_eigenvalue(system: System) -> float:

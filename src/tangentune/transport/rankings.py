@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -14,6 +14,7 @@ from tangentune.errors import InputError
 from tangentune.transport.emd import round_robin
 from tangentune.transport.scorer import (
     COST_SCALE,
+    TAU_TARGET,
     Scorer,
     check_same_width,
     kernel_sum_scorer,
@@ -60,9 +61,10 @@ def rank(
     cost_scale: float = COST_SCALE,
     eps: float = 1.0,
     tau_source: float = 1.0,
-    tau_target: float = 100.0,
+    tau_target: float = TAU_TARGET,
     source_mass: Array | None = None,
     target_mass: Array | None = None,
+    centre: Array | None = None,
     seed: int = 0,
 ) -> Ranking:
     """Rank source prototypes (classes, clusters) for a set of targets by one of `METHODS`.
@@ -81,6 +83,7 @@ def rank(
         tau_target: of "uot".
         source_mass: (n,) of "uot", such as class counts; None: ones.
         target_mass: (K,) of "uot"; None: ones.
+        centre: (d,) what was taken off the prototypes, for the scorer to take off the pictures that it scores.
         seed: of "random".
 
     Returns:
@@ -127,6 +130,8 @@ def rank(
     else:
         scores = _turns(cosines)
     shares = (scorer or nearest_scorer(target)).shares(cosines)
+    if scorer is not None and centre is not None:
+        scorer = replace(scorer, centre=as_tensor(centre).double())
     return Ranking(method, descending(scores), scores, shares, masses, scorer, plan)
 
 

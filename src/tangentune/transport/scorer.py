@@ -7,7 +7,7 @@ v belongs to the targets (Liu et al. 2022, at its fixed point). So millions of p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -17,8 +17,10 @@ from torch.nn.functional import normalize, one_hot
 from tangentune.errors import InputError
 from tangentune.transport.sinkhorn import Array, TransportPlan, as_tensor, unbalanced_sinkhorn
 
-# exp(-(1 - cosine) / COST_SCALE): the published code's.
-COST_SCALE = 0.1
+# exp(-(1 - cosine) / COST_SCALE), and the penalty of the target masses: measured, docs/decisions/0014. The published
+# code has .1 and 100, and features that are not centred.
+COST_SCALE = 0.05
+TAU_TARGET = 1.0
 
 
 @final
@@ -32,6 +34,8 @@ class Scorer:
         log_weights: (K,) `log v` for "uot", zeros otherwise.
         temperature: that of the kernel `exp(-(1 - cosine) / temperature)`; used by "uot" and "kernel_sum".
         power: exponent of the weighted kernel sum: `1 - ts / (ts + eps)` for "uot", 1 otherwise.
+        centre: (d,) what is taken off unit features before they are compared, as it was off the prototypes; None:
+            nothing.
     """
 
     method: str
@@ -39,6 +43,30 @@ class Scorer:
     log_weights: Tensor
     temperature: float
     power: float
+    centre: Tensor | None = None
+
+    def cosines(self, rows: Tensor, norms: Tensor, out: Tensor | None = None) -> Tensor:
+        """Cosines (m, K) of features with the prototypes, the centre taken off the unit features first.
+
+        Args:
+            rows: (m, d) of the prototypes' precision.
+            norms: (m,) their lengths, not 0.
+            out: (m, K) to write to.
+
+        Returns:
+            (m, K). Cost: one product of matrices; what follows it has K columns instead of d.
+
+        Example:
+            >>> scorer = replace(nearest_scorer(torch.eye(2)), centre=torch.tensor([0.5, 0.0]))
+            >>> scorer.cosines(torch.tensor([[2.0, 0.0]]), torch.tensor([2.0])).tolist()
+            [[1.0, 0.0]]
+        """
+        found = torch.mm(rows, self.prototypes.mT, out=out).mul_(norms.reciprocal()[:, None])
+        if self.centre is None:
+            return found
+        along = torch.mv(rows, self.centre).div_(norms)
+        left = (1 + self.centre.square().sum() - 2 * along).clamp_min_(torch.finfo(found.dtype).tiny)
+        return found.sub_(torch.mv(self.prototypes, self.centre)).mul_(left.rsqrt_()[:, None])
 
     def scores(self, cosines: Tensor) -> Tensor:
         """One score a row, (n,), higher is better; for "uot" the logarithm of the row mass of a source of mass 1.
@@ -98,6 +126,18 @@ class Scorer:
             raise InputError(message)
 
 
+def in_float32(scorer: Scorer) -> Scorer:
+    """The same scorer in the precision in which many pictures are scored.
+
+    Example:
+        >>> in_float32(nearest_scorer(torch.eye(2).double())).prototypes.dtype
+        torch.float32
+    """
+    centre = None if scorer.centre is None else scorer.centre.float()
+    prototypes, log_weights = scorer.prototypes.float(), scorer.log_weights.float()
+    return replace(scorer, prototypes=prototypes, log_weights=log_weights, centre=centre)
+
+
 def uot_scorer(
     source_prototypes: Array,
     target_prototypes: Array,
@@ -105,7 +145,7 @@ def uot_scorer(
     cost_scale: float = COST_SCALE,
     eps: float = 1.0,
     tau_source: float = 1.0,
-    tau_target: float = 100.0,
+    tau_target: float = TAU_TARGET,
     source_mass: Array | None = None,
     target_mass: Array | None = None,
 ) -> tuple[Scorer, TransportPlan]:
@@ -116,9 +156,10 @@ def uot_scorer(
         target_prototypes: (K, d) likewise.
         cost_scale: what a cosine's distance from 1 is divided by; 0.1 in the paper's code. Smaller ones tell near
             targets apart; at 0.1 the ranking is close to the plain kernel sum's.
-        eps: weight of the entropy, as in `unbalanced_sinkhorn`; like the next two, the paper's.
+        eps: weight of the entropy, as in `unbalanced_sinkhorn`; like the next, the paper's.
         tau_source: penalty of the source masses; at 0 the score is the soft nearest target.
-        tau_target: penalty of the target masses; at infinity every target is served in full.
+        tau_target: penalty of the target masses; 100 in the paper's code. At infinity every target is served in full,
+            also those that nothing resembles.
         source_mass: (n,) positive; None: ones.
         target_mass: (K,) positive; None: ones.
 
