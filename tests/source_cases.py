@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tangentune.solvers.coupling import SCALE
-from tangentune.solvers.source_choice import Said, SourceProblem, SourceSetting
+from tangentune.solvers.source_choice import SourceProblem, SourceSetting
+from tangentune.solvers.source_loo import Said
 from tangentune.solvers.source_prior import prior, spectrum
 from tangentune.solvers.system import System, build
 

@@ -1,60 +1,36 @@
-"""Estimators with a source behind them: every figure is that of the joint problem, solved outright."""
+"""Estimators with a source behind them: every fit and edit is the joint problem, solved outright."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from frozen import frozen, rows_of, scores
+from frozen import rows_of, scores
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
-from PIL import Image
 from sklearn.base import clone
-from small import FIXED, backbone, pictures
-from source_cases import Joint
-from torch import nn
+from small import FIXED
+from sourced_cases import (
+    BACKBONE,
+    MORE,
+    NAMES,
+    NEW,
+    VARIANTS,
+    WEIGHTS,
+    X,
+    Y,
+    classifier,
+    equals_joint,
+    joint,
+    source,
+)
 
-from tangentune import Backbone, TangentClassifier, TangentRegressor
-from tangentune.accounts import explain
-from tangentune.contract import DataContract
-from tangentune.data import Pictures
-from tangentune.edits import solved
-from tangentune.errors import BudgetError, InputError, PictureError
+from tangentune import TangentClassifier
 from tangentune.solvers.source_choice import choose_source, source_effects
-from tangentune.solvers.suspicion import distrusting
-from tangentune.source_fit import _check_room
-from tangentune.source_set import problem, source_kernels, source_pictures
-from tangentune.transport.manifest import Manifest, SelectedPictures, file_digest, write_manifest
-
-BACKBONE = backbone()
-NAMES = np.array(["ant", "bee", "cat", "dog"])
-X, NUMBERS = pictures(20, seed=1)
-Y = NAMES[NUMBERS]
-NEW, _ = pictures(7, seed=5)
-MORE, _ = pictures(6, seed=8)
-WEIGHTS = np.where(np.arange(20) == 5, 0.0, 0.5 + np.arange(20) % 3)
-VARIANTS: list[dict[str, Any]] = [
-    {},
-    {"metric_power": 0.25, "normalize": True, "probe_space": "pca", "probes": 2},
-    {"class_weight": "balanced", "augment": "flip"},
-]
-
-
-def source(names: str = "ant fly gnu elk", n: int = 40, seed: int = 3) -> Pictures:
-    """Pictures of the same four kinds; one has its name in common with the target."""
-    x, y = pictures(n, seed=seed)
-    return Pictures(torch.from_numpy(x), np.array(names.split())[y], [f"s{i}" for i in range(n)])
-
-
-def classifier(given: Any = None, weights: Any = None, x: NDArray = X, y: NDArray = Y, **options: Any) -> Any:
-    given = source() if given is None else given
-    return TangentClassifier(BACKBONE, **(FIXED | options)).fit(x, y, weights, source=given)
+from tangentune.transport.manifest import SelectedPictures
 
 
 @pytest.fixture(scope="module")
@@ -62,38 +38,6 @@ def plain() -> Any:
     found = classifier()
     assert found.source_["strength"] > 0
     return found
-
-
-def joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -> Joint:
-    """The problem of a fitted model's map and setting with these target pictures, from explicit features."""
-    refit, behind = frozen(model, x, y, weights), model._training.source
-    classes = np.array(behind.pictures.classes)
-    named = torch.from_numpy(classes[:, None] == np.unique(y))
-    rows = rows_of(model, behind.pictures.pictures.pixels.numpy())
-    where, given = behind.pictures.positions, behind.pictures.given
-    return Joint(refit.rows, refit.targets, refit.weights, rows, where, given, named, behind.setting)
-
-
-def equals_joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -> Joint:
-    """Scores, leave-one-out, leave-group-out: n + 1 joint fits and more; the inverse, if edited, solved anew."""
-    asked = joint(model, x, y, weights)
-    new = rows_of(model, NEW)
-    assert_allclose(scores(model, NEW), asked.predict(new), rtol=0, atol=1e-8)
-    assert_allclose(model.loo_predictions_, asked.loo(), rtol=0, atol=1e-8)
-    groups = np.arange(len(y)) // 3
-    assert_allclose(model.leave_out(groups), asked.leave_out(groups), rtol=0, atol=1e-8)
-    assert_allclose(model.leave_out(np.arange(len(y))), model.loo_predictions_, rtol=0, atol=1e-9)
-    state = model._solved()
-    fresh = solved(state.training, state.choice, model._encode, model.damping_)
-    assert_allclose(state.system.dual, fresh.system.dual, rtol=0, atol=1e-8)
-    assert_allclose(state.loo, fresh.loo, rtol=0, atol=1e-8)
-    assert_allclose(model.kernel_, fresh.system.kernel, rtol=0, atol=1e-12)
-    assert np.array_equal(model.targets_, y)
-    assert np.array_equal(model.pictures_.pixels.numpy(), x)
-    for facts, labels in zip(model.source_["classes"], asked.coupling().tolist(), strict=True):
-        told = [facts["stands_for"].get(str(name), 0.0) for name in model.classes_]
-        assert_allclose(told, labels, rtol=0, atol=0.006)
-    return asked
 
 
 # -- the fit -----------------------------------------------------------------------------------------------------------
@@ -271,252 +215,3 @@ def test_strictly_forgotten_pictures_leave_the_map_as_well() -> None:
     model.undo()
     assert_allclose(scores(model, NEW), before, rtol=0, atol=1e-9)
     equals_joint(model, X, Y, WEIGHTS)
-
-
-# -- explanations ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
-def test_explanations_are_joint_fits_with_the_coupling_held(weights: Any) -> None:
-    model = classifier(weights=weights, metric_power=0.25)
-    asked, new = joint(model, X, Y, weights), rows_of(model, NEW)
-    labels, whole = asked.coupling(), asked.predict(new)
-    influence = torch.stack([whole - asked.without(i).predict(new, labels) for i in range(20)], 1)
-    assert_allclose(model.influence(NEW), influence, rtol=0, atol=1e-8)
-    (seen,) = model._crossed(NEW)
-    assert_allclose(model.contributions(NEW).sum(1) + model.intercept_ + seen.said.numpy(), whole, rtol=0, atol=1e-8)
-    assert seen.said.abs().max() > 1e-3
-    gradient = model.weight_gradient()
-    shares = torch.ones(20, dtype=torch.float64) / 20
-    for i in np.flatnonzero(np.ones(20) if weights is None else weights)[:4]:
-        step = torch.zeros(20, dtype=torch.float64)
-        step[i] = 1e-5
-        errors = [replace(asked, weights=asked.weights + sign * step).errors(labels) for sign in (1, -1)]
-        assert gradient[i] == pytest.approx(float(shares @ (errors[0] - errors[1])) / 2e-5, rel=1e-4, abs=1e-7)
-    assert model.ood_score(NEW).shape == (7,)
-
-
-def test_accounts_add_up_and_leave_a_training_picture_out(plain: Any) -> None:
-    """Of a training picture what is told is its leave-one-out score, its label gone from the coupling too."""
-    shown = Pictures(torch.from_numpy(np.concatenate([X[:4], NEW[:2]])), None, [str(i) for i in range(6)])
-    names = plain.classes_.tolist()
-    expected = np.concatenate([plain.loo_predictions_[:4], scores(plain, NEW[:2])])
-    for one, row in zip(explain(plain, shown, 50), expected, strict=True):
-        (account,) = one.accounts
-        best, second = (names.index(answer.label) for answer in one.answers[:2])
-        assert account.total == pytest.approx(row[best] - row[second], abs=1e-8)
-        parts = sum(pull.contribution for pull in account.largest)
-        assert account.intercept + parts == pytest.approx(account.total, abs=1e-9)
-
-
-def test_suspects_are_judged_without_their_label(plain: Any) -> None:
-    state = plain._solved()
-    strict = replace(state, system=distrusting(state.system))
-    assert strict.system.damping > state.system.damping
-    expected = (state.encoded.targets - strict.loo).square().sum(1)
-    found = plain.suspects()
-    assert_allclose([s.score for s in found], expected[[s.position for s in found]], rtol=1e-12)
-    assert found[0].score == pytest.approx(float(expected.max()))
-
-
-# -- on disk -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_saved_model_goes_on(plain: Any, tmp_path: Path) -> None:
-    model = copy.deepcopy(plain).forget([7])
-    model.save_pretrained(tmp_path / "m")
-    loaded: Any = TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE)
-    assert np.array_equal(scores(loaded, NEW), scores(model, NEW))
-    assert loaded.source_ == model.source_
-    assert loaded.source_ids_ == model.source_ids_
-    for name in ("source_effects_", "loo_predictions_", "kernel_"):
-        assert_allclose(getattr(loaded, name), getattr(model, name), rtol=0, atol=1e-12, err_msg=name)
-    assert_allclose(loaded.influence(NEW), model.influence(NEW), rtol=0, atol=1e-9)
-    assert_allclose(loaded.leave_out(3), model.leave_out(3), rtol=0, atol=1e-9)
-    loaded.forget([3]).add(MORE[:1], ["fly"]).relabel([5], "ant")
-    rest = np.delete(np.arange(20), [3, 7])
-    y = np.append(np.where(rest == 5, "ant", Y[rest]), "fly")
-    equals_joint(loaded, np.concatenate([X[rest], MORE[:1]]), y)
-    loaded.save_pretrained(tmp_path / "m")
-    again = TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE)
-    assert np.array_equal(scores(again, NEW), scores(loaded, NEW))
-    again.forget(["20"], strict=True)
-    equals_joint(again, X[rest], y[:-1])
-
-
-def test_saved_without_pictures_it_predicts(plain: Any, tmp_path: Path) -> None:
-    plain.save_pretrained(tmp_path / "m", pictures=False)
-    bare: Any = TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE)
-    assert np.array_equal(scores(bare, NEW), scores(plain, NEW))
-    assert_allclose(bare.leave_out(4), plain.leave_out(4), rtol=0, atol=1e-9)
-    assert bare.source_ == plain.source_
-    for ask in (lambda: bare.forget([1]), lambda: bare.influence(NEW)):
-        with pytest.raises(InputError, match="saved without its pictures"):
-            ask()
-    bare.save_pretrained(tmp_path / "m")
-    assert np.array_equal(
-        scores(TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE), NEW), scores(plain, NEW)
-    )
-
-
-def test_nothing_remains_of_a_forgotten_picture(plain: Any, tmp_path: Path) -> None:
-    """Neither its kernel with the source pictures nor anything before the source took its part."""
-    from safetensors.torch import load_file
-
-    behind = plain._training.source
-    values = torch.cat([behind.cross[7], behind.plain[7]]).numpy()
-    for model, expected in ((plain, True), (copy.deepcopy(plain).forget([7]), False)):
-        model.save_pretrained(tmp_path / "m")
-        held = np.concatenate(
-            [t.double().numpy().ravel() for t in load_file(tmp_path / "m/model.safetensors").values()]
-        )
-        assert np.isin(values, held).all() == expected
-        assert np.isin(values, held).any() == expected
-
-
-# -- reading a source --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "options", "words"),
-    [
-        (source(), {"likelihood": "dirichlet"}, "source= needs likelihood='least_squares', not 'dirichlet'"),
-        (source(), {"outer_steps": 8}, "source= needs outer_steps=0, not 8"),
-        (source(), {"outer_steps": "loo"}, "source= needs outer_steps=0, not 'loo'"),
-        (replace(source(), pixels=source().pixels[:, :, :4, :4]), {}, r"\(3, 4, 4\) uint8, .* \(3, 8, 8\) uint8"),
-        (replace(source(), pixels=source().pixels.float()), {}, r"\(3, 8, 8\) float32, .* \(3, 8, 8\) uint8"),
-        (replace(source(), labels=None), {}, "source pictures have no labels"),
-        (X, {}, "source pictures have no labels"),
-        (replace(source(), labels=np.array([["a", "b"]] * 40)), {}, "have 2 labels each"),
-        (replace(source(), labels=np.full(40, np.nan)), {}, "label"),
-        (source().select(np.zeros(0, int)), {}, "no source picture is left"),
-        (Pictures(torch.from_numpy(X), Y, ["s"] * 20), {}, "no source picture is left"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_what_cannot_be_used_is_refused_first(given: Any, options: dict[str, Any], words: str) -> None:
-    model: Any = TangentClassifier(BACKBONE, **(FIXED | options))
-    with pytest.raises(InputError, match=words) as caught:
-        model.fit(X, Y, source=given)
-    assert "\n" not in str(caught.value)
-    assert not [name for name in vars(model) if name.endswith("_")]
-
-
-def test_a_regressor_has_no_classes_for_a_source() -> None:
-    with pytest.raises(InputError, match="source= belongs to classifiers") as caught:
-        TangentRegressor(BACKBONE, **FIXED).fit(X, NUMBERS.astype(float), source=source())
-    assert "\n" not in str(caught.value)
-
-
-def test_twins_of_target_pictures_are_left_out(plain: Any) -> None:
-    given = source()
-    assert given.labels is not None
-    pixels, labels = torch.cat([torch.from_numpy(X[:2]), given.pixels]), np.append(Y[:2], given.labels)
-    both = Pictures(pixels, labels, ["t0", "t1", *given.ids])
-    with pytest.warns(
-        UserWarning, match="^2 source pictures are target pictures too and left out of the source: t0, t1"
-    ):
-        model = classifier(both)
-    assert model.source_ids_ == given.ids
-    assert np.array_equal(scores(model, NEW), scores(plain, NEW))
-    with pytest.warns(UserWarning, match="^1 source picture is a target picture too"):
-        classifier(both.select(np.arange(1, 42)))
-
-
-def test_numbers_are_names_whatever_their_type() -> None:
-    given = replace(source(), labels=np.arange(40) % 4)
-    names = [classifier(given, y=NUMBERS.astype(kind)).source_["classes"] for kind in (int, float)]
-    assert [row["stands_for"] for row in names[0]] == [{str(i): 1.0} for i in range(4)]
-    assert [list(row["stands_for"].values()) for row in names[1]] == [[1.0]] * 4
-    column = classifier(replace(given, labels=given.labels[:, None] if given.labels is not None else None), y=NUMBERS)
-    assert column.source_["classes"] == names[0]
-
-
-def test_folders_tables_and_manifests_are_sources(plain: Any, tmp_path: Path) -> None:
-    given, root = source(), tmp_path / "data"
-    assert given.labels is not None
-    for i, (picture, label) in enumerate(zip(given.pixels.numpy(), given.labels, strict=True)):
-        (root / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.transpose(1, 2, 0)).save(root / label / f"{i:02}.png")
-    ids = [f"{label}/{i:02}.png" for i, label in enumerate(given.labels)]
-    (tmp_path / "table.csv").write_text("\n".join(["path,label", *(f"data/{name},{name[:3]}" for name in ids)]))
-    shares, contract = np.ones((40, 2)) / 2, DataContract(input_size=(3, 8, 8))
-    made = Manifest(
-        settings={"method": "uot"}, backbone={"name": "small", "digest": "0" * 64, "contract": contract.to_dict()},
-        source={"root": str(root), "count": 40},
-        target={"root": None, "count": 20, "classes": ["x", "y"], "digest": None},
-        ids=tuple(ids), sha256=tuple(file_digest(root / name) for name in ids), classes=tuple(given.labels.tolist()),
-        scores=np.zeros(40), weights=np.ones(40), targets=("x",) * 40, shares=shares,
-    )  # fmt: skip
-    path = write_manifest(tmp_path / "m.json", made)
-    for place in (root, str(root), tmp_path / "table.csv", path, str(path)):
-        model = classifier(place)
-        assert_allclose(scores(model, NEW), scores(plain, NEW), rtol=0, atol=1e-9)
-        assert len(model.source_ids_) == 40
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / ids[4])
-    fresh: Any = TangentClassifier(BACKBONE, **FIXED)
-    with pytest.raises(PictureError, match=f"1 of 40 selected pictures.*{ids[4]} has changed") as caught:
-        fresh.fit(X, Y, source=path)
-    assert "\n" not in str(caught.value)
-    assert not [name for name in vars(fresh) if name.endswith("_")]
-
-
-def test_vectors_have_sources_too() -> None:
-    torch.manual_seed(0)
-    net = Backbone(nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 6)).double())
-    rng = np.random.default_rng(2)
-    x, more = rng.normal(size=(20, 5)), rng.normal(size=(60, 5))
-    given = Pictures(torch.from_numpy(more), (more[:, 0] > 0).astype(int), [str(i) for i in range(60)])
-    options: dict[str, Any] = FIXED | {"damping": "loo"}
-    model: Any = TangentClassifier(net, **options).fit(x, (x[:, 0] > 0).astype(int), source=given)
-    assert model.source_["strength"] > 0
-    gone = copy.deepcopy(model).forget([3])
-    assert_allclose(scores(gone, x[3:4])[0], model.loo_predictions_[3], rtol=0, atol=1e-8)
-
-
-# -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def test_portions_give_the_same_kernels(plain: Any) -> None:
-    """Rows of source pictures that do not fit are taken again, portion by portion."""
-    feature_map, training = plain.model_.map, plain._training
-    behind = source_pictures(source(n=12), np.ones(12), training.kernel.device)
-    bare = replace(training, rows=None)
-    with torch.no_grad():
-        whole, own, crossed = source_kernels(bare, feature_map, plain._opened, behind, 2**30)
-        assert whole.rows is not None
-        for share in (0, 5.5 / 12, 11 / 12):
-            found = source_kernels(bare, feature_map, plain._opened, behind, int(share * whole.rows.nbytes))
-            assert found[0].rows is None
-            assert_allclose(found[1], own, rtol=0, atol=1e-10)
-            assert_allclose(found[2], crossed, rtol=0, atol=1e-10)
-        rows = rows_of(plain, behind.pictures.pixels.numpy())
-        assert_allclose(own, rows @ rows.T, rtol=0, atol=1e-9)
-        assert_allclose(crossed, rows_of(plain, X) @ rows.T, rtol=0, atol=1e-9)
-
-
-def test_a_source_too_large_for_memory_is_refused() -> None:
-    _check_room(4000, 2**28)
-    with pytest.raises(BudgetError, match="5000 source pictures need 1335 MiB .* budget of 1024 MiB; choose fewer"):
-        _check_room(5000, 2**28)
-
-
-def test_rows_need_not_be_kept(plain: Any) -> None:
-    """As a loaded model has it: rows of both kinds of pictures are taken when they are needed."""
-    model = copy.deepcopy(plain)
-    behind = model._training.source
-    bare = replace(behind, pictures=replace(behind.pictures, rows=None))
-    model._training, model._room = replace(model._training, rows=None, source=bare), 0
-    model.forget([2]).add(MORE[:1], ["cat"])
-    equals_joint(model, np.concatenate([np.delete(X, 2, 0), MORE[:1]]), np.append(np.delete(Y, 2), "cat"))
-    assert model._training.rows is None
-
-
-def test_the_problem_is_made_of_positions() -> None:
-    """Names of source and target classes are compared as text."""
-    behind = source_pictures(source(), np.ones(40), torch.device("cpu"))
-    assert behind.classes == ("ant", "elk", "fly", "gnu")
-    blank = torch.zeros(2, 40, dtype=torch.float64)
-    asked = problem(behind, blank[:, :2], blank, blank.T @ blank, blank[:, :2], blank[:, 0], NAMES)
-    assert asked.named.nonzero().tolist() == [[0, 0]]
-    assert behind.positions[:4].tolist() == [0, 2, 3, 1]

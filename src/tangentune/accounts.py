@@ -26,7 +26,7 @@ from tangentune.solvers import leave_out as exact
 from tangentune.solvers.coupling import coupling_without
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.posterior import variance
-from tangentune.solvers.source_choice import Said
+from tangentune.solvers.source_loo import Said
 from tangentune.solvers.system import System
 
 

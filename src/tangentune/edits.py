@@ -18,7 +18,7 @@ from torch import Tensor
 from tangentune.model import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
-from tangentune.solvers.source_choice import Said, target_leave_out, target_loo
+from tangentune.solvers.source_loo import Said, target_leave_out, target_loo
 from tangentune.solvers.system import System, build, refresh, residual
 from tangentune.task_vector import TaskVector
 from tangentune.training_set import TrainingSet

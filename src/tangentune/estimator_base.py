@@ -91,9 +91,9 @@ class AbstractTangentEstimator(AbstractSourced):
             y: labels; None takes those of the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
             source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
-                class folders, or labelled `Pictures`. They become weighted rows of the same problem (multi-task
-                kernel ridge), each class standing for the target classes it lies near, or for the one of its name;
-                how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
+                class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
+                (multi-task kernel ridge), each class standing for the target classes it lies near, or for the one of
+                its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
 
         Returns:
             The estimator itself.

@@ -20,7 +20,8 @@ from tangentune.feature_rows import FeatureRows, collect_rows, cross_kernel, own
 from tangentune.imaging.pictures import Pictures
 from tangentune.model import TangentMap
 from tangentune.solvers.coupling import coupling
-from tangentune.solvers.source_choice import Said, SourceProblem, SourceSetting
+from tangentune.solvers.source_choice import SourceProblem, SourceSetting
+from tangentune.solvers.source_loo import Said
 from tangentune.solvers.source_prior import Prior, prior, spectrum
 from tangentune.training_set import Opened, TrainingSet, cross, extend
 

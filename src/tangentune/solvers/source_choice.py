@@ -14,11 +14,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tangentune.solvers.coupling import ClassMeans, coupling, shifted_targets, transport
-from tangentune.solvers.leave_out import leave_out, loo
+from tangentune.solvers.coupling import ClassMeans, coupling, transport
+from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import squared
+from tangentune.solvers.source_loo import Said, target_loo
 from tangentune.solvers.source_prior import Spectrum, felt, spectrum
-from tangentune.solvers.system import System, build, solved
+from tangentune.solvers.system import build
 
 STRENGTHS = (0.01, 0.1, 1.0)
 DEVIATIONS = (0.0, 1.0)
@@ -97,29 +98,6 @@ class SourceChoice:
     error: float
     standard_error: float
     tried: list[dict[str, Any]]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Said:
-    """What the source says about target pictures.
-
-    Attributes:
-        means: what the coupling of the classes is made from.
-        targets: (n, C) one-hot.
-        response: (n, S) what a picture's score gains by one unit of a source class's target.
-        labels: (S, C) those targets.
-    """
-
-    means: ClassMeans
-    targets: Tensor
-    response: Tensor
-    labels: Tensor
-
-    @property
-    def offset(self) -> Tensor:
-        """(n, C) what the source says."""
-        return self.response @ self.labels
 
 
 def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -> SourceChoice:
@@ -261,35 +239,6 @@ def _errors(
     said = Said(means, problem.targets, response, coupling(means, problem.targets, problem.weights))
     system = build(problem.kernel - off, problem.targets - said.offset, setting.damping, problem.weights)
     return squared(target_loo(system, said), problem.targets)
-
-
-def target_loo(system: System, said: Said) -> Tensor:
-    """Scores (n, C) of every target picture by the fit without it, without it also in the coupling of the classes.
-
-    Args:
-        system: of the target pictures less what the source says.
-        said: by the source, about the same pictures.
-    """
-    n, roots = len(said.targets), system.roots
-    pull = system.inverse[:n, :n] @ (roots[:, None] * said.response)
-    heights = (system.inverse.diagonal()[:n] * roots)[:, None]
-    pull = torch.where(heights > 0, pull / heights.clamp_min(torch.finfo(pull.dtype).tiny), 0.0)
-    return loo(system) + said.offset + shifted_targets(said.means, said.targets, system.weights, pull)
-
-
-def target_leave_out(system: System, said: Said, groups: Tensor) -> Tensor:
-    """As `target_loo`, without a picture's whole group: (n, C).
-
-    Args:
-        system: of the target pictures less what the source says.
-        said: by the source, about the same pictures.
-        groups: (n,) integers; equal ones are left out together.
-    """
-    groups = groups.to(said.response.device)
-    echo = solved(system.kernel, system.inverse, said.response, system.weights, system.damping, system.width)
-    pull = said.response - leave_out(echo, groups)
-    shift = shifted_targets(said.means, said.targets, system.weights, pull, groups)
-    return leave_out(system, groups) + said.offset + shift
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:
