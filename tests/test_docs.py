@@ -62,8 +62,11 @@ def test_readme_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
     need_packages()
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    first, _, own_network, asked, _ = run_blocks(blocks(text, "python"))
+    first, _, own_network, asked, related, _ = run_blocks(blocks(text, "python"))
     assert asked == "forget True 7\n"
+    strength, without, together = map(float, related.split())
+    assert strength > 0, "a third of the same pictures is a source that helps"
+    assert together < without
     shown, printed = blocks(text, "text")[0].splitlines(), first.splitlines()
     stale = "run examples/quickstart.py and paste its output into the README"
     assert len(printed) == len(shown)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tangentune.errors import InputError, StoreError
+from tangentune.transport.directions import unit_rows
 from tangentune.transport.rankings import random_scores
 from tangentune.transport.scan import Scanned, row_shares, scan
 from tangentune.transport.scorer import (
@@ -28,7 +29,6 @@ from tangentune.transport.scorer import (
     kernel_sum_scorer,
     mean_cosine_scorer,
     nearest_scorer,
-    unit_rows,
     uot_scorer,
 )
 from tangentune.transport.top import TopPerTarget, TopRows, top_rows

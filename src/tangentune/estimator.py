@@ -84,7 +84,12 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         likelihood_: the likelihood's own parameters, empty for least squares.
         selection_: list of rows: what was tried, with its leave-one-out error.
         damping_path_: leave-one-out error along the damping.
-        kernel_: (n, n) kernel of the pictures.
+        kernel_: (n, n) kernel of the pictures; with a source, what is left of it.
+        source_: what came of a source: strength, deviation, leave-one-out errors with and without, and for each source
+            class its weight and the classes that it stands for; None without one.
+        source_ids_: names of the source pictures.
+        source_effects_: (m,) derivative of the mean leave-one-out error by the weight of each source picture, at the
+            fit: negative where more of it would help.
         outer_steps_: steps taken; `task_vector_` what they changed of the weights, None at the pre-trained ones;
             `outer_selection_` leave-one-out errors of a ridge probe with and without them.
         fit_report_: seconds and peak bytes of each stage.

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.transport.directions import check_same_width
 from tangentune.transport.feature_source import Features
 from tangentune.transport.prototypes import ClassSums, class_sums
-from tangentune.transport.scorer import Scorer, check_same_width, nearest_scorer
+from tangentune.transport.scorer import Scorer, nearest_scorer
 from tangentune.transport.sides import Side
 from tangentune.transport.spherical import spherical_kmeans
 from tangentune.transport.stream import stream

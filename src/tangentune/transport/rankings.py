@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.transport.directions import check_same_width, unit_rows
 from tangentune.transport.emd import round_robin
 from tangentune.transport.scorer import (
     COST_SCALE,
     TAU_TARGET,
     Scorer,
-    check_same_width,
     kernel_sum_scorer,
     mean_cosine_scorer,
     nearest_scorer,
-    unit_rows,
     uot_scorer,
 )
 from tangentune.transport.sinkhorn import Array, TransportPlan, as_tensor

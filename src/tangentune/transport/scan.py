@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune._checks import check_counts
+from tangentune.transport.directions import check_same_width
 from tangentune.transport.feature_source import CHUNK, Features, lengths
 from tangentune.transport.features import open_features
-from tangentune.transport.scorer import Scorer, check_same_width, in_float32
+from tangentune.transport.scorer import Scorer, in_float32
 from tangentune.transport.state_file import Checkpoint
 from tangentune.transport.stream import stream
 from tangentune.transport.target_mass import TargetMass, log_masses
