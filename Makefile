@@ -26,6 +26,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.edit_speed
+	$(BIN)/python -m benchmarks.sinkhorn_speed
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)

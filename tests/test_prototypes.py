@@ -229,3 +229,10 @@ def test_clustering_refuses_what_cannot_be() -> None:
     for fields, message in cases:
         with pytest.raises(InputError, match=message):
             spherical_kmeans(features, **fields)
+
+
+def test_a_broken_row_of_the_sample_is_named_as_in_the_source() -> None:
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    rows[7, 2] = torch.nan
+    with pytest.raises(InputError, match="the features of row 7 hold NaN"):
+        spherical_kmeans(rows, 3)

@@ -193,12 +193,12 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
         raise InputError(message)
 
 
-def lengths(rows: Tensor, first: int = 0) -> Tensor:
+def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
     """Euclidean lengths of feature vectors, (m,); cost one pass over `rows`.
 
     Args:
         rows: (m, d).
-        first: number of the first row in its source, for the message.
+        numbers: of the rows in their source, for the message: of the first, or (m,) of all.
 
     Raises:
         InputError: a row holds NaN or infinity, or has no direction (zero, or too long or short for its type).
@@ -218,5 +218,6 @@ def lengths(rows: Tensor, first: int = 0) -> Tensor:
         problem = "are all zero, which has no direction; leave the picture out"
     else:
         problem = f"have the length {float(row.norm()):.3g}, which {rows.dtype} cannot square; rescale all features"
-    message = f"the features of row {first + place} {problem}"
+    number = numbers + place if isinstance(numbers, int) else int(numbers[place])
+    message = f"the features of row {number} {problem}"
     raise InputError(message)

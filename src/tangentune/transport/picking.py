@@ -161,7 +161,7 @@ def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
     cosines = torch.empty(len(rows), len(scorer.prototypes), dtype=torch.float64)
     for part in torch.argsort(rows, stable=True).split(CHUNK):  # neighbours are read at once
         found = features.rows(rows[part]).double()
-        cosines[part] = scorer.cosines(found, lengths(found))
+        cosines[part] = scorer.cosines(found, lengths(found, rows[part]))
     return cosines
 
 

@@ -179,7 +179,7 @@ def row_shares(source: Any, scorer: Scorer, indices: Tensor | NDArray[np.integer
     shares = torch.empty(len(wanted), len(scorer.prototypes))
     for part in order.split(CHUNK):
         rows = features.rows(wanted[part])
-        shares[part] = scorer.shares(scorer.cosines(rows, lengths(rows)))
+        shares[part] = scorer.shares(scorer.cosines(rows, lengths(rows, wanted[part])))
     return shares
 
 

@@ -98,7 +98,7 @@ def spherical_kmeans(
         size = max(_PER_CLUSTER * n_clusters, 4096) if sample is None else max(sample, n_clusters)
         chosen, _ = top_rows(features.count, lambda rows: random_scores(rows, seed), size)
         rows = features.rows(chosen)
-        lloyd = _Round(centres_of_sample(rows / lengths(rows)[:, None], n_clusters, iterations, seed, verbose))
+        lloyd = _Round(centres_of_sample(rows / lengths(rows, chosen)[:, None], n_clusters, iterations, seed, verbose))
         _write(kept, lloyd, 0)
     else:
         lloyd = _Round.from_state(*state)
