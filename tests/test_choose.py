@@ -32,7 +32,8 @@ UOT: dict[str, Any] = {"cost_scale": SCALE, "eps": EPS, "tau_source": TAU_S, "ta
 
 
 def chosen(**settings: Any) -> Selection:
-    """Pictures one by one, unless another granularity is asked for."""
+    """Pictures one by one and without quota, unless other settings are asked for."""
+    settings.setdefault("quota", 0)
     if settings.get("unit") != "classes":
         settings.setdefault("granularity", "pictures")
     return select_source(

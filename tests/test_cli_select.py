@@ -54,7 +54,8 @@ def test_it_writes_what_the_function_chooses(sets: Path, capsys: pytest.CaptureF
 
 
 def test_its_defaults_are_those_of_the_function(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer(capsys, *arguments(sets))["settings"] == SelectionSettings(budget=6).recorded()
+    settings = SelectionSettings(budget=6).for_targets(len(set(Y[TARGET])))
+    assert answer(capsys, *arguments(sets))["settings"] == settings.recorded()
 
 
 def test_people_see_classes_coverage_and_what_comes_next(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,13 @@ def test_budgets_of_mass() -> None:
     assert len(chosen(budget=1, unit="mass", granularity="nested", **UOT).manifest) == N
 
 
+def test_by_default_every_target_gets_its_share() -> None:
+    even = chosen(budget=24, granularity="nested", quota=None, **UOT).manifest
+    assert even.settings["quota"] == 24 // K
+    assert even.ids == chosen(budget=24, granularity="nested", quota=24 // K, **UOT).manifest.ids
+    assert chosen(budget=24, quota=None, **UOT).manifest.settings["quota"] == 0
+
+
 def test_quotas_are_exact() -> None:
     part, shares, _ = parts(np.ones(C))
     order = np.argsort(-part, kind="stable")

@@ -60,9 +60,9 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @option(
     SELECTION,
     "--quota",
-    "At least so many pictures (or classes) for every target class.",
+    "At least so many pictures (or classes) for every target class; an even share of the budget where nested, else "
+    "none, if not given.",
     type=click.IntRange(min=0),
-    default=0,
     metavar="COUNT",
 )
 @option(

@@ -159,6 +159,7 @@ def select_prepared(
         cache: folder for the states of stopped passes.
         verbose: 1 shows progress bars.
     """
+    settings = settings.for_targets(len(prepared.targets))
     ranking, picked = _pick(prepared, settings, cache, verbose)
     manifest = selection_manifest(prepared, settings, ranking, picked, verbose=verbose)
     return Selection(manifest, ranking, prepared.source_sums.names)
@@ -179,7 +180,7 @@ def compare_methods(prepared: Prepared, settings: SelectionSettings, *, verbose:
     for method in COMPARED:
         plain = settings.candidates == "nested" and method not in WITH_MASS
         granularity = "pictures" if plain else settings.granularity
-        other = replace(settings, method=method, granularity=granularity)
+        other = replace(settings, method=method, granularity=granularity).for_targets(len(prepared.targets))
         chosen.append(set(_pick(prepared, other, None, verbose)[1].rows.tolist()))
     shares = np.array([[len(mine & its) / len(mine) for its in chosen] for mine in chosen])
     amount = f"{settings.budget:g}" if settings.unit == "mass" else f"{settings.budget:,.0f}"
@@ -200,7 +201,7 @@ def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, v
         **settings.transport(),
     )
     features, names = prepared.source.features, prepared.target_sums.names
-    more: dict[str, Any] = {"quota": settings.quota, "seed": settings.seed}
+    more: dict[str, Any] = {"quota": settings.quota or 0, "seed": settings.seed}
     if settings.candidates == "nested":
         return ranking, pick_nested(
             features,
@@ -208,7 +209,7 @@ def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, v
             ranking,
             settings.amount,
             names,
-            quota=settings.quota,
+            quota=settings.quota or 0,
             verbose=verbose,
         )
     if settings.candidates == "pictures":

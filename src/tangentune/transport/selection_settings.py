@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final
 
 from tangentune._checks import check_counts, check_numbers, check_positive, check_words
@@ -35,7 +35,8 @@ class SelectionSettings:
         granularity: "pictures" are scored one by one, "classes" as a whole, "nested": the mass of each class is
             divided between its pictures; None: "classes" for a budget of them, else "nested" for methods with masses
             and "pictures" for the others.
-        quota: least number of pictures (classes) for every target class.
+        quota: least number of pictures (classes) for every target class; None: for "nested" pictures an even share of
+            the budget, else 0.
         clusters: spherical k-means makes so many classes of the source, whose own labels are not used.
         cost_scale: what `1 - cosine` is divided by for "uot" and "kernel_sum"; small ones tell near targets apart.
         eps: weight of the entropy, as the next three of "uot".
@@ -58,7 +59,7 @@ class SelectionSettings:
     unit: Literal["pictures", "classes", "mass"] = "pictures"
     method: Method = "uot"
     granularity: str | None = None
-    quota: int = 0
+    quota: int | None = None
     clusters: int | None = None
     cost_scale: float = COST_SCALE
     eps: float = 1.0
@@ -71,7 +72,8 @@ class SelectionSettings:
     def __post_init__(self) -> None:
         """Check."""
         check_words(self)
-        check_counts(self, {"quota": 0})
+        if self.quota is not None:
+            check_counts(self, {"quota": 0})
         if self.clusters is not None:
             check_counts(self, {"clusters": 2})
         check_positive(self, "cost_scale", "eps")
@@ -106,6 +108,18 @@ class SelectionSettings:
         """What is ranked: "pictures", "classes" or "nested"."""
         alone = "nested" if self.method in WITH_MASS else "pictures"
         return self.granularity or ("classes" if self.unit == "classes" else alone)
+
+    def for_targets(self, count: int) -> SelectionSettings:
+        """The same settings with the quota that they mean for so many target classes.
+
+        Example:
+            >>> SelectionSettings(budget=35).for_targets(10).quota
+            3
+        """
+        if self.quota is not None:
+            return self
+        even = self.budget is not None and self.unit == "pictures" and self.candidates == "nested"
+        return replace(self, quota=int(self.budget or 0) // count if even else 0)
 
     def transport(self) -> dict[str, Any]:
         """Arguments of `rank`."""
