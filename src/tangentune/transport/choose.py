@@ -103,7 +103,7 @@ def select_source(
     Cost: each picture through the network once (or never, with features or a filled cache), then two passes over the
     features, and reading the chosen files once more for their sha256.
 
-    Source: Liu et al. 2022, "Improved Fine-Tuning by Better Leveraging Pre-Training Data" (NeurIPS), for "uot".
+    Source: Liu et al. 2022, "Improved Fine-tuning by Leveraging Pre-training Data" (NeurIPS), for "uot".
 
     Example:
         >>> import torch

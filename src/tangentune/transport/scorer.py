@@ -172,7 +172,7 @@ def uot_scorer(
         InputError: prototypes that do not fit each other or are broken, settings out of range, or an exact source
             marginal, which would give every source the same mass.
 
-    Source: Liu, Xu, Xu, Qian, Li, Ji, Chan, Jin 2022, "Improved Fine-Tuning by Better Leveraging Pre-Training Data".
+    Source: Liu, Xu, Xu, Qian, Li, Ji, Chan, Jin 2022, "Improved Fine-tuning by Leveraging Pre-training Data".
 
     Example:
         >>> source = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]).double()
