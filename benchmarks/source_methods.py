@@ -35,6 +35,7 @@ from tangentune.transport.scorer import nearest_scorer
 
 NONE, RANDOM, ALL = "none", "random", "all"
 NEAREST, KERNEL, UOT, FREE, PAPER, PAPER_FINE = "nearest", "kernel sum", "UOT", "UOT free", "UOT .1", "UOT .05"
+EVEN = "UOT even"  # what "UOT" chooses, every picture counting the same
 RANKINGS: dict[str, dict[str, Any]] = {
     RANDOM: {"method": "random"},
     NEAREST: {"method": "nearest"},
@@ -52,7 +53,7 @@ ALONE = FineTuneSettings(learning_rate=1e-4, batch_size=16, head_start="probe")
 TOGETHER = FineTuneSettings(learning_rate=3e-4, batch_size=16, head_start="zero")
 SOURCE_WEIGHT = 1.0
 STEPS = 100  # about so many, whatever the size of the target
-TRAINED = {"joint": (UOT, FREE, PAPER, NEAREST, KERNEL, RANDOM), "closed": (UOT, FREE, NEAREST, KERNEL, RANDOM)}
+TRAINED = {"joint": (UOT, EVEN, FREE, PAPER, NEAREST, KERNEL, RANDOM), "closed": (UOT, FREE, NEAREST, KERNEL, RANDOM)}
 
 
 @final
@@ -108,6 +109,9 @@ class Chosen:
 
 def chosen(ranking: str, geometry: Geometry, budget: int, seed: int) -> Chosen:
     """The best pictures of the pool by one of `RANKINGS`, or "all"."""
+    if ranking == EVEN:
+        made = chosen(UOT, geometry, budget, seed)
+        return replace(made, weights=np.ones_like(made.weights))
     if ranking in (UOT, FREE):
         return library_choice(geometry, budget, **RANKINGS[ranking])
     cosines = geometry.pool @ geometry.target.T

@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.source_data import HALF, TARGETS
-from benchmarks.source_methods import ALL, FREE, KERNEL, NEAREST, NONE, PAPER, RANDOM, TRAINED, UOT
+from benchmarks.source_methods import ALL, EVEN, FREE, KERNEL, NEAREST, NONE, PAPER, RANDOM, TRAINED, UOT
 from benchmarks.source_results import WAYS, Results
 
 RIVALS = {
     NEAREST: "by the nearest class",
     KERNEL: "by the kernel sum",
     RANDOM: "by chance",
+    EVEN: "by transport with even weights",
     FREE: "by transport without quota",
     PAPER: "by transport with the paper's settings",
 }
