@@ -100,3 +100,12 @@ def test_scikit_learn_stays_in_the_estimators() -> None:
     ]
     estimators = ["estimator.py", "estimator_base.py", "estimator_inputs.py", "regressor.py"]
     assert sorted(users) == sorted([*estimators, "edited.py", "explained.py", "solved.py"])  # their parts
+
+
+def test_packages_are_attributes_once_asked_for() -> None:
+    code = "import tangentune; print(tangentune.transport.unbalanced_sinkhorn.__name__, tangentune.ntk.__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["unbalanced_sinkhorn", "tangentune.ntk"]
+    for path in Path(tangentune.__path__[0]).glob("*/__init__.py"):
+        inner = path.parent.name in ("imaging", "layers", "networks", "solvers")
+        assert inner or path.parent.name in tangentune._PACKAGES, path

@@ -45,10 +45,13 @@ _HOMES = {
     "load_pictures": "data",
     "write_report": "report",
 }
+_PACKAGES = ("baselines", "compare", "gradient_features", "joint", "lqf", "ntk", "transport")
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `tangentune --help` need not wait for torch."""
+    if name in _PACKAGES:
+        return import_module(f"tangentune.{name}")
     if name not in _HOMES:
         message = f"module 'tangentune' has no attribute {name!r}"
         raise AttributeError(message)

@@ -3,6 +3,24 @@
 Source: Liu et al. 2022, "Improved Fine-tuning by Leveraging Pre-training Data" (NeurIPS).
 """
 
+from tangentune.transport.choose import Selection, select_source
+from tangentune.transport.manifest import (
+    Manifest,
+    SelectedPictures,
+    load_selected,
+    read_manifest,
+    write_manifest,
+)
 from tangentune.transport.sinkhorn import TransportPlan, unbalanced_sinkhorn
 
-__all__ = ["TransportPlan", "unbalanced_sinkhorn"]
+__all__ = [
+    "Manifest",
+    "SelectedPictures",
+    "Selection",
+    "TransportPlan",
+    "load_selected",
+    "read_manifest",
+    "select_source",
+    "unbalanced_sinkhorn",
+    "write_manifest",
+]
