@@ -71,3 +71,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(saved: Path, tmp_path: Path) -> Path:
     """The classifier among them, to be changed."""
     return Path(shutil.copytree(saved / "classes", tmp_path / "models" / "m"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """A fitted classifier with a source behind it that counts."""
+    from sourced_cases import classifier
+
+    found = classifier()
+    assert found.source_["strength"] > 0
+    return found

@@ -36,14 +36,6 @@ from tangentune.source_fit import _check_room
 from tangentune.source_set import problem, source_kernels, source_pictures
 from tangentune.transport.manifest import Manifest, file_digest, write_manifest
 
-
-@pytest.fixture(scope="module")
-def plain() -> Any:
-    found = classifier()
-    assert found.source_["strength"] > 0
-    return found
-
-
 # -- reading a source --------------------------------------------------------------------------------------------------
 
 

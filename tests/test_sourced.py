@@ -32,14 +32,6 @@ from tangentune import TangentClassifier
 from tangentune.solvers.source_choice import choose_source, source_effects
 from tangentune.transport.manifest import SelectedPictures
 
-
-@pytest.fixture(scope="module")
-def plain() -> Any:
-    found = classifier()
-    assert found.source_["strength"] > 0
-    return found
-
-
 # -- the fit -----------------------------------------------------------------------------------------------------------
 
 

@@ -30,14 +30,6 @@ from tangentune.data import Pictures
 from tangentune.errors import InputError
 from tangentune.solvers.suspicion import distrusting
 
-
-@pytest.fixture(scope="module")
-def plain() -> Any:
-    found = classifier()
-    assert found.source_["strength"] > 0
-    return found
-
-
 # -- explanations ------------------------------------------------------------------------------------------------------
 
 

@@ -206,7 +206,7 @@ def show_selection(found: Any, target: str, out: str, page: str | None, stream: 
     """What was chosen from which classes and for which, and how to go on."""
     from rich.text import Text
 
-    from tangentune.cli_tables import _print, _table
+    from tangentune.cli_tables import new_table, print_table
     from tangentune.select_page import class_rows, coverage_rows
 
     manifest = found.manifest
@@ -218,22 +218,22 @@ def show_selection(found: Any, target: str, out: str, page: str | None, stream: 
     taken = [row for row in rows if row["chosen"]]
     massive = any(row["mass"] is not None for row in rows)
     names = ("Source class", "Chosen", "of", *(["Mass"] if massive else []), "Mostly for")
-    table = _table(*names, numbers=(1, 2, 3) if massive else (1, 2))
+    table = new_table(*names, numbers=(1, 2, 3) if massive else (1, 2))
     for row in taken[:_ROWS]:
         mass = [_percent(row["mass"])] if massive else []
         cells = [row["name"], f"{row['chosen']:,}", f"{row['of']:,}", *mass, row["target"]]
         table.add_row(*[Text(cell, overflow="fold") for cell in cells])
-    _print(table, stream)
+    print_table(table, stream)
     if len(taken) > _ROWS:
         rest = sum(row["chosen"] for row in taken[_ROWS:])
         stream.write(f"and {rest:,} pictures of {len(taken) - _ROWS:,} more classes\n")
     stream.write("\n")
-    table = _table("Target class", "Chosen for it", "Weight", "Covered", "Likeness", numbers=(1, 2, 3, 4))
+    table = new_table("Target class", "Chosen for it", "Weight", "Covered", "Likeness", numbers=(1, 2, 3, 4))
     for row in coverage_rows(manifest):
         likeness = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
         cells = [row["target"], f"{row['pictures']:,}", _percent(row["share"]), _percent(row["covered"]), likeness]
         table.add_row(*[Text(cell, overflow="fold") for cell in cells])
-    _print(table, stream)
+    print_table(table, stream)
     for note in manifest.notes:
         stream.write(f"Note: {note}\n")
     stream.write(f"\nManifest written to {out}\n")

@@ -27,18 +27,18 @@ def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
         f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
         "pictures.\n"
     )
-    table = _table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
+    table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
     words = {"pairs": "patch pairs"}
     for (held, gram), sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
         names = (words.get(held, held), words.get(gram, gram))
         table.add_row(str(len(sizes)), *names, nice_bytes(sum(sizes)))
     if groups:
-        _print(table, stream)
+        print_table(table, stream)
 
 
 def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     """The leave-one-out scores and the choices of a finished fit."""
-    table = _table("", "", header=False)
+    table = new_table("", "", header=False)
     for name, value in _scores(facts.scores, facts.interval):
         table.add_row(f"leave-one-out {name}", value)
     for name, value in nice_settings(facts):
@@ -46,37 +46,37 @@ def show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
     if facts.skipped:
         table.add_row("pictures left out", str(len(facts.skipped)))
-    _print(table, stream)
+    print_table(table, stream)
     stream.write(f"Model written to {directory}\n")
 
 
 def show_predictions(rows: list[dict[str, Any]], stream: IO[str]) -> None:
     """One line a picture: name, predicted label or number, and the label's probability."""
     sure = bool(rows) and "confidence" in rows[0]
-    table = _table("Picture", "Prediction", *(["Confidence"] if sure else []), numbers=(2,) if sure else (1,))
+    table = new_table("Picture", "Prediction", *(["Confidence"] if sure else []), numbers=(2,) if sure else (1,))
     for row in rows:
         label = row["label"] if sure else _numbers(row["value"])
         cells = [row["id"], label] + ([f"{100 * row['confidence']:.1f} %"] if sure else [])
         table.add_row(*[Text(cell, overflow="fold") for cell in cells])
-    _print(table, stream)
+    print_table(table, stream)
 
 
 def show_scores(scores: dict[str, float], n: int, interval: tuple[float, float] | None, stream: IO[str]) -> None:
     """The scores of a model on labelled pictures."""
-    table = _table("", "", header=False)
+    table = new_table("", "", header=False)
     table.add_row("pictures", f"{n:,}")
     for name, value in _scores(scores, interval):
         table.add_row(name, value)
-    _print(table, stream)
+    print_table(table, stream)
 
 
 def show_comparison(comparison: Comparison, directory: str, stream: IO[str]) -> None:
     """One line a method and number of pictures, then what a reader must know to judge them."""
-    table = _table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
+    table = new_table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
     for entries in table_lines(comparison.rows):
         marked = [f"{entry.text} *" if entry.best else entry.text for entry in entries]
         table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in marked])
-    _print(table, stream)
+    print_table(table, stream)
     stream.write("\n")
     for note in notes(comparison.settings, comparison.cells, comparison.rows):
         stream.write(f"{note}\n")
@@ -97,11 +97,11 @@ def show_explanation(one: Explanation, stream: IO[str]) -> None:
             then = strongest.without
             changed = f"{then.label} ({_percent(then.confidence)})" if rival else then.label
             stream.write(f"Without {strongest.id} the answer would be {changed}.\n")
-        table = _table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
+        table = new_table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
         for pull in (*account.raised, *reversed(account.lowered)):
             number = f"{pull.influence:+.3f}" if rival else f"{pull.influence:+.3g}"
             table.add_row(number, *[Text(word, overflow="fold") for word in (pull.label, _without(pull), pull.id)])
-        _print(table, stream)
+        print_table(table, stream)
         stream.write("\n")
 
 
@@ -120,26 +120,26 @@ def show_suspects(rows: list[dict[str, Any]], directory: str, stream: IO[str]) -
     """One line a doubtful label, worst first, and how to correct one."""
     sure = bool(rows) and rows[0]["probability"] is not None
     names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
-    table = _table(*names, numbers=(0, 2) if sure else (0,))
+    table = new_table(*names, numbers=(0, 2) if sure else (0,))
     for row in rows:
         doubt = f"{row['score']:.2f}" if sure else f"{row['score']:.3g}"
         cells = [row["label"], *([_percent(row["probability"])] if sure else []), row["suggestion"], row["id"]]
         table.add_row(doubt, *[Text(cell, overflow="fold") for cell in cells])
-    _print(table, stream)
+    print_table(table, stream)
     stream.write(f"Look at each; correct one with: tangentune relabel {directory} ID LABEL\n")
 
 
 def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     """What an edit did to a model, and how exactly it was done."""
     edit, n, loo = facts["edit"], facts["n"], facts["loo"]
-    table = _table("", "before", "after", numbers=(1, 2))
+    table = new_table("", "before", "after", numbers=(1, 2))
     table.add_row("pictures", f"{n['before']:,}", f"{n['after']:,}")
     known = [{k: math.nan if v is None else v for k, v in loo[when].items()} for when in ("before", "after")]
     before, after = (dict(_scores(scores, None)) for scores in known)
     for name, value in before.items():
         table.add_row(f"leave-one-out {name}", value, after[name])
     table.add_row("error of the solution", *[f"{edit[f'residual_{when}']:.1e}" for when in ("before", "after")])
-    _print(table, stream)
+    print_table(table, stream)
     for word, names in facts["classes"].items():
         if names:
             stream.write(f"{word.capitalize()} {'class' if len(names) == 1 else 'classes'}: {', '.join(names)}\n")
@@ -172,7 +172,7 @@ def _scores(scores: dict[str, float], interval: tuple[float, float] | None) -> l
     return rows
 
 
-def _print(table: Table, stream: IO[str]) -> None:
+def print_table(table: Table, stream: IO[str]) -> None:
     """As wide as the terminal; in a file or pipe no line is folded. No blanks at the ends of lines."""
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 4000)
     with console.capture() as capture:
@@ -184,7 +184,8 @@ def _numbers(value: float | list[float]) -> str:
     return ", ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))
 
 
-def _table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True) -> Table:
+def new_table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True) -> Table:
+    """An empty table in the style of every command; `numbers` are the columns that are right-aligned."""
     table = Table(box=None, show_header=header, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i in numbers else "left", no_wrap=i in numbers)

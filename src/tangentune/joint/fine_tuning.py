@@ -85,8 +85,8 @@ def joint_fine_tune(
         source: pre-training pictures of the same size and type; with class labels for `SourceLabels`.
         settings: rate, epochs, weight of the source and the rest; None takes the defaults.
         source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a
-            picture of weight 0 is as good as absent. None: all alike. Even weights did
-            better than a selection's (docs/results/source_study.md).
+            picture of weight 0 is as good as absent. None: all alike, which did better than the weights of a
+            selection (docs/results/source_study.md).
         source_head: a linear layer to start the source head from in place of `SourceLabels.start`, such as
             `pretrained_head(backbone, rows)`; its rows are the sorted source classes. Left as it is.
         verbose: 1 shows a progress bar with the time left.

@@ -154,7 +154,8 @@ def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """
     means = problem.means()
     basis = _basis(problem, setting.class_weights)
-    return _errors(problem, means, basis, problem.cross @ basis.through, setting)
+    labels = coupling(means, problem.targets, problem.weights)
+    return _errors(problem, means, labels, basis, problem.cross @ basis.through, setting)
 
 
 def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
@@ -214,9 +215,10 @@ def _search(
     """The best setting of some class weights, its errors (n,), and all that was tried."""
     basis = _basis(problem, class_weights)
     crossed, best, tried = problem.cross @ basis.through, None, []
+    labels = coupling(means, problem.targets, problem.weights)
     for strength, deviation, damping in itertools.product(STRENGTHS, DEVIATIONS, dampings):
         setting = SourceSetting(strength, deviation, damping, class_weights)
-        errors = _errors(problem, means, basis, crossed, setting)
+        errors = _errors(problem, means, labels, basis, crossed, setting)
         error = _mean(errors, problem.weights)
         classes = int((class_weights > 0).sum())
         facts = {"strength": strength, "deviation": deviation, "damping": damping, "classes": classes}
@@ -233,10 +235,15 @@ def _basis(problem: SourceProblem, class_weights: Tensor) -> Spectrum:
 
 
 def _errors(
-    problem: SourceProblem, means: ClassMeans, basis: Spectrum, crossed: Tensor, setting: SourceSetting
+    problem: SourceProblem,
+    means: ClassMeans,
+    labels: Tensor,
+    basis: Spectrum,
+    crossed: Tensor,
+    setting: SourceSetting,
 ) -> Tensor:
     off, response = felt(basis, crossed, setting.damping / setting.strength, setting.deviation)
-    said = Said(means, problem.targets, response, coupling(means, problem.targets, problem.weights))
+    said = Said(means, problem.targets, response, labels)
     system = build(problem.kernel - off, problem.targets - said.offset, setting.damping, problem.weights)
     return squared(target_loo(system, said), problem.targets)
 

@@ -20,8 +20,9 @@ from tangentune.transport.nested import pick_nested
 from tangentune.transport.picking import Picked, pick_classes, pick_pictures
 from tangentune.transport.prepared import Prepared, prepare
 from tangentune.transport.rankings import METHODS, Ranking, rank
+from tangentune.transport.scorer import WITH_MASS
 from tangentune.transport.selection_manifest import content_digest_of, selection_manifest
-from tangentune.transport.selection_settings import WITH_MASS, SelectionSettings
+from tangentune.transport.selection_settings import SelectionSettings
 from tangentune.transport.sides import holds_features, open_side
 
 COMPARED = tuple(method for method in METHODS if method != "all")
@@ -201,7 +202,7 @@ def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, v
         **settings.transport(),
     )
     features, names = prepared.source.features, prepared.target_sums.names
-    more: dict[str, Any] = {"quota": settings.quota or 0, "seed": settings.seed}
+    quota, seed = settings.quota or 0, settings.seed
     if settings.candidates == "nested":
         return ranking, pick_nested(
             features,
@@ -209,12 +210,20 @@ def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, v
             ranking,
             settings.amount,
             names,
-            quota=settings.quota or 0,
+            quota=quota,
             verbose=verbose,
         )
     if settings.candidates == "pictures":
         return ranking, pick_pictures(
-            features, ranking, prepared.nearest, settings.amount, names, cache=cache, verbose=verbose, **more
+            features,
+            ranking,
+            prepared.nearest,
+            settings.amount,
+            names,
+            quota=quota,
+            seed=seed,
+            cache=cache,
+            verbose=verbose,
         )
     return ranking, pick_classes(
         features,
@@ -225,7 +234,8 @@ def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, v
         prepared.nearest,
         settings.amount,
         names,
-        **more,
+        quota=quota,
+        seed=seed,
     )
 
 

@@ -19,8 +19,7 @@ from tangentune.transport.feature_source import Features
 from tangentune.transport.prototypes import ClassSums, class_sums
 from tangentune.transport.scorer import Scorer, nearest_scorer
 from tangentune.transport.sides import Side
-from tangentune.transport.spherical import spherical_kmeans
-from tangentune.transport.stream import stream
+from tangentune.transport.spherical import nearest_centres, spherical_kmeans
 
 
 @final
@@ -111,11 +110,9 @@ def prepare(
 def _clustered(features: Features, clusters: int, seed: int, cache: Path | None, verbose: int) -> NDArray[np.str_]:
     """The cluster of every row, by name."""
     state = None if cache is None else cache / "clusters.safetensors"
-    centres = spherical_kmeans(features, clusters, seed=seed, checkpoint=state, verbose=verbose).centres.float()
-    nearest = torch.empty(features.count, dtype=torch.int64)
-    for first, rows, _ in stream(features, "clusters", verbose=verbose):
-        nearest[first : first + len(rows)] = (rows @ centres.mT).argmax(1)
-    return np.array([f"cluster {i}" for i in range(len(centres))], dtype=np.str_)[nearest.numpy()]
+    centres = spherical_kmeans(features, clusters, seed=seed, checkpoint=state, verbose=verbose).centres
+    names = np.array([f"cluster {i}" for i in range(len(centres))], dtype=np.str_)
+    return names[nearest_centres(features, centres, verbose=verbose)]
 
 
 @contextmanager

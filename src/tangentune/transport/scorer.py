@@ -22,6 +22,7 @@ from tangentune.transport.sinkhorn import Array, TransportPlan, unbalanced_sinkh
 # code has .1 and 100, and features that are not centred.
 COST_SCALE = 0.05
 TAU_TARGET = 1.0
+WITH_MASS = ("uot", "kernel_sum")  # methods whose scores are logarithms of masses
 
 
 @final

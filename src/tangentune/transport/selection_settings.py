@@ -9,10 +9,9 @@ from typing import Any, Literal, final
 from tangentune._checks import check_counts, check_numbers, check_positive, check_words
 from tangentune.errors import InputError
 from tangentune.transport.budget import Budget
-from tangentune.transport.scorer import COST_SCALE, TAU_TARGET
+from tangentune.transport.scorer import COST_SCALE, TAU_TARGET, WITH_MASS
 
 Method = Literal["uot", "random", "all", "nearest", "mean_cosine", "kernel_sum", "emd"]
-WITH_MASS = ("uot", "kernel_sum")
 _USED = {
     "uot": ("cost_scale", "eps", "tau_source", "tau_target", "marginals"),
     "kernel_sum": ("cost_scale",),

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tangentune.transport.scorer import Scorer
+from tangentune.transport.scorer import WITH_MASS, Scorer
 
 
 def log_masses(scorer: Scorer, cosines: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class TargetMass:
     @staticmethod
     def is_mass(scorer: Scorer) -> bool:
         """Whether the scores are logarithms of masses."""
-        return scorer.method in ("uot", "kernel_sum")
+        return scorer.method in WITH_MASS
 
     def add(self, served: Tensor) -> None:
         """Add rows, (m, K) as `log_masses` gives them; overwritten."""
