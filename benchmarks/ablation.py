@@ -22,19 +22,19 @@ from benchmarks import record
 from benchmarks.ablation_page import publish
 from benchmarks.cifar_split import SIZE, TEST, begin, cifar_split, scores, study_parser
 from benchmarks.lqf_optimum import optimum
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.baselines.inputs import class_positions, network_input
-from tangentune.data import Pictures
 from tangentune.errors import InputError
-from tangentune.healing import heal_batchnorm
-from tangentune.leaky import leaky
-from tangentune.logit_gram import logit_gram
-from tangentune.lqf import LQFSettings, fit_lqf
-from tangentune.lqf.exact import Views
-from tangentune.lqf.start import mean_eigenvalue, start
+from tangentune.kernels.output_gram import logit_gram
 from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning.labelled import class_positions, network_input
+from tangentune.methods.lqf import LQFSettings, fit_lqf
+from tangentune.methods.lqf.exact import Views
+from tangentune.methods.lqf.start import mean_eigenvalue, start
 from tangentune.metrics import accuracy
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.healing import heal_batchnorm
+from tangentune.networks.leaky import leaky
+from tangentune.pictures.load import Pictures
 
 NAME, SHOTS, SLOPE, CHOICE_SEED = "ablation", 10, 0.01, 100
 ACTIVATIONS, LOSSES, SOLVERS = ("relu", "leaky"), ("cross_entropy", "squared"), ("adam", "kfac")

@@ -20,10 +20,10 @@ import torch
 
 from benchmarks import finetune_accuracy, plots, record
 from benchmarks.datasets import cifar10, few_shot, held_out
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.data import Pictures, load_pictures
-from tangentune.estimator import TangentClassifier
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.metrics import accuracy, ece, nll
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 NAME = "accuracy"
 SIZE, SEEDS, SHOTS = 96, range(5), (10, 50)

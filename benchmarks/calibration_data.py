@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.datasets import ROOT, ArrayData, cifar10, fashion_mnist, few_shot, held_out, plankton, traffic_lights
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.compare.parts import draw
-from tangentune.data import Pictures, load_pictures
+from tangentune.comparison.splits import draw
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 BACKBONE, SIZE = "mobilenet_v2", 96
 SHOTS, POOL, TEST, FOREIGN = 50, 600, 1000, 500  # POOL and the draws are those of benchmarks.few_shot

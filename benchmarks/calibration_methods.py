@@ -18,9 +18,9 @@ from benchmarks.calibration_data import Split, network, split_of
 from benchmarks.calibration_networks import NETWORKS, Cost, Tuned, measured, tuned_network, whole_network
 from benchmarks.laplace_peer import APPROXIMATIONS, Data
 from tangentune import TangentClassifier
-from tangentune.calibration import fit_temperature
-from tangentune.imaging.pictures import normalise
 from tangentune.metrics import nll
+from tangentune.pictures.pictures import normalise
+from tangentune.solvers.temperature import fit_temperature
 
 _FLIP: dict[str, Any] = {"augment": "flip"}
 _STEPS: dict[str, Any] = {"augment": "flip", "outer_steps": "loo"}

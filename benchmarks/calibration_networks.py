@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.calibration_data import CACHE, Split, network, split_of
-from tangentune.backbone import Backbone
-from tangentune.baselines import FineTuned, FineTuneSettings, fine_tune, sweep
-from tangentune.baselines.inputs import mean_features
-from tangentune.baselines.validation import split_rows
 from tangentune.memory import Meter
+from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune, sweep
+from tangentune.methods.fine_tuning.labelled import mean_features
+from tangentune.methods.fine_tuning.validation import split_rows
+from tangentune.networks.backbone import Backbone
 
 NETWORKS = ("split", "refit")
 PARTS = ("train", "test", "foreign")

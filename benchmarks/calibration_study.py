@@ -33,8 +33,8 @@ from benchmarks.calibration_networks import is_tuned, tune
 from benchmarks.calibration_page import write_page
 from benchmarks.laplace_peer import APPROXIMATIONS
 from tangentune import metrics
-from tangentune._json import plain
-from tangentune._messages import first_line
+from tangentune._files import plain
+from tangentune.errors import first_line
 
 NAME = "calibration"
 LIMIT = 1800  # processor seconds of a group; those of the networks not counted

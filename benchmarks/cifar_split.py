@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.datasets import cifar10, few_shot, held_out
-from tangentune.backbone import Backbone
-from tangentune.data import Pictures, load_pictures
 from tangentune.metrics import accuracy, nll
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 SIZE, TEST = 96, 1000
 DATA = (

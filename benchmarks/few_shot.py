@@ -19,11 +19,11 @@ import torch
 
 from benchmarks import record
 from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, held_out, plankton, traffic_lights
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.compare import compare
-from tangentune.compare_report import write_files
-from tangentune.data import Pictures, load_pictures
-from tangentune.methods import METHODS
+from tangentune.comparison import compare
+from tangentune.comparison.methods import METHODS
+from tangentune.comparison.page import write_files
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 RESULTS = record.RESULTS / "few_shot"
 PAGE_HEAD = """Means over seeds, with one standard error of the mean; draws of the same seed are the same for all

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from benchmarks import record
 from benchmarks.datasets import cifar10, few_shot, held_out
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.baselines import FineTuned, FineTuneSettings, fine_tune
-from tangentune.data import Pictures, load_pictures
 from tangentune.errors import InputError
+from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune
 from tangentune.metrics import accuracy, ece, nll
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 NAME = "finetune_accuracy"
 SIZE, SEEDS, SHOTS = 96, range(5), (10, 50)

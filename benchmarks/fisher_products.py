@@ -19,12 +19,12 @@ from torch import Tensor
 from benchmarks import record
 from benchmarks.cifar_split import begin, study_parser
 from benchmarks.datasets import cifar10, few_shot
-from tangentune.backbone import load_backbone
-from tangentune.data import load_pictures, normalise
-from tangentune.heads import probe_head
-from tangentune.linearization import Linearization
-from tangentune.ntk import fisher_vector_product
-from tangentune.operators import flatten
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.operators import flatten
+from tangentune.methods.ntk import fisher_vector_product
+from tangentune.networks.backbone import load_backbone
+from tangentune.networks.heads import probe_head
+from tangentune.pictures.load import load_pictures, normalise
 
 NAME, SIZE, SHOTS, PRODUCT_PICTURES = "fisher_products", 64, 20, 32
 EPSILONS = {torch.float32: (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), torch.float64: (1e-2, 1e-4, 1e-6, 1e-8)}

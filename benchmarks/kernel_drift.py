@@ -25,14 +25,14 @@ from benchmarks import record
 from benchmarks.cifar_split import DATA, SIZE, TEST, begin, cifar_split, mean_spread, study_parser
 from benchmarks.datasets import cifar10, few_shot, held_out
 from benchmarks.plots import COLOURS, MUTED, STYLE
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.baselines.inputs import class_positions, mean_features, network_input
-from tangentune.data import Pictures, load_pictures
-from tangentune.heads import probe_head, random_head
-from tangentune.linearization import Linearization
-from tangentune.logit_gram import logit_gram
+from tangentune.jacobian.linearization import Linearization
+from tangentune.kernels.output_gram import logit_gram
 from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.heads import probe_head, random_head
+from tangentune.pictures.load import Pictures, load_pictures
 
 NAME, SHOTS, EPOCHS = "kernel_drift", (10, 50), (0, 1, 2, 3, 5, 8, 15)
 RATE, ALIGNED = 1e-4, 10  # pictures a class in every Gram matrix

@@ -23,7 +23,7 @@ from benchmarks.label_noise import SHARES, Noisy, detection, noisy_cifar10, nois
 from benchmarks.label_plots import recall_figure
 from benchmarks.label_rivals import CONFIDENT, best_other, rankings
 from tangentune import Backbone, TangentClassifier, load_backbone
-from tangentune.baselines.inputs import mean_features
+from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.solvers.suspicion import suspicion
 from tangentune.solvers.system import System, build
 

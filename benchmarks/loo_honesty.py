@@ -22,8 +22,8 @@ from benchmarks import plots, record
 from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
 from benchmarks.loo_split import METHODS, Split, measure, measure_remedies
 from benchmarks.loo_tables import BALANCED, digest, markdown
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.data import Pictures, load_pictures
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 NAME, SIZE, HELD_OUT, POOL = "loo_honesty", 64, 400, 256
 SPLITS = {50: 12, 150: 7, 500: 2}  # pictures: splits of each data set

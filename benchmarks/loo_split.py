@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tangentune.backbone import Backbone
-from tangentune.collect import RowSet, collect, kronecker_factors, portions, restrict
-from tangentune.data import Pictures
-from tangentune.estimator import TangentClassifier
-from tangentune.feature_rows import feature_rows, primal, row_parts
-from tangentune.gram import gram, row_chunks
-from tangentune.layers import FactorSample
-from tangentune.metric import KroneckerFactors, Whitening, whiten, whitening
-from tangentune.model import TangentMap, TangentModel, decision, inverse_lengths
-from tangentune.options import read_options
-from tangentune.rows import BatchRows, Tangent, batch_rows, survey
-from tangentune.selection import Fixed, Problem, Scored, block_scales, search, solution_of
+from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.options import read_options
+from tangentune.jacobian.layers import FactorSample
+from tangentune.jacobian.rows import BatchRows, Tangent, batch_rows, survey
+from tangentune.kernels.choice import Fixed, Problem, Scored, block_scales, search, solution_of
+from tangentune.kernels.collect import RowSet, collect, kronecker_factors, portions, restrict
+from tangentune.kernels.feature_map import feature_rows, primal, row_parts
+from tangentune.kernels.gram import gram, row_chunks
+from tangentune.kernels.metric import KroneckerFactors, Whitening, whiten, whitening
+from tangentune.kernels.model import TangentMap, TangentModel, decision, inverse_lengths
+from tangentune.kernels.stages import Source, draw_probes
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.parameters import block_of, group_blocks
+from tangentune.pictures.load import Pictures
 from tangentune.solvers.ridge import Solution
-from tangentune.subset import block_of, group_blocks
-from tangentune.work import Source, draw_probes
 
 POWERS = {"p = 0": 0.0, "p = 1/4": 0.25, "p = 1/2": 0.5}
 METHODS = ("probe", *POWERS, "default")
@@ -233,7 +233,7 @@ def held_out_scores(
 
 
 def _decide(model: TangentModel, batch: BatchRows) -> Tensor:
-    """`tangentune.model.decision` for rows at hand."""
+    """`tangentune.kernels.model.decision` for rows at hand."""
     made, phi = model.map, batch.phi
     if made.normalize:
         phi = phi * inverse_lengths(phi.double().square().sum(1)).to(phi)[:, None]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.lqf.objective import Objective
-from tangentune.lqf.tangents import Tangent, combine
+from tangentune.jacobian.tangents import Tangent, combine
+from tangentune.methods.lqf.objective import Objective
 
 NEWTON_STEPS, PRECISION = 60, 1e-8
 

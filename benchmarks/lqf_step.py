@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from benchmarks import record
 from benchmarks.cifar_split import SIZE, begin, study_parser
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.heads import random_head
-from tangentune.linearization import Linearization
+from tangentune.jacobian.linearization import Linearization
 from tangentune.memory import _peak_bytes, reset_peak, warm_pages
+from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.features import Loaded
+from tangentune.networks.heads import random_head
 
 NAME, CLASSES, BAR = "lqf_step", 10, 1.7
 LAYOUTS = {"plain": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -20,7 +20,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from benchmarks import record
 from benchmarks.cifar_split import begin, study_parser
-from tangentune.ntk import survey_rows, tangent_kernel
+from tangentune.methods.ntk import survey_rows, tangent_kernel
 
 NAME, PICTURES, OUTPUTS, BAR, ERROR_BAR = "ntk_kernel", 64, (1, 10), 1.0, 1e-6
 WORDS = {

@@ -16,8 +16,8 @@ import torch
 from benchmarks import record
 from benchmarks.datasets import cifar10, few_shot, held_out
 from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.expansion import BATCH, RATE
+from tangentune.estimators.outer_steps import BATCH, RATE
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
 
 NAME, SIZE, SHOTS, SEEDS, STEPS = "outer_steps", 96, (10, 50), (0,), (0, 32, 64)
 

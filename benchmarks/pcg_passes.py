@@ -25,12 +25,12 @@ from torch.nn.functional import one_hot
 from benchmarks.datasets import ROOT, cifar10, few_shot
 from benchmarks.record import append, done
 from tangentune import load_backbone, load_pictures
-from tangentune.data import normalise
-from tangentune.heads import probe_head
-from tangentune.kfac import KroneckerCurvature, kfac
-from tangentune.linearization import Linearization
+from tangentune.jacobian.kfac import KroneckerCurvature, kfac
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.operators import NormalOperator
 from tangentune.memory import warm_pages
-from tangentune.operators import NormalOperator
+from tangentune.networks.heads import probe_head
+from tangentune.pictures.load import normalise
 from tangentune.solvers.pcg import pcg
 
 NAME, TOLERANCE, BATCH, KINDS = "pcg_passes", 1e-3, 25, ("ekfac", "kfac", "block_diagonal", "none")

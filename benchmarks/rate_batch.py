@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 from benchmarks import record
 from benchmarks.cifar_split import DATA, SIZE, TEST, begin, cifar_split, mean_spread, scores, study_parser
 from benchmarks.plots import STYLE
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.data import Pictures
 from tangentune.errors import InputError
-from tangentune.lqf import LQFSettings, fit_lqf
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
+from tangentune.methods.lqf import LQFSettings, fit_lqf
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures
 
 NAME, SHOTS, EPOCHS, DAMPING = "rate_batch", 10, 15, 3.0
 RATES, BATCHES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (8, 16, 32, 100)

@@ -21,7 +21,7 @@ from benchmarks.label_plots import retraining_figure
 from benchmarks.retraining_page import page
 from benchmarks.retraining_predictions import Predictions, margins, predict_all, whole_fits
 from tangentune import Backbone, Pictures, load_backbone, load_pictures
-from tangentune.baselines import FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
 
 NAME, SIZE, SHOTS, TESTS = "retraining", 64, 10, 100
 SUBSETS, PICTURES = 48, 4

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune import Backbone, Pictures, TangentClassifier
-from tangentune.baselines.inputs import mean_features
+from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.solvers.edits import remove
 from tangentune.solvers.leave_out import contributions, influence
 from tangentune.solvers.system import System, build

@@ -32,9 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from benchmarks.record import ROOT, record
-from tangentune.transport.feature_source import CHUNK
-from tangentune.transport.scan import Scanned, scan
-from tangentune.transport.scorer import uot_scorer
+from tangentune.methods.source_selection.feature_source import CHUNK
+from tangentune.methods.source_selection.scan import Scanned, scan
+from tangentune.methods.source_selection.scorer import uot_scorer
 
 COUNT, WIDTH, CLASSES, TARGETS, KEPT = 1_000_000, 512, 1000, 200, 10_000
 SQUARE, PRODUCTS = 1024, 15

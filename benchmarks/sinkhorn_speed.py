@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.record import append
-from tangentune.transport.directions import cosine_cost
-from tangentune.transport.sinkhorn import unbalanced_sinkhorn
+from tangentune.methods.source_selection.directions import cosine_cost
+from tangentune.methods.source_selection.sinkhorn import unbalanced_sinkhorn
 
 NAME, SOURCES, TARGETS, WIDTH, TOLERANCE = "sinkhorn_speed", 1000, 200, 512, 1e-12
 

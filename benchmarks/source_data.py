@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
-from tangentune.backbone import Backbone, load_backbone
-from tangentune.data import Pictures, load_pictures
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.load import Pictures, load_pictures
 
 BACKBONE, SIZE = "mobilenet_v2", 64
 SHOTS, HALF, TEST, BLUR = 10, 1000, 1000, 0.6  # BLUR: radius in pixels of 32

@@ -19,19 +19,19 @@ from torch.nn.functional import normalize
 
 from benchmarks.cifar_split import scores
 from benchmarks.source_data import DISTRACTOR, SourceTask, distractors
-from tangentune.backbone import Backbone
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.baselines.inputs import mean_features
-from tangentune.data import Pictures
-from tangentune.estimator import TangentClassifier
-from tangentune.joint import JointSettings, SourceLabels, joint_fine_tune
+from tangentune.estimators.classifier import TangentClassifier
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning.labelled import mean_features
+from tangentune.methods.joint import JointSettings, SourceLabels, joint_fine_tune
+from tangentune.methods.source_selection.budget import Budget, choose
+from tangentune.methods.source_selection.manifest import SelectedPictures
+from tangentune.methods.source_selection.prototypes import class_prototypes
+from tangentune.methods.source_selection.rankings import Ranking, rank
+from tangentune.methods.source_selection.scorer import nearest_scorer
+from tangentune.methods.source_selection.select import select_source
 from tangentune.metrics import accuracy, nll
-from tangentune.transport.budget import Budget, choose
-from tangentune.transport.choose import select_source
-from tangentune.transport.manifest import SelectedPictures
-from tangentune.transport.prototypes import class_prototypes
-from tangentune.transport.rankings import Ranking, rank
-from tangentune.transport.scorer import nearest_scorer
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.load import Pictures
 
 NONE, RANDOM, ALL = "none", "random", "all"
 NEAREST, KERNEL, UOT, FREE, PAPER, PAPER_FINE = "nearest", "kernel sum", "UOT", "UOT free", "UOT .1", "UOT .05"

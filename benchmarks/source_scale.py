@@ -24,9 +24,9 @@ from benchmarks import record
 from benchmarks.cifar_split import begin, study_parser
 from benchmarks.datasets import CIFAR10_NAMES, ROOT, cifar10, fashion_mnist
 from benchmarks.source_data import DISTRACTOR, grey, network, target_rows
-from tangentune.backbone import Backbone
-from tangentune.transport.choose import select_source
-from tangentune.transport.extract import extract_features, feature_matrix
+from tangentune.methods.source_selection.extract import extract_features, feature_matrix
+from tangentune.methods.source_selection.select import select_source
+from tangentune.networks.backbone import Backbone
 
 NAME, SEED, BUDGET, SHARD = "source_scale", 0, 1000, 8192
 CACHE = ROOT / ".cache" / NAME

@@ -33,7 +33,7 @@ from benchmarks.source_methods import (
     joint,
     selected,
 )
-from tangentune.backbone import Backbone
+from tangentune.networks.backbone import Backbone
 
 NAME, SEEDS, BUDGETS = "source_study", range(3), (100, 400)
 LEARNERS = {"joint": joint, "closed": closed_form}

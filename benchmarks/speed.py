@@ -23,11 +23,11 @@ from torch.func import functional_call, grad, vmap
 from benchmarks.datasets import DataMissing, cifar10, few_shot, held_out
 from benchmarks.record import record
 from tangentune import TangentClassifier, load_backbone, load_pictures
-from tangentune.baselines import FineTuneSettings, fine_tune
-from tangentune.gram import gram, strategy
-from tangentune.layers import Pairs
+from tangentune.jacobian.layers import Pairs
+from tangentune.jacobian.rows import batch_rows, survey
+from tangentune.kernels.gram import gram, strategy
 from tangentune.memory import warm_pages
-from tangentune.rows import batch_rows, survey
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
 
 SIZE = 96
 

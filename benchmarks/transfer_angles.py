@@ -37,7 +37,7 @@ from benchmarks.transfer_methods import (
     timed,
     train_source,
 )
-from tangentune.ntk import NTKGaussianProcess
+from tangentune.methods.ntk import NTKGaussianProcess
 
 NAME, SEEDS, POINTS, RANGE = "transfer_angles", range(3), (5, 10, 20, 50), 60.0
 SPLITS = {"near": ((0, 1, 3, 7, 8), (2, 4, 6, 5, 9)), "far": ((0, 2, 3, 4, 6), (1, 5, 7, 8, 9))}

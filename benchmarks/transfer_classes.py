@@ -30,8 +30,8 @@ from benchmarks.transfer_methods import (
     timed,
     train_source,
 )
-from tangentune.heads import probe_head
-from tangentune.ntk import NTKGaussianProcess
+from tangentune.methods.ntk import NTKGaussianProcess
+from tangentune.networks.heads import probe_head
 
 NAME, SEEDS, SHOTS, CLASSES = "transfer_classes", range(3), (2, 5, 10, 20), 5
 SOURCE_PICTURES, RATIO_PICTURES, TEST_PICTURES, EPOCHS, RATE = 6000, 300, 2000, 12, 4e-3

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentune.calibration import fit_temperature, probabilities
-from tangentune.heads import stratified_folds
+from tangentune.methods.ntk import NTKGaussianProcess
+from tangentune.methods.ntk.evidence import common_scale, kernel_spectrum, maximise_evidence
+from tangentune.methods.ntk.function_space import condition, leave_out, moments
 from tangentune.metrics import accuracy, ece, nll
-from tangentune.ntk import NTKGaussianProcess
-from tangentune.ntk.evidence import common_scale, kernel_spectrum, maximise_evidence
-from tangentune.ntk.function_space import condition, leave_out, moments
+from tangentune.networks.heads import stratified_folds
+from tangentune.solvers.temperature import fit_temperature, probabilities
 
 FOLDS, SMALL = 5, 50  # all folds up to so many examples, one beyond
 LENGTHS = tuple(10 ** (k / 4) for k in range(-6, 7))  # of the RBF kernel, in median distances

@@ -30,7 +30,7 @@ from benchmarks.transfer_methods import (
     timed,
     train_source,
 )
-from tangentune.ntk import NTKGaussianProcess
+from tangentune.methods.ntk import NTKGaussianProcess
 
 NAME, SEEDS, TASKS, POINTS, NOISE = "transfer_sines", range(5), range(3), (5, 10, 20, 50), 0.01
 EPOCHS = 1500  # 6,000 steps

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
 from tangentune import TangentClassifier
-from tangentune.plots import PALETTE
+from tangentune.reports.figures import PALETTE
 
 TARGET = Path(__file__).parent / "images" / "quickstart.png"
 STYLE: dict[Any, Any] = {

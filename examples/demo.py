@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tangentune import Pictures, TangentClassifier, load_backbone, load_pictures, write_report
-from tangentune.scores import score_pictures
+from tangentune.estimators.scores import score_pictures
 
 OUT = Path("demo-out")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from small import FIXED, MEAN, STD, network, pictures
 
 from tangentune import Backbone, TangentClassifier, TangentRegressor
-from tangentune.cli import main
+from tangentune.cli.app import main
 
 N = 20
 X, Y = pictures(30)

@@ -58,7 +58,7 @@ class Lambda(nn.Module):
 @pytest.fixture
 def loadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved models of `cli_cases` find their network by its name."""
-    monkeypatch.setattr("tangentune.persistence.load_backbone", small)
+    monkeypatch.setattr("tangentune.estimators.saving.load_backbone", small)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import small
 import torch
 from torch import Tensor, nn
 
-from tangentune.backbone import Backbone
-from tangentune.baselines import FineTuneSettings
-from tangentune.imaging.pictures import Pictures
-from tangentune.joint import JointSettings
+from tangentune.methods.fine_tuning import FineTuneSettings
+from tangentune.methods.joint import JointSettings
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
 
 
 def target(n: int = 12, seed: int = 0) -> Pictures:

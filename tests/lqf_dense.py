@@ -10,10 +10,10 @@ from cases import seeded
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from tangentune.backbone import Backbone
-from tangentune.heads import probe_head
-from tangentune.imaging.pictures import Pictures
-from tangentune.lqf import LQF, LQFSettings, fit_lqf
+from tangentune.methods.lqf import LQF, LQFSettings, fit_lqf
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.heads import probe_head
+from tangentune.pictures.pictures import Pictures
 
 N, C = 15, 3
 

@@ -12,7 +12,7 @@ from reference import dense_rows, unit
 from torch import Tensor, nn
 
 from tangentune import Backbone, TangentClassifier
-from tangentune.subset import block_of
+from tangentune.networks.parameters import block_of
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 FIXED: dict[str, Any] = {

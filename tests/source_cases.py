@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangentune.solvers.coupling import SCALE
-from tangentune.solvers.source_choice import SourceProblem, SourceSetting
-from tangentune.solvers.source_loo import Said
-from tangentune.solvers.source_prior import prior, spectrum
+from tangentune.solvers.source.choice import SourceProblem, SourceSetting
+from tangentune.solvers.source.coupling import SCALE
+from tangentune.solvers.source.leave_out import Said
+from tangentune.solvers.source.prior import prior, spectrum
 from tangentune.solvers.system import System, build
 
 F64 = torch.float64

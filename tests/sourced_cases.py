@@ -13,8 +13,8 @@ from small import FIXED, backbone, pictures
 from source_cases import Joint
 
 from tangentune import TangentClassifier
-from tangentune.data import Pictures
-from tangentune.edits import solved
+from tangentune.estimators.fitted import solved
+from tangentune.pictures.load import Pictures
 
 BACKBONE = backbone()
 NAMES = np.array(["ant", "bee", "cat", "dog"])

@@ -31,3 +31,28 @@ class StoreError(TangentuneError, ValueError):
 
 class MissingExtraError(TangentuneError, ImportError):
     """An optional package is absent; the message holds the command that installs it."""
+
+
+class DivergedError(InputError):
+    """Training ended in NaN or infinity; a lower rate is the usual cure."""
+
+
+def diverged(epoch: int) -> DivergedError:
+    """The error for an epoch, counted from 1.
+
+    Example:
+        >>> str(diverged(3))
+        'fine-tuning diverged in epoch 3; lower the learning rate'
+    """
+    return DivergedError(f"fine-tuning diverged in epoch {epoch}; lower the learning rate")
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says in its first line, or its type where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("bad shape\nlong story")), first_line(EOFError())
+        ('bad shape', 'EOFError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

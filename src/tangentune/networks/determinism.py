@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tangentune._messages import first_line
-from tangentune._tree import tensors_in
-from tangentune.errors import BackboneError, TangentuneError
+from tangentune.errors import BackboneError, TangentuneError, first_line
 from tangentune.networks.features import FeatureFunction, Features, Tap, features_at
+from tangentune.networks.tree import tensors_in
 
 Same = Callable[[Tensor, Tensor], bool]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, final
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tangentune.contract import DataContract
 from tangentune.errors import BackboneError
+from tangentune.pictures.contract import DataContract
 
 Features = Callable[[nn.Module, Tensor], Tensor]
 Extractor = Callable[[nn.Module, Tensor], Any]

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tangentune._messages import first_line
-from tangentune.errors import BackboneError
+from tangentune.errors import BackboneError, first_line
 
 
 def frozen_copy(module: object) -> nn.Module:

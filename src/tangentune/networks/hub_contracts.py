@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tangentune.contract import DataContract
 from tangentune.errors import BackboneError
+from tangentune.pictures.contract import DataContract
 
 # PIL's numbers for resampling, as transformers writes them; box and Hamming have no counterpart here.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bilinear"}

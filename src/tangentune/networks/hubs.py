@@ -15,8 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from tangentune._messages import first_line
-from tangentune.errors import BackboneError, MissingExtraError
+from tangentune.errors import BackboneError, MissingExtraError, first_line
 from tangentune.networks.features import Loaded, Tap, pool_tokens
 from tangentune.networks.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
 

@@ -13,8 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tangentune._messages import first_line
-from tangentune.errors import BackboneError, MissingExtraError
+from tangentune.errors import BackboneError, MissingExtraError, first_line
 
 
 @final

@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.calibrate import Calibration, calibrated, fit_calibration
-from tangentune.solvers.labelled import INTERCEPT, Labelled, labelled
+from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
+from tangentune.solvers.softmax import INTERCEPT, Labelled, labelled
 from tangentune.solvers.softmax_gaussian import softmax_gaussian
 
 SCALES = 1.0, 10.0, 100.0  # tried first, in units of the centred kernel's mean diagonal

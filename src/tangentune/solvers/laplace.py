@@ -22,8 +22,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.calibrate import Calibration, calibrated, fit_calibration
-from tangentune.solvers.labelled import INTERCEPT, Labelled, labelled
+from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
+from tangentune.solvers.softmax import INTERCEPT, Labelled, labelled
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
 SEARCHING, FINAL = 1e-5, 1e-13  # largest entry of the gradient, in units of the root's longest column

@@ -1,0 +1,170 @@
+"""Files and directories that are written whole or not at all, and the plain values that JSON can hold."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangentune.errors import InputError, StoreError
+
+_PARTIAL = ".tangentune-partial"
+_FORMER = ".tangentune-former"
+_STALE_SECONDS = 24 * 3600
+
+
+def make_partial(target: Path) -> Path:
+    """A new hidden directory beside `target`, on the same file system, with the user's usual permissions."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{secrets.token_hex(6)}{_PARTIAL}"
+    partial.mkdir()
+    return partial
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Make `partial` the directory `target`; a former one is removed, or back in place if this fails.
+
+    One atomic step if `target` is new or empty, or where the system can exchange directories (Linux, macOS).
+    Elsewhere two renames: killed exactly between them, the former directory is what `find_former` finds.
+    """
+    if not target.exists() or not any(target.iterdir()):
+        os.replace(partial, target)
+    else:
+        shutil.copymode(target, partial)
+        if exchange(partial, target):
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            _replace_in_two_steps(partial, target)
+    with contextlib.suppress(OSError):  # it is in place; some file systems cannot flush a directory
+        flush(target.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one atomic step; False, and nothing done, where the system cannot."""
+    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux and RENAME_SWAP on macOS are both 2
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "linux":
+            return library.renameat2(here, first, here, second, swap) == 0
+        if sys.platform == "darwin":
+            return library.renamex_np(first, second, swap) == 0
+    except (OSError, AttributeError, TypeError):  # no such function in this system's library
+        pass
+    return False
+
+
+def _replace_in_two_steps(partial: Path, target: Path) -> None:
+    former = target.parent / f".{target.name}.{secrets.token_hex(6)}{_FORMER}"
+    os.rename(target, former)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        os.rename(former, target)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def find_former(target: Path) -> Path | None:
+    """The directory that a writer killed between its two renames left, if any."""
+    return next(iter(_siblings(target, _FORMER)), None)
+
+
+def sweep(target: Path) -> None:
+    """Remove unfinished directories that killed writers left beside `target` more than a day ago."""
+    for left in _siblings(target, _PARTIAL):
+        try:
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # another process was quicker
+            continue
+
+
+def _siblings(target: Path, ending: str) -> list[Path]:
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*{ending}"))
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk holds this file or directory (Windows cannot open a directory for that)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def existing_ancestor(path: Path) -> Path:
+    """The nearest parent that exists."""
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to beside `path`; at the end, without an error, it takes its place in one move.
+
+    Raises:
+        StoreError: if the file system refuses.
+    """
+    target = Path(path)
+    part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, target)
+    except OSError as error:
+        message = f"cannot write {target}: {error.strerror or error}"
+        raise StoreError(message) from error
+    finally:
+        with suppress(OSError):  # not even the folder could be used
+            part.unlink(missing_ok=True)
+
+
+def plain(value: Any, where: str = "value") -> Any:
+    """JSON's own types from common Python and numpy ones; anything else is refused by its place.
+
+    Args:
+        value: nested mappings, lists, tuples, arrays, numpy numbers, paths, str, int, float, bool, None.
+        where: name of the value, for the error.
+
+    Raises:
+        InputError: a key is no string, a number is not finite, or a type has no JSON form.
+
+    Example:
+        >>> plain({"shape": (2, 3), "scale": np.float32(0.5)})
+        {'shape': [2, 3], 'scale': 0.5}
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                message = f"{where} has the key {key!r}, but JSON keys are strings"
+                raise InputError(message)
+        return {k: plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist(), where)
+    if isinstance(value, list | tuple):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, float) and not np.isfinite(value):
+        message = f"{where} is {value}, which JSON cannot hold; use None instead"
+        raise InputError(message)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    message = f"{where} is of type {type(value).__name__}, which JSON cannot hold"
+    raise InputError(message)

@@ -1,0 +1,215 @@
+"""The commands that change a saved model in place: `tangentune forget`, `add`, `relabel`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tangentune.cli.models import MODEL, PICTURES, change_saved, load, skipped
+from tangentune.cli.options import Command, model_options, option, shared_options
+from tangentune.cli.run import print_json, working
+from tangentune.errors import InputError
+
+EDIT = "Edit"
+_DRY_RUN = option(EDIT, "--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
+_TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+
+
+@click.command(cls=Command, short_help="Take pictures out of a model, exactly.")
+@click.argument("model", type=MODEL)
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@option(EDIT, "--ids-from", "A file with one id a line; - reads standard input.", type=_TABLE, metavar="FILE")
+@option(EDIT, "--class classes", "All pictures of this class; may be given again.", multiple=True, metavar="NAME")
+@option(EDIT, "--strict", "Also estimate anew, without them, what the features took from pictures.", is_flag=True)
+@_DRY_RUN
+@model_options
+def forget(
+    model: str,
+    ids: tuple[str, ...],
+    ids_from: str | None,
+    classes: tuple[str, ...],
+    strict: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Take the training pictures ID... out of the saved MODEL, as if it had never been fitted to them.
+
+    An ID is the path that the picture had in the folder or table of the fit, as `tangentune suspects` shows it.
+    The model is solved without them, exactly, and replaced in one step; their pixels go as well.
+    """
+    if not (ids or ids_from or classes):
+        message = "name at least one picture: ID..., --ids-from FILE or --class NAME"
+        raise click.UsageError(message)
+    listed = [*ids, *(_lines(ids_from) if ids_from else [])]
+
+    def change(fitted: Any) -> None:
+        members = [name for one in classes for name in _members(fitted, one)]
+        fitted.forget([*listed, *members], strict=strict)
+
+    with working(quiet) as stdout:
+        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
+    _show(facts, as_json, stdout)
+
+
+@click.command(cls=Command, short_help="Add labelled pictures to a model, exactly.")
+@click.argument("model", type=MODEL)
+@click.argument("pictures", type=PICTURES)
+@_DRY_RUN
+@shared_options
+def add(model: str, pictures: str, dry_run: bool, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Add the labelled PICTURES to the saved MODEL, as if it had been fitted to them as well.
+
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A class
+    that the model does not know is new. The features, kernel and damping stay as the fit chose them.
+    """
+    left_out: list[dict[str, str]] = []
+
+    def change(fitted: Any) -> None:
+        loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
+        left_out.extend(skipped(loaded))
+        fitted.add(replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids)))
+
+    with working(quiet) as stdout:
+        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
+    _show(facts | {"skipped": left_out}, as_json, stdout)
+
+
+@click.command(cls=Command, short_help="Correct labels of a model's pictures, exactly.")
+@click.argument("model", type=MODEL)
+@click.argument("name", required=False, metavar="[ID]")
+@click.argument("label", required=False)
+@option(
+    EDIT,
+    "--from table",
+    "A CSV file with the columns id,label instead; - reads standard input.",
+    type=_TABLE,
+    metavar="FILE",
+)
+@_DRY_RUN
+@model_options
+def relabel(
+    model: str,
+    name: str | None,
+    label: str | None,
+    table: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Give the training picture ID of the saved MODEL another LABEL, as if it had been fitted with that.
+
+    The likely mistakes are listed by `tangentune suspects`.
+    """
+    if table is not None and name is not None:
+        message = "give an ID and its LABEL or --from FILE, not both"
+        raise click.UsageError(message)
+    if table is None and (name is None or label is None):
+        message = "give an ID and its LABEL, or --from FILE"
+        raise click.UsageError(message)
+    wanted = {str(name): str(label)} if table is None else _pairs(table)
+
+    def change(fitted: Any) -> None:
+        fitted.relabel(list(wanted), _own_labels(fitted, list(wanted.values()), list(wanted)))
+
+    with working(quiet) as stdout:
+        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
+    _show(facts, as_json, stdout)
+
+
+def _show(facts: dict[str, Any], as_json: bool, stdout: Any) -> None:
+    from tangentune.cli.tables import show_change
+
+    if as_json:
+        print_json(facts)
+    else:
+        show_change(facts, stdout)
+
+
+def _members(fitted: Any, name: str) -> list[str]:
+    """Ids of all pictures of a class, which is named as text whatever its kind."""
+    members = [i for i, given in zip(fitted.ids_, fitted.targets_.tolist(), strict=True) if str(given) == name]
+    if not members or not hasattr(fitted, "classes_"):
+        known = ", ".join(map(str, getattr(fitted, "classes_", ()))) or "none, it predicts numbers"
+        message = f"there is no class {name!r} to forget; the model's classes: {known}"
+        raise InputError(message)
+    return members
+
+
+def _own_labels(fitted: Any, given: list[Any], ids: list[str]) -> Any:
+    """Labels from the command line or a file, which are text, in the kind of the model's own."""
+    import numpy as np
+
+    if not hasattr(fitted, "classes_") or fitted.classes_.dtype.kind not in "biuf":
+        return np.array(given)
+    known = {str(name): name for name in fitted.classes_.tolist()}
+    kind = type(fitted.classes_.tolist()[0])
+    values = []
+    for text, name in zip(given, ids, strict=True):
+        try:
+            values.append(known[text] if text in known or kind is bool else kind(text))
+        except (KeyError, ValueError):
+            message = (
+                f"the label {text!r} of {name} is of another kind than those of the model: {', '.join(list(known)[:8])}"
+            )
+            raise InputError(message) from None
+    return np.array(values)
+
+
+def _text(path: str) -> str:
+    try:
+        with click.open_file(path, encoding="utf-8-sig") as stream:
+            return stream.read()
+    except UnicodeDecodeError as error:
+        message = f"{path} is not UTF-8 text (see byte {error.start}); save it as UTF-8"
+        raise InputError(message) from error
+
+
+def _lines(path: str) -> list[str]:
+    """Ids of a file, one a line; blank lines count for nothing."""
+    found = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not found:
+        message = f"{'standard input' if path == '-' else path} names no picture; write one id a line"
+        raise InputError(message)
+    return found
+
+
+def _pairs(path: str) -> dict[str, str]:
+    """Columns id and label of a CSV table."""
+    text, where = _text(path), "standard input" if path == "-" else Path(path).name
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        message = f"{where} cannot be read as a table: {error}"
+        raise InputError(message) from error
+    header = [cell.lower() for cell in rows[0][1]] if rows else []
+    if "id" not in header or "label" not in header:
+        message = (
+            f"the first line of {where} must name the columns id and label; it names {', '.join(header) or 'none'}"
+        )
+        raise InputError(message)
+    pairs: dict[str, str] = {}
+    for line, cells in rows[1:]:
+        row = dict(zip(header, cells, strict=False))
+        if not any(cells):
+            continue
+        name, label = row.get("id", ""), row.get("label", "")
+        if not name or not label:
+            message = f"line {line} of {where} has no {'label' if name else 'id'}"
+            raise InputError(message)
+        if pairs.setdefault(name, label) != label:
+            message = f"{where} gives {name} two labels, {pairs[name]!r} and {label!r}"
+            raise InputError(message)
+    if not pairs:
+        message = f"{where} names no picture below its first line"
+        raise InputError(message)
+    return pairs

@@ -1,0 +1,114 @@
+"""How a command meets its user: errors as one sentence, notes on stderr, results alone on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import click
+
+from tangentune.errors import TangentuneError
+
+USAGE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Run a command and turn every mistake of the user's into one sentence on stderr; the exit code.
+
+    0: done. 2: a mistake in the arguments, pictures or model. 130: interrupted. 1: the reader of the output left.
+    Anything else is our own mistake and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that no text can show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = command()
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
+    except click.ClickException as error:
+        return _fail(_usage(error), USAGE)
+    except SystemExit as end:  # click and rich end so when nobody reads on
+        return end.code if isinstance(end.code, int) else BROKEN_PIPE
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # nothing more to say, not even when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except TangentuneError as error:
+        return _fail(str(error), USAGE)
+    except MemoryError:
+        return _fail("out of memory; use a lower --memory-budget, --batch-size or --size", USAGE)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", USAGE)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: click.ClickException) -> str:
+    text = error.format_message().strip().rstrip(".")
+    text = text[:1].lower() + text[1:]
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return text
+    return f"{text}{' See' if text.endswith('?') else '; see'} {context.command_path} --help"
+
+
+def _fail(sentence: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        click.echo("error: " + " ".join(sentence.split("\n")), err=True)
+    return code
+
+
+@contextlib.contextmanager
+def working(quiet: bool) -> Iterator[IO[str]]:
+    """While work goes on: warnings become notes on stderr, stray prints go there too; gives the real stdout."""
+    stdout = sys.stdout
+
+    def note(message: Warning | str, *_: Any, **__: Any) -> None:
+        if not quiet:
+            click.echo(f"note: {' '.join(str(message).split())}", err=True)
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("default")
+        for kind in (
+            DeprecationWarning,
+            PendingDeprecationWarning,
+            FutureWarning,
+            ImportWarning,
+            ResourceWarning,
+        ):
+            warnings.simplefilter("ignore", kind)
+        warnings.showwarning = note
+        yield stdout
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that torch does not know or this machine does not have; None is none in particular.
+
+    Raises:
+        InputError: with torch's reason.
+    """
+    import torch
+
+    from tangentune.errors import InputError
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        message = f"--device {name} cannot be used here ({str(error).splitlines()[0].rstrip('.')})"
+        raise InputError(message) from error
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document on the real standard output."""
+    from tangentune._files import plain
+
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))  # escapes: readable by any reader

@@ -1,0 +1,248 @@
+"""The command `tangentune select`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from tangentune.cli.models import PICTURES
+from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, option, shared_options
+from tangentune.cli.run import check_device, print_json, working
+
+SELECTION = "Selection"
+_METHODS = ("uot", "random", "all", "nearest", "mean-cosine", "kernel-sum", "emd")
+_ROWS = 15  # source classes that are listed
+_POSITIVE = click.FloatRange(0, min_open=True)
+
+
+@click.command(cls=Command, short_help="Choose pre-training pictures for a target set.")
+@option(STREAMS, "--target", "The labelled pictures to learn.", type=PICTURES, required=True, metavar="PICTURES")
+@option(STREAMS, "--source", "The pictures to choose from.", type=PICTURES, required=True, metavar="PICTURES")
+@option(
+    STREAMS,
+    "--out",
+    "The manifest to write, .json or .parquet; one that is there is replaced at the end.",
+    required=True,
+    metavar="MANIFEST",
+    type=click.Path(dir_okay=False),
+)
+@option(
+    SELECTION,
+    "--budget",
+    "How much to choose: a number of pictures or classes, or a share of the mass (see --unit).",
+    type=_POSITIVE,
+    metavar="AMOUNT",
+)
+@option(
+    SELECTION,
+    "--unit",
+    "pictures; classes: the best ones with all their pictures; mass: as many as together hold that share of it.",
+    type=click.Choice(["pictures", "classes", "mass"]),
+    default="pictures",
+)
+@option(
+    SELECTION,
+    "--method",
+    "uot: unbalanced optimal transport; the others are what it is held to.",
+    type=click.Choice(_METHODS),
+    default="uot",
+)
+@option(
+    SELECTION,
+    "--granularity",
+    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot, "
+    "kernel-sum). If not given: classes for a budget of classes, else nested, or pictures for other methods.",
+    type=click.Choice(["pictures", "classes", "nested"]),
+)
+@option(
+    SELECTION,
+    "--quota",
+    "At least so many pictures (or classes) for every target class; an even share of the budget where nested, else "
+    "none, if not given.",
+    type=click.IntRange(min=0),
+    metavar="COUNT",
+)
+@option(
+    SELECTION,
+    "--clusters",
+    "Divide the source into so many clusters; for a source without classes.",
+    type=click.IntRange(min=2),
+    metavar="COUNT",
+)
+@option(
+    SELECTION,
+    "--cost-scale",
+    "What the distance 1 - cosine is divided by; smaller ones tell near classes apart.",
+    type=_POSITIVE,
+    default=0.05,
+    metavar="VALUE",
+)
+@option(
+    SELECTION,
+    "--marginals",
+    "uniform: every class counts the same; counts: as much as it has pictures.",
+    type=click.Choice(["uniform", "counts"]),
+    default="uniform",
+)
+@option(SELECTION, "--seed", "Seed of random and of the clusters.", type=int, default=0, metavar="SEED")
+@network_options
+@option(
+    STREAMS,
+    "--page",
+    "Also write an HTML page that shows what was chosen for what.",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False),
+)
+@option(
+    MACHINE,
+    "--cache",
+    "Folder that keeps the features, so that a stopped run goes on and the next one is quick.",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+)
+@shared_options
+def select(
+    target: str,
+    source: str,
+    out: str,
+    page: str | None,
+    budget: float | None,
+    method: str,
+    backbone: str,
+    input_size: int | None,
+    batch_size: int | None,
+    device: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Choose, from the pictures of a source set, those that are worth learning from beside a target set.
+
+    The target is a folder with one sub-folder for each class, or a CSV file with the columns path,label. So is the
+    source; with --clusters it may be any folder of pictures. Either may be a folder of features as well.
+
+    The manifest names the chosen pictures with their weights; `tangentune fit TARGET --source MANIFEST` reads it.
+    """
+    from tangentune.methods.source_selection.manifest import write_manifest
+    from tangentune.methods.source_selection.manifest_files import check_manifest_path, check_place
+    from tangentune.methods.source_selection.select import select_source
+    from tangentune.networks.backbone import load_backbone
+    from tangentune.reports.selection_page import write_selection_page
+
+    if (budget is None) != (method == "all"):
+        message = "--method all takes every picture; leave --budget out" if budget else "give a --budget"
+        raise click.UsageError(message)
+    check_manifest_path(out)
+    if page is not None:
+        check_place(Path(page))
+        _refuse_features(target, source)
+    check_device(device)
+    with working(quiet) as stdout:
+        network = load_backbone(backbone).with_size(input_size)
+        try:
+            found = select_source(
+                target,
+                source,
+                network if device is None else network.to(device),
+                budget=budget,
+                method=method.replace("-", "_"),
+                compare=page is not None,
+                batch_size=batch_size or 32,
+                verbose=0 if quiet else 1,
+                **options,
+            )
+        except KeyboardInterrupt:
+            if options["cache"] is not None and not quiet:
+                click.echo(f"note: what was done is kept in {options['cache']}; the same command goes on", err=True)
+            raise
+        if page is not None:  # first: it is the one that can fail
+            n_jobs = options["n_jobs"]
+            write_selection_page(page, found.manifest, target, overlap=found.overlap, n_jobs=n_jobs)
+        write_manifest(out, found.manifest)
+    if as_json:
+        print_json(_document(found, out, page))
+    else:
+        show_selection(found, target, out, page, stdout)
+
+
+def _refuse_features(*places: str) -> None:
+    from tangentune.methods.source_selection.sides import holds_features
+
+    for place in places:
+        if holds_features(place):
+            message = f"--page shows pictures, but {place} holds features"
+            raise click.UsageError(message)
+
+
+def _document(found: Any, out: str, page: str | None) -> dict[str, Any]:
+    manifest, overlap = found.manifest, found.overlap
+    return {
+        "manifest": out,
+        "page": page,
+        "n": len(manifest),
+        "effective": _effective(manifest),
+        **{key: getattr(manifest, key) for key in ("settings", "backbone", "source", "target")},
+        "classes": list(manifest.class_table),
+        "coverage": list(manifest.coverage),
+        "overlap": None
+        if overlap is None
+        else {
+            one: dict(zip(overlap.methods, row, strict=True))
+            for one, row in zip(overlap.methods, overlap.shares.tolist(), strict=True)
+        },
+        "notes": list(manifest.notes),
+    }
+
+
+def _effective(manifest: Any) -> float:
+    """Pictures of equal weight that would say as much."""
+    return float(manifest.weights.sum() ** 2 / (manifest.weights**2).sum())
+
+
+def show_selection(found: Any, target: str, out: str, page: str | None, stream: IO[str]) -> None:
+    """What was chosen from which classes and for which, and how to go on."""
+    from rich.text import Text
+
+    from tangentune.cli.tables import new_table, print_table
+    from tangentune.reports.selection_page import class_rows, coverage_rows
+
+    manifest = found.manifest
+    stream.write(
+        f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, worth {_effective(manifest):,.0f} of "
+        "equal weight.\n\n"
+    )
+    rows = class_rows(manifest)
+    taken = [row for row in rows if row["chosen"]]
+    massive = any(row["mass"] is not None for row in rows)
+    names = ("Source class", "Chosen", "of", *(["Mass"] if massive else []), "Mostly for")
+    table = new_table(*names, numbers=(1, 2, 3) if massive else (1, 2))
+    for row in taken[:_ROWS]:
+        mass = [_percent(row["mass"])] if massive else []
+        cells = [row["name"], f"{row['chosen']:,}", f"{row['of']:,}", *mass, row["target"]]
+        table.add_row(*[Text(cell, overflow="fold") for cell in cells])
+    print_table(table, stream)
+    if len(taken) > _ROWS:
+        rest = sum(row["chosen"] for row in taken[_ROWS:])
+        stream.write(f"and {rest:,} pictures of {len(taken) - _ROWS:,} more classes\n")
+    stream.write("\n")
+    table = new_table("Target class", "Chosen for it", "Weight", "Covered", "Likeness", numbers=(1, 2, 3, 4))
+    for row in coverage_rows(manifest):
+        likeness = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
+        cells = [row["target"], f"{row['pictures']:,}", _percent(row["share"]), _percent(row["covered"]), likeness]
+        table.add_row(*[Text(cell, overflow="fold") for cell in cells])
+    print_table(table, stream)
+    for note in manifest.notes:
+        stream.write(f"Note: {note}\n")
+    stream.write(f"\nManifest written to {out}\n")
+    if page is not None:
+        stream.write(f"Page written to {page}\n")
+    stream.write(
+        f"Learn from both with: tangentune fit {shlex.quote(target)} --source {shlex.quote(out)} --out MODEL\n"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"

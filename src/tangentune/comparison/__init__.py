@@ -1,0 +1,23 @@
+"""Methods side by side on the same pictures: accuracy, calibration, time and memory."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tangentune.comparison.cell import Cell
+    from tangentune.comparison.run import Comparison, compare
+    from tangentune.comparison.summary import Row
+
+__all__ = ["Cell", "Comparison", "Row", "compare"]
+
+_HOMES = {"Cell": "cell", "Comparison": "run", "Row": "summary", "compare": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line reads the names of the methods here, and must not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

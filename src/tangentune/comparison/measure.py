@@ -1,0 +1,197 @@
+"""Fit one method to one draw, under the same conditions as every other, and score it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+import warnings
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tangentune import __version__, metrics
+from tangentune._files import plain
+from tangentune.comparison.cell import Cell, pack_right
+from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
+from tangentune.comparison.plan import ALL, Shots
+from tangentune.comparison.splits import draw
+from tangentune.errors import InputError, TangentuneError, first_line
+from tangentune.memory import Meter, reset_peak, warm_pages
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.identity import parameter_digest
+from tangentune.pictures.load import Pictures, check_classes, pictures_digest
+
+_FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # torch's own are RuntimeErrors
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all cells have in common.
+
+    Attributes:
+        backbone: at the pictures' size.
+        train: pictures to draw from, with labels.
+        test: pictures to score on, with labels that `train` has too.
+        settings: what methods are told; the seed is each cell's own.
+
+    Raises:
+        InputError: labels are missing, of one class only, or the test has a class that is not in `train`.
+    """
+
+    backbone: Backbone
+    train: Pictures
+    test: Pictures
+    settings: MethodSettings
+
+    def __post_init__(self) -> None:
+        known = np.unique(class_labels(self.train))
+        check_classes(class_labels(self.train), self.train.ids)
+        strange = np.flatnonzero(~np.isin(class_labels(self.test), known))
+        if len(strange):
+            first = int(strange[0])
+            message = (
+                f"{len(strange)} of {len(self.test)} test pictures have labels that no training picture has, such "
+                f"as {class_labels(self.test)[first].item()!r} of {self.test.ids[first]}"
+            )
+            raise InputError(message)
+
+    def describe(self, test_share: float | None) -> dict[str, Any]:
+        """Settings that make cells comparable, as JSON-able values.
+
+        Warns if test pictures are among the training pictures, equal in every pixel.
+        """
+        counts = Counter(str(label) for label in class_labels(self.train).tolist())
+        digests = [pictures_digest(part.pixels) for part in (self.train, self.test)]
+        shared = sum(digest in set(digests[0]) for digest in digests[1])
+        if shared:
+            sentence = (
+                f"{shared} of {len(self.test)} test pictures are also among the training pictures, equal in every "
+                "pixel, so all accuracies are optimistic"
+            )
+            warnings.warn(sentence, stacklevel=3)
+        size = self.backbone.contract.input_size
+        settings = {  # likely causes of a difference first: a refusal names the first three
+            "tangentune": __version__,
+            "backbone": self.backbone.name,
+            "input_size": None if size is None else list(size),
+            "test_share": test_share,
+            "flip": self.settings.flip,
+            "batch_size": self.settings.batch_size,
+            "device": str(self.backbone.device),
+            "threads": torch.get_num_threads(),
+            "backbone_digest": parameter_digest(self.backbone.module),
+            "train_digest": _digest(digests[0], self.train),
+            "test_digest": _digest(digests[1], self.test),
+            "classes": dict(sorted(counts.items())),
+            "train_pictures": len(self.train),
+            "test_pictures": len(self.test),
+            "shared_pictures": shared,
+            "peak_of": "each fit" if reset_peak(self.backbone.device) else "the process so far",
+        }
+        return plain(settings)
+
+    def size(self, shots: Shots) -> int:
+        """Training pictures of a cell."""
+        return len(self._rows(shots, 0))
+
+    def warm_up(self, methods: Collection[str]) -> None:
+        """Import what the methods need and run the network once, so that the first cell does not pay for it.
+
+        Raises:
+            BackboneError: the network cannot be used.
+        """
+        for name in methods:
+            import_module(METHODS[name].module)
+        contract, dtype, device = self.backbone.contract, self.backbone.dtype, self.backbone.device
+        few = self.train.select(slice(0, 2))
+        self.backbone.check(next(few.batches(contract, 2, dtype, device)))
+
+    def measure(self, method: str, shots: Shots, seed: int) -> Cell:
+        """Fit, predict and score; a failure is the cell's result. Warnings become its notes."""
+        train = self.train.select(self._rows(shots, seed))
+        cell = Cell(method, shots, seed, len(train))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                cell = self._fit_and_score(cell, train)
+            except _FAILURES as error:
+                name = "" if isinstance(error, TangentuneError) else f"{type(error).__name__}: "
+                cell = replace(cell, failed=name + first_line(error))
+        return replace(cell, notes=list(dict.fromkeys(str(warning.message) for warning in caught)))
+
+    def _rows(self, shots: Shots, seed: int) -> NDArray[np.int64]:
+        return draw(class_labels(self.train), None if shots == ALL else int(shots), seed)
+
+    def _fit_and_score(self, cell: Cell, train: Pictures) -> Cell:
+        gc.collect()
+        device = self.backbone.device
+        meter, cpu = Meter(device), time.process_time()
+        with meter.stage("before"):
+            pass
+        with warm_pages(), meter.stage("fit"):
+            fitted = METHODS[cell.method].fit(self.backbone, train, replace(self.settings, seed=cell.seed))
+            _wait(device)
+        cpu = time.process_time() - cpu
+        with warm_pages(), meter.stage("predict"):
+            # One precision for all: a probability of zero then costs every method the same.
+            proba = np.asarray(fitted.predict_proba(self.test), np.float32)
+        before, fit, predict = meter.stages
+        scores, right = self._score(fitted, proba)
+        return replace(
+            cell,
+            scores=scores,
+            right=pack_right(right),
+            seconds=fit["seconds"],
+            cpu_seconds=cpu,
+            predict_seconds=predict["seconds"],
+            peak_bytes=fit["peak_bytes"],
+            before_bytes=before["peak_bytes"],
+            chosen=plain(fitted.chosen),
+        )
+
+    def _score(self, fitted: FittedMethod, proba: NDArray[np.float32]) -> tuple[dict[str, float], NDArray[np.bool_]]:
+        if not np.isfinite(proba).all():
+            message = "its probabilities are not all finite numbers"
+            raise InputError(message)
+        positions = np.searchsorted(fitted.classes, class_labels(self.test))
+        right = proba.argmax(axis=1) == positions
+        scores = {
+            "accuracy": float(right.mean()),
+            "nll": metrics.nll(positions, proba),
+            "ece": metrics.ece(positions, proba),
+            "brier": metrics.brier(positions, proba),
+        }
+        return scores, right
+
+
+def class_labels(pictures: Pictures) -> NDArray[Any]:
+    """The (n,) class labels.
+
+    Raises:
+        InputError: there are none, or they are numbers to predict.
+    """
+    labels = pictures.labels
+    if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
+        message = "a comparison needs one class label per picture; give class folders or a CSV file with labels"
+        raise InputError(message)
+    return labels
+
+
+def _digest(digests: list[str], pictures: Pictures) -> str:
+    """One hash over pixels and labels, in their order."""
+    lines = [f"{digest} {label}" for digest, label in zip(digests, class_labels(pictures).tolist(), strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _wait(device: torch.device) -> None:
+    """Accelerators work on after a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,146 @@
+"""Ways to learn a task from a pre-trained network and labelled pictures: one name and one function each.
+
+Nothing heavy is imported before a method runs, so that the command line can list the names at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tangentune.estimators.classifier import TangentClassifier
+    from tangentune.networks.backbone import Backbone
+    from tangentune.pictures.load import Pictures
+
+
+@final
+@dataclass(frozen=True)
+class MethodSettings:
+    """What every method is told; all else each method chooses from the pictures it is given.
+
+    Attributes:
+        seed: of everything a method draws at random.
+        flip: a picture and its mirror image show the same class; of no effect on vectors.
+        batch_size: pictures that go through the network at a time where this does not change the result.
+        verbose: 1 shows the method's own progress bars.
+    """
+
+    seed: int = 0
+    flip: bool = True
+    batch_size: int = 32
+    verbose: int = 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FittedMethod:
+    """What a method learnt, whatever the method.
+
+    Attributes:
+        classes: (C,) labels, sorted; the columns of the probabilities.
+        predict_proba: from n pictures to (n, C) probabilities, an array or a tensor on the processor.
+        chosen: what the method chose (damping, rate, ...), as JSON-able values, for the record.
+    """
+
+    classes: NDArray[Any]
+    predict_proba: Callable[[Pictures], Any]
+    chosen: dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """A way to learn, and where its code is.
+
+    Attributes:
+        title: what it is, in a few words.
+        module: what `fit` imports; imported beforehand where time is measured.
+        fit: from a backbone (left as it is), labelled pictures and settings to what was learnt.
+    """
+
+    title: str
+    module: str
+    fit: Callable[[Backbone, Pictures, MethodSettings], FittedMethod]
+
+
+def _probe(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
+    return _least_squares("none", 0, backbone, train, settings)
+
+
+def _tangent(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
+    return _least_squares("all", "loo", backbone, train, settings)
+
+
+def _least_squares(
+    subset: str, outer_steps: int | str, backbone: Backbone, train: Pictures, settings: MethodSettings
+) -> FittedMethod:
+    from tangentune.estimators.classifier import TangentClassifier
+
+    model: TangentClassifier = TangentClassifier(
+        backbone,
+        subset=subset,
+        augment="flip" if settings.flip else None,
+        outer_steps=outer_steps,
+        batch_size=settings.batch_size,
+        random_state=settings.seed,
+        verbose=settings.verbose,
+    ).fit(train)
+    names = ("outer_steps", "damping", "body_scale", "metric_power", "normalize")
+    chosen = {name: getattr(model, f"{name}_") for name in names} | {"loo_accuracy": model.loo_score_}
+    return FittedMethod(model.classes_, model.predict_proba, chosen)
+
+
+def _finetune(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
+    from tangentune.methods.fine_tuning import FineTuneSettings, sweep
+
+    found = sweep(backbone, train, FineTuneSettings(flip=settings.flip), seed=settings.seed, verbose=settings.verbose)
+    chosen = {"learning_rate": found.tuned.settings.learning_rate, "epochs": found.tuned.settings.epochs}
+    return _trained(found, settings, chosen | {"problem": found.problem})
+
+
+def _gaf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
+    from tangentune.methods.gradient_features import GradientFeatureSettings, fit_gradient_features
+
+    chosen = GradientFeatureSettings(flip=settings.flip, seed=settings.seed)
+    found = fit_gradient_features(backbone, train, chosen, verbose=settings.verbose)
+    return _trained(found, settings, {"cut": found.cut, "problem": found.problem, "last_loss": found.losses[-1]})
+
+
+def _lqf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
+    from tangentune.methods.lqf import LQFSettings, fit_lqf
+
+    chosen = LQFSettings(flip=settings.flip, seed=settings.seed)
+    found = fit_lqf(backbone, train, chosen, verbose=settings.verbose)
+    facts = {"solver": chosen.solver, "damping": found.damping, "suboptimality": found.records[-1].suboptimality()}
+    return _trained(found, settings, facts)
+
+
+def _trained(model: Any, settings: MethodSettings, chosen: dict[str, Any]) -> FittedMethod:
+    """A model that predicts by passes through the network, mirrored pictures averaged where the method may."""
+
+    def predict_proba(pictures: Pictures) -> Tensor:
+        return model.predict_proba(pictures, batch_size=settings.batch_size, flip=settings.flip).cpu()
+
+    return FittedMethod(model.classes, predict_proba, chosen)
+
+
+METHODS: dict[str, Method] = {
+    "probe": Method("linear probe, damping by leave-one-out", "tangentune.estimators.classifier", _probe),
+    "finetune": Method(
+        "ordinary fine-tuning of all layers, learning rate by a validation split",
+        "tangentune.methods.fine_tuning",
+        _finetune,
+    ),
+    "gaf": Method(
+        "gradient features of the last layers, default settings", "tangentune.methods.gradient_features", _gaf
+    ),
+    "lqf": Method("linear quadratic fine-tuning of all layers, default settings", "tangentune.methods.lqf", _lqf),
+    "tangent": Method(
+        "tangent kernel of all layers, choices by leave-one-out", "tangentune.estimators.classifier", _tangent
+    ),
+}

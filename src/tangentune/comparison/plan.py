@@ -1,0 +1,87 @@
+"""What a comparison shall measure: methods, numbers of pictures a class, seeds.
+
+Nothing heavy is imported, so that the command line can name a mistake at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tangentune.comparison.methods import METHODS
+from tangentune.errors import InputError
+
+ALL = "all"
+Shots = int | str  # a number of pictures a class, or ALL
+
+
+def shots_order(shots: Shots) -> float:
+    """A sorting key: numbers first, "all" last."""
+    return float("inf") if shots == ALL else float(shots)
+
+
+def read_shots(word: Any) -> Shots:
+    """A number of pictures a class, at least 1, or "all"; given as a number or as text.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> read_shots("5"), read_shots("all")
+        (5, 'all')
+    """
+    text = str(word).strip().lower()
+    if text == ALL:
+        return ALL
+    if isinstance(word, bool) or not text.isascii() or not text.isdigit() or int(text) < 1:
+        message = f"{str(word)!r} is no number of pictures a class; give whole numbers from 1 on, or all"
+        raise InputError(message)
+    return int(text)
+
+
+def read_methods(words: Iterable[Any]) -> list[str]:
+    """Names of methods, each once, in the order given.
+
+    Raises:
+        InputError: there is no such method, or none is named; the message lists what there is.
+
+    Example:
+        >>> read_methods(["tangent", " Probe", "tangent"])
+        ['tangent', 'probe']
+    """
+    names = list(dict.fromkeys(str(word).strip().lower() for word in words))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        what = f"there is no method {unknown[0]!r}" if unknown else "no method is named"
+        message = f"{what}; there are {', '.join(METHODS)}"
+        raise InputError(message)
+    return names
+
+
+def plan_cells(
+    methods: Sequence[str], shots: Sequence[Shots], seeds: int | Sequence[int]
+) -> list[tuple[str, Shots, int]]:
+    """Every cell wanted: all of one seed before the next, so that a part of them is a comparison already.
+
+    Args:
+        methods: names in `tangentune.comparison.methods.METHODS`.
+        shots: what `read_shots` reads.
+        seeds: how many (0, 1, ...), or which.
+
+    Returns:
+        Triples (method, shots, seed), each once; numbers of pictures ascending.
+
+    Raises:
+        InputError: a name or number is not what it must be, or there is nothing to compare.
+
+    Example:
+        >>> plan_cells(["probe"], ["all", 5], 1)
+        [('probe', 5, 0), ('probe', 'all', 0)]
+    """
+    names = read_methods(methods)
+    counts = sorted(dict.fromkeys(read_shots(count) for count in shots), key=shots_order)
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(int(seed) for seed in seeds))
+    if not counts or not numbers or min(numbers) < 0:
+        message = f"shots={list(shots)} and seeds={seeds} must each name at least one, and seeds are 0 or more"
+        raise InputError(message)
+    return [(name, count, seed) for seed in numbers for count in counts for name in names]

@@ -1,0 +1,115 @@
+"""The file of a comparison: what was compared and every cell so far; written anew, in one move, after each cell.
+
+One process at a time may work on a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tangentune._files import plain, replaced_file
+from tangentune.comparison.cell import Cell
+from tangentune.comparison.summary import Row
+from tangentune.errors import StoreError, first_line
+
+FILE = "comparison.json"
+FORMAT, VERSION = "tangentune comparison", 1
+_NEEDED = {field.name for field in fields(Cell)}
+
+
+def prepare_folder(out: str | os.PathLike[str]) -> Path:
+    """Make the folder, before any work is done.
+
+    Raises:
+        StoreError: something else is there, or it cannot be made or written to.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        message = f"{folder} is a file; name a directory for the comparison"
+        raise StoreError(message)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the directory {folder}: {error.strerror or first_line(error)}"
+        raise StoreError(message) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        message = f"cannot write to the directory {folder}: permission denied"
+        raise StoreError(message)
+    return folder
+
+
+def as_document(settings: Mapping[str, Any], cells: Iterable[Cell], rows: Iterable[Row]) -> dict[str, Any]:
+    """A comparison as its file holds it: plain numbers, text, lists and dicts."""
+    return plain(
+        {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "settings": settings,
+            "rows": [asdict(row) for row in rows],
+            "cells": [asdict(cell) for cell in cells],
+        }
+    )
+
+
+def write_cells(folder: Path, settings: Mapping[str, Any], cells: Iterable[Cell], rows: Iterable[Row]) -> None:
+    """Write the whole file in one move: a reader, or a crash, meets the old one or the new one.
+
+    Raises:
+        StoreError: the disk is full or the folder is gone.
+    """
+    text = json.dumps(as_document(settings, cells, rows), indent=1, allow_nan=False)
+    with replaced_file(folder / FILE) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
+def read_cells(folder: Path, settings: Mapping[str, Any]) -> list[Cell]:
+    """The cells measured so far with the same settings; none where there is no file yet.
+
+    Raises:
+        StoreError: the file is damaged or foreign, of a newer version, or was measured with other settings;
+            their rows could not be compared, so they are never mixed.
+    """
+    path = folder / FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read ({first_line(error)}); remove it or give another --out"
+        raise StoreError(message) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        message = f"{path} is not the file of a comparison; remove it or give another --out"
+        raise StoreError(message)
+    if document.get("format_version") != VERSION:
+        message = f"{path} was written by a newer tangentune; use that one or give another --out"
+        raise StoreError(message)
+    rows = document.get("cells")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == _NEEDED for row in rows):
+        message = f"{path} is damaged: its cells are not as they were written; remove it or give another --out"
+        raise StoreError(message)
+    _refuse_other_settings(path, document.get("settings"), plain(settings))
+    return [Cell(**row) for row in rows]
+
+
+def _refuse_other_settings(path: Path, then: Any, now: dict[str, Any]) -> None:
+    then = then if isinstance(then, dict) else {}
+    changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if not changed:
+        return
+    named = [f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    message = (
+        f"{path} was measured with other settings, so its rows cannot be compared with new ones: "
+        f"{', '.join(named)}{more}; use the same settings, another --out, or remove it"
+    )
+    raise StoreError(message)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,70 @@
+"""The model card: README.md of a saved model, written for the person who finds it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tangentune.estimators.summary import nice_bytes, nice_seconds, nice_setting, nice_settings, summarise
+
+_CLASSES_LISTED = 50
+
+
+def render_card(model: Any, kept: bool = False) -> str:
+    """The model card of a fitted `TangentClassifier` or `TangentRegressor`, as Markdown with a YAML head.
+
+    `kept` says whether its training pictures lie beside it.
+
+    Cost: O(n C). Class names and sources are escaped, so that they cannot break the page.
+    """
+    facts = summarise(model)
+    classes = sorted(zip(facts.classes, facts.counts, strict=True), key=lambda pair: -pair[1])
+    if len(classes) <= _CLASSES_LISTED:
+        classes = list(zip(facts.classes, facts.counts, strict=True))
+    size = facts.contract["input_size"]
+    options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
+    return (
+        _environment()
+        .get_template("card.md.j2")
+        .render(
+            facts=facts,
+            estimator="TangentClassifier" if facts.classification else "TangentRegressor",
+            classes=classes[:_CLASSES_LISTED],
+            more=max(0, len(classes) - _CLASSES_LISTED),
+            more_pictures=sum(count for _, count in classes[_CLASSES_LISTED:]),
+            size=" × ".join(str(side) for side in size) if size else "nothing: vectors as they come",
+            settings=nice_settings(facts) + options,
+            seconds=nice_seconds(facts.seconds),
+            memory=nice_bytes(facts.peak_bytes),
+            kept=kept,
+            edits=len(getattr(model, "edits_", ())),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown, escaped by the filter below
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = escape_markdown
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    return environment
+
+
+def escape_markdown(text: object) -> str:
+    r"""Text that Markdown shows as it is, on one line.
+
+    Example:
+        >>> print(escape_markdown("a|b_c\n<d>"))
+        a\|b\_c &lt;d>
+    """
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", flat).replace("&", "&amp;").replace("<", "&lt;")

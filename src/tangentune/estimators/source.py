@@ -1,0 +1,177 @@
+"""A source for a fit: read, weighed by leave-one-out of the target pictures, put behind them if it helps."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tangentune.errors import BudgetError, InputError
+from tangentune.estimators.fitted import Choice, Encoded
+from tangentune.estimators.source_kernels import problem, source_kernels, source_pictures, with_source
+from tangentune.estimators.training_set import ROWS_SHARE, Opened, TrainingSet
+from tangentune.kernels.model import TangentMap
+from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
+from tangentune.pictures.checks import label_array
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
+from tangentune.pictures.names import some
+from tangentune.solvers.source.choice import choose_source, source_effects
+
+MANIFESTS = (".json", ".parquet")
+KERNELS = 7  # of (m, m) numbers that weighing m source pictures has in memory at once
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceFit:
+    """What came of a source.
+
+    Attributes:
+        training: the training set, with the source behind it if it helps.
+        damping: absolute.
+        facts: of the choice, as plain values.
+        effects: (m,) derivative of the target pictures' mean leave-one-out error by each source picture's weight.
+    """
+
+    training: TrainingSet
+    damping: float
+    facts: dict[str, Any]
+    effects: NDArray[np.float64]
+
+
+def read_source(
+    source: Any, target: Pictures, contract: DataContract, *, n_jobs: int | None = None, verbose: int = 0
+) -> tuple[Pictures, NDArray[np.float64]]:
+    """Source pictures with their classes as labels, and relative weights (m,) of mean 1.
+
+    Args:
+        source: a manifest (`tangentune select`), a folder of class folders, a CSV file (path,label),
+            `SelectedPictures`, or labelled `Pictures`.
+        target: the target's pictures; a source picture with the pixels of one is left out, with a warning.
+        contract: how the network takes pictures.
+        n_jobs: processes that decode files.
+        verbose: 1 shows progress bars.
+
+    Raises:
+        InputError: the source has no labels, pictures of another size, or none that the target has not.
+        PictureError: a file is missing or has changed since the selection.
+        StoreError: the manifest is damaged.
+    """
+    weights = None
+    named = isinstance(source, str | os.PathLike)
+    if named and Path(source).suffix.lower() in MANIFESTS:
+        source = load_selected(source, contract, n_jobs=n_jobs, verbose=verbose)
+    if isinstance(source, SelectedPictures):
+        source, weights = source.pictures, source.weights
+    pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose, need_labels=named)
+    pictures = replace(pictures, labels=_class_of_each(pictures.labels))
+    weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
+    if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
+        shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]
+        message = f"source pictures are {shapes[0]}, those of the target {shapes[1]}; give both in one form"
+        raise InputError(message.replace("torch.", ""))
+    known = set(pictures_digest(target.pixels))
+    fresh = np.array([digest not in known for digest in pictures_digest(pictures.pixels)], bool) & (weights > 0)
+    twins = [name for name, kept in zip(pictures.ids, fresh | (weights <= 0), strict=True) if not kept]
+    if not fresh.any():
+        message = "no source picture is left: each has weight 0 or is one of the target pictures; give others"
+        raise InputError(message)
+    if twins:
+        were = "source picture is a target picture" if len(twins) == 1 else "source pictures are target pictures"
+        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=4)
+    kept = pictures if fresh.all() else pictures.select(fresh)
+    return kept, weights[fresh] / weights[fresh].mean()
+
+
+def _class_of_each(labels: Any) -> NDArray:
+    """Labels of source pictures, (m,)."""
+    if labels is None:
+        message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
+        raise InputError(message)
+    given = label_array(labels)
+    if given.size != len(given):
+        message = f"source pictures have {given.shape[1]} labels each; give the class of each, one label a picture"
+        raise InputError(message)
+    return given.reshape(len(given))
+
+
+def _check_room(m: int, room: int) -> None:
+    """Refuse a source whose kernels do not fit into memory; `room` is the share of the budget that rows may take."""
+    need, budget = KERNELS * 8 * m**2, room * ROWS_SHARE
+    if need > budget:
+        message = (
+            f"{m} source pictures need {need / 2**20:.0f} MiB for their kernels, more than the memory budget of "
+            f"{budget / 2**20:.0f} MiB; choose fewer with `tangentune select`, or raise memory_budget"
+        )
+        raise BudgetError(message)
+
+
+def check_source_options(likelihood: str, outer_steps: Any) -> None:
+    """Refuse options under which a source's leave-one-out would not be exact.
+
+    Raises:
+        InputError: which, and what to do.
+    """
+    if likelihood != "least_squares":
+        message = f"source= needs likelihood='least_squares', not {likelihood!r}"
+        raise InputError(message)
+    if outer_steps != 0:
+        message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
+        raise InputError(message)
+
+
+def fit_source(
+    training: TrainingSet,
+    feature_map: TangentMap,
+    opened: Opened,
+    read: tuple[Pictures, NDArray],
+    chosen: tuple[Choice, Encoded],
+    damping: tuple[float, bool],
+    room: int,
+) -> SourceFit:
+    """Weigh a source and put it behind the training set.
+
+    Args:
+        training: without source.
+        feature_map: of the fit.
+        opened: pictures as network inputs.
+        read: source pictures with labels, and their relative weights.
+        chosen: which training pictures count, and as what.
+        damping: of the fit without source, and whether it must stay.
+        room: bytes that rows of source pictures may take.
+
+    Raises:
+        BudgetError: there are more source pictures than the memory budget has room for.
+    """
+    _check_room(len(read[0]), room)
+    choice, encoded = chosen
+    assert encoded.classes is not None
+    pictures = source_pictures(*read, training.kernel.device)
+    pictures, own, crossed = source_kernels(training, feature_map, opened, pictures, room)
+    active = torch.from_numpy(choice.active).to(own.device)
+    targets, weights = encoded.targets.to(own), encoded.weights.to(own)
+    kernels = (training.kernel[active][:, active], crossed[active], own)
+    asked = problem(pictures, *kernels, targets, weights, encoded.classes)
+    found = choose_source(asked, *damping)
+    setting, shares = found.setting, weights / weights.sum()
+    facts = {
+        "pictures": len(pictures),
+        "strength": setting.strength,
+        "deviation": setting.deviation,
+        "loo_error_without": found.error_without,
+        "loo_error": found.error,
+        "standard_error": found.standard_error,
+        "classes": [],
+        "tried": found.tried,
+    }
+    effects = (shares @ source_effects(asked, setting)).cpu().numpy()
+    if setting.strength > 0:
+        training = with_source(training, pictures, own, crossed, setting)
+    return SourceFit(training, setting.damping, facts, effects)

@@ -1,0 +1,1 @@
+"""Rows of the Jacobian, products with it, and its K-FAC curvature."""

@@ -1,0 +1,261 @@
+"""The passes over data that fill K-FAC factors: one forward a batch, one backward an output, no weight gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tangentune.jacobian.kfac_factors import EigenBlock, FactorSums
+from tangentune.jacobian.layers import Entry, LayoutError, Pairs, Use, add_uses
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.watched_passes import backwards, first_samples, marked, sample_count, watch
+from tangentune.networks.network_function import Inputs
+
+# Largest side of a factor, of matrices and of vectors; a parameter beyond gets a multiple of the identity.
+MATRIX_LIMIT, VECTOR_LIMIT = 8192, 4096
+TILE_BYTES = 64 * 2**20
+Layout = tuple[int, int, int]
+
+
+@final
+@dataclass(frozen=True)
+class Cotangents:
+    """Which cotangents stand for the network's outputs: all of them, or random signs. Never residuals.
+
+    Attributes:
+        exact: one backward pass an output; otherwise `draws` passes with independent random signs.
+        draws: also of the estimates for parameters without a rule.
+        generator: of the signs.
+    """
+
+    exact: bool
+    draws: int
+    generator: torch.Generator
+
+    def of(self, output: Tensor) -> Iterator[Tensor]:
+        """Cotangents (n, C) whose outer products sum to the identity, exactly or on average."""
+        if not self.exact:
+            yield from self.signs(output)
+            return
+        for c in range(output.shape[1]):
+            unit = torch.zeros_like(output)
+            unit[:, c] = 1
+            yield unit
+
+    def signs(self, output: Tensor) -> Iterator[Tensor]:
+        """Random signs, scaled so that the draws average."""
+        for _ in range(self.draws):
+            bits = torch.randint(0, 2, output.shape, generator=self.generator)
+            yield (2 * bits - 1).to(output) / self.draws**0.5
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """How parameters are treated: `matrices` as Kronecker products, `vectors` exactly, `generic` by mean square."""
+
+    matrices: dict[str, Layout]
+    vectors: dict[str, Layout]
+    generic: dict[str, Layout]
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """(groups, outputs, inputs) of every parameter."""
+        return {**self.matrices, **self.vectors, **self.generic}
+
+
+def plan(linearization: Linearization, x: Inputs, any_size: bool = False) -> Plan:
+    """Choose a treatment for every parameter and prove it on a few samples: rows, weighted, must sum to J^T r.
+
+    With `any_size`, parameters with a rule are not sent to `generic` for being large.
+    """
+    x = first_samples(x, 3)
+    shapes = {name: p.shape for name, p in linearization.point().items()}
+    seen: dict[str, list[tuple[Use, str]]] = {}
+    rows: dict[str, Tensor] = {}
+    failed: set[str] = set()
+    n = sample_count(x)
+
+    def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
+        try:
+            own = use.rows(role, g, n).explicit().reshape(n, *shapes[name])
+        except LayoutError:
+            failed.add(name)
+            return
+        rows[name] = rows[name] + own if name in rows else own
+
+    output, recorder = watch(linearization, x, sink)
+    for use in recorder.uses:
+        for role, tensor in use.roles.items():
+            seen.setdefault(recorder.names[id(tensor)], []).append((use, role))
+    layouts = {name: _layout(uses, shapes[name]) for name, uses in seen.items() if name not in recorder.unruled}
+    generator = torch.Generator().manual_seed(0)
+    r = torch.randn(output.shape, generator=generator).to(output)
+    weights = torch.randn(n, 1, generator=generator).to(output)
+    backwards(output, recorder, [r])
+    truth = linearization.vjp(x, weights * r)
+    failed |= {name for name in layouts if name in rows and not _adds_up(rows[name], weights, truth, name)}
+    fit = {name: layout for name, layout in layouts.items() if name not in failed and (any_size or _small(layout))}
+    matrices = {name: layout for name, layout in fit.items() if layout[1] > 1 and layout[2] > 1}
+    return Plan(
+        matrices,
+        {name: layout for name, layout in fit.items() if name not in matrices},
+        {name: (1, 1, shape.numel()) for name, shape in shapes.items() if name not in fit},
+    )
+
+
+@final
+class FactorPass:
+    """First pass: sums of `a a^T` and `g g^T` for matrices, of whole rows for vectors and depthwise filters."""
+
+    def __init__(self, linearization: Linearization, blocks: Plan, cotangents: Cotangents):
+        self.lin, self.plan, self.cotangents = linearization, blocks, cotangents
+        self.a: dict[str, Tensor] = {}
+        self.s: dict[str, Tensor] = {}
+        self.count: dict[str, float] = {}
+
+    def add(self, x: Inputs) -> None:
+        """One batch."""
+        rows: dict[str, Tensor] = {}
+        first, n = True, sample_count(x)
+
+        def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
+            if name in self.plan.matrices:
+                if first:
+                    a = use.inputs(role, g)
+                    self.count[name] = self.count.get(name, 0) + a.shape[1]
+                    _accumulate(self.a, name, a.mT @ a)
+                cotangents = use.cotangents(role, g)
+                _accumulate(self.s, name, cotangents.mT @ cotangents)
+            elif name in self.plan.vectors:
+                own = use.rows(role, g, n).explicit().reshape(n, *self.plan.vectors[name])
+                rows[name] = rows[name] + own if name in rows else own
+
+        output, recorder = watch(self.lin, x, sink)
+        for cotangent, last in marked(self.cotangents.of(output)):
+            backwards(output, recorder, [cotangent], keep=not last)
+            for name, values in rows.items():
+                by_group = values.flatten(2).transpose(0, 1)
+                _accumulate(self.s if values.shape[3] == 1 else self.a, name, by_group.mT @ by_group)
+            rows.clear()
+            first = False
+        self._generic(x, output.detach())
+
+    def _generic(self, x: Inputs, output: Tensor) -> None:
+        """Mean square of the rows' entries: the squared length of `J^T signs`, unbiased over the signs."""
+        if not self.plan.generic:
+            return
+        for signs in self.cotangents.signs(output):
+            pulled = self.lin.vjp(x, signs)
+            for name in self.plan.generic:
+                mean = pulled[name].double().square().sum() / pulled[name].numel()
+                _accumulate(self.s, name, mean.reshape(1, 1, 1))
+
+    def sums(self) -> dict[str, FactorSums]:
+        """What was collected, in network order; zeros where no cotangent came back."""
+        out = {}
+        for name in self.lin.names:
+            groups, outputs, inputs = self.plan.layouts[name]
+            like = self.lin.point()[name]
+            zeros = {
+                "a": torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=like.device),
+                "s": torch.zeros(groups, outputs, outputs, dtype=torch.float64, device=like.device),
+            }
+            a = self.a.get(name, zeros["a"]) if name in self.plan.matrices or self._is_filter(name) else None
+            s = None if self._is_filter(name) else self.s.get(name, zeros["s"])
+            out[name] = FactorSums(a, s, self.count.get(name, 0))
+        return out
+
+    def _is_filter(self, name: str) -> bool:
+        return name in self.plan.vectors and self.plan.vectors[name][2] > 1
+
+
+@final
+class SecondMomentPass:
+    """Second pass of EKFAC: `sum (Q_S^T G Q_A)^2`, G the whole gradient of one sample and output."""
+
+    def __init__(
+        self, linearization: Linearization, blocks: Plan, cotangents: Cotangents, bases: dict[str, EigenBlock]
+    ):
+        self.lin, self.plan, self.cotangents, self.bases = linearization, blocks, cotangents, bases
+        self.moments: dict[str, Tensor] = {}
+
+    def add(self, x: Inputs) -> None:
+        """One batch."""
+        waiting: dict[str, Entry] = {}
+        n = sample_count(x)
+
+        def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
+            if name not in self.plan.matrices:
+                return
+            entry = use.rows(role, g, n)
+            if uses[name] == 1:
+                self._square(name, entry)
+            else:
+                waiting[name] = add_uses(waiting[name], entry) if name in waiting else entry
+
+        output, recorder = watch(self.lin, x, sink)
+        uses: dict[str, int] = {}
+        for use in recorder.uses:
+            for tensor in use.roles.values():
+                uses[recorder.names[id(tensor)]] = uses.get(recorder.names[id(tensor)], 0) + 1
+        for cotangent, last in marked(self.cotangents.of(output)):
+            backwards(output, recorder, [cotangent], keep=not last)
+            for name, entry in waiting.items():
+                self._square(name, entry)
+            waiting.clear()
+
+    def _square(self, name: str, entry: Entry) -> None:
+        groups, outputs, inputs = self.plan.matrices[name]
+        basis = self.bases[name]
+        step = max(1, TILE_BYTES // (groups * outputs * inputs * entry.dtype.itemsize))
+        for low in range(0, len(entry), step):
+            part = entry.select(slice(low, low + step))
+            rotated = _rotated(part, basis).reshape(-1, groups, outputs, inputs)
+            _accumulate(self.moments, name, rotated.square().sum(0))
+
+
+def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
+    """Rows in the eigenbasis, positions or rows turned, whichever is less work."""
+    if isinstance(entry, Pairs):
+        positions, outputs, inputs = entry.a.shape[1], entry.g.shape[3], entry.a.shape[2]
+        if positions < min(outputs, inputs):
+            g = entry.g if basis.left is None else entry.g @ basis.left[0]
+            a = entry.a if basis.right is None else entry.a @ basis.right[0]
+            return Pairs(a, g).explicit()
+    return basis.rotate(entry.explicit()[:, 0])
+
+
+def progress(batches: Iterable[Inputs], what: str, verbose: int) -> Iterable[Inputs]:
+    """A bar for whoever asked for one."""
+    return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name].add_(value) if name in sums else value.double()
+
+
+def _layout(uses: list[tuple[Use, str]], shape: torch.Size) -> Layout:
+    """As matrices if all uses agree on them, else as one vector."""
+    found = {use.matrix(role) for use, role in uses}
+    matrix = found.pop() if len(found) == 1 else None
+    return (1, shape.numel(), 1) if matrix is None else matrix
+
+
+def _small(layout: Layout) -> bool:
+    matrix = layout[1] > 1 and layout[2] > 1
+    return max(layout[1], layout[2]) <= (MATRIX_LIMIT if matrix else VECTOR_LIMIT)
+
+
+def _adds_up(rows: Tensor, weights: Tensor, truth: dict[str, Tensor], name: str) -> bool:
+    total = torch.tensordot(weights[:, 0], rows, dims=1)
+    size = torch.tensordot(weights[:, 0].abs(), rows.abs(), dims=1).norm() + truth[name].norm()
+    # A gradient that is exactly zero (a key's bias under softmax) is rounding noise on both sides.
+    size = size + 1e-3 * max(float(t.norm()) for t in truth.values())
+    tolerance = 1e-9 if rows.dtype == torch.float64 else 1e-2
+    return bool((total - truth[name]).norm() <= tolerance * size)

@@ -1,0 +1,23 @@
+"""Per-sample gradient rules, one file per layer family; importing this package registers them all."""
+
+from tangentune.jacobian.layers import conv, embedding, linear, norm
+from tangentune.jacobian.layers.entry import Entry, Pairs, Rows, add_uses, average_views, join_entries, stack_probes
+from tangentune.jacobian.layers.use import RULES, FactorSample, LayoutError, Use
+
+__all__ = [
+    "RULES",
+    "Entry",
+    "FactorSample",
+    "LayoutError",
+    "Pairs",
+    "Rows",
+    "Use",
+    "add_uses",
+    "average_views",
+    "conv",
+    "embedding",
+    "join_entries",
+    "linear",
+    "norm",
+    "stack_probes",
+]

@@ -1,0 +1,70 @@
+"""Watch a forward pass: which torch functions used which parameters, and the cotangents that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from tangentune.jacobian.layers import RULES, Use
+from tangentune.networks.tree import tensors_in
+
+
+class _Root(torch.autograd.Function):
+    """Start of the graph: makes a frozen network's output depend on a token that requires grad."""
+
+    @staticmethod
+    def forward(_ctx: Any, output: Tensor, _token: Tensor) -> Tensor:
+        return output.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class Recorder(TorchFunctionMode):
+    """Records every call that takes a tracked parameter; gives each call's output cotangent to `sink`.
+
+    Functions are watched, not modules, so a module used twice, a tied weight, or a subclass that pads by
+    itself is seen as what it does. A tracked parameter in a call without a rule lands in `unruled`.
+    The tracked parameters must not require grad: the backward pass then skips weight gradients.
+    """
+
+    def __init__(self, names: dict[int, str], sink: Callable[[int, Use, Tensor], None]):
+        super().__init__()
+        self.names, self.sink = names, sink
+        self.uses: list[Use] = []
+        self.unruled: set[str] = set()
+        self.token = torch.zeros((), requires_grad=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`; if it used tracked parameters, note how."""
+        kwargs = kwargs or {}
+        touched = {id(t) for t in tensors_in((args, kwargs)) if id(t) in self.names}
+        # BatchNorm takes the cheaper way also where nothing of it is tracked: else its rounding would depend on that.
+        if not touched and func is not F.batch_norm:
+            return func(*args, **kwargs)
+        use = RULES[func](*args, **kwargs) if func in RULES else None
+        output = None if use is None else use.output()
+        output = func(*args, **kwargs) if output is None else output
+        if not touched:
+            return output
+        if use is None or not touched <= {id(t) for t in use.roles.values()}:
+            if any(True for _ in tensors_in(output)):
+                self.unruled |= {self.names[t] for t in touched}
+            return output
+        use.roles = {role: t for role, t in use.roles.items() if id(t) in touched}
+        if not output.requires_grad:
+            output = _Root.apply(output, self.token.to(output.device))
+        self.uses.append(use)
+        # A tensor hook sees the cotangent of the value as it is now, also if an in-place op follows.
+        output.register_hook(partial(self._receive, len(self.uses) - 1))
+        return output
+
+    def _receive(self, position: int, g: Tensor) -> None:
+        self.sink(position, self.uses[position], g.detach())

@@ -1,0 +1,133 @@
+"""A tangent as an object: weights minus pre-trained weights, to add, scale, subtract and save."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tangentune._files import replaced_file
+from tangentune.errors import InputError, StoreError
+
+
+@final
+class TaskVector(Mapping[str, Tensor]):
+    """Tangent of a network by parameter name; a vector space (task arithmetic: Ilharco et al. 2023, ICLR).
+
+    In a linearised network outputs add as tangents do: `f0 + J (a u + b v) = f0 + a (J u) + b (J v)`.
+
+    Args:
+        tensors: parameter name -> tensor of the parameter's shape; copied by reference, never changed.
+
+    Example:
+        >>> cats, dogs = TaskVector({"w": torch.ones(2)}), TaskVector({"w": torch.tensor([1.0, 0.0])})
+        >>> (2 * cats - dogs)["w"].tolist(), round(cats.norm(), 4)
+        ([1.0, 2.0], 1.4142)
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        """Sum over the same parameters."""
+        self._refuse_other(other)
+        return TaskVector({name: tensor + other[name] for name, tensor in self.items()})
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        """Difference over the same parameters."""
+        self._refuse_other(other)
+        return TaskVector({name: tensor - other[name] for name, tensor in self.items()})
+
+    def __mul__(self, factor: float) -> TaskVector:
+        """Every entry times a number."""
+        return TaskVector({name: tensor * factor for name, tensor in self.items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> TaskVector:
+        """Every entry negated: forgetting by task negation."""
+        return self * -1.0
+
+    def __truediv__(self, factor: float) -> TaskVector:
+        """Every entry divided by a number."""
+        return self * (1.0 / factor)
+
+    def __repr__(self) -> str:
+        """Size and norm."""
+        return f"TaskVector({len(self)} parameters, {sum(t.numel() for t in self.values()):,} entries)"
+
+    def dot(self, other: TaskVector) -> float:
+        """Inner product, summed in float64."""
+        self._refuse_other(other)
+        return sum(float((self[name].double() * other[name].double()).sum()) for name in sorted(self))
+
+    def norm(self) -> float:
+        """Euclidean length, summed in float64."""
+        return self.dot(self) ** 0.5
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, in one move.
+
+        Raises:
+            StoreError: if the file cannot be written.
+        """
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.items()}
+        with replaced_file(path) as part:
+            save_file(tensors, part, metadata={"format": "pt", "kind": "tangentune task vector"})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TaskVector:
+        """Read what `save` wrote, or any safetensors file of tensors by parameter name.
+
+        Raises:
+            StoreError: if there is no such file, or it is damaged.
+        """
+        try:
+            return cls(load_file(path))
+        except (OSError, SafetensorError) as error:
+            message = f"no task vector can be read from {os.fspath(path)} ({error})"
+            raise StoreError(message) from error
+
+    def _refuse_other(self, other: TaskVector) -> None:
+        if not isinstance(other, TaskVector):
+            message = f"a task vector is added to a task vector, not to a {type(other).__name__}"
+            raise InputError(message)
+        if self.keys() != other.keys():
+            name = sorted(self.keys() ^ other.keys())[0]
+            message = f"these task vectors hold different parameters: only one has {name!r}"
+            raise InputError(message)
+        wrong = [name for name, tensor in self.items() if tensor.shape != other[name].shape]
+        if wrong:
+            shapes = f"{tuple(self[wrong[0]].shape)} and {tuple(other[wrong[0]].shape)}"
+            message = f"{wrong[0]} has the shapes {shapes} in these task vectors; they belong to different networks"
+            raise InputError(message)
+
+
+def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> TaskVector:
+    """`after - before` over the names of `before`; shapes must agree.
+
+    Raises:
+        InputError: a parameter is missing or has another shape; it is named.
+    """
+    for name, tensor in before.items():
+        if name not in after:
+            message = f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}"
+            raise InputError(message)
+        if after[name].shape != tensor.shape:
+            message = f"{name} has shape {tuple(after[name].shape)} after and {tuple(tensor.shape)} before fine-tuning"
+            raise InputError(message)
+    return TaskVector({name: torch.sub(after[name].to(tensor), tensor) for name, tensor in before.items()})

@@ -1,0 +1,170 @@
+"""Collect the tangent rows of a whole picture set, in one pass or in as many as memory demands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import BudgetError
+from tangentune.jacobian.layers import Entry, FactorSample, Pairs, Rows
+from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A batch `x` of one pass: the positions of its pictures in the pass, and the expansion point of their rows."""
+
+    rows: Tensor
+    point: int | None
+    x: Tensor
+
+
+Batches = Callable[[], Iterable[Portion]]
+
+
+def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor | None = None) -> Iterator[Portion]:
+    """Batches that follow one another, as portions: of the first pictures, or of those at `places`."""
+    start = 0
+    for x in batches:
+        rows = torch.arange(start, start + len(x)) if places is None else places[start : start + len(x)]
+        yield Portion(rows.to(x.device), point, x)
+        start += len(x)
+
+
+FACTOR_POSITIONS = 16
+FACTOR_PICTURES = 256
+ROUNDING = 32  # rows below so many roundings of the largest layer's are noise
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows of n pictures: `phi` (n, d), `entries` by parameter, K-FAC sums of those that are explicit."""
+
+    phi: Tensor
+    entries: dict[str, Entry]
+    samples: dict[str, FactorSample]
+
+    def restrict(self, names: Iterable[str]) -> RowSet:
+        """The rows of fewer parameters."""
+        kept = set(names)
+        entries = {name: entry for name, entry in self.entries.items() if name in kept}
+        return RowSet(self.phi, entries, {name: s for name, s in self.samples.items() if name in kept})
+
+    def select(self, index: Tensor) -> RowSet:
+        """The rows of fewer pictures."""
+        entries = {name: entry.select(index) for name, entry in self.entries.items()}
+        return RowSet(self.phi[index], entries, self.samples)
+
+
+def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
+    """The ways a batch is seen: plain, and left-right mirrored if asked."""
+    return [x, x.flip(-1)] if mirrored else [x]
+
+
+def collect(
+    tangent: Tangent, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
+) -> RowSet:
+    """Rows of every picture, kept in memory.
+
+    Args:
+        tangent: network and parameters.
+        batches: gives the network inputs, afresh at every call.
+        count: number of pictures.
+        probes: (R, d).
+        mirrored: average rows and features with those of the mirrored pictures.
+        factors: also sum what K-FAC needs.
+    """
+    phi, entries, samples = None, {}, {}
+    # K-FAC sums need not see every picture; an even spread of batches does.
+    stride = -(-count // FACTOR_PICTURES)
+    for number, portion in enumerate(batches()):
+        positions = FACTOR_POSITIONS if factors and number % stride == 0 else 0
+        part = batch_rows(tangent.at(portion.point), views_of(portion.x, mirrored), probes, positions)
+        if phi is None:
+            phi = part.phi.new_empty(count, part.phi.shape[1])
+            entries = {name: _allocate(entry, count) for name, entry in part.entries.items()}
+        phi[portion.rows] = part.phi
+        for name, entry in part.entries.items():
+            _fill(entries[name], entry, portion.rows)
+        for name, sample in part.factors.items():
+            samples[name] = samples[name] + sample if name in samples else sample
+    assert phi is not None
+    return RowSet(phi, entries, samples)
+
+
+def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
+    """K-FAC factors of every parameter from a collected set; cost `sum groups (i^3 + o^3)`."""
+    out = {}
+    for name, entry in rows.entries.items():
+        sample = pairs_sample(entry) if isinstance(entry, Pairs) else rows.samples.get(name)
+        if isinstance(entry, Rows) and (sample is None or not _fits(sample, entry)):
+            out[name] = diagonal_kronecker(entry)
+        elif sample is not None:
+            mean_square = float(entry.squared_norms().mean()) / entry.width
+            out[name] = matrix_kronecker(sample, mean_square)
+    # A gradient that is zero but for rounding (a bias before a norm, a key's bias) must not be blown up to unit size.
+    eps = max((torch.finfo(entry.dtype).eps for entry in rows.entries.values()), default=0.0)
+    floor = (ROUNDING * eps) ** 2 * max((own.mean_square for own in out.values()), default=0.0)
+    return {name: own if own.mean_square > floor else replace(own, mean_square=0.0) for name, own in out.items()}
+
+
+def _fits(sample: FactorSample, entry: Rows) -> bool:
+    """False for a matrix whose other use as a looked-up table made its rows a vector."""
+    return (sample.g.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
+
+
+def entry_bytes(tangent: Tangent, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
+    """Bytes a picture of every parameter's rows, measured on a small batch."""
+    entries = batch_rows(tangent, views_of(x, mirrored), probes).entries
+    return {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
+
+
+def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str]]:
+    """Split parameters, last layers first, into groups whose rows fit the budget; one pass over the pictures each.
+
+    Working room is two further copies of the largest entry (its metric version and a tile).
+
+    Raises:
+        BudgetError: if a single parameter does not fit.
+    """
+    groups: list[list[str]] = []
+    held = largest = 0
+    for name in reversed(list(sizes)):
+        size = sizes[name] * count
+        if 3 * size > budget:
+            message = (
+                f"the rows of {name} need {3 * size / 2**20:.0f} MiB for {count} pictures, more than the "
+                f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
+                "leave early layers out with subset='last:K'"
+            )
+            raise BudgetError(message)
+        if not groups or held + size + 2 * max(largest, size) > budget:
+            groups.append([])
+            held = largest = 0
+        groups[-1].append(name)
+        held, largest = held + size, max(largest, size)
+    return [group[::-1] for group in groups]
+
+
+def restrict(tangent: Tangent, names: Iterable[str]) -> Tangent:
+    """The same linearisation with fewer parameters moving."""
+    kept = set(names)
+    ruled = tuple(name for name in tangent.ruled if name in kept)
+    return replace(tangent, ruled=ruled, generic=tuple(n for n in tangent.generic if n in kept))
+
+
+def _allocate(entry: Entry, count: int) -> Entry:
+    if isinstance(entry, Pairs):
+        return Pairs(entry.a.new_empty(count, *entry.a.shape[1:]), entry.g.new_empty(count, *entry.g.shape[1:]))
+    return Rows(entry.values.new_empty(count, *entry.values.shape[1:]))
+
+
+def _fill(target: Entry, part: Entry, rows: Tensor) -> None:
+    if isinstance(target, Pairs) and isinstance(part, Pairs):
+        target.a[rows], target.g[rows] = part.a, part.g
+    elif isinstance(target, Rows):
+        target.values[rows] = part.explicit()

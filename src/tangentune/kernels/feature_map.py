@@ -1,0 +1,161 @@
+"""Pictures in the coordinates of a frozen feature map, whose inner products are the kernel.
+
+`k(x, x') = <phi, phi'> + body_scale * sum over blocks of s_l (1/R) <M psi, M psi'>`, head and body cosines if the map
+normalises. Rows stay in their compact form; they are never written out for a whole set at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tangentune.jacobian.layers import Entry, join_entries
+from tangentune.jacobian.rows import batch_rows
+from tangentune.kernels.collect import Batches, Portion, collect, views_of
+from tangentune.kernels.gram import gram
+from tangentune.kernels.kernel import inverse_lengths
+from tangentune.kernels.metric import whiten
+from tangentune.kernels.model import TangentMap, TangentModel, accumulate
+from tangentune.networks.parameters import block_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FeatureRows:
+    """Rows of n pictures in one feature map.
+
+    Attributes:
+        phi: (n, d) float64 features, of length one if the map normalises.
+        entries: body rows by parameter name, in the metric.
+        lengths: (n,) float64 inverse lengths of the whole body rows; ones if the map does not normalise.
+    """
+
+    phi: Tensor
+    entries: dict[str, Entry]
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.phi)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.phi.nbytes + self.lengths.nbytes + sum(entry.nbytes for entry in self.entries.values())
+
+    def select(self, index: slice | Tensor) -> FeatureRows:
+        """The rows of some pictures."""
+        entries = {name: entry.select(index) for name, entry in self.entries.items()}
+        return FeatureRows(self.phi[index], entries, self.lengths[index])
+
+
+def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry]) -> FeatureRows:
+    """Features and plain rows brought into a map's coordinates; consumes `entries` to keep memory low."""
+    moved: dict[str, Entry] = {}
+    for name in feature_map.tangent.names:
+        entry = entries.pop(name)
+        moved[name] = whiten(entry, feature_map.metric[name]) if name in feature_map.metric else entry
+    phi = phi.double()
+    lengths = torch.ones_like(phi[:, 0])
+    if feature_map.normalize:
+        phi = phi * inverse_lengths(phi.square().sum(1))[:, None]
+        if moved:
+            scales = {name: feature_map.length_scales[block_of(name)] / len(feature_map.probes) for name in moved}
+            squares = [scales[name] * entry.squared_norms() for name, entry in moved.items()]
+            lengths = inverse_lengths(torch.stack(squares).sum(0))
+    return FeatureRows(phi, moved, lengths)
+
+
+def portion_rows(feature_map: TangentMap, portion: Portion) -> FeatureRows:
+    """Rows of one batch, taken at its own point of expansion."""
+    views = views_of(portion.x, feature_map.mirrored)
+    part = batch_rows(feature_map.tangent.at(portion.point), views, feature_map.probes)
+    return feature_rows(feature_map, part.phi, dict(part.entries))
+
+
+def collect_rows(feature_map: TangentMap, batches: Batches, count: int) -> FeatureRows:
+    """Rows of a whole set, kept in memory; cost one forward and R backward passes a view."""
+    rows = collect(feature_map.tangent, batches, count, feature_map.probes, feature_map.mirrored, factors=False)
+    return feature_rows(feature_map, rows.phi, rows.entries)
+
+
+def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:
+    """Two sets, one after the other."""
+    entries = {name: join_entries(entry, second.entries[name]) for name, entry in first.entries.items()}
+    lengths = torch.cat([first.lengths, second.lengths])
+    return FeatureRows(torch.cat([first.phi, second.phi]), entries, lengths)
+
+
+def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows) -> Tensor:
+    """(m, n) float64 kernel between two sets; cost as `gram`, parameter by parameter."""
+    head = left.phi @ right.phi.T
+    if not left.entries:
+        return head
+    body = torch.zeros_like(head)
+    for name, entry in left.entries.items():
+        body += _scale(feature_map, name) * gram(entry, right.entries[name])
+    return head + feature_map.body_scale * left.lengths[:, None] * body * right.lengths
+
+
+def own_kernel(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
+    """(n, n) kernel of one set with itself, symmetric."""
+    head = rows.phi @ rows.phi.T
+    if not rows.entries:
+        return head
+    body = torch.zeros_like(head)
+    for name, entry in rows.entries.items():
+        body += _scale(feature_map, name) * gram(entry)
+    return head + feature_map.body_scale * rows.lengths[:, None] * body * rows.lengths
+
+
+def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
+    """(n,) kernel of each picture with itself."""
+    head = rows.phi.square().sum(1)
+    if not rows.entries:
+        return head
+    squares = [_scale(feature_map, name) * entry.squared_norms() for name, entry in rows.entries.items()]
+    return head + feature_map.body_scale * torch.stack(squares).sum(0) * rows.lengths.square()
+
+
+def row_parts(
+    rows: FeatureRows | None, feature_map: TangentMap, batches: Batches
+) -> Iterator[tuple[Tensor, FeatureRows]]:
+    """Positions and rows of a set: at once if they are in memory, else batch by batch."""
+    if rows is not None:
+        yield torch.arange(len(rows), device=rows.phi.device), rows
+        return
+    for portion in batches():
+        yield portion.rows, portion_rows(feature_map, portion)
+
+
+def primal(
+    feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor, bias: Tensor
+) -> TangentModel:
+    """The fitted function of a dual solution, with weights instead of pictures; one pass over the rows.
+
+    Args:
+        feature_map: of the rows.
+        parts: positions of some pictures and their rows, until all have been.
+        dual: (n, C) coefficients.
+        bias: (C,) intercept.
+    """
+    head: Tensor | None = None
+    body: dict[str, Tensor] = {}
+    for index, rows in parts:
+        own = dual[index]
+        head = own.T @ rows.phi if head is None else head + own.T @ rows.phi
+        scaled = own * rows.lengths[:, None]
+        for name, entry in rows.entries.items():
+            body[name] = accumulate(entry, scaled.to(entry.dtype), body.get(name))
+    assert head is not None
+    for name in body:
+        body[name] = body[name] * (feature_map.body_scale * _scale(feature_map, name))
+    ordered = {name: body[name] for name in feature_map.tangent.names}
+    return TangentModel(feature_map, bias, head.to(feature_map.probes), ordered)
+
+
+def _scale(feature_map: TangentMap, name: str) -> float:
+    return feature_map.block_scales[block_of(name)] / len(feature_map.probes)

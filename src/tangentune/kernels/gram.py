@@ -1,0 +1,117 @@
+"""Gram matrices of row entries: three exact ways, the cheapest per parameter, in tiles.
+
+Products run in the rows' own precision over short tiles and are summed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tangentune.jacobian.layers import Entry, Pairs
+
+TILE_BYTES = 24 * 2**20  # tiles that stay in the cache: forming rows is several times faster there
+PAIR_OVERHEAD = 60  # elementwise work on one position pair, in multiply-adds of a matrix product
+
+
+def strategy(entry: Entry, other: Entry | None = None) -> str:
+    """Which way is cheapest: "pairs" (position pairs, or the layer form for one position) or "rows"."""
+    other = entry if other is None else other
+    if not isinstance(entry, Pairs) or not isinstance(other, Pairs):
+        return "rows"
+    positions = entry.a.shape[1] * other.a.shape[1]
+    thickness = entry.a.shape[2] + entry.g.shape[2] * entry.g.shape[3]
+    return "pairs" if positions * (thickness + PAIR_OVERHEAD) < 1.2 * entry.width else "rows"
+
+
+def gram(entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> Tensor:
+    """Inner products of rows, (n, m) float64; symmetric work is done once when `other` is None.
+
+    Cost: "rows" n m w multiply-adds for row width w, "pairs" n m T^2 (i + R o). Temporary memory about
+    `tile_bytes`.
+    """
+    tile = _pair_tile if strategy(entry, other) == "pairs" else _row_tile
+    edges = _edges(entry, other)
+    if other is not None:
+        out = torch.zeros(len(entry), len(other), dtype=torch.float64, device=_device(entry))
+        tile(out, entry, other, tile_bytes)
+        return out
+    out = torch.zeros(len(entry), len(entry), dtype=torch.float64, device=_device(entry))
+    if tile is _row_tile:
+        _symmetric_rows(out, entry, edges, tile_bytes)
+    else:
+        for i, (start, stop) in enumerate(edges):
+            for low, high in edges[i:]:
+                tile(
+                    out[start:stop, low:high],
+                    entry.select(slice(start, stop)),
+                    entry.select(slice(low, high)),
+                    tile_bytes,
+                )
+    return _mirror(out)
+
+
+def row_chunks(entry: Entry, tile_bytes: int = TILE_BYTES) -> Iterator[tuple[slice, Tensor]]:
+    """Explicit rows in column chunks: (columns of the flat row, (n, chunk) tensor), never all at once."""
+    unit = entry.a.shape[2] if isinstance(entry, Pairs) else 1
+    step = unit * max(1, tile_bytes // (len(entry) * unit * entry.dtype.itemsize))
+    for low in range(0, entry.width, step):
+        columns = slice(low, min(low + step, entry.width))
+        yield columns, _columns(entry, columns)
+
+
+def _columns(entry: Entry, columns: slice) -> Tensor:
+    """Some columns of the flat rows; of pairs, whole runs of inputs."""
+    if not isinstance(entry, Pairs):
+        return entry.values.flatten(1)[:, columns]
+    inputs = entry.a.shape[2]
+    g = entry.g.flatten(2).transpose(1, 2)[:, columns.start // inputs : columns.stop // inputs]
+    return torch.bmm(g, entry.a).flatten(1)
+
+
+def _row_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
+    # Pairs can only be cut between runs of inputs, so they lead; the longer side sets the size.
+    lead = other if isinstance(other, Pairs) else entry
+    for columns, part in row_chunks(lead, tile_bytes * len(lead) // max(len(entry), len(other))):
+        left = part if lead is entry else _columns(entry, columns)
+        out += left @ (part if lead is other else _columns(other, columns)).T
+
+
+def _symmetric_rows(out: Tensor, entry: Entry, edges: list[tuple[int, int]], tile_bytes: int) -> None:
+    """Upper tiles only, rows formed once per chunk."""
+    for _, part in row_chunks(entry, tile_bytes):
+        for start, stop in edges:
+            out[start:stop, start:] += part[start:stop] @ part[start:].T
+
+
+def _pair_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
+    assert isinstance(entry, Pairs)
+    assert isinstance(other, Pairs)
+    t, s = entry.a.shape[1], other.a.shape[1]
+    left_a, left_g = entry.a.flatten(0, 1), entry.g.flatten(2).flatten(0, 1)
+    right_a, right_g = other.a.flatten(0, 1).T, other.g.flatten(2).flatten(0, 1).T
+    step = max(1, tile_bytes // (2 * t * len(right_a.T) * left_a.element_size()))
+    for low in range(0, len(entry), step):
+        rows = slice(low * t, (low + step) * t)
+        product = (left_a[rows] @ right_a).mul_(left_g[rows] @ right_g)
+        if t * s > 1:
+            product = product.view(-1, t, len(other), s).sum((1, 3))
+        out[low : low + step] += product
+
+
+def _edges(entry: Entry, other: Entry | None) -> list[tuple[int, int]]:
+    """Strips of samples: ten of them nearly halve the symmetric work, and products stay large."""
+    n = len(entry)
+    step = n if other is not None else max(64, -(-n // 10))
+    return [(low, min(low + step, n)) for low in range(0, n, step)]
+
+
+def _mirror(out: Tensor) -> Tensor:
+    upper = torch.triu(out)
+    return upper + torch.triu(out, 1).T
+
+
+def _device(entry: Entry) -> torch.device:
+    return entry.a.device if isinstance(entry, Pairs) else entry.values.device

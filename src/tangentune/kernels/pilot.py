@@ -1,0 +1,129 @@
+"""The pilot: which blocks of the network are worth their cost, and which metric power.
+
+The first block kept is decided on about a hundred pictures before the rest are touched; the power, whose best value
+depends on the number of pictures, on more of them but on one block only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tangentune.kernels.choice import Problem, Scored, block_energies, picture_errors, search
+from tangentune.kernels.collect import RowSet
+from tangentune.kernels.metric import KroneckerFactors
+from tangentune.kernels.stages import Work
+
+PILOT_PICTURES = 100
+PILOT_PER_OUTPUT = 5
+FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # where the kept blocks may begin, as a share of the network
+POWERS = (0.25, 0.0, 0.5)  # the first is kept in doubt
+POWER_PICTURES = 200
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What the pilot decided: the blocks kept and the one that matters most."""
+
+    kept: tuple[str, ...]
+    leading: str
+    tried: list[Scored]
+
+
+def pilot_pictures(count: int, outputs: int) -> list[int]:
+    """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted)."""
+    wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs)
+    return _spread(count, count if 1.5 * wanted >= count else wanted)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` positions, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
+
+
+def run_pilot(work: Work, index: list[int]) -> Pilot:
+    """Choose the first block by the criterion on the pictures of `index`.
+
+    Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
+    costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
+    """
+    settings = work.settings
+    rows = work.collect(work.tangent, "pilot rows", index, mirrored=False)
+    phi, chosen = rows.phi.double(), torch.tensor(index)
+    tried: list[Scored] = []
+    found: list[tuple[Scored, Problem, Tensor]] = []
+    for kept in _candidates(work.grams(rows.entries, {}, 0.0)):
+        problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
+        scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+        tried += more
+        found.append((scored, problem, picture_errors(problem, scored)))
+    best = min(found, key=lambda candidate: candidate[0].criterion)
+    scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= 1][-1]
+    energies = block_energies(problem, scored)
+    leading = max(problem.blocks, key=lambda block: energies.get(block, float(problem.blocks[block].diagonal().sum())))
+    return Pilot(tuple(problem.blocks), leading, tried)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The best power and first block of a small set, tried all against all; the kernels of that choice."""
+
+    power: float
+    blocks: dict[str, Tensor]
+    tried: list[Scored]
+
+
+def choose_on_all(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> Whole:
+    """Every metric power with every first block on all pictures: what small sets can afford."""
+    settings, phi = work.settings, rows.phi.double()
+    best: tuple[Scored, dict[str, Tensor]] | None = None
+    tried: list[Scored] = []
+    for power in POWERS if settings.power is None else (settings.power,):
+        blocks = work.grams(rows.entries, factors, power)
+        for kept in _candidates(blocks):
+            problem = Problem(phi @ phi.T, kept, work.targets, work.weights)
+            scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+            tried += more
+            if best is None or scored.criterion < best[0].criterion:
+                best = scored, kept
+    assert best is not None
+    return Whole(best[0].choice.power, best[1], tried)
+
+
+def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Block kernels from each possible first block on, most blocks first."""
+    names = list(blocks)
+    return [
+        {name: blocks[name] for name in names[first:]} for first in sorted({int(s * len(names)) for s in FIRST_BLOCKS})
+    ]
+
+
+def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
+    """Metric power by the criterion, from the rows of the leading block of all pictures; and what was tried.
+
+    One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
+    more than a standard error, paired by picture.
+    """
+    chosen = torch.tensor(_spread(len(rows.phi), POWER_PICTURES))
+    part = rows.select(chosen)
+    phi = part.phi.double()
+    best: dict[float, tuple[Scored, Tensor]] = {}
+    tried: list[Scored] = []
+    for power in POWERS:
+        blocks = work.grams(part.entries, factors, power)
+        problem = Problem(phi @ phi.T, blocks, work.targets[chosen], work.weights[chosen])
+        scored, more = search(problem, power, work.settings.fixed, work.settings.criterion, refine=False)
+        best[power] = scored, picture_errors(problem, scored)
+        tried += more
+    power = min(best, key=lambda p: best[p][0].criterion)
+    usual = POWERS[0]
+    return usual if _behind(best[usual][1], best[power][1]) <= 1 else power, tried
+
+
+def _behind(errors: Tensor, best: Tensor) -> float:
+    """How much worse, in standard errors of the paired difference of leave-one-out errors."""
+    difference = errors - best
+    spread = float(difference.std()) / len(difference) ** 0.5
+    return float(difference.mean()) / spread if spread > 0 else 0.0

@@ -1,0 +1,61 @@
+"""The feature map of a fit, its statistics taken anew from other pictures while every choice stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tangentune.jacobian.rows import Tangent
+from tangentune.kernels.collect import kronecker_factors, restrict
+from tangentune.kernels.gram import gram
+from tangentune.kernels.kernel import cosine, inverse_lengths
+from tangentune.kernels.metric import Whitening, whiten, whitening
+from tangentune.kernels.model import TangentMap
+from tangentune.kernels.stages import Settings, Source, Work, draw_probes
+from tangentune.memory import Meter
+from tangentune.networks.parameters import block_of
+
+
+def reestimate(
+    feature_map: TangentMap, tangent: Tangent, source: Source, settings: Settings, power: float, outputs: int
+) -> tuple[TangentMap, Tensor]:
+    """Probes and metric from the pictures of `source`, and their kernel.
+
+    Args:
+        feature_map: whose block scales, body scale and normalisation stay.
+        tangent: network and the parameters of the map.
+        source: the pictures.
+        settings: of the probes, and the memory budget.
+        power: of the metric.
+        outputs: columns of the targets, for the memory plan.
+
+    Returns:
+        The map and the (n, n) kernel. Cost: rows of the pictures, in as many passes as memory demands, and the Grams.
+
+    Raises:
+        BudgetError: if the memory budget cannot be kept.
+    """
+    probes = draw_probes(tangent, source, settings)
+    blank = torch.zeros(source.count, outputs, dtype=torch.float64)
+    work = Work(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
+    metric: dict[str, Whitening] = {}
+    square = torch.zeros(source.count, dtype=torch.float64, device=probes.device)
+    head = body = torch.zeros(source.count, source.count, dtype=torch.float64, device=probes.device)
+    for names in work.passes(tangent):
+        rows = work.collect(restrict(tangent, names), "rows")
+        head = rows.phi.double() @ rows.phi.double().T
+        factors = kronecker_factors(rows) if power > 0 else {}
+        for name, entry in rows.entries.items():
+            if power > 0:
+                metric[name] = whitening(factors[name], power)
+                entry = whiten(entry, metric[name])
+            own = gram(entry) / entry.probes
+            body = body + feature_map.block_scales[block_of(name)] * own
+            square = square + feature_map.length_scales[block_of(name)] * own.diagonal()
+    if feature_map.normalize:
+        lengths = inverse_lengths(square)
+        head, body = cosine(head), lengths[:, None] * body * lengths
+    new = replace(feature_map, tangent=tangent, probes=probes, metric=metric)
+    return new, head + feature_map.body_scale * body

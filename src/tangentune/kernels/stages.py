@@ -1,0 +1,154 @@
+"""What the stages of a fit share: settings, pictures, probes, memory plan, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tangentune.errors import BudgetError
+from tangentune.jacobian.layers import Entry
+from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.kernels.choice import Fixed
+from tangentune.kernels.collect import Batches, Portion, RowSet, collect, entry_bytes, plan_passes, portions, restrict
+from tangentune.kernels.kernel import block_grams
+from tangentune.kernels.metric import KroneckerFactors
+from tangentune.memory import Meter
+from tangentune.networks.parameters import group_blocks
+
+PCA_PICTURES = 128
+PCA_COMPONENTS = 50
+WORKING_BYTES = 640 * 2**20  # the interpreter, libraries and one batch in flight
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the user may fix; None leaves a choice to `criterion` ("loo" or "evidence")."""
+
+    probes: int
+    probe_space: str
+    power: float | None
+    fixed: Fixed
+    criterion: str
+    mirrored: bool
+    seed: int
+    memory_budget: int
+    verbose: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
+
+    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
+    """
+
+    count: int
+    batches: Callable[[list[int] | None], Iterable[Tensor]]
+    points: tuple[int, ...] | None = None
+
+    def portions(self, index: list[int] | None) -> Iterator[Portion]:
+        """Batches of all pictures or some, those of one expansion point together."""
+        if self.points is None:
+            yield from portions(self.batches(index))
+            return
+        chosen = range(self.count) if index is None else index
+        for point in sorted(set(self.points)):
+            places = [i for i, position in enumerate(chosen) if self.points[position] == point]
+            if places:
+                at = None if point < 0 else point
+                yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the stages share."""
+
+    tangent: Tangent
+    source: Source
+    targets: Tensor
+    weights: Tensor
+    settings: Settings
+    meter: Meter
+    probes: Tensor
+
+    def batches(self, label: str, index: list[int] | None = None) -> Batches:
+        """Network inputs with a progress bar."""
+        total = self.source.count if index is None else len(index)
+
+        def run() -> Iterator[Portion]:
+            settings = {"total": total, "desc": label, "unit": "picture", "delay": 1.0}
+            with tqdm(disable=not self.settings.verbose, **settings) as bar:
+                for portion in self.source.portions(index):
+                    yield portion
+                    bar.update(len(portion.x))
+
+        return run
+
+    def collect(
+        self, tangent: Tangent, label: str, index: list[int] | None = None, mirrored: bool | None = None
+    ) -> RowSet:
+        """Rows of all or some pictures, mirrored as set unless told otherwise."""
+        count = self.source.count if index is None else len(index)
+        mirrored = self.settings.mirrored if mirrored is None else mirrored
+        return collect(tangent, self.batches(label, index), count, self.probes, mirrored)
+
+    def grams(self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float) -> dict[str, Tensor]:
+        """Block kernels, in network order, with a progress bar."""
+        settings = {"desc": "kernels", "unit": "layer", "delay": 1.0, "disable": not self.settings.verbose}
+        with tqdm(total=len(entries), **settings) as bar:
+            grams = block_grams(entries, factors, power, tick=bar.update)
+        return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
+
+    def passes(self, tangent: Tangent) -> list[list[str]]:
+        """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
+        if not tangent.names:
+            return [[]]
+        x = next(iter(self.source.batches(list(range(min(2, self.source.count))))))
+        sizes = entry_bytes(tangent, x, self.probes, self.settings.mirrored)
+        room = room_for_rows(tangent, self.source, self.settings, self.targets.shape[1])
+        return plan_passes(sizes, self.source.count, room)
+
+
+def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> int:
+    """Bytes of the memory budget left for rows, after kernels, network and primal weights.
+
+    Raises:
+        BudgetError: if nothing is left.
+    """
+    count, blocks = source.count, len(group_blocks(tangent.names))
+    parameters = list(tangent.module.parameters())
+    size = parameters[0].element_size()
+    kernels = count**2 * 8 * (8 + blocks)
+    network = sum(p.numel() for p in parameters) * size
+    left = settings.memory_budget - kernels - (2 + 2 * outputs) * network - WORKING_BYTES
+    if left <= 0:
+        message = (
+            f"{count} pictures need {(settings.memory_budget - left) / 2**20:.0f} MiB for kernels and weights alone, "
+            f"more than the memory budget of {settings.memory_budget / 2**20:.0f} MiB; raise memory_budget or use "
+            "fewer pictures"
+        )
+        raise BudgetError(message)
+    return left
+
+
+def draw_probes(tangent: Tangent, source: Source, settings: Settings) -> Tensor:
+    """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    if settings.probe_space == "isotropic" or not tangent.names:
+        x = next(iter(source.batches([0])))
+        width = batch_rows(restrict(tangent, ()), [x], torch.empty(0)).phi.shape[1]
+        return torch.randn(settings.probes, width, generator=generator, dtype=torch.float64).to(x)
+    index = torch.linspace(0, source.count - 1, min(source.count, PCA_PICTURES)).round().long().unique().tolist()
+    still = restrict(tangent, ())
+    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in source.batches(index)]
+    phi = torch.cat(parts)
+    centred = phi.double() - phi.double().mean(0)
+    components = torch.linalg.svd(centred, full_matrices=False).Vh[: min(PCA_COMPONENTS, max(1, len(phi) - 1))]
+    # Fix the signs: the factorisation leaves them to chance.
+    signs = torch.sign(components.gather(1, components.abs().argmax(1, keepdim=True)))
+    draws = torch.randn(settings.probes, len(components), generator=generator, dtype=torch.float64)
+    return (draws.to(components) @ (components * signs)).to(phi)

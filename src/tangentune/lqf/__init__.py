@@ -1,8 +1,0 @@
-"""Linear quadratic fine-tuning (LQF: Achille et al. 2021, CVPR): a network that is linear in its weights, trained."""
-
-from tangentune.lqf.explanations import LogitExplanations, explain
-from tangentune.lqf.fit import LQF, fit_lqf
-from tangentune.lqf.record import Point, Record
-from tangentune.lqf.settings import LQFSettings
-
-__all__ = ["LQF", "LQFSettings", "LogitExplanations", "Point", "Record", "explain", "fit_lqf"]

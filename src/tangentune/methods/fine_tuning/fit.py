@@ -1,0 +1,116 @@
+"""Ordinary fine-tuning of every layer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning.classifier import LinearClassifier
+from tangentune.methods.fine_tuning.labelled import Labelled, class_positions, training_views
+from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
+from tangentune.methods.fine_tuning.settings import FineTuneSettings
+from tangentune.methods.fine_tuning.training import Training, loss_of, train
+from tangentune.methods.fine_tuning.validation import Validation
+from tangentune.methods.fine_tuning.watch import Watch
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FineTuned(LinearClassifier):
+    """A fine-tuned copy of a backbone with its head, and what training it cost.
+
+    Attributes:
+        backbone: the tuned copy, in eval mode, parameters frozen again.
+        head: linear layer from features to one logit a class.
+        classes: (C,) labels in the order of the logits, sorted.
+        settings: how it was trained.
+        losses: mean training loss of each epoch; cross-entropy in nats.
+        seconds: wall time of training, with the head's warm start and without any prediction.
+        cpu_seconds: processor time of the same; fair where other programs share the machine.
+        validation: how it did on the pictures kept aside; None where there were none.
+        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1.
+            Logits of a squared loss are near 0 and `target_scale`; without a temperature their softmax is flat.
+    """
+
+    backbone: Backbone
+    head: nn.Linear
+    classes: NDArray[Any]
+    settings: FineTuneSettings
+    losses: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+    validation: Validation | None = None
+    temperature: float = 1.0
+
+
+def fine_tune(
+    backbone: Backbone,
+    pictures: Pictures,
+    settings: FineTuneSettings | None = None,
+    *,
+    verbose: int = 0,
+) -> FineTuned:
+    """Train a copy of the backbone and a linear head on labelled pictures, all layers moving.
+
+    Args:
+        backbone: left as it is; a deep copy is trained, on the device its parameters are on.
+        pictures: at the backbone's size, with class labels.
+        settings: rate, epochs and the rest; None takes the defaults.
+        verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        The tuned copy with its head. Cost: `epochs` forward and backward passes over the pictures, and one
+        forward pass (two with `flip`) for the probe; a forward pass an epoch over pictures kept aside.
+
+    Raises:
+        InputError: labels are missing or of one class only, pictures are to be kept aside but no class has
+            two, or training diverged (`DivergedError`).
+        BackboneError: the backbone's `features` function uses another module than it is given.
+
+    Example:
+        >>> import numpy as np
+        >>> dots = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]])
+        >>> train = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
+        >>> tuned = fine_tune(Backbone(nn.Linear(2, 3)), train, FineTuneSettings(epochs=2, head_start="probe"))
+        >>> tuned.predict(train).tolist()
+        ['low', 'low', 'high', 'high']
+    """
+    settings = settings or FineTuneSettings()
+    wall, cpu = time.perf_counter(), time.process_time()
+    classes, positions = class_positions(pictures)
+    tuned = trainable_copy(backbone, pictures)
+    with warm_pages():
+        data, others = keep_aside(tuned, pictures, positions, settings.validation_share, settings.seed)
+        head = start_head(tuned, data, settings.head_start, settings.flip, settings.seed)
+        watch = None if others is None else Watch(tuned, head, others, settings.patience)
+        loss = partial(_batch_loss, tuned, head, data, settings)
+        losses = train(Training(tuned, (head,), len(data.pictures), loss, "fine-tuning"), watch, settings, verbose)
+        validation = None if watch is None else watch.result()
+    for part in (tuned.module, head):
+        part.eval().requires_grad_(False)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    temperature = 1.0 if validation is None else validation.temperature
+    return FineTuned(tuned, head, classes, settings, tuple(losses), wall, cpu, validation, temperature)
+
+
+def _batch_loss(
+    tuned: Backbone,
+    head: nn.Linear,
+    data: Labelled,
+    settings: FineTuneSettings,
+    rows: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean loss of random views of some pictures."""
+    x = training_views(tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
+    logits = head(tuned.feature_function(tuned.module, x))
+    return loss_of(logits, data.positions[rows], settings)

@@ -1,0 +1,91 @@
+"""Labelled pictures as a network and a loss take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.methods.fine_tuning.augment import random_views
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures, normalise
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Pictures with their classes as positions (n,), on the network's device."""
+
+    pictures: Pictures
+    positions: Tensor
+
+
+def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted classes (C,) and every picture's position among them (n,).
+
+    Raises:
+        InputError: labels are missing, are no classes, or name one class only.
+    """
+    return label_positions(pictures.labels, "fine-tuning")
+
+
+def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages.
+
+    Raises:
+        InputError: labels are missing, are no classes, or name one class only.
+
+    Example:
+        >>> label_positions(np.array([7, 9, 7]), "fine-tuning")[1].tolist()
+        [0, 1, 0]
+    """
+    if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
+        message = f"{what} needs one class label per picture; give labels= or class folders"
+        raise InputError(message)
+    classes, positions = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        message = f"{what} needs pictures of two classes at least; these have {classes.tolist()}"
+        raise InputError(message)
+    return classes, positions
+
+
+@torch.no_grad()
+def mean_outputs(
+    outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool
+) -> Tensor:
+    """(n, ...) outputs of a function of network inputs; `flip` averages those of each picture and its mirror image."""
+    rows = []
+    for pixels in pictures.pixels.split(batch_size):
+        x = network_input(backbone, pixels)
+        views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
+        rows.append(torch.stack([outputs(view) for view in views]).mean(0))
+    return torch.cat(rows)
+
+
+def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
+    """(n, d) features; `flip` averages those of each picture and its mirror image.
+
+    Raises:
+        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
+    """
+    return mean_outputs(backbone.features, backbone, pictures, batch_size, flip)
+
+
+def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """Pixels normalised by the contract, where and as the parameters are."""
+    weight = next(backbone.module.parameters())
+    x = normalise(pixels.to(weight.device), backbone.contract, weight.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def training_views(
+    backbone: Backbone, pixels: Tensor, generator: torch.Generator, *, flip: bool, crop: float
+) -> Tensor:
+    """Network inputs of random views of some pictures; see `random_views`."""
+    return random_views(network_input(backbone, pixels), generator, flip=flip, crop=crop)

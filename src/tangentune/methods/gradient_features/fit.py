@@ -1,0 +1,193 @@
+"""Gradient features: a linear model of the last layers' first-order change, beside the linear probe."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tangentune.errors import BackboneError, InputError
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.task_vector import TaskVector
+from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, mean_outputs, network_input
+from tangentune.methods.gradient_features.groups import HEAD
+from tangentune.methods.gradient_features.settings import GradientFeatureSettings
+from tangentune.methods.gradient_features.training import Kept, Made, train
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.cut import CutNetwork, cut_network, parameters_above
+from tangentune.networks.heads import probe_head
+from tangentune.pictures.pictures import Pictures
+
+_BATCH = 64
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GradientFeatures:
+    """The fitted model `g(x) = w1^T f(x) + b + om_bar^T J_theta2(x) w2`, and what training it cost.
+
+    Attributes:
+        backbone: as given, not copied.
+        linearization: the whole backbone linearised in theta2 (and the head) around om_bar.
+        tangent: what was learnt, by parameter name: w2, and under "head.weight" and "head.bias" what w1 and b have
+            moved from om_bar and its bias. The gradient variant has no head, the activation variant no w2.
+        frozen_head: om_bar with its bias; shares no memory with anything else.
+        classes: (C,) labels in the order of the outputs, sorted.
+        settings: how it was trained.
+        losses: mean training loss of each epoch; cross-entropy in nats.
+        cut: block whose inputs were kept in training; empty where nothing was kept, or the features themselves were.
+        problem: why nothing was kept although it was asked for; else empty.
+        seconds: wall time of training, with om_bar and the kept activations and without any prediction.
+        cpu_seconds: processor time of the same.
+    """
+
+    backbone: Backbone
+    linearization: Linearization
+    tangent: TaskVector
+    frozen_head: nn.Linear
+    classes: NDArray[Any]
+    settings: GradientFeatureSettings
+    losses: tuple[float, ...]
+    cut: str
+    problem: str
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """A linear layer with w1 and b; None for the gradient variant."""
+        if self.settings.variant == "gradient":
+            return None
+        head = copy.deepcopy(self.frozen_head)
+        with torch.no_grad():
+            head.weight.add_(self.tangent["head.weight"])
+            head.bias.add_(self.tangent["head.bias"])
+        return head
+
+    def logits(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> Tensor:
+        """(n, C) outputs g; `flip` averages them over each picture and its mirror image.
+
+        Cost: a plain forward pass up to theta2, a dual one above: about three plain ones.
+        """
+        return mean_outputs(self._outputs, self.backbone, pictures, batch_size, flip)
+
+    def predict_proba(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> Tensor:
+        """(n, C) class probabilities."""
+        return self.logits(pictures, batch_size=batch_size, flip=flip).softmax(dim=1)
+
+    def predict(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> NDArray[Any]:
+        """(n,) most likely labels."""
+        best = self.logits(pictures, batch_size=batch_size, flip=flip).argmax(dim=1)
+        return self.classes[best.cpu().numpy()]
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        product = self.linearization.jvp if self.settings.variant == "gradient" else self.linearization
+        return product(x, self.tangent)
+
+
+def fit_gradient_features(
+    backbone: Backbone,
+    pictures: Pictures,
+    settings: GradientFeatureSettings | None = None,
+    *,
+    head: nn.Linear | None = None,
+    verbose: int = 0,
+) -> GradientFeatures:
+    """Fit gradient features (Mu, Liang, Li 2020, ICLR) by stochastic training.
+
+    With both terms, g is the first-order expansion of `om^T f` in (theta2, om) around om_bar. It starts at
+    `w1 = om_bar, w2 = 0`, where it equals the activation model exactly.
+
+    Args:
+        backbone: left as it is.
+        pictures: at the backbone's size, with class labels.
+        settings: where to cut, rates and the rest; None takes the defaults.
+        head: om_bar, features' width -> C, copied; None takes the linear probe of the pictures' features
+            (`probe_head`).
+        verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        The model. Cost: one forward pass (two with `flip`) for om_bar and the kept activations; then at every step a
+        dual forward and a backward pass of the part above the cut. A cut that cannot be made is named in `problem`.
+
+    Raises:
+        InputError: labels are missing or of one class only, there is no such block, the head is zero or of another
+            shape, or training diverged (`DivergedError`).
+        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
+
+    Example:
+        >>> import numpy as np
+        >>> dots = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]])
+        >>> train = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
+        >>> net = Backbone(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)))
+        >>> model = fit_gradient_features(net, train, GradientFeatureSettings(cut="2", epochs=2))
+        >>> model.cut, sorted(model.tangent)
+        ('2', ['2.bias', '2.weight', 'head.bias', 'head.weight'])
+    """
+    settings = settings or GradientFeatureSettings()
+    wall, cpu = time.perf_counter(), time.process_time()
+    classes, labels = class_positions(pictures)
+    flip = settings.flip and pictures.pixels.ndim == 4
+    with warm_pages():
+        sample = network_input(backbone, pictures.pixels[[0, -1]])
+        width = backbone.features(sample).shape[1]
+        theta2 = [] if settings.variant == "activation" else parameters_above(backbone, settings.cut, sample)
+        parts, problem = _cut(backbone, theta2, sample) if settings.cache else (None, "")
+        kept = None if parts is None else _keep(parts, backbone, pictures, flip)
+        positions = torch.from_numpy(labels).to(backbone.device)
+        if head is None:
+            if parts is None or kept is None:
+                features = mean_features(backbone, pictures, _BATCH, flip)
+            else:
+                features = _features(parts, kept)
+            head = probe_head(features, positions)
+        frozen = _copied(head, width, len(classes), backbone)
+        names = [*theta2, *(() if settings.variant == "gradient" else HEAD)]
+        whole = Linearization(backbone, names, frozen)
+        training = whole if parts is None else Linearization(parts.above, names, frozen)
+        inputs = Made(backbone, pictures.pixels) if kept is None else kept
+        losses = train(training, inputs, positions, settings, flip, verbose)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    cut, tangent = "" if parts is None else parts.block, training.task_vector()
+    return GradientFeatures(backbone, whole, tangent, frozen, classes, settings, tuple(losses), cut, problem, wall, cpu)
+
+
+def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[CutNetwork | None, str]:
+    """Both parts of the network, or why there are none."""
+    try:
+        return cut_network(backbone, theta2, sample), ""
+    except BackboneError as error:
+        return None, f"every step ran the whole network: {error}"
+
+
+def _keep(parts: CutNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> Kept:
+    """Activations at the cut of all pictures, and of their mirror images."""
+    rows: list[list[Tensor]] = [[], []]
+    for pixels in pictures.pixels.split(_BATCH):
+        x = network_input(backbone, pixels)
+        for view, kept in zip([x, x.flip(-1)] if flip else [x], rows, strict=False):
+            kept.append(parts.below(view))
+    return Kept(tuple(torch.cat(kept) for kept in rows if kept))
+
+
+@torch.no_grad()
+def _features(parts: CutNetwork, kept: Kept) -> Tensor:
+    """(n, d) features, averaged over the views."""
+    views = [torch.cat([parts.above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
+    return torch.stack(views).mean(0)
+
+
+def _copied(head: nn.Linear, width: int, outputs: int, backbone: Backbone) -> nn.Linear:
+    """A frozen copy of the head, where and as the backbone's parameters are."""
+    if (head.in_features, head.out_features) != (width, outputs) or head.bias is None:
+        message = (
+            f"head must be a linear layer with an intercept from {width} features to {outputs} classes, not {head}"
+        )
+        raise InputError(message)
+    return copy.deepcopy(head).requires_grad_(False).to(backbone.device, backbone.dtype)

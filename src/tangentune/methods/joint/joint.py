@@ -1,0 +1,189 @@
+"""Fine-tuning on target and source pictures together."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tangentune.errors import InputError
+from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning.classifier import LinearClassifier
+from tangentune.methods.fine_tuning.labelled import class_positions, label_positions
+from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
+from tangentune.methods.fine_tuning.training import Training, train
+from tangentune.methods.fine_tuning.validation import Validation
+from tangentune.methods.fine_tuning.watch import Watch
+from tangentune.methods.joint.joint_loss import JointLoss
+from tangentune.methods.joint.settings import JointSettings, PseudoLabels
+from tangentune.methods.joint.source import LabelledSource, SourceTask, UnlabelledSource
+from tangentune.methods.joint.source_head import checked_head, start_source_head
+from tangentune.methods.joint.source_stream import SourceDraws
+from tangentune.methods.joint.source_weights import checked_weights
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class JointTuned(LinearClassifier):
+    """A copy of a backbone tuned on target and source pictures, with the target's head, and what it cost.
+
+    Attributes:
+        backbone: the tuned copy, in eval mode, parameters frozen again.
+        head: linear layer from features to one logit a target class; predictions are its.
+        classes: (C,) target labels in the order of the logits, sorted.
+        settings: how it was trained.
+        losses: mean `target loss + source_weight * source loss` of each epoch.
+        seconds: wall time of training, with the heads' warm starts and without any prediction.
+        cpu_seconds: processor time of the same; fair where other programs share the machine.
+        validation: how it did on the target pictures kept aside; None where there were none.
+        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1.
+        source_head: one logit a source class; None with pseudo-labels.
+        source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted; or None.
+        source_losses: mean source loss of each epoch; empty if no source picture was looked at.
+        source_shares: share of the drawn source pictures that counted in each epoch: 1 with labels, with
+            pseudo-labels those that reached the threshold; empty as above.
+    """
+
+    backbone: Backbone
+    head: nn.Linear
+    classes: NDArray[Any]
+    settings: JointSettings
+    losses: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+    validation: Validation | None
+    temperature: float
+    source_head: nn.Linear | None
+    source_classes: NDArray[Any] | None
+    source_losses: tuple[float, ...]
+    source_shares: tuple[float, ...]
+
+
+def joint_fine_tune(
+    backbone: Backbone,
+    target: Pictures,
+    source: Pictures,
+    settings: JointSettings | None = None,
+    *,
+    source_weights: NDArray[Any] | None = None,
+    source_head: nn.Linear | None = None,
+    verbose: int = 0,
+) -> JointTuned:
+    """Train a copy of the backbone on target pictures and, with less weight, on source pictures.
+
+    Args:
+        backbone: left as it is; a deep copy is trained, on the device its parameters are on.
+        target: at the backbone's size, with class labels. Validation pictures come from these alone.
+        source: pre-training pictures of the same size and type; with class labels for `SourceLabels`.
+        settings: rate, epochs, weight of the source and the rest; None takes the defaults.
+        source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a
+            picture of weight 0 is as good as absent. None: all alike, which did better than the weights of a
+            selection (docs/results/source_study.md).
+        source_head: a linear layer to start the source head from in place of `SourceLabels.start`, such as
+            `pretrained_head(backbone, rows)`; its rows are the sorted source classes. Left as it is.
+        verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`; a forward pass more
+        over the source part with pseudo-labels.
+
+    Raises:
+        InputError: labels are missing or of one class only, target and source differ in size or type, there is
+            no source picture, weights are not finite and at least 0 or are all 0, a head does not fit, no class
+            has two pictures to keep one aside, or training diverged (`DivergedError`).
+        BackboneError: the backbone's `features` function uses another module than it is given.
+
+    Source: Liu et al. 2022, section 3 and public code: `L = CE(target) + lambda CE(source)` on one backbone.
+
+    Example:
+        >>> dots = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]])
+        >>> target = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
+        >>> source = Pictures(dots + 0.5, np.array([7, 7, 8, 8]), ["e", "f", "g", "h"])
+        >>> tuned = joint_fine_tune(Backbone(nn.Linear(2, 3)), target, source)
+        >>> tuned.predict_proba(target).shape, tuned.source_classes.tolist()
+        (torch.Size([4, 2]), [7, 8])
+    """
+    settings = settings or JointSettings()
+    wall, cpu = time.perf_counter(), time.process_time()
+    classes, positions = class_positions(target)
+    _refuse_other_pictures(target, source)
+    weights = checked_weights(source_weights, len(source))
+    draws = SourceDraws(source, weights, settings.weighting, settings.fine_tune.seed)
+    base = dataclasses.replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
+    tuned = trainable_copy(backbone, target)
+    with warm_pages():
+        data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
+        head = start_head(tuned, data, base.head_start, base.flip, base.seed)
+        task, own_head, source_classes = _source_task(tuned, head, draws, source_head, settings)
+        own_heads = () if own_head is None else (own_head,)
+        watch = None if others is None else Watch(tuned, head, others, base.patience, own_heads)
+        loss = JointLoss(tuned, head, data, task, settings)
+        training = Training(tuned, (head, *own_heads), len(data.pictures), loss, "joint fine-tuning")
+        losses = train(training, watch, base, verbose)
+        validation = None if watch is None else watch.result()
+    for part in training.parts:
+        part.eval().requires_grad_(False)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    temperature = 1.0 if validation is None else validation.temperature
+    return JointTuned(
+        tuned,
+        head,
+        classes,
+        settings,
+        tuple(losses),
+        wall,
+        cpu,
+        validation,
+        temperature,
+        own_head,
+        source_classes,
+        *loss.by_epoch(),
+    )
+
+
+def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
+    """Source pictures must go into one batch with target pictures."""
+    if not len(source):
+        message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
+        raise InputError(message)
+    shapes = [tuple(pictures.pixels.shape[1:]) for pictures in (target, source)]
+    if shapes[0] != shapes[1]:
+        message = f"target pictures are {shapes[0]} but source pictures {shapes[1]}; load both for the same backbone"
+        raise InputError(message)
+    types = [str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source)]
+    if types[0] != types[1]:
+        message = f"target pictures are {types[0]} but source pictures {types[1]}; give both as one type"
+        raise InputError(message)
+
+
+def _source_task(
+    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
+) -> tuple[SourceTask, nn.Linear | None, NDArray[Any] | None]:
+    """What is learnt from the source pictures; with labels the source head and its classes."""
+    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
+    if isinstance(choices, PseudoLabels):
+        if given is not None:
+            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
+            raise InputError(message)
+        if source.pixels.ndim != 4:
+            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
+            raise InputError(message)
+        return UnlabelledSource(tuned, head, draws, base, choices), None, None
+    labels = None if source.labels is None else source.labels[draws.rows]
+    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
+    positions = np.full(len(source), -1)  # of pictures without weight
+    positions[draws.rows] = counting
+    if given is None:
+        own_head = start_source_head(tuned, source, positions, choices.start, base)
+    else:
+        own_head = checked_head(given, head, len(classes))
+    on_device = torch.from_numpy(positions).to(head.weight.device)
+    return LabelledSource(tuned, own_head, on_device, draws, base), own_head, classes

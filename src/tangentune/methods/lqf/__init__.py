@@ -1,0 +1,8 @@
+"""Linear quadratic fine-tuning (LQF: Achille et al. 2021, CVPR): a network that is linear in its weights, trained."""
+
+from tangentune.methods.lqf.explanations import LogitExplanations, explain
+from tangentune.methods.lqf.fit import LQF, fit_lqf
+from tangentune.methods.lqf.record import Point, Record
+from tangentune.methods.lqf.settings import LQFSettings
+
+__all__ = ["LQF", "LQFSettings", "LogitExplanations", "Point", "Record", "explain", "fit_lqf"]

@@ -1,0 +1,149 @@
+"""The linearisation point: network, head, what each picture starts from, and the unit of damping."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from tangentune.errors import InputError
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.tangents import Tangent, dot
+from tangentune.methods.fine_tuning.labelled import network_input
+from tangentune.methods.lqf.objective import Objective
+from tangentune.methods.lqf.settings import LQFSettings
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.heads import cross_fitted_probe, probe_head, random_head
+from tangentune.networks.leaky import leaky
+from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.targets import one_hot_targets
+from tangentune.solvers.temperature import fit_temperature
+
+UNIT_SAMPLES, UNIT_BATCH, FOLDS = 256, 8, 5
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where LQF begins; made by `start`.
+
+    Attributes:
+        backbone: a copy of the given one, leaking where that was asked for.
+        head: from features to outputs, not zero.
+        shift: (views, n, C); zero unless the head is cross-fitted.
+        temperature: what outputs are divided by before the softmax, from the outputs of probes that have not seen the
+            picture; 1 for the cross-entropy.
+    """
+
+    backbone: Backbone
+    head: nn.Linear
+    shift: Tensor
+    temperature: float
+
+    def objective(
+        self,
+        pictures: Pictures,
+        positions: Tensor,
+        settings: LQFSettings,
+        damping: float,
+        moved: Tangent | None = None,
+    ) -> Objective:
+        """The problem at the pre-trained weights, or at weights that have `moved` from there (a copy)."""
+        still = moved is None or not any(bool(t.any()) for t in moved.values())
+        backbone, head = (self.backbone, self.head) if still else self._at(moved or {})
+        lin = Linearization(backbone, settings.params, head)
+        targets = positions
+        if settings.loss == "squared":
+            targets = one_hot_targets(positions, head.out_features, alpha=settings.alpha, centred=settings.centred)
+        centre = lin.zeros() if moved is None else moved
+        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, settings.batch_size)
+
+    def _at(self, moved: Tangent) -> tuple[Backbone, nn.Linear]:
+        backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
+        parameters = dict(backbone.module.named_parameters())
+        parameters |= {f"head.{name}": p for name, p in head.named_parameters()}
+        with torch.no_grad():
+            for name, step in moved.items():
+                parameters[name].add_(step)
+        return backbone, head
+
+
+def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: LQFSettings) -> Start:
+    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions.
+
+    Raises:
+        InputError: there are too few pictures for a probe.
+        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
+    """
+    copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
+    if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
+        copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    features = _features(copied, pictures, settings)
+    mean, outputs = features.mean(0), int(positions.max()) + 1
+    squared = settings.loss == "squared"
+    seen = None
+    if squared or settings.head == "cross_fitted":
+        seen = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
+    shift = features.new_zeros(len(features), len(mean), outputs)
+    if settings.head == "random":
+        head = random_head(mean.shape[1], outputs, seed=settings.seed).to(mean)
+    elif settings.head == "cross_fitted" and seen is not None:
+        head = seen.head
+    else:
+        head = probe_head(mean, positions, calibrated=settings.head == "calibrated_probe")
+    head = _scaled(head, settings.head_scale)
+    if settings.head == "cross_fitted" and seen is not None:
+        for view, phi in enumerate(features):
+            for fold, unseeing in enumerate(seen.heads):
+                rows = seen.fold == fold
+                shift[view, rows] = settings.head_scale * unseeing(phi[rows]) - head(phi[rows])
+    temperature = settings.alpha * fit_temperature(seen.outputs.double(), positions) if squared and seen else 1.0
+    return Start(copied, head, shift.detach(), temperature)
+
+
+def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, float]:
+    """Mean eigenvalue of `K = J J^T`, trace / (n C), the estimate's standard error, and the passes it took.
+
+    Random signs z in batches of 8 pictures, `||J^T z||^2 / (8 C)` (Hutchinson 1990), on at least 256 pictures, drawn
+    again where there are fewer and evenly spaced where there are more.
+
+    Raises:
+        InputError: the Jacobian is zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, outputs = len(objective), objective.shift.shape[2]
+    order = torch.linspace(0, n - 1, min(n, UNIT_SAMPLES)).round().long()
+    order = order.repeat(math.ceil(UNIT_SAMPLES / len(order)))
+    found, sizes = [], []
+    for rows in order.split(UNIT_BATCH):
+        signs = torch.randint(0, 2, (len(rows), outputs), generator=generator) * 2.0 - 1.0
+        pulled = objective.lin.vjp(objective.inputs(rows, 0), signs.to(objective.shift))
+        found.append(dot(pulled, pulled) / (len(rows) * outputs))
+        sizes.append(len(rows))
+    values, weights = torch.tensor(found, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
+    mean = float((values * weights).sum() / weights.sum())
+    if not 0 < mean < math.inf:
+        message = f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
+        raise InputError(message)
+    return mean, float(values.std() / len(values) ** 0.5), len(order) / n
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, pictures: Pictures, settings: LQFSettings) -> Tensor:
+    """(views, n, d)."""
+    mirrored = settings.flip and pictures.pixels.ndim == 4
+    views = []
+    for pixels in pictures.pixels.split(max(settings.batch_size, 32)):
+        x = network_input(backbone, pixels)
+        views.append(torch.stack([backbone.features(view) for view in ([x, x.flip(-1)] if mirrored else [x])]))
+    return torch.cat(views, 1)
+
+
+def _scaled(head: nn.Linear, scale: float) -> nn.Linear:
+    for parameter in head.requires_grad_(False).parameters():
+        parameter.mul_(scale)
+    return head

@@ -1,0 +1,15 @@
+"""Finite tangent-kernel Gaussian processes of trained networks, and products with their Fisher matrix."""
+
+from tangentune.jacobian.output_rows import TangentRows, survey_rows
+from tangentune.methods.ntk.fisher import fisher_vector_product
+from tangentune.methods.ntk.kernel import kernel_diagonal, tangent_kernel
+from tangentune.methods.ntk.process import NTKGaussianProcess
+
+__all__ = [
+    "NTKGaussianProcess",
+    "TangentRows",
+    "fisher_vector_product",
+    "kernel_diagonal",
+    "survey_rows",
+    "tangent_kernel",
+]

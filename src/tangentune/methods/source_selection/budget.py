@@ -1,0 +1,290 @@
+"""From scored candidates to a choice: how many, how many for each target, and what each chosen one weighs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from tangentune._checks import check_words, is_number
+from tangentune.errors import InputError
+from tangentune.methods.source_selection.rankings import descending
+from tangentune.methods.source_selection.sinkhorn import Array, as_tensor
+
+# No picture counts for more than this many average ones.
+WEIGHT_CAP = 10.0
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """How much to choose.
+
+    Attributes:
+        kind: "classes": so many candidates (classes or clusters, each with all its pictures); "pictures": so many
+            pictures; "mass": the best candidates that together hold this share of the row mass.
+        amount: a whole number, or a share above 0 and up to 1.
+
+    Raises:
+        InputError: another kind, or an amount out of range.
+
+    Example:
+        >>> Budget("mass", 0.5).amount
+        0.5
+    """
+
+    kind: Literal["classes", "pictures", "mass"]
+    amount: float
+
+    def __post_init__(self) -> None:
+        """Check."""
+        check_words(self)
+        amount = self.amount
+        if self.kind == "mass":
+            if not (is_number(amount) and 0 < amount <= 1):
+                message = f"a budget of mass is a share of it, above 0 and up to 1, not {amount!r}"
+                raise InputError(message)
+        elif not (is_number(amount) and math.isfinite(amount) and amount >= 1 and amount == int(amount)):
+            message = f"a budget of {self.kind} is a whole number of at least 1, not {amount!r}"
+            raise InputError(message)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen, best first.
+
+    Attributes:
+        chosen: (k,) positions of candidates.
+        pictures: (k,) how many pictures of each to take: all, but of the last one of a budget of pictures maybe fewer.
+        weights: (k,) importance of a picture of each, mean 1 over the pictures, see `importance_weights`.
+        targets: (k,) the target of which each has the largest share.
+        coverage: (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a
+            target that nothing goes to.
+        per_target: (K,) chosen pictures by `targets`.
+        notes: sentences about what was asked for and could not be had.
+    """
+
+    chosen: Tensor
+    pictures: Tensor
+    weights: Tensor
+    targets: Tensor
+    coverage: Tensor
+    per_target: Tensor
+    notes: tuple[str, ...]
+
+
+def choose(
+    scores: Array,
+    shares: Array,
+    budget: Budget,
+    *,
+    masses: Array | None = None,
+    counts: Array | None = None,
+    quota: int = 0,
+    target_totals: Array | None = None,
+    weight_cap: float = WEIGHT_CAP,
+) -> Choice:
+    """Take the best candidates up to a budget, each target's quota first.
+
+    Candidates are classes, clusters or single pictures. With a quota, every target first gets its best candidates
+    (those that have their largest share there), then the best of the rest fill the budget. Equal scores go by
+    position. A class is taken with all its pictures, except that the last one of a budget of pictures gives what is
+    left of the budget.
+
+    Args:
+        scores: (n,) higher is better, no NaN.
+        shares: (n, K) for which target each candidate serves.
+        budget: how much.
+        masses: (n,) row mass of each candidate; None: its count.
+        counts: (n,) pictures in each, at least 1; None: 1.
+        quota: least number of candidates for every target.
+        target_totals: (K,) mass that goes to each target, where the candidates are only the best of a longer list;
+            None: that of the candidates. Its sum is the whole that a budget of mass is a share of.
+        weight_cap: largest weight, see `importance_weights`.
+
+    Returns:
+        The choice; a budget beyond what is there takes all, and a note says so. Cost `n log n + n K`.
+
+    Raises:
+        InputError: sizes that do not fit, bad scores, masses or counts, or a quota that the budget cannot hold.
+
+    Example:
+        >>> shares = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> choose(torch.tensor([3.0, 2.0, 1.0]), shares, Budget("pictures", 2)).chosen.tolist()
+        [0, 1]
+        >>> choose(torch.tensor([3.0, 2.0, 1.0]), shares, Budget("pictures", 2), quota=1).chosen.tolist()
+        [0, 2]
+    """
+    scores, shares, masses, counts = _checked(scores, shares, masses, counts)
+    targets, number = shares.argmax(1), shares.shape[1]
+    totals = _to_targets(masses, shares) if target_totals is None else _checked_totals(target_totals, number)
+    order = descending(scores)
+    place = order.argsort()
+    first, notes = _quota_first(targets[order], quota, number)
+    order = torch.cat([order[first], order[~first]])
+    reserved = int(first.sum())
+    _check_quota(budget, quota * number, int(counts[order[:reserved]].sum()), quota)
+    taken, more = _taken(budget, counts[order], masses[order], float(totals.sum()), reserved)
+    chosen = order[: len(taken)]
+    again = place[chosen].argsort()  # best first, quota or not
+    chosen, taken = chosen[again], taken[again]
+    per_picture = masses[chosen] / counts[chosen]
+    return Choice(
+        chosen=chosen,
+        pictures=taken,
+        weights=importance_weights(per_picture, taken, cap=weight_cap),
+        targets=targets[chosen],
+        coverage=_to_targets(per_picture * taken, shares[chosen]) / totals,
+        per_target=taken.new_zeros(number).index_add_(0, targets[chosen], taken),
+        notes=notes + more,
+    )
+
+
+def importance_weights(masses: Array, pictures: Array | None = None, *, cap: float = WEIGHT_CAP) -> Tensor:
+    """Weights proportional to row mass, with mean 1 and none above a cap: `min(c m, cap)`, c such that the mean is 1.
+
+    A cap keeps one picture from being worth a whole batch: the effective number of pictures,
+    `(sum w)^2 / sum w^2`, stays at least their number over the cap.
+
+    Args:
+        masses: (n,) mass of a picture, none negative, in any unit.
+        pictures: (n,) how many pictures have this mass; None: 1.
+        cap: largest weight, above 1.
+
+    Returns:
+        (n,) float64. Where too few masses are positive to reach the mean under the cap, those have the cap and the
+        others share the rest evenly. Cost `n log n`.
+
+    Raises:
+        InputError: masses negative, not finite or all 0, or a cap of 1 or less.
+
+    Example:
+        >>> importance_weights(torch.tensor([1.0, 3.0])).tolist()
+        [0.5, 1.5]
+        >>> importance_weights(torch.tensor([1.0, 1.0, 1.0, 27.0]), cap=2.5).tolist()
+        [0.5, 0.5, 0.5, 2.5]
+    """
+    masses = as_tensor(masses).double()
+    number = torch.ones_like(masses) if pictures is None else as_tensor(pictures).to(masses)
+    if not cap > 1:
+        message = f"the cap of the weights is {cap}; it must be above 1, their mean"
+        raise InputError(message)
+    if not bool((torch.isfinite(masses) & (masses >= 0)).all()) or not bool((masses > 0).any()):
+        message = "masses must be finite, none negative and not all 0; if they underflow, use a larger cost scale"
+        raise InputError(message)
+    total, order = number.sum(), torch.argsort(masses, descending=True, stable=True)
+    sizes, held = number[order], (number * masses)[order]
+    # With the j heaviest at the cap, scale j brings the rest to mean 1; the first under the cap is the right one.
+    rest = held.flip(0).cumsum(0).flip(0)
+    scales = (total - cap * (sizes.cumsum(0) - sizes)) / rest
+    fits = ((scales * masses[order] <= cap) & (rest > 0)).nonzero()
+    if len(fits):
+        return (masses * scales[fits[0, 0]]).clamp_(max=cap)
+    light = masses == 0
+    left = (total - cap * number[~light].sum()).clamp(min=0) / number[light].sum().clamp(min=1)
+    return torch.where(light, left, cap)
+
+
+def _checked(
+    scores: Array, shares: Array, masses: Array | None, counts: Array | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The candidates' arrays as tensors: masses in float64, counts as whole numbers."""
+    scores, shares = as_tensor(scores).cpu(), as_tensor(shares).cpu()
+    n = len(scores)
+    counts = torch.ones(n, dtype=torch.int64) if counts is None else as_tensor(counts).cpu()
+    masses = counts.double() if masses is None else as_tensor(masses).cpu().double()
+    if scores.dim() != 1 or not n or shares.dim() != 2 or len(shares) != n or not shares.shape[1]:
+        message = f"n >= 1 candidates have scores (n,) and shares (n, K), not {tuple(scores.shape)} and "
+        message += f"{tuple(shares.shape)}; look for an empty source"
+        raise InputError(message)
+    if counts.shape != (n,) or counts.is_floating_point() or not bool((counts >= 1).all()):
+        message = f"counts are {n} whole numbers, one a candidate and at least 1; leave out empty classes"
+        raise InputError(message)
+    if masses.shape != (n,) or not bool((torch.isfinite(masses) & (masses >= 0)).all()):
+        message = f"masses are {n} finite numbers, one a candidate and none negative"
+        raise InputError(message)
+    if not bool((torch.isfinite(shares) & (shares >= 0)).all()):
+        message = "shares must be finite and not negative; look for broken features"
+        raise InputError(message)
+    return scores, shares, masses, counts.long()
+
+
+def _checked_totals(target_totals: Array, number: int) -> Tensor:
+    totals = as_tensor(target_totals).cpu().double()
+    if totals.shape != (number,) or not bool((torch.isfinite(totals) & (totals >= 0)).all()):
+        message = f"target totals are {number} finite masses, one a target, not {tuple(totals.shape)}"
+        raise InputError(message)
+    return totals
+
+
+def _to_targets(masses: Tensor, shares: Tensor) -> Tensor:
+    """Mass that goes to each target, (K,) in float64, without a copy of the shares in float64."""
+    unit = masses.max().clamp(min=torch.finfo(masses.dtype).tiny)  # shares of float32 have a shorter range
+    return ((masses / unit).to(shares.dtype) @ shares).double() * unit
+
+
+def _quota_first(targets: Tensor, quota: int, number: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Which candidates, best first, are among the first `quota` of their target, (n,) bool; and who has too few."""
+    if not isinstance(quota, int) or isinstance(quota, bool) or quota < 0:
+        message = f"the quota of a target is a whole number of at least 0, not {quota!r}"
+        raise InputError(message)
+    held = torch.bincount(targets, minlength=number)
+    grouped = torch.argsort(targets, stable=True)
+    place = torch.arange(len(targets)) - (held.cumsum(0) - held)[targets[grouped]]
+    first = torch.zeros(len(targets), dtype=torch.bool)
+    first[grouped] = place < quota
+    short = (held < quota).nonzero().flatten().tolist()
+    if not short:
+        return first, ()
+    named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
+    return first, (
+        f"the quota of {quota} is not met for {len(short)} of {number} targets, with fewer candidates: {named}",
+    )
+
+
+def _check_quota(budget: Budget, asked: int, pictures: int, quota: int) -> None:
+    if budget.kind != "mass" and asked > budget.amount:
+        message = f"a quota of {quota} for every target asks for {asked}, more than the budget of {budget.amount:.0f}"
+        message += f" {budget.kind}; lower the quota or raise the budget"
+        raise InputError(message)
+    if budget.kind == "pictures" and pictures > budget.amount:
+        message = f"a quota of {quota} for every target takes classes of {pictures} pictures, more than the budget "
+        message += f"of {budget.amount:.0f}; lower the quota or raise the budget"
+        raise InputError(message)
+
+
+def _taken(
+    budget: Budget, counts: Tensor, masses: Tensor, total: float, reserved: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Pictures to take of each candidate, in the order they come, cut at the last one taken; and notes."""
+    if budget.kind == "mass":
+        return _up_to_mass(budget.amount, counts, masses, total, reserved)
+    limit, there = int(budget.amount), len(counts) if budget.kind == "classes" else int(counts.sum())
+    if limit >= there:
+        beyond = f"the budget is {limit} {budget.kind} and there are {there}, all of which are taken"
+        return counts, (beyond,) if limit > there else ()
+    if budget.kind == "classes":
+        return counts[:limit], ()
+    before = counts.cumsum(0) - counts
+    return torch.minimum(counts, limit - before)[before < limit], ()
+
+
+def _up_to_mass(
+    share: float, counts: Tensor, masses: Tensor, total: float, reserved: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """As many as reach a share of the mass, and all of the quota."""
+    reached = masses.cumsum(0)
+    enough = (reached >= share * total * (1 - 1e-12)).nonzero()
+    if share == 1 or not len(enough):
+        held = float(reached[-1]) / total if total > 0 else 1.0
+        note = f"the budget is {share:.4g} of the mass and the candidates hold {held:.4g} of it; all are taken"
+        return counts, (note,) if held < share - 1e-9 else ()
+    needed = int(enough[0, 0]) + 1
+    if needed >= reserved:
+        return counts[:needed], ()
+    held = float(reached[reserved - 1]) / total
+    return counts[:reserved], (f"the quotas alone take {held:.4g} of the mass, more than the budget of {share:.4g}",)

@@ -1,0 +1,295 @@
+"""What was chosen, from where, for what, and with which weight: the manifest of a selection, and its pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from tangentune._files import plain
+from tangentune.errors import InputError, PictureError
+from tangentune.methods.source_selection.manifest_files import read_document, write_document
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.files import find_files
+from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
+from tangentune.pictures.names import some
+
+_SHARE_DIGITS = 6
+_HEAD = ("settings", "backbone", "source", "target", "class_table", "coverage", "notes")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A selection of source pictures for a target set; arrays are kept as they are written.
+
+    Attributes:
+        settings: how it was chosen, as JSON-able values.
+        backbone: whose features were compared: "name", "contract", "digest".
+        source: "root" (absolute folder, None for arrays) and "count" of the pictures there were.
+        target: "root", "count", "classes" (names, in the order of the columns of `shares`), "digest".
+        ids: n paths below the root, or positions in arrays.
+        sha256: of each file's bytes, or of its pixels for arrays; None where only features were known.
+        classes: n source classes or clusters.
+        scores: (n,) higher is better; 9 significant digits.
+        weights: (n,) importance, mean 1; 9 significant digits.
+        targets: n names of the target class that each picture serves best.
+        shares: (n, K) for which targets it serves, rows sum to 1; rounded to 6 digits.
+        class_table: for each source class "class", "chosen", "of", "mass".
+        coverage: for each target class "target", "pictures", "share" and what the method adds.
+        notes: sentences the user should know.
+
+    Raises:
+        InputError: lengths differ, a number is not finite, a target is not among the target's classes, or settings
+            hold something that JSON cannot.
+    """
+
+    settings: dict[str, Any]
+    backbone: dict[str, Any]
+    source: dict[str, Any]
+    target: dict[str, Any]
+    ids: tuple[str, ...]
+    sha256: tuple[str | None, ...]
+    classes: tuple[str, ...]
+    scores: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    targets: tuple[str, ...]
+    shares: NDArray[np.float64]
+    class_table: tuple[dict[str, Any], ...] = ()
+    coverage: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in _HEAD:  # as JSON gives it back
+            object.__setattr__(self, name, plain(getattr(self, name), name))
+        for name in ("ids", "sha256", "classes", "targets", "class_table", "coverage", "notes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "scores", _significant(self.scores))
+        object.__setattr__(self, "weights", _significant(self.weights))
+        shares = np.round(np.asarray(self.shares, np.float64), _SHARE_DIGITS) + 0.0  # no -0.0
+        object.__setattr__(self, "shares", shares)
+        n, names = len(self.ids), self.target["classes"]
+        lengths = {len(column) for column in (self.sha256, self.classes, self.scores, self.weights, self.targets)}
+        if lengths != {n} or self.shares.shape != (n, len(names)):
+            message = f"{n} ids with columns of {sorted(lengths)} rows and shares of shape {self.shares.shape}"
+            raise InputError(message)
+        if not n:
+            message = "nothing is selected; give a larger budget"
+            raise InputError(message)
+        if not all(np.isfinite(values).all() for values in (self.scores, self.weights, self.shares)):
+            message = "scores, weights and shares must be finite"
+            raise InputError(message)
+        if self.weights.min() < 0 or not self.weights.any():
+            message = "weights must be at least 0, and not all 0"
+            raise InputError(message)
+        if len(set(names)) < len(names) or not set(self.targets) <= set(names):
+            message = "targets must be among the target's classes, whose names must differ"
+            raise InputError(message)
+        if len(set(self.ids)) < n:
+            message = "a picture is selected twice"
+            raise InputError(message)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SelectedPictures:
+    """Selected source pictures, ready for a fit.
+
+    Attributes:
+        pictures: labels are the source classes, ids those of the manifest.
+        weights: (n,) importance, mean 1.
+        shares: (n, K) for which target classes each serves, rows sum to 1.
+        targets: K names of the target classes.
+    """
+
+    pictures: Pictures
+    weights: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    targets: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+
+def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write a manifest, whole or not at all; the same selection gives the same bytes.
+
+    The source's root is written relative to the manifest where it lies below the manifest's folder or below the
+    one above it, else absolute.
+
+    Args:
+        path: ends in .json, or in .parquet for large selections (needs pyarrow).
+        manifest: what to write.
+
+    Raises:
+        StoreError: the place cannot be written to.
+        MissingExtraError: .parquet without pyarrow.
+    """
+    target = Path(path).expanduser()
+    names = manifest.target["classes"]
+    rows = zip(
+        manifest.ids, manifest.sha256, manifest.classes, manifest.scores.tolist(), manifest.weights.tolist(),
+        manifest.targets, manifest.shares.tolist(), strict=True,
+    )  # fmt: skip
+    pictures = [
+        {
+            "id": name, "sha256": sha256, "class": label, "score": score, "weight": weight, "target": served,
+            "shares": {key: share for key, share in zip(names, shares, strict=True) if share != 0},
+        }
+        for name, sha256, label, score, weight, served, shares in rows
+    ]  # fmt: skip
+    head = {key: getattr(manifest, key) for key in _HEAD}
+    head["source"] = {**manifest.source, "root": _relative(manifest.source["root"], target.absolute().parent)}
+    return write_document(target, {**head, "pictures": pictures})
+
+
+def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read a manifest; its digest, version and schema are checked, its pictures are not looked at.
+
+    Raises:
+        StoreError: missing, damaged, edited by hand, or of a newer tangentune.
+        MissingExtraError: .parquet without pyarrow.
+    """
+    document = read_document(path)
+    rows, names = document["pictures"], document["target"]["classes"]
+    root = document["source"]["root"]
+    if root is not None:
+        document["source"]["root"] = os.path.normpath(Path(path).expanduser().absolute().parent / root)
+    return Manifest(
+        ids=tuple(row["id"] for row in rows),
+        sha256=tuple(row["sha256"] for row in rows),
+        classes=tuple(row["class"] for row in rows),
+        scores=np.array([row["score"] for row in rows], np.float64),
+        weights=np.array([row["weight"] for row in rows], np.float64),
+        targets=tuple(row["target"] for row in rows),
+        shares=np.array([[row["shares"].get(name, 0.0) for name in names] for row in rows], np.float64),
+        **{key: document[key] for key in _HEAD},
+    )
+
+
+def load_selected(
+    manifest: Manifest | str | os.PathLike[str],
+    contract: DataContract,
+    *,
+    source: Any = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> SelectedPictures:
+    """Load the pictures of a selection, after checking that they are still those that were chosen.
+
+    Args:
+        manifest: of a selection, or the path of its file.
+        contract: what the network takes; may be another one than the selection's.
+        source: where the pictures are now, where the manifest does not know or they have moved: a folder, the
+            CSV file, or the arrays or Pictures that were given to the selection.
+        n_jobs: processes that decode; the result does not depend on it.
+        verbose: 1 shows progress bars.
+
+    Raises:
+        PictureError: pictures are missing or have changed; the message names the first and counts them.
+        InputError: the selection was made from arrays and `source` is not given.
+        StoreError: the manifest cannot be read.
+
+    Cost: reads the chosen files twice (once to check them) and holds their pixels.
+    """
+    known = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
+    source = known.source["root"] if source is None else source
+    if source is None:
+        message = "the manifest's pictures were given as arrays or features, not as files; give them as source="
+        raise InputError(message)
+    labels = np.array(known.classes)
+    if isinstance(source, str | os.PathLike):
+        paths = _checked_paths(known, Path(source).expanduser(), verbose)
+        loaded = load_pictures(paths, labels, contract=contract, n_jobs=n_jobs, verbose=verbose)
+        pictures = replace(loaded, ids=list(known.ids))
+    else:
+        pictures = replace(_checked_rows(known, source, contract, verbose), labels=labels)
+    weights, shares = known.weights / known.weights.mean(), known.shares / known.shares.sum(1, keepdims=True)
+    return SelectedPictures(pictures, weights, shares, tuple(known.target["classes"]))
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's bytes, as hexadecimal text; `OSError` where it cannot be read.
+
+    Example:
+        >>> file_digest(os.devnull)[:8]
+        'e3b0c442'
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checked_paths(known: Manifest, source: Path, verbose: int) -> list[str]:
+    """Files of the selection, each with the bytes it had when it was chosen."""
+    root = source if source.is_dir() else source.parent  # of a table, or of a folder that is not there
+    paths = [os.path.join(root, name) for name in known.ids]
+    if source.is_dir() and not all(map(os.path.exists, paths)):
+        found = find_files(source, need_labels=False)  # names of files that are no text have another id
+        named = dict(zip(found.ids, found.paths, strict=True))
+        paths = [named.get(name, path) for name, path in zip(known.ids, paths, strict=True)]
+    problems = []
+    rows = zip(known.ids, known.sha256, paths, strict=True)
+    settings: dict[str, Any] = {"desc": "checking pictures", "unit": "picture", "delay": 1.0}
+    for name, sha256, path in tqdm(rows, total=len(known), disable=not verbose, **settings):
+        try:
+            if sha256 not in (None, file_digest(path)):
+                problems.append(f"{name} has changed")
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            problems.append(f"{name} {'is missing' if missing else f'cannot be read ({error.strerror})'}")
+    _refuse(problems, len(known), f" in {root}")
+    return paths
+
+
+def _checked_rows(known: Manifest, source: Any, contract: DataContract, verbose: int) -> Pictures:
+    """Rows of arrays or Pictures, each with the pixels it had when it was chosen."""
+    before = known.backbone["contract"]
+    chosen = contract if before is None else DataContract.from_dict(before)
+    given = load_pictures(source, contract=chosen, verbose=verbose, need_labels=False)
+    places = {name: i for i, name in enumerate(picture_names(given))}
+    problems = [f"{name} is missing" for name in known.ids if name not in places]
+    _refuse(problems, len(known))
+    rows = [places[name] for name in known.ids]
+    digests = pictures_digest(given.pixels[rows])
+    pairs = zip(known.ids, known.sha256, digests, strict=True)
+    _refuse([f"{name} has changed" for name, old, new in pairs if old not in (None, new)], len(known))
+    if contract != chosen:
+        given = load_pictures(source, contract=contract, verbose=verbose, need_labels=False)
+    return replace(given.select(rows), ids=list(known.ids))
+
+
+def picture_names(pictures: Pictures) -> list[str]:
+    """The pictures' ids, or their positions where two share an id."""
+    return pictures.ids if len(set(pictures.ids)) == len(pictures) else [str(i) for i in range(len(pictures))]
+
+
+def _refuse(problems: Sequence[str], count: int, where: str = "") -> None:
+    if problems:
+        message = (
+            f"{len(problems)} of {count} selected pictures{where} are not those that were chosen: "
+            f"{some(problems, 1)}; give source= where they are, or select again"
+        )
+        raise PictureError(message)
+
+
+def _relative(root: str | None, folder: Path) -> str | None:
+    """A root below `folder` or beside it as a relative path with `/`, any other as it is."""
+    if root is None:
+        return None
+    path, folder = Path(root).resolve(), folder.resolve()
+    near = path.is_relative_to(folder) or (folder.parent != folder.parent.parent and path.is_relative_to(folder.parent))
+    return Path(os.path.relpath(path, folder)).as_posix() if near else str(path)
+
+
+def _significant(values: ArrayLike) -> NDArray[np.float64]:
+    return np.array([float(f"{value:.9g}") for value in np.asarray(values, np.float64).tolist()], np.float64)

@@ -1,0 +1,271 @@
+"""One whole selection: which source pictures to learn from beside a target set, with which weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tangentune.errors import InputError, PictureError
+from tangentune.methods.source_selection.manifest import Manifest
+from tangentune.methods.source_selection.nested import pick_nested
+from tangentune.methods.source_selection.picking import Picked, pick_classes, pick_pictures
+from tangentune.methods.source_selection.prepared import Prepared, prepare
+from tangentune.methods.source_selection.rankings import METHODS, Ranking, rank
+from tangentune.methods.source_selection.record import content_digest_of, selection_manifest
+from tangentune.methods.source_selection.scorer import WITH_MASS
+from tangentune.methods.source_selection.settings import SelectionSettings
+from tangentune.methods.source_selection.sides import holds_features, open_side
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.files import find_files
+from tangentune.pictures.names import readable
+
+COMPARED = tuple(method for method in METHODS if method != "all")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Of what the rows' methods choose under one budget, the shares that the columns' methods choose as well.
+
+    Attributes:
+        methods: m names.
+        shares: (m, m) in [0, 1], 1 on the diagonal.
+        budget: what each of them was given, in words.
+    """
+
+    methods: tuple[str, ...]
+    shares: NDArray[np.float64]
+    budget: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What was chosen, and by which ranking.
+
+    Attributes:
+        manifest: what `write_manifest` writes and the fits read; its `notes` belong to the user.
+        ranking: of the source classes or clusters, `source_classes`, for the target classes.
+        source_classes: names, in the order of the ranking's numbers.
+        overlap: with the other methods, where it was asked for.
+    """
+
+    manifest: Manifest
+    ranking: Ranking
+    source_classes: tuple[str, ...]
+    overlap: Overlap | None = None
+
+
+def select_source(
+    target: Any,
+    source: Any,
+    backbone: Backbone | str | None = "mobilenet_v2",
+    *,
+    target_labels: Any = None,
+    source_labels: Any = None,
+    compare: bool = False,
+    cache: str | Path | None = None,
+    batch_size: int = 32,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+    verbose: int = 0,
+    **settings: Any,
+) -> Selection:
+    """Choose the pictures of a source set that are worth learning from beside a target set.
+
+    Args:
+        target: labelled pictures, wherever they are (see `load_pictures`), or features with `target_labels`.
+        source: pictures to choose from, likewise; files are never all in memory.
+        backbone: whose penultimate features are compared; None where both sides are features already.
+        target_labels: one a picture, where the target has none itself.
+        source_labels: likewise.
+        compare: also choose by every other method, and say what they have in common.
+        cache: folder for extracted features and the states of passes, so that a stopped run goes on; what it
+            leaves there is used again by the next selection.
+        batch_size: pictures that go through the network at a time.
+        on_error: "raise" or "skip", for files that cannot be read.
+        n_jobs: processes that decode; the selection does not depend on it.
+        verbose: 1 shows progress bars.
+        settings: those of `SelectionSettings`; `budget` is needed but for the method "all".
+
+    Returns:
+        Selection; the same at every call.
+
+    Raises:
+        InputError: one sentence about the first thing that does not fit.
+        PictureError: a file or folder cannot be read.
+
+    Cost: each picture through the network once (or never, with features or a filled cache), then two passes over the
+    features, and reading the chosen files once more for their sha256.
+
+    Source: Liu et al. 2022, "Improved Fine-tuning by Leveraging Pre-training Data" (NeurIPS), for "uot".
+
+    Example:
+        >>> import torch
+        >>> target = torch.eye(3)[:2].repeat(2, 1)
+        >>> source = torch.tensor([[0.0, 0.2, 1.0], [0.9, 0.1, 0.0], [0.1, 0.8, 0.1]])
+        >>> found = select_source(
+        ...     target, source, None, target_labels=["a", "b"] * 2, source_labels=["x", "y", "y"], budget=2
+        ... )
+        >>> found.manifest.ids, found.manifest.targets
+        (('2', '1'), ('b', 'a'))
+    """
+    known = settings_of(settings)
+    if isinstance(backbone, str):
+        backbone = load_backbone(backbone)
+    folder = None if cache is None else Path(cache).expanduser()
+    if known.clusters is None and source_labels is None:
+        _refuse_unlabelled(source)
+    shared: dict[str, Any] = {"batch_size": batch_size, "on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
+    with (
+        open_side(target, backbone, target_labels, cache=folder, **shared) as wanted,
+        open_side(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
+    ):
+        state = None if folder is None else folder / f"selection-{content_digest_of(known.recorded())[:12]}"
+        prepared = prepare(
+            wanted,
+            offered,
+            clusters=known.clusters,
+            seed=known.seed,
+            centred=known.centre,
+            cache=state,
+            verbose=verbose,
+        )
+        found = select_prepared(prepared, known, cache=state, verbose=verbose)
+        if compare and known.budget is not None:
+            found = replace(found, overlap=compare_methods(prepared, known, verbose=verbose))
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
+    return found
+
+
+def select_prepared(
+    prepared: Prepared,
+    settings: SelectionSettings,
+    *,
+    cache: Path | None = None,
+    verbose: int = 0,
+) -> Selection:
+    """A selection from features that are there already, as `select_source` makes it.
+
+    Args:
+        prepared: both sides.
+        settings: how to choose; clusters and their seed as in `prepared`.
+        cache: folder for the states of stopped passes.
+        verbose: 1 shows progress bars.
+    """
+    settings = settings.for_targets(len(prepared.targets))
+    ranking, picked = _pick(prepared, settings, cache, verbose)
+    manifest = selection_manifest(prepared, settings, ranking, picked, verbose=verbose)
+    return Selection(manifest, ranking, prepared.source_sums.names)
+
+
+def compare_methods(prepared: Prepared, settings: SelectionSettings, *, verbose: int = 0) -> Overlap:
+    """What every method would choose of the same prototypes under the same budget, and how much they have in common.
+
+    Args:
+        prepared: both sides.
+        settings: whose method does not matter; with a budget. Where masses of classes are divided ("nested"), the
+            methods that have none rank single pictures.
+        verbose: 1 shows progress bars.
+
+    Cost: that of six selections, without the extraction of features.
+    """
+    chosen = []
+    for method in COMPARED:
+        plain = settings.candidates == "nested" and method not in WITH_MASS
+        granularity = "pictures" if plain else settings.granularity
+        other = replace(settings, method=method, granularity=granularity).for_targets(len(prepared.targets))
+        chosen.append(set(_pick(prepared, other, None, verbose)[1].rows.tolist()))
+    shares = np.array([[len(mine & its) / len(mine) for its in chosen] for mine in chosen])
+    amount = f"{settings.budget:g}" if settings.unit == "mass" else f"{settings.budget:,.0f}"
+    words = {"pictures": "pictures", "classes": "classes with all their pictures", "mass": "of the mass"}
+    return Overlap(COMPARED, shares, f"{amount} {words[settings.unit]}")
+
+
+def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, verbose: int) -> tuple[Ranking, Picked]:
+    counts = settings.marginals == "counts"
+    source, target = prepared.source_sums.counts.double(), prepared.target_sums.counts.double()
+    ranking = rank(
+        settings.method,
+        prepared.prototypes,
+        prepared.targets,
+        source_mass=source / source.mean() if counts else None,
+        target_mass=target / target.mean() if counts else None,
+        centre=prepared.centre,
+        **settings.transport(),
+    )
+    features, names = prepared.source.features, prepared.target_sums.names
+    quota, seed = settings.quota or 0, settings.seed
+    if settings.candidates == "nested":
+        return ranking, pick_nested(
+            features,
+            prepared.members,
+            ranking,
+            settings.amount,
+            names,
+            quota=quota,
+            verbose=verbose,
+        )
+    if settings.candidates == "pictures":
+        return ranking, pick_pictures(
+            features,
+            ranking,
+            prepared.nearest,
+            settings.amount,
+            names,
+            quota=quota,
+            seed=seed,
+            cache=cache,
+            verbose=verbose,
+        )
+    return ranking, pick_classes(
+        features,
+        prepared.members,
+        prepared.source_sums.counts,
+        prepared.prototypes,
+        ranking,
+        prepared.nearest,
+        settings.amount,
+        names,
+        quota=quota,
+        seed=seed,
+    )
+
+
+def _refuse_unlabelled(source: Any) -> None:
+    """A folder or table that would do if it only had classes."""
+    if not isinstance(source, str | os.PathLike) or holds_features(source):
+        return
+    try:
+        find_files(source, need_labels=True)
+    except PictureError as error:
+        try:
+            find_files(source, need_labels=False)
+        except PictureError:
+            raise error from None  # it lacks more than classes
+        message = (
+            f"the source {readable(source)} has no classes; sort it into class folders, or set clusters to the number "
+            "of groups to divide it into"
+        )
+        raise InputError(message) from error
+
+
+def settings_of(given: dict[str, Any]) -> SelectionSettings:
+    """Settings from keyword arguments.
+
+    Raises:
+        InputError: an unknown one, or as `SelectionSettings`.
+    """
+    known = {one.name for one in fields(SelectionSettings)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        message = f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(known))}"
+        raise InputError(message)
+    return SelectionSettings(**given)

@@ -1,0 +1,294 @@
+"""A frozen network with its data contract: what every linearisation starts from."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from numbers import Integral
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tangentune.errors import BackboneError
+from tangentune.networks import hubs
+from tangentune.networks.determinism import check_fixed_function, refuse_not_finite, sample_input
+from tangentune.networks.features import Extractor, FeatureFunction, Loaded, extractor
+from tangentune.networks.freezing import freeze, frozen_copy
+from tangentune.networks.identity import describe_network, fingerprint, parameter_digest, refuse_other_network
+from tangentune.networks.packaged import NETWORKS, load_network
+from tangentune.pictures.contract import DataContract
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+@final
+class Backbone:
+    """A network in eval mode with frozen parameters, the place of its features, and its data contract.
+
+    The given network is copied and stays as it is. A Backbone is safe to deep-copy (scikit-learn's `clone`
+    does) and to pickle when `features` is; two are equal when name, contract, features and parameters are.
+
+    Args:
+        module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off.
+        input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
+        mean: per-channel mean of pixels in [0, 1]; empty means no shift.
+        std: per-channel standard deviation on that scale; empty means no scaling.
+        features: where the penultimate features (n, d) are. None: the module's own output. A name: the output
+            of that submodule, at which the forward pass then ends. A function of (module, x): what it
+            returns; it must use the module it is given. (n, d, h, w) is averaged over positions.
+        interpolation: how pictures are resized: "nearest", "bilinear", "bicubic" or "lanczos".
+        crop: None squashes pictures to the input size; a share in (0, 1] keeps their shape and crops them.
+        licence: licence of the weights.
+        source: where the weights came from.
+        sha256: hash of the weight file; by default a hash over the parameters (`parameter_digest`).
+        name: what to call it in reports and messages.
+
+    Attributes:
+        module: the frozen copy; the pre-trained classifier stays in it.
+        contract: the `DataContract`.
+        name: as given.
+        feature_function: `(module, x) -> (n, d)` without the checks of `features`, for `torch.func`.
+
+    Raises:
+        BackboneError: if the network cannot be linearised or an argument does not fit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(7200, 5))
+        >>> backbone = Backbone(net, input_size=(3, 32, 32), features="1", name="small")
+        >>> backbone.features(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 8])
+    """
+
+    module: nn.Module
+    contract: DataContract
+    name: str
+    feature_function: FeatureFunction
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        input_size: tuple[int, ...] | None = None,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+        features: str | Extractor | None = None,
+        interpolation: str = "bicubic",
+        crop: float | None = None,
+        licence: str = "unknown",
+        source: str = "unknown",
+        sha256: str | None = None,
+        name: str = "custom",
+    ):
+        size = None if input_size is None else tuple(_plain(n) for n in input_size)
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        contract = DataContract(size, mean, std, interpolation, crop, licence, source, sha256)
+        copied = frozen_copy(module)
+        self._set(Loaded(copied, contract, extractor(copied, features)), name)
+
+    @classmethod
+    def from_loaded(cls, loaded: Loaded, name: str) -> Backbone:
+        """Take over, without copying, a network that nobody else holds (it is frozen in place)."""
+        freeze(loaded.module)
+        backbone = cls.__new__(cls)
+        backbone._set(loaded, name)
+        return backbone
+
+    def _set(self, loaded: Loaded, name: str) -> None:
+        _check_contract(loaded.contract)
+        self.module, self.contract, self.name = loaded.module, loaded.contract, name
+        self.feature_function = FeatureFunction(loaded.features)
+        if self.contract.sha256 is None:
+            fields = {**self.contract.to_dict(), "sha256": parameter_digest(self.module)}
+            self.contract = DataContract.from_dict(fields)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter; inputs are brought to it."""
+        return self._weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; inputs are brought there."""
+        return self._weight.device
+
+    @property
+    def _weight(self) -> nn.Parameter:
+        return next(p for p in self.module.parameters() if p.is_floating_point())
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features, differentiable in x and in the parameters.
+
+        Args:
+            x: network inputs (n, *input_size), already normalised; another height and width is passed on.
+
+        Returns:
+            Features (n, d), in the network's own dtype.
+
+        Raises:
+            BackboneError: if x does not fit the contract or the features hold NaN or infinity.
+        """
+        phi = self.feature_function(self.module, self._input(x))
+        refuse_not_finite(phi.detach())
+        return phi
+
+    def check(self, x: Tensor | None = None) -> None:
+        """Refuse a network that is not a fixed, differentiable function of each picture alone.
+
+        Args:
+            x: a few normalised inputs, (n, *input_size); by default a fixed made-up one.
+
+        Raises:
+            BackboneError: naming the likely part: dropout or noise left on, normalisation by the batch, NaN,
+                no gradient, inputs it cannot take.
+
+        Cost: at most 13 pictures forward and one backward.
+        """
+        if x is None and self.contract.input_size is None:
+            message = "check() of a backbone without input_size needs a few inputs x"
+            raise BackboneError(message)
+        given = self.sample() if x is None else self._input(x)
+        if len(given) == 0:
+            message = "check(x) needs at least one input"
+            raise BackboneError(message)
+        if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+            message = "the inputs given to check() hold NaN or infinity"
+            raise BackboneError(message)
+        try:
+            check_fixed_function(self.module, self.feature_function, given)
+        except BackboneError as error:
+            message = f"backbone {self.name!r} cannot be used: {error}"
+            raise BackboneError(message) from error
+
+    def to(self, device: str | torch.device) -> Backbone:
+        """The same backbone on a device: itself if it is there already, else a copy."""
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        moved = copy.deepcopy(self)
+        moved.module.to(device)
+        return moved
+
+    def with_size(self, size: int | tuple[int, int] | None) -> Backbone:
+        """The same network (shared, not copied) for pictures of another size; None changes nothing.
+
+        Whether the network takes that size, `check` tells.
+        """
+        other = copy.copy(self)
+        other.contract = self.contract.with_size(size)
+        _check_contract(other.contract)
+        return other
+
+    def describe(self) -> dict[str, Any]:
+        """Who this is, as JSON-able fields: enough for `verify` to recognise the network later.
+
+        Keys: `name`, `class`, `parameters`, `dtype`, `contract`, `digest` (over parameters and buffers) and
+        `fingerprint` (features of a fixed made-up picture, None without input_size).
+        """
+        known = {"name": self.name, "contract": self.contract.to_dict(), "fingerprint": self._fingerprint()}
+        return describe_network(self.module) | known
+
+    def verify(self, description: dict[str, Any]) -> None:
+        """Check that this is the network that `describe` described, whatever it is called and sized now.
+
+        Raises:
+            BackboneError: if parameters, or the features they give, are different.
+        """
+        size = DataContract.from_dict(description["contract"]).input_size
+        sized = self.with_size(size[1:]) if size and len(size) == 3 else self
+        refuse_other_network(self.name, self.module, sized._fingerprint, description)
+
+    def _fingerprint(self) -> list[float] | None:
+        if self.contract.input_size is None:
+            return None
+        with torch.no_grad():
+            return fingerprint(self.features(self.sample()))
+
+    def sample(self) -> Tensor:
+        """The fixed made-up input (n, *input_size) that checks and fingerprints use."""
+        return sample_input(self.contract.input_size or (), self._weight)
+
+    def _input(self, x: Tensor) -> Tensor:
+        """Input on the network's device and dtype, or an error that says what does not fit."""
+        size = self.contract.input_size
+        if size is None:
+            return x.to(self._weight) if x.is_floating_point() else x.to(self.device)
+        fits = x.dim() == 1 + len(size) and x.shape[1] == size[0]
+        if not fits or not x.is_floating_point():
+            message = (
+                f"backbone {self.name!r} takes normalised floating-point inputs of shape (n, "
+                f"{', '.join(map(str, size))}), not {tuple(x.shape)} of {x.dtype}"
+            )
+            raise BackboneError(message)
+        return x.to(self._weight)
+
+    def __eq__(self, other: object) -> bool:
+        """Same name, contract, features and parameters."""
+        if not isinstance(other, Backbone):
+            return NotImplemented
+        same = self.name == other.name and self.contract == other.contract
+        same = same and self.feature_function == other.feature_function
+        return same and parameter_digest(self.module) == parameter_digest(other.module)
+
+    def __hash__(self) -> int:
+        """Hash of what is cheap to compare."""
+        return hash((self.name, self.contract))
+
+    def __repr__(self) -> str:
+        """One line: name, input size, parameters, type and device."""
+        count = sum(p.numel() for p in self.module.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        facts = f"input_size={self.contract.input_size}, parameters={count:,}, dtype={dtype}"
+        return f"Backbone({self.name!r}, {facts}, device={str(self.device)!r})"
+
+
+def load_backbone(name: str) -> Backbone:
+    """A pre-trained network by name.
+
+    Args:
+        name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package,
+            hash checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download);
+            "hf:DIR" (a local directory written by transformers).
+
+    Raises:
+        MissingExtraError: if a package is absent; the message holds the command that installs it.
+        BackboneError: if the name is unknown or the weights are damaged.
+    """
+    if not isinstance(name, str):
+        message = f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
+        raise BackboneError(message)
+    if name in NETWORKS:
+        return Backbone.from_loaded(load_network(name), name)
+    if name.partition(":")[0] in hubs.HUBS:
+        return Backbone.from_loaded(hubs.load_from_hub(name), name)
+    squeezed = {known.replace("_", ""): known for known in NETWORKS}
+    near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squeezed, 1)
+    hint = f"; did you mean {squeezed[near[0]]!r}?" if near else ""
+    message = (
+        f"there is no backbone {name!r}{hint or ';'} there are {', '.join(NETWORKS)}, and "
+        f"{', '.join(f'{prefix}:{what}' for prefix, what in hubs.HUBS.items())}"
+    )
+    raise BackboneError(message)
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's, which JSON takes."""
+    return int(number) if isinstance(number, Integral) else number
+
+
+def _check_contract(contract: DataContract) -> None:
+    size, mean, std = contract.input_size, contract.mean, contract.std
+    if size is not None and (len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size)):
+        problem = f"input_size={size} must be three positive whole numbers, such as (3, 224, 224)"
+    elif size is not None and any(len(values) not in (0, size[0]) for values in (mean, std)):
+        problem = f"mean has {len(mean)} and std {len(std)} values; each needs {size[0]} (one a channel) or none"
+    elif size is None and (mean or std):
+        problem = "mean and std are per channel and need input_size=(channels, height, width)"
+    elif any(not value > 0 for value in std):
+        problem = f"std={std} must be positive"
+    elif contract.interpolation not in INTERPOLATIONS:
+        problem = f"interpolation={contract.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}"
+    elif contract.crop is not None and not 0 < contract.crop <= 1:
+        problem = f"crop={contract.crop} must be in (0, 1] or None"
+    else:
+        return
+    raise BackboneError(problem)

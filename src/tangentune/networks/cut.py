@@ -1,0 +1,224 @@
+"""A network cut in two at one block: what is below runs once a picture, what is above runs at every step.
+
+The part above is run by calling the whole network on an *empty* batch and handing the kept activations to the block at
+the cut. All that the network does below the cut is then done to no picture at all, whatever its code looks like.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from tangentune.errors import BackboneError, InputError, first_line
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.determinism import close, tolerance
+from tangentune.networks.features import Extractor, FeatureFunction, features_at
+from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CutNetwork:
+    """A backbone in two parts; `above.features(below(x))` are the backbone's own features of x.
+
+    Attributes:
+        block: name of the submodule at whose input the cut is; empty if it is behind the features.
+        below: from normalised inputs (n, ...) to activations (n, ...) at the cut, without gradients.
+        above: a backbone whose inputs are those activations; it shares the given one's module.
+    """
+
+    block: str
+    below: Callable[[Tensor], Tensor]
+    above: Backbone
+
+
+def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
+    """Names of the parameters from a block on, in network order.
+
+    Args:
+        backbone: the network.
+        cut: name of a block, such as "features.15" (see `block_of`), or "last:K" for the last K blocks.
+        x: two normalised inputs or more; parameters that their features do not depend on are not counted.
+
+    Raises:
+        InputError: there is no such block, or K is 0; some that are there are named.
+
+    Example:
+        >>> net = Backbone(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False)))
+        >>> parameters_above(net, "2", torch.ones(2, 4)), len(parameters_above(net, "last:2", torch.ones(2, 4)))
+        (['2.weight'], 3)
+    """
+    used = used_parameters(backbone.module, backbone.feature_function, x)
+    if cut.startswith("last:"):
+        return select_parameters(backbone.module, cut, used)
+    blocks = group_blocks(used)
+    if cut not in blocks:
+        message = f"cut={cut!r} names no block with parameters; there are {', '.join(blocks)}, and 'last:K'"
+        raise InputError(message)
+    later = list(blocks)[list(blocks).index(cut) :]
+    return [name for block in later for name in blocks[block]]
+
+
+def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNetwork:
+    """Cut at the first block, in the order of running, that holds one of the parameters.
+
+    Args:
+        backbone: shared, not copied.
+        names: parameters that must all be above the cut; none of them cuts behind the features.
+        x: two different normalised inputs or more, on which the cut is tried.
+
+    Returns:
+        Both parts. Cost: four forward passes of x. Below, a picture costs the share of the network under the cut;
+        above, the rest, and the calls of the lower layers on an empty batch.
+
+    Raises:
+        BackboneError: the network cannot be cut there, with the reason: a block is reached in another way than by
+            calling it, a parameter is used below, or something flows around the cut (long skip connections).
+
+    Example:
+        >>> net = Backbone(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+        >>> x = torch.randn(5, 4)
+        >>> parts = cut_network(net, ["2.weight"], x)
+        >>> parts.block, parts.below(x).shape, torch.equal(parts.above.features(parts.below(x)), net.features(x))
+        ('2', torch.Size([5, 3]), True)
+    """
+    if not names:
+        return CutNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
+    block = _first_called(backbone, names, x)
+    extract = backbone.feature_function.extract
+    reach = _Reach(extract, block)
+
+    @torch.no_grad()
+    def below(given: Tensor) -> Tensor:
+        return reach(backbone.module, given)
+
+    above = _fed_by(backbone, _Resumed(extract, block, tuple(x.shape[1:]), x.dtype))
+    _refuse_use_below(backbone, reach, names, x)
+    parts = CutNetwork(block, below, above)
+    _refuse_other_result(backbone, parts, x)
+    return parts
+
+
+class _Reached(Exception):
+    """Carries the activations at the cut out of a forward pass; not that of `Tap`, which may lie above the cut."""
+
+    def __init__(self, value: Any):
+        super().__init__()
+        self.value = value
+
+
+@final
+@dataclass(frozen=True)
+class _Reach:
+    """The network's feature function up to the cut: (module, inputs) -> activations at the cut."""
+
+    extract: Extractor
+    block: str
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        """First input of the block's first call; the forward pass ends there."""
+
+        def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            raise _Reached(inputs[0] if inputs else None)
+
+        handle = module.get_submodule(self.block).register_forward_pre_hook(stop)
+        try:
+            self.extract(module, x)
+        except _Reached as reached:
+            if isinstance(reached.value, Tensor) and reached.value.shape[:1] == x.shape[:1]:
+                return reached.value
+        finally:
+            handle.remove()
+        message = f"{self.block} is not called with a tensor of one row a picture as its first argument"
+        raise BackboneError(message)
+
+
+@final
+@dataclass(frozen=True)
+class _Resumed:
+    """The network's feature function from the cut on: (module, activations at the cut) -> its output."""
+
+    extract: Extractor
+    block: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __call__(self, module: nn.Module, z: Tensor) -> Any:
+        """Run on an empty batch, with z in the place of the first input of the block's first call."""
+        waiting = [z.clone()]  # a block may begin by changing its input in place
+
+        def feed(_module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            return (waiting.pop(), *inputs[1:]) if waiting else None
+
+        handle = module.get_submodule(self.block).register_forward_pre_hook(feed)
+        try:
+            return self.extract(module, z.new_empty(0, *self.shape, dtype=self.dtype))
+        finally:
+            handle.remove()
+
+
+def _as_it_is(_module: nn.Module, z: Tensor) -> Tensor:
+    """Behind the features nothing is left to do."""
+    return z
+
+
+def _fed_by(backbone: Backbone, extract: Extractor) -> Backbone:
+    """The same network with another kind of inputs."""
+    above = copy.copy(backbone)
+    above.contract = replace(backbone.contract, input_size=None, mean=(), std=())
+    above.feature_function = FeatureFunction(extract)
+    return above
+
+
+def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
+    """Block that runs first of those that hold the parameters."""
+    modules = dict(backbone.module.named_modules())
+    blocks = [block for block in dict.fromkeys(map(block_of, names)) if block in modules]
+    called: list[str] = []
+
+    def note(block: str, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        called.append(block)
+
+    handles = [modules[block].register_forward_pre_hook(partial(note, block)) for block in blocks]
+    try:
+        with torch.no_grad():
+            backbone.feature_function(backbone.module, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not called:
+        message = f"the network calls no block that holds {next(iter(names))} as a module"
+        raise BackboneError(message)
+    return called[0]
+
+
+def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
+    """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
+    leaves = {name: backbone.module.get_parameter(name).detach().requires_grad_() for name in names}
+    with torch.enable_grad():
+        z = features_at(backbone.module, reach, leaves, x)
+    if z.requires_grad:
+        grads = torch.autograd.grad(z.sum(), list(leaves.values()), allow_unused=True)
+        used = [name for name, grad in zip(leaves, grads, strict=True) if grad is not None]
+        message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
+        raise BackboneError(message)
+
+
+def _refuse_other_result(backbone: Backbone, parts: CutNetwork, x: Tensor) -> None:
+    """Resumed in another order of the pictures, the features must be the network's own."""
+    reason = "something flows around it"
+    with torch.no_grad():
+        whole = backbone.feature_function(backbone.module, x).flip(0)
+        try:
+            resumed = parts.above.feature_function(backbone.module, parts.below(x).flip(0))
+        except Exception as error:  # whatever the network's code makes of an empty batch
+            resumed, reason = None, first_line(error)
+    if resumed is None or not close(whole, resumed, tolerance(whole)):
+        message = f"the network cannot go on from {parts.block} alone: {reason}"
+        raise BackboneError(message)

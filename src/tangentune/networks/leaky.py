@@ -1,0 +1,221 @@
+"""Leaky ReLU in place of ReLU, in a copy of a network whose parameters keep their names.
+
+A unit whose input is negative has exactly zero rows of the Jacobian under ReLU; a leak keeps it alive. Modules change
+their class. Functional uses (`F.relu(x)`, `x.relu_()`) are met where they happen: the network's own forward methods,
+and the feature function of a Backbone, run under a torch function mode that replaces the call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from tangentune.errors import BackboneError, InputError
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.features import Extractor, Loaded, own_output
+from tangentune.networks.leaky_activation import (
+    Leak,
+    LeakingForward,
+    LeakyFeatures,
+    LeakyReLU6,
+    first_tensor,
+    leaking_class,
+)
+
+Network = TypeVar("Network", nn.Module, Backbone)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Leaky(Generic[Network]):
+    """A network with a leak, and what was and was not replaced; made by `leaky`.
+
+    Attributes:
+        network: the copy, a Backbone or a module as was given.
+        slope: slope of the leak.
+        modules: names of the modules replaced.
+        functional: functional uses replaced, counted on one pass: name of the module that makes them ("" is the
+            network itself) -> how many. None where there was no input to count with; they are replaced all the same.
+        unreached: what may still be a ReLU, one sentence each.
+    """
+
+    network: Network
+    slope: float
+    modules: tuple[str, ...]
+    functional: dict[str, int] | None
+    unreached: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """All of it in a line or a few."""
+        uses = "functional uses not counted"
+        if self.functional is not None:
+            uses = f"{sum(self.functional.values())} functional uses in {len(self.functional)} modules"
+        told = [f"slope {self.slope:g}: {len(self.modules)} modules and {uses} replaced"]
+        return "; ".join([*told, *self.unreached])
+
+
+def leaky(network: Network, slope: float = 0.01, *, x: Tensor | None = None) -> Leaky[Network]:
+    """A copy of a network in which every ReLU and ReLU6 that can be found leaks.
+
+    ReLU becomes `max(z, slope z)` (Maas et al. 2013). ReLU6 becomes leaky on both sides (`leaky_relu6`), our choice:
+    the Jacobian is dead on both. Other activations (GELU, SiLU, hard swish) are left alone, but a hard sigmoid
+    written by hand as `relu6(x + 3) / 6` cannot be told apart. Slope 0 gives a plain copy; 0.01 is our default, the
+    LQF paper's slope is not known to us. The features drift: `networks.healing` measures that and brings them back.
+
+    Args:
+        network: a module or a Backbone, left as it is; the copy has the same parameters under the same names.
+        slope: of the leak, in [0, 1).
+        x: a few inputs to count functional uses with; by default, for a Backbone, a fixed made-up one.
+
+    Returns:
+        The copy with an account of what was replaced. Cost: a copy and, for the count, another and one forward pass.
+
+    Raises:
+        InputError: the slope is out of range or the network leaks already.
+        BackboneError: the network is scripted.
+
+    Example:
+        >>> result = leaky(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 0.1, x=torch.ones(1, 2))
+        >>> print(result)
+        slope 0.1: 1 modules and 0 functional uses in 0 modules replaced
+        >>> result.network[1](torch.tensor([-1.0, 2.0]))
+        tensor([-0.1000,  2.0000])
+    """
+    if not 0 <= slope < 1:
+        message = f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)"
+        raise InputError(message)
+    module = network.module if isinstance(network, Backbone) else network
+    _refuse(network, module)
+    extract = network.feature_function.extract if isinstance(network, Backbone) else own_output
+    if x is None and isinstance(network, Backbone) and network.contract.input_size is not None:
+        x = network.sample()
+    copied = copy.deepcopy(module)
+    modules, uses, unreached = (), {}, []
+    if slope:
+        modules, unreached = tuple(_replace_modules(copied, slope)), _out_of_reach(copied)
+        uses, clamps = (None, []) if x is None else _functional_uses(copied, extract, x, slope)
+        for part in copied.modules():
+            if _runs_own_code(part):
+                _become(part, leaking_class(type(part)), leaky_slope=slope)
+        unreached += clamps
+    if not isinstance(network, Backbone):
+        return Leaky(copied, slope, modules, uses, tuple(unreached))
+    name = network.name
+    if slope:
+        extract, name = LeakyFeatures(extract, slope), f"{name}, leaky {slope:g}"
+    changed = Backbone.from_loaded(Loaded(copied, network.contract, extract), name)
+    return Leaky(changed, slope, modules, uses, tuple(unreached))
+
+
+# Calls that may be a ReLU in disguise when they start at zero; as often they only guard a root or a logarithm.
+_CLAMPS = {
+    F.threshold, torch.threshold, torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip,
+    Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_, Tensor.clip,
+}  # fmt: skip
+
+
+@final
+class _Clamps(TorchFunctionMode):
+    """Counts clamps at zero from below, by calling module."""
+
+    def __init__(self, inside: list[str]):
+        super().__init__()
+        self.inside, self.found = inside, Counter[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`; note a clamp."""
+        kwargs = kwargs or {}
+        if func in _CLAMPS and first_tensor(args, kwargs).is_floating_point():
+            low = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("threshold"))
+            self.found[self.inside[-1]] += isinstance(low, int | float) and low == 0
+        return func(*args, **kwargs)
+
+
+def _refuse(network: nn.Module | Backbone, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        message = "a scripted or traced network hides its activations; give the network it was made from"
+        raise BackboneError(message)
+    extract = network.feature_function.extract if isinstance(network, Backbone) else None
+    if isinstance(extract, LeakyFeatures) or any(isinstance(p, LeakingForward | LeakyReLU6) for p in module.modules()):
+        message = "the network leaks already; start from the original to give it another slope"
+        raise InputError(message)
+
+
+def _become(part: Any, kind: type[nn.Module], **fields: float) -> None:
+    """Change a module's class where it stands, so that hooks, sharing and names stay."""
+    part.__class__ = kind
+    vars(part).update(fields)
+
+
+def _replace_modules(module: nn.Module, slope: float) -> list[str]:
+    """Let ReLU modules leak; names of those changed."""
+    names = []
+    for name, part in module.named_modules():
+        if type(part) is nn.ReLU:
+            _become(part, nn.LeakyReLU, negative_slope=slope)
+        elif type(part) is nn.ReLU6 or (type(part) is nn.Hardtanh and (part.min_val, part.max_val) == (0, 6)):
+            _become(part, LeakyReLU6, leaky_slope=slope)
+        else:
+            continue
+        names.append(name)
+    return names
+
+
+def _functional_uses(
+    module: nn.Module, extract: Extractor, x: Tensor, slope: float
+) -> tuple[dict[str, int], list[str]]:
+    """Functional uses of ReLU by calling module, and a sentence on every clamp at zero; one forward pass."""
+    watched, inside, uses = copy.deepcopy(module).eval(), [""], Counter[str]()
+    for name, part in watched.named_modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            part.register_forward_pre_hook(partial(_enter, inside, name))
+            part.register_forward_hook(partial(_leave, inside), always_call=True)
+    with torch.no_grad(), _Clamps(inside) as clamps, Leak(slope, lambda: uses.update(inside[-1:])):
+        extract(watched, x.clone())
+    told = [
+        f"{count} clamp(s) at zero in {name or 'the network itself'}: no ReLU by name, left alone"
+        for name, count in clamps.found.items()
+        if count
+    ]
+    return dict(uses), told
+
+
+def _enter(inside: list[str], name: str, _part: nn.Module, _inputs: Any) -> None:
+    inside.append(name)
+
+
+def _leave(inside: list[str], _part: nn.Module, _inputs: Any, _output: Any) -> None:
+    inside.pop()
+
+
+def _runs_own_code(part: nn.Module) -> bool:
+    """Whether a part's forward is not torch.nn's: only there, and in torch's transformers, is a ReLU no module."""
+    if isinstance(part, torch.jit.ScriptModule | LeakyReLU6) or "forward" in vars(part):
+        return False
+    home = next(kind.__module__ for kind in type(part).__mro__ if "forward" in vars(kind))
+    return home == "torch.nn.modules.transformer" or not home.startswith(("torch.nn.modules.", "torch.nn.utils."))
+
+
+def _out_of_reach(module: nn.Module) -> list[str]:
+    """A sentence on each part whose code cannot be looked into."""
+    told = []
+    for name, part in module.named_modules():
+        named = f"{name or 'the network'} ({type(part).__name__})"
+        if isinstance(part, torch.jit.ScriptModule):
+            if not isinstance(module.get_submodule(name.rpartition(".")[0]), torch.jit.ScriptModule):
+                told.append(f"{named} is scripted or traced: its activations stay as they are")
+        elif isinstance(part, nn.RNNBase) and part.mode.startswith("RNN_RELU"):
+            told.append(f"{named} has its ReLU inside the recurrence: it stays as it is")
+        elif "forward" in vars(part):
+            told.append(f"{named} has a forward set on the instance: functional uses in it may stay as they are")
+        elif hasattr(part, "_orig_mod"):
+            told.append(f"{named} is compiled: functional uses in it may stay as they are")
+    return told

@@ -1,0 +1,129 @@
+"""A network, or a backbone with a head, as a pure function of inputs and replaced parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tangentune.errors import BackboneError, InputError
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.features import Extractor
+from tangentune.networks.freezing import frozen_copy
+from tangentune.networks.heads import refuse_zero_head
+from tangentune.networks.parameters import used_parameters
+
+Inputs = Tensor | Mapping[str, Tensor]
+
+
+@final
+class _Network(nn.Module):
+    """The body's features, through the head if there is one."""
+
+    def __init__(self, body: nn.Module, extract: Extractor, head: nn.Linear | None):
+        super().__init__()
+        self.body, self.head, self.extract = body, head, extract
+
+    def forward(self, x: Inputs) -> Tensor:
+        """Outputs (n, C)."""
+        phi = self.extract(self.body, x)  # pyright: ignore[reportArgumentType]
+        return phi if self.head is None else self.head(phi)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NetworkFunction:
+    """`(x, replaced parameters) -> (n, C)`; parameters go by the body's own names, the head's by "head." names."""
+
+    network: _Network
+    used: tuple[str, ...]
+
+    def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
+        """Outputs with some parameters replaced."""
+        if not replaced:
+            return self.network(x)
+        return functional_call(self.network, {self._inner(name): p for name, p in replaced.items()}, (x,))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that may move, by name, in network order."""
+        everything = dict(self.network.named_parameters())
+        return {name: everything[self._inner(name)] for name in self.used}
+
+    def is_head(self, name: str) -> bool:
+        """Whether this is a parameter of the new head."""
+        return self.network.head is not None and name in ("head.weight", "head.bias")
+
+    def _inner(self, name: str) -> str:
+        return name if self.is_head(name) else f"body.{name}"
+
+
+def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> NetworkFunction:
+    """What `Linearization` differentiates.
+
+    Args:
+        backbone: a Backbone (shared, not copied), or a module (copied and frozen).
+        head: for a Backbone; copied and frozen.
+
+    Raises:
+        InputError: the head is zero, has another width, or is given for a module.
+        BackboneError: the network cannot be linearised, or has parameters named as the head's.
+    """
+    if isinstance(backbone, Backbone):
+        return _of_backbone(backbone, head)
+    if head is not None:
+        message = "head= goes with a Backbone, which says where the features are; a module's own output is linearised"
+        raise InputError(message)
+    body = frozen_copy(backbone)
+    _refuse_zero_end(body)
+    names = tuple(name for name, p in body.named_parameters() if p.is_floating_point())
+    return NetworkFunction(_Network(body, own_outputs, None), names)
+
+
+def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
+    names = [name for name, p in backbone.module.named_parameters() if p.is_floating_point()]
+    if backbone.contract.input_size is not None:
+        sample = backbone.sample()
+        used = set(used_parameters(backbone.module, backbone.feature_function, sample))
+        names = [name for name in names if name in used]
+    if head is not None:
+        refuse_zero_head(head)
+        taken = [name for name in names if name in ("head.weight", "head.bias")]
+        if taken:
+            message = f"the backbone's features use a parameter named {taken[0]}, the name of the new head's; rename it"
+            raise BackboneError(message)
+        head = copy.deepcopy(head).requires_grad_(False).to(backbone.device, backbone.dtype)
+        names += [f"head.{name}" for name, _ in head.named_parameters()]
+    return NetworkFunction(_Network(backbone.module, backbone.feature_function, head), tuple(names))
+
+
+def own_outputs(module: nn.Module, x: Inputs) -> Tensor:
+    """A module's own output: a tensor, or of an output object the logits, else its pooled or last state.
+
+    Raises:
+        BackboneError: the output is something else.
+    """
+    output = module(**x) if isinstance(x, Mapping) else module(x)
+    if isinstance(output, Tensor):
+        return output
+    for field in ("logits", "pooler_output", "last_hidden_state"):
+        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
+        if isinstance(value, Tensor):
+            return value
+    if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    message = (
+        f"the network returns a {type(output).__name__}, neither a tensor nor an output with logits; wrap it in a "
+        "module that returns the tensor to linearise"
+    )
+    raise BackboneError(message)
+
+
+def _refuse_zero_end(body: nn.Module) -> None:
+    """A last linear layer of zeros hides everything below it from first order, as a zero head does."""
+    layers = [part for part in body.modules() if isinstance(part, nn.Linear)]
+    if len(layers) > 1:
+        refuse_zero_head(layers[-1])

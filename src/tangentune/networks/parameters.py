@@ -1,0 +1,116 @@
+"""Which parameters move, and which block of the network each belongs to."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tangentune.errors import InputError
+from tangentune.networks.features import Features, features_at
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def block_of(name: str) -> str:
+    """Block of a parameter: its name up to the first number, or its first part.
+
+    Example:
+        >>> block_of("features.7.conv.0.0.weight"), block_of("layer1.0.conv1.weight"), block_of("cls_token")
+        ('features.7', 'layer1.0', 'cls_token')
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return parts[0]
+
+
+def select_parameters(module: nn.Module, subset: str, used: Collection[str] | None = None) -> list[str]:
+    """Names of the parameters that move, in network order.
+
+    Args:
+        module: the network.
+        subset: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
+            "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter
+            names, such as "features.1?.*,features.9.*".
+        used: parameters the features depend on; others (a classifier behind the features) are not counted.
+
+    Raises:
+        InputError: if the words are not understood or match nothing.
+    """
+    names = [name for name, _ in module.named_parameters() if used is None or name in used]
+    if subset == "all":
+        return names
+    if subset == "none":
+        return []
+    if not isinstance(subset, str):
+        message = f"subset is {subset!r}; give a word such as 'all' or 'last:3', or glob patterns over parameter names"
+        raise InputError(message)
+    if subset == "norm":
+        norms = [(prefix, norm) for prefix, norm in module.named_modules() if isinstance(norm, NORMS)]
+        chosen = {f"{prefix}.{name}".lstrip(".") for prefix, norm in norms for name, _ in norm.named_parameters()}
+        chosen &= set(names)
+    elif subset == "bias":
+        chosen = {name for name in names if name.rsplit(".", 1)[-1] == "bias"}
+    elif match := re.fullmatch(r"last:(\d+)", subset):
+        blocks = list(dict.fromkeys(block_of(name) for name in names))
+        kept = set(blocks[-int(match[1]) :]) if int(match[1]) else set()
+        chosen = {name for name in names if block_of(name) in kept}
+    else:
+        patterns = [p.strip() for p in subset.split(",") if p.strip()]
+        chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    if not chosen:
+        message = (
+            f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', "
+            f"'bias', 'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
+        )
+        raise InputError(message)
+    return [name for name in names if name in chosen]
+
+
+def group_blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """Parameters by block, both in network order."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return blocks
+
+
+def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
+    """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
+    names = [name for name, _ in module.named_parameters()]
+    truth = reference_gradients(module, features, names, x, torch.Generator().manual_seed(0)).truth
+    return [name for name in names if truth[name] is not None]
+
+
+@dataclass(frozen=True)
+class ReferenceGradients:
+    """Autograd's gradient `truth` of a sum of probe outputs with random `weights` (None: unused)."""
+
+    truth: dict[str, Tensor | None]
+    probe: Tensor
+    weights: Tensor
+
+
+def reference_gradients(
+    module: nn.Module, features: Features, names: list[str], x: Tensor, generator: torch.Generator
+) -> ReferenceGradients:
+    """What autograd says of a random sum of probe outputs; rows have to agree with it."""
+    weights = torch.randn(len(x), generator=generator, dtype=torch.float64).to(x.device)
+    moving = set(names)
+    leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if name in moving}
+    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
+    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
+    with torch.enable_grad():
+        phi = features_at(module, features, leaves, start[0].clone() if start else x)
+        probe = torch.randn(1, phi.shape[1], generator=generator, dtype=torch.float64).to(phi)
+        if not phi.requires_grad:
+            return ReferenceGradients(dict.fromkeys(names), probe, weights)
+        wanted = [*leaves.values(), *start]
+        grads = torch.autograd.grad((phi @ probe[0]) @ weights.to(phi), wanted, allow_unused=True)
+    return ReferenceGradients(dict(zip(leaves, grads, strict=False)), probe, weights)

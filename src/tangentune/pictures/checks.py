@@ -1,0 +1,212 @@
+"""Questions asked of labels and pixels before fitting: classes, labels, duplicates, digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.pictures.names import some
+
+
+def label_array(labels: Any) -> NDArray[Any]:
+    """Labels as one numpy array of text, integers, booleans or floats, checked to have no gap.
+
+    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns; shape (n,), or (n, k)
+    for regression on several targets.
+
+    Raises:
+        InputError: a label is missing (None, NaN, "") or infinite, or text and numbers are mixed.
+
+    Example:
+        >>> label_array(["cat", "dog"])
+        array(['cat', 'dog'], dtype='<U3')
+    """
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu().numpy()
+    elif isinstance(labels, (list, tuple)):
+        labels = [entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels]
+    array = np.asarray(labels, dtype=object if _has_text_or_gap(labels) else None)
+    if array.dtype == object:
+        array = _from_objects(array)
+    if array.dtype.kind == "T":  # numpy's text of variable length
+        array = array.astype(str)
+    if array.ndim not in (1, 2):
+        message = f"labels has shape {array.shape}; one label (or one row of targets) per picture is needed."
+        raise InputError(message)
+    if array.dtype.kind == "U":
+        bad = array == ""
+    elif array.dtype.kind == "f":
+        bad = ~np.isfinite(array)
+    elif array.dtype.kind in "iub":
+        return array
+    else:
+        message = f"labels have the type {array.dtype}; use text, integers or floats."
+        raise InputError(message)
+    if bad.any():
+        first = int(np.argmax(bad.reshape(len(array), -1).any(axis=1)))
+        value = array[first].tolist()
+        message = f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label."
+        raise InputError(message)
+    return array
+
+
+def _has_text_or_gap(labels: Any) -> bool:
+    """Text must not pass through numpy's own conversion, which turns a number beside it into text."""
+    return isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
+
+
+def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
+    entries = array.ravel().tolist()
+    for position, entry in enumerate(entries):
+        if entry is None or (isinstance(entry, float) and entry != entry):
+            message = f"Label {position} is missing ({entry}); give every picture a label."
+            raise InputError(message)
+    texts = sum(isinstance(entry, str) for entry in entries)
+    if 0 < texts < len(entries):
+        odd = next(i for i, entry in enumerate(entries) if isinstance(entry, str) == (texts * 2 < len(entries)))
+        message = f"labels mix text and numbers (label {odd} is {entries[odd]!r}); use one kind."
+        raise InputError(message)
+    try:
+        plain = np.array(entries)
+    except ValueError as error:
+        message = f"labels cannot be read as one array: {error}."
+        raise InputError(message) from error
+    if plain.dtype == object or plain.ndim != 1:
+        odd = next((i for i, e in enumerate(entries) if not isinstance(e, (str, int, float))), 0)
+        message = f"Label {odd} is of type {type(entries[odd]).__name__}; use text, integers or floats."
+        raise InputError(message)
+    return plain.reshape(array.shape)
+
+
+def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float64]:
+    """Labels as float64 for regression; text that reads as a number (from a CSV file) is converted.
+
+    Raises:
+        InputError: a label is not a finite number; the message names its picture.
+
+    Example:
+        >>> numeric_labels(np.array(["1", "2.5"]), ["a.jpg", "b.jpg"])
+        array([1. , 2.5])
+    """
+    if labels.dtype.kind != "U":
+        return labels.astype(np.float64)
+    values = np.empty(len(labels))
+    for i, text in enumerate(labels.tolist()):
+        try:
+            values[i] = float(text)
+        except ValueError:
+            values[i] = np.nan
+        if not np.isfinite(values[i]):
+            message = f"The label {text!r} of {ids[i]} is not a number; regression needs numbers as labels."
+            raise InputError(message)
+    return values
+
+
+def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
+    """Refuse labels of a single class; return one sentence per thing the user should know.
+
+    Args:
+        labels: (n,) labels.
+        ids: (n,) names of the pictures.
+
+    Raises:
+        InputError: all pictures have the same label, or there are none.
+
+    Example:
+        >>> check_classes(np.array(["cat", "cat", "dog"]), ["1.jpg", "2.jpg", "3.jpg"])
+        ["Class 'dog' has only one picture (3.jpg), so its leave-one-out prediction cannot be right."]
+    """
+    values = labels.tolist()
+    counts = Counter(values)
+    if not counts:
+        message = "There are no pictures to learn from."
+        raise InputError(message)
+    if len(counts) == 1:
+        message = (
+            f"All {len(values)} pictures have the label {values[0]!r}; "
+            "a classifier needs pictures of at least two classes."
+        )
+        raise InputError(message)
+    lonely = [i for i, label in enumerate(values) if counts[label] == 1]
+    if not lonely:
+        return []
+    if len(lonely) == 1:
+        which = f"Class {values[lonely[0]]!r} has only one picture ({ids[lonely[0]]})"
+        return [f"{which}, so its leave-one-out prediction cannot be right."]
+    named = some([f"{values[i]!r}: {ids[i]}" for i in lonely])
+    return [
+        f"{len(lonely)} classes have only one picture each ({named}), so the leave-one-out predictions "
+        "of these pictures cannot be right."
+    ]
+
+
+def pictures_digest(pixels: Tensor) -> list[str]:
+    """The sha256 of every picture's pixels, type and shape, as hexadecimal text, for audit logs.
+
+    Cost: one pass over the pixels, about 1 GB/s.
+
+    Example:
+        >>> import torch
+        >>> pictures_digest(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))[0][:8]
+        '9825a62b'
+    """
+    head = f"{pixels.dtype} {tuple(pixels.shape[1:])} ".encode()
+    digests = []
+    for row in pixels:
+        digest = hashlib.sha256(head)
+        digest.update(row.contiguous().numpy().data)
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def find_duplicates(pixels: Tensor) -> list[list[int]]:
+    """Groups of positions whose pictures are equal in every pixel, each of two or more, in order.
+
+    Compared after resizing, as the network sees them. Cost: one pass over the pixels.
+
+    Example:
+        >>> import torch
+        >>> find_duplicates(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+        [[0, 2]]
+    """
+    groups: dict[bytes, list[int]] = {}
+    for i, row in enumerate(pixels):
+        digest = hashlib.blake2b(row.contiguous().numpy().data, digest_size=20).digest()
+        groups.setdefault(digest, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def conflicting_groups(groups: Sequence[Sequence[int]], labels: NDArray[Any]) -> list[list[int]]:
+    """Those groups of equal pictures whose labels differ.
+
+    Example:
+        >>> conflicting_groups([[0, 2], [1, 3]], np.array(["cat", "dog", "cow", "dog"]))
+        [[0, 2]]
+    """
+    return [list(group) for group in groups if (labels[list(group)] != labels[group[0]]).any()]
+
+
+def duplicate_sentences(pixels: Tensor, labels: NDArray[Any] | None, ids: Sequence[str]) -> list[str]:
+    """What to tell the user about pictures that appear more than once; an empty list when none do."""
+    groups = find_duplicates(pixels)
+    if not groups:
+        return []
+    named = some([" = ".join(ids[i] for i in group) for group in groups], 3)
+    one = len(groups) == 1
+    sentences = [
+        f"{len(groups)} {'picture appears' if one else 'pictures appear'} more than once, so the "
+        f"leave-one-out error of {'its' if one else 'their'} copies is optimistic: {named}."
+    ]
+    conflicts = [] if labels is None else conflicting_groups(groups, labels)
+    if conflicts and labels is not None:
+        pairs = [" = ".join(f"{ids[i]} ({labels[i].tolist()!r})" for i in group) for group in conflicts]
+        what = "picture appears" if len(conflicts) == 1 else "pictures appear"
+        sentences.append(f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}.")
+    return sentences

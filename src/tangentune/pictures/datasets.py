@@ -1,0 +1,119 @@
+"""Pictures held by a torch Dataset or a list: Pillow pictures, arrays or tensors, with or without labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.pictures.arrays import load_array
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.decode import prepare_picture
+
+_PICTURE_KEYS = ("image", "img", "picture", "pixel_values")
+_LABEL_KEYS = ("label", "labels", "target")
+
+
+def is_item(entry: Any) -> bool:
+    """True for what a list of pictures holds: a picture, an array, or a (picture, label) pair."""
+    picture = entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry
+    return isinstance(picture, Image.Image) or (isinstance(picture, (np.ndarray, Tensor)) and picture.ndim > 0)
+
+
+def count_items(source: Any) -> int:
+    """The length of a map-style dataset.
+
+    Raises:
+        InputError: it has no length or cannot be indexed (an iterable dataset, a DataLoader).
+    """
+    try:
+        count = len(source) if hasattr(source, "__getitem__") and not isinstance(source, Mapping) else None
+    except (TypeError, NotImplementedError):
+        count = None
+    if count is None:
+        message = (
+            f"{type(source).__name__} cannot be used as pictures; give a folder, paths, an array, or a "
+            "map-style Dataset with len() and indexing (not an iterable one, not a DataLoader)."
+        )
+        raise InputError(message)
+    if count == 0:
+        message = f"The {type(source).__name__} given holds no pictures."
+        raise InputError(message)
+    return count
+
+
+def read_items(source: Any, contract: DataContract) -> Iterator[tuple[Tensor | Exception, Any]]:
+    """Yield every item's `(pixels at the contract's size, label or None)` in order.
+
+    An item that cannot be read gives its exception in place of the pixels. Items are read in this
+    process, one at a time.
+    """
+    for position in range(count_items(source)):
+        try:
+            picture, label = _split(source[position])
+            yield one_picture(picture, contract), label
+        except Exception as error:  # a dataset's own code may raise anything
+            yield error, None
+
+
+def one_picture(picture: Any, contract: DataContract) -> Tensor:
+    """A Pillow picture, (H, W), (C, H, W) or (H, W, C) array, or vector, at the contract's size.
+
+    Raises:
+        InputError: NaN, an ambiguous layout, or a type that is no picture.
+    """
+    if isinstance(picture, Image.Image):
+        return torch.from_numpy(prepare_picture(picture, contract))
+    if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:
+        message = f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor"
+        raise InputError(message)
+    if isinstance(picture, Tensor) and picture.dtype.is_floating_point and not picture.isfinite().all():
+        message = "it holds NaN or inf"
+        raise InputError(message)
+    if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and not np.isfinite(picture).all():
+        message = "it holds NaN or inf"
+        raise InputError(message)
+    return load_array(picture[None], contract)[0]
+
+
+def warn_if_random(source: Any, contract: DataContract) -> None:
+    """Read the first item twice: a dataset that augments at random gives other pixels the second time."""
+    try:
+        first, second = (one_picture(_split(source[0])[0], contract) for _ in range(2))
+    except Exception:  # it will be reported when the items are read in order
+        return
+    if not torch.equal(first, second):
+        message = (
+            "The Dataset gives other pixels each time item 0 is read; one draw of each picture is used, "
+            "so remove its random transforms for a result that can be repeated."
+        )
+        warnings.warn(message, stacklevel=4)
+
+
+def _split(item: Any) -> tuple[Any, Any]:
+    """The picture and the label (None when there is none) of one item."""
+    if isinstance(item, Mapping):
+        pictures = [item[key] for key in _PICTURE_KEYS if key in item]
+        labels = [item[key] for key in _LABEL_KEYS if key in item]
+        if not pictures:
+            message = f"it is a dict without {' or '.join(_PICTURE_KEYS)}"
+            raise InputError(message)
+        return pictures[0], labels[0] if labels else None
+    if isinstance(item, (tuple, list)):
+        if not item:
+            message = "it is empty"
+            raise InputError(message)
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def item_labels(labels: list[Any]) -> list[Any] | NDArray[Any] | None:
+    """The labels the items brought, or None when none of them did."""
+    return None if all(label is None for label in labels) else labels

@@ -1,0 +1,107 @@
+"""Decode many picture files in their given order, in this process or in worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import chain
+from typing import Any, cast
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from tangentune.errors import InputError, PictureError
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.decode import try_decode
+
+Decoded = NDArray[np.uint8] | str
+"""A picture's pixels, or the reason why it cannot be read."""
+
+_CHUNK = 32
+_LOOK_EVERY = 8
+# Starting workers costs a few seconds, so they must have more than that to do.
+_WORTH_WORKERS_S = 6.0
+
+
+def worker_count(n_jobs: int) -> int:
+    """How many processes an `n_jobs` means; negative counts back from all cores, as in scikit-learn.
+
+    Raises:
+        InputError: `n_jobs` is 0 or not an integer.
+
+    Example:
+        >>> worker_count(3)
+        3
+    """
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0:
+        message = f"n_jobs is {n_jobs!r}; use None, a number of processes, or -1 for all cores."
+        raise InputError(message)
+    return int(n_jobs) if n_jobs > 0 else max(1, cpu_count() + 1 + int(n_jobs))
+
+
+def decode_files(
+    paths: Sequence[str], contract: DataContract, n_jobs: int | None = None
+) -> Generator[Decoded, None, None]:
+    """Yield every file's pixels, or the reason why it cannot be read, in the order of `paths`.
+
+    The results do not depend on `n_jobs`. None begins in this process and hands the rest to one worker
+    per core once the first pictures show that it pays. Workers are reused by later calls.
+
+    Raises:
+        InputError: the contract is not one for pictures, or `n_jobs` is 0.
+        PictureError: a worker process died.
+    """
+    workers = None if n_jobs is None else worker_count(n_jobs)
+    start, done = time.perf_counter(), 0
+    while done < len(paths) and (workers is None or workers == 1):
+        yield try_decode(paths[done], contract)
+        done += 1
+        if workers is None and done % _LOOK_EVERY == 0:
+            expected = (time.perf_counter() - start) / done * (len(paths) - done)
+            workers = cpu_count() if expected > _WORTH_WORKERS_S and cpu_count() > 1 else None
+    if done < len(paths):
+        yield from _decode_in_workers(paths[done:], contract, workers or 1)
+
+
+def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: int) -> Generator[Decoded, None, None]:
+    size = max(1, min(_CHUNK, len(paths) // (4 * workers)))
+    settings = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    stopped = False
+
+    def tasks() -> Iterator[Any]:
+        for start in range(0, len(paths), size):
+            if stopped:
+                return
+            yield delayed(_decode_chunk)(paths[start : start + size], contract, *settings)
+
+    # loky, not multiprocessing: it neither forks a process that runs threads nor imports the user's script.
+    options: dict[str, Any] = {"backend": "loky", "return_as": "generator", "batch_size": 1}
+    results: Iterator[list[Decoded]] = iter(())
+    try:
+        results = cast("Iterator[list[Decoded]]", Parallel(n_jobs=workers, **options)(tasks()))
+        yield from chain.from_iterable(results)
+    except BrokenProcessPool as error:
+        message = (
+            "A process that decodes pictures died (out of memory, or a file that crashes its decoder); "
+            "use n_jobs=1, or fewer processes than now, to go on or to see which file it is."
+        )
+        raise PictureError(message) from error
+    finally:
+        # When the caller stops early: let the few tasks under way end, because killing workers is not safe.
+        stopped = True
+        with suppress(BrokenProcessPool):
+            deque(results, maxlen=0)
+
+
+def _decode_chunk(
+    paths: Sequence[str], contract: DataContract, max_pixels: int | None, load_truncated: bool
+) -> list[Decoded]:
+    """Runs in a worker, under the Pillow settings of the process that asked."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    ImageFile.LOAD_TRUNCATED_IMAGES = load_truncated
+    return [try_decode(path, contract) for path in paths]

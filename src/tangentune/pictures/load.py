@@ -1,0 +1,274 @@
+"""All the ways to give pictures, and how each becomes `Pictures`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from tangentune.errors import InputError, PictureError
+from tangentune.pictures.arrays import load_array
+from tangentune.pictures.checks import (
+    check_classes,
+    conflicting_groups,
+    duplicate_sentences,
+    find_duplicates,
+    label_array,
+    numeric_labels,
+    pictures_digest,
+)
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.datasets import (
+    count_items,
+    is_item,
+    item_labels,
+    read_items,
+    warn_if_random,
+)
+from tangentune.pictures.decode import file_problem, picture_shape
+from tangentune.pictures.decode_pool import decode_files
+from tangentune.pictures.files import FileList, find_files, from_paths
+from tangentune.pictures.names import some
+from tangentune.pictures.pictures import Pictures, normalise
+from tangentune.pictures.pixel_store import RAM_LIMIT, allocate
+
+__all__ = [
+    "Pictures",
+    "check_classes",
+    "conflicting_groups",
+    "duplicate_sentences",
+    "find_duplicates",
+    "load_pictures",
+    "normalise",
+    "numeric_labels",
+    "pictures_digest",
+]
+
+
+def load_pictures(
+    source: Any,
+    labels: Any = None,
+    *,
+    contract: DataContract,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+    verbose: int = 0,
+    need_labels: bool = True,
+) -> Pictures:
+    """Read pictures from wherever they are, at the size a network takes.
+
+    Args:
+        source: a folder root/class/file (names of the class folders are the labels; order: sorted by
+            path); any folder when `need_labels=False`; a `.csv` file with columns path,label; a picture;
+            a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W, C), (n, H, W) or
+            vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
+        labels: one per picture, in the source's order; goes before labels that the source has itself.
+        contract: size, interpolation and crop the network needs.
+        on_error: "raise" stops at a picture that cannot be read; "skip" leaves it out and warns with a count.
+        n_jobs: processes that decode files; None uses all cores once there is enough to do. The result
+            does not depend on it.
+        verbose: 1 shows a progress bar with the time left on anything over a second.
+        need_labels: False for prediction; names of folders are then not taken as labels.
+
+    Returns:
+        Pictures, with labels as the source gives them (folder names and CSV entries stay text).
+
+    Raises:
+        PictureError: a file, folder or table cannot be used; the message names it.
+        InputError: an array, label list or argument cannot be used.
+
+    Example:
+        >>> contract = DataContract(input_size=(3, 32, 32))
+        >>> grey = np.zeros((4, 28, 28), dtype=np.uint8)
+        >>> load_pictures(grey, ["a", "a", "b", "b"], contract=contract).pixels.shape
+        torch.Size([4, 3, 32, 32])
+    """
+    if on_error not in ("raise", "skip"):
+        message = f"on_error is {on_error!r}; use 'raise' or 'skip'."
+        raise InputError(message)
+    given = None if labels is None else label_array(labels)
+    source = _plain_list(source)
+    if isinstance(source, Pictures):
+        pictures = source if given is None else replace(source, labels=_fitting(given, len(source)))
+    elif isinstance(source, (str, os.PathLike)):
+        files = find_files(source, need_labels and given is None)
+        _refuse_unlabelled(need_labels, given, files.labels)
+        pictures = _from_files(files, given, contract, on_error, n_jobs, verbose)
+    elif isinstance(source, list) and source and isinstance(source[0], (str, os.PathLike)):
+        _refuse_unlabelled(need_labels, given)
+        pictures = _from_files(from_paths(source), given, contract, on_error, n_jobs, verbose)
+    elif _is_array(source):
+        _refuse_unlabelled(need_labels, given)
+        pixels = load_array(source, contract, verbose, alone=given is None)
+        kept = None if given is None else _fitting(given, len(pixels))
+        pictures = Pictures(pixels, kept, [str(i) for i in range(len(pixels))])
+    else:
+        pictures = _from_items(source, given, contract, on_error, verbose)
+    _refuse_unlabelled(need_labels, pictures.labels)
+    for sentence in (pictures.skip_report(), _range_sentence(pictures.pixels, contract)):
+        if sentence and pictures is not source:
+            warnings.warn(sentence, stacklevel=2)
+    return pictures
+
+
+def _refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
+    if need_labels and all(known is None for known in labels):
+        message = "These pictures have no labels; give labels=, a CSV file with labels, or class folders."
+        raise InputError(message)
+
+
+def _plain_list(source: Any) -> Any:
+    """Single pictures, tuples, iterators and arrays of text as a list; everything else as it is."""
+    if isinstance(source, Image.Image):
+        return [source]
+    if isinstance(source, Iterator) or (isinstance(source, tuple) and type(source) is tuple):
+        return list(source)
+    if hasattr(source, "__array__") and getattr(source, "ndim", 0) == 1:
+        entries = np.asarray(source).tolist()
+        return entries if entries and isinstance(entries[0], (str, os.PathLike)) else source
+    return source
+
+
+def _is_array(source: Any) -> bool:
+    if isinstance(source, list):
+        return not (source and is_item(source[0]))
+    return source is None or np.isscalar(source) or isinstance(source, Tensor) or hasattr(source, "__array__")
+
+
+def _fitting(labels: NDArray[Any], count: int) -> NDArray[Any]:
+    if len(labels) != count:
+        message = f"There are {len(labels)} labels for {count} pictures; give one per picture."
+        raise InputError(message)
+    return labels
+
+
+def _from_files(
+    files: FileList,
+    given: NDArray[Any] | None,
+    contract: DataContract,
+    on_error: str,
+    n_jobs: int | None,
+    verbose: int,
+) -> Pictures:
+    picture_shape(contract, files=True)
+    labels = label_array(files.labels) if given is None and files.labels is not None else given
+    if labels is not None:
+        labels = _fitting(labels, len(files.paths))
+    for note in files.notes:
+        warnings.warn(note, stacklevel=3)
+    if on_error == "raise":
+        problems = [(name, file_problem(path)) for name, path in zip(files.ids, files.paths, strict=True)]
+        _refuse([*files.lost, *((name, reason) for name, reason in problems if reason)], len(problems))
+    decoded = decode_files(files.paths, contract, n_jobs)
+    with closing(decoded):  # stops the workers when a picture is refused
+        pixels, kept, skipped = _collect(decoded, files.ids, on_error, verbose)
+    _warn_if_dark(pixels, labels is not None)
+    ids = [files.ids[i] for i in kept]
+    return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
+
+
+def _from_items(
+    source: Any, given: NDArray[Any] | None, contract: DataContract, on_error: str, verbose: int
+) -> Pictures:
+    count = count_items(source)
+    if not isinstance(source, list):
+        warn_if_random(source, contract)
+    ids, brought = [str(i) for i in range(count)], []
+
+    def pictures() -> Iterator[Tensor | Exception]:
+        for picture, label in read_items(source, contract):
+            brought.append(label)
+            yield picture
+
+    pixels, kept, skipped = _collect(pictures(), ids, on_error, verbose)
+    labels = None if given is None else _fitting(given, count)[kept]
+    if labels is None:
+        own = item_labels([brought[i] for i in kept])
+        labels = None if own is None else label_array(own)
+    return Pictures(pixels, labels, [ids[i] for i in kept], skipped)
+
+
+def _collect(
+    results: Iterable[Any], ids: Sequence[str], on_error: str, verbose: int
+) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
+    """Put pictures into one tensor: `(pixels, positions that could be read, what was skipped)`."""
+    pixels, kept, skipped = None, [], []
+    settings: dict[str, Any] = {"desc": "reading pictures", "unit": "picture", "delay": 1.0}
+    for position, result in enumerate(tqdm(results, total=len(ids), disable=not verbose, **settings)):
+        name = ids[position]
+        if isinstance(result, (str, Exception)):
+            cause = result if isinstance(result, Exception) else None
+            reason = result if cause is None else _told(cause)
+            if on_error == "raise":
+                message = f'Cannot read picture {name}: {reason}. Correct or remove it, or use on_error="skip".'
+                raise PictureError(message) from cause
+            skipped.append((name, reason))
+            continue
+        picture = torch.as_tensor(result)
+        if pixels is None:
+            pixels = allocate((len(ids), *picture.shape), picture.dtype)
+        if picture.shape != pixels.shape[1:] or picture.dtype != pixels.dtype:
+            message = (
+                f"Picture {name} is {tuple(picture.shape)} {picture.dtype}, unlike those before it "
+                f"({tuple(pixels.shape[1:])} {pixels.dtype}); give all pictures in one form."
+            )
+            raise InputError(message)
+        pixels[len(kept)] = picture
+        kept.append(position)
+    if pixels is None:
+        _refuse(skipped, len(ids))
+        message = "There are no pictures to read."
+        raise PictureError(message)
+    pixels = pixels[: len(kept)]
+    # A shortened view would carry the whole room along when it is pickled; in a file that costs nothing.
+    in_memory = skipped and pixels.untyped_storage().nbytes() <= RAM_LIMIT
+    return pixels.clone() if in_memory else pixels, kept, skipped
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip().rstrip(".")
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+def _refuse(problems: Sequence[tuple[str, str]], count: int) -> None:
+    """Name all files known to be unreadable at once, so that they can be corrected in one go."""
+    if problems:
+        named = some([f"{name} ({reason})" for name, reason in problems])
+        message = (
+            f"{len(problems)} of {max(count, len(problems))} pictures cannot be read: {named}. "
+            'Correct or remove them, or use on_error="skip" to leave them out.'
+        )
+        raise PictureError(message)
+
+
+def _warn_if_dark(pixels: Tensor, labelled: bool) -> None:
+    highest = int(pixels.max())
+    if labelled and highest < 32:
+        message = (
+            f"All {len(pixels)} pictures are nearly black (highest value {highest} of 255); if they are "
+            "16-bit files that hold 10- or 12-bit values, scale them to the full range first."
+        )
+        warnings.warn(message, stacklevel=4)
+
+
+def _range_sentence(pixels: Tensor, contract: DataContract) -> str:
+    """What looks wrong about the range of float pictures; empty when nothing does."""
+    if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point or not len(pixels):
+        return ""
+    low, high = float(pixels.min()), float(pixels.max())
+    seen = f"Float pixels go from {low:.3g} to {high:.3g}"
+    if low >= 0 and high > 2:
+        return f"{seen}, like 0..255, but floats are taken as [0, 1] values: give uint8, or divide by 255."
+    if low < -0.01 and contract.mean:
+        return f"{seen}, as if normalised, but the backbone's mean and std are applied: give [0, 1] values."
+    return ""

@@ -1,0 +1,132 @@
+"""Pictures in the one form in which the library keeps them, and how a network gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.names import some
+from tangentune.pictures.pixel_store import take_rows
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures (or vectors) in a fixed order, ready for a network.
+
+    Attributes:
+        pixels: (n, C, H, W) uint8 at the contract's size; float32 or float64 where float arrays were
+            given; (n, k) for vectors. Over 1 GiB it lies in an unnamed temporary file.
+        labels: (n,) text, integers or floats as given ((n, k) targets are allowed), or None.
+        ids: n names: the path relative to the source's root, or the position.
+        skipped: `(id, reason)` of pictures that could not be read.
+
+    Example:
+        >>> pictures = Pictures(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), None, ["a.png", "b.png"])
+        >>> len(pictures), pictures.select([1]).ids
+        (2, ['b.png'])
+    """
+
+    pixels: Tensor
+    labels: NDArray[Any] | None
+    ids: list[str]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = {len(self.pixels), len(self.ids), len(self.pixels if self.labels is None else self.labels)}
+        if len(counts) > 1:
+            message = f"pixels, ids and labels must have the same length; they have {sorted(counts)}."
+            raise InputError(message)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(
+        self,
+        contract: DataContract,
+        batch_size: int = 32,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Tensor]:
+        """Normalised network inputs in their fixed order, `batch_size` at a time.
+
+        Raises:
+            InputError: the pixels are not of the contract's size, or the batch size is below 1.
+        """
+        if batch_size < 1:
+            message = f"batch_size is {batch_size}; it must be at least 1."
+            raise InputError(message)
+        shape = tuple(self.pixels.shape[1:])
+        if contract.input_size is not None and shape != tuple(contract.input_size):
+            message = f"The pictures are {shape}, but the backbone takes {contract.input_size}; reload them."
+            raise InputError(message)
+        for start in range(0, len(self), batch_size):
+            yield normalise(self.pixels[start : start + batch_size].to(device), contract, dtype)
+
+    def select(self, indices: Any) -> Pictures:
+        """A copy of some pictures: positions, a boolean mask, or a slice; `skipped` is kept."""
+        rows = np.arange(len(self))
+        rows = rows[indices] if isinstance(indices, slice) or np.size(indices) else rows[:0]
+        rows = np.atleast_1d(rows)
+        labels = None if self.labels is None else self.labels[rows]
+        pixels = take_rows(self.pixels, torch.from_numpy(rows))
+        return Pictures(pixels, labels, [self.ids[i] for i in rows], list(self.skipped))
+
+    def thumbnail(self, position: int) -> Image.Image | None:
+        """One picture for people to look at, as the network sees it; None for vectors."""
+        if self.pixels.ndim != 4:
+            return None
+        picture = self.pixels[position]
+        picture = picture[:3] if len(picture) >= 3 else picture[:1]
+        if picture.dtype != torch.uint8:
+            picture = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+        array = picture.permute(1, 2, 0).numpy()
+        return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
+
+    def skip_report(self) -> str:
+        """One sentence that counts and names the pictures left out; empty when there are none."""
+        if not self.skipped:
+            return ""
+        named = some([f"{name} ({reason})" for name, reason in self.skipped])
+        were = "picture was" if len(self.skipped) == 1 else "pictures were"
+        return f"{len(self.skipped)} {were} left out, {len(self)} remain: {named}."
+
+
+def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels as a network wants them: `(x / 255 - mean) / std` for uint8, `(x - mean) / std` for floats.
+
+    Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded
+    once, at the end.
+
+    Raises:
+        InputError: the contract's mean or std fits neither 1 nor the number of channels.
+
+    Example:
+        >>> contract = DataContract(input_size=(1, 1, 2), mean=(0.5,), std=(0.5,))
+        >>> normalise(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), contract).tolist()
+        [[[[-1.0, 1.0]]]]
+    """
+    if contract.input_size is None or len(contract.input_size) != 3:
+        return pixels.to(dtype, copy=True)
+    exact = torch.promote_types(dtype, torch.float32)
+    values = pixels.to(exact, copy=True)
+    if pixels.dtype == torch.uint8:
+        values /= 255
+    for name, numbers in (("mean", contract.mean), ("std", contract.std)):
+        if len(numbers) not in (0, 1, pixels.shape[1]):
+            message = f"The contract's {name} has {len(numbers)} numbers for {pixels.shape[1]} channels."
+            raise InputError(message)
+    if contract.mean:
+        values -= values.new_tensor(contract.mean)[:, None, None]
+    if contract.std:
+        values /= values.new_tensor(contract.std)[:, None, None]
+    return values.to(dtype)

@@ -1,0 +1,247 @@
+"""An HTML page about a selection: for every target class the pictures chosen for it, and what came from where.
+
+It stands alone, as the other pages do: nothing is loaded, no script is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangentune import __version__
+from tangentune._files import replaced_file
+from tangentune.methods.source_selection.manifest import Manifest
+from tangentune.methods.source_selection.select import Overlap
+from tangentune.pictures.load import Pictures
+from tangentune.reports.model_page import environment
+from tangentune.reports.select_examples import TARGETS, WANTED, Examples, load_examples, shown
+from tangentune.reports.tables import thumbnail
+
+_ROWS = 12  # of a table before "more"
+METHODS = {
+    "uot": "transport",
+    "kernel_sum": "kernel sum",
+    "nearest": "nearest class",
+    "mean_cosine": "mean cosine",
+    "emd": "greedy EMD",
+    "random": "random",
+    "all": "all",
+}
+_CHOSEN_BY = {
+    "uot": "unbalanced optimal transport between source and target, in the features of {network}",
+    "kernel_sum": "the sum of their kernels with all target classes, in the features of {network}",
+    "nearest": "their nearest target class, in the features of {network}",
+    "mean_cosine": "their mean cosine with the target classes, in the features of {network}",
+    "emd": "greedy choice by the earth mover's distance, in the features of {network}",
+    "random": "chance",
+    "all": "nothing: all there are were taken",
+}
+_FULL = {"uot": "unbalanced optimal transport"}
+_UNITS = {"pictures": "pictures", "classes": "classes, whole", "mass": "of the mass"}
+_SETTINGS = {
+    "granularity": "Chosen as",
+    "quota": "At least for each target class",
+    "clusters": "Clusters of the source",
+    "centre": "Features centred",
+    "marginals": "Marginals",
+    "cost_scale": "Cost scale",
+    "eps": "Weight of the entropy",
+    "tau_source": "Penalty of source masses",
+    "tau_target": "Penalty of target masses",
+    "seed": "Seed",
+}
+
+
+def write_selection_page(
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    target: Any,
+    *,
+    target_labels: Any = None,
+    source: Any = None,
+    overlap: Overlap | None = None,
+    n_jobs: int | None = None,
+) -> Path:
+    """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
+
+    Args:
+        path: of the page.
+        manifest: what was chosen.
+        target: the target set, as it was given to the selection.
+        target_labels: its labels, where it has none of its own.
+        source: the source, where it was given as arrays or Pictures.
+        overlap: between the methods.
+        n_jobs: processes that decode.
+
+    Raises:
+        StoreError: the file cannot be written.
+        PictureError: a picture to be shown is missing or has changed.
+    """
+    examples = load_examples(manifest, target, target_labels=target_labels, source=source, n_jobs=n_jobs)
+    page = render_selection(manifest, examples, overlap)
+    with replaced_file(path) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
+
+
+def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | None = None) -> str:
+    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page.
+
+    Args:
+        manifest: what was chosen.
+        examples: of `load_examples`.
+        overlap: between the methods, for the table.
+    """
+    settings, n = manifest.settings, len(manifest)
+    network = manifest.backbone["name"]
+    by = _CHOSEN_BY[settings["method"]].format(network=network)
+    mass = any(row["mass"] is not None for row in manifest.class_table)
+    context = {
+        "version": __version__,
+        "title": f"{n:,} pictures chosen for {len(manifest.target['classes'])} target classes",
+        "lead": f"From {manifest.source['count']:,} source pictures, by {by}. A picture of weight 2 counts twice as "
+        "much as the average chosen one; the percentage beside it is the part of it that serves the class in question.",
+        "headline": _headline(manifest),
+        "targets": _targets(manifest, examples),
+        "hidden": max(0, len(manifest.target["classes"]) - TARGETS),
+        "classes": _first_and_rest(class_rows(manifest)),
+        "mass": mass,
+        "class_text": "How many pictures of each class were taken, and for which target class most of them."
+        + (" Mass: the class's share of what all source classes send to the targets." if mass else ""),
+        "coverage": _first_and_rest(coverage_rows(manifest)),
+        "overlap": None if overlap is None else _overlap_rows(overlap),
+        "setup": _setup(manifest),
+        "notes": manifest.notes,
+    }
+    return environment().get_template("select.html.j2").render(context)
+
+
+def _headline(manifest: Manifest) -> list[dict[str, str]]:
+    n, count = len(manifest), manifest.source["count"]
+    taken = sum(row["chosen"] > 0 for row in manifest.class_table)
+    served = sum(row["pictures"] > 0 for row in manifest.coverage)
+    effective = float(manifest.weights.sum() ** 2 / (manifest.weights**2).sum())
+    return [
+        {"value": f"{100 * n / count:.3g} %", "name": "of the source", "note": f"{n:,} of {count:,} pictures"},
+        {
+            "value": f"{taken:,}",
+            "name": "source classes",
+            "note": f"of {len(manifest.class_table):,} were taken from",
+        },
+        {
+            "value": f"{served:,}",
+            "name": "target classes",
+            "note": f"of {len(manifest.coverage):,} are what some chosen picture serves best",
+        },
+        {
+            "value": f"{effective:,.0f}",
+            "name": "pictures of equal weight",
+            "note": "would say as much as these with their weights",
+        },
+    ]
+
+
+def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
+    """The strips: target pictures, then what was chosen for them."""
+    column = {name: k for k, name in enumerate(manifest.target["classes"])}
+    place = {name: i for i, name in enumerate(examples.chosen.ids)}
+    labels = np.array([str(label) for label in _labels(examples.target)])
+    covered = {row["target"]: row for row in manifest.coverage}
+
+    def chosen(row: int, name: str) -> dict[str, Any]:
+        return {
+            "id": manifest.ids[row],
+            "image": thumbnail(examples.chosen, place[manifest.ids[row]]),
+            "label": manifest.classes[row],
+            "weight": float(manifest.weights[row]),
+            "share": float(manifest.shares[row, column[name]]),
+        }
+
+    return [
+        {
+            "name": name,
+            "count": covered[name]["pictures"],
+            "share": covered[name]["share"],
+            "wanted": [
+                {"id": examples.target.ids[i], "image": thumbnail(examples.target, int(i))}
+                for i in np.flatnonzero(labels == name)[:WANTED]
+            ],
+            "found": [chosen(int(row), name) for row in rows],
+        }
+        for name, rows in shown(manifest).items()
+    ]
+
+
+def class_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """Source classes, those with most chosen pictures first."""
+    weight: dict[str, Counter[str]] = {}
+    for label, target, value in zip(manifest.classes, manifest.targets, manifest.weights.tolist(), strict=True):
+        weight.setdefault(label, Counter())[target] += value
+    rows = [
+        {
+            "name": row["class"],
+            "chosen": row["chosen"],
+            "of": row["of"],
+            "part": row["chosen"] / max(row["of"], 1),
+            "mass": row["mass"],
+            "target": weight[row["class"]].most_common(1)[0][0] if row["class"] in weight else None,
+        }
+        for row in manifest.class_table
+    ]
+    return sorted(rows, key=lambda row: (-row["chosen"], -(row["mass"] or 0.0)))
+
+
+def coverage_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """Target classes, those with most weight first."""
+    largest = max(row["share"] for row in manifest.coverage) or 1.0
+    rows = [{**row, "bar": row["share"] / largest} for row in manifest.coverage]
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def _overlap_rows(overlap: Overlap) -> dict[str, Any]:
+    names = [METHODS[name] for name in overlap.methods]
+    rows = [
+        {"name": name, "shares": row, "place": i}
+        for i, (name, row) in enumerate(zip(names, overlap.shares.tolist(), strict=True))
+    ]
+    text = f"Per cent of {overlap.budget} that two methods have in common; 100 means that both choose the same."
+    return {"names": names, "rows": rows, "text": text}
+
+
+def _setup(manifest: Manifest) -> list[tuple[str, str]]:
+    """How it was chosen and from what, as (term, description) pairs."""
+    settings = manifest.settings
+    known = [(words, settings[key]) for key, words in _SETTINGS.items() if settings.get(key) is not None]
+    contract = manifest.backbone["contract"]
+    size = contract["input_size"] if contract else None
+    return [
+        ("Method", _FULL.get(settings["method"], METHODS[settings["method"]])),
+        (
+            "Budget",
+            "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}",
+        ),
+        *((words, _shortly(value)) for words, value in known),
+        ("Network", manifest.backbone["name"]),
+        ("Pictures seen at", " × ".join(map(str, size[1:])) + " pixels" if size else "features, as they came"),
+        ("Target", f"{manifest.target['count']:,} pictures in {len(manifest.target['classes'])} classes"),
+        ("Source", manifest.source["root"] or "arrays"),
+    ]
+
+
+def _shortly(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _first_and_rest(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {"first": rows[:_ROWS], "rest": rows[_ROWS:]}
+
+
+def _labels(pictures: Pictures) -> Sequence[Any]:
+    return [] if pictures.labels is None else pictures.labels.tolist()

@@ -1,0 +1,198 @@
+"""The tables of a report as plain rows: confusions, hardest pictures, settings tried, stages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tangentune import metrics
+from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
+from tangentune.pictures.pictures import Pictures
+
+SUSPECTS = 24
+CLASSES_SHOWN = 30
+_CLASSES_IN_LARGE = 20
+_ROWS_TRIED, _ROWS_KEPT = 12, 200
+_THUMBNAIL = 176
+
+
+def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+    """Cells with their share of the row; of many classes the most confused, the others in one column."""
+    shown = np.arange(len(names))
+    if len(names) > CLASSES_SHOWN:
+        wrong = table - np.diag(np.diag(table))
+        order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")
+        shown = np.sort(order[:_CLASSES_IN_LARGE])
+    rows = []
+    for i in shown:
+        total = max(int(table[i].sum()), 1)
+        cells = [{"count": int(table[i, j]), "share": table[i, j] / total, "right": i == j} for j in shown]
+        others = int(table[i].sum() - table[i, shown].sum())
+        rows.append({"name": names[i], "cells": cells, "others": others, "others_share": others / total})
+    return {
+        "names": [names[i] for i in shown],
+        "rows": rows,
+        "cut": len(shown) < len(names),
+        "total": len(names),
+        "cell": int(np.clip(640 / len(shown), 22, 44)),
+    }
+
+
+def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Pictures, share found and commonest mistake of each class (of the worst found, if there are many)."""
+    count = table.sum(axis=1)
+    found = np.divide(np.diag(table), count, out=np.ones(len(names)), where=count > 0)
+    order = np.arange(len(names))
+    if len(names) > CLASSES_SHOWN:
+        order = np.lexsort((-count, found))[:_CLASSES_IN_LARGE]
+    wrong = table - np.diag(np.diag(table))
+    return [
+        {
+            "name": names[i],
+            "count": int(count[i]),
+            "found": float(found[i]),
+            "mistaken": names[int(wrong[i].argmax())] if wrong[i].any() else None,
+            "times": int(wrong[i].max()),
+        }
+        for i in order
+    ]
+
+
+def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, str, int]]:
+    """The ten most frequent confusions as (given, predicted, times)."""
+    wrong = table - np.diag(np.diag(table))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    rows, columns = np.unravel_index(order, wrong.shape)
+    return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
+
+
+def most_wrong(model: Any, count: int = SUSPECTS) -> NDArray[np.int64]:
+    """Positions of the pictures with the largest leave-one-out error, worst first, at most `count`.
+
+    The error is the negative log-probability of the given label, or the squared distance of numbers.
+    """
+    if hasattr(model, "classes_"):
+        error = metrics.case_nll(label_positions(model), np.asarray(model.loo_proba_, np.float64))
+    else:
+        targets, predicted = _numbers(model)
+        error = np.sum((targets - predicted) ** 2, axis=1)
+    return np.argsort(-error, kind="stable")[:count]
+
+
+def suspects(model: Any, facts: Summary) -> list[dict[str, Any]]:
+    """What the tiles of the hardest pictures show, worst first."""
+    describe = _class_tiles(model, facts) if facts.classification else _number_tiles(model)
+    pictures = getattr(model, "pictures_", None)
+    return [
+        {"id": str(model.ids_[i]), "image": thumbnail(pictures, int(i)), **describe(int(i))} for i in most_wrong(model)
+    ]
+
+
+def _class_tiles(model: Any, facts: Summary) -> Callable[[int], dict[str, Any]]:
+    labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
+    guess = proba.argmax(axis=1)
+
+    def describe(i: int) -> dict[str, Any]:
+        return {
+            "given": facts.classes[labels[i]],
+            "predicted": facts.classes[guess[i]],
+            "confidence": float(proba[i, guess[i]]),
+            "given_share": float(proba[i, labels[i]]),
+            "wrong": bool(guess[i] != labels[i]),
+        }
+
+    return describe
+
+
+def _number_tiles(model: Any) -> Callable[[int], dict[str, Any]]:
+    targets, predicted = _numbers(model)
+
+    def describe(i: int) -> dict[str, Any]:
+        given, guess = (", ".join(f"{value:.4g}" for value in row[i]) for row in (targets, predicted))
+        return {"given": given, "predicted": guess, "wrong": True}
+
+    return describe
+
+
+def _numbers(model: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Targets and leave-one-out predictions of a regressor, both (n, k)."""
+    predicted = np.asarray(model.loo_predictions_, np.float64)
+    predicted = predicted.reshape(len(predicted), -1)
+    return np.asarray(model.targets_, np.float64).reshape(predicted.shape), predicted
+
+
+def thumbnail(pictures: Pictures | None, index: int) -> dict[str, Any] | None:
+    """A picture as a data URI, or None where there are none (vectors, or a model saved without)."""
+    image: Image.Image | None = pictures.thumbnail(index) if pictures is not None else None
+    if image is None:
+        return None
+    image = image.convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small = max(image.size) <= 64  # a few kilobytes without loss, and blown up without blur
+    stream = io.BytesIO()
+    image.save(stream, "PNG" if small else "JPEG", quality=82)
+    code = base64.b64encode(stream.getvalue()).decode()
+    uri = f"data:image/{'png' if small else 'jpeg'};base64,{code}"
+    return {"uri": uri, "small": small, "width": image.width, "height": image.height}
+
+
+def tried_rows(model: Any, facts: Summary) -> dict[str, Any]:
+    """What was tried, best first, the chosen row marked, and how much worse the others on as many pictures were.
+
+    Rows tried on a part of the pictures come last: their errors are not to be compared with those on all.
+    """
+    rows = sorted(model.selection_, key=lambda row: (-row.get("pictures", facts.n), row["loo_error"]))
+    lowest: dict[int, float] = {}
+    for row in rows:
+        lowest.setdefault(row.get("pictures", facts.n), row["loo_error"])
+    columns = [name for name in (rows[0] if rows else ()) if name not in ("damping", "loo_error", "chosen")]
+    chosen = _chosen_row(model, facts, rows)
+    table = [
+        {
+            "settings": [nice_setting(row[name]) for name in columns],
+            "loo_error": f"{row['loo_error']:.5g}",
+            "worse": row["loo_error"] / best - 1 if (best := lowest[row.get("pictures", facts.n)]) > 0 else 0.0,
+            "chosen": row is chosen,
+        }
+        for row in rows
+    ]
+    names = [name.replace("_", " ").capitalize() for name in columns]
+    return {
+        "columns": names,
+        "first": table[:_ROWS_TRIED],
+        "rest": table[_ROWS_TRIED:_ROWS_KEPT],
+        "count": len(table),
+    }
+
+
+def _chosen_row(model: Any, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row whose settings are the fitted ones, and whose damping is nearest."""
+    keys = ("metric_power", "normalize", "body_scale")
+    same = [row for row in rows if all(_equal(row.get(key), facts.settings[key]) for key in keys)]
+    return min(same, key=lambda row: abs(row["damping"] - model.damping_), default=None)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, float | int) and isinstance(right, float | int):
+        return bool(np.isclose(left, right, rtol=1e-6, atol=0))
+    return left == right
+
+
+def stage_rows(facts: Summary) -> list[dict[str, Any]]:
+    """The steps of the fit with their share of the time."""
+    total = sum(stage.seconds for stage in facts.stages) or 1.0
+    return [
+        {
+            "name": s.name,
+            "time": nice_seconds(s.seconds),
+            "share": s.seconds / total,
+            "memory": nice_bytes(s.peak_bytes),
+        }
+        for s in facts.stages
+    ]

@@ -1,0 +1,257 @@
+"""How much source pictures count: chosen by the exact leave-one-out error of the target pictures alone.
+
+Source classes count by the square of the mass that the target classes ask of them; one strength, one deviation of the
+source task and the damping are searched together; classes that the dataset derivative calls harmful are dropped; and
+if the pictures do not gain more than a standard error by it, nothing of the source counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.reweighting import squared
+from tangentune.solvers.source.coupling import ClassMeans, coupling, transport
+from tangentune.solvers.source.leave_out import Said, target_loo
+from tangentune.solvers.source.prior import Spectrum, felt, spectrum
+from tangentune.solvers.system import build
+
+STRENGTHS = (0.01, 0.1, 1.0)
+DEVIATIONS = (0.0, 1.0)
+DAMPINGS = (1.0, 10.0, 100.0, 1000.0)  # times the damping without source
+ROUNDS = 3  # of dropping harmful classes
+DOUBT = 2.0  # standard errors by which a class must harm
+LEAST_GAIN = 1e-6  # of the error; below it all is rounding
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceProblem:
+    """Target and source pictures as kernels.
+
+    Attributes:
+        kernel: (n, n) of the target pictures.
+        cross: (n, m) between target and source pictures.
+        own: (m, m) of the source pictures.
+        targets: (n, C) one-hot.
+        weights: (n,) of the target pictures, not negative.
+        positions: (m,) class of each source picture, 0 to S - 1.
+        given: (m,) relative weights of the source pictures, positive.
+        named: (S, C) true where a source class has the name of a target class.
+    """
+
+    kernel: Tensor
+    cross: Tensor
+    own: Tensor
+    targets: Tensor
+    weights: Tensor
+    positions: Tensor
+    given: Tensor
+    named: Tensor
+
+    def means(self) -> ClassMeans:
+        """What the coupling of the classes is made from."""
+        members = torch.nn.functional.one_hot(self.positions, len(self.named)).to(self.own) * self.given[:, None]
+        members = members / members.sum(0)
+        norms = (members * (self.own @ members)).sum(0).clamp_min(0).sqrt()
+        return ClassMeans(self.kernel, self.cross @ members, norms, self.named)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceSetting:
+    """One way to count the source.
+
+    Attributes:
+        strength: factor of all source weights; 0: nothing of the source counts.
+        deviation: prior variance of the source task's own part, relative to the shared one.
+        damping: absolute, for both.
+        class_weights: (S,) relative weight of each source class, at most 1.
+    """
+
+    strength: float
+    deviation: float
+    damping: float
+    class_weights: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceChoice:
+    """What leave-one-out made of the source.
+
+    Attributes:
+        setting: the best; of strength 0 if the source does not help.
+        error_without: mean squared leave-one-out error of the target pictures without source.
+        error: with it.
+        standard_error: of the difference between the best setting and no source at the best damping that was tried.
+        tried: what was tried, with its error.
+    """
+
+    setting: SourceSetting
+    error_without: float
+    error: float
+    standard_error: float
+    tried: list[dict[str, Any]]
+
+
+def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -> SourceChoice:
+    """Strength, deviation, damping and class weights by leave-one-out of the target pictures.
+
+    Args:
+        problem: the kernels.
+        damping: best without source, absolute.
+        fixed: whether it must stay.
+
+    Returns:
+        The choice. Cost: `10 m^3` for each set of class weights, and `n^3 + n^2 m` for each of 24 settings of it.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
+        >>> right = (x[:, 0] > 0).long()
+        >>> def kernel(p, q):
+        ...     return torch.exp(-4 * (p - q.T) ** 2)
+        >>> problem = SourceProblem(
+        ...     kernel(x[::3], x[::3]), kernel(x[::3], x), kernel(x, x), torch.eye(2).double()[right[::3]],
+        ...     torch.ones(4).double(), right, torch.ones(12).double(), torch.eye(2, dtype=torch.bool),
+        ... )
+        >>> choice = choose_source(problem, 0.01)
+        >>> choice.setting.strength > 0, choice.error < choice.error_without
+        (True, True)
+    """
+    means, weights = problem.means(), problem.weights
+    mass = transport(means, problem.targets, weights).sum(1)
+    dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
+    without = [_errors_without(problem, tried) for tried in dampings]
+    alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
+    counts = torch.where(problem.named.any(1), 1.0, (mass / mass.max()).square())
+    best, errors, tried = _search(problem, means, counts, dampings)
+    for _ in range(ROUNDS):
+        kept = torch.where(_harmful(problem, best), 0.0, best.class_weights)
+        if torch.equal(kept, best.class_weights) or not bool(kept.any()):
+            break
+        other, others, more = _search(problem, means, kept / kept.max(), dampings)
+        tried += more
+        if not _mean(others, weights) < _mean(errors, weights):
+            break
+        best, errors = other, others
+    # More damping may gain by itself; that is no merit of the source.
+    gain, doubt = _mean(rival - errors, weights), _standard_error(rival - errors, weights)
+    if gain <= max(doubt, LEAST_GAIN * _mean(rival, weights)):
+        best, errors = SourceSetting(0.0, 0.0, damping, torch.zeros_like(mass)), alone
+    return SourceChoice(best, _mean(alone, weights), _mean(errors, weights), doubt, tried)
+
+
+def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
+    """(n,) squared leave-one-out error of each target picture, the coupling of classes made without it as well.
+
+    Cost `10 m^3 + n^3`.
+    """
+    means = problem.means()
+    basis = _basis(problem, setting.class_weights)
+    labels = coupling(means, problem.targets, problem.weights)
+    return _errors(problem, means, labels, basis, problem.cross @ basis.through, setting)
+
+
+def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
+    return squared(loo(build(problem.kernel, problem.targets, damping, problem.weights)), problem.targets)
+
+
+def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
+    """Derivative of every target picture's squared leave-one-out error by every source picture's weight, (n, m).
+
+    Its mean over the target pictures is the dataset derivative of the source, judged by the target alone: negative
+    where more of a source picture would help. Finite, and true, at weight 0; where no source picture has weight, that
+    of the step in which all gain it as `given`. The coupling of the classes is held.
+
+    Args:
+        problem: the kernels.
+        setting: at which the derivative is taken.
+
+    Returns:
+        (n, m) float64, 0 for target pictures of weight 0; cost 2 m^3 + n m^2 + n^2 m.
+
+    Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", for a problem with two tasks.
+    """
+    a = setting.strength * setting.class_weights[problem.positions] * problem.given
+    labels, damping = coupling(problem.means(), problem.targets, problem.weights)[problem.positions], setting.damping
+    # With Q as in source_prior, dQ / da_j = damping N_j N_j^T for N = Q D^-1, written without dividing by weights.
+    makers = (1 + setting.deviation) * a[:, None] * problem.own
+    makers = torch.linalg.inv(makers + damping * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    border, centre = makers.sum(0), a if bool((a > 0).any()) else problem.given
+    makers = makers - torch.outer(makers @ centre, border) / (border @ centre)
+    gain, seen = makers * a, problem.cross @ makers
+    left = problem.cross @ gain
+    offset = left @ labels
+    system = build(problem.kernel - left @ problem.cross.T, problem.targets - offset, damping, problem.weights)
+    n, roots = len(offset), system.roots[:, None]
+    unknowns, heights = system.unknowns[:n], (system.inverse.diagonal()[:n])[:, None]
+    weighty = roots > 0
+    residuals = torch.where(weighty, unknowns / (heights * torch.where(weighty, roots, 1.0)), 0.0)
+    moved = system.inverse[:n, :n] @ (roots * seen)
+    towards = (roots * seen).T @ unknowns - makers.T @ labels
+    change = moved * (residuals @ towards.T) / torch.where(weighty, roots, 1.0)
+    return 2 * damping / heights * (change - residuals.square().sum(1, keepdim=True) * moved.square()) * weighty
+
+
+def _harmful(problem: SourceProblem, setting: SourceSetting) -> Tensor:
+    """(S,) true for source classes whose weight raises the error, by more than DOUBT standard errors."""
+    slopes = torch.zeros(len(problem.targets), len(setting.class_weights)).to(problem.own)
+    slopes.index_add_(1, problem.positions, source_effects(problem, setting) * problem.given)
+    means, errors = zip(
+        *((_mean(s, problem.weights), _standard_error(s, problem.weights)) for s in slopes.T), strict=True
+    )
+    return torch.tensor(means).to(slopes) > DOUBT * torch.tensor(errors).to(slopes)
+
+
+def _search(
+    problem: SourceProblem, means: ClassMeans, class_weights: Tensor, dampings: list[float]
+) -> tuple[SourceSetting, Tensor, list[dict[str, Any]]]:
+    """The best setting of some class weights, its errors (n,), and all that was tried."""
+    basis = _basis(problem, class_weights)
+    crossed, best, tried = problem.cross @ basis.through, None, []
+    labels = coupling(means, problem.targets, problem.weights)
+    for strength, deviation, damping in itertools.product(STRENGTHS, DEVIATIONS, dampings):
+        setting = SourceSetting(strength, deviation, damping, class_weights)
+        errors = _errors(problem, means, labels, basis, crossed, setting)
+        error = _mean(errors, problem.weights)
+        classes = int((class_weights > 0).sum())
+        facts = {"strength": strength, "deviation": deviation, "damping": damping, "classes": classes}
+        tried.append({**facts, "loo_error": error})
+        if best is None or error < best[0]:
+            best = error, setting, errors
+    assert best is not None
+    return best[1], best[2], tried
+
+
+def _basis(problem: SourceProblem, class_weights: Tensor) -> Spectrum:
+    relative = problem.given * class_weights[problem.positions]
+    return spectrum(problem.own, relative, problem.positions, len(class_weights))
+
+
+def _errors(
+    problem: SourceProblem,
+    means: ClassMeans,
+    labels: Tensor,
+    basis: Spectrum,
+    crossed: Tensor,
+    setting: SourceSetting,
+) -> Tensor:
+    off, response = felt(basis, crossed, setting.damping / setting.strength, setting.deviation)
+    said = Said(means, problem.targets, response, labels)
+    system = build(problem.kernel - off, problem.targets - said.offset, setting.damping, problem.weights)
+    return squared(target_loo(system, said), problem.targets)
+
+
+def _mean(values: Tensor, weights: Tensor) -> float:
+    return float(weights @ values / weights.sum())
+
+
+def _standard_error(values: Tensor, weights: Tensor) -> float:
+    shares = weights / weights.sum()
+    return float((shares.square() @ (values - shares @ values).square()).sqrt())

@@ -1,0 +1,159 @@
+"""Weights moved before the linearisation: cross-fitted, honest, chosen by leave-one-out, saved with the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import network
+from torch import nn
+
+from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
+from tangentune.errors import InputError
+from tangentune.estimators.outer_steps import FOLDS, choose_steps, cross_fitted_expansion, moved
+from tangentune.jacobian.task_vector import TaskVector
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone(network(), input_size=(3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    """Stripes across and along, 20 of each, in noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    stripes = np.tile(np.arange(8) % 2, (8, 1)).astype(float)
+    base = np.where(labels[:, None, None] == 1, stripes, stripes.T)
+    pixels = 0.3 * base[:, None] + 0.5 * rng.random((40, 3, 8, 8))
+    return Pictures(torch.from_numpy(pixels), labels, [str(i) for i in range(40)])
+
+
+def weights_of(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in module.parameters()])
+
+
+def test_each_point_has_not_seen_its_fold(backbone: Backbone, pictures: Pictures) -> None:
+    made = cross_fitted_expansion(backbone, pictures, 3, flip=False)
+    assert pictures.labels is not None
+    assert len(made.points) == FOLDS
+    assert sorted(set(made.fold.tolist())) == list(range(FOLDS))
+    changed = pictures.pixels.clone()
+    position = int(np.flatnonzero(made.fold == 1)[0])
+    changed[position] = 0.0
+    again = cross_fitted_expansion(backbone, Pictures(changed, pictures.labels, pictures.ids), 3, flip=False)
+    same = [weights_of(a).equal(weights_of(b)) for a, b in zip(made.points, again.points, strict=True)]
+    assert same == [fold == 1 for fold in range(FOLDS)]
+
+
+def test_mean_is_the_mean_of_the_points(backbone: Backbone, pictures: Pictures) -> None:
+    made = cross_fitted_expansion(backbone, pictures, 3, flip=True)
+    mean = torch.stack([weights_of(point) for point in made.points]).mean(0)
+    assert torch.allclose(weights_of(made.mean), mean, atol=1e-14)
+    assert torch.allclose(weights_of(moved(backbone.module, made.task)), weights_of(made.mean), atol=0)
+    assert not any(p.requires_grad for p in made.mean.parameters())
+    assert float((weights_of(made.mean) - weights_of(backbone.module)).norm()) == pytest.approx(made.task.norm())
+
+
+def test_rows_come_from_each_pictures_own_point(backbone: Backbone, pictures: Pictures) -> None:
+    """The kernel is that of features stacked from the fold's own networks; predictions are at the mean."""
+    fixed = {"metric_power": 0, "body_scale": 0.0, "normalize": False, "damping": 0.05}
+    model = TangentClassifier(backbone, outer_steps=3, **fixed).fit(pictures)
+    made = cross_fitted_expansion(backbone, pictures, 3, flip=False, seed=0)
+    x = torch.cat(list(pictures.batches(backbone.contract, 40, backbone.dtype)))
+    phi = torch.stack([made.points[fold](one[None])[0] for fold, one in zip(made.fold, x, strict=True)])
+    assert np.allclose(model.kernel_, (phi @ phi.T).numpy(), atol=1e-10)
+    at_mean = made.mean(x) @ phi.T @ torch.from_numpy(model.dual_coef_) + torch.from_numpy(model.intercept_)
+    assert np.allclose(model.decision_function(pictures), (at_mean[:, 1] - at_mean[:, 0]).numpy(), atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", [None, "700MiB"])
+def test_leave_one_out_is_exact_for_the_frozen_map(backbone: Backbone, pictures: Pictures, budget: str | None) -> None:
+    fixed = {"metric_power": 0.25, "body_scale": 0.5, "normalize": True, "damping": 0.02}
+    model = TangentClassifier(backbone, outer_steps=2, memory_budget=budget, **fixed).fit(pictures)
+    kernel = torch.from_numpy(model.kernel_)
+    n = len(kernel)
+    targets = torch.nn.functional.one_hot(torch.from_numpy(model.targets_.astype(np.int64))).double()
+    for i in (0, 7, 39):
+        rest = [j for j in range(n) if j != i]
+        system = torch.zeros(n, n, dtype=torch.float64)
+        system[: n - 1, : n - 1] = kernel[rest][:, rest] + 0.02 * torch.eye(n - 1)
+        system[n - 1, : n - 1] = system[: n - 1, n - 1] = 1
+        solved = torch.linalg.solve(system, torch.cat([targets[rest], torch.zeros(1, 2)]))
+        truth = kernel[i, rest] @ solved[:-1] + solved[-1]
+        assert np.allclose(model.loo_predictions_[i], truth.numpy(), atol=1e-9)
+
+
+def test_loo_chooses_and_records(backbone: Backbone, pictures: Pictures) -> None:
+    made, tried = choose_steps(backbone, pictures, flip=False)
+    assert [row["outer_steps"] for row in tried] == [0, 32]
+    assert (made is None) == (tried[0]["loo_error"] <= tried[1]["loo_error"])
+    model = TangentClassifier(backbone, outer_steps="loo").fit(pictures)
+    assert model.outer_selection_ == tried
+    assert model.outer_steps_ == (0 if made is None else 32)
+
+
+def test_saved_with_the_model_and_bit_equal(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    model = TangentClassifier(backbone, outer_steps=2, augment="flip").fit(pictures)
+    model.save_pretrained(tmp_path / "model")
+    loaded = TangentClassifier.from_pretrained(tmp_path / "model", backbone=backbone)
+    assert (loaded.predict_proba(pictures) == model.predict_proba(pictures)).all()
+    assert loaded.outer_steps_ == 2
+    assert isinstance(loaded.task_vector_, TaskVector)
+    assert model.task_vector_ is not None
+    assert (loaded.task_vector_ - model.task_vector_).norm() == 0 < model.task_vector_.norm()
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_backbone_stays_as_it_was(backbone: Backbone, pictures: Pictures) -> None:
+    before = weights_of(backbone.module).clone()
+    TangentClassifier(backbone, outer_steps=2).fit(pictures)
+    assert weights_of(backbone.module).equal(before)
+
+
+def test_a_class_of_one_picture_and_few_pictures(backbone: Backbone, pictures: Pictures) -> None:
+    assert pictures.labels is not None
+    labels = pictures.labels.copy()
+    labels[5] = 2
+    with pytest.warns(UserWarning, match="one"):
+        model = TangentClassifier(backbone, outer_steps=2).fit(pictures.pixels, labels)
+    assert np.isfinite(model.loo_predictions_).all()
+    few = TangentClassifier(backbone, outer_steps="loo").fit(pictures.select(slice(0, 6)))
+    assert few.outer_steps_ == 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "much", True])
+def test_wrong_steps_are_refused(backbone: Backbone, pictures: Pictures, wrong: object) -> None:
+    with pytest.raises(InputError, match="outer_steps"):
+        TangentClassifier(backbone, outer_steps=wrong).fit(pictures)  # pyright: ignore[reportArgumentType]
+
+
+def test_regressor_has_none(backbone: Backbone, pictures: Pictures) -> None:
+    numbers = pictures.pixels.mean((1, 2, 3)).numpy()
+    with pytest.raises(InputError, match="class labels"):
+        TangentRegressor(backbone, outer_steps=3).fit(pictures.pixels, numbers)
+    assert TangentRegressor(backbone, outer_steps="loo").fit(pictures.pixels, numbers).outer_steps_ == 0
+
+
+def test_card_and_plan_know_of_the_steps(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:
+    still, moving = (TangentClassifier(backbone, outer_steps=steps) for steps in (0, 50))
+    assert moving.plan(pictures)["seconds"] > still.plan(pictures)["seconds"]
+    for model, said in ((still, False), (moving.set_params(outer_steps=2), True)):
+        model.fit(pictures).save_pretrained(tmp_path / "model")
+        assert ("towards the labels" in (tmp_path / "model" / "README.md").read_text()) == said
+
+
+def test_classes_as_numbers_in_a_column(backbone: Backbone, pictures: Pictures) -> None:
+    assert pictures.labels is not None
+    expected = TangentClassifier(backbone, outer_steps=2).fit(pictures)
+    model = TangentClassifier(backbone, outer_steps=2).fit(pictures.pixels, pictures.labels.astype(float))
+    assert (model.loo_predictions_ == expected.loo_predictions_).all()
+    with pytest.warns(UserWarning, match="column-vector"):
+        model.fit(pictures.pixels, pictures.labels[:, None])
+    assert (model.loo_predictions_ == expected.loo_predictions_).all()
