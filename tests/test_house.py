@@ -1,0 +1,64 @@
+"""The rule for files: about ten rooms, one idea a file, at most 450 lines, nothing tiny that stands alone unexplained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tangentune
+
+PACKAGE = Path(tangentune.__path__[0])
+ROOT = Path(__file__).parents[1]
+ROOMS = {"pictures", "solvers", "networks", "jacobian", "kernels", "methods", "estimators", "reports", "comparison", "cli"}
+LONGEST, SHORTEST = 450, 40
+# Why a file of fewer than 40 lines stands alone.
+SMALL: dict[str, str] = {
+    "__main__.py": "`python -m tangentune`",
+}
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_package_shows_its_rooms() -> None:
+    shown = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert {name for name in shown if (PACKAGE / name).is_dir()} == ROOMS
+    assert len(shown) <= 20
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "docs"])
+def test_no_file_is_too_long(folder: str) -> None:
+    long = {str(path): lines(path) for path in (ROOT / folder).rglob("*.py") if lines(path) > LONGEST}
+    assert not long, "one idea a file: what could be a file of its own?"
+
+
+def test_no_small_file_stands_alone_without_a_reason() -> None:
+    small = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py" and lines(path) < SHORTEST
+    }
+    assert small == set(SMALL), "fold the file into the idea that it belongs to, or say here why it stands alone"
+
+
+def test_the_source_stays_small() -> None:
+    """What people read: a quarter less than before the rooms were rebuilt."""
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 26_000
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == ROOMS
+
+
+def test_nothing_takes_a_model_of_any_kind() -> None:
+    loose = [
+        f"{path.relative_to(PACKAGE)}: {found}"
+        for path in PACKAGE.rglob("*.py")
+        for found in re.findall(r"\b(?:model|estimator|fitted): Any\b", path.read_text(encoding="utf-8"))
+    ]
+    assert not loose, "say which attributes are used: take a FittedModel or a Protocol"
