@@ -189,6 +189,16 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
 
 
+def test_the_drawing_of_the_rooms_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("make_architecture", ROOT / "docs/make_architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    drawn = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    assert module.drawing() == drawn, "run python docs/make_architecture.py"
+
+
 def test_documents_keep_their_size() -> None:
     limits = dict.fromkeys(ROOT.glob("docs/decisions/*.md"), 24)
     limits |= {ROOT / "CONTRIBUTING.md": 60, ROOT / "README.md": 150}
