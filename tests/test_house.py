@@ -1,4 +1,4 @@
-"""The rule for files: about ten rooms, one idea a file, at most 450 lines, nothing tiny that stands alone unexplained."""
+"""The rule for files: about ten rooms, one idea a file, at most 450 lines, nothing tiny without a reason."""
 
 from __future__ import annotations
 
