@@ -32,8 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from benchmarks.record import ROOT, record
-from tangentune.methods.source_selection.feature_source import CHUNK
-from tangentune.methods.source_selection.scan import Scanned, scan
+from tangentune.methods.source_selection.features import CHUNK
+from tangentune.methods.source_selection.picking import Scored as Scanned
+from tangentune.methods.source_selection.picking import score_rows as scan
 from tangentune.methods.source_selection.scorer import uot_scorer
 
 COUNT, WIDTH, CLASSES, TARGETS, KEPT = 1_000_000, 512, 1000, 200, 10_000

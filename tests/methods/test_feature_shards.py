@@ -21,9 +21,7 @@ from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection import extract as extract_module
 from tangentune.methods.source_selection.extract import extract_features, open_extracted
-from tangentune.methods.source_selection.feature_source import Features, lengths
-from tangentune.methods.source_selection.features import open_features, read_labels
-from tangentune.methods.source_selection.stream import stream
+from tangentune.methods.source_selection.features import Features, lengths, open_features, read_labels, stream
 from tangentune.pictures.load import load_pictures
 
 ROWS = np.random.default_rng(0).standard_normal((23, 5))
@@ -45,9 +43,9 @@ def sources(folder: Path, dtype: str = "float32") -> dict[str, Any]:
     } | {"list": [str(path) for path in shards]}
 
 
-def joined(features: Features, start: int, size: int) -> np.ndarray:
-    parts = [(first, rows.clone()) for first, rows in features.chunks(start, size)]
-    assert [first for first, _ in parts] == list(range(start, features.count, size))
+def joined(features: Features, size: int) -> np.ndarray:
+    parts = [(first, rows) for first, rows, _ in stream(features, "pass", chunk=size)]
+    assert [first for first, _ in parts] == list(range(0, features.count, size))
     return torch.cat([rows for _, rows in parts]).numpy()
 
 
@@ -59,24 +57,11 @@ def test_every_source_gives_the_same_rows_in_any_steps(tmp_path: Path, dtype: st
     for source in given.values():
         features = open_features(source)
         assert (features.count, features.width) == ROWS.shape
-        for start, size in ((0, 7), (0, 100), (5, 4), (22, 1)):
-            np.testing.assert_array_equal(joined(features, start, size), expected[start:])
+        for size in (7, 100, 4, 1):
+            np.testing.assert_array_equal(joined(features, size), expected)
         wanted = [17, 3, 4, 5, 3, 22, 0]
         np.testing.assert_array_equal(features.rows(wanted).numpy(), expected[wanted])
         assert features.rows([]).shape == (0, 5)
-
-
-def test_digests_change_with_the_rows_alone(tmp_path: Path) -> None:
-    first, again = sources(tmp_path), open_features(tmp_path / "all.npy").digest()
-    for source in first.values():
-        assert open_features(source).digest() == open_features(source).digest()
-    rows = ROWS.astype(np.float32)
-    rows[11, 2] += 1e-6
-    assert open_features(rows).digest() != open_features(first["array"]).digest()
-    info = (tmp_path / "all.npy").stat()
-    np.save(tmp_path / "all.npy", rows)
-    os.utime(tmp_path / "all.npy", ns=(info.st_atime_ns, info.st_mtime_ns))  # even where the time was put back
-    assert open_features(tmp_path / "all.npy").digest() != again
 
 
 def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -87,8 +72,7 @@ def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
             file.write(np.ones((1 << 10, 256), dtype=np.float32).data)
     script = (
         "import resource, sys\n"
-        "from tangentune.methods.source_selection.features import open_features\n"
-        "from tangentune.methods.source_selection.stream import stream\n"
+        "from tangentune.methods.source_selection.features import open_features, stream\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "features = open_features(sys.argv[1])\n"
         "for _ in stream(open_features(features.rows(range(2048))), 'warm up', chunk=1024): pass\n"
@@ -167,7 +151,7 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path: Path) -> None:
     features = open_features(tmp_path / "rows.npy")
     os.truncate(tmp_path / "rows.npy", 500)
     with pytest.raises(InputError, match="became shorter"):
-        list(features.chunks(0, 4))
+        list(stream(features, "pass", chunk=4))
 
 
 def test_labels_from_files_and_lists(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, o
 from tangentune.cli.run import check_device, print_json, working
 
 SELECTION = "Selection"
-_METHODS = ("uot", "random", "all", "nearest", "mean-cosine", "kernel-sum", "emd")
+_METHODS = ("uot", "random", "all", "nearest")
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -24,7 +24,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @option(
     STREAMS,
     "--out",
-    "The manifest to write, .json or .parquet; one that is there is replaced at the end.",
+    "The manifest to write, .json; one that is there is replaced at the end.",
     required=True,
     metavar="MANIFEST",
     type=click.Path(dir_okay=False),
@@ -53,8 +53,8 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @option(
     SELECTION,
     "--granularity",
-    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot, "
-    "kernel-sum). If not given: classes for a budget of classes, else nested, or pictures for other methods.",
+    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot). "
+    "If not given: classes for a budget of classes, else nested, or pictures for other methods.",
     type=click.Choice(["pictures", "classes", "nested"]),
 )
 @option(
@@ -126,8 +126,7 @@ def select(
 
     The manifest names the chosen pictures with their weights; `tangentune fit TARGET --source MANIFEST` reads it.
     """
-    from tangentune.methods.source_selection.manifest import write_manifest
-    from tangentune.methods.source_selection.manifest_files import check_manifest_path, check_place
+    from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
     from tangentune.methods.source_selection.select import select_source
     from tangentune.networks.backbone import load_backbone
     from tangentune.reports.selection_page import write_selection_page
@@ -148,7 +147,7 @@ def select(
                 source,
                 network if device is None else network.to(device),
                 budget=budget,
-                method=method.replace("-", "_"),
+                method=method,
                 compare=page is not None,
                 batch_size=batch_size or 32,
                 verbose=0 if quiet else 1,
@@ -169,7 +168,7 @@ def select(
 
 
 def _refuse_features(*places: str) -> None:
-    from tangentune.methods.source_selection.sides import holds_features
+    from tangentune.methods.source_selection.feature_sets import holds_features
 
     for place in places:
         if holds_features(place):

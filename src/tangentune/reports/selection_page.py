@@ -25,19 +25,13 @@ from tangentune.reports.tables import thumbnail
 _ROWS = 12  # of a table before "more"
 METHODS = {
     "uot": "transport",
-    "kernel_sum": "kernel sum",
     "nearest": "nearest class",
-    "mean_cosine": "mean cosine",
-    "emd": "greedy EMD",
     "random": "random",
     "all": "all",
 }
 _CHOSEN_BY = {
     "uot": "unbalanced optimal transport between source and target, in the features of {network}",
-    "kernel_sum": "the sum of their kernels with all target classes, in the features of {network}",
     "nearest": "their nearest target class, in the features of {network}",
-    "mean_cosine": "their mean cosine with the target classes, in the features of {network}",
-    "emd": "greedy choice by the earth mover's distance, in the features of {network}",
     "random": "chance",
     "all": "nothing: all there are were taken",
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +16,119 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune._checks import check_counts
 from tangentune._files import plain, replaced_file
-from tangentune.errors import StoreError
+from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
-from tangentune.methods.source_selection.feature_source import Features
-from tangentune.methods.source_selection.features import open_features
-from tangentune.methods.source_selection.picture_list import list_pictures
+from tangentune.methods.source_selection.features import Features, open_features
 from tangentune.networks.backbone import Backbone
-from tangentune.pictures.checks import label_array
+from tangentune.pictures.checks import label_array, pictures_digest
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.files import FileList, find_files, from_paths
+from tangentune.pictures.load import load_pictures
 from tangentune.pictures.names import readable, some
 from tangentune.pictures.pictures import Pictures
 
 _KIND, _INDEX = "tangentune features 1", "index.json"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PictureList:
+    """Pictures of a source that are read in parts.
+
+    Attributes:
+        ids: n names.
+        labels: n as the source has them, or None.
+        content: changes with the pictures: the sizes of files, or the digest of pixels.
+        read: the pictures of a range of positions.
+        files: where they are files.
+        pictures: where they are in memory.
+    """
+
+    ids: list[str]
+    labels: list[Any] | None
+    content: str
+    read: Callable[[slice], Pictures]
+    files: FileList | None = None
+    pictures: Pictures | None = None
+
+
+def list_pictures(
+    source: Any,
+    labels: Any,
+    contract: DataContract,
+    *,
+    need_labels: bool = True,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> PictureList:
+    """The pictures of a source; of files only the names are read, so there may be any number.
+
+    Args:
+        source: what `load_pictures` takes.
+        labels: as there.
+        contract: size and preparation.
+        need_labels: False for a source without labels.
+        on_error: "skip" leaves out files that cannot be read, for which all are read at once.
+        n_jobs: processes that decode files.
+        verbose: 1 shows a progress bar where pictures are read.
+
+    Raises:
+        PictureError: a file or folder is missing or cannot be entered.
+        InputError: labels do not fit.
+
+    Example:
+        >>> grey = torch.zeros(3, 4, 4, dtype=torch.uint8)
+        >>> pictures = list_pictures(grey, ["a", "a", "b"], DataContract(input_size=(3, 4, 4)))
+        >>> pictures.ids, len(pictures.read(slice(1, 3)))
+        (['0', '1', '2'], 2)
+    """
+    loading: dict[str, Any] = {"contract": contract, "n_jobs": n_jobs}
+    needed = need_labels and labels is None
+    files = None
+    if isinstance(source, str | os.PathLike):
+        files = find_files(source, needed)
+    elif isinstance(source, list | tuple) and source and isinstance(source[0], str | os.PathLike):
+        files = from_paths(source)
+    if files is None or on_error == "skip":
+        loading |= {"on_error": on_error, "verbose": verbose, "need_labels": need_labels}
+        pictures = load_pictures(source, labels, **loading)
+        seen = hashlib.sha256("".join(pictures_digest(pictures.pixels)).encode()).hexdigest()
+        own = None if pictures.labels is None else pictures.labels.tolist()
+        return PictureList(pictures.ids, own, seen, pictures.select, files, pictures)
+    if files.lost:
+        message = f"{files.lost[0][0]} cannot be read: {files.lost[0][1]}; {len(files.lost)} such places were met"
+        raise PictureError(message)
+    for note in files.notes:
+        warnings.warn(note, stacklevel=3)
+    known = files.labels if labels is None else label_array(labels).tolist()
+    if known is None and need_labels:
+        message = "these pictures have no labels; give labels=, class folders, or need_labels=False"
+        raise InputError(message)
+    if known is not None and len(known) != len(files.paths):
+        message = f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture"
+        raise InputError(message)
+
+    def read(part: slice) -> Pictures:
+        return load_pictures(files.paths[part], need_labels=False, **loading)
+
+    return PictureList(files.ids, known, _sizes(files), read, files)
+
+
+def _sizes(files: FileList) -> str:
+    """A digest of the sizes of all files; their contents would have to be read twice."""
+    seen = hashlib.sha256()
+    for path, name in zip(files.paths, files.ids, strict=True):
+        try:
+            seen.update(f"{os.path.getsize(path)}\n".encode())
+        except OSError as error:
+            message = f"the picture {name} cannot be read ({error.strerror}); correct the list or the folder"
+            raise PictureError(message) from error
+    return seen.hexdigest()
 
 
 @final
@@ -70,7 +170,7 @@ def extract_features(
     of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number.
 
     Args:
-        source: what `load_pictures` takes: a folder, a table, a list of paths, an array, `Pictures`.
+        source: a `PictureList`, or what `load_pictures` takes: a folder, a table, paths, an array, `Pictures`.
         backbone: whose features.
         directory: made if it is not there; else one that the same call began.
         labels: as in `load_pictures`.
@@ -91,7 +191,9 @@ def extract_features(
     """
     given = SimpleNamespace(shard_size=shard_size, batch_size=batch_size)
     check_counts(given, {"shard_size": 1, "batch_size": 1})
-    listed = list_pictures(source, labels, backbone.contract, need_labels, n_jobs)
+    listed = source
+    if not isinstance(source, PictureList):
+        listed = list_pictures(source, labels, backbone.contract, need_labels=need_labels, n_jobs=n_jobs)
     index = {"kind": _KIND, "shard_size": shard_size, "flip": flip, "content": listed.content}
     index |= {"backbone": backbone.describe(), "labels": listed.labels, "ids": listed.ids}
     folder, index = Path(directory).expanduser(), plain(index)

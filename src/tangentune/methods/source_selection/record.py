@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 
 from tangentune.methods.source_selection.manifest import Manifest
 from tangentune.methods.source_selection.picking import Picked
-from tangentune.methods.source_selection.prepared import Prepared
+from tangentune.methods.source_selection.prototypes import Prototypes
 from tangentune.methods.source_selection.rankings import Ranking
 from tangentune.methods.source_selection.settings import SelectionSettings
-from tangentune.methods.source_selection.target_mass import TargetMass
 from tangentune.pictures.names import some
 
 _DIGITS = 9  # of the tables' shares: what follows depends on the machine
 
 
 def selection_manifest(
-    prepared: Prepared,
+    made: Prototypes,
     settings: SelectionSettings,
     ranking: Ranking,
     picked: Picked,
@@ -32,7 +31,7 @@ def selection_manifest(
     """The manifest of what a method picked.
 
     Args:
-        prepared: both sides.
+        made: both sides.
         settings: as used.
         ranking: of the source classes.
         picked: the pictures.
@@ -40,8 +39,8 @@ def selection_manifest(
 
     Cost: reads the chosen files and those of the target once, for their sha256.
     """
-    target, source = prepared.target, prepared.source
-    names, labels = prepared.target_sums.names, prepared.source_sums.names
+    target, source = made.target, made.source
+    names, labels = made.target_sums.names, made.source_sums.names
     digests = source.digests(picked.rows, verbose)
     own = target.digests(np.arange(target.features.count))
     described = source.backbone or {"name": "features", "contract": None, "digest": None}
@@ -57,28 +56,27 @@ def selection_manifest(
         },
         ids=tuple(str(source.ids[i]) for i in picked.rows),
         sha256=tuple(digests),
-        classes=tuple(labels[i] for i in prepared.members[picked.rows]),
+        classes=tuple(labels[i] for i in made.source_sums.members[picked.rows]),
         scores=picked.scores,
         weights=picked.weights,
         targets=tuple(names[k] for k in picked.targets),
         shares=picked.shares,
-        class_table=_class_table(prepared, ranking, picked),
+        class_table=_class_table(made, ranking, picked),
         coverage=_coverage(names, picked),
         notes=(*picked.notes, *_copies(own, digests, target.ids, source.ids, picked.rows)),
     )
 
 
-def _class_table(prepared: Prepared, ranking: Ranking, picked: Picked) -> tuple[dict[str, Any], ...]:
-    sums = prepared.source_sums
-    chosen = np.bincount(prepared.members[picked.rows], minlength=len(sums.names))
-    known = ranking.scorer is not None and TargetMass.is_mass(ranking.scorer)
+def _class_table(made: Prototypes, ranking: Ranking, picked: Picked) -> tuple[dict[str, Any], ...]:
+    sums = made.source_sums
+    chosen = np.bincount(made.source_sums.members[picked.rows], minlength=len(sums.names))
     mass = (ranking.scores - ranking.scores.logsumexp(0)).exp().tolist()
     return tuple(
         {
             "class": name,
             "chosen": int(chosen[i]),
             "of": int(sums.counts[i]),
-            "mass": round(mass[i], _DIGITS) if known else None,
+            "mass": round(mass[i], _DIGITS) if ranking.has_mass else None,
         }
         for i, name in enumerate(sums.names)
     )

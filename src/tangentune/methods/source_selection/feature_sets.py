@@ -16,21 +16,27 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.extract import extract_features, feature_matrix, open_extracted
-from tangentune.methods.source_selection.feature_source import ArrayFeatures, Features
-from tangentune.methods.source_selection.features import open_features, read_labels
+from tangentune.methods.source_selection.extract import (
+    PictureList,
+    extract_features,
+    feature_matrix,
+    list_pictures,
+    open_extracted,
+)
+from tangentune.methods.source_selection.features import Features, open_features, read_labels
 from tangentune.methods.source_selection.manifest import file_digest, picture_names
 from tangentune.networks.backbone import Backbone
-from tangentune.pictures.files import FileList, find_files, from_paths
-from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
+from tangentune.pictures.checks import label_array
+from tangentune.pictures.files import FileList
+from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.pictures.names import readable
 
 
 @final
-class Positions(Sequence[str]):
+class NumberedIds(Sequence[str]):
     """The ids of rows without names, "0", "1", ..., in no memory."""
 
     def __init__(self, count: int) -> None:
@@ -45,7 +51,7 @@ class Positions(Sequence[str]):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Side:
+class FeatureSet:
     """A target or source set.
 
     Attributes:
@@ -77,7 +83,7 @@ class Side:
 
 
 @contextmanager
-def open_side(
+def open_set(
     given: Any,
     backbone: Backbone | None,
     labels: Any = None,
@@ -88,7 +94,7 @@ def open_side(
     on_error: str = "raise",
     n_jobs: int | None = None,
     verbose: int = 0,
-) -> Iterator[Side]:
+) -> Iterator[FeatureSet]:
     """A set of pictures, or of features, ready for the passes of a selection.
 
     Args:
@@ -98,7 +104,7 @@ def open_side(
         labels: one a picture, where `given` has none itself.
         labelled: False for sets that need no labels; folders may then have any shape.
         cache: folder where the features are kept, and found by the next selection; None keeps those of files in a
-            temporary folder for as long as the side is open.
+            temporary folder for as long as the set is open.
         batch_size: pictures of one forward pass.
         on_error: "raise" or "skip", for files that cannot be read; with "skip" all pixels are held, beyond 1 GiB in
             a temporary file.
@@ -112,78 +118,46 @@ def open_side(
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
         return
+    listed = list_pictures(
+        given, labels, backbone.contract, need_labels=labelled, on_error=on_error, n_jobs=n_jobs, verbose=verbose
+    )
+    if listed.files is None:
+        assert listed.pictures is not None
+        ids, root, paths = picture_names(listed.pictures), None, None
+    else:
+        ids, root, paths = _places(given, listed.files, listed.ids)
+    names = None if listed.labels is None else label_array(listed.labels).astype(np.str_)
     with tempfile.TemporaryDirectory(prefix="tangentune-") as scratch:
-        loading: dict[str, Any] = {"contract": backbone.contract, "n_jobs": n_jobs, "verbose": verbose}
-        needed = labelled and labels is None
-        files = _listed(given, needed)
-        pictures = None
-        if files is None or on_error == "skip":
-            pictures = load_pictures(given, labels, need_labels=needed, on_error=on_error, **loading)
-        if pictures is not None and cache is None:
-            features, known = ArrayFeatures(_features(pictures, backbone, batch_size, verbose)), pictures.labels
+        if listed.pictures is not None and cache is None:
+            settings: dict[str, Any] = {"desc": "features", "unit": "picture", "delay": 1.0, "disable": not verbose}
+            with tqdm(total=len(listed.ids), **settings) as bar:
+                rows = feature_matrix(listed.pictures, backbone, batch_size=batch_size, progress=bar.update)
+            features = open_features(rows)
         else:
-            folder = Path(scratch) / "features"
-            if cache is not None:
-                folder = cache / f"features-{_key(backbone, given if files is None else files, pictures, labels)}"
-            found = extract_features(
-                (list(given) if isinstance(given, tuple) else given) if pictures is None else pictures,
-                backbone,
-                folder,
-                labels if pictures is None else None,
-                batch_size=batch_size,
-                n_jobs=n_jobs,
-                need_labels=needed if pictures is None else False,
-                verbose=verbose,
-            )
-            features, known = found.features, found.labels
-        names = None if known is None else known.astype(np.str_)
-        described = backbone.describe()
-        if files is None:
-            assert pictures is not None
-            yield Side(features, names, picture_names(pictures), pictures=pictures, backbone=described)
-        else:
-            kept = files.ids if pictures is None else pictures.ids
-            yield _from_files(_root(given, files), files, kept, features, names, described)
+            folder = Path(scratch) / "features" if cache is None else cache / f"features-{_key(backbone, listed)}"
+            features = extract_features(listed, backbone, folder, batch_size=batch_size, verbose=verbose).features
+        yield FeatureSet(features, names, ids, root, paths, listed.pictures, backbone.describe())
 
 
-def _listed(given: Any, need_labels: bool) -> FileList | None:
-    """The files of a folder, a table or a list of paths; None for what is no file."""
-    if isinstance(given, str | os.PathLike):
-        return find_files(given, need_labels)
-    if isinstance(given, list | tuple) and given and all(isinstance(path, str | os.PathLike) for path in given):
-        return from_paths(given)
-    return None
+def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """Ids, root and paths of the files that are kept.
 
-
-def _root(given: Any, files: FileList) -> str:
-    """The folder that ids are relative to: the one given, that of the table, or that which holds all paths."""
+    Ids are relative to the folder given, that of the table, or that which holds all paths; of a file that lies
+    elsewhere its path.
+    """
     if isinstance(given, str | os.PathLike):
         place = Path(given).expanduser()
-        return os.path.abspath(place if place.is_dir() else place.parent)
-    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.paths])
-
-
-def _from_files(
-    root: str,
-    files: FileList,
-    kept: Sequence[str],
-    features: Features,
-    labels: NDArray[np.str_] | None,
-    backbone: dict[str, Any],
-) -> Side:
+        root = os.path.abspath(place if place.is_dir() else place.parent)
+    else:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.paths])
     where = dict(zip(files.ids, files.paths, strict=True))
     paths = [os.path.abspath(where[name]) for name in kept]
-    ids = [_below(path, root) for path in paths]
+    ids = [readable(os.path.relpath(path, root) if Path(path).is_relative_to(root) else path) for path in paths]
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         message = f"{twice[0]} is listed more than once ({len(twice)} such); list each picture once"
         raise InputError(message)
-    return Side(features, labels, ids, root, paths, backbone=backbone)
-
-
-def _below(path: str, root: str) -> str:
-    """A file's path relative to the root, or as it is where the file lies elsewhere."""
-    return readable(os.path.relpath(path, root) if Path(path).is_relative_to(root) else path)
+    return ids, root, paths
 
 
 def holds_features(given: Any) -> bool:
@@ -198,48 +172,25 @@ def holds_features(given: Any) -> bool:
     return path.suffix.lower() == ".npy"
 
 
-def _from_features(given: Any, labels: Any) -> Side:
+def _from_features(given: Any, labels: Any) -> FeatureSet:
     if isinstance(given, str | os.PathLike) and (Path(given).expanduser() / "index.json").exists():
         found = open_extracted(given)
         known = found.labels if labels is None else labels
         names = None if known is None else read_labels(known, found.features.count)
-        return Side(found.features, names, found.ids, backbone=found.backbone)
+        return FeatureSet(found.features, names, found.ids, backbone=found.backbone)
     is_path = isinstance(given, str | os.PathLike)
     if isinstance(given, Pictures) or (is_path and os.path.exists(given) and not holds_features(given)):
         message = "pictures are given without a backbone; give one, or features"
         raise InputError(message)
     features = open_features(given)
     names = None if labels is None else read_labels(labels, features.count)
-    return Side(features, names, Positions(features.count))
+    return FeatureSet(features, names, NumberedIds(features.count))
 
 
-def _features(pictures: Pictures, backbone: Backbone, batch_size: int, verbose: int) -> torch.Tensor:
-    settings: dict[str, Any] = {"desc": "features", "unit": "picture", "delay": 1.0, "disable": not verbose}
-    with tqdm(total=len(pictures), **settings) as bar:
-        return feature_matrix(pictures, backbone, batch_size=batch_size, progress=bar.update)
-
-
-def _key(backbone: Backbone, given: FileList | Any, pictures: Pictures | None, labels: Any) -> str:
+def _key(backbone: Backbone, listed: PictureList) -> str:
     """Names a folder of the cache by what its features depend on, so that no other selection's are met there."""
     known = backbone.describe()
-    seen = hashlib.sha256(json.dumps([known["digest"], known["contract"]], sort_keys=True).encode())
-    if pictures is not None:
-        parts = [*pictures.ids, *pictures_digest(pictures.pixels), *map(str, _list(pictures.labels))]
-    else:
-        parts = [*given.ids, *map(_stamp, given.paths)]
-        parts += map(str, [*(given.labels or ()), *_list(labels)])
-    for part in parts:
-        seen.update(f"{part}\n".encode("utf-8", "surrogatepass"))
-    return seen.hexdigest()[:16]
-
-
-def _stamp(path: str) -> str:
-    try:
-        info = os.stat(path)
-    except OSError:  # the extraction names it
-        return ""
-    return f"{info.st_size} {info.st_mtime_ns}"
-
-
-def _list(labels: Any) -> list[Any]:
-    return [] if labels is None else np.asarray(labels).ravel().tolist()
+    paths = [] if listed.files is None or listed.pictures is not None else listed.files.paths
+    changed = [os.stat(path).st_mtime_ns for path in paths]  # `content` has the sizes
+    parts = [known["digest"], known["contract"], listed.content, listed.ids, listed.labels, changed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
