@@ -26,8 +26,7 @@ from tangentune.methods.joint import JointSettings, SourceLabels, joint_fine_tun
 from tangentune.methods.source_selection.budget import choose
 from tangentune.methods.source_selection.manifest import SelectedPictures
 from tangentune.methods.source_selection.prototypes import class_sums
-from tangentune.methods.source_selection.rankings import Ranking, rank
-from tangentune.methods.source_selection.scorer import nearest_scorer
+from tangentune.methods.source_selection.rankings import Ranking, Scorer, rank
 from tangentune.methods.source_selection.select import select_source
 from tangentune.methods.source_selection.settings import Budget
 from tangentune.metrics import accuracy, nll
@@ -117,7 +116,7 @@ def chosen(ranking: str, geometry: Geometry, budget: int, seed: int) -> Chosen:
     if ranking in (UOT, FREE):
         return library_choice(geometry, budget, **RANKINGS[ranking])
     cosines = geometry.pool @ geometry.target.T
-    nearest = nearest_scorer(geometry.target).shares(cosines)
+    nearest = Scorer(geometry.target).shares(cosines)
     if ranking == ALL:
         return Chosen(np.arange(len(cosines)), np.ones(len(cosines)), nearest.numpy())
     made = ranked(ranking, geometry, seed)

@@ -20,7 +20,12 @@ from tangentune import Backbone
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection import extract as extract_module
-from tangentune.methods.source_selection.extract import extract_features, open_extracted
+from tangentune.methods.source_selection.extract import (
+    ExtractedFeatures,
+    extract_features,
+    list_pictures,
+    open_extracted,
+)
 from tangentune.methods.source_selection.features import Features, lengths, open_features, read_labels, stream
 from tangentune.pictures.load import load_pictures
 
@@ -178,29 +183,25 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_extracted_features_are_those_of_the_backbone(tmp_path: Path, flip: bool) -> None:
+def extracted(source: Any, net: Backbone, folder: Path, need_labels: bool = True, **fields: Any) -> ExtractedFeatures:
+    return extract_features(list_pictures(source, None, net.contract, need_labels=need_labels), net, folder, **fields)
+
+
+def test_extracted_features_are_those_of_the_backbone(tmp_path: Path) -> None:
     net, root = backbone(), picture_folder(tmp_path / "pictures")
-    found = extract_features(root, net, tmp_path / "out", shard_size=4, batch_size=3, flip=flip)
+    found = extracted(root, net, tmp_path / "out", shard_size=4, batch_size=3)
     whole = load_pictures(root, contract=net.contract)
     assert whole.labels is not None
     assert found.labels is not None
     assert found.ids == whole.ids
     assert found.labels.tolist() == whole.labels.tolist()
-    expected = mean_features(net, whole, 11, flip).float()
+    expected = mean_features(net, whole, 11, False).float()
     torch.testing.assert_close(found.features.rows(range(11)), expected, rtol=1e-5, atol=1e-6)
     assert sorted(files_of(tmp_path / "out")) == [*(f"features-0000{i}.npy" for i in range(3)), "index.json"]
-    from_list = extract_features(
-        sorted(root.rglob("*.png")),
-        net,
-        tmp_path / "list",
-        need_labels=False,
-        shard_size=4,
-        flip=flip,
-    )
+    from_list = extracted(sorted(root.rglob("*.png")), net, tmp_path / "list", need_labels=False, shard_size=4)
     assert from_list.labels is None
     torch.testing.assert_close(from_list.features.rows(range(11)), expected, rtol=1e-5, atol=1e-6)
-    in_memory = extract_features(whole, net, tmp_path / "memory", shard_size=4, batch_size=3, flip=flip)
+    in_memory = extracted(whole, net, tmp_path / "memory", shard_size=4, batch_size=3)
     assert torch.equal(in_memory.features.rows(range(11)), found.features.rows(range(11)))
 
 
@@ -208,7 +209,7 @@ def test_a_stopped_extraction_goes_on_and_gives_identical_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, root = backbone(), picture_folder(tmp_path / "pictures")
-    extract_features(root, net, tmp_path / "whole", shard_size=4)
+    extracted(root, net, tmp_path / "whole", shard_size=4)
     made, real = [], extract_module.feature_matrix
 
     def stopping(*args: Any, **fields: Any) -> torch.Tensor:
@@ -220,12 +221,12 @@ def test_a_stopped_extraction_goes_on_and_gives_identical_files(
     with monkeypatch.context() as patch:
         patch.setattr(extract_module, "feature_matrix", stopping)
         with pytest.raises(KeyboardInterrupt):
-            extract_features(root, net, tmp_path / "again", shard_size=4)
+            extracted(root, net, tmp_path / "again", shard_size=4)
     assert sorted(files_of(tmp_path / "again")) == ["features-00000.npy", "features-00001.npy", "index.json"]
     with pytest.raises(StoreError, match="is not finished: features-00002"):
         open_extracted(tmp_path / "again")
     (tmp_path / "again" / "features-00001.npy").unlink()
-    extract_features(root, net, tmp_path / "again", shard_size=4)
+    extracted(root, net, tmp_path / "again", shard_size=4)
     assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
 
 
@@ -247,7 +248,8 @@ extract.np.save = killed
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
 torch.nn.init.constant_(net[1].weight, 0.1)
 torch.nn.init.zeros_(net[1].bias)
-extract.extract_features(sys.argv[1], Backbone(net, input_size=(3, 8, 8)), sys.argv[2], shard_size=4)
+net = Backbone(net, input_size=(3, 8, 8))
+extract.extract_features(extract.list_pictures(sys.argv[1], None, net.contract), net, sys.argv[2], shard_size=4)
 """
 
 
@@ -266,24 +268,22 @@ def test_a_killed_extraction_leaves_only_whole_shards(tmp_path: Path) -> None:
     assert ran.returncode == -signal.SIGKILL
     left = files_of(out)
     assert any(name.endswith(".part") for name in left)
-    extract_features(root, linear_backbone(), out, shard_size=4)
-    extract_features(root, linear_backbone(), tmp_path / "whole", shard_size=4)
+    extracted(root, linear_backbone(), out, shard_size=4)
+    extracted(root, linear_backbone(), tmp_path / "whole", shard_size=4)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert left["features-00000.npy"] == files_of(out)["features-00000.npy"]
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     net, root, out = backbone(), picture_folder(tmp_path / "pictures"), tmp_path / "out"
-    extract_features(root, net, out, shard_size=4)
+    extracted(root, net, out, shard_size=4)
     before = files_of(out)
     attempts: dict[str, Any] = {
-        "another backbone": lambda: extract_features(root, linear_backbone(), out, shard_size=4),
-        "pictures of another size": lambda: extract_features(root, net.with_size(12), out, shard_size=4),
-        "shard_size 4 and flip False": lambda: extract_features(root, net, out, shard_size=4, flip=True),
-        "another list of pictures": lambda: extract_features(
-            picture_folder(tmp_path / "more", 12), net, out, shard_size=4
-        ),
-        "holds other files": lambda: extract_features(root, net, tmp_path, shard_size=4),
+        "another backbone": lambda: extracted(root, linear_backbone(), out, shard_size=4),
+        "pictures of another size": lambda: extracted(root, net.with_size(12), out, shard_size=4),
+        "shard_size 4 and flip False": lambda: extracted(root, net, out, shard_size=5),
+        "another list of pictures": lambda: extracted(picture_folder(tmp_path / "more", 12), net, out, shard_size=4),
+        "holds other files": lambda: extracted(root, net, tmp_path, shard_size=4),
     }
     for message, attempt in attempts.items():
         with pytest.raises(StoreError, match=message):
@@ -302,5 +302,5 @@ def test_an_unreadable_picture_is_named_and_the_shards_before_it_stay(tmp_path: 
     good = bad.read_bytes()
     bad.write_bytes(good[:40])
     with pytest.raises(PictureError, match=r"08\.png"):
-        extract_features(root, backbone(), tmp_path / "out", shard_size=4)
+        extracted(root, backbone(), tmp_path / "out", shard_size=4)
     assert "features-00001.npy" in files_of(tmp_path / "out")

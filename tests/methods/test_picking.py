@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.budget import first_of_each
 from tangentune.methods.source_selection.features import open_features
 from tangentune.methods.source_selection.picking import Scored, score_rows
-from tangentune.methods.source_selection.scorer import Scorer, nearest_scorer, unit_rows, uot_scorer
+from tangentune.methods.source_selection.rankings import Scorer, rank
+from tangentune.methods.source_selection.settings import SelectionSettings
 
 COUNT, WIDTH, TARGETS = 1000, 16, 6
 GENERATOR = torch.Generator().manual_seed(0)
@@ -25,11 +28,18 @@ ROWS = (MEANS[torch.randint(12, (COUNT,), generator=GENERATOR)] + torch.randn(CO
 )
 TARGET_MEANS = MEANS[:TARGETS] + 0.5 * torch.randn(TARGETS, WIDTH, generator=GENERATOR)
 
+
+def transport(source: Tensor, **settings: Any) -> Scorer:
+    made = rank(SelectionSettings(budget=1, **settings), source.double(), TARGET_MEANS.double()).scorer
+    assert made is not None
+    return made
+
+
 SCORERS: dict[str, Scorer] = {
-    "uot": uot_scorer(MEANS, TARGET_MEANS)[0],
-    "uot, small scale": uot_scorer(MEANS, TARGET_MEANS, cost_scale=0.005)[0],
-    "uot, free source": uot_scorer(MEANS, TARGET_MEANS, tau_source=0, tau_target=math.inf, cost_scale=0.01)[0],
-    "nearest": nearest_scorer(TARGET_MEANS),
+    "uot": transport(MEANS),
+    "uot, small scale": transport(MEANS, cost_scale=0.005),
+    "uot, free source": transport(MEANS, tau_source=0, tau_target=math.inf, cost_scale=0.01),
+    "nearest": Scorer(normalize(TARGET_MEANS, dim=1)),
 }
 
 
@@ -37,7 +47,7 @@ def dense(scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, shares and what each row gives each target, of all rows at once in float64."""
     weights = None if scorer.log_weights is None else scorer.log_weights.double()
     exact = replace(scorer, prototypes=scorer.prototypes.double(), log_weights=weights)
-    cosines = unit_rows(ROWS.double(), "source") @ exact.prototypes.T
+    cosines = normalize(ROWS.double(), dim=1) @ exact.prototypes.T
     shares, scores = exact.shares(cosines), exact.scores(cosines)
     return scores, shares, shares * scores.exp()[:, None] if scorer.has_mass else shares
 
@@ -93,7 +103,7 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence() -> None:
 
 def test_no_mass_is_lost_where_float32_would_overflow() -> None:
     """Rows far nearer to the targets than the sources that the plan was solved for."""
-    scorer, _ = uot_scorer(-TARGET_MEANS, TARGET_MEANS, tau_source=0, tau_target=math.inf, cost_scale=0.005)
+    scorer = transport(-TARGET_MEANS, tau_source=0, tau_target=math.inf, cost_scale=0.005)
     found = scored(ROWS, scorer)
     assert bool(torch.isfinite(found.given).all())
     assert float(found.given.max()) > 100  # exp of it is beyond float32

@@ -18,8 +18,7 @@ from test_report import Page
 from tangentune.errors import PictureError, StoreError
 from tangentune.methods.source_selection.select import Selection, select_source
 from tangentune.pictures.load import load_pictures
-from tangentune.reports.select_examples import load_examples, shown
-from tangentune.reports.selection_page import class_rows, render_selection, write_selection_page
+from tangentune.reports.selection_page import class_rows, load_examples, render_selection, shown, write_selection_page
 
 TARGET, SOURCE = list(range(10)), list(range(10, 30))
 

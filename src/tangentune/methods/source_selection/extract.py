@@ -141,48 +141,38 @@ class ExtractedFeatures:
         ids: n names of the pictures.
         labels: (n,) as the source had them, or None.
         backbone: what `Backbone.describe` gave.
-        flip: whether each row is the mean of a picture's features and its mirror image's.
     """
 
     features: Features
     ids: list[str]
     labels: NDArray[Any] | None
     backbone: dict[str, Any]
-    flip: bool
 
 
 def extract_features(
-    source: Any,
+    pictures: PictureList,
     backbone: Backbone,
     directory: str | os.PathLike[str],
-    labels: Any = None,
     *,
     shard_size: int = 2048,
     batch_size: int = 64,
-    flip: bool = False,
-    n_jobs: int | None = None,
-    need_labels: bool = True,
     verbose: int = 0,
 ) -> ExtractedFeatures:
-    """Features of all pictures of a source, in shards of a directory.
+    """Features of all pictures of a list, in shards of a directory.
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
     of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number.
 
     Args:
-        source: a `PictureList`, or what `load_pictures` takes: a folder, a table, paths, an array, `Pictures`.
+        pictures: of `list_pictures`.
         backbone: whose features.
         directory: made if it is not there; else one that the same call began.
-        labels: as in `load_pictures`.
         shard_size: pictures of a shard, which are in memory together.
         batch_size: pictures of one forward pass.
-        flip: average the features of each picture and its mirror image.
-        n_jobs: processes that decode files, as in `load_pictures`.
-        need_labels: False for a source without labels.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        ExtractedFeatures. Cost: one forward pass a picture, two with `flip`.
+        ExtractedFeatures. Cost: one forward pass a picture.
 
     Raises:
         PictureError: a picture cannot be read; it is named, and the shards before it stay.
@@ -191,22 +181,18 @@ def extract_features(
     """
     given = SimpleNamespace(shard_size=shard_size, batch_size=batch_size)
     check_counts(given, {"shard_size": 1, "batch_size": 1})
-    listed = source
-    if not isinstance(source, PictureList):
-        listed = list_pictures(source, labels, backbone.contract, need_labels=need_labels, n_jobs=n_jobs)
-    index = {"kind": _KIND, "shard_size": shard_size, "flip": flip, "content": listed.content}
-    index |= {"backbone": backbone.describe(), "labels": listed.labels, "ids": listed.ids}
-    folder, index = Path(directory).expanduser(), plain(index)
-    _begin(folder, index)
-    count = len(listed.ids)
+    index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
+    index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
+    folder, count = Path(directory).expanduser(), len(pictures.ids)
+    _begin(folder, plain(index))
     starts = [start for start in range(0, count, shard_size) if not _shard(folder, start // shard_size).exists()]
     left = sum(min(shard_size, count - start) for start in starts)
-    settings = {"desc": "features", "unit": "picture", "delay": 1.0, "disable": not verbose}
+    settings: dict[str, Any] = {"desc": "features", "unit": "picture", "delay": 1.0, "disable": not verbose}
     with tqdm(total=count, initial=count - left, **settings) as bar:
         for start in starts:
-            pictures = listed.read(slice(start, min(start + shard_size, count)))
-            rows = feature_matrix(pictures, backbone, batch_size=batch_size, flip=flip, progress=bar.update)
-            with replaced_file(_shard(folder, start // shard_size)) as part, part.open("wb") as file:
+            part = pictures.read(slice(start, min(start + shard_size, count)))
+            rows = feature_matrix(part, backbone, batch_size=batch_size, progress=bar.update)
+            with replaced_file(_shard(folder, start // shard_size)) as place, place.open("wb") as file:
                 np.save(file, rows.numpy(), allow_pickle=False)
     for stray in folder.glob(".features-*.part"):  # of killed runs
         stray.unlink(missing_ok=True)
@@ -236,7 +222,7 @@ def open_extracted(directory: str | os.PathLike[str]) -> ExtractedFeatures:
         message = f"{readable(folder)} holds {features.count} rows for {count} pictures; delete it and extract again"
         raise StoreError(message)
     labels = None if index["labels"] is None else label_array(index["labels"])
-    return ExtractedFeatures(features, index["ids"], labels, index["backbone"], index["flip"])
+    return ExtractedFeatures(features, index["ids"], labels, index["backbone"])
 
 
 def feature_matrix(
@@ -244,7 +230,6 @@ def feature_matrix(
     backbone: Backbone,
     *,
     batch_size: int = 64,
-    flip: bool = False,
     progress: Callable[[int], Any] | None = None,
 ) -> Tensor:
     """Features of pictures in memory, (n, d) float32, not brought to length one.
@@ -253,7 +238,6 @@ def feature_matrix(
         pictures: at the size of the backbone's contract.
         backbone: whose features.
         batch_size: pictures of one forward pass.
-        flip: average the features of each picture and its mirror image.
         progress: called with the number of pictures done after each batch.
 
     Raises:
@@ -268,7 +252,7 @@ def feature_matrix(
     parts = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures.select(slice(start, start + batch_size))
-        parts.append(mean_features(backbone, batch, batch_size, flip).float().cpu())
+        parts.append(mean_features(backbone, batch, batch_size, False).float().cpu())
         if progress is not None:
             progress(len(batch))
     return torch.cat(parts)

@@ -36,20 +36,6 @@ from tangentune.pictures.names import readable
 
 
 @final
-class NumberedIds(Sequence[str]):
-    """The ids of rows without names, "0", "1", ..., in no memory."""
-
-    def __init__(self, count: int) -> None:
-        self._range = range(count)
-
-    def __len__(self) -> int:
-        return len(self._range)
-
-    def __getitem__(self, index: Any) -> Any:
-        return [str(i) for i in self._range[index]] if isinstance(index, slice) else str(self._range[index])
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     """A target or source set.
@@ -57,7 +43,7 @@ class FeatureSet:
     Attributes:
         features: n rows.
         labels: (n,) names of classes, or None.
-        ids: n paths below `root`, or positions.
+        ids: n paths below `root`, or positions as numbers.
         root: absolute folder of the files, None where there are none.
         paths: the n files, where there are.
         pictures: the pictures in memory, where they are.
@@ -66,19 +52,19 @@ class FeatureSet:
 
     features: Features
     labels: NDArray[np.str_] | None
-    ids: Sequence[str]
+    ids: Sequence[Any]
     root: str | None = None
     paths: Sequence[str] | None = None
     pictures: Pictures | None = None
     backbone: dict[str, Any] | None = None
 
-    def digests(self, rows: NDArray[np.integer], verbose: int = 0) -> list[str | None]:
+    def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
         """The sha256 of some pictures: of the file's bytes, or of the pixels in memory; None for bare features."""
         if self.paths is not None:
             settings: dict[str, Any] = {"desc": "hashing pictures", "unit": "picture", "delay": 1.0}
-            return [file_digest(str(self.paths[i])) for i in tqdm(rows.tolist(), disable=not verbose, **settings)]
+            return [file_digest(str(self.paths[i])) for i in tqdm(rows, disable=not verbose, **settings)]
         if self.pictures is not None:
-            return list(pictures_digest(self.pictures.pixels[torch.from_numpy(rows)]))
+            return list(pictures_digest(self.pictures.pixels[torch.as_tensor(rows)]))
         return [None] * len(rows)
 
 
@@ -184,7 +170,7 @@ def _from_features(given: Any, labels: Any) -> FeatureSet:
         raise InputError(message)
     features = open_features(given)
     names = None if labels is None else read_labels(labels, features.count)
-    return FeatureSet(features, names, NumberedIds(features.count))
+    return FeatureSet(features, names, range(features.count))
 
 
 def _key(backbone: Backbone, listed: PictureList) -> str:

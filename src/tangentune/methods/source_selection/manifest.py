@@ -104,6 +104,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def effective(self) -> float:
+        """Pictures of equal weight that would say as much."""
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+
 
 @final
 @dataclass(frozen=True, eq=False)

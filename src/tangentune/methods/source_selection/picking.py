@@ -14,14 +14,12 @@ from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.methods.source_selection.budget import Picks, choose, first_of_each
 from tangentune.methods.source_selection.features import CHUNK, Features, lengths, stream
 from tangentune.methods.source_selection.prototypes import Prototypes
-from tangentune.methods.source_selection.rankings import Ranking, descending, random_scores
-from tangentune.methods.source_selection.scorer import Scorer
+from tangentune.methods.source_selection.rankings import Ranking, Scorer, descending, random_scores
 from tangentune.methods.source_selection.settings import Budget, SelectionSettings
 from tangentune.pictures.names import some
 
@@ -32,23 +30,21 @@ class Picked:
     """Pictures a method takes, best first.
 
     Attributes:
-        rows: (n,) positions in the source.
+        rows: (n,) int64 positions in the source.
         scores: (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm.
         shares: (n, K) float64 for which targets.
-        nearness: (n,) cosine with the target it serves best.
-        weights: (n,) importance, mean 1.
-        targets: (n,) the target it serves best.
+        cosines: (n, K) float64 with the targets.
+        weights: (n,) float64 importance, mean 1.
         coverage: (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes.
         notes: sentences about what could not be had.
     """
 
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    nearness: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    targets: NDArray[np.int64]
-    coverage: NDArray[np.float64]
+    rows: Tensor
+    scores: Tensor
+    shares: Tensor
+    cosines: Tensor
+    weights: Tensor
+    coverage: Tensor
     notes: tuple[str, ...]
 
 
@@ -99,9 +95,8 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     elif ranking.method == "all":
         scores = torch.zeros_like(scores)
     top = descending(scores)
-    wanted = _needed(scores[top], budget) if ranking.has_mass else _pictures(budget, features.count)
     reserved = first_of_each(seen.best[top], quota, len(scorer.prototypes))
-    rows = torch.cat([top[:wanted], top[reserved]]).unique()
+    rows = torch.cat([top[: _needed(scores[top], budget, ranking.has_mass)], top[reserved]]).unique()
     cosines = row_cosines(features, scorer, rows)
     if ranking.scorer is None:
         exact = scores[rows]
@@ -117,7 +112,7 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     picks = choose(exact, shares, budget, masses=masses, quota=quota, target_totals=totals)
     at, held = picks.chosen, torch.bincount(seen.best, minlength=len(scorer.prototypes))
     notes = _notes(picks, held, quota, made.target_sums.names)
-    return _picked(rows[at], exact[at], shares[at], cosines[at], picks.weights, picks, notes)
+    return Picked(rows[at], exact[at], shares[at], cosines[at], picks.weights, picks.coverage, notes)
 
 
 def pick_classes(made: Prototypes, ranking: Ranking, settings: SelectionSettings) -> Picked:
@@ -148,7 +143,7 @@ def pick_classes(made: Prototypes, ranking: Ranking, settings: SelectionSettings
     cosines = made.sources[of] @ made.nearest.prototypes.mT
     held = torch.bincount(ranking.shares.argmax(1), minlength=ranking.shares.shape[1])
     notes = _notes(picks, held, quota, made.target_sums.names)
-    return _picked(torch.cat(rows), ranking.scores[of], ranking.shares[of], cosines, weights, picks, notes)
+    return Picked(torch.cat(rows), ranking.scores[of], ranking.shares[of], cosines, weights, picks.coverage, notes)
 
 
 def score_rows(
@@ -179,9 +174,8 @@ def score_rows(
 
     Example:
         >>> from tangentune.methods.source_selection.features import open_features
-        >>> from tangentune.methods.source_selection.scorer import nearest_scorer
         >>> features = open_features(np.array([[1.0, 0.5], [0.0, 2.0]]))
-        >>> score_rows(features, nearest_scorer(torch.eye(2))).best.tolist()
+        >>> score_rows(features, Scorer(torch.eye(2))).best.tolist()
         [0, 1]
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
@@ -209,8 +203,7 @@ def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
 
     Example:
         >>> from tangentune.methods.source_selection.features import open_features
-        >>> from tangentune.methods.source_selection.scorer import nearest_scorer
-        >>> scorer = nearest_scorer(torch.eye(2).double())
+        >>> scorer = Scorer(torch.eye(2).double())
         >>> row_cosines(open_features(np.array([[0.0, 2.0]])), scorer, torch.tensor([0])).tolist()
         [[0.0, 1.0]]
     """
@@ -233,20 +226,17 @@ def _grouped_logsumexp(values: Tensor, of: Tensor, groups: int) -> Tensor:
     return top + sums.log()
 
 
-def _needed(scores: Tensor, budget: Budget) -> int:
-    """How many of the best pictures, of all with their log masses, the budget can take.
+def _needed(scores: Tensor, budget: Budget, has_mass: bool) -> int:
+    """How many of the best pictures the budget can take; without masses each has the mass 1.
 
-    A few more where it is of mass, as scores are rounded to float32 and `choose` counts exactly.
+    A few more where scores are log masses, as those are rounded to float32 and `choose` counts exactly.
     """
     if budget.kind != "mass":
         return int(budget.amount)
+    if not has_mass:
+        return math.ceil(budget.amount * len(scores))
     held = (scores - scores.logsumexp(0)).exp().cumsum(0)
     return int((held < budget.amount + 1e-5).sum()) + 1
-
-
-def _pictures(budget: Budget, count: int) -> int:
-    """Pictures that a budget can take where each has the mass 1."""
-    return min(count, math.ceil(budget.amount * count) if budget.kind == "mass" else int(budget.amount))
 
 
 def _notes(picks: Picks, held: Tensor, quota: int, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -257,18 +247,3 @@ def _notes(picks: Picks, held: Tensor, quota: int, names: tuple[str, ...]) -> tu
     many = "1 target class has" if len(short) == 1 else f"{len(short)} target classes have"
     sentence = f"{many} fewer candidates than the quota of {quota}; all of them are taken: {some(short)}"
     return (sentence, *picks.notes)
-
-
-def _picked(
-    rows: Tensor,
-    scores: Tensor,
-    shares: Tensor,
-    cosines: Tensor,
-    weights: Tensor,
-    picks: Picks,
-    notes: tuple[str, ...],
-) -> Picked:
-    best = shares.argmax(1)
-    nearness = cosines[torch.arange(len(best)), best]
-    arrays = [values.numpy() for values in (rows, scores, shares, nearness, weights, best, picks.coverage)]
-    return Picked(*arrays, notes)

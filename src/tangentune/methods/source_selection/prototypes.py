@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -19,8 +19,7 @@ from tangentune._checks import check_counts
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.feature_sets import FeatureSet
 from tangentune.methods.source_selection.features import CHUNK, Features, lengths, open_features, read_labels, stream
-from tangentune.methods.source_selection.rankings import descending, random_scores
-from tangentune.methods.source_selection.scorer import Scorer, check_same_width, nearest_scorer
+from tangentune.methods.source_selection.rankings import Scorer, descending, random_scores
 
 _PER_CLUSTER, _LEAST_SAMPLE, _ROUNDS = 64, 4096, 20  # rows of the sample that is clustered, and rounds of k-means
 
@@ -165,7 +164,7 @@ class Prototypes:
     @property
     def nearest(self) -> Scorer:
         """The score of the nearest target, whose cosines are those that every method compares."""
-        return replace(nearest_scorer(self.targets), centre=self.centre)
+        return Scorer(normalize(self.targets, dim=1), centre=self.centre)
 
 
 def make_prototypes(
@@ -200,7 +199,12 @@ def make_prototypes(
     if source.labels is None and clusters is None:
         message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
         raise InputError(message)
-    check_same_width(source.features.width, target.features.width)
+    if source.features.width != target.features.width:
+        message = (
+            f"source features have {source.features.width} numbers and target features {target.features.width}; "
+            "take both from one backbone"
+        )
+        raise InputError(message)
     if target.backbone and source.backbone and target.backbone["digest"] != source.backbone["digest"]:
         message = "the target's features come from another backbone than the source's; take both from one"
         raise InputError(message)

@@ -1,8 +1,11 @@
-"""One whole selection: which source pictures to learn from beside a target set, with which weights."""
+"""One whole selection: which source pictures to learn from beside a target set, with which weights; its manifest."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, final
@@ -16,13 +19,13 @@ from tangentune.methods.source_selection.manifest import Manifest
 from tangentune.methods.source_selection.picking import Picked, pick_classes, pick_pictures
 from tangentune.methods.source_selection.prototypes import Prototypes, make_prototypes
 from tangentune.methods.source_selection.rankings import Ranking, rank
-from tangentune.methods.source_selection.record import selection_manifest
 from tangentune.methods.source_selection.settings import SelectionSettings
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.files import find_files
-from tangentune.pictures.names import readable
+from tangentune.pictures.names import readable, some
 
 COMPARED = ("uot", "random", "nearest")
+_DIGITS = 9  # of the tables' shares: what follows depends on the machine
 
 
 @final
@@ -142,8 +145,7 @@ def select_prototypes(made: Prototypes, settings: SelectionSettings, *, verbose:
     """
     settings = settings.for_targets(len(made.targets))
     ranking, picked = _pick(made, settings, verbose)
-    manifest = selection_manifest(made, settings, ranking, picked, verbose=verbose)
-    return Selection(manifest, ranking, made.source_sums.names)
+    return Selection(_manifest(made, settings, ranking, picked, verbose), ranking, made.source_sums.names)
 
 
 def compare_methods(made: Prototypes, settings: SelectionSettings, *, verbose: int = 0) -> Overlap:
@@ -179,6 +181,81 @@ def _pick(made: Prototypes, settings: SelectionSettings, verbose: int) -> tuple[
     if settings.candidates == "classes":
         return ranking, pick_classes(made, ranking, settings)
     return ranking, pick_pictures(made, ranking, settings, verbose=verbose)
+
+
+def _manifest(
+    made: Prototypes, settings: SelectionSettings, ranking: Ranking, picked: Picked, verbose: int
+) -> Manifest:
+    """What a method picked, of which classes and for which; reads the chosen files and the target's to hash them."""
+    target, source, rows = made.target, made.source, picked.rows.numpy()
+    names, members = made.target_sums.names, made.source_sums.members[rows]
+    best, digests, own = picked.shares.argmax(1), source.digests(rows, verbose), target.digests(range(len(target.ids)))
+    described = source.backbone or {"name": "features", "contract": None, "digest": None}
+    ids = [str(source.ids[i]) for i in rows]
+    return Manifest(
+        settings=settings.recorded(),
+        backbone={key: described[key] for key in ("name", "contract", "digest")},
+        source={"root": source.root, "count": source.features.count, "classes": len(made.source_sums.names)},
+        target={
+            "root": target.root,
+            "count": target.features.count,
+            "classes": list(names),
+            "digest": None if None in own else _digest([own, np.asarray(target.labels).tolist()]),
+        },
+        ids=tuple(ids),
+        sha256=tuple(digests),
+        classes=tuple(made.source_sums.names[i] for i in members),
+        scores=picked.scores.numpy(),
+        weights=picked.weights.numpy(),
+        targets=tuple(names[k] for k in best),
+        shares=picked.shares.numpy(),
+        class_table=_class_table(made, ranking, members),
+        coverage=_coverage(names, picked),
+        notes=(*picked.notes, *_copies(dict(zip(own, target.ids, strict=True)), digests, ids)),
+    )
+
+
+def _class_table(made: Prototypes, ranking: Ranking, members: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
+    chosen = np.bincount(members, minlength=len(made.sources)).tolist()
+    mass = (ranking.scores - ranking.scores.logsumexp(0)).exp().tolist()
+    rows = zip(made.source_sums.names, chosen, made.source_sums.counts.tolist(), mass, strict=True)
+    return tuple(
+        {"class": name, "chosen": taken, "of": of, "mass": round(share, _DIGITS) if ranking.has_mass else None}
+        for name, taken, of, share in rows
+    )
+
+
+def _coverage(names: Sequence[str], picked: Picked) -> tuple[dict[str, Any], ...]:
+    best, weights = picked.shares.argmax(1).numpy(), picked.weights.numpy()
+    share, nearness = weights @ picked.shares.numpy() / weights.sum(), picked.cosines.numpy()[range(len(best)), best]
+    rows = []
+    for k, name in enumerate(names):
+        for_it, covered = best == k, float(picked.coverage[k])
+        rows.append(
+            {
+                "target": name,
+                "pictures": int(for_it.sum()),
+                "share": round(float(share[k]), _DIGITS),
+                "covered": round(min(covered, 1.0), _DIGITS) if np.isfinite(covered) else None,
+                "similarity": round(float(nearness[for_it].mean()), _DIGITS) if for_it.any() else None,
+            }
+        )
+    return tuple(rows)
+
+
+def _copies(target: dict[str | None, Any], digests: Sequence[str | None], ids: Sequence[str]) -> tuple[str, ...]:
+    """A warning where target pictures themselves, by their sha256, were chosen, byte for byte."""
+    pairs = zip(ids, digests, strict=True)
+    same = [f"{name} = {target[digest]}" for name, digest in pairs if digest is not None and digest in target]
+    if not same:
+        return ()
+    if len(same) == 1:
+        return (f"1 chosen picture is a target picture itself: {same[0]}",)
+    return (f"{len(same)} chosen pictures are target pictures themselves: {some(same, 3)}",)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_unlabelled(source: Any) -> None:
