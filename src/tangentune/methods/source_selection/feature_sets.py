@@ -159,18 +159,19 @@ def holds_features(given: Any) -> bool:
 
 
 def _from_features(given: Any, labels: Any) -> FeatureSet:
-    if isinstance(given, str | os.PathLike) and (Path(given).expanduser() / "index.json").exists():
-        found = open_extracted(given)
-        known = found.labels if labels is None else labels
-        names = None if known is None else read_labels(known, found.features.count)
-        return FeatureSet(found.features, names, found.ids, backbone=found.backbone)
-    is_path = isinstance(given, str | os.PathLike)
-    if isinstance(given, Pictures) or (is_path and os.path.exists(given) and not holds_features(given)):
+    path = Path(given).expanduser() if isinstance(given, str | os.PathLike) else None
+    if path is not None and (path / "index.json").exists():
+        found = open_extracted(path)
+        features, ids, backbone = found.features, found.ids, found.backbone
+        labels = found.labels if labels is None else labels
+    elif isinstance(given, Pictures) or (path is not None and path.exists() and not holds_features(given)):
         message = "pictures are given without a backbone; give one, or features"
         raise InputError(message)
-    features = open_features(given)
+    else:
+        features, backbone = open_features(given), None
+        ids = range(features.count)
     names = None if labels is None else read_labels(labels, features.count)
-    return FeatureSet(features, names, range(features.count))
+    return FeatureSet(features, names, ids, backbone=backbone)
 
 
 def _key(backbone: Backbone, listed: PictureList) -> str:

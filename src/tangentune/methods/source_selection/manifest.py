@@ -27,6 +27,10 @@ from tangentune.pictures.names import readable, some
 
 FORMAT, VERSION = "tangentune-selection", 1
 _SHARE_DIGITS = 6
+# Columns of a picture by their names in the file.
+_COLUMNS = {
+    "ids": "id", "sha256": "sha256", "classes": "class", "scores": "score", "weights": "weight", "targets": "target",
+}  # fmt: skip
 _HEAD = ("settings", "backbone", "source", "target", "class_table", "coverage", "notes")
 
 
@@ -146,17 +150,10 @@ def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Path:
     """
     target = check_manifest_path(path)
     names = manifest.target["classes"]
-    rows = zip(
-        manifest.ids, manifest.sha256, manifest.classes, manifest.scores.tolist(), manifest.weights.tolist(),
-        manifest.targets, manifest.shares.tolist(), strict=True,
-    )  # fmt: skip
-    pictures = [
-        {
-            "id": name, "sha256": sha256, "class": label, "score": score, "weight": weight, "target": served,
-            "shares": {key: share for key, share in zip(names, shares, strict=True) if share != 0},
-        }
-        for name, sha256, label, score, weight, served, shares in rows
-    ]  # fmt: skip
+    columns = [np.array(getattr(manifest, name), dtype=object).tolist() for name in _COLUMNS]
+    pictures = [dict(zip(_COLUMNS.values(), row, strict=True)) for row in zip(*columns, strict=True)]
+    for picture, shares in zip(pictures, manifest.shares.tolist(), strict=True):
+        picture["shares"] = {key: share for key, share in zip(names, shares, strict=True) if share != 0}
     head = {key: getattr(manifest, key) for key in _HEAD}
     head["source"] = {**manifest.source, "root": _relative(manifest.source["root"], target.absolute().parent)}
     document = {**head, "pictures": pictures, "format": FORMAT, "format_version": VERSION}
@@ -179,12 +176,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         if root is not None:
             document["source"]["root"] = os.path.normpath(place.absolute().parent / root)
         return Manifest(
-            ids=tuple(row["id"] for row in rows),
-            sha256=tuple(row["sha256"] for row in rows),
-            classes=tuple(row["class"] for row in rows),
-            scores=np.array([row["score"] for row in rows], np.float64),
-            weights=np.array([row["weight"] for row in rows], np.float64),
-            targets=tuple(row["target"] for row in rows),
+            **{column: [row[key] for row in rows] for column, key in _COLUMNS.items()},
             shares=np.array([[row["shares"].get(name, 0.0) for name in names] for row in rows], np.float64),
             **{key: document[key] for key in _HEAD},
         )

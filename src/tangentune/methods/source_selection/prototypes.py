@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, final
 
 import numpy as np
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tangentune._checks import check_counts
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.feature_sets import FeatureSet
 from tangentune.methods.source_selection.features import CHUNK, Features, lengths, open_features, read_labels, stream
@@ -109,7 +107,7 @@ def cluster_names(
         (n,) names. Cost `2 n d K` flops; memory the sample (64 rows a cluster, at least 4,096), a chunk, the names.
 
     Raises:
-        InputError: fewer than two clusters, more clusters than rows, or a row without a direction.
+        InputError: more clusters than rows, or a row without a direction.
 
     Example:
         >>> rows = open_features(np.array([[1.0, 0.0], [5.0, 0.1], [0.0, 2.0], [0.1, 3.0]]))
@@ -120,7 +118,6 @@ def cluster_names(
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    check_counts(SimpleNamespace(n_clusters=n_clusters), {"n_clusters": 2})
     if n_clusters > features.count:
         message = f"{n_clusters} clusters cannot be made of {features.count} rows of features; ask for fewer"
         raise InputError(message)

@@ -76,14 +76,10 @@ class Scorer:
         Returns:
             (n,) `power * log sum_j exp(log_weights_j - (1 - cosine_j) / temperature)`, or the largest cosine.
 
-        Raises:
-            InputError: another number of columns than prototypes.
-
         Example:
             >>> Scorer(torch.eye(2)).scores(torch.tensor([[0.2, 0.5], [0.0, -0.25]])).tolist()
             [0.5, 0.0]
         """
-        self._check(cosines)
         if self.log_weights is None:
             return cosines.amax(1)
         exponents = self._exponents(cosines)
@@ -96,14 +92,10 @@ class Scorer:
         Args:
             cosines: (n, K) with the prototypes.
 
-        Raises:
-            InputError: another number of columns than prototypes.
-
         Example:
             >>> Scorer(torch.eye(2)).shares(torch.tensor([[0.2, 0.5]])).tolist()
             [[0.0, 1.0]]
         """
-        self._check(cosines)
         if self.log_weights is None:
             return one_hot(cosines.argmax(1), len(self.prototypes)).to(cosines.dtype)
         return torch.softmax(self._exponents(cosines), 1)
@@ -142,11 +134,6 @@ class Scorer:
     def _exponents(self, cosines: Tensor) -> Tensor:
         assert self.log_weights is not None
         return torch.add(self.log_weights - 1 / self.temperature, cosines, alpha=1 / self.temperature)
-
-    def _check(self, cosines: Tensor) -> None:
-        if cosines.dim() != 2 or cosines.shape[1] != len(self.prototypes):
-            message = f"cosines with {len(self.prototypes)} targets are (n, that many), not {tuple(cosines.shape)}"
-            raise InputError(message)
 
 
 @final
