@@ -65,7 +65,7 @@ COSINES = GEOMETRY[1]
 def dense_plan(a: NDArray, b: NDArray, cosines: NDArray = GEOMETRY[0]) -> tuple[NDArray, NDArray]:
     """Plan between the classes by plain iteration, and v."""
     kernel = np.exp(-(1 - cosines) / SCALE / EPS)
-    v = np.ones(K)
+    u, v = np.ones(C), np.ones(K)
     for _ in range(3000):
         u = (a / (kernel @ v)) ** (TAU_S / (TAU_S + EPS))
         v = (b / (kernel.T @ u)) ** (TAU_T / (TAU_T + EPS))
@@ -207,7 +207,8 @@ def test_overlap_is_that_of_the_choices() -> None:
     sets = [set(chosen(budget=30, method=method, cost_scale=SCALE, quota=2).manifest.ids) for method in COMPARED]
     np.testing.assert_array_equal(found.overlap.shares, [[len(a & b) / 30 for b in sets] for a in sets])
     with open_set(torch.from_numpy(TARGET), None, TARGET_LABELS) as target:
-        whole = compare_methods(make_prototypes(target, target), settings_of({"budget": 3, "unit": "classes"}))
+        settings = settings_of({"budget": 3, "unit": "classes"})
+        whole = compare_methods(make_prototypes(target, target, settings), settings)
     assert whole.shares.tolist() == np.ones((3, 3)).tolist()
 
 

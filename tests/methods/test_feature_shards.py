@@ -21,7 +21,7 @@ from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection import extract as extract_module
 from tangentune.methods.source_selection.extract import (
-    ExtractedFeatures,
+    FeatureSet,
     extract_features,
     list_pictures,
     open_extracted,
@@ -183,7 +183,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def extracted(source: Any, net: Backbone, folder: Path, need_labels: bool = True, **fields: Any) -> ExtractedFeatures:
+def extracted(source: Any, net: Backbone, folder: Path, need_labels: bool = True, **fields: Any) -> FeatureSet:
     return extract_features(list_pictures(source, None, net.contract, need_labels=need_labels), net, folder, **fields)
 
 

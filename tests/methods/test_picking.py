@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.budget import first_of_each
 from tangentune.methods.source_selection.features import open_features
-from tangentune.methods.source_selection.picking import Scored, score_rows
+from tangentune.methods.source_selection.picking import score_rows
 from tangentune.methods.source_selection.rankings import Scorer, rank
 from tangentune.methods.source_selection.settings import SelectionSettings
 
@@ -52,7 +52,9 @@ def dense(scorer: Scorer) -> tuple[Tensor, Tensor, Tensor]:
     return scores, shares, shares * scores.exp()[:, None] if scorer.has_mass else shares
 
 
-def scored(rows: Tensor | Path, scorer: Scorer, chunk: int = 64, of: Tensor | None = None, unit: float = 0.0) -> Scored:
+def scored(
+    rows: Tensor | Path, scorer: Scorer, chunk: int = 64, of: Tensor | None = None, unit: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     return score_rows(open_features(rows), scorer, of=of, unit=unit, chunk=chunk)
 
 
@@ -60,16 +62,16 @@ def scored(rows: Tensor | Path, scorer: Scorer, chunk: int = 64, of: Tensor | No
 def test_the_pass_equals_scoring_everything_in_float64(name: str) -> None:
     scorer = SCORERS[name]
     scores, shares, masses = dense(scorer)
-    found = scored(ROWS, scorer)
+    found, best, given = scored(ROWS, scorer)
     tolerance = 2e-6 / scorer.temperature if scorer.has_mass else 1e-6
-    torch.testing.assert_close(found.scores.double(), scores, rtol=0, atol=tolerance)
-    assert torch.equal(found.best, shares.argmax(1))
-    torch.testing.assert_close(found.given.exp(), masses.sum(0), rtol=10 * tolerance, atol=0)
+    torch.testing.assert_close(found.double(), scores, rtol=0, atol=tolerance)
+    assert torch.equal(best, shares.argmax(1))
+    torch.testing.assert_close(given.exp(), masses.sum(0), rtol=10 * tolerance, atol=0)
     if scorer.has_mass:
         of, unit = torch.arange(COUNT) % 5, float(scores.max())
         by_class = torch.zeros(5, TARGETS).double().index_add_(0, of, masses) * math.exp(-unit)
-        found = scored(ROWS, scorer, of=of, unit=unit)
-        torch.testing.assert_close(found.given, by_class, rtol=10 * tolerance, atol=1e-30)
+        given = scored(ROWS, scorer, of=of, unit=unit)[2]
+        torch.testing.assert_close(given, by_class, rtol=10 * tolerance, atol=1e-30)
 
 
 def test_the_first_of_each_target_are_told() -> None:
@@ -87,9 +89,9 @@ def test_the_result_does_not_depend_on_steps_or_shards(tmp_path: Path) -> None:
     first = scored(ROWS, scorer)
     for source, chunk in ((ROWS, 37), (tmp_path, 512), (tmp_path, 1)):
         other = scored(source, scorer, chunk)
-        assert torch.equal(first.best, other.best)
-        torch.testing.assert_close(first.scores, other.scores, rtol=0, atol=1e-5)
-        torch.testing.assert_close(first.given, other.given, rtol=0, atol=1e-5)
+        assert torch.equal(first[1], other[1])
+        torch.testing.assert_close(first[0], other[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(first[2], other[2], rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_scored_is_refused_in_one_sentence() -> None:
@@ -104,9 +106,9 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence() -> None:
 def test_no_mass_is_lost_where_float32_would_overflow() -> None:
     """Rows far nearer to the targets than the sources that the plan was solved for."""
     scorer = transport(-TARGET_MEANS, tau_source=0, tau_target=math.inf, cost_scale=0.005)
-    found = scored(ROWS, scorer)
-    assert bool(torch.isfinite(found.given).all())
-    assert float(found.given.max()) > 100  # exp of it is beyond float32
+    given = scored(ROWS, scorer)[2]
+    assert bool(torch.isfinite(given).all())
+    assert float(given.max()) > 100  # exp of it is beyond float32
     scores, shares, _ = dense(scorer)
     expected = torch.logsumexp(shares.log() + scores[:, None], 0)
-    torch.testing.assert_close(found.given, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(given, expected, rtol=0, atol=1e-3)

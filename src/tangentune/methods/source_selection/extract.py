@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from tangentune._files import plain, replaced_file
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features
+from tangentune.methods.source_selection.manifest import file_digest
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import label_array, pictures_digest
 from tangentune.pictures.contract import DataContract
@@ -133,20 +134,35 @@ def _sizes(files: FileList) -> str:
 
 @final
 @dataclass(frozen=True, eq=False)
-class ExtractedFeatures:
-    """Features on disk with what they are of.
+class FeatureSet:
+    """A target or source set.
 
     Attributes:
-        features: (n, d) float32, as the backbone gives them: not brought to length one.
-        ids: n names of the pictures.
-        labels: (n,) as the source had them, or None.
-        backbone: what `Backbone.describe` gave.
+        features: n rows, as the backbone gives them: not brought to length one.
+        labels: (n,) names of classes, or None.
+        ids: n paths below `root`, or positions as numbers.
+        root: absolute folder of the files, None where there are none.
+        paths: the n files, where there are.
+        pictures: the pictures in memory, where they are.
+        backbone: what `Backbone.describe` says of the network that made the features, where it is known.
     """
 
     features: Features
-    ids: list[str]
     labels: NDArray[Any] | None
-    backbone: dict[str, Any]
+    ids: Sequence[Any]
+    root: str | None = None
+    paths: Sequence[str] | None = None
+    pictures: Pictures | None = None
+    backbone: dict[str, Any] | None = None
+
+    def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
+        """The sha256 of some pictures: of the file's bytes, or of the pixels in memory; None for bare features."""
+        if self.paths is not None:
+            settings: dict[str, Any] = {"desc": "hashing pictures", "unit": "picture", "delay": 1.0}
+            return [file_digest(str(self.paths[i])) for i in tqdm(rows, disable=not verbose, **settings)]
+        if self.pictures is not None:
+            return list(pictures_digest(self.pictures.pixels[torch.as_tensor(rows)]))
+        return [None] * len(rows)
 
 
 def extract_features(
@@ -157,7 +173,7 @@ def extract_features(
     shard_size: int = 2048,
     batch_size: int = 64,
     verbose: int = 0,
-) -> ExtractedFeatures:
+) -> FeatureSet:
     """Features of all pictures of a list, in shards of a directory.
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
@@ -172,7 +188,7 @@ def extract_features(
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        ExtractedFeatures. Cost: one forward pass a picture.
+        FeatureSet. Cost: one forward pass a picture.
 
     Raises:
         PictureError: a picture cannot be read; it is named, and the shards before it stay.
@@ -199,7 +215,7 @@ def extract_features(
     return open_extracted(folder)
 
 
-def open_extracted(directory: str | os.PathLike[str]) -> ExtractedFeatures:
+def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     """What `extract_features` wrote.
 
     Raises:
@@ -222,7 +238,7 @@ def open_extracted(directory: str | os.PathLike[str]) -> ExtractedFeatures:
         message = f"{readable(folder)} holds {features.count} rows for {count} pictures; delete it and extract again"
         raise StoreError(message)
     labels = None if index["labels"] is None else label_array(index["labels"])
-    return ExtractedFeatures(features, index["ids"], labels, index["backbone"])
+    return FeatureSet(features, labels, index["ids"], backbone=index["backbone"])
 
 
 def feature_matrix(

@@ -1,4 +1,4 @@
-"""A target or source set as features with ids, labels and digests, from wherever its pictures are."""
+"""A target or source set as features with ids and labels, from wherever its pictures are."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.extract import (
+    FeatureSet,
     PictureList,
     extract_features,
     feature_matrix,
@@ -27,45 +26,12 @@ from tangentune.methods.source_selection.extract import (
     open_extracted,
 )
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
-from tangentune.methods.source_selection.manifest import file_digest, picture_names
+from tangentune.methods.source_selection.manifest import picture_names
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.files import FileList
-from tangentune.pictures.load import Pictures, pictures_digest
+from tangentune.pictures.load import Pictures
 from tangentune.pictures.names import readable
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class FeatureSet:
-    """A target or source set.
-
-    Attributes:
-        features: n rows.
-        labels: (n,) names of classes, or None.
-        ids: n paths below `root`, or positions as numbers.
-        root: absolute folder of the files, None where there are none.
-        paths: the n files, where there are.
-        pictures: the pictures in memory, where they are.
-        backbone: what `Backbone.describe` says of the network that made the features, where it is known.
-    """
-
-    features: Features
-    labels: NDArray[np.str_] | None
-    ids: Sequence[Any]
-    root: str | None = None
-    paths: Sequence[str] | None = None
-    pictures: Pictures | None = None
-    backbone: dict[str, Any] | None = None
-
-    def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
-        """The sha256 of some pictures: of the file's bytes, or of the pixels in memory; None for bare features."""
-        if self.paths is not None:
-            settings: dict[str, Any] = {"desc": "hashing pictures", "unit": "picture", "delay": 1.0}
-            return [file_digest(str(self.paths[i])) for i in tqdm(rows, disable=not verbose, **settings)]
-        if self.pictures is not None:
-            return list(pictures_digest(self.pictures.pixels[torch.as_tensor(rows)]))
-        return [None] * len(rows)
 
 
 @contextmanager
@@ -91,11 +57,11 @@ def open_set(
         labelled: False for sets that need no labels; folders may then have any shape.
         cache: folder where the features are kept, and found by the next selection; None keeps those of files in a
             temporary folder for as long as the set is open.
-        batch_size: pictures of one forward pass.
-        on_error: "raise" or "skip", for files that cannot be read; with "skip" all pixels are held, beyond 1 GiB in
-            a temporary file.
-        n_jobs: processes that decode.
-        verbose: 1 shows progress bars.
+        batch_size: as in `select_source`, and so are the others; with "skip" all pixels are held, beyond 1 GiB in a
+            temporary file.
+        on_error: as there.
+        n_jobs: as there.
+        verbose: as there.
 
     Raises:
         InputError: labels do not fit, an id is there twice, or features are needed and there is no backbone.
@@ -162,16 +128,14 @@ def _from_features(given: Any, labels: Any) -> FeatureSet:
     path = Path(given).expanduser() if isinstance(given, str | os.PathLike) else None
     if path is not None and (path / "index.json").exists():
         found = open_extracted(path)
-        features, ids, backbone = found.features, found.ids, found.backbone
         labels = found.labels if labels is None else labels
     elif isinstance(given, Pictures) or (path is not None and path.exists() and not holds_features(given)):
         message = "pictures are given without a backbone; give one, or features"
         raise InputError(message)
     else:
-        features, backbone = open_features(given), None
-        ids = range(features.count)
-    names = None if labels is None else read_labels(labels, features.count)
-    return FeatureSet(features, names, ids, backbone=backbone)
+        features = open_features(given)
+        found = FeatureSet(features, None, range(features.count))
+    return replace(found, labels=None if labels is None else read_labels(labels, found.features.count))
 
 
 def _key(backbone: Backbone, listed: PictureList) -> str:

@@ -142,7 +142,7 @@ def _shape(path: Path) -> tuple[int, int]:
     if missing > 0:
         message = f"{name} is cut short: {missing} bytes are missing; write it again"
         raise InputError(message)
-    return shape
+    return shape[0], shape[1]
 
 
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:

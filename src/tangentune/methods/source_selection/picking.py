@@ -48,24 +48,6 @@ class Picked:
     notes: tuple[str, ...]
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """What one pass over all pictures leaves: 12 bytes a picture, and a table.
-
-    Attributes:
-        scores: (n,) float32 of the pictures, each by itself.
-        best: (n,) int64 targets they serve best.
-        given: (K,) float64 logarithms of what all pictures give each target: transported mass, or for scores without
-            masses the number of pictures nearest to it (-inf for none). Where classes were told apart, (C, K) of what
-            each class gives, no logarithms but times `exp(-unit)`.
-    """
-
-    scores: Tensor
-    best: Tensor
-    given: Tensor
-
-
 def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
     """The best single pictures, by the scores that a ranking of prototypes has learnt.
 
@@ -85,8 +67,8 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     scorer, nested = ranking.scorer or made.nearest, settings.candidates == "nested"
     of = torch.from_numpy(made.source_sums.members) if nested else None
     largest = float(ranking.scores.max())
-    seen = score_rows(features, scorer, of=of, unit=largest, verbose=verbose)
-    scores, factor = seen.scores.double(), None
+    scores, best, given = score_rows(features, scorer, of=of, unit=largest, verbose=verbose)
+    scores, factor = scores.double(), None
     if of is not None:  # what a class has, over what its pictures would have by themselves
         factor = ranking.scores - _grouped_logsumexp(scores, of, len(ranking.scores))
         scores = scores + factor[of]
@@ -95,7 +77,7 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     elif ranking.method == "all":
         scores = torch.zeros_like(scores)
     top = descending(scores)
-    reserved = first_of_each(seen.best[top], quota, len(scorer.prototypes))
+    reserved = first_of_each(best[top], quota, len(scorer.prototypes))
     rows = torch.cat([top[: _needed(scores[top], budget, ranking.has_mass)], top[reserved]]).unique()
     cosines = row_cosines(features, scorer, rows)
     if ranking.scorer is None:
@@ -105,12 +87,12 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     shares = scorer.shares(cosines)
     unit = float(exact.max()) if ranking.has_mass else 0.0  # of the masses, in which none underflows
     if factor is None:
-        totals = (seen.given - unit).exp()
+        totals = (given - unit).exp()
     else:  # of a class so far away that its part of the table underflows, the factor is not finite: it gives nothing
-        totals = ((factor + largest - unit).exp().nan_to_num(posinf=0.0)[:, None] * seen.given).sum(0)
+        totals = ((factor + largest - unit).exp().nan_to_num(posinf=0.0)[:, None] * given).sum(0)
     masses = (exact - unit).exp() if ranking.has_mass else None
     picks = choose(exact, shares, budget, masses=masses, quota=quota, target_totals=totals)
-    at, held = picks.chosen, torch.bincount(seen.best, minlength=len(scorer.prototypes))
+    at, held = picks.chosen, torch.bincount(best, minlength=len(scorer.prototypes))
     notes = _notes(picks, held, quota, made.target_sums.names)
     return Picked(rows[at], exact[at], shares[at], cosines[at], picks.weights, picks.coverage, notes)
 
@@ -154,7 +136,7 @@ def score_rows(
     unit: float = 0.0,
     chunk: int = CHUNK,
     verbose: int = 0,
-) -> Scored:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Score every row once, in float32.
 
     Args:
@@ -166,7 +148,10 @@ def score_rows(
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        Scored. Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of
+        (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
+        of what all pictures give each target: transported mass, or for scores without masses the number of pictures
+        nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
+        `exp(-unit)`. Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of
         features, a few of cosines, and 12 bytes a row.
 
     Raises:
@@ -175,7 +160,7 @@ def score_rows(
     Example:
         >>> from tangentune.methods.source_selection.features import open_features
         >>> features = open_features(np.array([[1.0, 0.5], [0.0, 2.0]]))
-        >>> score_rows(features, Scorer(torch.eye(2))).best.tolist()
+        >>> score_rows(features, Scorer(torch.eye(2)))[1].tolist()
         [0, 1]
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
@@ -195,7 +180,7 @@ def score_rows(
         else:
             given = torch.bincount(best[part], minlength=number).double().log()
         log_given = torch.logaddexp(log_given, given)
-    return Scored(scores, best, log_given if of is None else table)
+    return scores, best, log_given if of is None else table
 
 
 def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:

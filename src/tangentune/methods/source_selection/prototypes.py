@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.feature_sets import FeatureSet
+from tangentune.methods.source_selection.extract import FeatureSet
 from tangentune.methods.source_selection.features import CHUNK, Features, lengths, open_features, read_labels, stream
 from tangentune.methods.source_selection.rankings import Scorer, descending, random_scores
+from tangentune.methods.source_selection.settings import SelectionSettings
 
-_PER_CLUSTER, _LEAST_SAMPLE, _ROUNDS = 64, 4096, 20  # rows of the sample that is clustered, and rounds of k-means
+_PER_CLUSTER, _LEAST_SAMPLE = 64, 4096  # rows of the sample that is clustered
 
 
 @final
@@ -127,7 +128,7 @@ def cluster_names(
     unit = rows / lengths(rows, sample)[:, None]
     with warnings.catch_warnings():  # fewer directions than clusters: some stay empty
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(n_clusters, n_init=1, max_iter=_ROUNDS, random_state=seed % 2**32).fit(unit.numpy())
+        found = KMeans(n_clusters, random_state=seed % 2**32).fit(unit.numpy())
     centres = normalize(torch.from_numpy(found.cluster_centers_), dim=1).T.contiguous()
     nearest = np.empty(features.count, dtype=np.int64)
     for first, rows, _ in stream(features, "nearest clusters", chunk=chunk, verbose=verbose):
@@ -165,22 +166,14 @@ class Prototypes:
 
 
 def make_prototypes(
-    target: FeatureSet,
-    source: FeatureSet,
-    *,
-    clusters: int | None = None,
-    seed: int = 0,
-    centred: bool = True,
-    verbose: int = 0,
+    target: FeatureSet, source: FeatureSet, settings: SelectionSettings, *, verbose: int = 0
 ) -> Prototypes:
     """Class means of both sides, in one pass over each; with clusters, one more over the source.
 
     Args:
         target: with labels of at least two classes.
-        source: with labels, or with `clusters`.
-        clusters: how many k-means makes of the source.
-        seed: of these.
-        centred: whether the midpoint of both sets' mean unit features is taken off (docs/decisions/0014).
+        source: with labels, or with clusters.
+        settings: of which the clusters, their seed and the centre matter.
         verbose: 1 shows progress bars.
 
     Raises:
@@ -193,7 +186,7 @@ def make_prototypes(
     if len(known) < 2:
         message = f"the target holds one class only ({known[0]}); a selection needs at least two target classes"
         raise InputError(message)
-    if source.labels is None and clusters is None:
+    if source.labels is None and settings.clusters is None:
         message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
         raise InputError(message)
     if source.features.width != target.features.width:
@@ -209,11 +202,11 @@ def make_prototypes(
         target_sums = class_sums(target.features, target.labels)
     with _named("source"):
         features, labels = source.features, source.labels
-        if clusters is not None:
-            labels = cluster_names(features, clusters, seed=seed, verbose=verbose)
+        if settings.clusters is not None:
+            labels = cluster_names(features, settings.clusters, seed=settings.seed, verbose=verbose)
         source_sums = class_sums(features, labels, verbose=verbose)
     sides, centre = (target_sums, source_sums), None
-    if centred:
+    if settings.centre:
         centre = torch.stack([side.sums.sum(0) / side.counts.sum() for side in sides]).mean(0)
     return Prototypes(target, source, *sides, centre, *(side.prototypes(centre) for side in sides))
 

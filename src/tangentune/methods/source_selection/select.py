@@ -126,9 +126,7 @@ def select_source(
         open_set(target, backbone, target_labels, cache=folder, **shared) as wanted,
         open_set(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
     ):
-        made = make_prototypes(
-            wanted, offered, clusters=known.clusters, seed=known.seed, centred=known.centre, verbose=verbose
-        )
+        made = make_prototypes(wanted, offered, known, verbose=verbose)
         found = select_prototypes(made, known, verbose=verbose)
         if compare and known.budget is not None:
             found = replace(found, overlap=compare_methods(made, known, verbose=verbose))
@@ -172,12 +170,12 @@ def compare_methods(made: Prototypes, settings: SelectionSettings, *, verbose: i
 
 
 def _pick(made: Prototypes, settings: SelectionSettings, verbose: int) -> tuple[Ranking, Picked]:
-    masses = None, None
+    source_mass = target_mass = None
     if settings.marginals == "counts":
-        masses = [sums.counts.double() / sums.counts.double().mean() for sums in (made.source_sums, made.target_sums)]
-    ranking = rank(
-        settings, made.sources, made.targets, source_mass=masses[0], target_mass=masses[1], centre=made.centre
-    )
+        counts = (sums.counts.double() for sums in (made.source_sums, made.target_sums))
+        source_mass, target_mass = (values / values.mean() for values in counts)
+    masses = {"source_mass": source_mass, "target_mass": target_mass}
+    ranking = rank(settings, made.sources, made.targets, **masses, centre=made.centre)
     if settings.candidates == "classes":
         return ranking, pick_classes(made, ranking, settings)
     return ranking, pick_pictures(made, ranking, settings, verbose=verbose)
