@@ -32,9 +32,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from benchmarks.record import ROOT, record
-from tangentune.methods.source_selection.feature_source import CHUNK
-from tangentune.methods.source_selection.scan import Scanned, scan
-from tangentune.methods.source_selection.scorer import uot_scorer
+from tangentune.methods.source_selection.features import CHUNK
+from tangentune.methods.source_selection.picking import Scored as Scanned
+from tangentune.methods.source_selection.picking import score_rows as scan
+from tangentune.methods.source_selection.rankings import rank
+from tangentune.methods.source_selection.settings import SelectionSettings
 
 COUNT, WIDTH, CLASSES, TARGETS, KEPT = 1_000_000, 512, 1000, 200, 10_000
 SQUARE, PRODUCTS = 1024, 15
@@ -60,7 +62,7 @@ def scan_once(path: Path, checkpoint: Path | None, every: float) -> Scanned:
     rng = np.random.default_rng(0)
     means = rng.standard_normal((CLASSES, WIDTH), dtype=np.float32)
     targets = means[:TARGETS] + rng.standard_normal((TARGETS, WIDTH), dtype=np.float32)
-    scorer, _ = uot_scorer(means, targets)
+    scorer = rank(SelectionSettings(budget=1), *(torch.from_numpy(x).double() for x in (means, targets))).scorer
     return scan(path, scorer, k=KEPT, checkpoint=checkpoint, every=every)
 
 

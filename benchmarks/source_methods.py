@@ -23,12 +23,12 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.joint import JointSettings, SourceLabels, joint_fine_tune
-from tangentune.methods.source_selection.budget import Budget, choose
+from tangentune.methods.source_selection.budget import choose
 from tangentune.methods.source_selection.manifest import SelectedPictures
-from tangentune.methods.source_selection.prototypes import class_prototypes
-from tangentune.methods.source_selection.rankings import Ranking, rank
-from tangentune.methods.source_selection.scorer import nearest_scorer
+from tangentune.methods.source_selection.prototypes import class_sums
+from tangentune.methods.source_selection.rankings import Ranking, Scorer, rank
 from tangentune.methods.source_selection.select import select_source
+from tangentune.methods.source_selection.settings import Budget
 from tangentune.metrics import accuracy, nll
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
@@ -90,8 +90,9 @@ def geometries(task: SourceTask, backbone: Backbone) -> dict[bool, Geometry]:
     assert task.target.labels is not None
     out = {}
     for centred, (own, shown) in made.items():
-        _, source_means, _ = class_prototypes(own, task.pool.labels)
-        names, target_means, _ = class_prototypes(shown, task.target.labels)
+        source_means = class_sums(own, task.pool.labels).prototypes()
+        target_sums = class_sums(shown, task.target.labels)
+        names, target_means = target_sums.names, target_sums.prototypes()
         labels = task.pool.labels, task.target.labels
         out[centred] = Geometry(own, source_means, target_means, names, plain, labels, centred)
     return out
@@ -115,7 +116,7 @@ def chosen(ranking: str, geometry: Geometry, budget: int, seed: int) -> Chosen:
     if ranking in (UOT, FREE):
         return library_choice(geometry, budget, **RANKINGS[ranking])
     cosines = geometry.pool @ geometry.target.T
-    nearest = nearest_scorer(geometry.target).shares(cosines)
+    nearest = Scorer(geometry.target).shares(cosines)
     if ranking == ALL:
         return Chosen(np.arange(len(cosines)), np.ones(len(cosines)), nearest.numpy())
     made = ranked(ranking, geometry, seed)

@@ -24,7 +24,7 @@ from benchmarks import record
 from benchmarks.cifar_split import begin, study_parser
 from benchmarks.datasets import CIFAR10_NAMES, ROOT, cifar10, fashion_mnist
 from benchmarks.source_data import DISTRACTOR, grey, network, target_rows
-from tangentune.methods.source_selection.extract import extract_features, feature_matrix
+from tangentune.methods.source_selection.extract import extract_features, feature_matrix, list_pictures
 from tangentune.methods.source_selection.select import select_source
 from tangentune.networks.backbone import Backbone
 
@@ -70,7 +70,7 @@ def extracted(backbone: Backbone, limit: int | None) -> tuple[list[Path], NDArra
         folder = CACHE / f"{part}-{limit or 'all'}"
         clock = folder.with_suffix(".json")
         before, start = time.process_time(), time.perf_counter()
-        extract_features(pixels, backbone, folder, labels, shard_size=SHARD)
+        extract_features(list_pictures(pixels, labels, backbone.contract), backbone, folder, shard_size=SHARD)
         if not clock.exists():
             spent = {"wall": time.perf_counter() - start, "processor": time.process_time() - before}
             clock.write_text(json.dumps({"pictures": len(labels), **spent}))

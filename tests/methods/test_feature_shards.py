@@ -20,10 +20,13 @@ from tangentune import Backbone
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection import extract as extract_module
-from tangentune.methods.source_selection.extract import extract_features, open_extracted
-from tangentune.methods.source_selection.feature_source import Features, lengths
-from tangentune.methods.source_selection.features import open_features, read_labels
-from tangentune.methods.source_selection.stream import stream
+from tangentune.methods.source_selection.extract import (
+    FeatureSet,
+    extract_features,
+    list_pictures,
+    open_extracted,
+)
+from tangentune.methods.source_selection.features import Features, lengths, open_features, read_labels, stream
 from tangentune.pictures.load import load_pictures
 
 ROWS = np.random.default_rng(0).standard_normal((23, 5))
@@ -45,9 +48,9 @@ def sources(folder: Path, dtype: str = "float32") -> dict[str, Any]:
     } | {"list": [str(path) for path in shards]}
 
 
-def joined(features: Features, start: int, size: int) -> np.ndarray:
-    parts = [(first, rows.clone()) for first, rows in features.chunks(start, size)]
-    assert [first for first, _ in parts] == list(range(start, features.count, size))
+def joined(features: Features, size: int) -> np.ndarray:
+    parts = [(first, rows) for first, rows, _ in stream(features, "pass", chunk=size)]
+    assert [first for first, _ in parts] == list(range(0, features.count, size))
     return torch.cat([rows for _, rows in parts]).numpy()
 
 
@@ -59,24 +62,11 @@ def test_every_source_gives_the_same_rows_in_any_steps(tmp_path: Path, dtype: st
     for source in given.values():
         features = open_features(source)
         assert (features.count, features.width) == ROWS.shape
-        for start, size in ((0, 7), (0, 100), (5, 4), (22, 1)):
-            np.testing.assert_array_equal(joined(features, start, size), expected[start:])
+        for size in (7, 100, 4, 1):
+            np.testing.assert_array_equal(joined(features, size), expected)
         wanted = [17, 3, 4, 5, 3, 22, 0]
         np.testing.assert_array_equal(features.rows(wanted).numpy(), expected[wanted])
         assert features.rows([]).shape == (0, 5)
-
-
-def test_digests_change_with_the_rows_alone(tmp_path: Path) -> None:
-    first, again = sources(tmp_path), open_features(tmp_path / "all.npy").digest()
-    for source in first.values():
-        assert open_features(source).digest() == open_features(source).digest()
-    rows = ROWS.astype(np.float32)
-    rows[11, 2] += 1e-6
-    assert open_features(rows).digest() != open_features(first["array"]).digest()
-    info = (tmp_path / "all.npy").stat()
-    np.save(tmp_path / "all.npy", rows)
-    os.utime(tmp_path / "all.npy", ns=(info.st_atime_ns, info.st_mtime_ns))  # even where the time was put back
-    assert open_features(tmp_path / "all.npy").digest() != again
 
 
 def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -87,8 +77,7 @@ def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
             file.write(np.ones((1 << 10, 256), dtype=np.float32).data)
     script = (
         "import resource, sys\n"
-        "from tangentune.methods.source_selection.features import open_features\n"
-        "from tangentune.methods.source_selection.stream import stream\n"
+        "from tangentune.methods.source_selection.features import open_features, stream\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "features = open_features(sys.argv[1])\n"
         "for _ in stream(open_features(features.rows(range(2048))), 'warm up', chunk=1024): pass\n"
@@ -167,7 +156,7 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path: Path) -> None:
     features = open_features(tmp_path / "rows.npy")
     os.truncate(tmp_path / "rows.npy", 500)
     with pytest.raises(InputError, match="became shorter"):
-        list(features.chunks(0, 4))
+        list(stream(features, "pass", chunk=4))
 
 
 def test_labels_from_files_and_lists(tmp_path: Path) -> None:
@@ -194,29 +183,25 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_extracted_features_are_those_of_the_backbone(tmp_path: Path, flip: bool) -> None:
+def extracted(source: Any, net: Backbone, folder: Path, need_labels: bool = True, **fields: Any) -> FeatureSet:
+    return extract_features(list_pictures(source, None, net.contract, need_labels=need_labels), net, folder, **fields)
+
+
+def test_extracted_features_are_those_of_the_backbone(tmp_path: Path) -> None:
     net, root = backbone(), picture_folder(tmp_path / "pictures")
-    found = extract_features(root, net, tmp_path / "out", shard_size=4, batch_size=3, flip=flip)
+    found = extracted(root, net, tmp_path / "out", shard_size=4, batch_size=3)
     whole = load_pictures(root, contract=net.contract)
     assert whole.labels is not None
     assert found.labels is not None
     assert found.ids == whole.ids
     assert found.labels.tolist() == whole.labels.tolist()
-    expected = mean_features(net, whole, 11, flip).float()
+    expected = mean_features(net, whole, 11, False).float()
     torch.testing.assert_close(found.features.rows(range(11)), expected, rtol=1e-5, atol=1e-6)
     assert sorted(files_of(tmp_path / "out")) == [*(f"features-0000{i}.npy" for i in range(3)), "index.json"]
-    from_list = extract_features(
-        sorted(root.rglob("*.png")),
-        net,
-        tmp_path / "list",
-        need_labels=False,
-        shard_size=4,
-        flip=flip,
-    )
+    from_list = extracted(sorted(root.rglob("*.png")), net, tmp_path / "list", need_labels=False, shard_size=4)
     assert from_list.labels is None
     torch.testing.assert_close(from_list.features.rows(range(11)), expected, rtol=1e-5, atol=1e-6)
-    in_memory = extract_features(whole, net, tmp_path / "memory", shard_size=4, batch_size=3, flip=flip)
+    in_memory = extracted(whole, net, tmp_path / "memory", shard_size=4, batch_size=3)
     assert torch.equal(in_memory.features.rows(range(11)), found.features.rows(range(11)))
 
 
@@ -224,7 +209,7 @@ def test_a_stopped_extraction_goes_on_and_gives_identical_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, root = backbone(), picture_folder(tmp_path / "pictures")
-    extract_features(root, net, tmp_path / "whole", shard_size=4)
+    extracted(root, net, tmp_path / "whole", shard_size=4)
     made, real = [], extract_module.feature_matrix
 
     def stopping(*args: Any, **fields: Any) -> torch.Tensor:
@@ -236,12 +221,12 @@ def test_a_stopped_extraction_goes_on_and_gives_identical_files(
     with monkeypatch.context() as patch:
         patch.setattr(extract_module, "feature_matrix", stopping)
         with pytest.raises(KeyboardInterrupt):
-            extract_features(root, net, tmp_path / "again", shard_size=4)
+            extracted(root, net, tmp_path / "again", shard_size=4)
     assert sorted(files_of(tmp_path / "again")) == ["features-00000.npy", "features-00001.npy", "index.json"]
     with pytest.raises(StoreError, match="is not finished: features-00002"):
         open_extracted(tmp_path / "again")
     (tmp_path / "again" / "features-00001.npy").unlink()
-    extract_features(root, net, tmp_path / "again", shard_size=4)
+    extracted(root, net, tmp_path / "again", shard_size=4)
     assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
 
 
@@ -263,7 +248,8 @@ extract.np.save = killed
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
 torch.nn.init.constant_(net[1].weight, 0.1)
 torch.nn.init.zeros_(net[1].bias)
-extract.extract_features(sys.argv[1], Backbone(net, input_size=(3, 8, 8)), sys.argv[2], shard_size=4)
+net = Backbone(net, input_size=(3, 8, 8))
+extract.extract_features(extract.list_pictures(sys.argv[1], None, net.contract), net, sys.argv[2], shard_size=4)
 """
 
 
@@ -282,24 +268,22 @@ def test_a_killed_extraction_leaves_only_whole_shards(tmp_path: Path) -> None:
     assert ran.returncode == -signal.SIGKILL
     left = files_of(out)
     assert any(name.endswith(".part") for name in left)
-    extract_features(root, linear_backbone(), out, shard_size=4)
-    extract_features(root, linear_backbone(), tmp_path / "whole", shard_size=4)
+    extracted(root, linear_backbone(), out, shard_size=4)
+    extracted(root, linear_backbone(), tmp_path / "whole", shard_size=4)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert left["features-00000.npy"] == files_of(out)["features-00000.npy"]
 
 
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     net, root, out = backbone(), picture_folder(tmp_path / "pictures"), tmp_path / "out"
-    extract_features(root, net, out, shard_size=4)
+    extracted(root, net, out, shard_size=4)
     before = files_of(out)
     attempts: dict[str, Any] = {
-        "another backbone": lambda: extract_features(root, linear_backbone(), out, shard_size=4),
-        "pictures of another size": lambda: extract_features(root, net.with_size(12), out, shard_size=4),
-        "shard_size 4 and flip False": lambda: extract_features(root, net, out, shard_size=4, flip=True),
-        "another list of pictures": lambda: extract_features(
-            picture_folder(tmp_path / "more", 12), net, out, shard_size=4
-        ),
-        "holds other files": lambda: extract_features(root, net, tmp_path, shard_size=4),
+        "another backbone": lambda: extracted(root, linear_backbone(), out, shard_size=4),
+        "pictures of another size": lambda: extracted(root, net.with_size(12), out, shard_size=4),
+        "shard_size 4 and flip False": lambda: extracted(root, net, out, shard_size=5),
+        "another list of pictures": lambda: extracted(picture_folder(tmp_path / "more", 12), net, out, shard_size=4),
+        "holds other files": lambda: extracted(root, net, tmp_path, shard_size=4),
     }
     for message, attempt in attempts.items():
         with pytest.raises(StoreError, match=message):
@@ -318,5 +302,5 @@ def test_an_unreadable_picture_is_named_and_the_shards_before_it_stay(tmp_path: 
     good = bad.read_bytes()
     bad.write_bytes(good[:40])
     with pytest.raises(PictureError, match=r"08\.png"):
-        extract_features(root, backbone(), tmp_path / "out", shard_size=4)
+        extracted(root, backbone(), tmp_path / "out", shard_size=4)
     assert "features-00001.npy" in files_of(tmp_path / "out")

@@ -16,7 +16,7 @@ from PIL import Image
 from small import pictures
 
 from tangentune.errors import InputError, PictureError
-from tangentune.methods.source_selection.extract import extract_features
+from tangentune.methods.source_selection.extract import extract_features, list_pictures
 from tangentune.methods.source_selection.manifest import load_selected, write_manifest
 from tangentune.methods.source_selection.select import select_source
 from tangentune.pictures.load import load_pictures
@@ -45,7 +45,7 @@ def test_folders_tables_arrays_and_features_give_one_selection(folders: tuple[Pa
     loaded = [load_pictures(one, contract=backbone.contract, n_jobs=1) for one in folders]
     by_pictures = select_source(loaded[0], loaded[1], backbone, budget=12).manifest
     names = {name: i for i, name in enumerate(loaded[1].ids)}
-    extract_features(source, backbone, tmp_path / "features", n_jobs=1)
+    extract_features(list_pictures(source, None, backbone.contract, n_jobs=1), backbone, tmp_path / "features")
     by_features = select_source(target, tmp_path / "features", backbone, budget=12, n_jobs=1).manifest
     table = tmp_path / "s.csv"
     lines = [f"s/{name},{name.split('/')[0]}" for name in reversed(loaded[1].ids)]
@@ -122,8 +122,8 @@ def test_refusals_of_folders(folders: tuple[Path, Path], tmp_path: Path) -> None
 
 
 def test_features_of_two_backbones_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    extract_features(folders[1], small(), tmp_path / "features", n_jobs=1)
     other = small()
+    extract_features(list_pictures(folders[1], None, other.contract, n_jobs=1), other, tmp_path / "features")
     with torch.no_grad():
         next(other.module.parameters()).add_(1)
     with pytest.raises(InputError, match="from another backbone than the source's"):

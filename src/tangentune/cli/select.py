@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,11 @@ from tangentune.cli.models import PICTURES
 from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, option, shared_options
 from tangentune.cli.run import check_device, print_json, working
 
+if TYPE_CHECKING:
+    from tangentune.methods.source_selection.select import Selection
+
 SELECTION = "Selection"
-_METHODS = ("uot", "random", "all", "nearest", "mean-cosine", "kernel-sum", "emd")
+_METHODS = ("uot", "random", "all", "nearest")
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -24,7 +27,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @option(
     STREAMS,
     "--out",
-    "The manifest to write, .json or .parquet; one that is there is replaced at the end.",
+    "The manifest to write, .json; one that is there is replaced at the end.",
     required=True,
     metavar="MANIFEST",
     type=click.Path(dir_okay=False),
@@ -53,8 +56,8 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @option(
     SELECTION,
     "--granularity",
-    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot, "
-    "kernel-sum). If not given: classes for a budget of classes, else nested, or pictures for other methods.",
+    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot). "
+    "If not given: classes for a budget of classes, else nested, or pictures for other methods.",
     type=click.Choice(["pictures", "classes", "nested"]),
 )
 @option(
@@ -104,21 +107,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     type=click.Path(file_okay=False),
 )
 @shared_options
-def select(
-    target: str,
-    source: str,
-    out: str,
-    page: str | None,
-    budget: float | None,
-    method: str,
-    backbone: str,
-    input_size: int | None,
-    batch_size: int | None,
-    device: str | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def select(target: str, source: str, out: str, page: str | None, **options: Any) -> None:
     """Choose, from the pictures of a source set, those that are worth learning from beside a target set.
 
     The target is a folder with one sub-folder for each class, or a CSV file with the columns path,label. So is the
@@ -126,13 +115,15 @@ def select(
 
     The manifest names the chosen pictures with their weights; `tangentune fit TARGET --source MANIFEST` reads it.
     """
-    from tangentune.methods.source_selection.manifest import write_manifest
-    from tangentune.methods.source_selection.manifest_files import check_manifest_path, check_place
+    from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
     from tangentune.methods.source_selection.select import select_source
     from tangentune.networks.backbone import load_backbone
     from tangentune.reports.selection_page import write_selection_page
 
-    if (budget is None) != (method == "all"):
+    budget, cache, n_jobs = (options[name] for name in ("budget", "cache", "n_jobs"))
+    backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
+    device, as_json, quiet = (options.pop(name) for name in ("device", "as_json", "quiet"))
+    if (budget is None) != (options["method"] == "all"):
         message = "--method all takes every picture; leave --budget out" if budget else "give a --budget"
         raise click.UsageError(message)
     check_manifest_path(out)
@@ -141,25 +132,22 @@ def select(
         _refuse_features(target, source)
     check_device(device)
     with working(quiet) as stdout:
-        network = load_backbone(backbone).with_size(input_size)
+        network = load_backbone(backbone).with_size(size)
         try:
             found = select_source(
                 target,
                 source,
                 network if device is None else network.to(device),
-                budget=budget,
-                method=method.replace("-", "_"),
                 compare=page is not None,
                 batch_size=batch_size or 32,
                 verbose=0 if quiet else 1,
                 **options,
             )
         except KeyboardInterrupt:
-            if options["cache"] is not None and not quiet:
-                click.echo(f"note: what was done is kept in {options['cache']}; the same command goes on", err=True)
+            if cache is not None and not quiet:
+                click.echo(f"note: what was done is kept in {cache}; the same command goes on", err=True)
             raise
         if page is not None:  # first: it is the one that can fail
-            n_jobs = options["n_jobs"]
             write_selection_page(page, found.manifest, target, overlap=found.overlap, n_jobs=n_jobs)
         write_manifest(out, found.manifest)
     if as_json:
@@ -169,7 +157,7 @@ def select(
 
 
 def _refuse_features(*places: str) -> None:
-    from tangentune.methods.source_selection.sides import holds_features
+    from tangentune.methods.source_selection.feature_sets import holds_features
 
     for place in places:
         if holds_features(place):
@@ -177,32 +165,26 @@ def _refuse_features(*places: str) -> None:
             raise click.UsageError(message)
 
 
-def _document(found: Any, out: str, page: str | None) -> dict[str, Any]:
+def _document(found: Selection, out: str, page: str | None) -> dict[str, Any]:
     manifest, overlap = found.manifest, found.overlap
+    table = None
+    if overlap is not None:
+        rows = zip(overlap.methods, overlap.shares.tolist(), strict=True)
+        table = {one: dict(zip(overlap.methods, row, strict=True)) for one, row in rows}
     return {
         "manifest": out,
         "page": page,
         "n": len(manifest),
-        "effective": _effective(manifest),
+        "effective": manifest.effective,
         **{key: getattr(manifest, key) for key in ("settings", "backbone", "source", "target")},
         "classes": list(manifest.class_table),
         "coverage": list(manifest.coverage),
-        "overlap": None
-        if overlap is None
-        else {
-            one: dict(zip(overlap.methods, row, strict=True))
-            for one, row in zip(overlap.methods, overlap.shares.tolist(), strict=True)
-        },
+        "overlap": table,
         "notes": list(manifest.notes),
     }
 
 
-def _effective(manifest: Any) -> float:
-    """Pictures of equal weight that would say as much."""
-    return float(manifest.weights.sum() ** 2 / (manifest.weights**2).sum())
-
-
-def show_selection(found: Any, target: str, out: str, page: str | None, stream: IO[str]) -> None:
+def show_selection(found: Selection, target: str, out: str, page: str | None, stream: IO[str]) -> None:
     """What was chosen from which classes and for which, and how to go on."""
     from rich.text import Text
 
@@ -211,7 +193,7 @@ def show_selection(found: Any, target: str, out: str, page: str | None, stream: 
 
     manifest = found.manifest
     stream.write(
-        f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, worth {_effective(manifest):,.0f} of "
+        f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, worth {manifest.effective:,.0f} of "
         "equal weight.\n\n"
     )
     rows = class_rows(manifest)

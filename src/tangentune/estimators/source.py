@@ -24,7 +24,7 @@ from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
 from tangentune.pictures.names import some
 from tangentune.solvers.source.choice import choose_source, source_effects
 
-MANIFESTS = (".json", ".parquet")
+MANIFESTS = (".json",)
 KERNELS = 7  # of (m, m) numbers that weighing m source pictures has in memory at once
 
 

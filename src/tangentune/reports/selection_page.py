@@ -8,40 +8,34 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tangentune import __version__
 from tangentune._files import replaced_file
-from tangentune.methods.source_selection.manifest import Manifest
+from tangentune.methods.source_selection.manifest import Manifest, load_selected
 from tangentune.methods.source_selection.select import Overlap
-from tangentune.pictures.load import Pictures
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.files import find_files
+from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.reports.model_page import environment
-from tangentune.reports.select_examples import TARGETS, WANTED, Examples, load_examples, shown
 from tangentune.reports.tables import thumbnail
 
 _ROWS = 12  # of a table before "more"
-METHODS = {
-    "uot": "transport",
-    "kernel_sum": "kernel sum",
-    "nearest": "nearest class",
-    "mean_cosine": "mean cosine",
-    "emd": "greedy EMD",
-    "random": "random",
-    "all": "all",
+_SIDE = 112  # pixels of a picture on the page
+_WANTED, _FOUND = 2, 7  # pictures of a target class, and chosen for it
+_TARGETS = 24  # target classes that are shown with pictures
+# In tables, and after "chosen by".
+_METHODS = {
+    "uot": ("transport", "unbalanced optimal transport between source and target, in the features of {network}"),
+    "nearest": ("nearest class", "their nearest target class, in the features of {network}"),
+    "random": ("random", "chance"),
+    "all": ("all", "nothing: all there are were taken"),
 }
-_CHOSEN_BY = {
-    "uot": "unbalanced optimal transport between source and target, in the features of {network}",
-    "kernel_sum": "the sum of their kernels with all target classes, in the features of {network}",
-    "nearest": "their nearest target class, in the features of {network}",
-    "mean_cosine": "their mean cosine with the target classes, in the features of {network}",
-    "emd": "greedy choice by the earth mover's distance, in the features of {network}",
-    "random": "chance",
-    "all": "nothing: all there are were taken",
-}
-_FULL = {"uot": "unbalanced optimal transport"}
 _UNITS = {"pictures": "pictures", "classes": "classes, whole", "mass": "of the mass"}
 _SETTINGS = {
     "granularity": "Chosen as",
@@ -55,6 +49,87 @@ _SETTINGS = {
     "tau_target": "Penalty of target masses",
     "seed": "Seed",
 }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The few pictures that the page shows.
+
+    Attributes:
+        target: labelled target pictures, some of each class.
+        chosen: chosen source pictures, under their ids in the manifest.
+    """
+
+    target: Pictures
+    chosen: Pictures
+
+
+def load_examples(
+    manifest: Manifest, target: Any, *, target_labels: Any = None, source: Any = None, n_jobs: int | None = None
+) -> Examples:
+    """The pictures that the page of a selection shows, at its size where they are files."""
+    files = DataContract(input_size=(3, _SIDE, _SIDE), crop=1.0)
+    known = manifest.backbone["contract"]
+    arrays = files if known is None else DataContract.from_dict(known)
+
+    def contract(given: Any) -> DataContract:
+        return files if given is None or isinstance(given, str | os.PathLike) else arrays
+
+    rows = sorted({int(row) for found in shown(manifest).values() for row in found})
+    chosen = load_selected(_part(manifest, rows), contract(source), source=source, n_jobs=n_jobs).pictures
+    return Examples(_some_of_each(target, target_labels, contract(target), n_jobs), chosen)
+
+
+def _part(manifest: Manifest, rows: list[int]) -> Manifest:
+    """The manifest of some of its pictures."""
+    columns = {
+        name: tuple(getattr(manifest, name)[row] for row in rows) for name in ("ids", "sha256", "classes", "targets")
+    }
+    arrays = {name: getattr(manifest, name)[rows] for name in ("scores", "weights", "shares")}
+    return replace(manifest, **columns, **arrays)
+
+
+def _some_of_each(target: Any, labels: Any, contract: DataContract, n_jobs: int | None) -> Pictures:
+    """The first pictures of every class; of files, only these are read."""
+    if not isinstance(target, str | os.PathLike):
+        loaded = load_pictures(target, labels, contract=contract, n_jobs=n_jobs)
+        return loaded.select(_first([] if loaded.labels is None else loaded.labels.tolist()))
+    found = find_files(target, need_labels=labels is None)
+    given = list(found.labels or ()) if labels is None else list(labels)
+    rows = _first(given)
+    paths, names = [found.paths[i] for i in rows], [found.ids[i] for i in rows]
+    loaded = load_pictures(paths, [given[i] for i in rows], contract=contract, n_jobs=n_jobs)
+    return replace(loaded, ids=names)
+
+
+def _first(labels: Sequence[Any]) -> list[int]:
+    """Rows of the first pictures of every class."""
+    return np.flatnonzero(_turns(labels) < _WANTED).tolist()
+
+
+def _turns(labels: Sequence[Any]) -> NDArray[np.int64]:
+    """How many with the same label come before each, (n,)."""
+    seen: Counter[Any] = Counter()
+    turns = np.empty(len(labels), np.int64)
+    for row, label in enumerate(labels):
+        turns[row] = seen[label]
+        seen[label] += 1
+    return turns
+
+
+def shown(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
+    """For each target class on the page, the rows of the pictures to show, best first.
+
+    Where whole classes were chosen, whose pictures share one score, the classes take turns.
+    """
+    served, names = np.array(manifest.targets), manifest.target["classes"]
+    weight = {name: float(manifest.weights[served == name].sum()) for name in names}
+    keep = set(sorted(names, key=lambda name: -weight[name])[:_TARGETS])
+    order = np.argsort(-manifest.scores, kind="stable")
+    if manifest.settings.get("granularity") == "classes":
+        order = order[np.argsort(_turns([manifest.classes[row] for row in order]), kind="stable")]
+    return {name: order[served[order] == name][:_FOUND] for name in names if name in keep}
 
 
 def write_selection_page(
@@ -98,8 +173,9 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         overlap: between the methods, for the table.
     """
     settings, n = manifest.settings, len(manifest)
-    network = manifest.backbone["name"]
-    by = _CHOSEN_BY[settings["method"]].format(network=network)
+    method = settings["method"]  # of an older version perhaps
+    by = _METHODS.get(method, (method, f"{method} in the features of {{network}}"))[1]
+    by = by.format(network=manifest.backbone["name"])
     mass = any(row["mass"] is not None for row in manifest.class_table)
     context = {
         "version": __version__,
@@ -108,7 +184,7 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         "much as the average chosen one; the percentage beside it is the part of it that serves the class in question.",
         "headline": _headline(manifest),
         "targets": _targets(manifest, examples),
-        "hidden": max(0, len(manifest.target["classes"]) - TARGETS),
+        "hidden": max(0, len(manifest.target["classes"]) - _TARGETS),
         "classes": _first_and_rest(class_rows(manifest)),
         "mass": mass,
         "class_text": "How many pictures of each class were taken, and for which target class most of them."
@@ -125,7 +201,6 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
     n, count = len(manifest), manifest.source["count"]
     taken = sum(row["chosen"] > 0 for row in manifest.class_table)
     served = sum(row["pictures"] > 0 for row in manifest.coverage)
-    effective = float(manifest.weights.sum() ** 2 / (manifest.weights**2).sum())
     return [
         {"value": f"{100 * n / count:.3g} %", "name": "of the source", "note": f"{n:,} of {count:,} pictures"},
         {
@@ -139,7 +214,7 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
             "note": f"of {len(manifest.coverage):,} are what some chosen picture serves best",
         },
         {
-            "value": f"{effective:,.0f}",
+            "value": f"{manifest.effective:,.0f}",
             "name": "pictures of equal weight",
             "note": "would say as much as these with their weights",
         },
@@ -150,7 +225,7 @@ def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
     """The strips: target pictures, then what was chosen for them."""
     column = {name: k for k, name in enumerate(manifest.target["classes"])}
     place = {name: i for i, name in enumerate(examples.chosen.ids)}
-    labels = np.array([str(label) for label in _labels(examples.target)])
+    labels = np.array([] if examples.target.labels is None else list(map(str, examples.target.labels.tolist())))
     covered = {row["target"]: row for row in manifest.coverage}
 
     def chosen(row: int, name: str) -> dict[str, Any]:
@@ -169,7 +244,7 @@ def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
             "share": covered[name]["share"],
             "wanted": [
                 {"id": examples.target.ids[i], "image": thumbnail(examples.target, int(i))}
-                for i in np.flatnonzero(labels == name)[:WANTED]
+                for i in np.flatnonzero(labels == name)[:_WANTED]
             ],
             "found": [chosen(int(row), name) for row in rows],
         }
@@ -204,7 +279,7 @@ def coverage_rows(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _overlap_rows(overlap: Overlap) -> dict[str, Any]:
-    names = [METHODS[name] for name in overlap.methods]
+    names = [_METHODS[name][0] for name in overlap.methods]
     rows = [
         {"name": name, "shares": row, "place": i}
         for i, (name, row) in enumerate(zip(names, overlap.shares.tolist(), strict=True))
@@ -215,12 +290,12 @@ def _overlap_rows(overlap: Overlap) -> dict[str, Any]:
 
 def _setup(manifest: Manifest) -> list[tuple[str, str]]:
     """How it was chosen and from what, as (term, description) pairs."""
-    settings = manifest.settings
+    settings, method = manifest.settings, manifest.settings["method"]
     known = [(words, settings[key]) for key, words in _SETTINGS.items() if settings.get(key) is not None]
     contract = manifest.backbone["contract"]
     size = contract["input_size"] if contract else None
     return [
-        ("Method", _FULL.get(settings["method"], METHODS[settings["method"]])),
+        ("Method", "unbalanced optimal transport" if method == "uot" else _METHODS.get(method, (method,))[0]),
         (
             "Budget",
             "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}",
@@ -241,7 +316,3 @@ def _shortly(value: Any) -> str:
 
 def _first_and_rest(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {"first": rows[:_ROWS], "rest": rows[_ROWS:]}
-
-
-def _labels(pictures: Pictures) -> Sequence[Any]:
-    return [] if pictures.labels is None else pictures.labels.tolist()

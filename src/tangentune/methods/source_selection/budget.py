@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from tangentune._checks import check_words, is_number
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.rankings import descending
-from tangentune.methods.source_selection.sinkhorn import Array, as_tensor
+from tangentune.methods.source_selection.settings import Budget
 
 # No picture counts for more than this many average ones.
 WEIGHT_CAP = 10.0
 
 
 @final
-@dataclass(frozen=True)
-class Budget:
-    """How much to choose.
-
-    Attributes:
-        kind: "classes": so many candidates (classes or clusters, each with all its pictures); "pictures": so many
-            pictures; "mass": the best candidates that together hold this share of the row mass.
-        amount: a whole number, or a share above 0 and up to 1.
-
-    Raises:
-        InputError: another kind, or an amount out of range.
-
-    Example:
-        >>> Budget("mass", 0.5).amount
-        0.5
-    """
-
-    kind: Literal["classes", "pictures", "mass"]
-    amount: float
-
-    def __post_init__(self) -> None:
-        """Check."""
-        check_words(self)
-        amount = self.amount
-        if self.kind == "mass":
-            if not (is_number(amount) and 0 < amount <= 1):
-                message = f"a budget of mass is a share of it, above 0 and up to 1, not {amount!r}"
-                raise InputError(message)
-        elif not (is_number(amount) and math.isfinite(amount) and amount >= 1 and amount == int(amount)):
-            message = f"a budget of {self.kind} is a whole number of at least 1, not {amount!r}"
-            raise InputError(message)
-
-
-@final
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Picks:
     """What was chosen, best first.
 
     Attributes:
@@ -64,7 +28,6 @@ class Choice:
         targets: (k,) the target of which each has the largest share.
         coverage: (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a
             target that nothing goes to.
-        per_target: (K,) chosen pictures by `targets`.
         notes: sentences about what was asked for and could not be had.
     """
 
@@ -73,21 +36,19 @@ class Choice:
     weights: Tensor
     targets: Tensor
     coverage: Tensor
-    per_target: Tensor
     notes: tuple[str, ...]
 
 
 def choose(
-    scores: Array,
-    shares: Array,
+    scores: Tensor,
+    shares: Tensor,
     budget: Budget,
     *,
-    masses: Array | None = None,
-    counts: Array | None = None,
+    masses: Tensor | None = None,
+    counts: Tensor | None = None,
     quota: int = 0,
-    target_totals: Array | None = None,
-    weight_cap: float = WEIGHT_CAP,
-) -> Choice:
+    target_totals: Tensor | None = None,
+) -> Picks:
     """Take the best candidates up to a budget, each target's quota first.
 
     Candidates are classes, clusters or single pictures. With a quota, every target first gets its best candidates
@@ -104,13 +65,12 @@ def choose(
         quota: least number of candidates for every target.
         target_totals: (K,) mass that goes to each target, where the candidates are only the best of a longer list;
             None: that of the candidates. Its sum is the whole that a budget of mass is a share of.
-        weight_cap: largest weight, see `importance_weights`.
 
     Returns:
         The choice; a budget beyond what is there takes all, and a note says so. Cost `n log n + n K`.
 
     Raises:
-        InputError: sizes that do not fit, bad scores, masses or counts, or a quota that the budget cannot hold.
+        InputError: scores that are NaN, masses that underflow, or a quota that the budget cannot hold.
 
     Example:
         >>> shares = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -119,32 +79,32 @@ def choose(
         >>> choose(torch.tensor([3.0, 2.0, 1.0]), shares, Budget("pictures", 2), quota=1).chosen.tolist()
         [0, 2]
     """
-    scores, shares, masses, counts = _checked(scores, shares, masses, counts)
     targets, number = shares.argmax(1), shares.shape[1]
-    totals = _to_targets(masses, shares) if target_totals is None else _checked_totals(target_totals, number)
+    counts = torch.ones(len(scores), dtype=torch.int64) if counts is None else counts
+    masses = counts.double() if masses is None else masses
+    totals = _to_targets(masses, shares) if target_totals is None else target_totals
     order = descending(scores)
     place = order.argsort()
-    first, notes = _quota_first(targets[order], quota, number)
+    first = first_of_each(targets[order], quota, number)
     order = torch.cat([order[first], order[~first]])
     reserved = int(first.sum())
     _check_quota(budget, quota * number, int(counts[order[:reserved]].sum()), quota)
-    taken, more = _taken(budget, counts[order], masses[order], float(totals.sum()), reserved)
+    taken, notes = _taken(budget, counts[order], masses[order], float(totals.sum()), reserved)
     chosen = order[: len(taken)]
     again = place[chosen].argsort()  # best first, quota or not
     chosen, taken = chosen[again], taken[again]
     per_picture = masses[chosen] / counts[chosen]
-    return Choice(
+    return Picks(
         chosen=chosen,
         pictures=taken,
-        weights=importance_weights(per_picture, taken, cap=weight_cap),
+        weights=importance_weights(per_picture, taken),
         targets=targets[chosen],
         coverage=_to_targets(per_picture * taken, shares[chosen]) / totals,
-        per_target=taken.new_zeros(number).index_add_(0, targets[chosen], taken),
-        notes=notes + more,
+        notes=notes,
     )
 
 
-def importance_weights(masses: Array, pictures: Array | None = None, *, cap: float = WEIGHT_CAP) -> Tensor:
+def importance_weights(masses: Tensor, pictures: Tensor | None = None, *, cap: float = WEIGHT_CAP) -> Tensor:
     """Weights proportional to row mass, with mean 1 and none above a cap: `min(c m, cap)`, c such that the mean is 1.
 
     A cap keeps one picture from being worth a whole batch: the effective number of pictures,
@@ -160,7 +120,7 @@ def importance_weights(masses: Array, pictures: Array | None = None, *, cap: flo
         others share the rest evenly. Cost `n log n`.
 
     Raises:
-        InputError: masses negative, not finite or all 0, or a cap of 1 or less.
+        InputError: masses negative, not finite or all 0.
 
     Example:
         >>> importance_weights(torch.tensor([1.0, 3.0])).tolist()
@@ -168,11 +128,8 @@ def importance_weights(masses: Array, pictures: Array | None = None, *, cap: flo
         >>> importance_weights(torch.tensor([1.0, 1.0, 1.0, 27.0]), cap=2.5).tolist()
         [0.5, 0.5, 0.5, 2.5]
     """
-    masses = as_tensor(masses).double()
-    number = torch.ones_like(masses) if pictures is None else as_tensor(pictures).to(masses)
-    if not cap > 1:
-        message = f"the cap of the weights is {cap}; it must be above 1, their mean"
-        raise InputError(message)
+    masses = masses.double()
+    number = torch.ones_like(masses) if pictures is None else pictures.to(masses)
     if not bool((torch.isfinite(masses) & (masses >= 0)).all()) or not bool((masses > 0).any()):
         message = "masses must be finite, none negative and not all 0; if they underflow, use a larger cost scale"
         raise InputError(message)
@@ -189,61 +146,27 @@ def importance_weights(masses: Array, pictures: Array | None = None, *, cap: flo
     return torch.where(light, left, cap)
 
 
-def _checked(
-    scores: Array, shares: Array, masses: Array | None, counts: Array | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The candidates' arrays as tensors: masses in float64, counts as whole numbers."""
-    scores, shares = as_tensor(scores).cpu(), as_tensor(shares).cpu()
-    n = len(scores)
-    counts = torch.ones(n, dtype=torch.int64) if counts is None else as_tensor(counts).cpu()
-    masses = counts.double() if masses is None else as_tensor(masses).cpu().double()
-    if scores.dim() != 1 or not n or shares.dim() != 2 or len(shares) != n or not shares.shape[1]:
-        message = f"n >= 1 candidates have scores (n,) and shares (n, K), not {tuple(scores.shape)} and "
-        message += f"{tuple(shares.shape)}; look for an empty source"
-        raise InputError(message)
-    if counts.shape != (n,) or counts.is_floating_point() or not bool((counts >= 1).all()):
-        message = f"counts are {n} whole numbers, one a candidate and at least 1; leave out empty classes"
-        raise InputError(message)
-    if masses.shape != (n,) or not bool((torch.isfinite(masses) & (masses >= 0)).all()):
-        message = f"masses are {n} finite numbers, one a candidate and none negative"
-        raise InputError(message)
-    if not bool((torch.isfinite(shares) & (shares >= 0)).all()):
-        message = "shares must be finite and not negative; look for broken features"
-        raise InputError(message)
-    return scores, shares, masses, counts.long()
-
-
-def _checked_totals(target_totals: Array, number: int) -> Tensor:
-    totals = as_tensor(target_totals).cpu().double()
-    if totals.shape != (number,) or not bool((torch.isfinite(totals) & (totals >= 0)).all()):
-        message = f"target totals are {number} finite masses, one a target, not {tuple(totals.shape)}"
-        raise InputError(message)
-    return totals
-
-
 def _to_targets(masses: Tensor, shares: Tensor) -> Tensor:
     """Mass that goes to each target, (K,) in float64, without a copy of the shares in float64."""
     unit = masses.max().clamp(min=torch.finfo(masses.dtype).tiny)  # shares of float32 have a shorter range
     return ((masses / unit).to(shares.dtype) @ shares).double() * unit
 
 
-def _quota_first(targets: Tensor, quota: int, number: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Which candidates, best first, are among the first `quota` of their target, (n,) bool; and who has too few."""
-    if not isinstance(quota, int) or isinstance(quota, bool) or quota < 0:
-        message = f"the quota of a target is a whole number of at least 0, not {quota!r}"
-        raise InputError(message)
-    held = torch.bincount(targets, minlength=number)
-    grouped = torch.argsort(targets, stable=True)
+def first_of_each(targets: Tensor, quota: int, number: int) -> Tensor:
+    """Which candidates, best first, are among the first `quota` of their target, (n,) bool.
+
+    Args:
+        targets: (n,) of each candidate.
+        quota: how many.
+        number: of targets.
+
+    Example:
+        >>> first_of_each(torch.tensor([1, 1, 0, 1]), 2, 2).tolist()
+        [True, True, True, False]
+    """
+    held, grouped = torch.bincount(targets, minlength=number), torch.argsort(targets, stable=True)
     place = torch.arange(len(targets)) - (held.cumsum(0) - held)[targets[grouped]]
-    first = torch.zeros(len(targets), dtype=torch.bool)
-    first[grouped] = place < quota
-    short = (held < quota).nonzero().flatten().tolist()
-    if not short:
-        return first, ()
-    named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
-    return first, (
-        f"the quota of {quota} is not met for {len(short)} of {number} targets, with fewer candidates: {named}",
-    )
+    return torch.empty(len(targets), dtype=torch.bool).index_copy_(0, grouped, place < quota)
 
 
 def _check_quota(budget: Budget, asked: int, pictures: int, quota: int) -> None:

@@ -1,129 +1,65 @@
-"""Features from wherever they are: an array, a .npy file, or a folder of such files; and labels for them."""
+"""Features of pictures in any number, in memory or in .npy files, read a few rows at a time; and labels for them."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.feature_source import ArrayFeatures, Features, JoinedFeatures, check_shape
-from tangentune.methods.source_selection.read_ahead import Read
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.names import readable
 
-_PAGE, _PAGES = 4096, 256  # what `digest` reads of a file: 1 MiB at most
+CHUNK = 8192  # rows of one step: 16 MiB of 512 features
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class FileFeatures(Features):
-    """Features in a .npy file (count, width) of float16, float32 or float64, read as plain bytes.
+class Features:
+    """`count` feature vectors of `width` numbers in a fixed order; they need not fit into memory.
 
-    A memory-mapped file would count its pages as memory of this process; this does not.
+    Attributes:
+        parts: (n_i, width) arrays and names of `.npy` files, one after the other.
+        ends: (P,) rows up to the end of each part.
+        width: numbers of a row.
 
-    Raises:
-        InputError: no such file, no .npy file, another shape or type, columns before rows, or cut short.
+    Example:
+        >>> features = open_features(np.arange(10.0).reshape(5, 2))
+        >>> features.count, features.rows([3, 0]).tolist()
+        (5, [[6.0, 7.0], [0.0, 1.0]])
     """
 
-    path: Path
-    shape: tuple[int, int] = field(init=False)
-    dtype: np.dtype[Any] = field(init=False)
-    offset: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        shape, by_columns, dtype, offset = _header(self.path)
-        name = readable(self.path)
-        if dtype.kind != "f" or dtype.itemsize > 8:
-            message = f"{name} holds values of type {dtype}; save features as float16, float32 or float64"
-            raise InputError(message)
-        check_shape(name, shape)
-        if by_columns and 1 not in shape:
-            message = f"{name} is stored column by column; save numpy.ascontiguousarray(features)"
-            raise InputError(message)
-        missing = offset + shape[0] * shape[1] * dtype.itemsize - self.path.stat().st_size
-        if missing > 0:
-            message = f"{name} is cut short: {missing} bytes are missing; write it again"
-            raise InputError(message)
-        for key, value in (("shape", shape), ("dtype", dtype), ("offset", offset)):
-            object.__setattr__(self, key, value)
+    parts: tuple[NDArray[Any] | Path, ...]
+    ends: NDArray[np.int64]
+    width: int
 
     @property
     def count(self) -> int:
         """Number of rows."""
-        return self.shape[0]
+        return int(self.ends[-1])
 
-    @property
-    def width(self) -> int:
-        """Numbers of a row."""
-        return self.shape[1]
+    def rows(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> Tensor:
+        """Some rows, (m, width) float32 in the order asked for.
 
-    @contextmanager
-    def opened(self) -> Iterator[Read]:
-        """Reads straight into the caller's array where the types agree."""
-        with self.path.open("rb", buffering=0) as file:
-
-            def read(start: int, out: NDArray[np.float32]) -> None:
-                file.seek(self.offset + start * self.width * self.dtype.itemsize)
-                if self.dtype == np.float32:
-                    self._fill(file, out)
-                    return
-                stored = np.empty(out.shape, dtype=self.dtype)
-                self._fill(file, stored)
-                with np.errstate(over="ignore"):  # becomes infinity, which is refused by its row
-                    np.copyto(out, stored, casting="same_kind")
-
-            yield read
-
-    def _fill(self, file: BinaryIO, out: NDArray[Any]) -> None:
-        left = out.reshape(-1).view(np.uint8).data
-        while len(left):
-            got = file.readinto(left)  # type: ignore[attr-defined]  # a raw file has it
-            if not got:
-                message = f"{readable(self.path)} became shorter while it was read; start again"
-                raise InputError(message)
-            left = left[got:]
-
-    def digest(self) -> str:
-        """The sha256 of header, size, time of the last change and 256 pages spread over the file (all, up to 1 MiB).
-
-        A change in place moves the time, a replaced file other pages too. Hashing everything would cost a third of
-        a whole pass.
+        Raises:
+            InputError: a file is no longer what it was when it was opened.
         """
-        info = self.path.stat()
-        seen = hashlib.sha256(f"{self.shape} {self.dtype} {info.st_size} {info.st_mtime_ns}".encode())
-        pages = -(-info.st_size // _PAGE)
-        with self.path.open("rb", buffering=0) as file:
-            for page in np.unique(np.linspace(0, pages - 1, min(pages, _PAGES)).round().astype(np.int64)).tolist():
-                file.seek(page * _PAGE)
-                seen.update(file.read(_PAGE))
-        return seen.hexdigest()
-
-
-def _header(path: Path) -> tuple[Any, bool, np.dtype[Any], int]:
-    """Shape, whether columns come first, type, and where the values begin."""
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, by_columns, dtype = read(file)
-            return shape, by_columns, dtype, file.tell()
-    except OSError as error:
-        message = f"the features {readable(path)} cannot be opened ({error.strerror}); give a .npy file or a folder"
-        raise InputError(message) from error
-    except ValueError as error:
-        message = f"{readable(path)} is no .npy file ({error}); write features with numpy.save"
-        raise InputError(message) from error
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        found, place = np.empty((len(wanted), self.width), np.float32), np.searchsorted(self.ends, wanted, "right")
+        for i in np.unique(place):
+            own, part = place == i, self.parts[i]
+            rows = part if isinstance(part, np.ndarray) else _mapped(part)
+            with np.errstate(over="ignore"):  # becomes infinity, which is refused by its row
+                found[own] = rows[wanted[own] - (self.ends[i] - len(rows))]
+        return torch.from_numpy(found)
 
 
 def open_features(source: Any) -> Features:
@@ -145,33 +81,144 @@ def open_features(source: Any) -> Features:
     """
     if isinstance(source, Features):
         return source
-    if isinstance(source, Tensor):
-        return ArrayFeatures(source)
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
-        return _open_folder(path) if path.is_dir() else FileFeatures(path)
+        return _open_files(_shards(path) if path.is_dir() else [path])
     if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
-        return _join([Path(part).expanduser() for part in source])
+        return _open_files([Path(part).expanduser() for part in source])
+    if isinstance(source, Tensor):
+        source = source.detach().cpu()
+        source = source.float() if source.dtype == torch.bfloat16 else source
     array = np.asarray(source)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         message = f"features of type {array.dtype} cannot be used; give numbers in float16, float32 or float64"
         raise InputError(message)
-    with warnings.catch_warnings():  # of arrays that may not be written to; nothing here writes
-        warnings.simplefilter("ignore", UserWarning)
-        return ArrayFeatures(torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))))
+    _check_shape("the feature array", array.shape)
+    return Features((array,), np.array([len(array)]), array.shape[1])
 
 
-def _open_folder(folder: Path) -> Features:
+def _shards(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
     if not files:
         message = f"the folder {readable(folder)} holds no .npy file; give the folder with the shards of features"
         raise InputError(message)
-    return _join(files)
+    return files
 
 
-def _join(files: list[Path]) -> Features:
-    names = tuple(readable(path) for path in files)
-    return JoinedFeatures(tuple(FileFeatures(path) for path in files), names)
+def _open_files(files: Sequence[Path]) -> Features:
+    """The files one after the other, once each is seen to hold a table of one width."""
+    shapes = [_shape(path) for path in files]
+    width = shapes[0][1]
+    for path, shape in zip(files, shapes, strict=True):
+        if shape[1] != width:
+            widths = f"{readable(path)} has features of width {shape[1]}, but {readable(files[0])} of width {width}"
+            message = f"{widths}; give features of one backbone"
+            raise InputError(message)
+    return Features(tuple(files), np.cumsum([shape[0] for shape in shapes]), width)
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """Rows and width of a `.npy` file that can be mapped, from its header."""
+    name = readable(path)
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+            missing = file.tell() + int(np.prod(shape)) * dtype.itemsize - path.stat().st_size
+    except OSError as error:
+        message = f"the features {name} cannot be opened ({error.strerror}); give a .npy file or a folder"
+        raise InputError(message) from error
+    except ValueError as error:
+        message = f"{name} is no .npy file ({error}); write features with numpy.save"
+        raise InputError(message) from error
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        message = f"{name} holds values of type {dtype}; save features as float16, float32 or float64"
+        raise InputError(message)
+    _check_shape(name, shape)
+    if by_columns and 1 not in shape:
+        message = f"{name} is stored column by column; save numpy.ascontiguousarray(features)"
+        raise InputError(message)
+    if missing > 0:
+        message = f"{name} is cut short: {missing} bytes are missing; write it again"
+        raise InputError(message)
+    return shape[0], shape[1]
+
+
+def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2:
+        message = f"{name} has the shape {shape}; features are a table (rows, width), one row a picture"
+        raise InputError(message)
+    if 0 in shape:
+        message = f"{name} is empty (shape {shape}); give at least one row of features"
+        raise InputError(message)
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """The file as an array on disk; mapped anew for each step, as pages that stay mapped count as this process's."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        message = f"{readable(path)} became shorter or went away while it was read; start again"
+        raise InputError(message) from error
+
+
+def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
+    """Euclidean lengths of feature vectors, (m,); cost one pass over `rows`.
+
+    Args:
+        rows: (m, d).
+        numbers: of the rows in their source, for the message: of the first, or (m,) of all.
+
+    Raises:
+        InputError: a row holds NaN or infinity, or has no direction (zero, or too long or short for its type).
+
+    Example:
+        >>> lengths(torch.tensor([[3.0, 4.0]])).tolist()
+        [5.0]
+    """
+    found = torch.linalg.vector_norm(rows, dim=1)
+    broken = ~(torch.isfinite(found) & (found > 0))
+    if not bool(broken.any()):
+        return found
+    place = int(broken.nonzero()[0])
+    row = rows[place].double()
+    if not bool(torch.isfinite(row).all()):
+        problem = "hold NaN or infinity; correct them or leave the picture out"
+    elif not bool(row.any()):
+        problem = "are all zero, which has no direction; leave the picture out"
+    else:
+        problem = f"have the length {float(row.norm()):.3g}, which {rows.dtype} cannot square; rescale all features"
+    number = numbers + place if isinstance(numbers, int) else int(numbers[place])
+    message = f"the features of row {number} {problem}"
+    raise InputError(message)
+
+
+def stream(
+    features: Features, what: str, *, chunk: int = CHUNK, verbose: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """All rows as `(first row, (m, d) float32 rows, (m,) their lengths)`, `chunk` at a time.
+
+    Args:
+        features: what to read.
+        what: the progress bar's name for the pass.
+        chunk: rows at a time, of which the memory is.
+        verbose: 1 shows a progress bar with the time left on anything over a second.
+
+    Raises:
+        InputError: a row holds NaN or infinity, or has no direction; it is named.
+
+    Example:
+        >>> features = open_features(np.array([[3.0, 4.0], [0.0, 2.0]]))
+        >>> [(first, norms.tolist()) for first, _, norms in stream(features, "lengths")]
+        [(0, [5.0, 2.0])]
+    """
+    settings: dict[str, Any] = {"desc": what, "unit": "row", "unit_scale": True, "delay": 1.0, "disable": not verbose}
+    with tqdm(total=features.count, **settings) as bar:
+        for first in range(0, features.count, chunk):
+            rows = features.rows(np.arange(first, min(first + chunk, features.count)))
+            yield first, rows, lengths(rows, first)
+            bar.update(len(rows))
 
 
 def read_labels(source: Any, count: int) -> NDArray[np.str_]:

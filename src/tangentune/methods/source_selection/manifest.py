@@ -1,8 +1,13 @@
-"""What was chosen, from where, for what, and with which weight: the manifest of a selection, and its pictures."""
+"""What was chosen, from where, for what, and with which weight: the manifest of a selection, and its pictures.
+
+A manifest is JSON with a digest over its content. It holds no time and nothing of the machine, so the same selection
+gives the same bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +16,21 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from tangentune._files import plain
-from tangentune.errors import InputError, PictureError
-from tangentune.methods.source_selection.manifest_files import read_document, write_document
+from tangentune._files import plain, replaced_file
+from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
-from tangentune.pictures.names import some
+from tangentune.pictures.names import readable, some
 
+FORMAT, VERSION = "tangentune-selection", 1
 _SHARE_DIGITS = 6
+# Columns of a picture by their names in the file.
+_COLUMNS = {
+    "ids": "id", "sha256": "sha256", "classes": "class", "scores": "score", "weights": "weight", "targets": "target",
+}  # fmt: skip
 _HEAD = ("settings", "backbone", "source", "target", "class_table", "coverage", "notes")
 
 
@@ -99,6 +108,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def effective(self) -> float:
+        """Pictures of equal weight that would say as much."""
+        return float(self.weights.sum() ** 2 / (self.weights**2).sum())
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -128,53 +142,120 @@ def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Path:
     one above it, else absolute.
 
     Args:
-        path: ends in .json, or in .parquet for large selections (needs pyarrow).
+        path: ends in .json; folders above it are made.
         manifest: what to write.
 
     Raises:
         StoreError: the place cannot be written to.
-        MissingExtraError: .parquet without pyarrow.
     """
-    target = Path(path).expanduser()
+    target = check_manifest_path(path)
     names = manifest.target["classes"]
-    rows = zip(
-        manifest.ids, manifest.sha256, manifest.classes, manifest.scores.tolist(), manifest.weights.tolist(),
-        manifest.targets, manifest.shares.tolist(), strict=True,
-    )  # fmt: skip
-    pictures = [
-        {
-            "id": name, "sha256": sha256, "class": label, "score": score, "weight": weight, "target": served,
-            "shares": {key: share for key, share in zip(names, shares, strict=True) if share != 0},
-        }
-        for name, sha256, label, score, weight, served, shares in rows
-    ]  # fmt: skip
+    columns = [np.array(getattr(manifest, name), dtype=object).tolist() for name in _COLUMNS]
+    pictures = [dict(zip(_COLUMNS.values(), row, strict=True)) for row in zip(*columns, strict=True)]
+    for picture, shares in zip(pictures, manifest.shares.tolist(), strict=True):
+        picture["shares"] = {key: share for key, share in zip(names, shares, strict=True) if share != 0}
     head = {key: getattr(manifest, key) for key in _HEAD}
     head["source"] = {**manifest.source, "root": _relative(manifest.source["root"], target.absolute().parent)}
-    return write_document(target, {**head, "pictures": pictures})
+    document = {**head, "pictures": pictures, "format": FORMAT, "format_version": VERSION}
+    document["digest"] = content_digest(document)
+    with replaced_file(target) as part:
+        part.write_text(_lines(document), encoding="ascii", newline="\n")
+    return target
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read a manifest; its digest, version and schema are checked, its pictures are not looked at.
+    """Read a manifest; its version, digest and content are checked, its pictures are not looked at.
 
     Raises:
         StoreError: missing, damaged, edited by hand, or of a newer tangentune.
-        MissingExtraError: .parquet without pyarrow.
     """
-    document = read_document(path)
-    rows, names = document["pictures"], document["target"]["classes"]
-    root = document["source"]["root"]
-    if root is not None:
-        document["source"]["root"] = os.path.normpath(Path(path).expanduser().absolute().parent / root)
-    return Manifest(
-        ids=tuple(row["id"] for row in rows),
-        sha256=tuple(row["sha256"] for row in rows),
-        classes=tuple(row["class"] for row in rows),
-        scores=np.array([row["score"] for row in rows], np.float64),
-        weights=np.array([row["weight"] for row in rows], np.float64),
-        targets=tuple(row["target"] for row in rows),
-        shares=np.array([[row["shares"].get(name, 0.0) for name in names] for row in rows], np.float64),
-        **{key: document[key] for key in _HEAD},
-    )
+    place = Path(path).expanduser()
+    name, document = readable(place), _read_document(place)
+    try:
+        rows, names, root = document["pictures"], document["target"]["classes"], document["source"]["root"]
+        if root is not None:
+            document["source"]["root"] = os.path.normpath(place.absolute().parent / root)
+        return Manifest(
+            **{column: [row[key] for row in rows] for column, key in _COLUMNS.items()},
+            shares=np.array([[row["shares"].get(name, 0.0) for name in names] for row in rows], np.float64),
+            **{key: document[key] for key in _HEAD},
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else error
+        message = f"{name} is no valid manifest: {problem}"
+        raise StoreError(message) from error
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    """What the file holds, once its format, version and digest are seen to be right."""
+    name = readable(path)
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        message = f"cannot read the manifest {name}: {what}"
+        raise StoreError(message)
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        message = f"cannot read the manifest {name}: {error.strerror}"
+        raise StoreError(message) from error
+    except ValueError as error:
+        message = f"{name} is damaged or no manifest: it cannot be read as JSON"
+        raise StoreError(message) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        message = f"{name} is no manifest of tangentune; `tangentune select` writes them"
+        raise StoreError(message)
+    version = document.get("format_version")
+    if isinstance(version, int) and version > VERSION:
+        message = (
+            f"{name} has format version {version}, but this tangentune reads up to {VERSION}; "
+            "update it with: pip install --upgrade tangentune"
+        )
+        raise StoreError(message)
+    if document.get("digest") != content_digest(document):
+        message = f"{name} is damaged or was edited by hand: it does not match its own digest; select again"
+        raise StoreError(message)
+    return document
+
+
+def check_manifest_path(path: str | os.PathLike[str]) -> Path:
+    """Refuse, before the work, a path that no manifest could be written to.
+
+    Raises:
+        StoreError: the ending is not .json, or the place cannot be written to.
+    """
+    target = Path(path).expanduser()
+    if target.suffix.lower() != ".json":
+        message = f"a manifest ends in .json, which {readable(target)} does not"
+        raise StoreError(message)
+    check_place(target)
+    return target
+
+
+def check_place(target: Path) -> None:
+    """Refuse, before the work, a path that no file could be written to.
+
+    Raises:
+        StoreError: it is a folder, or lies where nothing can be made.
+    """
+    if target.is_dir():
+        message = f"cannot write {readable(target)}: it is a folder"
+        raise StoreError(message)
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "may not be written to" if above.is_dir() else "is no folder"
+        message = f"cannot write {readable(target)}: {readable(above)} {reason}"
+        raise StoreError(message)
+
+
+def content_digest(document: dict[str, Any]) -> str:
+    """The sha256 of a document without its own "digest", as compact JSON with sorted keys.
+
+    Example:
+        >>> content_digest({"b": 1, "a": 2.5, "digest": "x"}) == content_digest({"a": 2.5, "b": 1})
+        True
+    """
+    content = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(_compact(content).encode("ascii")).hexdigest()
 
 
 def load_selected(
@@ -293,3 +374,15 @@ def _relative(root: str | None, folder: Path) -> str | None:
 
 def _significant(values: ArrayLike) -> NDArray[np.float64]:
     return np.array([float(f"{value:.9g}") for value in np.asarray(values, np.float64).tolist()], np.float64)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _lines(content: dict[str, Any]) -> str:
+    """JSON with one line a picture, so that two selections can be compared line by line."""
+    head = {key: value for key, value in content.items() if key != "pictures"}
+    text = json.dumps(head, sort_keys=True, indent=2, allow_nan=False)
+    rows = ",\n".join(f"    {_compact(row)}" for row in content["pictures"])
+    return f'{text.removesuffix(chr(10) + "}")},\n  "pictures": [\n{rows}\n  ]\n}}\n'

@@ -1,29 +1,27 @@
-"""From a ranking to pictures: single ones by a pass over all features, or those of the best classes."""
+"""From a ranking to pictures: single ones by a pass over all features, or those of the best classes.
+
+Scored alone, a picture unlike the others of its class can outbid whole classes of the right kind (measured in
+docs/decisions/0014). "nested" leaves the plan between the classes as it is: picture i of class c gets
+`M_c m_i / sum_{j in c} m_j`, M_c being the row mass of the class and m_i what the picture's own would be. Summed over
+a class that is the plan's row again.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.methods.source_selection.budget import Budget, Choice, choose
-from tangentune.methods.source_selection.emd import round_robin
-from tangentune.methods.source_selection.feature_source import CHUNK, Features, lengths
-from tangentune.methods.source_selection.rankings import Ranking, descending, random_scores
-from tangentune.methods.source_selection.scan import Scanned, scan, top_rows
-from tangentune.methods.source_selection.scorer import Scorer
-from tangentune.methods.source_selection.target_mass import TargetMass
+from tangentune.methods.source_selection.budget import Picks, choose, first_of_each
+from tangentune.methods.source_selection.features import CHUNK, Features, lengths, stream
+from tangentune.methods.source_selection.prototypes import Prototypes
+from tangentune.methods.source_selection.rankings import Ranking, Scorer, descending, random_scores
+from tangentune.methods.source_selection.settings import Budget, SelectionSettings
 from tangentune.pictures.names import some
-
-_FIRST_GUESS, _GROWTH = 4096, 4  # pictures kept for a budget of mass, and by how much more if they do not hold it
-_SPARE = 16  # candidates kept for each picture of a quota: those that give a target most may serve another one better
 
 
 @final
@@ -32,121 +30,157 @@ class Picked:
     """Pictures a method takes, best first.
 
     Attributes:
-        rows: (n,) positions in the source.
-        scores: (n,) float64, of the picture or of its class.
+        rows: (n,) int64 positions in the source.
+        scores: (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm.
         shares: (n, K) float64 for which targets.
-        nearness: (n,) cosine with the target it serves best.
-        weights: (n,) importance, mean 1.
-        targets: (n,) the target it serves best.
+        cosines: (n, K) float64 with the targets.
+        weights: (n,) float64 importance, mean 1.
         coverage: (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes.
         notes: sentences about what could not be had.
     """
 
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    nearness: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    targets: NDArray[np.int64]
-    coverage: NDArray[np.float64]
+    rows: Tensor
+    scores: Tensor
+    shares: Tensor
+    cosines: Tensor
+    weights: Tensor
+    coverage: Tensor
     notes: tuple[str, ...]
 
 
-def pick_pictures(
-    features: Features,
-    ranking: Ranking,
-    nearest: Scorer,
-    budget: Budget,
-    names: Sequence[str],
-    *,
-    quota: int = 0,
-    seed: int = 0,
-    cache: Path | None = None,
-    verbose: int = 0,
-) -> Picked:
+def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
     """The best single pictures, by the scores that a ranking of prototypes has learnt.
 
     Args:
-        features: of the source.
-        ranking: of source prototypes for the targets.
-        nearest: score of the nearest target, for methods that score no single picture.
-        budget: in pictures or mass; of methods without masses a picture's mass is 1.
-        names: of the K targets, for notes.
-        quota: least number of pictures for every target.
-        seed: of "random".
-        cache: folder for the state that a stopped pass goes on from.
+        made: both sides.
+        ranking: of the source's prototypes.
+        settings: those of the ranking, with a quota; "nested" divides the masses of classes between their pictures,
+            "pictures" takes each picture's own.
         verbose: 1 shows a progress bar.
 
-    Cost: one pass over the features, more for a budget of mass that takes more than 4,096 pictures.
+    Cost: one pass over the features.
 
     Raises:
         InputError: the quota is more than the budget.
     """
-    found, kept = _scanned(features, ranking, nearest, budget, quota, cache, verbose)
-    n, scorer = features.count, ranking.scorer or nearest
-    if ranking.scorer is not None:
-        cosines = row_cosines(features, nearest, kept)
-        scores = scorer.scores(cosines.clone())
-    else:
-        kept, scores = _without_scores(ranking.method, found, n, budget, quota, seed)
-        cosines = row_cosines(features, nearest, kept)
+    features, budget, quota = made.source.features, settings.amount, settings.quota or 0
+    scorer, nested = ranking.scorer or made.nearest, settings.candidates == "nested"
+    of = torch.from_numpy(made.source_sums.members) if nested else None
+    largest = float(ranking.scores.max())
+    scores, best, given = score_rows(features, scorer, of=of, unit=largest, verbose=verbose)
+    scores, factor = scores.double(), None
+    if of is not None:  # what a class has, over what its pictures would have by themselves
+        factor = ranking.scores - _grouped_logsumexp(scores, of, len(ranking.scores))
+        scores = scores + factor[of]
+    elif ranking.method == "random":
+        scores = random_scores(torch.arange(features.count), settings.seed)
+    elif ranking.method == "all":
+        scores = torch.zeros_like(scores)
+    top = descending(scores)
+    reserved = first_of_each(best[top], quota, len(scorer.prototypes))
+    rows = torch.cat([top[: _needed(scores[top], budget, ranking.has_mass)], top[reserved]]).unique()
+    cosines = row_cosines(features, scorer, rows)
+    if ranking.scorer is None:
+        exact = scores[rows]
+    else:  # once more, in float64
+        exact = scorer.scores(cosines) + (0 if of is None or factor is None else factor[of[rows]])
     shares = scorer.shares(cosines)
-    totals, masses = found.log_target_mass, None
-    if TargetMass.is_mass(scorer):  # in a unit in which nothing underflows
-        masses, totals = (scores - scores.max()).exp(), totals - scores.max()
-    choice = choose(scores, shares, budget, masses=masses, quota=quota, target_totals=totals.exp())
-    held = torch.bincount(shares.argmax(1), minlength=len(names))
-    return picked_of(kept, scores, shares, cosines, choice, held, quota, names)
+    unit = float(exact.max()) if ranking.has_mass else 0.0  # of the masses, in which none underflows
+    if factor is None:
+        totals = (given - unit).exp()
+    else:  # of a class so far away that its part of the table underflows, the factor is not finite: it gives nothing
+        totals = ((factor + largest - unit).exp().nan_to_num(posinf=0.0)[:, None] * given).sum(0)
+    masses = (exact - unit).exp() if ranking.has_mass else None
+    picks = choose(exact, shares, budget, masses=masses, quota=quota, target_totals=totals)
+    at, held = picks.chosen, torch.bincount(best, minlength=len(scorer.prototypes))
+    notes = _notes(picks, held, quota, made.target_sums.names)
+    return Picked(rows[at], exact[at], shares[at], cosines[at], picks.weights, picks.coverage, notes)
 
 
-def pick_classes(
-    features: Features,
-    members: NDArray[np.int64],
-    counts: Tensor,
-    prototypes: Tensor,
-    ranking: Ranking,
-    nearest: Scorer,
-    budget: Budget,
-    names: Sequence[str],
-    *,
-    quota: int = 0,
-    seed: int = 0,
-) -> Picked:
+def pick_classes(made: Prototypes, ranking: Ranking, settings: SelectionSettings) -> Picked:
     """All pictures of the best classes; of the last one, where the budget cuts it, the best ones.
 
     Args:
-        features: of the source.
-        members: (n,) class of each picture, positions in `prototypes`.
-        counts: (C,) pictures of each class.
-        prototypes: (C, d) float64 unit rows.
-        ranking: of these.
-        nearest: score of the nearest target.
-        budget: any.
-        names: of the K targets, for notes.
-        quota: least number of classes for every target.
-        seed: of the choice within a class for methods that score no single picture.
+        made: both sides.
+        ranking: of the source's prototypes.
+        settings: those of the ranking; the quota counts classes.
 
     Raises:
         InputError: the quota is more than the budget.
     """
-    by_mass = ranking.scorer is not None and TargetMass.is_mass(ranking.scorer)
-    masses = (ranking.scores - ranking.scores.max()).exp() if by_mass else None
-    choice = choose(ranking.scores, ranking.shares, budget, masses=masses, counts=counts, quota=quota)
+    features, quota = made.source.features, settings.quota or 0
+    masses = (ranking.scores - ranking.scores.max()).exp() if ranking.has_mass else None
+    counts, members = made.source_sums.counts, made.source_sums.members
+    picks = choose(ranking.scores, ranking.shares, settings.amount, masses=masses, counts=counts, quota=quota)
     rows = []
-    for one, number in zip(choice.chosen.tolist(), choice.pictures.tolist(), strict=True):
+    for one, number in zip(picks.chosen.tolist(), picks.pictures.tolist(), strict=True):
         inside = torch.from_numpy(np.flatnonzero(members == one))
         if number < len(inside):
-            scores = random_scores(inside, seed)
+            scores = random_scores(inside, settings.seed)
             if ranking.scorer is not None:
-                scores = ranking.scorer.scores(row_cosines(features, nearest, inside))
+                scores = ranking.scorer.scores(row_cosines(features, made.nearest, inside))
             inside = inside[descending(scores)[:number].sort().values]
         rows.append(inside)
-    of = choice.chosen.repeat_interleave(choice.pictures)
-    weights = choice.weights.repeat_interleave(choice.pictures)
-    cosines = prototypes[of] @ nearest.prototypes.mT
-    held = torch.bincount(ranking.shares.argmax(1), minlength=len(names))
-    notes = _notes(choice, held, quota, names)
-    return _picked(torch.cat(rows), ranking.scores[of], ranking.shares[of], cosines, weights, choice, notes)
+    of, weights = (values.repeat_interleave(picks.pictures) for values in (picks.chosen, picks.weights))
+    cosines = made.sources[of] @ made.nearest.prototypes.mT
+    held = torch.bincount(ranking.shares.argmax(1), minlength=ranking.shares.shape[1])
+    notes = _notes(picks, held, quota, made.target_sums.names)
+    return Picked(torch.cat(rows), ranking.scores[of], ranking.shares[of], cosines, weights, picks.coverage, notes)
+
+
+def score_rows(
+    features: Features,
+    scorer: Scorer,
+    *,
+    of: Tensor | None = None,
+    unit: float = 0.0,
+    chunk: int = CHUNK,
+    verbose: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Score every row once, in float32.
+
+    Args:
+        features: (n, d) of any length but zero, in any number.
+        scorer: with K targets of the same width.
+        of: (n,) int64 class of each row, where what each class gives is to be told apart.
+        unit: a logarithm near the largest, with `of`.
+        chunk: rows at a time.
+        verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
+        of what all pictures give each target: transported mass, or for scores without masses the number of pictures
+        nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
+        `exp(-unit)`. Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of
+        features, a few of cosines, and 12 bytes a row.
+
+    Raises:
+        InputError: a row without a direction; it is named.
+
+    Example:
+        >>> from tangentune.methods.source_selection.features import open_features
+        >>> features = open_features(np.array([[1.0, 0.5], [0.0, 2.0]]))
+        >>> score_rows(features, Scorer(torch.eye(2)))[1].tolist()
+        [0, 1]
+    """
+    scorer, number = scorer.in_float32(), len(scorer.prototypes)
+    scores, best = torch.empty(features.count), torch.empty(features.count, dtype=torch.int64)
+    log_given = torch.full((number,), -torch.inf, dtype=torch.float64)
+    table = torch.zeros(0 if of is None else int(of.max()) + 1, number, dtype=torch.float64)
+    for first, rows, norms in stream(features, "scores", chunk=chunk, verbose=verbose):
+        part = slice(first, first + len(rows))
+        scores[part], served = scorer.served(scorer.cosines(rows, norms))
+        best[part] = served.argmax(1)
+        if of is not None:
+            table += torch.zeros(table.shape).index_add_(0, of[part], served.sub_(unit).exp_())
+            continue
+        if scorer.has_mass:  # as logarithms: no small cost scale under- or overflows
+            highest = served.amax(0)
+            given = highest.double() + served.sub_(highest).exp_().sum(0).double().log()
+        else:
+            given = torch.bincount(best[part], minlength=number).double().log()
+        log_given = torch.logaddexp(log_given, given)
+    return scores, best, log_given if of is None else table
 
 
 def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
@@ -154,8 +188,8 @@ def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
 
     Example:
         >>> from tangentune.methods.source_selection.features import open_features
-        >>> from tangentune.methods.source_selection.scorer import nearest_scorer
-        >>> row_cosines(open_features([[0.0, 2.0]]), nearest_scorer(torch.eye(2).double()), torch.tensor([0])).tolist()
+        >>> scorer = Scorer(torch.eye(2).double())
+        >>> row_cosines(open_features(np.array([[0.0, 2.0]])), scorer, torch.tensor([0])).tolist()
         [[0.0, 1.0]]
     """
     cosines = torch.empty(len(rows), len(scorer.prototypes), dtype=torch.float64)
@@ -165,116 +199,36 @@ def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
     return cosines
 
 
-def _scanned(
-    features: Features,
-    ranking: Ranking,
-    nearest: Scorer,
-    budget: Budget,
-    quota: int,
-    cache: Path | None,
-    verbose: int,
-) -> tuple[Scanned, Tensor]:
-    """One pass, or as many as a budget of mass needs; and the rows kept, ascending."""
-    scorer, count = ranking.scorer or nearest, features.count
-    by_mass = budget.kind == "mass" and TargetMass.is_mass(scorer)
-    wanted = min(count, _FIRST_GUESS if by_mass else _pictures(budget, count))
-    turns = wanted if ranking.method == "emd" else 0
-    spare = min(count, max(turns, _SPARE * quota))
-    while True:
-        k = wanted if ranking.scorer is not None else 1
-        state = None if cache is None else cache / f"scan-{k}.safetensors"
-        found = scan(features, scorer, k=k, quota_per_target=spare, checkpoint=state, verbose=verbose)
-        if not by_mass or wanted == count or _holds(found, budget.amount):
-            break
-        wanted = min(count, _GROWTH * wanted)
-    kept = found.indices if found.per_target is None else torch.cat([found.indices, found.per_target.flatten()])
-    return found, kept.unique()
+def _grouped_logsumexp(values: Tensor, of: Tensor, groups: int) -> Tensor:
+    """`log sum exp` of the values of each group, (groups,); every group has a member.
 
-
-def _holds(found: Scanned, share: float) -> bool:
-    """Whether the rows kept hold that share of the whole mass."""
-    whole = torch.logsumexp(found.log_target_mass, 0)
-    return bool(torch.logsumexp(found.scores.double(), 0) >= whole + math.log(share) + 1e-6)  # scores are float32
-
-
-def _pictures(budget: Budget, count: int) -> int:
-    """Pictures that a budget can take where each has the mass 1."""
-    return min(count, math.ceil(budget.amount * count) if budget.kind == "mass" else int(budget.amount))
-
-
-def _without_scores(
-    method: str, found: Scanned, count: int, budget: Budget, quota: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Candidates of a method that scores no picture by itself: rows and scores."""
-    wanted = _pictures(budget, count)
-    if method == "all":
-        return torch.arange(count), torch.zeros(count, dtype=torch.float64)
-    if method == "random":
-        targets = len(found.log_target_mass)
-        reserve = max(_GROWTH * wanted, _SPARE * targets * quota) if quota else wanted
-        rows, scores = top_rows(count, lambda rows: random_scores(rows, seed), min(count, reserve))
-        return rows, scores.double()
-    assert found.per_target is not None
-    rows = round_robin(found.per_target, found.per_target.numel())
-    return rows, -torch.arange(len(rows), dtype=torch.float64)
-
-
-def picked_of(
-    rows: Tensor,
-    scores: Tensor,
-    shares: Tensor,
-    cosines: Tensor,
-    choice: Choice,
-    held: Tensor,
-    quota: int,
-    names: Sequence[str],
-) -> Picked:
-    """What a choice between single pictures takes.
-
-    Args:
-        rows: (m,) candidates.
-        scores: (m,) of these.
-        shares: (m, K) of these.
-        cosines: (m, K) of these with the targets.
-        choice: between these.
-        held: (K,) candidates by the target that they serve best.
-        quota: as asked for.
-        names: of the targets.
+    Example:
+        >>> _grouped_logsumexp(torch.zeros(3).double(), torch.tensor([0, 1, 1]), 2).exp().tolist()
+        [1.0, 2.0]
     """
-    at = choice.chosen
-    return _picked(
-        rows[at], scores[at], shares[at], cosines[at], choice.weights, choice, _notes(choice, held, quota, names)
-    )
+    top = torch.full((groups,), -torch.inf, dtype=values.dtype).scatter_reduce_(0, of, values, "amax")
+    sums = torch.zeros(groups, dtype=values.dtype).index_add_(0, of, (values - top[of]).exp())
+    return top + sums.log()
 
 
-def _picked(
-    rows: Tensor,
-    scores: Tensor,
-    shares: Tensor,
-    cosines: Tensor,
-    weights: Tensor,
-    choice: Choice,
-    notes: tuple[str, ...],
-) -> Picked:
-    best = shares.argmax(1)
-    nearness = cosines[torch.arange(len(best)), best]
-    return Picked(
-        rows.numpy(),
-        scores.numpy(),
-        shares.numpy(),
-        nearness.numpy(),
-        weights.numpy(),
-        best.numpy(),
-        choice.coverage.numpy(),
-        notes,
-    )
+def _needed(scores: Tensor, budget: Budget, has_mass: bool) -> int:
+    """How many of the best pictures the budget can take; without masses each has the mass 1.
+
+    A few more where scores are log masses, as those are rounded to float32 and `choose` counts exactly.
+    """
+    if budget.kind != "mass":
+        return int(budget.amount)
+    if not has_mass:
+        return math.ceil(budget.amount * len(scores))
+    held = (scores - scores.logsumexp(0)).exp().cumsum(0)
+    return int((held < budget.amount + 1e-5).sum()) + 1
 
 
-def _notes(choice: Choice, held: Tensor, quota: int, names: Sequence[str]) -> tuple[str, ...]:
-    """The choice's sentences, with names instead of numbers of targets."""
-    short = [str(names[k]) for k in (held < quota).nonzero().flatten().tolist()]
+def _notes(picks: Picks, held: Tensor, quota: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The picks' sentences, after one about the targets that have too few candidates, by name."""
+    short = [names[k] for k in (held < quota).nonzero().flatten().tolist()]
     if not short:
-        return choice.notes
+        return picks.notes
     many = "1 target class has" if len(short) == 1 else f"{len(short)} target classes have"
     sentence = f"{many} fewer candidates than the quota of {quota}; all of them are taken: {some(short)}"
-    return (sentence, *choice.notes[1:])
+    return (sentence, *picks.notes)

@@ -1,10 +1,10 @@
-"""Class means of features of length one, in a single pass that can be split, merged and stopped."""
+"""Target and source of a selection as class prototypes in one feature space: what every method ranks."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,79 +12,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from tangentune.errors import InputError, StoreError
-from tangentune.methods.source_selection.feature_source import CHUNK, lengths
-from tangentune.methods.source_selection.features import open_features, read_labels
-from tangentune.methods.source_selection.state_file import Checkpoint, read_state, write_state
-from tangentune.methods.source_selection.stream import stream
+from tangentune.errors import InputError
+from tangentune.methods.source_selection.extract import FeatureSet
+from tangentune.methods.source_selection.features import CHUNK, Features, lengths, open_features, read_labels, stream
+from tangentune.methods.source_selection.rankings import Scorer, descending, random_scores
+from tangentune.methods.source_selection.settings import SelectionSettings
 
-_SUMS, _PASS = "tangentune class sums 1", "tangentune class pass 1"
+_PER_CLUSTER, _LEAST_SAMPLE = 64, 4096  # rows of the sample that is clustered
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """Sums of unit features by class. However rows are split over them, merged sums agree but for float64 rounding.
+    """Sums of unit features by class.
 
     Attributes:
-        names: of the classes, sorted.
+        names: of the classes, sorted as text.
+        members: (n,) int64 class of each row, positions in `names`.
         sums: (C, d) float64, of every feature divided by its length.
         counts: (C,) int64 rows of each class.
-
-    Example:
-        >>> empty = ClassSums.empty(2)
-        >>> one = empty.update(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), ["dog", "cat"])
-        >>> both = one.merge(empty.update(torch.tensor([[0.0, 5.0]]), ["dog"]))
-        >>> both.names, both.counts.tolist(), [round(v, 4) for v in both.prototypes()[1].tolist()]
-        (('cat', 'dog'), [1, 2], [0.7071, 0.7071])
     """
 
     names: tuple[str, ...]
+    members: NDArray[np.int64]
     sums: Tensor
     counts: Tensor
-
-    @classmethod
-    def empty(cls, width: int) -> ClassSums:
-        """No classes yet."""
-        return cls((), torch.zeros(0, width, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
-
-    def update(self, features: Tensor, labels: Sequence[str] | NDArray[np.str_]) -> ClassSums:
-        """The sums with more rows; cost `m d + C d`.
-
-        Args:
-            features: (m, d), of any length but zero.
-            labels: (m,) names of their classes.
-
-        Raises:
-            InputError: a row holds NaN or infinity or is zero, or the widths differ.
-        """
-        names, places = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)
-        unit = features.double()
-        unit = unit / lengths(unit)[:, None]
-        places = torch.from_numpy(places.reshape(-1))
-        sums = torch.zeros(len(names), features.shape[1], dtype=torch.float64).index_add_(0, places, unit.cpu())
-        return self.merge(ClassSums(tuple(names.tolist()), sums, torch.bincount(places, minlength=len(names))))
-
-    def merge(self, other: ClassSums) -> ClassSums:
-        """The sums of both sets of rows; classes are united by name.
-
-        Raises:
-            InputError: the widths differ.
-        """
-        if self.sums.shape[1] != other.sums.shape[1]:
-            widths = f"{self.sums.shape[1]} and {other.sums.shape[1]}"
-            message = f"class sums of widths {widths} cannot be merged; give features of one backbone"
-            raise InputError(message)
-        names = tuple(sorted({*self.names, *other.names}))
-        place = {name: i for i, name in enumerate(names)}
-        sums = torch.zeros(len(names), self.sums.shape[1], dtype=torch.float64)
-        counts = torch.zeros(len(names), dtype=torch.int64)
-        for part in (self, other):
-            rows = torch.tensor([place[name] for name in part.names], dtype=torch.int64)
-            sums.index_add_(0, rows, part.sums)
-            counts.index_add_(0, rows, part.counts)
-        return ClassSums(names, sums, counts)
 
     def prototypes(self, centre: Tensor | None = None) -> Tensor:
         """Mean directions of the classes, (C, d) float64 of length one.
@@ -93,11 +47,8 @@ class ClassSums:
             centre: (d,) what is taken off the mean unit features first.
 
         Raises:
-            InputError: there are no classes, or the features of one cancel out.
+            InputError: the features of a class cancel out.
         """
-        if not self.names:
-            message = "there are no class means, because no features were given"
-            raise InputError(message)
         sums = self.sums if centre is None else self.sums - self.counts[:, None] * centre
         norms = sums.norm(dim=1)
         cancelled = (norms <= 1e-12 * self.counts).nonzero().flatten().tolist()
@@ -107,101 +58,164 @@ class ClassSums:
             raise InputError(message)
         return sums / norms[:, None]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to one file (safetensors), for another process to merge.
 
-        Raises:
-            StoreError: if it cannot be written.
-        """
-        write_state(path, _SUMS, {}, {"sums": self.sums, "counts": self.counts}, names=self.names)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ClassSums:
-        """What `save` wrote.
-
-        Raises:
-            StoreError: the file is missing, damaged or something else.
-        """
-        state = read_state(path, _SUMS, None)
-        if state is None:
-            message = f"{path} does not exist; write it with ClassSums.save"
-            raise StoreError(message)
-        return _from_state(*state)
-
-
-def class_sums(
-    source: Any,
-    labels: Any,
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    every: float = 10.0,
-    chunk: int = CHUNK,
-    verbose: int = 0,
-) -> ClassSums:
+def class_sums(source: Any, labels: Any, *, chunk: int = CHUNK, verbose: int = 0) -> ClassSums:
     """Sums of unit features by class, in one pass over features of any number.
 
     Args:
         source: what `open_features` takes.
         labels: what `read_labels` takes, one a row.
-        checkpoint: file to go on from after a stop; it stays until the caller removes it.
-        every: seconds between two writes of it.
         chunk: rows read at a time; the sums do not depend on it but for float64 rounding.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        ClassSums. Cost: reading the features once; memory three chunks and the sums.
+        ClassSums. Cost: reading the features once; memory a chunk and twice the sums.
 
     Raises:
         InputError: labels do not fit, or a row has no direction.
-        StoreError: the checkpoint is of other features or labels.
 
     Example:
-        >>> class_sums([[1.0, 0.0], [0.0, 2.0]], ["a", "b"]).prototypes().tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
+        >>> class_sums(np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), ["b", "a", "b"]).sums.tolist()
+        [[0.0, 1.0], [2.0, 0.0]]
     """
     features = open_features(source)
-    names = read_labels(labels, features.count)
-    kept = Checkpoint.of(checkpoint, _PASS, lambda: {"features": features.digest(), "labels": _digest(names)})
-    state = kept.read()
-    start, found = (0, ClassSums.empty(features.width)) if state is None else (state[1]["done"], _from_state(*state))
-
-    def save(done: int) -> None:
-        kept.write({"sums": found.sums, "counts": found.counts}, names=found.names, done=done)
-
-    for first, rows, _ in stream(
-        features, "class means", start=start, chunk=chunk, save=save, every=every, verbose=verbose
-    ):
-        found = found.update(rows, names[first : first + len(rows)])
-    if start < features.count:
-        save(features.count)
-    return found
+    names, members = np.unique(read_labels(labels, features.count), return_inverse=True)
+    members = members.reshape(-1)
+    of, sums = torch.from_numpy(members), torch.zeros(len(names), features.width, dtype=torch.float64)
+    for first, rows, _ in stream(features, "class means", chunk=chunk, verbose=verbose):
+        unit = rows.double()
+        unit = unit / lengths(unit)[:, None]
+        sums += torch.zeros_like(sums).index_add_(0, of[first : first + len(rows)], unit)
+    return ClassSums(tuple(names.tolist()), members, sums, torch.bincount(of, minlength=len(names)))
 
 
-def class_prototypes(features: Tensor, labels: Sequence[str] | NDArray[Any]) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """Class means of features in memory.
+def cluster_names(
+    features: Features, n_clusters: int, *, seed: int = 0, chunk: int = CHUNK, verbose: int = 0
+) -> NDArray[np.str_]:
+    """The cluster of every row by direction, "cluster 0", "cluster 1", ...: k-means of a sample, then one pass.
+
+    The sample is chosen by hashing row numbers with the seed, so nothing depends on how the rows are read. Of rows of
+    length one, k-means maximises the sum of products with the centres; a row goes to the centre of the largest cosine.
 
     Args:
-        features: (n, d).
-        labels: (n,) integers or text.
+        features: in any number.
+        n_clusters: number of clusters; there can be fewer if directions repeat.
+        seed: of the sample and of k-means.
+        chunk: rows read at a time.
+        verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        Names of the classes, sorted as text; their (C, d) float64 unit means; (C,) counts.
+        (n,) names. Cost `2 n d K` flops; memory the sample (64 rows a cluster, at least 4,096), a chunk, the names.
 
     Raises:
-        InputError: as `class_sums`.
+        InputError: more clusters than rows, or a row without a direction.
 
     Example:
-        >>> names, means, counts = class_prototypes(torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]]), [7, 7, 3])
-        >>> names, means.tolist(), counts.tolist()
-        (('3', '7'), [[0.0, 1.0], [1.0, 0.0]], [1, 2])
+        >>> rows = open_features(np.array([[1.0, 0.0], [5.0, 0.1], [0.0, 2.0], [0.1, 3.0]]))
+        >>> names = cluster_names(rows, 2)
+        >>> bool(names[0] == names[1] != names[2] == names[3])
+        True
     """
-    sums = class_sums(features, labels)
-    return sums.names, sums.prototypes(), sums.counts
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    if n_clusters > features.count:
+        message = f"{n_clusters} clusters cannot be made of {features.count} rows of features; ask for fewer"
+        raise InputError(message)
+    size = max(_PER_CLUSTER * n_clusters, _LEAST_SAMPLE)
+    sample = descending(random_scores(torch.arange(features.count), seed))[:size]
+    rows = features.rows(sample)
+    unit = rows / lengths(rows, sample)[:, None]
+    with warnings.catch_warnings():  # fewer directions than clusters: some stay empty
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(n_clusters, random_state=seed % 2**32).fit(unit.numpy())
+    centres = normalize(torch.from_numpy(found.cluster_centers_), dim=1).T.contiguous()
+    nearest = np.empty(features.count, dtype=np.int64)
+    for first, rows, _ in stream(features, "nearest clusters", chunk=chunk, verbose=verbose):
+        nearest[first : first + len(rows)] = (rows @ centres).argmax(1).numpy()
+    return np.array([f"cluster {i}" for i in range(n_clusters)], dtype=np.str_)[nearest]
 
 
-def _digest(names: NDArray[np.str_]) -> str:
-    return hashlib.sha256("\n".join(names.tolist()).encode()).hexdigest()
+@final
+@dataclass(frozen=True, eq=False)
+class Prototypes:
+    """Both sides of a selection.
+
+    Attributes:
+        target: labelled pictures.
+        source: pictures to choose from.
+        target_sums: the target's classes.
+        source_sums: the source's classes, or clusters.
+        centre: (d,) float64, midpoint of the two sets' mean unit features; None: nothing is taken off.
+        targets: (K, d) float64 unit prototypes of the target classes, the centre taken off.
+        sources: (C, d) float64 of the source classes, likewise.
+    """
+
+    target: FeatureSet
+    source: FeatureSet
+    target_sums: ClassSums
+    source_sums: ClassSums
+    centre: Tensor | None
+    targets: Tensor
+    sources: Tensor
+
+    @property
+    def nearest(self) -> Scorer:
+        """The score of the nearest target, whose cosines are those that every method compares."""
+        return Scorer(normalize(self.targets, dim=1), centre=self.centre)
 
 
-def _from_state(tensors: dict[str, Tensor], book: dict[str, Any]) -> ClassSums:
-    return ClassSums(tuple(book["names"]), tensors["sums"], tensors["counts"])
+def make_prototypes(
+    target: FeatureSet, source: FeatureSet, settings: SelectionSettings, *, verbose: int = 0
+) -> Prototypes:
+    """Class means of both sides, in one pass over each; with clusters, one more over the source.
+
+    Args:
+        target: with labels of at least two classes.
+        source: with labels, or with clusters.
+        settings: of which the clusters, their seed and the centre matter.
+        verbose: 1 shows progress bars.
+
+    Raises:
+        InputError: one class only, no labels and no clusters, features of different widths, or a broken row.
+    """
+    if target.labels is None:
+        message = "the target's pictures have no labels; give class folders, a CSV file with labels, or target_labels="
+        raise InputError(message)
+    known = np.unique(target.labels)
+    if len(known) < 2:
+        message = f"the target holds one class only ({known[0]}); a selection needs at least two target classes"
+        raise InputError(message)
+    if source.labels is None and settings.clusters is None:
+        message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
+        raise InputError(message)
+    if source.features.width != target.features.width:
+        message = (
+            f"source features have {source.features.width} numbers and target features {target.features.width}; "
+            "take both from one backbone"
+        )
+        raise InputError(message)
+    if target.backbone and source.backbone and target.backbone["digest"] != source.backbone["digest"]:
+        message = "the target's features come from another backbone than the source's; take both from one"
+        raise InputError(message)
+    with _named("target"):
+        target_sums = class_sums(target.features, target.labels)
+    with _named("source"):
+        features, labels = source.features, source.labels
+        if settings.clusters is not None:
+            labels = cluster_names(features, settings.clusters, seed=settings.seed, verbose=verbose)
+        source_sums = class_sums(features, labels, verbose=verbose)
+    sides, centre = (target_sums, source_sums), None
+    if settings.centre:
+        centre = torch.stack([side.sums.sum(0) / side.counts.sum() for side in sides]).mean(0)
+    return Prototypes(target, source, *sides, centre, *(side.prototypes(centre) for side in sides))
+
+
+@contextmanager
+def _named(whose: str) -> Iterator[None]:
+    """Errors about rows say of which side they are."""
+    try:
+        yield
+    except InputError as error:
+        message = f"the {whose} cannot be used: {error}"
+        raise InputError(message) from error

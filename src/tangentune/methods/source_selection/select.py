@@ -1,9 +1,11 @@
-"""One whole selection: which source pictures to learn from beside a target set, with which weights."""
+"""One whole selection: which source pictures to learn from beside a target set, with which weights; its manifest."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, final
@@ -12,20 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune.errors import InputError, PictureError
+from tangentune.methods.source_selection.feature_sets import holds_features, open_set
 from tangentune.methods.source_selection.manifest import Manifest
-from tangentune.methods.source_selection.nested import pick_nested
 from tangentune.methods.source_selection.picking import Picked, pick_classes, pick_pictures
-from tangentune.methods.source_selection.prepared import Prepared, prepare
-from tangentune.methods.source_selection.rankings import METHODS, Ranking, rank
-from tangentune.methods.source_selection.record import content_digest_of, selection_manifest
-from tangentune.methods.source_selection.scorer import WITH_MASS
+from tangentune.methods.source_selection.prototypes import Prototypes, make_prototypes
+from tangentune.methods.source_selection.rankings import Ranking, rank
 from tangentune.methods.source_selection.settings import SelectionSettings
-from tangentune.methods.source_selection.sides import holds_features, open_side
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.files import find_files
-from tangentune.pictures.names import readable
+from tangentune.pictures.names import readable, some
 
-COMPARED = tuple(method for method in METHODS if method != "all")
+COMPARED = ("uot", "random", "nearest")
+_DIGITS = 9  # of the tables' shares: what follows depends on the machine
 
 
 @final
@@ -86,8 +86,7 @@ def select_source(
         target_labels: one a picture, where the target has none itself.
         source_labels: likewise.
         compare: also choose by every other method, and say what they have in common.
-        cache: folder for extracted features and the states of passes, so that a stopped run goes on; what it
-            leaves there is used again by the next selection.
+        cache: folder for extracted features, so that a stopped run goes on; the next selection uses them again.
         batch_size: pictures that go through the network at a time.
         on_error: "raise" or "skip", for files that cannot be read.
         n_jobs: processes that decode; the selection does not depend on it.
@@ -124,119 +123,137 @@ def select_source(
         _refuse_unlabelled(source)
     shared: dict[str, Any] = {"batch_size": batch_size, "on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
     with (
-        open_side(target, backbone, target_labels, cache=folder, **shared) as wanted,
-        open_side(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
+        open_set(target, backbone, target_labels, cache=folder, **shared) as wanted,
+        open_set(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
     ):
-        state = None if folder is None else folder / f"selection-{content_digest_of(known.recorded())[:12]}"
-        prepared = prepare(
-            wanted,
-            offered,
-            clusters=known.clusters,
-            seed=known.seed,
-            centred=known.centre,
-            cache=state,
-            verbose=verbose,
-        )
-        found = select_prepared(prepared, known, cache=state, verbose=verbose)
+        made = make_prototypes(wanted, offered, known, verbose=verbose)
+        found = select_prototypes(made, known, verbose=verbose)
         if compare and known.budget is not None:
-            found = replace(found, overlap=compare_methods(prepared, known, verbose=verbose))
-    if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
+            found = replace(found, overlap=compare_methods(made, known, verbose=verbose))
     return found
 
 
-def select_prepared(
-    prepared: Prepared,
-    settings: SelectionSettings,
-    *,
-    cache: Path | None = None,
-    verbose: int = 0,
-) -> Selection:
+def select_prototypes(made: Prototypes, settings: SelectionSettings, *, verbose: int = 0) -> Selection:
     """A selection from features that are there already, as `select_source` makes it.
 
     Args:
-        prepared: both sides.
-        settings: how to choose; clusters and their seed as in `prepared`.
-        cache: folder for the states of stopped passes.
+        made: both sides.
+        settings: how to choose; clusters and their seed as in `made`.
         verbose: 1 shows progress bars.
     """
-    settings = settings.for_targets(len(prepared.targets))
-    ranking, picked = _pick(prepared, settings, cache, verbose)
-    manifest = selection_manifest(prepared, settings, ranking, picked, verbose=verbose)
-    return Selection(manifest, ranking, prepared.source_sums.names)
+    settings = settings.for_targets(len(made.targets))
+    ranking, picked = _pick(made, settings, verbose)
+    return Selection(_manifest(made, settings, ranking, picked, verbose), ranking, made.source_sums.names)
 
 
-def compare_methods(prepared: Prepared, settings: SelectionSettings, *, verbose: int = 0) -> Overlap:
+def compare_methods(made: Prototypes, settings: SelectionSettings, *, verbose: int = 0) -> Overlap:
     """What every method would choose of the same prototypes under the same budget, and how much they have in common.
 
     Args:
-        prepared: both sides.
+        made: both sides.
         settings: whose method does not matter; with a budget. Where masses of classes are divided ("nested"), the
             methods that have none rank single pictures.
         verbose: 1 shows progress bars.
 
-    Cost: that of six selections, without the extraction of features.
+    Cost: that of three selections, without the extraction of features.
     """
     chosen = []
     for method in COMPARED:
-        plain = settings.candidates == "nested" and method not in WITH_MASS
+        plain = settings.candidates == "nested" and method != "uot"
         granularity = "pictures" if plain else settings.granularity
-        other = replace(settings, method=method, granularity=granularity).for_targets(len(prepared.targets))
-        chosen.append(set(_pick(prepared, other, None, verbose)[1].rows.tolist()))
+        other = replace(settings, method=method, granularity=granularity).for_targets(len(made.targets))
+        chosen.append(set(_pick(made, other, verbose)[1].rows.tolist()))
     shares = np.array([[len(mine & its) / len(mine) for its in chosen] for mine in chosen])
     amount = f"{settings.budget:g}" if settings.unit == "mass" else f"{settings.budget:,.0f}"
     words = {"pictures": "pictures", "classes": "classes with all their pictures", "mass": "of the mass"}
     return Overlap(COMPARED, shares, f"{amount} {words[settings.unit]}")
 
 
-def _pick(prepared: Prepared, settings: SelectionSettings, cache: Path | None, verbose: int) -> tuple[Ranking, Picked]:
-    counts = settings.marginals == "counts"
-    source, target = prepared.source_sums.counts.double(), prepared.target_sums.counts.double()
-    ranking = rank(
-        settings.method,
-        prepared.prototypes,
-        prepared.targets,
-        source_mass=source / source.mean() if counts else None,
-        target_mass=target / target.mean() if counts else None,
-        centre=prepared.centre,
-        **settings.transport(),
+def _pick(made: Prototypes, settings: SelectionSettings, verbose: int) -> tuple[Ranking, Picked]:
+    source_mass = target_mass = None
+    if settings.marginals == "counts":
+        counts = (sums.counts.double() for sums in (made.source_sums, made.target_sums))
+        source_mass, target_mass = (values / values.mean() for values in counts)
+    masses = {"source_mass": source_mass, "target_mass": target_mass}
+    ranking = rank(settings, made.sources, made.targets, **masses, centre=made.centre)
+    if settings.candidates == "classes":
+        return ranking, pick_classes(made, ranking, settings)
+    return ranking, pick_pictures(made, ranking, settings, verbose=verbose)
+
+
+def _manifest(
+    made: Prototypes, settings: SelectionSettings, ranking: Ranking, picked: Picked, verbose: int
+) -> Manifest:
+    """What a method picked, of which classes and for which; reads the chosen files and the target's to hash them."""
+    target, source, rows = made.target, made.source, picked.rows.numpy()
+    names, members = made.target_sums.names, made.source_sums.members[rows]
+    best, digests, own = picked.shares.argmax(1), source.digests(rows, verbose), target.digests(range(len(target.ids)))
+    described = source.backbone or {"name": "features", "contract": None, "digest": None}
+    ids = [str(source.ids[i]) for i in rows]
+    return Manifest(
+        settings=settings.recorded(),
+        backbone={key: described[key] for key in ("name", "contract", "digest")},
+        source={"root": source.root, "count": source.features.count, "classes": len(made.source_sums.names)},
+        target={
+            "root": target.root,
+            "count": target.features.count,
+            "classes": list(names),
+            "digest": None if None in own else _digest([own, np.asarray(target.labels).tolist()]),
+        },
+        ids=tuple(ids),
+        sha256=tuple(digests),
+        classes=tuple(made.source_sums.names[i] for i in members),
+        scores=picked.scores.numpy(),
+        weights=picked.weights.numpy(),
+        targets=tuple(names[k] for k in best),
+        shares=picked.shares.numpy(),
+        class_table=_class_table(made, ranking, members),
+        coverage=_coverage(names, picked),
+        notes=(*picked.notes, *_copies(dict(zip(own, target.ids, strict=True)), digests, ids)),
     )
-    features, names = prepared.source.features, prepared.target_sums.names
-    quota, seed = settings.quota or 0, settings.seed
-    if settings.candidates == "nested":
-        return ranking, pick_nested(
-            features,
-            prepared.members,
-            ranking,
-            settings.amount,
-            names,
-            quota=quota,
-            verbose=verbose,
-        )
-    if settings.candidates == "pictures":
-        return ranking, pick_pictures(
-            features,
-            ranking,
-            prepared.nearest,
-            settings.amount,
-            names,
-            quota=quota,
-            seed=seed,
-            cache=cache,
-            verbose=verbose,
-        )
-    return ranking, pick_classes(
-        features,
-        prepared.members,
-        prepared.source_sums.counts,
-        prepared.prototypes,
-        ranking,
-        prepared.nearest,
-        settings.amount,
-        names,
-        quota=quota,
-        seed=seed,
+
+
+def _class_table(made: Prototypes, ranking: Ranking, members: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
+    chosen = np.bincount(members, minlength=len(made.sources)).tolist()
+    mass = (ranking.scores - ranking.scores.logsumexp(0)).exp().tolist()
+    rows = zip(made.source_sums.names, chosen, made.source_sums.counts.tolist(), mass, strict=True)
+    return tuple(
+        {"class": name, "chosen": taken, "of": of, "mass": round(share, _DIGITS) if ranking.has_mass else None}
+        for name, taken, of, share in rows
     )
+
+
+def _coverage(names: Sequence[str], picked: Picked) -> tuple[dict[str, Any], ...]:
+    best, weights = picked.shares.argmax(1).numpy(), picked.weights.numpy()
+    share, nearness = weights @ picked.shares.numpy() / weights.sum(), picked.cosines.numpy()[range(len(best)), best]
+    rows = []
+    for k, name in enumerate(names):
+        for_it, covered = best == k, float(picked.coverage[k])
+        rows.append(
+            {
+                "target": name,
+                "pictures": int(for_it.sum()),
+                "share": round(float(share[k]), _DIGITS),
+                "covered": round(min(covered, 1.0), _DIGITS) if np.isfinite(covered) else None,
+                "similarity": round(float(nearness[for_it].mean()), _DIGITS) if for_it.any() else None,
+            }
+        )
+    return tuple(rows)
+
+
+def _copies(target: dict[str | None, Any], digests: Sequence[str | None], ids: Sequence[str]) -> tuple[str, ...]:
+    """A warning where target pictures themselves, by their sha256, were chosen, byte for byte."""
+    pairs = zip(ids, digests, strict=True)
+    same = [f"{name} = {target[digest]}" for name, digest in pairs if digest is not None and digest in target]
+    if not same:
+        return ()
+    if len(same) == 1:
+        return (f"1 chosen picture is a target picture itself: {same[0]}",)
+    return (f"{len(same)} chosen pictures are target pictures themselves: {some(same, 3)}",)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_unlabelled(source: Any) -> None:
