@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tangentune.errors import InputError
+from tangentune.errors import DivergedError, InputError
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.training import DivergedError
 from tangentune.methods.fine_tuning.validation import Validation, split_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures

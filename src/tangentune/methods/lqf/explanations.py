@@ -6,7 +6,7 @@ The outputs couple: picture i owns C rows of the dual system (2 C with mirror im
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, combine
+from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.lqf.exact import Views
 from tangentune.methods.lqf.fit import LQF
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.start import start
-from tangentune.methods.lqf.training_inputs import BothViews, TrainingInputs, count
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs
 from tangentune.pictures.pictures import Pictures
@@ -35,6 +34,63 @@ MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
 
 @final
 @dataclass(frozen=True, eq=False)
+class TrainingInputs(Collection[Inputs]):
+    """Batches to be read as often as is needed, without the pictures that were left out; then their mirror images.
+
+    Attributes:
+        sources: batches, and which of their pictures stay (k,).
+        flip: whether there are mirror images.
+    """
+
+    sources: tuple[tuple[Collection[Inputs], Tensor], ...]
+    flip: bool = False
+
+    @classmethod
+    def of(cls, batches: Collection[Inputs], flip: bool = False) -> TrainingInputs:
+        """All pictures of some batches.
+
+        Example:
+            >>> inputs = TrainingInputs.of([torch.zeros(2, 3), torch.ones(1, 3)])
+            >>> [len(x) for x in inputs.without(torch.tensor([0])).plus(TrainingInputs.of([torch.ones(4, 3)]))]
+            [1, 1, 4]
+        """
+        return cls(((batches, torch.ones(sum(map(_count, batches)), dtype=torch.bool)),), flip)
+
+    def without(self, pictures: Tensor) -> TrainingInputs:
+        """Leave out some of those that stay, by their positions among them."""
+        whole = torch.cat([stays for _, stays in self.sources])
+        whole[whole.nonzero().flatten()[pictures.cpu()]] = False
+        parts = whole.split([len(stays) for _, stays in self.sources])
+        pairs = ((batches, part) for (batches, _), part in zip(self.sources, parts, strict=True))
+        return TrainingInputs(tuple(pairs), self.flip)
+
+    def plus(self, others: TrainingInputs) -> TrainingInputs:
+        """Some more at the end."""
+        return TrainingInputs((*self.sources, *others.sources), self.flip)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        yield from self._plain()
+        if self.flip:
+            yield from map(_mirrored, self._plain())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, x: object) -> bool:
+        return any(x is batch for batch in self)
+
+    def _plain(self) -> Iterator[Inputs]:
+        for batches, stays in self.sources:
+            at = 0
+            for x in batches:
+                own = stays[at : at + _count(x)]
+                at += len(own)
+                if bool(own.any()):
+                    yield x if bool(own.all()) else _taken(x, own)
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
@@ -43,19 +99,17 @@ class LogitExplanations:
 
     Attributes:
         lin: the linearised network.
-        inputs: network inputs of the training pictures, without mirror images.
+        inputs: network inputs of the training pictures; with mirror images the loss is the mean over both.
         system: width C, or 2 C with mirror images, without intercept; targets are what is left to fit at u = -d.
         base: (n views C, 1) outputs at u = -d: `f0 + s - J d`.
         centre: d; None is zero.
-        flip: whether the loss is the mean over each picture and its mirror image.
     """
 
     lin: Linearization
     inputs: TrainingInputs
     system: System
     base: Tensor
-    centre: Tangent | None
-    flip: bool
+    centre: TangentVector | None
 
     @classmethod
     def of(
@@ -94,41 +148,41 @@ class LogitExplanations:
             >>> torch.allclose(solved.influence([x])[:, 3], change, atol=1e-6)
             True
         """
-        base, views = _base(lin, batches, centre, flip), 2 if flip else 1
+        inputs, views = TrainingInputs.of(batches, flip), 2 if flip else 1
+        base = _base(lin, inputs, centre, views)
         pictures, outputs = base.shape[1:]
         if targets.shape != (pictures, outputs) or (shift is not None and shift.shape != base.shape):
             message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}) and a shift "
             message += f"{tuple(base.shape)}, not {tuple(targets.shape)} and {None if shift is None else shift.shape}"
             raise InputError(message)
-        kernel = logit_gram(lin, BothViews(batches, flip), memory_bytes=MEMORY)
-        kernel = _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
+        kernel = _both_by_picture(logit_gram(lin, inputs, memory_bytes=MEMORY), views, outputs)
         rows = _flat(base if shift is None else base + shift.to(base))
         weights = torch.full_like(rows[:, 0], 1 / views)
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = build(kernel, left, damping, weights, intercept=False, width=views * outputs)
         kept = None if centre is None else {name: centre[name].detach() for name in lin.names}
-        return cls(lin, TrainingInputs.of(batches), system, rows, kept, flip)
+        return cls(lin, inputs, system, rows, kept)
 
     # -- questions -------------------------------------------------------------------------------------------------
 
     def outputs(self, batches: Collection[Inputs]) -> Tensor:
         """(m, C) outputs `f0 + J u` at other pictures."""
         left = design(self.system, self.cross(batches)) @ self.system.unknowns
-        return _base(self.lin, batches, self.centre, False)[0] + left.view(-1, self._outputs)
+        return _base(self.lin, batches, self.centre, 1)[0] + left.view(-1, self._outputs)
 
-    def tangent(self) -> Tangent:
+    def tangent(self) -> TangentVector:
         """The solution u; one backward pass over the training pictures."""
         dual = self._parts(self.system.dual).to(self.base)
         v, at = self.lin.zeros(), 0
-        for x in BothViews(self.inputs, self.flip):
+        for x in self.inputs:
             view, low = divmod(at, dual.shape[1])
-            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + count(x)]))
-            at += count(x)
+            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + _count(x)]))
+            at += _count(x)
         return v if self.centre is None else combine(1, v, -1, self.centre)
 
     def cross(self, batches: Collection[Inputs]) -> Tensor:
         """(m C, n views C) kernel between other pictures and the training pictures."""
-        columns = logit_cross_gram(self.lin, BothViews(self.inputs, self.flip), batches, memory_bytes=MEMORY)
+        columns = logit_cross_gram(self.lin, self.inputs, batches, memory_bytes=MEMORY)
         return _by_picture(columns, self._views, self._outputs).T
 
     def influence(self, batches: Collection[Inputs]) -> Tensor:
@@ -167,8 +221,7 @@ class LogitExplanations:
         system, gone = edits.remove(self.system, pictures), edits.rows_of(self.system, pictures)
         kept = torch.ones(len(self.base), dtype=torch.bool, device=gone.device)
         kept[gone] = False
-        inputs = self.inputs.without(pictures)
-        return replace(self, system=system, base=self.base[kept], inputs=inputs)
+        return replace(self, system=system, base=self.base[kept], inputs=self.inputs.without(pictures))
 
     def add(self, batches: Collection[Inputs], targets: Tensor) -> LogitExplanations:
         """The problem with more pictures, targets (k, C); their shift s is zero, as no head has seen them.
@@ -177,19 +230,18 @@ class LogitExplanations:
             InputError: the targets have another shape.
         """
         views, outputs = self._views, self._outputs
-        base = _base(self.lin, batches, self.centre, self.flip)
+        new = TrainingInputs.of(batches, self.inputs.flip)
+        base = _base(self.lin, new, self.centre, views)
         if targets.shape != base.shape[1:]:
             message = f"targets of new pictures must be {tuple(base.shape[1:])}, not {tuple(targets.shape)}"
             raise InputError(message)
-        new = BothViews(batches, self.flip)
-        cross = logit_cross_gram(self.lin, BothViews(self.inputs, self.flip), new, memory_bytes=MEMORY)
-        cross = _by_picture(_by_picture(cross, views, outputs).T, views, outputs)
-        own = logit_gram(self.lin, new, memory_bytes=MEMORY)
-        own = _by_picture(_by_picture(own, views, outputs).T, views, outputs)
+        cross = logit_cross_gram(self.lin, self.inputs, new, memory_bytes=MEMORY)
+        cross = _both_by_picture(cross, views, outputs)
+        own = _both_by_picture(logit_gram(self.lin, new, memory_bytes=MEMORY), views, outputs)
         rows = _flat(base)
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = edits.append(self.system, cross, own, left, torch.full_like(rows[:, 0], 1 / views))
-        return replace(self, system=system, base=torch.cat([self.base, rows]), inputs=self.inputs.plus(batches))
+        return replace(self, system=system, base=torch.cat([self.base, rows]), inputs=self.inputs.plus(new))
 
     def relabel(self, targets: Tensor) -> LogitExplanations:
         """The problem with other targets, (n, C) for all pictures.
@@ -215,7 +267,7 @@ class LogitExplanations:
 
     @property
     def _views(self) -> int:
-        return 2 if self.flip else 1
+        return 2 if self.inputs.flip else 1
 
     @property
     def _outputs(self) -> int:
@@ -273,10 +325,10 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
     )
 
 
-def _base(lin: Linearization, batches: Collection[Inputs], centre: Mapping[str, Tensor] | None, flip: bool) -> Tensor:
+def _base(lin: Linearization, inputs: Iterable[Inputs], centre: Mapping[str, Tensor] | None, views: int) -> Tensor:
     """`f0 - J d`, (views, n, C), in float64."""
-    found = [lin.f0(x) if centre is None else lin.f0(x) - lin.jvp(x, centre) for x in BothViews(batches, flip)]
-    return torch.cat(found).double().unflatten(0, (2 if flip else 1, -1))
+    found = [lin.f0(x) if centre is None else lin.f0(x) - lin.jvp(x, centre) for x in inputs]
+    return torch.cat(found).double().unflatten(0, (views, -1))
 
 
 def _flat(parts: Tensor) -> Tensor:
@@ -287,3 +339,24 @@ def _flat(parts: Tensor) -> Tensor:
 def _by_picture(rows: Tensor, views: int, outputs: int) -> Tensor:
     """(views n C, k) with all plain pictures first -> (n views C, k)."""
     return rows.unflatten(0, (views, -1, outputs)).transpose(0, 1).flatten(0, 2)
+
+
+def _both_by_picture(kernel: Tensor, views: int, outputs: int) -> Tensor:
+    """(n views C, k views C) with all plain pictures first, in rows and columns -> (k views C, n views C)."""
+    return _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
+
+
+def _count(x: Inputs) -> int:
+    """Pictures of a batch."""
+    return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+
+
+def _taken(x: Inputs, own: Tensor) -> Inputs:
+    return x[own.to(x.device)] if isinstance(x, Tensor) else {key: v[own.to(v.device)] for key, v in x.items()}
+
+
+def _mirrored(x: Inputs) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        message = "only pictures (n, channels, height, width) have mirror images; leave flip off"
+        raise InputError(message)
+    return x.flip(-1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, combine, dot
+from tangentune.jacobian.tangents import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
 from tangentune.networks.backbone import Backbone
 
@@ -63,7 +63,7 @@ class Objective:
     targets: Tensor
     shift: Tensor
     damping: float
-    centre: Tangent
+    centre: TangentVector
     batch_size: int
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Objective:
         excess = scores.softmax(1) - F.one_hot(targets, scores.shape[1])
         return float(F.cross_entropy(scores, targets, reduction="sum")), excess.to(outputs)
 
-    def learn(self, u: Tangent, rows: Tensor, view: Tensor | int) -> tuple[float, Tangent]:
+    def learn(self, u: TangentVector, rows: Tensor, view: Tensor | int) -> tuple[float, TangentVector]:
         """Sum of the losses of a batch and its gradient in u; one dual forward and one plain backward pass."""
         shift, sums = self.shift[view, rows], [0.0]
 
@@ -130,7 +130,7 @@ class Objective:
             out[view, rows] = self.targets[rows] - outputs.double()
         return out
 
-    def measure(self, u: Tangent) -> tuple[Measured, Tangent]:
+    def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
         """Value, certificate and gradient at u; one pass (two with mirror images)."""
         loss, gradient = 0.0, self.lin.zeros()
         for rows, view in self.batches():
@@ -141,7 +141,7 @@ class Objective:
         gradient = combine(1, gradient, self.damping, total)
         return self.certify(loss + 0.5 * self.damping * dot(total, total), u, gradient), gradient
 
-    def certify(self, value: float, u: Tangent, gradient: Tangent) -> Measured:
+    def certify(self, value: float, u: TangentVector, gradient: TangentVector) -> Measured:
         """What value and gradient at u prove; no pass."""
         norm, penalty = dot(gradient, gradient) ** 0.5, self.damping
         bound = norm**2 / (2 * penalty)
@@ -154,7 +154,7 @@ class Objective:
                 bound = min(bound, gap)
         return Measured(value, norm, bound)
 
-    def normal(self, v: Tangent) -> Tangent:
+    def normal(self, v: TangentVector) -> TangentVector:
         """`sum_i J_i^T J_i v`, the mean of both views' with mirror images; one pass (two)."""
         product = self.lin.zeros()
         for rows, view in self.batches():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, dot
-from tangentune.methods.fine_tuning.labelled import network_input
+from tangentune.jacobian.tangents import TangentVector, dot
+from tangentune.methods.fine_tuning.labelled import view_outputs
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.settings import LQFSettings
 from tangentune.networks.backbone import Backbone
@@ -50,7 +50,7 @@ class Start:
         positions: Tensor,
         settings: LQFSettings,
         damping: float,
-        moved: Tangent | None = None,
+        moved: TangentVector | None = None,
     ) -> Objective:
         """The problem at the pre-trained weights, or at weights that have `moved` from there (a copy)."""
         still = moved is None or not any(bool(t.any()) for t in moved.values())
@@ -62,7 +62,7 @@ class Start:
         centre = lin.zeros() if moved is None else moved
         return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, settings.batch_size)
 
-    def _at(self, moved: Tangent) -> tuple[Backbone, nn.Linear]:
+    def _at(self, moved: TangentVector) -> tuple[Backbone, nn.Linear]:
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
         parameters = dict(backbone.module.named_parameters())
         parameters |= {f"head.{name}": p for name, p in head.named_parameters()}
@@ -82,7 +82,7 @@ def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: L
     copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    features = _features(copied, pictures, settings)
+    features = view_outputs(copied.features, copied, pictures, max(settings.batch_size, 32), settings.flip)
     mean, outputs = features.mean(0), int(positions.max()) + 1
     squared = settings.loss == "squared"
     seen = None
@@ -130,17 +130,6 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
         message = f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
         raise InputError(message)
     return mean, float(values.std() / len(values) ** 0.5), len(order) / n
-
-
-@torch.no_grad()
-def _features(backbone: Backbone, pictures: Pictures, settings: LQFSettings) -> Tensor:
-    """(views, n, d)."""
-    mirrored = settings.flip and pictures.pixels.ndim == 4
-    views = []
-    for pixels in pictures.pixels.split(max(settings.batch_size, 32)):
-        x = network_input(backbone, pixels)
-        views.append(torch.stack([backbone.features(view) for view in ([x, x.flip(-1)] if mirrored else [x])]))
-    return torch.cat(views, 1)
 
 
 def _scaled(head: nn.Linear, scale: float) -> nn.Linear:
