@@ -25,16 +25,23 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class LoopSettings(Protocol):
-    """What the loop reads of a method's settings; each says there what it means."""
+    """What the loop reads of a method's settings."""
 
     @property
-    def epochs(self) -> int: ...  # noqa: D102
+    def epochs(self) -> int:
+        """Passes over the pictures."""
+
     @property
-    def batch_size(self) -> int: ...  # noqa: D102
+    def batch_size(self) -> int:
+        """Pictures of the largest batch."""
+
     @property
-    def warmup(self) -> float: ...  # noqa: D102
+    def warmup(self) -> float:
+        """As in `rate_factor`."""
+
     @property
-    def schedule(self) -> str: ...  # noqa: D102
+    def schedule(self) -> str:
+        """As in `rate_factor`."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""What every training picture does in an exactly solved logit problem, and the same problem without it or with more.
+"""What every training picture does in an exactly solved logit problem.
 
 The outputs couple: picture i owns C rows of the dual system (2 C with mirror images), and everything that
 `tangentune.solvers` calculates on a system holds block by block, without refitting.
@@ -7,7 +7,8 @@ The outputs couple: picture i owns C rows of the dual system (2 C with mirror im
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import final
 
 import torch
@@ -25,7 +26,7 @@ from tangentune.methods.lqf.start import start
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers import edits, leave_out
+from tangentune.solvers import leave_out
 from tangentune.solvers.system import System, build, design
 from tangentune.solvers.targets import one_hot_targets
 
@@ -33,60 +34,20 @@ MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class TrainingInputs(Collection[Inputs]):
-    """Batches to be read as often as is needed, without the pictures that were left out; then their mirror images.
+class BothViews(Collection[Inputs]):
+    """Batches to be read as often as is needed, then their mirror images if `flip`."""
 
-    Attributes:
-        sources: batches, and which of their pictures stay (k,).
-        flip: whether there are mirror images.
-    """
-
-    sources: tuple[tuple[Collection[Inputs], Tensor], ...]
-    flip: bool = False
-
-    @classmethod
-    def of(cls, batches: Collection[Inputs], flip: bool = False) -> TrainingInputs:
-        """All pictures of some batches.
-
-        Example:
-            >>> inputs = TrainingInputs.of([torch.zeros(2, 3), torch.ones(1, 3)])
-            >>> [len(x) for x in inputs.without(torch.tensor([0])).plus(TrainingInputs.of([torch.ones(4, 3)]))]
-            [1, 1, 4]
-        """
-        return cls(((batches, torch.ones(sum(map(_count, batches)), dtype=torch.bool)),), flip)
-
-    def without(self, pictures: Tensor) -> TrainingInputs:
-        """Leave out some of those that stay, by their positions among them."""
-        whole = torch.cat([stays for _, stays in self.sources])
-        whole[whole.nonzero().flatten()[pictures.cpu()]] = False
-        parts = whole.split([len(stays) for _, stays in self.sources])
-        pairs = ((batches, part) for (batches, _), part in zip(self.sources, parts, strict=True))
-        return TrainingInputs(tuple(pairs), self.flip)
-
-    def plus(self, others: TrainingInputs) -> TrainingInputs:
-        """Some more at the end."""
-        return TrainingInputs((*self.sources, *others.sources), self.flip)
+    def __init__(self, batches: Collection[Inputs], flip: bool) -> None:
+        self.batches, self.flip = batches, flip
 
     def __iter__(self) -> Iterator[Inputs]:
-        yield from self._plain()
-        if self.flip:
-            yield from map(_mirrored, self._plain())
+        return chain(self.batches, map(_mirrored, self.batches)) if self.flip else iter(self.batches)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self.batches) * (2 if self.flip else 1)
 
     def __contains__(self, x: object) -> bool:
         return any(x is batch for batch in self)
-
-    def _plain(self) -> Iterator[Inputs]:
-        for batches, stays in self.sources:
-            at = 0
-            for x in batches:
-                own = stays[at : at + _count(x)]
-                at += len(own)
-                if bool(own.any()):
-                    yield x if bool(own.all()) else _taken(x, own)
 
 
 @final
@@ -94,8 +55,7 @@ class TrainingInputs(Collection[Inputs]):
 class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
-    Edits give a new object and leave this one as it is. All are exact at the fixed linearisation point: a head that
-    was fitted to a picture's label has still seen it.
+    Answers are exact at the fixed linearisation point: a head that was fitted to a picture's label has still seen it.
 
     Attributes:
         lin: the linearised network.
@@ -106,7 +66,7 @@ class LogitExplanations:
     """
 
     lin: Linearization
-    inputs: TrainingInputs
+    inputs: BothViews
     system: System
     base: Tensor
     centre: TangentVector | None
@@ -144,26 +104,25 @@ class LogitExplanations:
         Example:
             >>> lin, x = Linearization(torch.nn.Linear(3, 2)), torch.eye(4)[:, :3]
             >>> solved = LogitExplanations.of(lin, [x], torch.eye(4)[:, :2], damping=1.0)
-            >>> change = solved.outputs([x]) - solved.forget(torch.tensor([3])).outputs([x])
-            >>> torch.allclose(solved.influence([x])[:, 3], change, atol=1e-6)
+            >>> by_itself = solved.outputs([x]) - solved.influence([x]).diagonal().T    # without the picture itself
+            >>> torch.allclose(by_itself.double(), solved.loo(), atol=1e-6)
             True
         """
-        inputs, views = TrainingInputs.of(batches, flip), 2 if flip else 1
+        inputs, views = BothViews(batches, flip), 2 if flip else 1
         base = _base(lin, inputs, centre, views)
         pictures, outputs = base.shape[1:]
         if targets.shape != (pictures, outputs) or (shift is not None and shift.shape != base.shape):
             message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}) and a shift "
             message += f"{tuple(base.shape)}, not {tuple(targets.shape)} and {None if shift is None else shift.shape}"
             raise InputError(message)
-        kernel = _both_by_picture(logit_gram(lin, inputs, memory_bytes=MEMORY), views, outputs)
+        kernel = logit_gram(lin, inputs, memory_bytes=MEMORY)
+        kernel = _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
         rows = _flat(base if shift is None else base + shift.to(base))
         weights = torch.full_like(rows[:, 0], 1 / views)
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = build(kernel, left, damping, weights, intercept=False, width=views * outputs)
         kept = None if centre is None else {name: centre[name].detach() for name in lin.names}
         return cls(lin, inputs, system, rows, kept)
-
-    # -- questions -------------------------------------------------------------------------------------------------
 
     def outputs(self, batches: Collection[Inputs]) -> Tensor:
         """(m, C) outputs `f0 + J u` at other pictures."""
@@ -176,8 +135,9 @@ class LogitExplanations:
         v, at = self.lin.zeros(), 0
         for x in self.inputs:
             view, low = divmod(at, dual.shape[1])
-            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + _count(x)]))
-            at += _count(x)
+            count = len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + count]))
+            at += count
         return v if self.centre is None else combine(1, v, -1, self.centre)
 
     def cross(self, batches: Collection[Inputs]) -> Tensor:
@@ -209,61 +169,6 @@ class LogitExplanations:
     def leave_out(self, groups: Tensor) -> Tensor:
         """(n, C) outputs at every training picture by the solution without its group; groups (n,) integers."""
         return self._parts(self.base + leave_out.leave_out(self.system, groups)).mean(0)
-
-    # -- edits -----------------------------------------------------------------------------------------------------
-
-    def forget(self, pictures: Tensor) -> LogitExplanations:
-        """The problem without some pictures, by their positions.
-
-        Raises:
-            InputError: a position does not exist, or fewer than 2 pictures would be left.
-        """
-        system, gone = edits.remove(self.system, pictures), edits.rows_of(self.system, pictures)
-        kept = torch.ones(len(self.base), dtype=torch.bool, device=gone.device)
-        kept[gone] = False
-        return replace(self, system=system, base=self.base[kept], inputs=self.inputs.without(pictures))
-
-    def add(self, batches: Collection[Inputs], targets: Tensor) -> LogitExplanations:
-        """The problem with more pictures, targets (k, C); their shift s is zero, as no head has seen them.
-
-        Raises:
-            InputError: the targets have another shape.
-        """
-        views, outputs = self._views, self._outputs
-        new = TrainingInputs.of(batches, self.inputs.flip)
-        base = _base(self.lin, new, self.centre, views)
-        if targets.shape != base.shape[1:]:
-            message = f"targets of new pictures must be {tuple(base.shape[1:])}, not {tuple(targets.shape)}"
-            raise InputError(message)
-        cross = logit_cross_gram(self.lin, self.inputs, new, memory_bytes=MEMORY)
-        cross = _both_by_picture(cross, views, outputs)
-        own = _both_by_picture(logit_gram(self.lin, new, memory_bytes=MEMORY), views, outputs)
-        rows = _flat(base)
-        left = _flat(targets.to(base).expand_as(base)) - rows
-        system = edits.append(self.system, cross, own, left, torch.full_like(rows[:, 0], 1 / views))
-        return replace(self, system=system, base=torch.cat([self.base, rows]), inputs=self.inputs.plus(new))
-
-    def relabel(self, targets: Tensor) -> LogitExplanations:
-        """The problem with other targets, (n, C) for all pictures.
-
-        Raises:
-            InputError: the targets have another shape.
-        """
-        shape = (self.system.pictures, self._outputs)
-        if targets.shape != shape:
-            message = f"targets must be {shape}, one row for each picture, not {tuple(targets.shape)}"
-            raise InputError(message)
-        left = _flat(targets.to(self.base).expand(self._views, *shape)) - self.base
-        return replace(self, system=edits.retarget(self.system, left))
-
-    def reweight(self, weights: Tensor) -> LogitExplanations:
-        """The problem with sample weights, (n,); 0 leaves a picture out.
-
-        Raises:
-            InputError: another number of weights, or a negative one.
-        """
-        rows = weights.repeat_interleave(self.system.width) / self._views
-        return replace(self, system=edits.reweight(self.system, rows))
 
     @property
     def _views(self) -> int:
@@ -339,20 +244,6 @@ def _flat(parts: Tensor) -> Tensor:
 def _by_picture(rows: Tensor, views: int, outputs: int) -> Tensor:
     """(views n C, k) with all plain pictures first -> (n views C, k)."""
     return rows.unflatten(0, (views, -1, outputs)).transpose(0, 1).flatten(0, 2)
-
-
-def _both_by_picture(kernel: Tensor, views: int, outputs: int) -> Tensor:
-    """(n views C, k views C) with all plain pictures first, in rows and columns -> (k views C, n views C)."""
-    return _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
-
-
-def _count(x: Inputs) -> int:
-    """Pictures of a batch."""
-    return len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
-
-
-def _taken(x: Inputs, own: Tensor) -> Inputs:
-    return x[own.to(x.device)] if isinstance(x, Tensor) else {key: v[own.to(v.device)] for key, v in x.items()}
 
 
 def _mirrored(x: Inputs) -> Tensor:
