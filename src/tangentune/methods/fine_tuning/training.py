@@ -28,20 +28,13 @@ class LoopSettings(Protocol):
     """What the loop reads of a method's settings."""
 
     @property
-    def epochs(self) -> int:
-        """Passes over the pictures."""
-
+    def epochs(self) -> int: ...  # noqa: D102
     @property
-    def batch_size(self) -> int:
-        """Pictures of the largest batch."""
-
+    def batch_size(self) -> int: ...  # noqa: D102
     @property
-    def warmup(self) -> float:
-        """As in `rate_factor`."""
-
+    def warmup(self) -> float: ...  # noqa: D102
     @property
-    def schedule(self) -> str:
-        """As in `rate_factor`."""
+    def schedule(self) -> str: ...  # noqa: D102
 
 
 @final
