@@ -133,16 +133,14 @@ def fit_gradient_features(
         parts, problem = _cut(backbone, theta2, sample) if settings.cache else (None, "")
         kept = None if parts is None else _keep(parts, backbone, pictures, flip)
         positions = torch.from_numpy(labels).to(backbone.device)
+        above = backbone if parts is None else parts.above
         if head is None:
-            if parts is None or kept is None:
-                features = mean_features(backbone, pictures, _BATCH, flip)
-            else:
-                features = _features(parts, kept)
+            features = mean_features(backbone, pictures, _BATCH, flip) if kept is None else _features(above, kept)
             head = probe_head(features, positions)
         frozen = _copied(head, width, len(classes), backbone)
         names = [*theta2, *(() if settings.variant == "gradient" else HEAD)]
         whole = Linearization(backbone, names, frozen)
-        training = whole if parts is None else Linearization(parts.above, names, frozen)
+        training = whole if parts is None else Linearization(above, names, frozen)
         inputs = FreshInputs(backbone, pictures.pixels) if kept is None else kept
         losses = train(training, inputs, positions, settings, flip, verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -169,9 +167,9 @@ def _keep(parts: CutNetwork, backbone: Backbone, pictures: Pictures, flip: bool)
 
 
 @torch.no_grad()
-def _features(parts: CutNetwork, kept: CachedActivations) -> Tensor:
+def _features(above: Backbone, kept: CachedActivations) -> Tensor:
     """(n, d) features, averaged over the views."""
-    views = [torch.cat([parts.above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
+    views = [torch.cat([above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
     return torch.stack(views).mean(0)
 
 

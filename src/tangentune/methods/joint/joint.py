@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,25 +14,18 @@ from torch import Tensor, nn
 from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier
-from tangentune.methods.fine_tuning.labelled import (
-    LabelledPictures,
-    class_positions,
-    label_positions,
-    training_views,
-)
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.training import batch_norms, loss_of, tune
 from tangentune.methods.fine_tuning.validation import Validation
-from tangentune.methods.joint.settings import JointSettings, PseudoLabels
+from tangentune.methods.joint.settings import JointSettings
 from tangentune.methods.joint.source import (
     LabelledSource,
     SourceDraws,
     SourceTask,
-    UnlabelledSource,
-    checked_head,
     checked_weights,
     in_eval,
-    start_source_head,
+    source_task,
 )
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
@@ -131,16 +123,16 @@ def joint_fine_tune(
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
         head = start_head(tuned, data, base.head_start, base.flip, base.seed)
-        task, own_head, source_classes = _source_task(tuned, head, draws, source_head, settings)
-        heads = (head,) if own_head is None else (head, own_head)
+        task = source_task(tuned, head, draws, source_head, settings)
+        heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
         loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
         losses, validation = tune(tuned, heads, loss, count, others, base, name="joint fine-tuning", verbose=verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     temperature = 1.0 if validation is None else validation.temperature
+    own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
     return JointTuned(
-        tuned, head, classes, settings, losses, wall, cpu, validation, temperature, own_head, source_classes,
-        *loss.by_epoch(),
-    )  # fmt: skip
+        tuned, head, classes, settings, losses, wall, cpu, validation, temperature, *own, *loss.by_epoch()
+    )
 
 
 @final
@@ -218,28 +210,3 @@ def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
     if types[0] != types[1]:
         message = f"target pictures are {types[0]} but source pictures {types[1]}; give both as one type"
         raise InputError(message)
-
-
-def _source_task(
-    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
-) -> tuple[SourceTask, nn.Linear | None, NDArray[Any] | None]:
-    """What is learnt from the source pictures; with labels the source head and its classes."""
-    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
-    if isinstance(choices, PseudoLabels):
-        if given is not None:
-            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
-            raise InputError(message)
-        if source.pixels.ndim != 4:
-            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
-            raise InputError(message)
-        return UnlabelledSource(tuned, head, draws, base, choices), None, None
-    labels = None if source.labels is None else source.labels[draws.rows]
-    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
-    positions = np.full(len(source), -1)  # of pictures without weight
-    positions[draws.rows] = counting
-    if given is None:
-        own_head = start_source_head(tuned, source, positions, choices.start, base)
-    else:
-        own_head = checked_head(given, head, len(classes))
-    on_device = torch.from_numpy(positions).to(head.weight.device)
-    return LabelledSource(tuned, own_head, on_device, draws, base), own_head, classes

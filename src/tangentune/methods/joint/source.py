@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentune.errors import InputError
-from tangentune.methods.fine_tuning.labelled import LabelledPictures, network_input, training_views
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, label_positions, network_input, training_views
 from tangentune.methods.fine_tuning.preparation import start_head
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.training import loss_of
-from tangentune.methods.joint.settings import PseudoLabels
+from tangentune.methods.joint.settings import JointSettings, PseudoLabels
 from tangentune.methods.joint.strong_views import strong_views
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
@@ -195,6 +195,7 @@ class LabelledSource(SourceTask):
     Attributes:
         tuned: says how pictures are normalised.
         head: one logit a source class.
+        classes: (S,) labels of the pictures with weight, sorted.
         positions: (n,) classes of all source pictures; those of pictures without weight are not read.
         draws: of the source pictures.
         settings: loss and views.
@@ -202,6 +203,7 @@ class LabelledSource(SourceTask):
 
     tuned: Backbone
     head: nn.Linear
+    classes: NDArray[Any]
     positions: Tensor
     draws: SourceDraws
     settings: FineTuneSettings
@@ -265,39 +267,53 @@ class UnlabelledSource(SourceTask):
         return (logits / self.choices.temperature).softmax(1)
 
 
-@contextmanager
-def in_eval(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """Have some modules (not what is inside them) in eval mode for a while."""
-    were = [part for part in parts if part.training]
-    for part in were:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in were:
-            part.training = True
+def source_task(
+    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
+) -> SourceTask:
+    """What `settings` say is learnt from the source pictures.
 
+    Args:
+        tuned: the network that learns.
+        head: the target head.
+        draws: of the source pictures.
+        given: what to start the source head from; None makes one.
+        settings: all of them.
 
-def start_source_head(
-    tuned: Backbone,
-    pictures: Pictures,
-    positions: NDArray[np.int64],
-    start: HeadStart,
-    settings: FineTuneSettings,
-) -> nn.Linear:
-    """A head for source pictures with positions 0..S-1 among their classes (-1: left out), as `start_head` makes it.
-
-    It is made from at most `PROBE_LIMIT` pictures that hold every class.
+    Raises:
+        InputError: pseudo-labels and a source head, or vectors; labels are missing or the head does not fit.
     """
+    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
+    if isinstance(choices, PseudoLabels):
+        if given is not None:
+            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
+            raise InputError(message)
+        if source.pixels.ndim != 4:
+            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
+            raise InputError(message)
+        return UnlabelledSource(tuned, head, draws, base, choices)
+    labels = None if source.labels is None else source.labels[draws.rows]
+    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
+    positions = np.full(len(source), -1)  # of pictures without weight
+    positions[draws.rows] = counting
+    if given is None:
+        own_head = _start_head(tuned, draws, counting, choices.start, base)
+    else:
+        own_head = _checked_head(given, head, len(classes))
+    return LabelledSource(tuned, own_head, classes, torch.from_numpy(positions).to(head.weight.device), draws, base)
+
+
+def _start_head(
+    tuned: Backbone, draws: SourceDraws, positions: NDArray[np.int64], start: HeadStart, settings: FineTuneSettings
+) -> nn.Linear:
+    """As `start_head` makes it, from at most `PROBE_LIMIT` of the pictures with weight that hold every class."""
     seed = other_seed(settings.seed)
-    counting = np.flatnonzero(positions >= 0)
-    rows = counting[spread_rows(positions[counting], PROBE_LIMIT, seed)]
+    chosen = spread_rows(positions, PROBE_LIMIT, seed)
     device = next(tuned.module.parameters()).device
-    data = LabelledPictures(pictures.select(rows), torch.from_numpy(positions[rows]).to(device))
+    data = LabelledPictures(draws.pictures.select(draws.rows[chosen]), torch.from_numpy(positions[chosen]).to(device))
     return start_head(tuned, data, start, settings.flip, seed)
 
 
-def checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
+def _checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
     """A trainable copy of a given head, on the device and in the type of another on the same features.
 
     Raises:
@@ -328,3 +344,16 @@ def spread_rows(positions: NDArray[np.int64], limit: int, seed: int) -> NDArray[
     rank = np.arange(len(by_class)) - starts  # how many of its class come before
     limit = max(limit, int(positions.max()) + 1)
     return np.sort(by_class[np.argsort(rank, kind="stable")[:limit]])
+
+
+@contextmanager
+def in_eval(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Have some modules (not what is inside them) in eval mode for a while."""
+    were = [part for part in parts if part.training]
+    for part in were:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in were:
+            part.training = True
