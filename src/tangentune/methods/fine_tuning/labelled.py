@@ -68,20 +68,13 @@ def view_outputs(
     return torch.cat(rows, 1)
 
 
-def mean_outputs(
-    outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool
-) -> Tensor:
-    """(n, ...) outputs of a function of network inputs; `flip` averages those of each picture and its mirror image."""
-    return view_outputs(outputs, backbone, pictures, batch_size, flip).mean(0)
-
-
 def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
     """(n, d) features; `flip` averages those of each picture and its mirror image.
 
     Raises:
         BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
     """
-    return mean_outputs(backbone.features, backbone, pictures, batch_size, flip)
+    return view_outputs(backbone.features, backbone, pictures, batch_size, flip).mean(0)
 
 
 def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import Classifier
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, mean_outputs, network_input
+from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input, view_outputs
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
 from tangentune.methods.gradient_features.training import HEAD, CachedActivations, FreshInputs, train
 from tangentune.networks.backbone import Backbone
@@ -76,7 +76,7 @@ class GradientFeatures(Classifier):
 
         Cost: a plain forward pass up to theta2, a dual one above: about three plain ones.
         """
-        return mean_outputs(self._outputs, self.backbone, pictures, batch_size, flip)
+        return view_outputs(self._outputs, self.backbone, pictures, batch_size, flip).mean(0)
 
     def _outputs(self, x: Tensor) -> Tensor:
         product = self.linearization.jvp if self.settings.variant == "gradient" else self.linearization

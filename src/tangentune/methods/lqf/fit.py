@@ -18,7 +18,7 @@ from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import Classifier
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_outputs
+from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs
 from tangentune.methods.lqf.conjugate import conjugate
 from tangentune.methods.lqf.exact import Views, solve_exactly
 from tangentune.methods.lqf.objective import Objective
@@ -73,7 +73,7 @@ class LQF(Classifier):
 
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) outputs `f0 + J u`; `flip` averages them over each picture and its mirror image."""
-        return mean_outputs(self.lin, self.backbone, pictures, batch_size, flip)
+        return view_outputs(self.lin, self.backbone, pictures, batch_size, flip).mean(0)
 
 
 def fit_lqf(

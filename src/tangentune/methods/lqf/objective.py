@@ -117,18 +117,20 @@ class Objective:
     def value_at_point(self) -> float:
         """P(0): the network's own loss at the linearisation point with its penalty; one forward pass."""
         total = 0.0
-        for rows, view in self.batches():
-            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+        for rows, _, outputs in self._outputs_at_point():
             total += self.losses(outputs, rows)[0] / self.views
         return total + 0.5 * self.damping * dot(self.centre, self.centre)
 
     def residual(self) -> Tensor:
         """(views, n, C) targets less outputs at the linearisation point, in float64; one forward pass."""
         out = torch.empty(self.shift.shape, dtype=torch.float64, device=self.shift.device)
-        for rows, view in self.batches():
-            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+        for rows, view, outputs in self._outputs_at_point():
             out[view, rows] = self.targets[rows] - outputs.double()
         return out
+
+    def _outputs_at_point(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        for rows, view in self.batches():
+            yield rows, view, self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
 
     def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
         """Value, certificate and gradient at u; one pass (two with mirror images)."""

@@ -84,24 +84,26 @@ def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: L
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     features = view_outputs(copied.features, copied, pictures, max(settings.batch_size, 32), settings.flip)
     mean, outputs = features.mean(0), int(positions.max()) + 1
-    squared = settings.loss == "squared"
-    seen = None
-    if squared or settings.head == "cross_fitted":
-        seen = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
-    shift = features.new_zeros(len(features), len(mean), outputs)
+    squared, cross_fitted, held_out = settings.loss == "squared", settings.head == "cross_fitted", None
+    if squared or cross_fitted:
+        held_out = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
     if settings.head == "random":
         head = random_head(mean.shape[1], outputs, seed=settings.seed).to(mean)
-    elif settings.head == "cross_fitted" and seen is not None:
-        head = seen.head
+    elif cross_fitted and held_out is not None:
+        head = held_out.head
     else:
         head = probe_head(mean, positions, calibrated=settings.head == "calibrated_probe")
-    head = _scaled(head, settings.head_scale)
-    if settings.head == "cross_fitted" and seen is not None:
+    for parameter in head.requires_grad_(False).parameters():
+        parameter.mul_(settings.head_scale)
+    shift = features.new_zeros(len(features), len(mean), outputs)
+    if cross_fitted and held_out is not None:
         for view, phi in enumerate(features):
-            for fold, unseeing in enumerate(seen.heads):
-                rows = seen.fold == fold
+            for fold, unseeing in enumerate(held_out.heads):
+                rows = held_out.fold == fold
                 shift[view, rows] = settings.head_scale * unseeing(phi[rows]) - head(phi[rows])
-    temperature = settings.alpha * fit_temperature(seen.outputs.double(), positions) if squared and seen else 1.0
+    temperature = 1.0
+    if squared and held_out is not None:
+        temperature = settings.alpha * fit_temperature(held_out.outputs.double(), positions)
     return Start(copied, head, shift.detach(), temperature)
 
 
@@ -130,9 +132,3 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
         message = f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
         raise InputError(message)
     return mean, float(values.std() / len(values) ** 0.5), len(order) / n
-
-
-def _scaled(head: nn.Linear, scale: float) -> nn.Linear:
-    for parameter in head.requires_grad_(False).parameters():
-        parameter.mul_(scale)
-    return head
