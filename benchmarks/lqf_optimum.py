@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.tangents import Tangent, combine
+from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.methods.lqf.objective import Objective
 
 NEWTON_STEPS, PRECISION = 60, 1e-8
@@ -33,7 +33,7 @@ class Optimum:
     bound: float
     dual: Tensor
 
-    def tangent(self, objective: Objective) -> Tangent:
+    def tangent(self, objective: Objective) -> TangentVector:
         """`J^T a`; one pass."""
         u = objective.lin.zeros()
         for rows, view in objective.batches():

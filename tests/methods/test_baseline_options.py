@@ -24,7 +24,7 @@ from tangentune.methods.fine_tuning import (
     probe_head,
 )
 from tangentune.methods.fine_tuning.augment import crop_boxes, cut, random_views
-from tangentune.methods.fine_tuning.training import loss_of
+from tangentune.methods.fine_tuning.training import Training, loss_of
 from tangentune.methods.fine_tuning.validation import split_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
@@ -254,3 +254,27 @@ def test_probe_is_the_calibrated_ridge_of_the_frozen_features(flip: bool) -> Non
     torch.testing.assert_close(probe.predict_proba(others), expected)
     assert (probe.predict(others) == probe.classes[expected.argmax(1).numpy()]).all()
     assert probe.seconds > 0
+
+
+def test_the_loop_cuts_equal_batches_and_gives_every_group_its_share_of_the_rate() -> None:
+    fast, slow = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    batches: list[Tensor] = []
+
+    def learn(rows: Tensor, _generator: torch.Generator) -> float:
+        batches.append(rows)
+        fast.grad, slow.grad = torch.ones(1), torch.ones(1)
+        return float(len(rows))
+
+    def optimiser() -> torch.optim.Optimizer:
+        assert len(batches) == 1, "made after the first gradient"
+        return torch.optim.SGD([{"params": [fast], "factor": 1.0}, {"params": [slow], "factor": 0.25}])
+
+    settings = FineTuneSettings(epochs=3, batch_size=4, warmup=0.0, schedule="constant")
+    generator = torch.Generator().manual_seed(0)
+    sums = Training(10, learn, optimiser, 0.5, "counting").epochs(settings, itertools.repeat(generator))
+    assert [next(sums), next(sums)] == [10.0, 10.0]
+    assert (fast.item(), slow.item()) == (-0.5 * 6, -0.125 * 6)
+    assert [len(rows) for rows in batches] == [4, 3, 3] * 2
+    for epoch in (batches[:3], batches[3:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(10))
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))

@@ -1,8 +1,7 @@
-"""Explanations and edits of the logit problem against solutions with explicit Jacobians."""
+"""Explanations of the logit problem against solutions with explicit Jacobians."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
 from tangentune.methods.lqf.explanations import LogitExplanations, explain
-from tangentune.methods.lqf.training_inputs import TrainingInputs
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.targets import one_hot_targets
 
@@ -108,48 +106,6 @@ def test_contributions_sum_to_the_change_of_outputs(flip: bool) -> None:
     assert closeness(found[:, 5].reshape(-1), torch.as_tensor(own)) < 1e-9
 
 
-Edit = Callable[[Problem, LogitExplanations], tuple[LogitExplanations, Tensor, Tensor]]
-
-
-def forgotten(problem: Problem, solved: LogitExplanations) -> tuple[LogitExplanations, Tensor, Tensor]:
-    return solved.forget(torch.tensor([2])).forget(torch.tensor([7, 0])), without(2, 8, 0), problem.targets
-
-
-def relabelled(problem: Problem, solved: LogitExplanations) -> tuple[LogitExplanations, Tensor, Tensor]:
-    targets = problem.targets.roll(1, 0)
-    return solved.relabel(targets), without(), targets
-
-
-def reweighted(problem: Problem, solved: LogitExplanations) -> tuple[LogitExplanations, Tensor, Tensor]:
-    weights = torch.linspace(0, 2, N).double()
-    return solved.reweight(weights), weights, problem.targets
-
-
-@both
-@pytest.mark.parametrize("edit", [forgotten, relabelled, reweighted])
-def test_edits_are_refits(edit: Edit, flip: bool) -> None:
-    problem = Problem(flip)
-    solved, weights, targets = edit(problem, problem.solved())
-    u = problem.tangent(weights, targets)
-    assert closeness(solved.outputs([problem.test]), problem.predicted(u)) < 1e-8
-    kept = weights > 0 if edit is forgotten else torch.ones(N, dtype=torch.bool)
-    expected = []
-    for i in kept.nonzero().flatten().tolist():
-        expected.append(problem.trained(problem.tangent(weights * without(i), targets))[i])
-    assert closeness(solved.loo(), torch.stack(expected)) < 1e-8
-
-
-@both
-def test_added_pictures_are_as_if_they_had_been_there(flip: bool) -> None:
-    problem = Problem(flip)
-    part = LogitExplanations.of(problem.lin, [problem.x[:9]], problem.targets[:9], DAMPING, flip=flip)
-    grown = part.add([problem.x[9:11], problem.x[11:]], problem.targets[9:])
-    assert closeness(grown.system.inverse, problem.solved().system.inverse) < 1e-9
-    assert closeness(grown.outputs([problem.test]), problem.solved().outputs([problem.test])) < 1e-9
-    again = grown.forget(torch.arange(9, N))
-    assert closeness(again.influence([problem.test]), part.influence([problem.test])) < 1e-8
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -187,24 +143,10 @@ def test_both_ways_to_the_cross_gram_agree_and_are_chosen_by_cost(monkeypatch: p
         logit_cross_gram(problem.lin, train, test)
 
 
-def test_dictionaries_and_lazy_batches_lose_and_gain_pictures() -> None:
-    batches = [{"a": torch.arange(3), "b": torch.arange(3) + 10}, {"a": torch.arange(3, 5), "b": torch.arange(2)}]
-    held = TrainingInputs.of(batches).without(torch.tensor([1, 3, 4])).plus(batches[1:]).without(torch.tensor([0]))
-    assert [x["a"].tolist() for x in held if isinstance(x, dict)] == [[2], [3, 4]]
-    assert (held.pictures, len(held), batches[0] in held, batches[1] in held) == (3, 2, False, True)
-
-
 def test_what_cannot_be_explained_is_refused() -> None:
     problem = Problem(flip=False)
-    solved = problem.solved()
     with pytest.raises(InputError, match=r"15 pictures and 3 outputs need targets \(15, 3\)"):
         LogitExplanations.of(problem.lin, [problem.x], problem.targets[:4], DAMPING)
-    with pytest.raises(InputError, match=r"targets must be \(15, 3\)"):
-        solved.relabel(problem.targets[:4])
-    with pytest.raises(InputError, match=r"targets of new pictures must be \(4, 3\), not \(15, 3\)"):
-        solved.add([problem.test], problem.targets)
-    with pytest.raises(InputError, match="there is no picture 15"):
-        solved.forget(torch.tensor([15]))
     with pytest.raises(InputError, match="only the squared loss is solved exactly"):
         explain(fit(loss="cross_entropy", solver="adam", epochs=1), small_backbone(), noise_pictures())
     vectors = Linearization(torch.nn.Linear(3, 2))

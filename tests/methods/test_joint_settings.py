@@ -15,9 +15,7 @@ from torch import nn
 
 from tangentune.errors import InputError
 from tangentune.methods.joint import JointSettings, PseudoLabels, SourceLabels, joint_fine_tune
-from tangentune.methods.joint.source_head import spread_rows
-from tangentune.methods.joint.source_stream import SourceDraws, Stream
-from tangentune.methods.joint.source_weights import checked_weights
+from tangentune.methods.joint.source import SourceDraws, Stream, checked_weights, spread_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 

@@ -11,8 +11,7 @@ from lqf_dense import C, Dense, N, exact, fit, inputs, noise_pictures, positions
 from torch import nn
 from torch.func import functional_call
 
-from tangentune.errors import InputError
-from tangentune.methods.fine_tuning.training import DivergedError
+from tangentune.errors import DivergedError, InputError
 from tangentune.methods.lqf import LQF, LQFSettings, fit_lqf
 from tangentune.networks.heads import cross_fitted_probe, probe_head, random_head
 from tangentune.networks.leaky import leaky

@@ -1,4 +1,4 @@
-"""Feature drift, BatchNorm statistics that follow a change, and distillation back to the original features."""
+"""BatchNorm statistics that follow a change of the network."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ import pytest
 import torch
 from cases import seeded
 from conftest import SIZE, small_net
-from small import backbone as small_backbone
-from small import pictures as small_pictures
 from torch import nn
 
 from tangentune.errors import InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import own_output
-from tangentune.networks.healing import compare_features, distill, feature_drift, heal_batchnorm
-from tangentune.networks.leaky import leaky
-from tangentune.pictures.load import Pictures, load_pictures
-
-
-def pictures(n: int = 40, labelled: bool = False) -> Pictures:
-    x, labels = small_pictures(n)
-    return load_pictures(x, labels if labelled else None, contract=small_backbone().contract, need_labels=labelled)
+from tangentune.networks.healing import heal_batchnorm
 
 
 def test_batchnorm_statistics_are_those_of_the_inputs_each_picture_counted_once() -> None:
@@ -81,58 +71,3 @@ def test_what_cannot_be_healed_is_refused() -> None:
         heal_batchnorm(nn.BatchNorm1d(2), [torch.randn(3, 2), torch.ones(1, 2)])
     with pytest.raises(InputError, match="no batch was given"):
         heal_batchnorm(nn.BatchNorm1d(2), [])
-
-
-def test_drift_sees_shifts_and_scales_but_cka_does_not() -> None:
-    phi = torch.randn(30, 4, dtype=torch.float64)
-    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
-    same = compare_features(phi, phi)
-    assert (same.relative_square, same.cosine, same.cka) == pytest.approx((0, 1, 1))
-    doubled = compare_features(phi, 2 * phi)
-    assert doubled.relative_square == pytest.approx(float(phi.square().sum() / (phi - phi.mean(0)).square().sum()))
-    assert (doubled.cosine, doubled.cka) == pytest.approx((1, 1))
-    turned = compare_features(phi, 3 * phi @ turn + 5)
-    assert turned.cka == pytest.approx(1)
-    assert turned.relative_square > 1
-    assert turned.cosine < 0.9
-    other = torch.randn(30, 4, dtype=torch.float64)
-    assert compare_features(phi, other).cka < 0.5
-    x, y = (values - values.mean(0) for values in (phi, other))
-    formula = (x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
-    assert compare_features(phi, other).cka == pytest.approx(float(formula))
-    for bad in (phi[:2], phi[:1].expand(5, 4)):
-        with pytest.raises(InputError, match="three pictures or more"):
-            compare_features(bad, bad)
-
-
-def test_distillation_brings_the_features_back_without_labels() -> None:
-    original, source = small_backbone(), pictures(60)
-    changed = leaky(original, 0.5).network
-    result = distill(changed, original, source, epochs=15, learning_rate=1e-2, batch_size=20)
-    before, after = (feature_drift(original, b, source) for b in (changed, result.backbone))
-    assert len(result.losses) == 15
-    assert after.relative_square < 0.3 * before.relative_square
-    assert after.cka > before.cka
-    assert not any(p.requires_grad for p in result.backbone.module.parameters())
-    assert not result.backbone.module.training
-    norm = "1.running_mean"
-    assert torch.equal(result.backbone.module.get_buffer(norm), changed.module.get_buffer(norm))
-    again = distill(changed, original, source, epochs=15, learning_rate=1e-2, batch_size=20)
-    assert again.losses == result.losses
-    other = distill(changed, original, source, epochs=1, batch_size=20, seed=1)
-    assert other.losses != distill(changed, original, source, epochs=1, batch_size=20).losses
-    assert result.backbone.feature_function == changed.feature_function, "it still leaks"
-    assert changed.feature_function.extract != own_output
-
-
-def test_distillation_of_what_does_not_fit_is_refused() -> None:
-    original, source = small_backbone(), pictures(4)
-    wide = Backbone(seeded(nn.Sequential(nn.Flatten(), nn.Linear(192, 7))), input_size=SIZE)
-    with pytest.raises(InputError, match="7 wide, the teacher's 6"):
-        distill(wide, original, source)
-    with pytest.raises(InputError, match="6 and 7 wide"):
-        feature_drift(original, wide, source)
-    with pytest.raises(InputError, match="must be positive"):
-        distill(original, original, source, epochs=0)
-    with pytest.raises(InputError, match="diverged"):
-        distill(leaky(original, 0.5).network, original, source, epochs=3, learning_rate=1e300)

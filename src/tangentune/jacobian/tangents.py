@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-Tangent = dict[str, Tensor]
+TangentVector = dict[str, Tensor]
 
 
 def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
@@ -20,7 +20,7 @@ def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return float(sum((x.double() * b[name].double()).sum() for name, x in a.items()))
 
 
-def combine(a: float, x: Mapping[str, Tensor], b: float, y: Mapping[str, Tensor]) -> Tangent:
+def combine(a: float, x: Mapping[str, Tensor], b: float, y: Mapping[str, Tensor]) -> TangentVector:
     """`a x + b y`, in the parameters' dtype.
 
     Example:

@@ -1,91 +1,25 @@
-"""How far a changed network's features have drifted, and two ways to bring them back without labels.
+"""BatchNorm statistics that follow a changed network, without labels.
 
-A leak changes what every later layer sees. BatchNorm statistics can follow it in one pass; a short distillation
-trains the weights until the features are those of the original network again.
+A leak changes what every later layer sees; one pass over unlabelled pictures brings the statistics back in line.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, final
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from tangentune.errors import InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.features import Loaded, own_output
 from tangentune.networks.freezing import freeze
-from tangentune.pictures.pictures import Pictures
 
 Network = TypeVar("Network", nn.Module, Backbone)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
-
-
-@final
-@dataclass(frozen=True)
-class Drift:
-    """How features differ on the same pictures; 0, 1, 1 when they are equal.
-
-    Attributes:
-        relative_square: mean squared distance, in units of the original features' mean squared distance to their mean.
-        cosine: mean cosine between a picture's features before and after.
-        cka: linear centred kernel alignment (Kornblith et al. 2019, equation 3): blind to rotation and scale, so it is
-            what a refitted linear probe can still see.
-    """
-
-    relative_square: float
-    cosine: float
-    cka: float
-
-
-def feature_drift(before: Backbone, after: Backbone, pictures: Pictures, *, batch_size: int = 64) -> Drift:
-    """Compare the features of two networks of one width.
-
-    Args:
-        before: the original.
-        after: the changed network.
-        pictures: at the size of both; three at least, better more than the features are wide.
-        batch_size: pictures in one pass.
-
-    Returns:
-        Three figures, computed in float64. Cost: one pass through each network and n^2 d.
-
-    Raises:
-        InputError: the widths differ, or the pictures are too few or all alike.
-
-    Example:
-        >>> pictures = Pictures(torch.eye(3), None, ["a", "b", "c"])
-        >>> backbone = Backbone(nn.Linear(3, 2))
-        >>> feature_drift(backbone, backbone, pictures).relative_square
-        0.0
-    """
-    one, two = (_features(backbone, pictures, batch_size).double() for backbone in (before, after))
-    if one.shape != two.shape:
-        message = f"the features are {one.shape[1]} and {two.shape[1]} wide; drift is between networks of one width"
-        raise InputError(message)
-    return compare_features(one, two)
-
-
-def compare_features(before: Tensor, after: Tensor) -> Drift:
-    """The same from features (n, d) of both.
-
-    Raises:
-        InputError: fewer than three pictures, or features before or after that are all alike.
-    """
-    one, two = (phi.double() - phi.double().mean(0) for phi in (before, after))
-    alike = [float(c.norm()) <= 1e-10 * float(phi.double().norm()) for c, phi in ((one, before), (two, after))]
-    if len(before) < 3 or any(alike):
-        message = f"drift needs three pictures or more whose features differ; there are {len(before)}"
-        raise InputError(message)
-    grams = one @ one.T, two @ two.T
-    cka = (grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())
-    distance = (before.double() - after.double()).square().sum() / one.square().sum()
-    cosine = torch.cosine_similarity(before.double(), after.double(), dim=1).mean()
-    return Drift(float(distance), float(cosine), float(cka))
 
 
 def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Network | None = None) -> Network:
@@ -129,9 +63,11 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
             # What a norm divides by has its epsilon inside: a channel that is always zero then stays so.
             ratio = (norm.running_var + norm.eps) / (before.running_var + norm.eps)
             norm.running_var = ((var + norm.eps) * ratio - norm.eps).clamp_min(0)
-    if isinstance(network, Backbone):
-        return _around(network, modules[0], "batch statistics re-estimated")
-    return modules[0]
+    if not isinstance(network, Backbone):
+        return modules[0]
+    source = f"{network.contract.source}; batch statistics re-estimated"
+    contract = replace(network.contract, sha256=None, source=source)  # the hash of the weight file no longer holds
+    return Backbone.from_loaded(Loaded(freeze(modules[0]), contract, network.feature_function.extract), network.name)
 
 
 def _tracked_norms(module: nn.Module) -> list[Any]:
@@ -163,102 +99,3 @@ def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[An
     for norm, momentum in zip(everyone, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Distilled:
-    """A network trained towards another's features.
-
-    Attributes:
-        backbone: the trained copy, frozen, in eval mode.
-        losses: mean squared distance of the features in each epoch while training, in units of the teacher's mean
-            squared distance to their mean.
-    """
-
-    backbone: Backbone
-    losses: tuple[float, ...]
-
-
-def distill(
-    student: Backbone,
-    teacher: Backbone,
-    pictures: Pictures,
-    *,
-    epochs: int = 5,
-    learning_rate: float = 2e-5,
-    batch_size: int = 32,
-    seed: int = 0,
-    verbose: int = 0,
-) -> Distilled:
-    """Train a copy of `student` until its features are those of `teacher`; no label is used.
-
-    Squared error on the features, Adam with cosine decay, all parameters moving, BatchNorm statistics fixed.
-
-    Args:
-        student: the network to bring back, left as it is.
-        teacher: the network to come back to.
-        pictures: at the size of both; source pictures or unlabelled ones of the task.
-        epochs: passes over the pictures.
-        learning_rate: peak rate of Adam; small, since the start is near: 2e-4 drove MobileNetV2 away first.
-        batch_size: largest batch; an epoch is cut into equal batches.
-        seed: of the order.
-        verbose: 1 shows a progress bar with the time left.
-
-    Returns:
-        The trained copy and its losses. Cost: one forward pass of the teacher, `epochs` forward and backward passes.
-
-    Raises:
-        InputError: the widths differ, a number is not positive, or training diverged.
-
-    Example:
-        >>> pictures = Pictures(torch.eye(4), None, list("abcd"))
-        >>> teacher, student = Backbone(nn.Linear(4, 2)), Backbone(nn.Linear(4, 2))
-        >>> losses = distill(student, teacher, pictures, epochs=50, learning_rate=0.1).losses
-        >>> losses[-1] < 0.01 * losses[0]
-        True
-    """
-    if epochs < 1 or batch_size < 1 or not learning_rate > 0:
-        message = f"epochs={epochs}, batch_size={batch_size} and learning_rate={learning_rate} must be positive"
-        raise InputError(message)
-    goal = _features(teacher, pictures, batch_size)
-    width = _features(student, pictures.select([0]), 1).shape[1]
-    if width != goal.shape[1]:
-        message = f"the student's features are {width} wide, the teacher's {goal.shape[1]}; they must agree"
-        raise InputError(message)
-    unit = float((goal - goal.mean(0)).square().sum(1).mean()) or 1.0
-    module = copy.deepcopy(student.module).eval().requires_grad_(True)
-    optimiser = torch.optim.Adam(module.parameters(), lr=learning_rate)
-    per_epoch = -(-len(pictures) // batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, per_epoch * epochs)
-    generator, losses = torch.Generator().manual_seed(seed), []
-    with tqdm(total=per_epoch * epochs, desc="distilling", unit="step", disable=not verbose, delay=1.0) as bar:
-        for _ in range(epochs):
-            total = 0.0
-            for rows in torch.randperm(len(pictures), generator=generator).tensor_split(per_epoch):
-                batch = pictures.select(rows.numpy())
-                (x,) = batch.batches(student.contract, len(rows), student.dtype, student.device)
-                loss = (student.feature_function(module, x) - goal[rows]).square().sum(1).mean() / unit
-                if not torch.isfinite(loss):
-                    message = "distillation diverged; lower the learning rate"
-                    raise InputError(message)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                total += float(loss.detach()) * len(rows) / len(pictures)
-                bar.update()
-            losses.append(total)
-    return Distilled(_around(student, module, "distilled"), tuple(losses))
-
-
-@torch.no_grad()
-def _features(backbone: Backbone, pictures: Pictures, batch_size: int) -> Tensor:
-    batches = pictures.batches(backbone.contract, batch_size, backbone.dtype, backbone.device)
-    return torch.cat([backbone.features(x) for x in batches])
-
-
-def _around(backbone: Backbone, module: nn.Module, what: str) -> Backbone:
-    """The backbone around other weights: its hash of the weight file no longer holds."""
-    contract = replace(backbone.contract, sha256=None, source=f"{backbone.contract.source}; {what}")
-    return Backbone.from_loaded(Loaded(freeze(module), contract, backbone.feature_function.extract), backbone.name)

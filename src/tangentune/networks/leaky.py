@@ -68,7 +68,7 @@ def leaky(network: Network, slope: float = 0.01, *, x: Tensor | None = None) -> 
     ReLU becomes `max(z, slope z)` (Maas et al. 2013). ReLU6 becomes leaky on both sides (`leaky_relu6`), our choice:
     the Jacobian is dead on both. Other activations (GELU, SiLU, hard swish) are left alone, but a hard sigmoid
     written by hand as `relu6(x + 3) / 6` cannot be told apart. Slope 0 gives a plain copy; 0.01 is our default, the
-    LQF paper's slope is not known to us. The features drift: `networks.healing` measures that and brings them back.
+    LQF paper's slope is not known to us. The features drift: `networks.healing` brings BatchNorm statistics back.
 
     Args:
         network: a module or a Backbone, left as it is; the copy has the same parameters under the same names.

@@ -4,12 +4,12 @@ On few pictures a head that starts flat (zero, or the uncalibrated probe) beats 
 (docs/decisions/0009).
 """
 
+from tangentune.errors import DivergedError
+from tangentune.methods.fine_tuning.classifier import Probe, fit_probe
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
-from tangentune.methods.fine_tuning.probe import Probe, fit_probe
 from tangentune.methods.fine_tuning.rate_sweep import Sweep, Trial, sweep
-from tangentune.methods.fine_tuning.schedule import layer_factors, rate_factor
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.training import DivergedError
+from tangentune.methods.fine_tuning.training import layer_factors, rate_factor
 from tangentune.methods.fine_tuning.validation import Validation
 from tangentune.networks.heads import probe_head
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier
-from tangentune.methods.fine_tuning.labelled import Labelled, class_positions, training_views
+from tangentune.methods.fine_tuning.labelled import class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.training import Training, loss_of, train
+from tangentune.methods.fine_tuning.training import loss_of, tune
 from tangentune.methods.fine_tuning.validation import Validation
-from tangentune.methods.fine_tuning.watch import Watch
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -91,26 +89,13 @@ def fine_tune(
     with warm_pages():
         data, others = keep_aside(tuned, pictures, positions, settings.validation_share, settings.seed)
         head = start_head(tuned, data, settings.head_start, settings.flip, settings.seed)
-        watch = None if others is None else Watch(tuned, head, others, settings.patience)
-        loss = partial(_batch_loss, tuned, head, data, settings)
-        losses = train(Training(tuned, (head,), len(data.pictures), loss, "fine-tuning"), watch, settings, verbose)
-        validation = None if watch is None else watch.result()
-    for part in (tuned.module, head):
-        part.eval().requires_grad_(False)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            x = training_views(tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
+            return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], settings)
+
+        count = len(data.pictures)
+        losses, validation = tune(tuned, (head,), loss, count, others, settings, name="fine-tuning", verbose=verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     temperature = 1.0 if validation is None else validation.temperature
-    return FineTuned(tuned, head, classes, settings, tuple(losses), wall, cpu, validation, temperature)
-
-
-def _batch_loss(
-    tuned: Backbone,
-    head: nn.Linear,
-    data: Labelled,
-    settings: FineTuneSettings,
-    rows: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """Mean loss of random views of some pictures."""
-    x = training_views(tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
-    logits = head(tuned.feature_function(tuned.module, x))
-    return loss_of(logits, data.positions[rows], settings)
+    return FineTuned(tuned, head, classes, settings, losses, wall, cpu, validation, temperature)

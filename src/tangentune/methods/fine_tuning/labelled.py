@@ -19,7 +19,7 @@ from tangentune.pictures.pictures import Pictures, normalise
 
 @final
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledPictures:
     """Pictures with their classes as positions (n,), on the network's device."""
 
     pictures: Pictures
@@ -56,16 +56,16 @@ def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any
 
 
 @torch.no_grad()
-def mean_outputs(
+def view_outputs(
     outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool
 ) -> Tensor:
-    """(n, ...) outputs of a function of network inputs; `flip` averages those of each picture and its mirror image."""
+    """(views, n, ...) outputs of a function of network inputs; with `flip` the second view is the mirror image."""
     rows = []
     for pixels in pictures.pixels.split(batch_size):
         x = network_input(backbone, pixels)
         views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
-        rows.append(torch.stack([outputs(view) for view in views]).mean(0))
-    return torch.cat(rows)
+        rows.append(torch.stack([outputs(view) for view in views]))
+    return torch.cat(rows, 1)
 
 
 def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
@@ -74,7 +74,7 @@ def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip:
     Raises:
         BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
     """
-    return mean_outputs(backbone.features, backbone, pictures, batch_size, flip)
+    return view_outputs(backbone.features, backbone, pictures, batch_size, flip).mean(0)
 
 
 def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:

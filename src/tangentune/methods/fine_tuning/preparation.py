@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tangentune.errors import InputError
-from tangentune.methods.fine_tuning.labelled import Labelled, mean_features
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.methods.fine_tuning.settings import HeadStart
 from tangentune.methods.fine_tuning.validation import split_rows
 from tangentune.networks.backbone import Backbone
@@ -29,7 +29,7 @@ def trainable_copy(backbone: Backbone, pictures: Pictures) -> Backbone:
 
 def keep_aside(
     tuned: Backbone, pictures: Pictures, positions: NDArray[np.int64], share: float, seed: int
-) -> tuple[Labelled, Labelled | None]:
+) -> tuple[LabelledPictures, LabelledPictures | None]:
     """Pictures to train on, and the share of each class to validate on (None for a share of 0).
 
     Raises:
@@ -37,15 +37,16 @@ def keep_aside(
     """
     targets = torch.from_numpy(positions).to(next(tuned.module.parameters()).device)
     if not share:
-        return Labelled(pictures, targets), None
-    rows, others = split_rows(positions, share, seed)
-    if not len(others):
+        return LabelledPictures(pictures, targets), None
+    split = split_rows(positions, share, seed)
+    if not len(split[1]):
         message = "validation_share needs a class of two pictures at least; every class here has one: set it to 0"
         raise InputError(message)
-    return Labelled(pictures.select(rows), targets[rows]), Labelled(pictures.select(others), targets[others])
+    training, kept_aside = (LabelledPictures(pictures.select(rows), targets[rows]) for rows in split)
+    return training, kept_aside
 
 
-def start_head(tuned: Backbone, data: Labelled, start: HeadStart, flip: bool, seed: int) -> nn.Linear:
+def start_head(tuned: Backbone, data: LabelledPictures, start: HeadStart, flip: bool, seed: int) -> nn.Linear:
     """The head before the first step, in the features' dtype and on their device.
 
     Args:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tangentune.errors import InputError
+from tangentune.errors import DivergedError, InputError
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.training import DivergedError
 from tangentune.methods.fine_tuning.validation import Validation, split_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
@@ -128,14 +127,14 @@ def sweep(
         raise InputError(message)
     candidates = [dataclasses.replace(shared, **{"learning_rate": r, **change}) for change in changes for r in rates]
     trials: list[Trial] = []
-    tuned, problem = None, ""
+    problem = ""
     if len(split_rows(class_positions(pictures)[1], validation_share, seed)[1]):
         trials, tuned = _try_all(backbone, pictures, candidates, not refit, verbose)
+        if tuned is None:
+            tuned, problem = _refit(backbone, pictures, trials, verbose)
     else:
         problem = "no class has two pictures, so none could be kept aside; the given rate was used unseen"
         tuned = fine_tune(backbone, pictures, dataclasses.replace(shared, validation_share=0.0), verbose=verbose)
-    if tuned is None:
-        tuned, problem = _refit(backbone, pictures, trials, verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Sweep(tuned, tuple(trials), problem, wall, cpu)
 
@@ -172,9 +171,8 @@ def _refit(backbone: Backbone, pictures: Pictures, trials: list[Trial], verbose:
         except DivergedError as error:
             problems.append(f"rate {settings.learning_rate:g} on all pictures: {error}")
             continue
-        return dataclasses.replace(tuned, validation=validation, temperature=validation.temperature), "; ".join(
-            problems
-        )
+        judged = dataclasses.replace(tuned, validation=validation, temperature=validation.temperature)
+        return judged, "; ".join(problems)
     raise DivergedError("; ".join(problems))
 
 

@@ -1,76 +1,137 @@
-"""The training loop of fine-tuning, for any loss of a backbone with linear heads."""
+"""The training loop of all methods that learn by gradient steps, and with it the training of a network with heads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, final
+from functools import partial
+from itertools import repeat
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tangentune.errors import DivergedError, diverged
-from tangentune.methods.fine_tuning.optimiser import make_optimiser
-from tangentune.methods.fine_tuning.schedule import rate_factor
+from tangentune.errors import BackboneError, diverged
+from tangentune.methods.fine_tuning.labelled import LabelledPictures
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.watch import Watch
+from tangentune.methods.fine_tuning.validation import Validation, Watch
 from tangentune.networks.backbone import Backbone
-
-__all__ = ["DivergedError", "Training", "batch_norms", "loss_of", "train"]
+from tangentune.networks.parameters import group_blocks
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class LoopSettings(Protocol):
+    """What the loop reads of a method's settings."""
+
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def warmup(self) -> float: ...  # noqa: D102
+    @property
+    def schedule(self) -> str: ...  # noqa: D102
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What is trained, and on what.
+    """Gradient steps on batches of pictures, which every epoch cuts anew.
 
     Attributes:
-        tuned: its module's parameters move.
-        heads: so do those of these.
         count: pictures of an epoch.
-        loss: mean loss of some of them, given their rows and the generator of their random views.
+        learn: leaves the gradient of a batch in the parameters, given its rows and the generator of its random views;
+            what it returns is summed over the epoch.
+        optimiser: makes the optimiser after the first gradient. Each of its groups holds a `factor`.
+        rate: peak rate of a group of factor 1.
         name: what the progress bar says.
     """
 
-    tuned: Backbone
-    heads: tuple[nn.Linear, ...]
     count: int
-    loss: Callable[[Tensor, torch.Generator], Tensor]
+    learn: Callable[[Tensor, torch.Generator], float]
+    optimiser: Callable[[], torch.optim.Optimizer]
+    rate: float
     name: str
 
-    @property
-    def parts(self) -> tuple[nn.Module, ...]:
-        """All that moves."""
-        return (self.tuned.module, *self.heads)
+    def epochs(
+        self, settings: LoopSettings, generators: Iterable[torch.Generator], verbose: int = 0
+    ) -> Iterator[float]:
+        """Train as far as this is gone through: the sum over each epoch, whose random numbers are its generator's."""
+        per_epoch = math.ceil(self.count / settings.batch_size)
+        steps, step, optimiser = per_epoch * settings.epochs, 0, None
+        with tqdm(total=steps, desc=self.name, unit="step", disable=not verbose, delay=1.0, leave=None) as bar:
+            for _, generator in zip(range(settings.epochs), generators, strict=False):
+                total = 0.0
+                for rows in torch.randperm(self.count, generator=generator).tensor_split(per_epoch):
+                    total += self.learn(rows, generator)
+                    optimiser = self.optimiser() if optimiser is None else optimiser
+                    rate = self.rate * rate_factor(step, steps, settings.warmup, settings.schedule)
+                    for group in optimiser.param_groups:
+                        group["lr"] = rate * group["factor"]
+                    optimiser.step()
+                    optimiser.zero_grad()
+                    step += 1
+                    bar.update()
+                yield total
 
 
-def train(training: Training, watch: Watch | None, settings: FineTuneSettings, verbose: int) -> list[float]:
-    """Train backbone and heads in place; mean loss of each epoch.
+def tune(
+    tuned: Backbone,
+    heads: tuple[nn.Linear, ...],
+    loss: Callable[[Tensor, torch.Generator], Tensor],
+    count: int,
+    kept_aside: LabelledPictures | None,
+    settings: FineTuneSettings,
+    *,
+    name: str,
+    verbose: int,
+) -> tuple[tuple[float, ...], Validation | None]:
+    """Train a backbone and its heads in place, then freeze them.
 
     Args:
-        training: what is trained.
-        watch: looks after each epoch and may stop; `watch.result()` is for the caller.
-        settings: of these the loss, the head's start and the pictures kept aside are not read here.
+        tuned: its module's parameters move.
+        heads: so do those of these; the first is judged by the pictures kept aside.
+        loss: mean loss of some pictures, given their rows and the generator of their random views.
+        count: pictures of an epoch.
+        kept_aside: judge each epoch and may end training; None where there are none.
+        settings: of these the loss, the head's start and the share kept aside are not read here.
+        name: what the progress bar says.
         verbose: 1 shows a progress bar with the time left.
+
+    Returns:
+        Mean loss of each epoch, and what the pictures kept aside said.
 
     Raises:
         DivergedError: the loss, a weight or a validation logit became NaN or infinite.
         BackboneError: the backbone's `features` function uses another module than it is given.
     """
-    loop, losses = _Loop(training, settings), []
-    with tqdm(total=loop.steps, desc=training.name, unit="step", disable=not verbose, delay=1.0, leave=None) as bar:
-        for _ in range(settings.epochs):
-            losses.append(loop.epoch(bar))
-            if watch is not None and watch.is_enough():
-                break
-    if not all(bool(torch.isfinite(p).all()) for part in training.parts for p in part.parameters()):
+    parts, losses = (tuned.module, *heads), []
+    watch = None if kept_aside is None else Watch(tuned, heads, kept_aside, settings.patience)
+
+    def learn(rows: Tensor, generator: torch.Generator) -> float:
+        value = loss(rows, generator)
+        if not torch.isfinite(value):
+            raise diverged(len(losses) + 1)
+        value.backward()
+        return float(value.detach()) * len(rows) / count
+
+    training = Training(count, learn, partial(_optimiser, tuned.module, heads, settings), settings.learning_rate, name)
+    _set_modes(tuned.module, settings.batchnorm)
+    for mean in training.epochs(settings, repeat(torch.Generator().manual_seed(settings.seed)), verbose):
+        losses.append(mean)
+        if watch is not None and watch.is_enough():
+            break
+        _set_modes(tuned.module, settings.batchnorm)
+    if not all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):
         raise diverged(len(losses))
-    return losses
+    validation = None if watch is None else watch.result()
+    for part in parts:
+        part.eval().requires_grad_(False)
+    return tuple(losses), validation
 
 
 def loss_of(
@@ -96,47 +157,59 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
 
 
-@final
-class _Loop:
-    """What goes on from step to step: the optimiser, the count and the random numbers."""
+def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
+    """What the peak learning rate is multiplied by at `step` of `steps` (0-based).
 
-    def __init__(self, training: Training, settings: FineTuneSettings) -> None:
-        self.training, self.settings = training, settings
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.per_epoch = math.ceil(training.count / settings.batch_size)
-        self.steps = self.per_epoch * settings.epochs
-        self.step = 0
-        self.optimiser: torch.optim.Optimizer | None = None
+    Example:
+        >>> [round(rate_factor(s, 6, 1 / 3, "cosine"), 3) for s in range(6)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
-    def epoch(self, bar: tqdm) -> float:
-        """One pass over the pictures; their mean loss."""
-        self._set_modes()
-        n, total = self.training.count, 0.0
-        for rows in torch.randperm(n, generator=self.generator).tensor_split(self.per_epoch):
-            total += self._learn(rows) * len(rows) / n
-            bar.update()
-        return total
 
-    def _learn(self, rows: Tensor) -> float:
-        """One step on some pictures; their mean loss before it."""
-        settings = self.settings
-        loss = self.training.loss(rows, self.generator)
-        if not torch.isfinite(loss):
-            raise diverged(self.step // self.per_epoch + 1)
-        loss.backward()
-        if self.optimiser is None:
-            self.optimiser = make_optimiser(self.training.tuned.module, self.training.heads, settings)
-        rate = settings.learning_rate * rate_factor(self.step, self.steps, settings.warmup, settings.schedule)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        self.step += 1
-        return float(loss.detach())
+def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
+    """What the rate of each parameter is multiplied by: `decay` in the last block, `decay ** 2` in the one before.
 
-    def _set_modes(self) -> None:
-        module = self.training.tuned.module
-        module.train()
-        if self.settings.batchnorm == "eval":
-            for part in batch_norms(module):
-                part.eval()
+    Args:
+        names: parameters in network order, the head (factor 1) not among them.
+        decay: in (0, 1].
+
+    Example:
+        >>> layer_factors(["layers.0.weight", "layers.1.weight", "layers.1.bias"], 0.5)
+        {'layers.0.weight': 0.25, 'layers.1.weight': 0.5, 'layers.1.bias': 0.5}
+    """
+    blocks = group_blocks(names).values()
+    return {name: decay ** (len(blocks) - k) for k, members in enumerate(blocks) for name in members}
+
+
+def _optimiser(module: nn.Module, heads: Iterable[nn.Linear], settings: FineTuneSettings) -> torch.optim.Optimizer:
+    """Made after the first backward pass, which tells the parameters that the features depend on.
+
+    Raises:
+        BackboneError: no parameter of the module has a gradient.
+    """
+    names = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
+    if not names:
+        message = "the backbone's `features` must use the module that it is given; it uses another"
+        raise BackboneError(message)
+    factors = layer_factors(names, settings.layer_decay)
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+    by_factor.setdefault(1.0, []).extend(parameter for head in heads for parameter in head.parameters())
+    groups = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+
+
+def _set_modes(module: nn.Module, batchnorm: str) -> None:
+    module.train()
+    if batchnorm == "eval":
+        for part in batch_norms(module):
+            part.eval()

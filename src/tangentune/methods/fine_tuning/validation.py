@@ -1,4 +1,4 @@
-"""Pictures kept aside: how they are chosen, and how training is judged by them."""
+"""Pictures kept aside: how they are chosen, and how training is judged, and ended, by them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from tangentune.errors import BackboneError, diverged
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.metrics import accuracy, nll
+from tangentune.networks.backbone import Backbone
 from tangentune.solvers.temperature import fit_temperature, probabilities
 
 
@@ -64,9 +68,65 @@ def split_rows(positions: NDArray[np.int64], share: float, seed: int) -> tuple[N
     return np.setdiff1d(np.arange(len(positions)), kept_aside), kept_aside
 
 
-def judge(logits: Tensor, positions: Tensor) -> tuple[float, float, float]:
+@final
+class Watch:
+    """Judges the network after each epoch and remembers the best weights if training may stop early.
+
+    Args:
+        tuned: judged with the first head.
+        heads: linear layers that are trained; their weights of the best epoch come back too.
+        kept_aside: what the network is judged by.
+        patience: epochs without a better result after which it is enough; 0 never stops.
+    """
+
+    def __init__(
+        self, tuned: Backbone, heads: tuple[nn.Linear, ...], kept_aside: LabelledPictures, patience: int
+    ) -> None:
+        self.tuned, self.head, self.kept_aside, self.patience = tuned, heads[0], kept_aside, patience
+        self.parts = (tuned.module, *heads)
+        self.scores: list[tuple[float, float, float]] = []
+        self.kept = 0
+        self.weights: list[dict[str, Tensor]] = []
+
+    def is_enough(self) -> bool:
+        """Look once more; whether `patience` epochs went by without a better result.
+
+        Raises:
+            DivergedError: a feature or a logit is NaN or infinite.
+        """
+        self.tuned.module.eval()
+        try:
+            features = mean_features(self.tuned, self.kept_aside.pictures, 64, False)
+        except BackboneError as error:
+            raise diverged(len(self.scores) + 1) from error
+        with torch.no_grad():
+            logits = self.head(features)
+        if not bool(torch.isfinite(logits).all()):
+            raise diverged(len(self.scores) + 1)
+        self.scores.append(_judged(logits, self.kept_aside.positions))
+        better = self.kept == 0 or _order(self.scores[-1]) > _order(self.scores[self.kept - 1])
+        if better or not self.patience:
+            self.kept = len(self.scores)
+        if better and self.patience:
+            self.weights = [{k: v.detach().clone() for k, v in part.state_dict().items()} for part in self.parts]
+        return 0 < self.patience <= len(self.scores) - self.kept
+
+    def result(self) -> Validation:
+        """The curve; brings the best weights back if training could stop early."""
+        for part, weights in zip(self.parts, self.weights, strict=False):
+            part.load_state_dict(weights)
+        accuracies, nlls, temperatures = zip(*self.scores, strict=True)
+        return Validation(len(self.kept_aside.pictures), accuracies, nlls, self.kept, temperatures[self.kept - 1])
+
+
+def _judged(logits: Tensor, positions: Tensor) -> tuple[float, float, float]:
     """Accuracy, log-loss at the fitted temperature, and that temperature, of (n, C) logits."""
     scores, given = logits.double(), positions.cpu().numpy()
     temperature = fit_temperature(scores, positions)
     proba = probabilities(scores, temperature).cpu().numpy()
     return accuracy(given, proba.argmax(1)), nll(given, proba), temperature
+
+
+def _order(score: tuple[float, float, float]) -> tuple[float, float]:
+    """Higher is better: accuracy, then log-loss."""
+    return score[0], -score[1]

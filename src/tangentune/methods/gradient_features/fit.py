@@ -15,10 +15,10 @@ from tangentune.errors import BackboneError, InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, mean_outputs, network_input
-from tangentune.methods.gradient_features.groups import HEAD
+from tangentune.methods.fine_tuning.classifier import Classifier
+from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input, view_outputs
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
-from tangentune.methods.gradient_features.training import Kept, Made, train
+from tangentune.methods.gradient_features.training import HEAD, CachedActivations, FreshInputs, train
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.cut import CutNetwork, cut_network, parameters_above
 from tangentune.networks.heads import probe_head
@@ -29,7 +29,7 @@ _BATCH = 64
 
 @final
 @dataclass(frozen=True, eq=False)
-class GradientFeatures:
+class GradientFeatures(Classifier):
     """The fitted model `g(x) = w1^T f(x) + b + om_bar^T J_theta2(x) w2`, and what training it cost.
 
     Attributes:
@@ -58,6 +58,7 @@ class GradientFeatures:
     problem: str
     seconds: float
     cpu_seconds: float
+    temperature = 1.0
 
     @property
     def head(self) -> nn.Linear | None:
@@ -75,16 +76,7 @@ class GradientFeatures:
 
         Cost: a plain forward pass up to theta2, a dual one above: about three plain ones.
         """
-        return mean_outputs(self._outputs, self.backbone, pictures, batch_size, flip)
-
-    def predict_proba(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> Tensor:
-        """(n, C) class probabilities."""
-        return self.logits(pictures, batch_size=batch_size, flip=flip).softmax(dim=1)
-
-    def predict(self, pictures: Pictures, *, batch_size: int = _BATCH, flip: bool = False) -> NDArray[Any]:
-        """(n,) most likely labels."""
-        best = self.logits(pictures, batch_size=batch_size, flip=flip).argmax(dim=1)
-        return self.classes[best.cpu().numpy()]
+        return view_outputs(self._outputs, self.backbone, pictures, batch_size, flip).mean(0)
 
     def _outputs(self, x: Tensor) -> Tensor:
         product = self.linearization.jvp if self.settings.variant == "gradient" else self.linearization
@@ -141,17 +133,15 @@ def fit_gradient_features(
         parts, problem = _cut(backbone, theta2, sample) if settings.cache else (None, "")
         kept = None if parts is None else _keep(parts, backbone, pictures, flip)
         positions = torch.from_numpy(labels).to(backbone.device)
+        above = backbone if parts is None else parts.above
         if head is None:
-            if parts is None or kept is None:
-                features = mean_features(backbone, pictures, _BATCH, flip)
-            else:
-                features = _features(parts, kept)
+            features = mean_features(backbone, pictures, _BATCH, flip) if kept is None else _features(above, kept)
             head = probe_head(features, positions)
         frozen = _copied(head, width, len(classes), backbone)
         names = [*theta2, *(() if settings.variant == "gradient" else HEAD)]
         whole = Linearization(backbone, names, frozen)
-        training = whole if parts is None else Linearization(parts.above, names, frozen)
-        inputs = Made(backbone, pictures.pixels) if kept is None else kept
+        training = whole if parts is None else Linearization(above, names, frozen)
+        inputs = FreshInputs(backbone, pictures.pixels) if kept is None else kept
         losses = train(training, inputs, positions, settings, flip, verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cut, tangent = "" if parts is None else parts.block, training.task_vector()
@@ -166,20 +156,20 @@ def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[CutNetw
         return None, f"every step ran the whole network: {error}"
 
 
-def _keep(parts: CutNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> Kept:
+def _keep(parts: CutNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> CachedActivations:
     """Activations at the cut of all pictures, and of their mirror images."""
     rows: list[list[Tensor]] = [[], []]
     for pixels in pictures.pixels.split(_BATCH):
         x = network_input(backbone, pixels)
         for view, kept in zip([x, x.flip(-1)] if flip else [x], rows, strict=False):
             kept.append(parts.below(view))
-    return Kept(tuple(torch.cat(kept) for kept in rows if kept))
+    return CachedActivations(tuple(torch.cat(kept) for kept in rows if kept))
 
 
 @torch.no_grad()
-def _features(parts: CutNetwork, kept: Kept) -> Tensor:
+def _features(above: Backbone, kept: CachedActivations) -> Tensor:
     """(n, d) features, averaged over the views."""
-    views = [torch.cat([parts.above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
+    views = [torch.cat([above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
     return torch.stack(views).mean(0)
 
 

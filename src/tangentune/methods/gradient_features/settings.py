@@ -30,7 +30,7 @@ class GradientFeatureSettings:
         momentum: of "sgd", in [0, 1).
         weight_decay: decoupled for "adamw" (0 is plain Adam); added to the gradient for "sgd".
         ntk_scaling: train w2 in the parametrisation of the authors' code, as rates of its parts (see
-            `tangentune.methods.gradient_features.groups`).
+            `tangentune.methods.gradient_features.training`).
         loss: "cross_entropy" in nats, or "squared", `1/2 ||g - one_hot||^2`. Probabilities are the softmax of g either
             way, so those of the squared loss are flat.
         warmup: share of all steps in which the rates rise linearly from nearly zero, in [0, 1).

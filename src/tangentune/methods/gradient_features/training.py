@@ -1,28 +1,45 @@
-"""The training loop of gradient features: one dual forward pass and one plain backward pass a step."""
+"""How gradient features are trained: a dual forward pass and a plain backward pass a step, and a rate for each part.
+
+Rates and decays of the parts of the tangent are the authors' NTK parametrisation as parameter groups.
+Their code trains `What` in `W = s What`, with `s^2 = 1 / C_out` for a weight of C_out outputs and `s^2 = 0.1` for a
+bias. The gradient in What is s times that in W, and a step in What moves W by s times as much. So at rate lr, decay d:
+
+- SGD, `What -= lr (s g + d What)`, is `W -= s^2 lr (g + d / s^2 W)`: rate `lr / C_out` and decay `C_out d`, for a bias
+  `0.1 lr` and `10 d`. Momentum is linear in the gradients, so it changes nothing.
+- AdamW, whose step has the size of the rate whatever the gradient's: rate `s lr`, decay `d / s`, and `epsilon / s`.
+
+Two choices of ours, where their code says nothing or does harm: per-channel scales of norms, which they fold into the
+convolutions, go as biases do; and w1 is left out, as its fan-out is the number of classes, with which its rate would
+fall (`head_learning_rate = learning_rate / C` does as they do).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from itertools import repeat
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from tangentune.errors import DivergedError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.methods.fine_tuning.labelled import network_input
-from tangentune.methods.fine_tuning.schedule import rate_factor
-from tangentune.methods.fine_tuning.training import DivergedError
-from tangentune.methods.gradient_features.groups import make_optimiser
+from tangentune.methods.fine_tuning.training import Training
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
 from tangentune.networks.backbone import Backbone
+
+HEAD = ("head.weight", "head.bias")
+VECTOR_SCALE = 0.1
+_EPSILON = 1e-8
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedActivations:
     """Activations at the cut.
 
     Attributes:
@@ -39,7 +56,7 @@ class Kept:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Made:
+class FreshInputs:
     """Network inputs, made from the pixels at every step.
 
     Attributes:
@@ -58,7 +75,7 @@ class Made:
 
 def train(
     lin: Linearization,
-    inputs: Kept | Made,
+    inputs: CachedActivations | FreshInputs,
     positions: Tensor,
     settings: GradientFeatureSettings,
     flip: bool,
@@ -77,30 +94,21 @@ def train(
     Raises:
         DivergedError: the loss or the tangent became NaN or infinite.
     """
-    u = dict(lin.tangent.named_parameters())
-    optimiser = make_optimiser(u, settings)
-    generator = torch.Generator().manual_seed(settings.seed)
-    n = len(positions)
-    per_epoch = math.ceil(n / settings.batch_size)
-    steps, step, losses = per_epoch * settings.epochs, 0, []
-    with tqdm(total=steps, desc="gradient features", unit="step", disable=not verbose, delay=1.0, leave=None) as bar:
-        for epoch in range(1, settings.epochs + 1):
-            total = 0.0
-            for rows in torch.randperm(n, generator=generator).tensor_split(per_epoch):
-                mirrored = torch.rand(len(rows), generator=generator) < 0.5 if flip else None
-                loss, grads = gradient(lin, inputs(rows, mirrored), positions[rows], settings)
-                for name, value in u.items():
-                    value.grad = grads[name]
-                factor = rate_factor(step, steps, settings.warmup, settings.schedule)
-                for group in optimiser.param_groups:
-                    group["lr"] = factor * group["peak"]
-                optimiser.step()
-                total, step = total + loss * len(rows) / n, step + 1
-                bar.update()
-            losses.append(total)
-            if not math.isfinite(total) or not all(bool(torch.isfinite(value).all()) for value in u.values()):
-                message = f"gradient features diverged in epoch {epoch}; lower the learning rate"
-                raise DivergedError(message)
+    u, n, losses = dict(lin.tangent.named_parameters()), len(positions), []
+
+    def learn(rows: Tensor, generator: torch.Generator) -> float:
+        mirrored = torch.rand(len(rows), generator=generator) < 0.5 if flip else None
+        loss, grads = gradient(lin, inputs(rows, mirrored), positions[rows], settings)
+        for name, value in u.items():
+            value.grad = grads[name]
+        return loss * len(rows) / n
+
+    training = Training(n, learn, lambda: make_optimiser(u, settings), 1.0, "gradient features")
+    for mean in training.epochs(settings, repeat(torch.Generator().manual_seed(settings.seed)), verbose):
+        losses.append(mean)
+        if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in u.values()):
+            message = f"gradient features diverged in epoch {len(losses)}; lower the learning rate"
+            raise DivergedError(message)
     return losses
 
 
@@ -123,6 +131,40 @@ def gradient(
 
     grads = lin.step(x, dict(lin.tangent.named_parameters()), cotangent)[2]
     return found[0], grads
+
+
+def ntk_scale(parameter: Tensor) -> float:
+    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors.
+
+    Example:
+        >>> ntk_scale(torch.zeros(50, 3, 3, 3)), ntk_scale(torch.zeros(50))
+        (0.02, 0.1)
+    """
+    return 1 / parameter.shape[0] if parameter.ndim > 1 else VECTOR_SCALE
+
+
+def make_optimiser(u: Mapping[str, Tensor], settings: GradientFeatureSettings) -> torch.optim.Optimizer:
+    """An optimiser over the tangent; the peak rate of each of its groups is the group's `factor`.
+
+    Args:
+        u: what is learnt, by name; changed in place by the optimiser's steps.
+        settings: rates, decay and the rest.
+    """
+    plain = settings.optimiser == "sgd"
+    groups: dict[tuple[float, float, float], list[Tensor]] = {}
+    for name, value in u.items():
+        rate = settings.head_learning_rate if name in HEAD else settings.learning_rate
+        square = ntk_scale(value) if settings.ntk_scaling and name not in HEAD else 1.0
+        factor = square if plain else square**0.5
+        decay = 0.0 if name == "head.bias" else settings.weight_decay / factor
+        groups.setdefault((factor * rate, decay, _EPSILON / factor), []).append(value)
+    rows: list[dict[str, Any]] = [
+        {"params": values, "factor": peak, "weight_decay": decay} | ({} if plain else {"eps": epsilon})
+        for (peak, decay, epsilon), values in groups.items()
+    ]
+    if plain:
+        return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=settings.momentum)
+    return torch.optim.AdamW(rows, lr=settings.learning_rate)
 
 
 def _choose(mirrored: Tensor, yes: Tensor, no: Tensor) -> Tensor:

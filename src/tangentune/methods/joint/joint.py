@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier
-from tangentune.methods.fine_tuning.labelled import class_positions, label_positions
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
-from tangentune.methods.fine_tuning.training import Training, train
+from tangentune.methods.fine_tuning.training import batch_norms, loss_of, tune
 from tangentune.methods.fine_tuning.validation import Validation
-from tangentune.methods.fine_tuning.watch import Watch
-from tangentune.methods.joint.joint_loss import JointLoss
-from tangentune.methods.joint.settings import JointSettings, PseudoLabels
-from tangentune.methods.joint.source import LabelledSource, SourceTask, UnlabelledSource
-from tangentune.methods.joint.source_head import checked_head, start_source_head
-from tangentune.methods.joint.source_stream import SourceDraws
-from tangentune.methods.joint.source_weights import checked_weights
+from tangentune.methods.joint.settings import JointSettings
+from tangentune.methods.joint.source import (
+    LabelledSource,
+    SourceDraws,
+    SourceTask,
+    checked_weights,
+    in_eval,
+    source_task,
+)
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -122,31 +123,78 @@ def joint_fine_tune(
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
         head = start_head(tuned, data, base.head_start, base.flip, base.seed)
-        task, own_head, source_classes = _source_task(tuned, head, draws, source_head, settings)
-        own_heads = () if own_head is None else (own_head,)
-        watch = None if others is None else Watch(tuned, head, others, base.patience, own_heads)
-        loss = JointLoss(tuned, head, data, task, settings)
-        training = Training(tuned, (head, *own_heads), len(data.pictures), loss, "joint fine-tuning")
-        losses = train(training, watch, base, verbose)
-        validation = None if watch is None else watch.result()
-    for part in training.parts:
-        part.eval().requires_grad_(False)
+        task = source_task(tuned, head, draws, source_head, settings)
+        heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
+        loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
+        losses, validation = tune(tuned, heads, loss, count, others, base, name="joint fine-tuning", verbose=verbose)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     temperature = 1.0 if validation is None else validation.temperature
+    own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
     return JointTuned(
-        tuned,
-        head,
-        classes,
-        settings,
-        tuple(losses),
-        wall,
-        cpu,
-        validation,
-        temperature,
-        own_head,
-        source_classes,
-        *loss.by_epoch(),
+        tuned, head, classes, settings, losses, wall, cpu, validation, temperature, *own, *loss.by_epoch()
     )
+
+
+@final
+@dataclass(eq=False)
+class JointLoss:
+    """`target loss + source_weight * source loss` of one step; remembers both parts.
+
+    Where statistics are not those of the batch, or those of the mixture, both parts are one batch of one forward
+    pass. Their order in it does not matter: statistics are of the whole batch.
+
+    Attributes:
+        tuned: in the modes of the training loop.
+        head: one logit a target class.
+        data: target pictures.
+        source: draws the source pictures.
+        settings: weight, ratio, statistics, and those of the target's loss and views.
+        steps: target pictures, mean source loss and share that counts of every step.
+    """
+
+    tuned: Backbone
+    head: nn.Linear
+    data: LabelledPictures
+    source: SourceTask
+    settings: JointSettings
+    steps: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Of some target pictures, with the next source pictures."""
+        settings, data = self.settings.fine_tune, self.data
+        x = training_views(self.tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
+        if not self.settings.source_weight and self.settings.batchnorm != "mixed":
+            return loss_of(self.head(self._features(x)), data.positions[rows], settings)
+        batch = self.source.batch(max(1, round(self.settings.batch_ratio * len(rows))))
+        features, source_features = self._both_features(x, batch.x)
+        source_loss = self.source.mean_loss(source_features, batch)
+        self.steps.append((len(rows), float(source_loss.detach()), batch.counted))
+        loss = loss_of(self.head(features), data.positions[rows], settings)
+        return loss + self.settings.source_weight * source_loss
+
+    def by_epoch(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of each epoch: mean source loss, and share of source pictures that counted; empty if none was seen."""
+        means: list[tuple[float, float]] = []
+        seen, sums = 0, [0.0, 0.0]
+        for count, *values in self.steps:
+            seen += count
+            sums = [total + count * value for total, value in zip(sums, values, strict=True)]
+            if seen == len(self.data.pictures):
+                means.append((sums[0] / seen, sums[1] / seen))
+                seen, sums = 0, [0.0, 0.0]
+        return tuple(loss for loss, _ in means), tuple(share for _, share in means)
+
+    def _both_features(self, x: Tensor, source_x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, d) of the target and (m, d) of the source pictures."""
+        if self.settings.batchnorm != "target":
+            target, source = self._features(torch.cat([x, source_x])).split([len(x), len(source_x)])
+            return target, source
+        target = self._features(x)
+        with in_eval(batch_norms(self.tuned.module)):
+            return target, self._features(source_x)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.tuned.feature_function(self.tuned.module, x)
 
 
 def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
@@ -162,28 +210,3 @@ def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
     if types[0] != types[1]:
         message = f"target pictures are {types[0]} but source pictures {types[1]}; give both as one type"
         raise InputError(message)
-
-
-def _source_task(
-    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
-) -> tuple[SourceTask, nn.Linear | None, NDArray[Any] | None]:
-    """What is learnt from the source pictures; with labels the source head and its classes."""
-    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
-    if isinstance(choices, PseudoLabels):
-        if given is not None:
-            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
-            raise InputError(message)
-        if source.pixels.ndim != 4:
-            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
-            raise InputError(message)
-        return UnlabelledSource(tuned, head, draws, base, choices), None, None
-    labels = None if source.labels is None else source.labels[draws.rows]
-    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
-    positions = np.full(len(source), -1)  # of pictures without weight
-    positions[draws.rows] = counting
-    if given is None:
-        own_head = start_source_head(tuned, source, positions, choices.start, base)
-    else:
-        own_head = checked_head(given, head, len(classes))
-    on_device = torch.from_numpy(positions).to(head.weight.device)
-    return LabelledSource(tuned, own_head, on_device, draws, base), own_head, classes

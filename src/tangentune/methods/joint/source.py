@@ -1,24 +1,156 @@
-"""What is learnt from source pictures: their own labels, or what the network itself thinks of them."""
+"""Source pictures: how they are weighed and drawn, and what is learnt from them.
+
+That is their own labels, with a head of their own, or what the network itself thinks of them.
+"""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Literal, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentune.methods.fine_tuning.labelled import network_input, training_views
-from tangentune.methods.fine_tuning.settings import FineTuneSettings
+from tangentune.errors import InputError
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, label_positions, network_input, training_views
+from tangentune.methods.fine_tuning.preparation import start_head
+from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.training import loss_of
-from tangentune.methods.joint.settings import PseudoLabels
-from tangentune.methods.joint.source_stream import SourceDraws
+from tangentune.methods.joint.settings import JointSettings, PseudoLabels
 from tangentune.methods.joint.strong_views import strong_views
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
+
+PROBE_LIMIT = 2000
+"""Source pictures that a warm start takes its ridge regression from: it costs the square of their number."""
+
+
+def checked_weights(weights: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+    """Weights (n,) float64 of mean 1 over the pictures that count; None is even.
+
+    Raises:
+        InputError: they are not one finite number of at least 0 a picture, or all are 0.
+
+    Example:
+        >>> checked_weights(np.array([0.0, 3.0, 1.0]), 3).tolist()
+        [0.0, 1.5, 0.5]
+    """
+    if weights is None:
+        return np.ones(count)
+    given = np.asarray(weights)
+    if given.dtype.kind not in "iufb":
+        message = f"source_weights are of type {given.dtype}; give one number a source picture"
+        raise InputError(message)
+    if given.shape != (count,):
+        message = (
+            f"source_weights have the shape {given.shape}; give one number for each of the {count} source pictures"
+        )
+        raise InputError(message)
+    wrong = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
+    if len(wrong):
+        message = f"source weight {wrong[0]} is {given[wrong[0]]}; weights must be finite and at least 0"
+        raise InputError(message)
+    if not given.any():
+        message = "all source weights are 0; give at least one source picture a weight, or use fine_tune without any"
+        raise InputError(message)
+    scaled = given / given.max()  # first, so that no sum overflows
+    return scaled / scaled[scaled > 0].mean()
+
+
+@final
+class Stream:
+    """Positions 0..n-1 in passes without end, each shuffled anew.
+
+    A pass is n draws in which position i comes up n w_i / sum(w) times, rounded up or down at random so that the
+    mean is exact (systematic sampling of a shuffled order; Madow 1949, Ann. Math. Statist. 20). With even weights
+    that is every position once.
+
+    Args:
+        shares: (n,) positive weights.
+        generator: a processor's.
+
+    Example:
+        >>> stream = Stream(np.ones(3), torch.Generator().manual_seed(0))
+        >>> sorted(stream.take(3).tolist()), len(stream.take(7))
+        ([0, 1, 2], 7)
+    """
+
+    def __init__(self, shares: NDArray[np.float64], generator: torch.Generator) -> None:
+        self.shares = torch.from_numpy(np.asarray(shares, dtype=np.float64))
+        self.even = bool((self.shares == self.shares[0]).all())
+        self.generator = generator
+        self.waiting = torch.empty(0, dtype=torch.int64)
+
+    def take(self, count: int) -> Tensor:
+        """The next `count` positions."""
+        while len(self.waiting) < count:
+            self.waiting = torch.cat([self.waiting, self._one_pass()])
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def _one_pass(self) -> Tensor:
+        n = len(self.shares)
+        order = torch.randperm(n, generator=self.generator)
+        if self.even:
+            return order
+        ends = self.shares[order].cumsum(0)
+        start = torch.rand(1, generator=self.generator, dtype=torch.float64)
+        places = (torch.arange(n) + start) * (ends[-1] / n)
+        drawn = torch.searchsorted(ends, places, right=True).clamp_max(n - 1)  # rounding may lead past the end
+        return order[drawn][torch.randperm(n, generator=self.generator)]
+
+
+@final
+class SourceDraws:
+    """Source pictures with weight, drawn without end.
+
+    Args:
+        pictures: all source pictures.
+        weights: (n,) of mean 1 over those that are not 0.
+        weighting: "sampling" draws in proportion to them, "loss" puts them into the factors.
+        seed: of a generator of its own, which also makes the views: target pictures come in the same order and
+            in the same views whatever the source is.
+
+    Attributes:
+        pictures: as given.
+        rows: (k,) those with weight, ascending.
+        generator: of order and views.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        weights: NDArray[np.float64],
+        weighting: Literal["sampling", "loss"],
+        seed: int,
+    ) -> None:
+        self.pictures, self.rows = pictures, np.flatnonzero(weights)
+        self.generator = torch.Generator().manual_seed(other_seed(seed))
+        even, kept = np.ones(len(self.rows)), weights[self.rows]
+        shares, factors = (kept, even) if weighting == "sampling" else (even, kept)
+        self._stream, self._factors = Stream(shares, self.generator), torch.from_numpy(factors)
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows of the next pictures, and the float64 factors of their losses."""
+        drawn = self._stream.take(count)
+        return torch.from_numpy(self.rows)[drawn], self._factors[drawn]
+
+
+def other_seed(seed: int) -> int:
+    """A seed for draws that must have nothing to do with those of `seed` itself.
+
+    Example:
+        >>> other_seed(0) == other_seed(0), other_seed(0) == other_seed(1)
+        (True, False)
+    """
+    return int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
 
 
 @final
@@ -56,26 +188,25 @@ class SourceTask(ABC):
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class LabelledSource(SourceTask):
     """A head of its own learns the source pictures' labels.
 
-    Args:
+    Attributes:
         tuned: says how pictures are normalised.
         head: one logit a source class.
+        classes: (S,) labels of the pictures with weight, sorted.
         positions: (n,) classes of all source pictures; those of pictures without weight are not read.
         draws: of the source pictures.
         settings: loss and views.
     """
 
-    def __init__(
-        self,
-        tuned: Backbone,
-        head: nn.Linear,
-        positions: Tensor,
-        draws: SourceDraws,
-        settings: FineTuneSettings,
-    ) -> None:
-        self.tuned, self.head, self.positions, self.draws, self.settings = tuned, head, positions, draws, settings
+    tuned: Backbone
+    head: nn.Linear
+    classes: NDArray[Any]
+    positions: Tensor
+    draws: SourceDraws
+    settings: FineTuneSettings
 
     def batch(self, count: int) -> SourceBatch:
         """Views made as those of the target pictures are."""
@@ -90,10 +221,11 @@ class LabelledSource(SourceTask):
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class UnlabelledSource(SourceTask):
     """The target head learns to say of a strong view what it says of a weak one.
 
-    Args:
+    Attributes:
         tuned: judges the weak views as it predicts: in eval mode.
         head: the target head.
         draws: of the source pictures.
@@ -101,15 +233,11 @@ class UnlabelledSource(SourceTask):
         choices: temperature, threshold and the strong views.
     """
 
-    def __init__(
-        self,
-        tuned: Backbone,
-        head: nn.Linear,
-        draws: SourceDraws,
-        settings: FineTuneSettings,
-        choices: PseudoLabels,
-    ) -> None:
-        self.tuned, self.head, self.draws, self.settings, self.choices = tuned, head, draws, settings, choices
+    tuned: Backbone
+    head: nn.Linear
+    draws: SourceDraws
+    settings: FineTuneSettings
+    choices: PseudoLabels
 
     def batch(self, count: int) -> SourceBatch:
         """Strong views with the opinion of the weak ones; a picture below the threshold has the factor 0."""
@@ -137,6 +265,85 @@ class UnlabelledSource(SourceTask):
         with in_eval(module.modules()):
             logits = self.head(self.tuned.feature_function(module, x))
         return (logits / self.choices.temperature).softmax(1)
+
+
+def source_task(
+    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
+) -> SourceTask:
+    """What `settings` say is learnt from the source pictures.
+
+    Args:
+        tuned: the network that learns.
+        head: the target head.
+        draws: of the source pictures.
+        given: what to start the source head from; None makes one.
+        settings: all of them.
+
+    Raises:
+        InputError: pseudo-labels and a source head, or vectors; labels are missing or the head does not fit.
+    """
+    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
+    if isinstance(choices, PseudoLabels):
+        if given is not None:
+            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
+            raise InputError(message)
+        if source.pixels.ndim != 4:
+            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
+            raise InputError(message)
+        return UnlabelledSource(tuned, head, draws, base, choices)
+    labels = None if source.labels is None else source.labels[draws.rows]
+    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
+    positions = np.full(len(source), -1)  # of pictures without weight
+    positions[draws.rows] = counting
+    if given is None:
+        own_head = _start_head(tuned, draws, counting, choices.start, base)
+    else:
+        own_head = _checked_head(given, head, len(classes))
+    return LabelledSource(tuned, own_head, classes, torch.from_numpy(positions).to(head.weight.device), draws, base)
+
+
+def _start_head(
+    tuned: Backbone, draws: SourceDraws, positions: NDArray[np.int64], start: HeadStart, settings: FineTuneSettings
+) -> nn.Linear:
+    """As `start_head` makes it, from at most `PROBE_LIMIT` of the pictures with weight that hold every class."""
+    seed = other_seed(settings.seed)
+    chosen = spread_rows(positions, PROBE_LIMIT, seed)
+    device = next(tuned.module.parameters()).device
+    data = LabelledPictures(draws.pictures.select(draws.rows[chosen]), torch.from_numpy(positions[chosen]).to(device))
+    return start_head(tuned, data, start, settings.flip, seed)
+
+
+def _checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
+    """A trainable copy of a given head, on the device and in the type of another on the same features.
+
+    Raises:
+        InputError: it is no linear layer, or has another number of features or classes.
+    """
+    if not isinstance(given, nn.Linear):
+        message = f"source_head is a {type(given).__name__}; give a torch.nn.Linear, such as pretrained_head makes"
+        raise InputError(message)
+    if (given.out_features, given.in_features) != (classes, like.in_features):
+        message = (
+            f"source_head gives {given.out_features} classes from {given.in_features} features, but the source has "
+            f"{classes} classes and the backbone {like.in_features} features; choose its rows with pretrained_head"
+        )
+        raise InputError(message)
+    return copy.deepcopy(given).to(like.weight).requires_grad_(True)
+
+
+def spread_rows(positions: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
+    """At most `limit` rows (more if there are more classes), ascending, of every class as alike as there are.
+
+    Example:
+        >>> np.bincount(np.array([0] * 90 + [1] * 7 + [2] * 3)[spread_rows(np.repeat([0, 1, 2], [90, 7, 3]), 12, 0)])
+        array([5, 4, 3])
+    """
+    order = np.random.default_rng(seed).permutation(len(positions))
+    by_class = order[np.argsort(positions[order], kind="stable")]
+    starts = np.searchsorted(positions[by_class], positions[by_class])
+    rank = np.arange(len(by_class)) - starts  # how many of its class come before
+    limit = max(limit, int(positions.max()) + 1)
+    return np.sort(by_class[np.argsort(rank, kind="stable")[:limit]])
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from tangentune.methods.lqf.explanations import LogitExplanations, explain
 from tangentune.methods.lqf.fit import LQF, fit_lqf
-from tangentune.methods.lqf.record import Point, Record
+from tangentune.methods.lqf.progress import Point, Record
 from tangentune.methods.lqf.settings import LQFSettings
 
 __all__ = ["LQF", "LQFSettings", "LogitExplanations", "Point", "Record", "explain", "fit_lqf"]

@@ -8,7 +8,7 @@ from typing import final
 
 from torch import Tensor
 
-from tangentune.jacobian.tangents import Tangent, combine
+from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.kernels.output_gram import logit_gram
 from tangentune.methods.lqf.objective import Objective
 from tangentune.solvers.logit_dual import factor_dual, solve_dual
@@ -27,7 +27,7 @@ class Exact:
         passes: that it took; one for each output and view, a few more for the rest.
     """
 
-    u: Tangent
+    u: TangentVector
     value: float
     loo: Tensor
     passes: float

@@ -1,4 +1,4 @@
-"""What every training picture does in an exactly solved logit problem, and the same problem without it or with more.
+"""What every training picture does in an exactly solved logit problem.
 
 The outputs couple: picture i owns C rows of the dual system (2 C with mirror images), and everything that
 `tangentune.solvers` calculates on a system holds block by block, without refitting.
@@ -6,8 +6,9 @@ The outputs couple: picture i owns C rows of the dual system (2 C with mirror im
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import final
 
 import torch
@@ -15,18 +16,17 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, combine
+from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.lqf.exact import Views
 from tangentune.methods.lqf.fit import LQF
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.start import start
-from tangentune.methods.lqf.training_inputs import BothViews, TrainingInputs, count
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers import edits, leave_out
+from tangentune.solvers import leave_out
 from tangentune.solvers.system import System, build, design
 from tangentune.solvers.targets import one_hot_targets
 
@@ -34,28 +34,42 @@ MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
 
 
 @final
+class BothViews(Collection[Inputs]):
+    """Batches to be read as often as is needed, then their mirror images if `flip`."""
+
+    def __init__(self, batches: Collection[Inputs], flip: bool) -> None:
+        self.batches, self.flip = batches, flip
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return chain(self.batches, map(_mirrored, self.batches)) if self.flip else iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches) * (2 if self.flip else 1)
+
+    def __contains__(self, x: object) -> bool:
+        return any(x is batch for batch in self)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
-    Edits give a new object and leave this one as it is. All are exact at the fixed linearisation point: a head that
-    was fitted to a picture's label has still seen it.
+    Answers are exact at the fixed linearisation point: a head that was fitted to a picture's label has still seen it.
 
     Attributes:
         lin: the linearised network.
-        inputs: network inputs of the training pictures, without mirror images.
+        inputs: network inputs of the training pictures; with mirror images the loss is the mean over both.
         system: width C, or 2 C with mirror images, without intercept; targets are what is left to fit at u = -d.
         base: (n views C, 1) outputs at u = -d: `f0 + s - J d`.
         centre: d; None is zero.
-        flip: whether the loss is the mean over each picture and its mirror image.
     """
 
     lin: Linearization
-    inputs: TrainingInputs
+    inputs: BothViews
     system: System
     base: Tensor
-    centre: Tangent | None
-    flip: bool
+    centre: TangentVector | None
 
     @classmethod
     def of(
@@ -90,45 +104,45 @@ class LogitExplanations:
         Example:
             >>> lin, x = Linearization(torch.nn.Linear(3, 2)), torch.eye(4)[:, :3]
             >>> solved = LogitExplanations.of(lin, [x], torch.eye(4)[:, :2], damping=1.0)
-            >>> change = solved.outputs([x]) - solved.forget(torch.tensor([3])).outputs([x])
-            >>> torch.allclose(solved.influence([x])[:, 3], change, atol=1e-6)
+            >>> by_itself = solved.outputs([x]) - solved.influence([x]).diagonal().T    # without the picture itself
+            >>> torch.allclose(by_itself.double(), solved.loo(), atol=1e-6)
             True
         """
-        base, views = _base(lin, batches, centre, flip), 2 if flip else 1
+        inputs, views = BothViews(batches, flip), 2 if flip else 1
+        base = _base(lin, inputs, centre, views)
         pictures, outputs = base.shape[1:]
         if targets.shape != (pictures, outputs) or (shift is not None and shift.shape != base.shape):
             message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}) and a shift "
             message += f"{tuple(base.shape)}, not {tuple(targets.shape)} and {None if shift is None else shift.shape}"
             raise InputError(message)
-        kernel = logit_gram(lin, BothViews(batches, flip), memory_bytes=MEMORY)
+        kernel = logit_gram(lin, inputs, memory_bytes=MEMORY)
         kernel = _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
         rows = _flat(base if shift is None else base + shift.to(base))
         weights = torch.full_like(rows[:, 0], 1 / views)
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = build(kernel, left, damping, weights, intercept=False, width=views * outputs)
         kept = None if centre is None else {name: centre[name].detach() for name in lin.names}
-        return cls(lin, TrainingInputs.of(batches), system, rows, kept, flip)
-
-    # -- questions -------------------------------------------------------------------------------------------------
+        return cls(lin, inputs, system, rows, kept)
 
     def outputs(self, batches: Collection[Inputs]) -> Tensor:
         """(m, C) outputs `f0 + J u` at other pictures."""
         left = design(self.system, self.cross(batches)) @ self.system.unknowns
-        return _base(self.lin, batches, self.centre, False)[0] + left.view(-1, self._outputs)
+        return _base(self.lin, batches, self.centre, 1)[0] + left.view(-1, self._outputs)
 
-    def tangent(self) -> Tangent:
+    def tangent(self) -> TangentVector:
         """The solution u; one backward pass over the training pictures."""
         dual = self._parts(self.system.dual).to(self.base)
         v, at = self.lin.zeros(), 0
-        for x in BothViews(self.inputs, self.flip):
+        for x in self.inputs:
             view, low = divmod(at, dual.shape[1])
-            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + count(x)]))
-            at += count(x)
+            count = len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+            v = combine(1, v, 1, self.lin.vjp(x, dual[view, low : low + count]))
+            at += count
         return v if self.centre is None else combine(1, v, -1, self.centre)
 
     def cross(self, batches: Collection[Inputs]) -> Tensor:
         """(m C, n views C) kernel between other pictures and the training pictures."""
-        columns = logit_cross_gram(self.lin, BothViews(self.inputs, self.flip), batches, memory_bytes=MEMORY)
+        columns = logit_cross_gram(self.lin, self.inputs, batches, memory_bytes=MEMORY)
         return _by_picture(columns, self._views, self._outputs).T
 
     def influence(self, batches: Collection[Inputs]) -> Tensor:
@@ -156,66 +170,9 @@ class LogitExplanations:
         """(n, C) outputs at every training picture by the solution without its group; groups (n,) integers."""
         return self._parts(self.base + leave_out.leave_out(self.system, groups)).mean(0)
 
-    # -- edits -----------------------------------------------------------------------------------------------------
-
-    def forget(self, pictures: Tensor) -> LogitExplanations:
-        """The problem without some pictures, by their positions.
-
-        Raises:
-            InputError: a position does not exist, or fewer than 2 pictures would be left.
-        """
-        system, gone = edits.remove(self.system, pictures), edits.rows_of(self.system, pictures)
-        kept = torch.ones(len(self.base), dtype=torch.bool, device=gone.device)
-        kept[gone] = False
-        inputs = self.inputs.without(pictures)
-        return replace(self, system=system, base=self.base[kept], inputs=inputs)
-
-    def add(self, batches: Collection[Inputs], targets: Tensor) -> LogitExplanations:
-        """The problem with more pictures, targets (k, C); their shift s is zero, as no head has seen them.
-
-        Raises:
-            InputError: the targets have another shape.
-        """
-        views, outputs = self._views, self._outputs
-        base = _base(self.lin, batches, self.centre, self.flip)
-        if targets.shape != base.shape[1:]:
-            message = f"targets of new pictures must be {tuple(base.shape[1:])}, not {tuple(targets.shape)}"
-            raise InputError(message)
-        new = BothViews(batches, self.flip)
-        cross = logit_cross_gram(self.lin, BothViews(self.inputs, self.flip), new, memory_bytes=MEMORY)
-        cross = _by_picture(_by_picture(cross, views, outputs).T, views, outputs)
-        own = logit_gram(self.lin, new, memory_bytes=MEMORY)
-        own = _by_picture(_by_picture(own, views, outputs).T, views, outputs)
-        rows = _flat(base)
-        left = _flat(targets.to(base).expand_as(base)) - rows
-        system = edits.append(self.system, cross, own, left, torch.full_like(rows[:, 0], 1 / views))
-        return replace(self, system=system, base=torch.cat([self.base, rows]), inputs=self.inputs.plus(batches))
-
-    def relabel(self, targets: Tensor) -> LogitExplanations:
-        """The problem with other targets, (n, C) for all pictures.
-
-        Raises:
-            InputError: the targets have another shape.
-        """
-        shape = (self.system.pictures, self._outputs)
-        if targets.shape != shape:
-            message = f"targets must be {shape}, one row for each picture, not {tuple(targets.shape)}"
-            raise InputError(message)
-        left = _flat(targets.to(self.base).expand(self._views, *shape)) - self.base
-        return replace(self, system=edits.retarget(self.system, left))
-
-    def reweight(self, weights: Tensor) -> LogitExplanations:
-        """The problem with sample weights, (n,); 0 leaves a picture out.
-
-        Raises:
-            InputError: another number of weights, or a negative one.
-        """
-        rows = weights.repeat_interleave(self.system.width) / self._views
-        return replace(self, system=edits.reweight(self.system, rows))
-
     @property
     def _views(self) -> int:
-        return 2 if self.flip else 1
+        return 2 if self.inputs.flip else 1
 
     @property
     def _outputs(self) -> int:
@@ -273,10 +230,10 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
     )
 
 
-def _base(lin: Linearization, batches: Collection[Inputs], centre: Mapping[str, Tensor] | None, flip: bool) -> Tensor:
+def _base(lin: Linearization, inputs: Iterable[Inputs], centre: Mapping[str, Tensor] | None, views: int) -> Tensor:
     """`f0 - J d`, (views, n, C), in float64."""
-    found = [lin.f0(x) if centre is None else lin.f0(x) - lin.jvp(x, centre) for x in BothViews(batches, flip)]
-    return torch.cat(found).double().unflatten(0, (2 if flip else 1, -1))
+    found = [lin.f0(x) if centre is None else lin.f0(x) - lin.jvp(x, centre) for x in inputs]
+    return torch.cat(found).double().unflatten(0, (views, -1))
 
 
 def _flat(parts: Tensor) -> Tensor:
@@ -287,3 +244,10 @@ def _flat(parts: Tensor) -> Tensor:
 def _by_picture(rows: Tensor, views: int, outputs: int) -> Tensor:
     """(views n C, k) with all plain pictures first -> (n views C, k)."""
     return rows.unflatten(0, (views, -1, outputs)).transpose(0, 1).flatten(0, 2)
+
+
+def _mirrored(x: Inputs) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        message = "only pictures (n, channels, height, width) have mirror images; leave flip off"
+        raise InputError(message)
+    return x.flip(-1)

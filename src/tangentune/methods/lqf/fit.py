@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import combine
+from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_outputs
-from tangentune.methods.lqf.checkpoint import Checkpoint, identity
+from tangentune.methods.fine_tuning.classifier import Classifier
+from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs
+from tangentune.methods.lqf.conjugate import conjugate
+from tangentune.methods.lqf.exact import Views, solve_exactly
 from tangentune.methods.lqf.objective import Objective
-from tangentune.methods.lqf.progress import Progress
-from tangentune.methods.lqf.record import Record
-from tangentune.methods.lqf.relinearise import relinearise
+from tangentune.methods.lqf.progress import Progress, Record
 from tangentune.methods.lqf.settings import LQFSettings
-from tangentune.methods.lqf.solving import solve
-from tangentune.methods.lqf.start import Start, mean_eigenvalue, start
+from tangentune.methods.lqf.start import mean_eigenvalue, start
+from tangentune.methods.lqf.stochastic import Precondition, train
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
+
+DRAWS, HALVINGS = 4, 11
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class LQF:
+class LQF(Classifier):
     """A network that is linear in its weights around where it was linearised last.
 
     Attributes:
@@ -69,16 +73,7 @@ class LQF:
 
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) outputs `f0 + J u`; `flip` averages them over each picture and its mirror image."""
-        return mean_outputs(self.lin, self.backbone, pictures, batch_size, flip)
-
-    def predict_proba(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
-        """(n, C) class probabilities."""
-        return (self.logits(pictures, batch_size=batch_size, flip=flip) / self.temperature).softmax(dim=1)
-
-    def predict(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> NDArray[Any]:
-        """(n,) most likely labels."""
-        best = self.logits(pictures, batch_size=batch_size, flip=flip).argmax(dim=1)
-        return self.classes[best.cpu().numpy()]
+        return view_outputs(self.lin, self.backbone, pictures, batch_size, flip).mean(0)
 
 
 def fit_lqf(
@@ -86,7 +81,6 @@ def fit_lqf(
     pictures: Pictures,
     settings: LQFSettings | None = None,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
     verbose: int = 0,
 ) -> LQF:
     """Linearise a backbone with a head around its weights and fit the linear model to labelled pictures.
@@ -97,8 +91,6 @@ def fit_lqf(
         backbone: stays as it is.
         pictures: at the backbone's size, with class labels.
         settings: the problem and how it is solved; None takes the defaults.
-        checkpoint: a file that is written after every epoch or iteration. If it is there already, the run goes on
-            from it, and ends where it would have ended uninterrupted, bit for bit on the same machine.
         verbose: 1 shows progress bars with the time left.
 
     Returns:
@@ -109,7 +101,6 @@ def fit_lqf(
             would be too large, or training diverged (`DivergedError`).
         BackboneError: the network cannot be linearised, or the pictures do not fit it.
         BudgetError: one parameter's rows do not fit into the exact solver's memory.
-        StoreError: the checkpoint is damaged, of another run, or cannot be written.
 
     Example:
         >>> import numpy as np
@@ -121,44 +112,94 @@ def fit_lqf(
         (['low', 'low', 'high', 'high'], True)
     """
     settings = settings or LQFSettings()
-    progress = Progress(verbose=verbose)
-    if checkpoint is not None:
-        progress.checkpoint = Checkpoint(Path(checkpoint), identity(backbone, pictures, settings))
-        progress.resume()
+    wall, cpu = time.perf_counter(), time.process_time()
     classes, positions = class_positions(pictures)
     labels = torch.from_numpy(positions).to(backbone.device)
     with warm_pages():
         began = start(backbone, pictures, labels, settings)
-        objective = _first_objective(began, pictures, labels, settings, progress)
-        u = solve(objective, settings, progress)
-        while progress.stage + 1 < settings.outer_steps and progress.step is None:
-            moved = relinearise(objective, u, began, pictures, labels, settings, progress)
-            if moved is not None:
-                objective = moved
-                u = solve(objective, settings, progress)
+        problem = partial(began.objective, pictures, labels, settings)
+        first = problem(1.0)
+        unit, unit_error, passes = mean_eigenvalue(first, settings.seed)
+        objective, progress = replace(first, damping=settings.damping * unit), Progress(0, verbose, passes=passes)
+        records: list[Record] = []
+        while True:
+            u, loo = solve(objective, settings, progress)
+            last = len(records) + 1 == settings.outer_steps
+            step, moved = (None, None) if last else relinearise(objective, u, problem)
+            records.append(progress.record(step))
+            if moved is None:
+                break
+            objective, progress = moved, Progress(len(records), verbose)
     objective.lin.set_tangent(u)
     tangent = TaskVector(combine(1, u, 1, objective.centre))
-    unit, error = progress.unit
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return LQF(
-        objective.backbone, objective.lin, tangent, classes, settings, objective.damping, unit, error,
-        began.temperature, progress.tangents.get("loo", {}).get("outputs"), progress.finish(), *progress.seconds,
+        objective.backbone, objective.lin, tangent, classes, settings, objective.damping, unit, unit_error,
+        began.temperature, loo, tuple(records), wall, cpu,
     )  # fmt: skip
 
 
-def _first_objective(
-    began: Start, pictures: Pictures, labels: Tensor, settings: LQFSettings, progress: Progress
-) -> Objective:
-    """The problem at the start, or where the checkpoint left off."""
-    objective = began.objective(pictures, labels, settings, 1.0)
-    zeros = objective.lin.zeros()
-    if not progress.tangents:
-        *progress.unit, progress.passes = mean_eigenvalue(objective, settings.seed)
-        progress.tangents["centre"] = zeros
-    for use, tensors in progress.tangents.items():
-        if tensors.keys() == zeros.keys():  # files know no order and no memory format; the last bit depends on both
-            like = {
-                name: z if tensors[name].shape == z.shape else tensors[name].to(z.device) for name, z in zeros.items()
-            }
-            progress.tangents[use] = {name: torch.empty_like(z).copy_(tensors[name]) for name, z in like.items()}
-    damping = settings.damping * progress.unit[0]
-    return began.objective(pictures, labels, settings, damping, progress.tangents["centre"])
+def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tuple[TangentVector, Tensor | None]:
+    """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`.
+
+    Raises:
+        InputError: the exact solver would be too large, or training diverged.
+        BudgetError: one parameter's rows do not fit into the exact solver's memory.
+    """
+    if settings.solver == "dual":
+        progress.measure(objective, objective.lin.zeros())
+        found = solve_exactly(objective, progress.verbose)
+        progress.epoch, progress.passes, progress.optimum = 1, progress.passes + found.passes, found.value
+        progress.measure(objective, found.u)
+        return found.u, found.loo
+    if settings.exact_optimum:
+        progress.optimum = solve_exactly(objective, progress.verbose).value
+    if settings.solver == "pcg":
+        approximate = preconditioner(objective, settings.preconditioner, settings, progress)
+        return conjugate(objective, settings, progress, approximate), None
+    kind = "kfac" if settings.solver == "kfac" else "none"
+    return train(objective, settings, progress, preconditioner(objective, kind, settings, progress)), None
+
+
+def preconditioner(objective: Objective, kind: str, settings: LQFSettings, progress: Progress) -> Precondition:
+    """Approximate inverse of the problem's Hessian, up to a factor; "none" is the identity.
+
+    Cost: four backward passes over the pictures, eight for "ekfac".
+    """
+    if kind == "none":
+        return lambda gradient: gradient
+    curvature = kfac(
+        objective.lin, Views(objective), kind=kind, cotangents="signs", draws=DRAWS, seed=settings.seed,
+        verbose=progress.verbose,
+    )  # fmt: skip
+    progress.passes += DRAWS * objective.views * (2 if kind == "ekfac" else 1)
+    damping = objective.damping * objective.views  # the curvature is a sum over views, the problem's a mean
+    return lambda gradient: curvature.solve(gradient, damping)
+
+
+def relinearise(
+    objective: Objective, u: TangentVector, problem: Callable[[float, TangentVector], Objective]
+) -> tuple[float, Objective | None]:
+    """Move to the solution, or part of the way, and linearise again: a Gauss-Newton step on the network itself.
+
+    All steps lower one objective, the network's own: `F(w) = sum_i loss(f_w(x_i) + s_i, y_i) + 1/2 lambda ||w - w0||^2`
+    with the pre-trained w0 and the lambda of the start. Two things keep a step where the linear model is right: the
+    penalty always pulls towards w0, never towards the last point, so that more steps do not undo the damping; and the
+    step is halved until F falls.
+
+    Args:
+        objective: the problem that was solved.
+        u: its solution.
+        problem: the problem of a damping at weights that have moved by a tangent.
+
+    Returns:
+        The share of the step, and the problem there; 0 and None where eleven halvings do not lower F. Cost: one
+        forward pass over the pictures for the old point and one for every step that is tried.
+    """
+    before = objective.value_at_point()
+    for halving in range(HALVINGS + 1):
+        step = 0.5**halving
+        trial = problem(objective.damping, combine(1, objective.centre, step, u))
+        if trial.value_at_point() < before:
+            return step, trial
+    return 0.0, None

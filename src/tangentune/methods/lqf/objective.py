@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, combine, dot
+from tangentune.jacobian.tangents import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
 from tangentune.networks.backbone import Backbone
 
@@ -63,7 +63,7 @@ class Objective:
     targets: Tensor
     shift: Tensor
     damping: float
-    centre: Tangent
+    centre: TangentVector
     batch_size: int
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Objective:
         excess = scores.softmax(1) - F.one_hot(targets, scores.shape[1])
         return float(F.cross_entropy(scores, targets, reduction="sum")), excess.to(outputs)
 
-    def learn(self, u: Tangent, rows: Tensor, view: Tensor | int) -> tuple[float, Tangent]:
+    def learn(self, u: TangentVector, rows: Tensor, view: Tensor | int) -> tuple[float, TangentVector]:
         """Sum of the losses of a batch and its gradient in u; one dual forward and one plain backward pass."""
         shift, sums = self.shift[view, rows], [0.0]
 
@@ -117,20 +117,22 @@ class Objective:
     def value_at_point(self) -> float:
         """P(0): the network's own loss at the linearisation point with its penalty; one forward pass."""
         total = 0.0
-        for rows, view in self.batches():
-            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+        for rows, _, outputs in self._outputs_at_point():
             total += self.losses(outputs, rows)[0] / self.views
         return total + 0.5 * self.damping * dot(self.centre, self.centre)
 
     def residual(self) -> Tensor:
         """(views, n, C) targets less outputs at the linearisation point, in float64; one forward pass."""
         out = torch.empty(self.shift.shape, dtype=torch.float64, device=self.shift.device)
-        for rows, view in self.batches():
-            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+        for rows, view, outputs in self._outputs_at_point():
             out[view, rows] = self.targets[rows] - outputs.double()
         return out
 
-    def measure(self, u: Tangent) -> tuple[Measured, Tangent]:
+    def _outputs_at_point(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        for rows, view in self.batches():
+            yield rows, view, self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+
+    def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
         """Value, certificate and gradient at u; one pass (two with mirror images)."""
         loss, gradient = 0.0, self.lin.zeros()
         for rows, view in self.batches():
@@ -141,7 +143,7 @@ class Objective:
         gradient = combine(1, gradient, self.damping, total)
         return self.certify(loss + 0.5 * self.damping * dot(total, total), u, gradient), gradient
 
-    def certify(self, value: float, u: Tangent, gradient: Tangent) -> Measured:
+    def certify(self, value: float, u: TangentVector, gradient: TangentVector) -> Measured:
         """What value and gradient at u prove; no pass."""
         norm, penalty = dot(gradient, gradient) ** 0.5, self.damping
         bound = norm**2 / (2 * penalty)
@@ -154,7 +156,7 @@ class Objective:
                 bound = min(bound, gap)
         return Measured(value, norm, bound)
 
-    def normal(self, v: Tangent) -> Tangent:
+    def normal(self, v: TangentVector) -> TangentVector:
         """`sum_i J_i^T J_i v`, the mean of both views' with mirror images; one pass (two)."""
         product = self.lin.zeros()
         for rows, view in self.batches():

@@ -1,93 +1,105 @@
-"""Where a run is: what the solvers write down as they go, and what a checkpoint holds."""
+"""What a solver measures about itself on the way, and the record that is left of it."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import final
 
-from tangentune.jacobian.tangents import Tangent
-from tangentune.methods.fine_tuning.training import DivergedError
-from tangentune.methods.lqf.checkpoint import Checkpoint
+from tangentune.errors import DivergedError
+from tangentune.jacobian.tangents import TangentVector
 from tangentune.methods.lqf.objective import Measured, Objective
-from tangentune.methods.lqf.record import Point, Record
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """One exact measurement, over all pictures.
+
+    Attributes:
+        epoch: epochs (iterations of "pcg") before it.
+        passes: passes over the pictures before it; one pass is one step over every picture. Measurements and
+            preparation count; "exact_optimum" does not.
+        objective: P(u).
+        gradient_norm: length of P's gradient.
+        relative_residual: that over the length at u = 0.
+        bound: P(u) is above the least value by this at most; computed, not assumed.
+    """
+
+    epoch: int
+    passes: float
+    objective: float
+    gradient_norm: float
+    relative_residual: float
+    bound: float
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """How one linearised problem was solved.
+
+    Attributes:
+        points: measurements in order; the first is at u = 0, the last at the solution.
+        losses: objective of each epoch as the mini-batches saw it, each before its step; stochastic solvers only.
+        optimum: the least value, where it was solved for exactly; else None.
+        step: share of this solution by which the weights moved before the next linearisation; None after the last.
+            0: no share lowered the network's own objective, so re-linearising ended.
+    """
+
+    points: tuple[Point, ...]
+    losses: tuple[float, ...] = ()
+    optimum: float | None = None
+    step: float | None = None
+
+    @property
+    def least(self) -> float:
+        """The exact optimum where it is known, else the largest value proven to be no larger than it."""
+        known = max(point.objective - point.bound for point in self.points)
+        return known if self.optimum is None else self.optimum
+
+    @property
+    def passes(self) -> float:
+        """Passes over the pictures in all."""
+        return self.points[-1].passes
+
+    def suboptimality(self, point: int = -1) -> float:
+        """Share of the way from u = 0 to the optimum that was still to go at a measurement.
+
+        Exact where `optimum` is known; else an upper bound, as `least` is a lower one. 0 where u = 0 is optimal.
+
+        Example:
+            >>> points = Point(0, 1, 5.0, 1.0, 1.0, 4.0), Point(1, 3, 2.01, 0.1, 0.1, 0.5)
+            >>> round(Record(points, optimum=2.0).suboptimality(), 4)
+            0.0033
+        """
+        reach = self.points[0].objective - self.least
+        return (self.points[point].objective - self.least) / reach if reach > 0 else 0.0
 
 
 @final
 @dataclass(eq=False)
 class Progress:
-    """The state of a run; plain values and tangents, so that a checkpoint is all of it.
+    """How far one linearised problem is solved; solvers write it down as they go.
 
     Attributes:
-        checkpoint: where it is kept; None keeps nothing.
+        stage: linearisations before this one.
         verbose: 1 shows progress bars.
-        stage: linearisations that are finished.
-        epoch: epochs or iterations finished in this one.
-        passes: passes over the pictures in this one.
-        unit: mean eigenvalue of K at the start, and its standard error.
-        solved: whether this linearisation's solver is done.
-        points: measurements of this linearisation.
-        losses: running objective of each epoch of this linearisation.
-        optimum: exact least value of this linearisation, where it was asked for.
-        step: 0 where this linearisation is the last because no step from it was accepted.
-        scalars: what the solver measured once.
-        records: of finished linearisations.
-        tangents: by use: "u", "centre", and what the solver keeps.
+        epoch: epochs or iterations finished.
+        passes: passes over the pictures.
+        points: measurements in order.
+        losses: running objective of each epoch.
+        optimum: exact least value, where it was asked for.
     """
 
-    checkpoint: Checkpoint | None = None
-    verbose: int = 0
     stage: int = 0
+    verbose: int = 0
     epoch: int = 0
     passes: float = 0.0
-    unit: list[float] = field(default_factory=list)
-    solved: bool = False
-    optimum: float | None = None
-    step: float | None = None
-    scalars: dict[str, float] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    tangents: dict[str, Tangent] = field(default_factory=dict)
-    before: tuple[float, float] = (0.0, 0.0)
-    began: tuple[float, float] = field(default_factory=lambda: (time.perf_counter(), time.process_time()))
+    optimum: float | None = None
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """Wall and processor time so far, that of killed runs included as far as it was kept."""
-        now = time.perf_counter(), time.process_time()
-        return self.before[0] + now[0] - self.began[0], self.before[1] + now[1] - self.began[1]
-
-    def resume(self) -> None:
-        """Take over what the checkpoint holds, if anything.
-
-        Raises:
-            StoreError: the checkpoint is damaged or of another run.
-        """
-        found = None if self.checkpoint is None else self.checkpoint.read()
-        if found is None:
-            return
-        tensors, book = found
-        for name in _PLAIN:
-            setattr(self, name, book[name])
-        self.before = (book["seconds"][0], book["seconds"][1])
-        self.points = [Point(**point) for point in book["points"]]
-        self.records = [_record(record) for record in book["records"]]
-        self.tangents = {}
-        for name, tensor in tensors.items():
-            use, _, parameter = name.partition("/")
-            self.tangents.setdefault(use, {})[parameter] = tensor
-
-    def keep(self) -> None:
-        """Write the checkpoint, if there is to be one."""
-        if self.checkpoint is None:
-            return
-        book: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN} | {"seconds": self.seconds}
-        book |= {"points": [asdict(p) for p in self.points], "records": [asdict(r) for r in self.records]}
-        tensors = {f"{use}/{name}": t for use, tangent in self.tangents.items() for name, t in tangent.items()}
-        self.checkpoint.write(tensors, book)
-
-    def measure(self, objective: Objective, u: Tangent) -> Tangent:
+    def measure(self, objective: Objective, u: TangentVector) -> TangentVector:
         """Write down one exact measurement; the gradient.
 
         Raises:
@@ -113,21 +125,6 @@ class Progress:
             Point(self.epoch, self.passes, measured.value, measured.gradient_norm, share, measured.bound)
         )
 
-    def next_stage(self, step: float, centre: Tangent) -> None:
-        """Finish a linearisation: the weights move by `step` times its solution, to `centre` in all."""
-        self.records.append(Record(tuple(self.points), tuple(self.losses), self.optimum, step))
-        self.tangents = {"centre": centre}
-        self.points, self.losses, self.optimum, self.scalars, self.step = [], [], None, {}, None
-        self.stage, self.epoch, self.passes, self.solved = self.stage + 1, 0, 0.0, False
-
-    def finish(self) -> tuple[Record, ...]:
-        """Records of all linearisations."""
-        return (*self.records, Record(tuple(self.points), tuple(self.losses), self.optimum, self.step))
-
-
-_PLAIN = ("stage", "epoch", "passes", "unit", "solved", "optimum", "step", "scalars", "losses")
-
-
-def _record(fields: dict[str, Any]) -> Record:
-    points = tuple(Point(**point) for point in fields["points"])
-    return Record(points, tuple(fields["losses"]), fields["optimum"], fields["step"])
+    def record(self, step: float | None = None) -> Record:
+        """What is left of it; `step` is the share of the solution by which the weights move on."""
+        return Record(tuple(self.points), tuple(self.losses), self.optimum, step)

@@ -48,7 +48,7 @@ class LQFSettings:
             at every step (vectors are left alone).
         tolerance: "pcg" stops when the gradient has fallen to this share of its start.
         outer_steps: linearisations. After each but the last the weights move to the solution, or part of the way
-            (see `tangentune.methods.lqf.relinearise`), and the network is linearised again there.
+            (see `tangentune.methods.lqf.fit.relinearise`), and the network is linearised again there.
         measure_every: epochs between exact measurements of objective and gradient, one pass over the pictures each;
             0 measures at the start and at the end only. "pcg" has its own at every iteration.
         exact_optimum: also solve by "dual", for the record alone.

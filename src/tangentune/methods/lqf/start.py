@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import Tangent, dot
-from tangentune.methods.fine_tuning.labelled import network_input
+from tangentune.jacobian.tangents import TangentVector, dot
+from tangentune.methods.fine_tuning.labelled import view_outputs
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.settings import LQFSettings
 from tangentune.networks.backbone import Backbone
@@ -50,7 +50,7 @@ class Start:
         positions: Tensor,
         settings: LQFSettings,
         damping: float,
-        moved: Tangent | None = None,
+        moved: TangentVector | None = None,
     ) -> Objective:
         """The problem at the pre-trained weights, or at weights that have `moved` from there (a copy)."""
         still = moved is None or not any(bool(t.any()) for t in moved.values())
@@ -62,7 +62,7 @@ class Start:
         centre = lin.zeros() if moved is None else moved
         return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, settings.batch_size)
 
-    def _at(self, moved: Tangent) -> tuple[Backbone, nn.Linear]:
+    def _at(self, moved: TangentVector) -> tuple[Backbone, nn.Linear]:
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
         parameters = dict(backbone.module.named_parameters())
         parameters |= {f"head.{name}": p for name, p in head.named_parameters()}
@@ -82,26 +82,28 @@ def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: L
     copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    features = _features(copied, pictures, settings)
+    features = view_outputs(copied.features, copied, pictures, max(settings.batch_size, 32), settings.flip)
     mean, outputs = features.mean(0), int(positions.max()) + 1
-    squared = settings.loss == "squared"
-    seen = None
-    if squared or settings.head == "cross_fitted":
-        seen = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
-    shift = features.new_zeros(len(features), len(mean), outputs)
+    squared, cross_fitted, held_out = settings.loss == "squared", settings.head == "cross_fitted", None
+    if squared or cross_fitted:
+        held_out = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
     if settings.head == "random":
         head = random_head(mean.shape[1], outputs, seed=settings.seed).to(mean)
-    elif settings.head == "cross_fitted" and seen is not None:
-        head = seen.head
+    elif cross_fitted and held_out is not None:
+        head = held_out.head
     else:
         head = probe_head(mean, positions, calibrated=settings.head == "calibrated_probe")
-    head = _scaled(head, settings.head_scale)
-    if settings.head == "cross_fitted" and seen is not None:
+    for parameter in head.requires_grad_(False).parameters():
+        parameter.mul_(settings.head_scale)
+    shift = features.new_zeros(len(features), len(mean), outputs)
+    if cross_fitted and held_out is not None:
         for view, phi in enumerate(features):
-            for fold, unseeing in enumerate(seen.heads):
-                rows = seen.fold == fold
+            for fold, unseeing in enumerate(held_out.heads):
+                rows = held_out.fold == fold
                 shift[view, rows] = settings.head_scale * unseeing(phi[rows]) - head(phi[rows])
-    temperature = settings.alpha * fit_temperature(seen.outputs.double(), positions) if squared and seen else 1.0
+    temperature = 1.0
+    if squared and held_out is not None:
+        temperature = settings.alpha * fit_temperature(held_out.outputs.double(), positions)
     return Start(copied, head, shift.detach(), temperature)
 
 
@@ -130,20 +132,3 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
         message = f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
         raise InputError(message)
     return mean, float(values.std() / len(values) ** 0.5), len(order) / n
-
-
-@torch.no_grad()
-def _features(backbone: Backbone, pictures: Pictures, settings: LQFSettings) -> Tensor:
-    """(views, n, d)."""
-    mirrored = settings.flip and pictures.pixels.ndim == 4
-    views = []
-    for pixels in pictures.pixels.split(max(settings.batch_size, 32)):
-        x = network_input(backbone, pixels)
-        views.append(torch.stack([backbone.features(view) for view in ([x, x.flip(-1)] if mirrored else [x])]))
-    return torch.cat(views, 1)
-
-
-def _scaled(head: nn.Linear, scale: float) -> nn.Linear:
-    for parameter in head.requires_grad_(False).parameters():
-        parameter.mul_(scale)
-    return head
