@@ -13,7 +13,7 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.networks.backbone import Backbone

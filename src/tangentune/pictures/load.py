@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array

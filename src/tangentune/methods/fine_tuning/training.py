@@ -10,7 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import DivergedError, diverged
 from tangentune.methods.fine_tuning.optimiser import make_optimiser

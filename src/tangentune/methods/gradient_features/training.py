@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.jacobian.linearization import Linearization
 from tangentune.methods.fine_tuning.labelled import network_input

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.jacobian.tangents import Tangent, combine, dot
 from tangentune.methods.fine_tuning.schedule import rate_factor

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune._files import plain
 from tangentune.errors import InputError, PictureError

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.methods.source_selection.extract import extract_features, feature_matrix, open_extracted

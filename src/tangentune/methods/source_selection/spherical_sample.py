@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.methods.source_selection.feature_source import CHUNK
 

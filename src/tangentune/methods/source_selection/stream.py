@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.methods.source_selection.feature_source import CHUNK, Features, lengths
 
