@@ -128,8 +128,8 @@ def test_large_sets_lie_in_an_unnamed_file(folder: Path, tmp_path: Path, monkeyp
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    monkeypatch.setattr("tangentune.pictures.pixel_store.RAM_LIMIT", 500)
-    monkeypatch.setattr("tangentune.pictures.pixel_store._STEP_BYTES", 2 * normal.pixels[0].nbytes)
+    monkeypatch.setattr("tangentune.pictures.pictures.RAM_LIMIT", 500)
+    monkeypatch.setattr("tangentune.pictures.pictures._STEP_BYTES", 2 * normal.pixels[0].nbytes)
     for source, labels in (
         (folder, None),
         (colours(6), list(range(6))),
