@@ -17,9 +17,7 @@ from tangentune.networks.features import Extractor, FeatureFunction, Loaded, ext
 from tangentune.networks.freezing import freeze, frozen_copy
 from tangentune.networks.identity import describe_network, fingerprint, parameter_digest, refuse_other_network
 from tangentune.networks.packaged import NETWORKS, load_network
-from tangentune.pictures.contract import DataContract
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, TangentuneError, first_line
-from tangentune.networks.features import FeatureFunction, Features, Tap, features_at
-from tangentune.networks.tree import tensors_in
+from tangentune.networks.features import FeatureFunction, Features, Tap, features_at, tensors_in
 
 Same = Callable[[Tensor, Tensor], bool]
 
@@ -187,25 +187,22 @@ class _Call:
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
-    handles = []
-    for name, part in module.named_modules():
-        label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
-        entered: list[list[Tensor]] = []
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
+            entered: list[list[Tensor]] = []
 
-        def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-            stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
+            def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
+                stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
 
-        def after(
-            _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
-        ) -> None:
-            calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
+            def after(
+                _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
+            ) -> None:
+                calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
 
-        handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
-    try:
+            hooks.enter_context(part.register_forward_pre_hook(before))
+            hooks.enter_context(part.register_forward_hook(after))
         features(module, x.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

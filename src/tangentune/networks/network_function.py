@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import Extractor
+from tangentune.networks.features import Extractor, named_tensor
 from tangentune.networks.freezing import frozen_copy
 from tangentune.networks.heads import refuse_zero_head
 from tangentune.networks.parameters import used_parameters
@@ -109,10 +109,9 @@ def own_outputs(module: nn.Module, x: Inputs) -> Tensor:
     output = module(**x) if isinstance(x, Mapping) else module(x)
     if isinstance(output, Tensor):
         return output
-    for field in ("logits", "pooler_output", "last_hidden_state"):
-        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
-        if isinstance(value, Tensor):
-            return value
+    found = named_tensor(output, ("logits", "pooler_output", "last_hidden_state"))
+    if found:
+        return found[1]
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
     message = (

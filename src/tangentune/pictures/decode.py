@@ -17,14 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tangentune.errors import InputError
-from tangentune.pictures.contract import DataContract
+from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 # Picture formats only: Pillow also opens PostScript (by running Ghostscript), video and science containers.
 _FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "PCX", "QOI"]
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
