@@ -16,8 +16,7 @@ from torch import Tensor
 from tangentune._files import plain, replaced_file
 from tangentune.errors import StoreError
 from tangentune.methods.lqf.settings import LQFSettings
-from tangentune.networks.backbone import Backbone
-from tangentune.networks.identity import parameter_digest
+from tangentune.networks.backbone import Backbone, parameter_digest
 from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.pictures import Pictures
 
