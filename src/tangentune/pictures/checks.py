@@ -32,7 +32,9 @@ def label_array(labels: Any) -> NDArray[Any]:
         labels = labels.detach().cpu().numpy()
     elif isinstance(labels, (list, tuple)):
         labels = [entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels]
-    array = np.asarray(labels, dtype=object if _has_text_or_gap(labels) else None)
+    # Text must not pass through numpy's own conversion, which turns a number beside it into text.
+    mixed = isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
+    array = np.asarray(labels, dtype=object if mixed else None)
     if array.dtype == object:
         array = _from_objects(array)
     if array.dtype.kind == "T":  # numpy's text of variable length
@@ -55,11 +57,6 @@ def label_array(labels: Any) -> NDArray[Any]:
         message = f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label."
         raise InputError(message)
     return array
-
-
-def _has_text_or_gap(labels: Any) -> bool:
-    """Text must not pass through numpy's own conversion, which turns a number beside it into text."""
-    return isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
 
 
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:

@@ -184,11 +184,6 @@ def _walk(folder: str, root: str, found: _Findings, above: frozenset[tuple[int, 
             found.others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
-def _folder_id(path: Path) -> frozenset[tuple[int, int]]:
-    info = path.stat()
-    return frozenset({(info.st_dev, info.st_ino)})
-
-
 def _list_root(root: Path) -> list[os.DirEntry[str]]:
     try:
         return list(_entries(os.fspath(root)))
@@ -220,9 +215,10 @@ def _class_folders(root: Path) -> FileList:
     if not folders:
         _refuse_folder_without_classes(name, entries, loose)
     paths, labels, notes, lost, empty = [], [], [], [], []
+    info = root.stat()
     for entry in folders:
         found = _Findings()
-        _walk(entry.path, os.fspath(root), found, _folder_id(root))
+        _walk(entry.path, os.fspath(root), found, frozenset({(info.st_dev, info.st_ino)}))
         paths += found.pictures
         labels += [readable(entry.name)] * len(found.pictures)
         lost += found.lost
