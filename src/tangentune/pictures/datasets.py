@@ -73,8 +73,11 @@ def one_picture(picture: Any, contract: DataContract) -> Tensor:
     if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:
         message = f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor"
         raise InputError(message)
-    floats = picture.dtype.is_floating_point if isinstance(picture, Tensor) else picture.dtype.kind == "f"
-    if floats and not (torch if isinstance(picture, Tensor) else np).isfinite(picture).all():
+    if isinstance(picture, Tensor):
+        finite = not picture.is_floating_point() or picture.isfinite().all()
+    else:
+        finite = picture.dtype.kind != "f" or np.isfinite(picture).all()
+    if not finite:
         message = "it holds NaN or inf"
         raise InputError(message)
     return load_array(picture[None], contract)[0]
