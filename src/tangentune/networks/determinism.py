@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, TangentuneError, first_line
-from tangentune.networks.features import FeatureFunction, Features, Tap, features_at, tensors_in
+from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in, used_of
 
 Same = Callable[[Tensor, Tensor], bool]
 
@@ -161,13 +161,8 @@ def _check_tap(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
 
 
 def _check_gradient(module: nn.Module, features: Features, x: Tensor) -> None:
-    leaves = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, x)
-        grads = [None]
-        if phi.requires_grad:
-            grads = torch.autograd.grad(phi.sum(), list(leaves.values()), allow_unused=True)
-    if all(grad is None for grad in grads):
+    floats = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    if not used_of(module, features, floats, x):
         message = (
             "no parameter of the network has a gradient in the features: the forward pass runs under "
             "torch.no_grad or detaches, or `features` uses another network than the module it is given"

@@ -80,7 +80,7 @@ def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> 
     body = frozen_copy(backbone)
     _refuse_zero_end(body)
     names = tuple(name for name, p in body.named_parameters() if p.is_floating_point())
-    return NetworkFunction(_Network(body, own_outputs, None), names)
+    return NetworkFunction(_Network(body, _output_tensor, None), names)
 
 
 def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
@@ -100,7 +100,7 @@ def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
     return NetworkFunction(_Network(backbone.module, backbone.feature_function, head), tuple(names))
 
 
-def own_outputs(module: nn.Module, x: Inputs) -> Tensor:
+def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
     """A module's own output: a tensor, or of an output object the logits, else its pooled or last state.
 
     Raises:

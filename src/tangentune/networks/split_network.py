@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
-from tangentune.networks.features import Extractor, FeatureFunction, features_at, value_at
+from tangentune.networks.features import Extractor, FeatureFunction, used_of, value_at
 from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
 
 
@@ -75,8 +75,8 @@ def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> Spli
         x: two different normalised inputs or more, on which the cut is tried.
 
     Returns:
-        Both parts. Cost: four forward passes of x. Below, a picture costs the share of the network under the cut;
-        above, the rest, and the calls of the lower layers on an empty batch.
+        Both parts. Cost: four forward passes and a backward one of x. Below, a picture costs the share of the network
+        under the cut; above, the rest, and the calls of the lower layers on an empty batch.
 
     Raises:
         BackboneError: the network cannot be cut there, with the reason: a block is reached in another way than by
@@ -178,12 +178,8 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
 
 def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
     """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
-    leaves = {name: backbone.module.get_parameter(name).detach().requires_grad_() for name in names}
-    with torch.enable_grad():
-        z = features_at(backbone.module, reach, leaves, x)
-    if z.requires_grad:
-        grads = torch.autograd.grad(z.sum(), list(leaves.values()), allow_unused=True)
-        used = [name for name, grad in zip(leaves, grads, strict=True) if grad is not None]
+    used = used_of(backbone.module, reach, {name: backbone.module.get_parameter(name) for name in names}, x)
+    if used:
         message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
         raise BackboneError(message)
 
