@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from benchmarks import record
 from benchmarks.cifar_split import SIZE, begin, study_parser
 from tangentune.jacobian.linearization import Linearization
-from tangentune.memory import _peak_bytes, reset_peak, warm_pages
+from tangentune.memory import peak_bytes, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.features import Loaded
 from tangentune.networks.heads import random_head
@@ -193,7 +193,7 @@ def peak_above_idle(step: Callable[[], None]) -> int:
     with warm_pages():
         step()
         step()
-    return _peak_bytes(device) - idle
+    return peak_bytes(device) - idle
 
 
 def page(results: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
-"""Files and directories that are written whole or not at all, and the plain values that JSON can hold."""
+"""Files and directories written whole or not at all: one file, a folder, named tensors; and what JSON can hold."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import glob
+import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -13,15 +15,112 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tangentune.errors import InputError, StoreError
 
+if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not need to wait for that
+    from torch import Tensor
+
 _PARTIAL = ".tangentune-partial"
 _FORMER = ".tangentune-former"
 _STALE_SECONDS = 24 * 3600
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to beside `path`; at the end, without an error, it takes its place in one move.
+
+    Raises:
+        StoreError: if the file system refuses.
+    """
+    target = Path(path)
+    part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, target)
+    except OSError as error:
+        message = f"cannot write {target}: {error.strerror or error}"
+        raise StoreError(message) from error
+    finally:
+        with suppress(OSError):  # not even the folder could be used
+            part.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: str | os.PathLike[str], kind: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """One safetensors file, in one move: named tensors, and in its header what they are.
+
+    Args:
+        path: of the file.
+        kind: what the file is, such as "task vector"; `read_tensors` takes no other.
+        facts: what goes with the tensors: text, and mappings or lists that JSON can hold.
+        tensors: by name, on any device.
+
+    Raises:
+        StoreError: if the file cannot be written.
+        InputError: if a fact has no JSON form.
+    """
+    words = {name: fact if isinstance(fact, str) else json.dumps(plain(fact, name)) for name, fact in facts.items()}
+    header = {"format": "pt", "kind": f"tangentune {kind}", **words}
+    with replaced_file(path) as part:
+        save_tensors(part, header, {name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
+def read_tensors(
+    path: str | os.PathLike[str], kind: str, *, foreign: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write_tensors` wrote, `(facts, tensors)`: bit for bit, on the CPU, in memory of their own.
+
+    Args:
+        path: of the file.
+        kind: as written.
+        foreign: take any safetensors file, whoever wrote it, and its header as it stands.
+
+    Raises:
+        StoreError: there is no such file, it is damaged, or it holds something else.
+    """
+    try:
+        header, tensors = load_tensors(path)
+        if foreign:
+            return header, tensors
+        if header.pop("kind", None) != f"tangentune {kind}":
+            message = f"{os.fspath(path)} holds no {kind} written by tangentune"
+            raise StoreError(message)
+        header.pop("format", None)
+        facts = {name: json.loads(text) if text[:1] in ("{", "[") else text for name, text in header.items()}
+    except (OSError, json.JSONDecodeError) as error:
+        message = f"no {kind} can be read from {os.fspath(path)} ({error})"
+        raise StoreError(message) from error
+    return facts, tensors
+
+
+def save_tensors(file: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file where it stands; the library's own error becomes an OSError with its number."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), file, metadata=dict(header))
+    except SafetensorError as error:  # the library gives the system's error number in its text only
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+
+
+def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a safetensors file; copies, so that the file need not stay as it is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+            return handle.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def make_partial(target: Path) -> Path:
@@ -46,7 +145,7 @@ def put_in_place(partial: Path, target: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             _replace_in_two_steps(partial, target)
-    with contextlib.suppress(OSError):  # it is in place; some file systems cannot flush a directory
+    with suppress(OSError):  # it is in place; some file systems cannot flush a directory
         flush(target.parent)
 
 
@@ -112,27 +211,6 @@ def existing_ancestor(path: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     return parent
-
-
-@contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to beside `path`; at the end, without an error, it takes its place in one move.
-
-    Raises:
-        StoreError: if the file system refuses.
-    """
-    target = Path(path)
-    part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, target)
-    except OSError as error:
-        message = f"cannot write {target}: {error.strerror or error}"
-        raise StoreError(message) from error
-    finally:
-        with suppress(OSError):  # not even the folder could be used
-            part.unlink(missing_ok=True)
 
 
 def plain(value: Any, where: str = "value") -> Any:

@@ -1,4 +1,4 @@
-"""Every error a user can cause, each with a sentence that says what to do."""
+"""Every error a user can cause, each with a sentence that says what to do; and errors put into words."""
 
 
 class TangentuneError(Exception):
@@ -21,6 +21,10 @@ class LayerError(InputError):
     """A parameter's per-sample gradient cannot be computed correctly; the message names it."""
 
 
+class DivergedError(InputError):
+    """Training ended in NaN or infinity; a lower rate is the usual cure."""
+
+
 class BudgetError(TangentuneError, MemoryError):
     """The work cannot be done inside the memory budget, whatever the tiling."""
 
@@ -33,12 +37,8 @@ class MissingExtraError(TangentuneError, ImportError):
     """An optional package is absent; the message holds the command that installs it."""
 
 
-class DivergedError(InputError):
-    """Training ended in NaN or infinity; a lower rate is the usual cure."""
-
-
 def diverged(epoch: int) -> DivergedError:
-    """The error for an epoch, counted from 1.
+    """What to raise when fine-tuning diverges in an epoch, counted from 1.
 
     Example:
         >>> str(diverged(3))
@@ -48,7 +48,7 @@ def diverged(epoch: int) -> DivergedError:
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error says in its first line, or its type where it says nothing.
+    r"""What an error, also one of somebody else's, says in its first line; its type where it says nothing.
 
     Example:
         >>> first_line(ValueError("bad shape\nlong story")), first_line(EOFError())

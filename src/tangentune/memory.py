@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
+import math
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tangentune.errors import InputError
 
 UNITS = {"": 1, "b": 1, "k": 2**10, "kb": 10**3, "kib": 2**10, "m": 2**20, "mb": 10**6, "mib": 2**20}
 UNITS |= {"g": 2**30, "gb": 10**9, "gib": 2**30, "t": 2**40, "tb": 10**12, "tib": 2**40}
+
+# Folder of a kind below the mount ("" is version 2) -> its limit, what is used, and the cache in its memory.stat.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def parse_bytes(text: str | int | float) -> int:
@@ -39,14 +46,35 @@ def parse_bytes(text: str | int | float) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory a new job could take on the device now."""
+    """Memory a new job could take on the device now, within what a container or batch system allows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, TypeError), open("/proc/meminfo") as lines:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", lines.read())
-        if found:
-            return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return int(min(psutil.virtual_memory().available, room_in_groups()))
+
+
+def room_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float:
+    """Bytes that Linux control groups still leave this process; infinite where none sets a limit.
+
+    A limit may stand at any group above the process. A container may see its own group as the root, whatever the
+    path says, so the root is asked too. Files kept in memory count as used there, but give way to a new job.
+
+    Args:
+        root: where the groups are mounted.
+        groups: the groups of the process, one `number:kinds:path` a line; version 2 names no kinds.
+    """
+    room = math.inf
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for kinds, path in (line.split(":", 2)[1:] for line in lines):
+        for kind in _GROUP_FILES.keys() & set(kinds.split(",")):
+            limit, used, cache = _GROUP_FILES[kind]
+            tree = root / kind
+            group = tree / path.lstrip("/")
+            for folder in (group, *(above for above in group.parents if above.is_relative_to(tree))):
+                with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit here
+                    free = int((folder / limit).read_text()) - int((folder / used).read_text())
+                    found = re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+                    room = min(room, free + (int(found[1]) if found else 0))
+    return max(room, 0)
 
 
 def default_budget(device: torch.device) -> int:
@@ -54,14 +82,19 @@ def default_budget(device: torch.device) -> int:
     return available_bytes(device) // 2
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
     """Highest memory since the last reset, or since the start where the system cannot reset it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError), open("/proc/self/status") as lines:
-        found = re.search(r"VmHWM:\s+(\d+) kB", lines.read())
+    with contextlib.suppress(OSError):  # Linux: the one peak that can be reset; psutil does not tell it
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found:
             return int(found[1]) * 1024
+    highest = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if highest is not None:  # Windows, which has no `resource`
+        return highest
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -72,8 +105,7 @@ def reset_peak(device: torch.device) -> bool:
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
     return True
@@ -92,7 +124,7 @@ class Meter:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure one stage; a name met again adds to its row."""
-        self._tell_outer(_peak_bytes(self.device))  # the reset below must not hide it from them
+        self._tell_outer(peak_bytes(self.device))  # the reset below must not hide it from them
         reset_peak(self.device)
         _OPEN.append({self.device: 0})
         start = time.perf_counter()
@@ -100,7 +132,7 @@ class Meter:
             yield
         finally:
             seconds = time.perf_counter() - start
-            peak = max(_OPEN.pop()[self.device], _peak_bytes(self.device))
+            peak = max(_OPEN.pop()[self.device], peak_bytes(self.device))
             self._tell_outer(peak)
         for row in self.stages:
             if row["stage"] == name:

@@ -1,4 +1,7 @@
-"""Scores of predictions: accuracy, log-loss, calibration, confusion; R2 and RMSE for numbers. Pure numpy.
+"""Scores of predictions: accuracy, log-loss, calibration, confusion; R2 and RMSE for numbers.
+
+scikit-learn and scipy give those that are theirs, after our checks. The log-loss is ours, since scikit-learn's also
+clips from above (by 1e-7 in float32), and so is R2, since scikit-learn's has no answer for one case or for infinity.
 
 Classes are positions 0..C-1 here (the column of the probability table), never names.
 """
@@ -9,11 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
+from scipy.stats import binomtest
+from sklearn import metrics as sklearn_metrics
 
 from tangentune.errors import InputError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+_LEVEL = 2 * float(ndtr(1.959964)) - 1  # 95 %, by the usual seven digits of the normal quantile
 
 
 @dataclass(frozen=True)
@@ -45,20 +53,19 @@ def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """
     given, guess = np.asarray(labels), np.asarray(predicted)
     _same_length(given, guess)
-    return float(np.mean(given == guess))
+    return float(sklearn_metrics.accuracy_score(given, guess))
 
 
-def accuracy_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson (1927) interval of a share measured on n cases; z = 1.96 gives 95 %.
+def accuracy_interval(share: float, n: int) -> tuple[float, float]:
+    """95 % interval (Wilson 1927) of a share measured on n cases.
 
     Example:
         >>> low, high = accuracy_interval(0.9, 100)
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    interval = binomtest(round(share * n), n).proportion_ci(_LEVEL, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:
@@ -162,8 +169,7 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) ->
     _same_length(given, guess)
     _check_positions(given, n_classes, "label")
     _check_positions(guess, n_classes, "prediction")
-    flat = np.bincount(given.astype(np.int64) * n_classes + guess, minlength=n_classes**2)
-    return flat.reshape(n_classes, n_classes).astype(np.int64)
+    return sklearn_metrics.confusion_matrix(given, guess, labels=np.arange(n_classes))
 
 
 def r2(targets: ArrayLike, predicted: ArrayLike) -> float:

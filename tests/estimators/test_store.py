@@ -19,8 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangentune import _files as _directories
-from tangentune import _files as _json
+from tangentune import _files
 from tangentune.errors import InputError, StoreError
 from tangentune.estimators import model_directory as store
 from tangentune.estimators import model_files as files
@@ -166,7 +165,7 @@ def test_failure_at_any_step_leaves_the_old_model(
 ) -> None:
     """Break the nth system call of a kind, with and without an atomic swap: old model whole, nothing beside it."""
     if not exchange:
-        monkeypatch.setattr(_directories, "exchange", lambda one, other: False)
+        monkeypatch.setattr(_files, "exchange", lambda one, other: False)
     real, count = getattr(os, call), 0
 
     def fail(*args: object, **kwargs: object) -> object:
@@ -184,18 +183,18 @@ def test_failure_at_any_step_leaves_the_old_model(
 
 
 def test_two_step_replacement_works_and_its_crash_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_directories, "exchange", lambda one, other: False)
+    monkeypatch.setattr(_files, "exchange", lambda one, other: False)
     write_model(model, {"v": 2}, {}, "")
     assert read_config(model) == {"v": 2}
     assert [p.name for p in model.parent.iterdir()] == ["model"]
-    former = model.parent / f".{model.name}.0123456789ab{_directories._FORMER}"
+    former = model.parent / f".{model.name}.0123456789ab{_files._FORMER}"
     model.rename(former)  # what a kill between the two renames leaves
     refused(lambda: read_model(model), str(former), "rename it back")
 
 
 CRASH = """
 import os, sys, torch
-from tangentune import _files as _directories
+from tangentune import _files
 from tangentune.estimators import model_directory as store
 calls = 0
 def crash(path):
@@ -384,10 +383,10 @@ def test_readers_never_see_half_of_two_models(tmp_path: Path) -> None:
 
 def test_plain_refuses_what_json_cannot_hold() -> None:
     with pytest.raises(InputError, match=r"here\[1\] is inf"):
-        _json.plain([1.0, np.float64("inf")], "here")
+        _files.plain([1.0, np.float64("inf")], "here")
 
 
-@pytest.mark.parametrize("module", [store, _json])
+@pytest.mark.parametrize("module", [store, _files])
 def test_examples_in_docstrings_run(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted

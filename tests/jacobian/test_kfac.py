@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from cases import CASES, GENERIC, Attention, Case, Narrow, Tied, TimeMajor, Twice, images, seeded, sequences, vectors
 from reference import closeness, explicit_jacobian
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tangentune.errors import InputError, StoreError
@@ -236,6 +239,20 @@ def test_saved_and_loaded_is_equal_bit_by_bit(kind: str, tmp_path: Path) -> None
     assert all(closeness(before[name], after[name]) < 1e-13 for name in v)
     merged = merge([curvature, again])
     assert merged.trace() == pytest.approx(2 * curvature.trace(), rel=1e-9)
+
+
+def test_a_file_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
+    """Header and names as they have been from the first version on, written here by hand."""
+    factor, eigen, values = torch.eye(2, dtype=DOUBLE)[None], torch.eye(2)[None], torch.tensor([[[1.0], [2.0]]])
+    facts = {"bias": {"count": 3, "layout": [1, 2, 1]}}
+    words = {"format": "pt", "kind": "tangentune curvature", "curvature": "kfac", "blocks": json.dumps(facts)}
+    save_file({"s:bias": factor, "left:bias": eigen, "values:bias": values}, tmp_path / "old", metadata=words)
+    curvature = KroneckerCurvature.load(tmp_path / "old")
+    assert (curvature.kind, curvature.sums["bias"].count, curvature.sums["bias"].a) == ("kfac", 3, None)
+    assert curvature.matvec({"bias": torch.ones(2)})["bias"].tolist() == [1.0, 2.0]
+    curvature.save(tmp_path / "new")
+    with safe_open(tmp_path / "new", framework="pt") as file:
+        assert file.metadata() == words
 
 
 def test_what_is_no_curvature_is_not_loaded(tmp_path: Path) -> None:

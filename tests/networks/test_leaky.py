@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from tangentune.errors import BackboneError, InputError, MissingExtraError
 from tangentune.jacobian.rows import explicit_rows, survey
 from tangentune.networks.backbone import Backbone, load_backbone
-from tangentune.networks.leaky import leaky
-from tangentune.networks.leaky_activation import Leak
+from tangentune.networks.leaky import Leak, leaky
 
 # torch's own forward mode scripts its decompositions at first use.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")

@@ -12,8 +12,7 @@ from leaky_cases import SLOPE, Written, Z, pushed, relu6_by_hand, relu_by_hand
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentune.networks.leaky import leaky
-from tangentune.networks.leaky_activation import LeakyReLU6, leaky_relu6
+from tangentune.networks.leaky import LeakyReLU6, leaky, leaky_relu6
 
 # torch's own forward mode scripts its decompositions at first use.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")

@@ -17,8 +17,14 @@ from torch.nn import functional as F
 
 from tangentune.errors import BackboneError, MissingExtraError
 from tangentune.networks.efficientnet_lite import SameConv2d, same_padding
-from tangentune.networks.packaged import NETWORKS, EfficientNetLite, MobileNetV2, load_network
-from tangentune.networks.weights import WeightFile, read_tensors
+from tangentune.networks.packaged import (
+    NETWORKS,
+    EfficientNetLite,
+    MobileNetV2,
+    WeightFile,
+    load_network,
+    state_dict_of,
+)
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD
 
 INSTALLED = [name for name, entry in NETWORKS.items() if entry.weights.find()]
@@ -196,11 +202,11 @@ class Malicious:
 @pytest.mark.parametrize("content", [pickle.dumps(Malicious(), 2), b"", b"\x80\x02", b"not weights"])
 def test_code_in_a_weight_file_is_not_run(content):
     with pytest.raises(BackboneError, match=r"w\.pth cannot be read as a file of weights"):
-        read_tensors(content, Path("w.pth"))
+        state_dict_of(content, Path("w.pth"))
 
 
 def test_a_whole_saved_object_is_refused():
     content = io.BytesIO()
     torch.save({"epoch": 3}, content)
     with pytest.raises(BackboneError, match="does not hold tensors by name"):
-        read_tensors(content.getvalue(), Path("w.pth"))
+        state_dict_of(content.getvalue(), Path("w.pth"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from picture_cases import class_folder, colours
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -21,22 +22,13 @@ CONTRACT = DataContract(input_size=(3, 8, 8), mean=IMAGENET_MEAN, std=IMAGENET_S
 VECTORS = DataContract(input_size=None)
 
 
-def colours(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
 def first_channels(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures in two classes; `colours(6)` in the order of their ids."""
-    for i, picture in enumerate(colours(6)):
-        path = tmp_path / "set" / ("cat" if i < 4 else "dog") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    return tmp_path / "set"
+    return class_folder(tmp_path / "set")
 
 
 # ---------------------------------------------------------------- sources

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tangentune.errors import PictureError
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.decode import decode_file, prepare_picture, resize_plan
+from tangentune.pictures.decode import prepare_picture, resize_plan, try_decode
 
 RGB = DataContract(input_size=(3, 8, 8))
 GREY = DataContract(input_size=(1, 8, 8))
+
+
+def decode_file(path: Path, contract: DataContract) -> np.ndarray:
+    """Pixels of a file that must be readable."""
+    pixels = try_decode(path, contract)
+    assert isinstance(pixels, np.ndarray), pixels
+    return pixels
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -114,11 +120,9 @@ def test_big_endian_sixteen_bit_and_float_tiff(tmp_path: Path) -> None:
     Image.fromarray((values / 65535).astype(np.float32)).save(tmp_path / "f.tif")
     np.testing.assert_array_equal(decode_file(tmp_path / "f.tif", GREY)[0], expected)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "wide.tif")
-    with pytest.raises(PictureError, match=r"wide\.tif.*go from 0 to 65520, not 0 to 1; rescale"):
-        decode_file(tmp_path / "wide.tif", GREY)
+    assert "go from 0 to 65520, not 0 to 1; rescale" in str(try_decode(tmp_path / "wide.tif", GREY))
     Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(tmp_path / "nan.tif")
-    with pytest.raises(PictureError, match="from nan"):
-        decode_file(tmp_path / "nan.tif", GREY)
+    assert "from nan" in str(try_decode(tmp_path / "nan.tif", GREY))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])

@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from picture_cases import colours
 from PIL import Image
 
 from tangentune.errors import PictureError
@@ -19,10 +19,6 @@ from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContra
 from tangentune.pictures.load import Pictures, load_pictures
 
 CONTRACT = DataContract(input_size=(3, 8, 8), mean=IMAGENET_MEAN, std=IMAGENET_STD)
-
-
-def colours(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
 @pytest.fixture

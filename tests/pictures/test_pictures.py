@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from picture_cases import class_folder, colours
 
 from tangentune.errors import BudgetError, InputError
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
@@ -19,18 +19,9 @@ CONTRACT = DataContract(input_size=(3, 8, 8), mean=IMAGENET_MEAN, std=IMAGENET_S
 VECTORS = DataContract(input_size=None)
 
 
-def colours(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures in two classes; `colours(6)` in the order of their ids."""
-    for i, picture in enumerate(colours(6)):
-        path = tmp_path / "set" / ("cat" if i < 4 else "dog") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    return tmp_path / "set"
+    return class_folder(tmp_path / "set")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -128,8 +119,8 @@ def test_large_sets_lie_in_an_unnamed_file(folder: Path, tmp_path: Path, monkeyp
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    monkeypatch.setattr("tangentune.pictures.pixel_store.RAM_LIMIT", 500)
-    monkeypatch.setattr("tangentune.pictures.pixel_store._STEP_BYTES", 2 * normal.pixels[0].nbytes)
+    monkeypatch.setattr("tangentune.pictures.pictures.RAM_LIMIT", 500)
+    monkeypatch.setattr("tangentune.pictures.pictures._STEP_BYTES", 2 * normal.pixels[0].nbytes)
     for source, labels in (
         (folder, None),
         (colours(6), list(range(6))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image, ImageFile
 
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.decode import decode_file, prepare_picture, try_decode
+from tangentune.pictures.decode import prepare_picture, try_decode
+from tangentune.pictures.load import load_pictures
 
 RGB = DataContract(input_size=(3, 8, 8))
 
@@ -28,8 +30,9 @@ def test_cut_files_are_named(tmp_path: Path, suffix: str, share: float) -> None:
     Image.fromarray(noise(64, 64)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: max(4, int(len(data) * share))])
-    with pytest.raises(PictureError, match=rf"Cannot read the picture .*cut\.{suffix}: (it|the file) is .+"):
-        decode_file(path, RGB)
+    assert re.fullmatch("(it|the file) is .+", str(try_decode(path, RGB)))
+    with pytest.raises(PictureError, match=rf"Cannot read picture .*cut\.{suffix}: (it|the file) is .+"):
+        load_pictures([path], ["a"], contract=RGB)
 
 
 def test_reasons_say_what_is_wrong(tmp_path: Path) -> None:
@@ -63,9 +66,11 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     for limit in (1000, 100):  # Pillow warns up to twice the limit, and raises beyond
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(PictureError, match=rf"bomb\.png: it is over-large \(1200 pixels.*{limit}"):
-            decode_file(tmp_path / "bomb.png", RGB)
+            load_pictures([tmp_path / "bomb.png"], ["a"], contract=RGB)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
-    assert decode_file(tmp_path / "bomb.png", RGB).shape == (3, 8, 8)
+    pixels = try_decode(tmp_path / "bomb.png", RGB)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.shape == (3, 8, 8)
 
 
 def test_users_truncation_setting_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

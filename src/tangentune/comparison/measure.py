@@ -24,8 +24,7 @@ from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.splits import draw
 from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.memory import Meter, reset_peak, warm_pages
-from tangentune.networks.backbone import Backbone
-from tangentune.networks.identity import parameter_digest
+from tangentune.networks.backbone import Backbone, parameter_digest
 from tangentune.pictures.load import Pictures, check_classes, pictures_digest
 
 _FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # torch's own are RuntimeErrors

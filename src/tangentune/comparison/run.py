@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.comparison.cell import Cell
 from tangentune.comparison.measure import Bench, class_labels

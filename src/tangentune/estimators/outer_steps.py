@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune

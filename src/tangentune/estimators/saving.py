@@ -23,8 +23,7 @@ from tangentune.kernels.model import TangentMap, TangentModel
 from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.pictures import Pictures
-from tangentune.pictures.pixel_store import take_rows
+from tangentune.pictures.pictures import Pictures, take_rows
 
 PLAIN = (
     "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",

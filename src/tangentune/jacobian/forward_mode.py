@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from tangentune.errors import LayerError
-from tangentune.networks.tree import tensors_in
+from tangentune.networks.features import tensors_in
 
 Rule = Callable[..., Tensor | None]
 RULES: dict[Any, Rule] = {}  # of forward_rules: the tangent of a call, from its tangents and its own arguments

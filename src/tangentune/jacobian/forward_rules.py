@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune.jacobian.forward_mode import RULES, Rule, tangent_of
-from tangentune.networks.leaky_activation import leaky_relu6
+from tangentune.networks.leaky import leaky_relu6
 
 
 def rule(*functions: Any) -> Callable[[Rule], Rule]:

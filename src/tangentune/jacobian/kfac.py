@@ -7,19 +7,16 @@ labels, damping or the tangent: computed once, it serves every damping.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tangentune._files import replaced_file
-from tangentune.errors import InputError, StoreError
+from tangentune._files import read_tensors, write_tensors
+from tangentune.errors import InputError
 from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
 from tangentune.jacobian.kfac_passes import Cotangents, FactorPass, SecondMomentPass, plan, progress
 from tangentune.jacobian.linearization import Linearization
@@ -79,11 +76,9 @@ class KroneckerCurvature:
         tensors, facts = {}, {}
         for name, block in self.blocks.items():
             held = {**vars(self.sums[name]), **vars(block)}
-            tensors |= {f"{part}:{name}": held[part].contiguous() for part in _PARTS if held[part] is not None}
+            tensors |= {f"{part}:{name}": held[part] for part in _PARTS if held[part] is not None}
             facts[name] = {"count": self.sums[name].count, "layout": block.layout}
-        words = {"format": "pt", "kind": "tangentune curvature", "curvature": self.kind, "blocks": json.dumps(facts)}
-        with replaced_file(path) as part:
-            save_file(tensors, part, metadata=words)
+        write_tensors(path, "curvature", {"curvature": self.kind, "blocks": facts}, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KroneckerCurvature:
@@ -92,18 +87,9 @@ class KroneckerCurvature:
         Raises:
             StoreError: if there is no such file, or it holds something else.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                words = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            message = f"no curvature can be read from {os.fspath(path)} ({error})"
-            raise StoreError(message) from error
-        if words.get("kind") != "tangentune curvature":
-            message = f"{os.fspath(path)} holds no curvature written by tangentune"
-            raise StoreError(message)
+        words, tensors = read_tensors(path, "curvature")
         sums, blocks = {}, {}
-        for name, facts in json.loads(words["blocks"]).items():
+        for name, facts in words["blocks"].items():
             part = {key: tensors.get(f"{key}:{name}") for key in _PARTS}
             sums[name] = FactorSums(part["a"], part["s"], facts["count"])
             blocks[name] = EigenBlock(part["left"], part["right"], tensors[f"values:{name}"], tuple(facts["layout"]))

@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.jacobian.kfac_factors import EigenBlock, FactorSums
 from tangentune.jacobian.layers import Entry, LayoutError, Pairs, Use, add_uses

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tangentune.jacobian.layers import RULES, Use
-from tangentune.networks.tree import tensors_in
+from tangentune.networks.features import tensors_in
 
 
 class _Root(torch.autograd.Function):

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tangentune._files import replaced_file
-from tangentune.errors import InputError, StoreError
+from tangentune._files import read_tensors, write_tensors
+from tangentune.errors import InputError
 
 
 @final
@@ -85,9 +83,7 @@ class TaskVector(Mapping[str, Tensor]):
         Raises:
             StoreError: if the file cannot be written.
         """
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.items()}
-        with replaced_file(path) as part:
-            save_file(tensors, part, metadata={"format": "pt", "kind": "tangentune task vector"})
+        write_tensors(path, "task vector", {}, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
@@ -96,11 +92,7 @@ class TaskVector(Mapping[str, Tensor]):
         Raises:
             StoreError: if there is no such file, or it is damaged.
         """
-        try:
-            return cls(load_file(path))
-        except (OSError, SafetensorError) as error:
-            message = f"no task vector can be read from {os.fspath(path)} ({error})"
-            raise StoreError(message) from error
+        return cls(read_tensors(path, "task vector", foreign=True)[1])
 
     def _refuse_other(self, other: TaskVector) -> None:
         if not isinstance(other, TaskVector):

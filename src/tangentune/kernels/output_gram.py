@@ -12,7 +12,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.kfac_passes import plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, TangentuneError, first_line
-from tangentune.networks.features import FeatureFunction, Features, Tap, features_at
-from tangentune.networks.tree import tensors_in
+from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in, used_of
 
 Same = Callable[[Tensor, Tensor], bool]
 
@@ -161,13 +161,8 @@ def _check_tap(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
 
 
 def _check_gradient(module: nn.Module, features: Features, x: Tensor) -> None:
-    leaves = {n: p.detach().requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, x)
-        grads = [None]
-        if phi.requires_grad:
-            grads = torch.autograd.grad(phi.sum(), list(leaves.values()), allow_unused=True)
-    if all(grad is None for grad in grads):
+    floats = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+    if not used_of(module, features, floats, x):
         message = (
             "no parameter of the network has a gradient in the features: the forward pass runs under "
             "torch.no_grad or detaches, or `features` uses another network than the module it is given"
@@ -187,25 +182,22 @@ class _Call:
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
-    handles = []
-    for name, part in module.named_modules():
-        label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
-        entered: list[list[Tensor]] = []
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
+            entered: list[list[Tensor]] = []
 
-        def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-            stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
+            def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
+                stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
 
-        def after(
-            _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
-        ) -> None:
-            calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
+            def after(
+                _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
+            ) -> None:
+                calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
 
-        handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
-    try:
+            hooks.enter_context(part.register_forward_pre_hook(before))
+            hooks.enter_context(part.register_forward_hook(after))
         features(module, x.clone())
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -47,11 +48,31 @@ def own_output(module: nn.Module, x: Tensor) -> Any:
 
 
 class _Reached(Exception):
-    """Carries a tensor out of a forward pass that need not go on."""
+    """Ends a forward pass that need not go on; its argument tells whose it is, since one pass may hold another."""
 
-    def __init__(self, value: Any):
-        super().__init__()
-        self.value = value
+
+def value_at(part: nn.Module, side: Literal["input", "output"], run: Callable[[], Any]) -> list[Any]:
+    """What goes into or comes out of a part of a network on the first call that `run` makes of it; `run` ends there.
+
+    Returns:
+        The one value (first input or output); nothing if `run` never calls the part.
+    """
+    reached: list[Any] = []
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        reached.append(output)
+        raise _Reached(reached)
+
+    def before(_module: nn.Module, inputs: Any) -> None:
+        after(_module, inputs, inputs[0] if inputs else None)
+
+    with part.register_forward_hook(after) if side == "output" else part.register_forward_pre_hook(before):
+        try:
+            run()
+        except _Reached as end:
+            if end.args[0] is not reached:
+                raise
+    return reached
 
 
 @final
@@ -71,23 +92,9 @@ class Tap:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Any:
         """The tensor (or whatever the submodule takes or returns) on the first call."""
-
-        def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            raise _Reached(output)
-
-        def before(_module: nn.Module, inputs: Any) -> None:
-            raise _Reached(inputs[0])
-
-        target = module.get_submodule(self.name)
-        handle = (
-            target.register_forward_hook(after) if self.side == "output" else target.register_forward_pre_hook(before)
-        )
-        try:
-            module(x)
-        except _Reached as reached:
-            return reached.value
-        finally:
-            handle.remove()
+        reached = value_at(module.get_submodule(self.name), self.side, lambda: module(x))
+        if reached:
+            return reached[0]
         message = f"the network's forward pass never calls its submodule {self.name!r}, named as features"
         raise BackboneError(message)
 
@@ -99,11 +106,8 @@ class Tap:
             nonlocal count
             count += 1
 
-        handle = module.get_submodule(self.name).register_forward_pre_hook(add)
-        try:
+        with module.get_submodule(self.name).register_forward_pre_hook(add):
             module(x)
-        finally:
-            handle.remove()
         return count
 
 
@@ -175,21 +179,16 @@ def pool_tokens(tokens: Tensor, module: nn.Module) -> Tensor:
     """Class token of (n, T, d) where the network has one (a parameter `...cls_token`), else the mean."""
     if tokens.dim() != 3:
         return tokens
-    return tokens[:, 0] if has_class_token(module) else tokens.mean(1)
-
-
-def has_class_token(module: nn.Module) -> bool:
-    """Whether a parameter of the network is named as a class token."""
     endings = ("cls_token", "class_token", "class_embedding")
-    return any(name.endswith(endings) for name, _ in module.named_parameters())
+    named = any(name.endswith(endings) for name, _ in module.named_parameters())
+    return tokens[:, 0] if named else tokens.mean(1)
 
 
 def _tensor_of(output: Any, module: nn.Module) -> Tensor:
     """The tensor to use of an output object, mapping or one-element sequence."""
-    for field in OUTPUT_FIELDS:
-        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
-        if isinstance(value, Tensor):
-            return pool_tokens(value, module) if field == "last_hidden_state" else value
+    found = named_tensor(output, OUTPUT_FIELDS)
+    if found:
+        return pool_tokens(found[1], module) if found[0] == "last_hidden_state" else found[1]
     if isinstance(output, list | tuple) and len(output) == 1 and isinstance(output[0], Tensor):
         return output[0]
     message = (
@@ -197,6 +196,27 @@ def _tensor_of(output: Any, module: nn.Module) -> Tensor:
         f"{', '.join(OUTPUT_FIELDS)}; give features=lambda module, x: ... that returns (n, d)"
     )
     raise BackboneError(message)
+
+
+def named_tensor(output: Any, fields: Iterable[str]) -> tuple[str, Tensor] | None:
+    """The first of some fields of an output object or mapping that holds a tensor, with its name."""
+    for field in fields:
+        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
+        if isinstance(value, Tensor):
+            return field, value
+    return None
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
 
 
 def _channels_last(shape: tuple[int, ...], x: Tensor) -> bool:
@@ -222,3 +242,19 @@ def features_at(module: nn.Module, features: Features, params: dict[str, Tensor]
     """Features (n, d) with some of the module's parameters replaced: a pure function of `(params, x)`."""
     prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
     return functional_call(_Caller(module, features), prefixed, (x,))
+
+
+def used_of(module: nn.Module, features: Features, params: Mapping[str, Tensor], x: Tensor) -> list[str]:
+    """Those of some of the module's parameters that the features of x depend on; one forward and one backward pass.
+
+    Autograd says so by giving a gradient at all, whatever its value.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
+    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
+    with torch.enable_grad():
+        phi = features_at(module, features, leaves, start[0].clone() if start else x)
+        if not phi.requires_grad:
+            return []
+        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
+    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from tangentune.errors import BackboneError, first_line
+from tangentune.pictures.names import some
 
 
 def frozen_copy(module: object) -> nn.Module:
@@ -49,45 +50,37 @@ def refuse_unusable(module: nn.Module) -> None:
     Raises:
         BackboneError: naming the part and the reason.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        message = "a scripted or traced network hides its layers; give the network it was made from"
-        raise BackboneError(message)
     tensors = [*module.named_parameters(), *module.named_buffers()]
     lazy = [name for name, tensor in tensors if is_lazy(tensor)]
-    if lazy:
-        message = f"{lazy[0]} has no shape yet (a lazy layer); run the network on one batch before giving it"
-        raise BackboneError(message)
     meta = [name for name, tensor in tensors if tensor.is_meta]
-    if meta:
-        message = f"{meta[0]} is on the meta device and so has no values; load the weights before giving the network"
-        raise BackboneError(message)
-    if not any(p.is_floating_point() for p in module.parameters()):
-        message = (
-            f"the network {type(module).__name__} has no floating-point parameters, so there is nothing to "
-            "linearise (a quantised network must be given in its floating-point form)"
-        )
-        raise BackboneError(message)
     devices = sorted({str(tensor.device) for _, tensor in tensors})
-    if len(devices) > 1:
-        message = f"the network is spread over {', '.join(devices)}; move it to one device"
-        raise BackboneError(message)
-    _refuse_batch_statistics(module)
-
-
-def _refuse_batch_statistics(module: nn.Module) -> None:
-    norms = [
+    by_batch = [
         name
         for name, part in module.named_modules()
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
     ]
-    if norms:
-        shown = ", ".join(norms[:5]) + (f" and {len(norms) - 5} more" if len(norms) > 5 else "")
-        message = (
-            f"BatchNorm without running statistics (track_running_stats=False) at {shown}: it normalises by "
+    if isinstance(module, torch.jit.ScriptModule):
+        problem = "a scripted or traced network hides its layers; give the network it was made from"
+    elif lazy:
+        problem = f"{lazy[0]} has no shape yet (a lazy layer); run the network on one batch before giving it"
+    elif meta:
+        problem = f"{meta[0]} is on the meta device and so has no values; load the weights before giving the network"
+    elif not any(p.is_floating_point() for p in module.parameters()):
+        problem = (
+            f"the network {type(module).__name__} has no floating-point parameters, so there is nothing to "
+            "linearise (a quantised network must be given in its floating-point form)"
+        )
+    elif len(devices) > 1:
+        problem = f"the network is spread over {', '.join(devices)}; move it to one device"
+    elif by_batch:
+        problem = (
+            f"BatchNorm without running statistics (track_running_stats=False) at {some(by_batch)}: it normalises by "
             "the batch even in eval mode, so a picture's features depend on its batch mates; train with "
             "running statistics or use GroupNorm"
         )
-        raise BackboneError(message)
+    else:
+        return
+    raise BackboneError(problem)
 
 
 def _unwrapped(module: object) -> nn.Module:

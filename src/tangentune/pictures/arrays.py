@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import picture_shape, prepare_picture, resize_plan
-from tangentune.pictures.pixel_store import allocate
+from tangentune.pictures.pictures import allocate
 
 _CHUNK_BYTES = 32 << 20
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey

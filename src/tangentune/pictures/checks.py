@@ -32,7 +32,9 @@ def label_array(labels: Any) -> NDArray[Any]:
         labels = labels.detach().cpu().numpy()
     elif isinstance(labels, (list, tuple)):
         labels = [entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels]
-    array = np.asarray(labels, dtype=object if _has_text_or_gap(labels) else None)
+    # Text must not pass through numpy's own conversion, which turns a number beside it into text.
+    mixed = isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
+    array = np.asarray(labels, dtype=object if mixed else None)
     if array.dtype == object:
         array = _from_objects(array)
     if array.dtype.kind == "T":  # numpy's text of variable length
@@ -55,11 +57,6 @@ def label_array(labels: Any) -> NDArray[Any]:
         message = f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label."
         raise InputError(message)
     return array
-
-
-def _has_text_or_gap(labels: Any) -> bool:
-    """Text must not pass through numpy's own conversion, which turns a number beside it into text."""
-    return isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
 
 
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
@@ -176,9 +173,8 @@ def find_duplicates(pixels: Tensor) -> list[list[int]]:
         >>> find_duplicates(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
         [[0, 2]]
     """
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(pixels):
-        digest = hashlib.blake2b(row.contiguous().numpy().data, digest_size=20).digest()
+    groups: dict[str, list[int]] = {}
+    for i, digest in enumerate(pictures_digest(pixels)):
         groups.setdefault(digest, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 

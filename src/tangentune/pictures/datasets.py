@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -74,10 +73,11 @@ def one_picture(picture: Any, contract: DataContract) -> Tensor:
     if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:
         message = f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor"
         raise InputError(message)
-    if isinstance(picture, Tensor) and picture.dtype.is_floating_point and not picture.isfinite().all():
-        message = "it holds NaN or inf"
-        raise InputError(message)
-    if isinstance(picture, np.ndarray) and picture.dtype.kind == "f" and not np.isfinite(picture).all():
+    if isinstance(picture, Tensor):
+        finite = not picture.is_floating_point() or picture.isfinite().all()
+    else:
+        finite = picture.dtype.kind != "f" or np.isfinite(picture).all()
+    if not finite:
         message = "it holds NaN or inf"
         raise InputError(message)
     return load_array(picture[None], contract)[0]
@@ -112,8 +112,3 @@ def _split(item: Any) -> tuple[Any, Any]:
             raise InputError(message)
         return item[0], item[1] if len(item) > 1 else None
     return item, None
-
-
-def item_labels(labels: list[Any]) -> list[Any] | NDArray[Any] | None:
-    """The labels the items brought, or None when none of them did."""
-    return None if all(label is None for label in labels) else labels

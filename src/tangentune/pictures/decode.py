@@ -16,16 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tangentune.errors import InputError, PictureError
-from tangentune.pictures.contract import DataContract
-from tangentune.pictures.names import readable
+from tangentune.errors import InputError
+from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 # Picture formats only: Pillow also opens PostScript (by running Ghostscript), video and science containers.
 _FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "PCX", "QOI"]
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -117,25 +111,18 @@ def prepare_picture(image: Image.Image, contract: DataContract) -> NDArray[np.ui
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def decode_file(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8]:
-    """Read one picture file as a `(channels, height, width)` uint8 array at the contract's size.
+def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
+    """One picture file as a `(channels, height, width)` uint8 array at the contract's size.
 
     Of animated or many-page files the first frame is taken. Large JPEGs are decoded at a fraction of
     their size where that still leaves three times the pixels needed.
 
+    Returns:
+        The pixels; or, if it is missing, empty, truncated, over-large or no picture, the reason as text.
+
     Raises:
-        PictureError: missing, empty, truncated, over-large or no picture; the message names the file.
         InputError: the contract is not one for pictures.
     """
-    result = try_decode(path, contract)
-    if isinstance(result, str):
-        message = f"Cannot read the picture {readable(path)}: {result}."
-        raise PictureError(message)
-    return result
-
-
-def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
-    """As `decode_file`, but a file that cannot be read gives the reason as text instead of an exception."""
     problem = file_problem(path)
     if problem is not None:
         return problem

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +12,6 @@ from pathlib import Path
 
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.names import PICTURE_SUFFIXES, is_picture_name, readable, some
-from tangentune.pictures.table import read_table
 
 # What operating systems, archives and disk stations leave behind.
 _JUNK_FOLDERS = frozenset(
@@ -56,7 +57,7 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> File
         message = f"{name} does not exist; give a folder of pictures, a CSV file, or a picture."
         raise PictureError(message)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return FileList(*read_table(path, need_labels))
+        return FileList(*_read_table(path, need_labels))
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return FileList([os.fspath(path)], [readable(path.name)])
     message = f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture."
@@ -76,6 +77,62 @@ def from_paths(paths: Iterable[str | os.PathLike[str]]) -> FileList:
             raise InputError(message)
         names.append(os.fspath(path))
     return FileList([os.path.expanduser(name) for name in names], [readable(name) for name in names])
+
+
+def _read_table(path: Path, need_labels: bool) -> tuple[list[str], list[str], list[str] | None]:
+    """Read columns `path` and `label` of a table: `(file names, ids, labels or None)`.
+
+    Paths are relative to the table's folder; ids are the paths as written. Comma, semicolon or tab may
+    separate; further columns are ignored; labels stay text.
+
+    Raises:
+        PictureError: not a readable table, a column is missing, or a line has no path or label.
+    """
+    name, rows = readable(path), _rows(path)
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    wanted = ("path", "label") if need_labels else ("path",)
+    missing = [column for column in wanted if column not in header]
+    if missing:
+        found = ", ".join(header) or "nothing"
+        message = f"The first line of {name} must name the column {' and '.join(missing)}; it names {found}."
+        raise PictureError(message)
+    ids, labels = [], []
+    for line, cells in rows[1:]:
+        row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+        for column in wanted:
+            if not row.get(column):
+                message = f"Line {line} of {name} has no {column}."
+                raise PictureError(message)
+        ids.append(row["path"])
+        labels.append(row.get("label", ""))
+    if not ids:
+        message = f"{name} lists no picture."
+        raise PictureError(message)
+    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every line that is not blank."""
+    name = readable(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except UnicodeDecodeError as error:
+        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
+        raise PictureError(message) from error
+    except (OSError, csv.Error) as error:
+        message = f"{name} cannot be read as a table: {error}."
+        raise PictureError(message) from error
+
+
+def _resolve(folder: Path, text: str) -> str:
+    """The file a table entry means; backslashes of a table written on Windows are understood."""
+    path = os.path.join(folder, os.path.expanduser(text))
+    if "\\" in text and not os.path.exists(path):
+        return os.path.join(folder, text.replace("\\", "/"))
+    return path
 
 
 @dataclass
@@ -127,11 +184,6 @@ def _walk(folder: str, root: str, found: _Findings, above: frozenset[tuple[int, 
             found.others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
-def _folder_id(path: Path) -> frozenset[tuple[int, int]]:
-    info = path.stat()
-    return frozenset({(info.st_dev, info.st_ino)})
-
-
 def _list_root(root: Path) -> list[os.DirEntry[str]]:
     try:
         return list(_entries(os.fspath(root)))
@@ -163,9 +215,10 @@ def _class_folders(root: Path) -> FileList:
     if not folders:
         _refuse_folder_without_classes(name, entries, loose)
     paths, labels, notes, lost, empty = [], [], [], [], []
+    info = root.stat()
     for entry in folders:
         found = _Findings()
-        _walk(entry.path, os.fspath(root), found, _folder_id(root))
+        _walk(entry.path, os.fspath(root), found, frozenset({(info.st_dev, info.st_ino)}))
         paths += found.pictures
         labels += [readable(entry.name)] * len(found.pictures)
         lost += found.lost

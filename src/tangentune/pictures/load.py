@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array
@@ -28,19 +28,12 @@ from tangentune.pictures.checks import (
     pictures_digest,
 )
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.datasets import (
-    count_items,
-    is_item,
-    item_labels,
-    read_items,
-    warn_if_random,
-)
+from tangentune.pictures.datasets import count_items, is_item, read_items, warn_if_random
 from tangentune.pictures.decode import file_problem, picture_shape
 from tangentune.pictures.decode_pool import decode_files
 from tangentune.pictures.files import FileList, find_files, from_paths
 from tangentune.pictures.names import some
-from tangentune.pictures.pictures import Pictures, normalise
-from tangentune.pictures.pixel_store import RAM_LIMIT, allocate
+from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
 
 __all__ = [
     "Pictures",
@@ -192,9 +185,9 @@ def _from_items(
 
     pixels, kept, skipped = _collect(pictures(), ids, on_error, verbose)
     labels = None if given is None else _fitting(given, count)[kept]
-    if labels is None:
-        own = item_labels([brought[i] for i in kept])
-        labels = None if own is None else label_array(own)
+    own = [brought[i] for i in kept]
+    if labels is None and any(label is not None for label in own):
+        labels = label_array(own)
     return Pictures(pixels, labels, [ids[i] for i in kept], skipped)
 
 

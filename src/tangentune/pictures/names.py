@@ -5,38 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-PICTURE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jp2",
-        ".j2k",
-        ".jpf",
-        ".jpx",
-        ".pbm",
-        ".pgm",
-        ".ppm",
-        ".pnm",
-        ".tga",
-        ".pcx",
-        ".qoi",
-        ".mpo",
-    ]
-)
+PICTURE_SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif",
+    ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".pcx", ".qoi",
+    ".mpo",
+])  # fmt: skip
 
 
 def readable(path: str | os.PathLike[str]) -> str:

@@ -20,8 +20,8 @@ from tangentune.methods.fine_tuning.labelled import class_positions, mean_featur
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
 from tangentune.methods.gradient_features.training import HEAD, CachedActivations, FreshInputs, train
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.cut import CutNetwork, cut_network, parameters_above
 from tangentune.networks.heads import probe_head
+from tangentune.networks.split_network import SplitNetwork, parameters_above, split_network
 from tangentune.pictures.pictures import Pictures
 
 _BATCH = 64
@@ -148,15 +148,15 @@ def fit_gradient_features(
     return GradientFeatures(backbone, whole, tangent, frozen, classes, settings, tuple(losses), cut, problem, wall, cpu)
 
 
-def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[CutNetwork | None, str]:
+def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[SplitNetwork | None, str]:
     """Both parts of the network, or why there are none."""
     try:
-        return cut_network(backbone, theta2, sample), ""
+        return split_network(backbone, theta2, sample), ""
     except BackboneError as error:
         return None, f"every step ran the whole network: {error}"
 
 
-def _keep(parts: CutNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> CachedActivations:
+def _keep(parts: SplitNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> CachedActivations:
     """Activations at the cut of all pictures, and of their mirror images."""
     rows: list[list[Tensor]] = [[], []]
     for pixels in pictures.pixels.split(_BATCH):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
-from tangentune.networks.features import Extractor, FeatureFunction, features_at
+from tangentune.networks.features import Extractor, FeatureFunction, used_of, value_at
 from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class CutNetwork:
+class SplitNetwork:
     """A backbone in two parts; `above.features(below(x))` are the backbone's own features of x.
 
     Attributes:
@@ -65,7 +66,7 @@ def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
     return [name for block in later for name in blocks[block]]
 
 
-def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNetwork:
+def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> SplitNetwork:
     """Cut at the first block, in the order of running, that holds one of the parameters.
 
     Args:
@@ -74,8 +75,8 @@ def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNet
         x: two different normalised inputs or more, on which the cut is tried.
 
     Returns:
-        Both parts. Cost: four forward passes of x. Below, a picture costs the share of the network under the cut;
-        above, the rest, and the calls of the lower layers on an empty batch.
+        Both parts. Cost: four forward passes and a backward one of x. Below, a picture costs the share of the network
+        under the cut; above, the rest, and the calls of the lower layers on an empty batch.
 
     Raises:
         BackboneError: the network cannot be cut there, with the reason: a block is reached in another way than by
@@ -84,12 +85,12 @@ def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNet
     Example:
         >>> net = Backbone(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
         >>> x = torch.randn(5, 4)
-        >>> parts = cut_network(net, ["2.weight"], x)
+        >>> parts = split_network(net, ["2.weight"], x)
         >>> parts.block, parts.below(x).shape, torch.equal(parts.above.features(parts.below(x)), net.features(x))
         ('2', torch.Size([5, 3]), True)
     """
     if not names:
-        return CutNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
+        return SplitNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
     block = _first_called(backbone, names, x)
     extract = backbone.feature_function.extract
     reach = _Reach(extract, block)
@@ -100,17 +101,9 @@ def cut_network(backbone: Backbone, names: Collection[str], x: Tensor) -> CutNet
 
     above = _fed_by(backbone, _Resumed(extract, block, tuple(x.shape[1:]), x.dtype))
     _refuse_use_below(backbone, reach, names, x)
-    parts = CutNetwork(block, below, above)
+    parts = SplitNetwork(block, below, above)
     _refuse_other_result(backbone, parts, x)
     return parts
-
-
-class _Reached(Exception):
-    """Carries the activations at the cut out of a forward pass; not that of `Tap`, which may lie above the cut."""
-
-    def __init__(self, value: Any):
-        super().__init__()
-        self.value = value
 
 
 @final
@@ -123,18 +116,9 @@ class _Reach:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """First input of the block's first call; the forward pass ends there."""
-
-        def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            raise _Reached(inputs[0] if inputs else None)
-
-        handle = module.get_submodule(self.block).register_forward_pre_hook(stop)
-        try:
-            self.extract(module, x)
-        except _Reached as reached:
-            if isinstance(reached.value, Tensor) and reached.value.shape[:1] == x.shape[:1]:
-                return reached.value
-        finally:
-            handle.remove()
+        reached = value_at(module.get_submodule(self.block), "input", lambda: self.extract(module, x))
+        if reached and isinstance(reached[0], Tensor) and reached[0].shape[:1] == x.shape[:1]:
+            return reached[0]
         message = f"{self.block} is not called with a tensor of one row a picture as its first argument"
         raise BackboneError(message)
 
@@ -156,11 +140,8 @@ class _Resumed:
         def feed(_module: nn.Module, inputs: tuple[Any, ...]) -> Any:
             return (waiting.pop(), *inputs[1:]) if waiting else None
 
-        handle = module.get_submodule(self.block).register_forward_pre_hook(feed)
-        try:
+        with module.get_submodule(self.block).register_forward_pre_hook(feed):
             return self.extract(module, z.new_empty(0, *self.shape, dtype=self.dtype))
-        finally:
-            handle.remove()
 
 
 def _as_it_is(_module: nn.Module, z: Tensor) -> Tensor:
@@ -185,13 +166,10 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
     def note(block: str, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
         called.append(block)
 
-    handles = [modules[block].register_forward_pre_hook(partial(note, block)) for block in blocks]
-    try:
-        with torch.no_grad():
-            backbone.feature_function(backbone.module, x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for block in blocks:
+            hooks.enter_context(modules[block].register_forward_pre_hook(partial(note, block)))
+        backbone.feature_function(backbone.module, x)
     if not called:
         message = f"the network calls no block that holds {next(iter(names))} as a module"
         raise BackboneError(message)
@@ -200,17 +178,13 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
 
 def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
     """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
-    leaves = {name: backbone.module.get_parameter(name).detach().requires_grad_() for name in names}
-    with torch.enable_grad():
-        z = features_at(backbone.module, reach, leaves, x)
-    if z.requires_grad:
-        grads = torch.autograd.grad(z.sum(), list(leaves.values()), allow_unused=True)
-        used = [name for name, grad in zip(leaves, grads, strict=True) if grad is not None]
+    used = used_of(backbone.module, reach, {name: backbone.module.get_parameter(name) for name in names}, x)
+    if used:
         message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
         raise BackboneError(message)
 
 
-def _refuse_other_result(backbone: Backbone, parts: CutNetwork, x: Tensor) -> None:
+def _refuse_other_result(backbone: Backbone, parts: SplitNetwork, x: Tensor) -> None:
     """Resumed in another order of the pictures, the features must be the network's own."""
     reason = "something flows around it"
     with torch.no_grad():

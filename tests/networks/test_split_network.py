@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tangentune import Backbone
 from tangentune.errors import BackboneError, InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.networks.cut import cut_network, parameters_above
 from tangentune.networks.mobilenet_v2 import MobileNetV2
+from tangentune.networks.split_network import parameters_above, split_network
 
 
 class Residual(nn.Module):
@@ -127,7 +127,7 @@ def test_both_parts_together_are_the_network(name: str, cut: str) -> None:
     backbone = NETWORKS[name][0]()
     x = inputs(backbone)
     names = parameters_above(backbone, cut, x)
-    parts = cut_network(backbone, names, x[:2])
+    parts = split_network(backbone, names, x[:2])
     assert parts.block == cut
     z = parts.below(x)
     kept = z.clone()
@@ -150,7 +150,7 @@ def test_both_parts_together_are_the_network(name: str, cut: str) -> None:
 def test_every_operation_is_done_once() -> None:
     backbone = mobile()
     x = inputs(backbone)
-    parts = cut_network(backbone, parameters_above(backbone, "features.14", x), x[:2])
+    parts = split_network(backbone, parameters_above(backbone, "features.14", x), x[:2])
     z = parts.below(x)
 
     def operations(function: Callable[[Tensor], Tensor], given: Tensor) -> int:
@@ -166,7 +166,7 @@ def test_every_operation_is_done_once() -> None:
 def test_behind_the_features() -> None:
     backbone = small.backbone()
     x = inputs(backbone)
-    parts = cut_network(backbone, [], x[:2])
+    parts = split_network(backbone, [], x[:2])
     assert parts.block == ""
     assert torch.equal(parts.below(x), backbone.features(x))
     assert torch.equal(parts.above.features(parts.below(x)), backbone.features(x))
@@ -188,7 +188,7 @@ def test_a_network_that_cannot_be_cut_is_refused(network: nn.Module, reason: str
     x = inputs(backbone, 3)
     names = [name for name in parameters_above(backbone, "top", x) if name.startswith("top")]
     with pytest.raises(BackboneError, match=reason):
-        cut_network(backbone, names, x)
+        split_network(backbone, names, x)
     assert not any(m._forward_pre_hooks for m in backbone.module.modules())
 
 
@@ -196,7 +196,7 @@ def test_a_sum_around_the_block_is_noticed() -> None:
     backbone = pictured(Residual())  # x + layer1(x), where the convolution's block is layer1.1
     x = inputs(backbone, 2)
     with pytest.raises(BackboneError, match=r"cannot go on from layer1\.1 alone"):
-        cut_network(backbone, parameters_above(backbone, "layer1.1", x), x)
+        split_network(backbone, parameters_above(backbone, "layer1.1", x), x)
 
 
 def test_parameters_from_a_block_on() -> None:
