@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tangentune import __version__, metrics
 from tangentune._files import plain
-from tangentune.comparison.cell import Cell, pack_right
 from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.splits import draw
+from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone
