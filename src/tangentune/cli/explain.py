@@ -45,7 +45,7 @@ def explain(
     from tangentune.cli.tables import show_explanation
     from tangentune.errors import InputError
     from tangentune.pictures.files import find_files
-    from tangentune.reports.answers import document
+    from tangentune.reports.explanation import document
     from tangentune.reports.explanation import explain as explanations_of
 
     with working(quiet) as stdout:
@@ -57,7 +57,8 @@ def explain(
         loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
         found = explanations_of(fitted, loaded, top)
         if out is not None:
-            from tangentune.reports.explanation_page import render_explanations, write_page
+            from tangentune.reports.explanation_page import render_explanations
+            from tangentune.reports.pages import write_page
 
             write_page(render_explanations(fitted, loaded, found), out)
     if as_json:
@@ -81,13 +82,14 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
     Each label is held against what all other pictures say in its place.
     """
     from tangentune.cli.tables import show_suspects
-    from tangentune.reports.answers import label_text
+    from tangentune.reports.explanation import label_text
 
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
         found = fitted.suspects(top)
         if out is not None:
-            from tangentune.reports.explanation_page import render_suspects, write_page
+            from tangentune.reports.explanation_page import render_suspects
+            from tangentune.reports.pages import write_page
 
             write_page(render_suspects(fitted, found), out)
     rows = [

@@ -13,7 +13,7 @@ from rich.text import Text
 from tangentune.comparison import Comparison
 from tangentune.comparison.tables import COLUMNS, notes, table_lines
 from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_settings
-from tangentune.reports.answers import Explanation, Pull, familiarity
+from tangentune.reports.explanation import Explanation, PictureEffect, familiarity
 
 
 def show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
@@ -87,7 +87,7 @@ def show_explanation(one: Explanation, stream: IO[str]) -> None:
     """An answer, how familiar the picture is, and the training pictures that made the answer."""
     if one.given is not None:
         stream.write(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.\n")
-    for account in one.accounts:
+    for account in one.attributions:
         answer, rival, strongest = account.answer, account.against, account.strongest
         says = f"{answer.label} ({_percent(answer.confidence)})" if rival else answer.label
         more = f", ahead of {rival.label} by {account.total:.3f}" if rival else f" ± {account.error:.2g}"
@@ -105,7 +105,7 @@ def show_explanation(one: Explanation, stream: IO[str]) -> None:
         stream.write("\n")
 
 
-def _without(pull: Pull) -> str:
+def _without(pull: PictureEffect) -> str:
     if pull.without is None:
         return ""
     sure = "" if pull.without.confidence is None else f" {_percent(pull.without.confidence)}"

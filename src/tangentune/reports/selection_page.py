@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tangentune import __version__
 from tangentune._files import replaced_file
 from tangentune.methods.source_selection.manifest import Manifest
 from tangentune.methods.source_selection.select import Overlap
 from tangentune.pictures.load import Pictures
-from tangentune.reports.model_page import environment
+from tangentune.reports.pages import render, thumbnail
 from tangentune.reports.select_examples import TARGETS, WANTED, Examples, load_examples, shown
-from tangentune.reports.tables import thumbnail
 
 _ROWS = 12  # of a table before "more"
 METHODS = {
@@ -102,7 +100,6 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
     by = _CHOSEN_BY[settings["method"]].format(network=network)
     mass = any(row["mass"] is not None for row in manifest.class_table)
     context = {
-        "version": __version__,
         "title": f"{n:,} pictures chosen for {len(manifest.target['classes'])} target classes",
         "lead": f"From {manifest.source['count']:,} source pictures, by {by}. A picture of weight 2 counts twice as "
         "much as the average chosen one; the percentage beside it is the part of it that serves the class in question.",
@@ -118,7 +115,7 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         "setup": _setup(manifest),
         "notes": manifest.notes,
     }
-    return environment().get_template("select.html.j2").render(context)
+    return render("select.html.j2", context)
 
 
 def _headline(manifest: Manifest) -> list[dict[str, str]]:
