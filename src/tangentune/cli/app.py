@@ -25,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     return run(lambda: cli.main(arguments, prog_name="tangentune", standalone_mode=False))
 
 
-@click.group(
-    context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": with_hyphens},
-)
+@click.group(context_settings={"help_option_names": ["--help", "-h"], "token_normalize_func": with_hyphens})
 @click.version_option(__version__, prog_name="tangentune", message="%(prog)s %(version)s")
 def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""

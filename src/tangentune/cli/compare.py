@@ -65,12 +65,7 @@ def _numbers(words: list[str]) -> list[Any]:
     metavar="NUMBERS",
 )
 @option(
-    COMPARISON,
-    "--seeds",
-    "Random draws of training pictures for each number.",
-    type=COUNT,
-    default=3,
-    metavar="COUNT",
+    COMPARISON, "--seeds", "Random draws of training pictures for each number.", type=COUNT, default=3, metavar="COUNT"
 )
 @option(
     COMPARISON,

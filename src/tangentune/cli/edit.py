@@ -146,11 +146,7 @@ def _edit(
 
 
 def _change_saved(
-    directory: str,
-    change: Callable[[Estimator], dict[str, Any]],
-    dry_run: bool,
-    quiet: bool,
-    options: dict[str, Any],
+    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Whatever fails, the directory stays as it was.
 

@@ -20,25 +20,11 @@ _OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", me
 @click.command(cls=Command, short_help="Say which training pictures made an answer.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
-@option(
-    STREAMS,
-    "--top",
-    "Training pictures to name in either direction.",
-    type=COUNT,
-    default=8,
-    metavar="COUNT",
-)
+@option(STREAMS, "--top", "Training pictures to name in either direction.", type=COUNT, default=8, metavar="COUNT")
 @_OUT
 @shared_options
 def explain(
-    model: str,
-    pictures: str,
-    top: int,
-    out: str | None,
-    on_error: str,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    model: str, pictures: str, top: int, out: str | None, on_error: str, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Say which training pictures of the saved MODEL made its answer about PICTURES, and which spoke against it.
 

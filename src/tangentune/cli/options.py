@@ -163,18 +163,12 @@ _FIT = (
     _of_fit(SOLVER, "random_state", type=int, metavar="SEED"),
     _of_fit(MACHINE, "memory_budget", metavar="BYTES"),
 )
-_DEVICE = (
-    _option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"),
-    _option(MACHINE, "--device", metavar="NAME"),
-)
+_DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
     _option(MACHINE, "--n-jobs", type=COUNT, metavar="COUNT"),
     _option(STREAMS, "--on-error", type=click.Choice(["raise", "skip"]), default="raise"),
 )
-_OUTPUT = (
-    _option(STREAMS, "--json as_json", is_flag=True),
-    _option(STREAMS, "--quiet -q", is_flag=True),
-)
+_OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))
 
 
 def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:

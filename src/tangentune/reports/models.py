@@ -12,7 +12,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 
-class FittedModel(Protocol):
+class ReportedModel(Protocol):
     """A fitted estimator."""
 
     likelihood: str
@@ -43,7 +43,7 @@ class FittedModel(Protocol):
     def source_(self) -> dict[str, Any] | None: ...
 
 
-class FittedClassifier(FittedModel, Protocol):
+class ReportedClassifier(ReportedModel, Protocol):
     """A fitted classifier."""
 
     @property
@@ -55,13 +55,13 @@ class FittedClassifier(FittedModel, Protocol):
     def predict_proba(self, X: Any) -> NDArray[Any]: ...
 
 
-class FittedRegressor(FittedModel, Protocol):
+class ReportedRegressor(ReportedModel, Protocol):
     """A fitted regressor."""
 
     @property
     def noise_(self) -> NDArray[Any]: ...
 
 
-def is_classifier(model: FittedModel) -> TypeGuard[FittedClassifier]:
+def is_classifier(model: ReportedModel) -> TypeGuard[ReportedClassifier]:
     """Whether a fitted model names classes; otherwise it predicts numbers."""
     return hasattr(model, "classes_")
