@@ -70,7 +70,8 @@ class Bench:
         """
         counts = Counter(str(label) for label in class_labels(self.train).tolist())
         digests = [pictures_digest(part.pixels) for part in (self.train, self.test)]
-        shared = sum(digest in set(digests[0]) for digest in digests[1])
+        known = set(digests[0])
+        shared = sum(digest in known for digest in digests[1])
         if shared:
             sentence = (
                 f"{shared} of {len(self.test)} test pictures are also among the training pictures, equal in every "

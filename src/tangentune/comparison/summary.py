@@ -14,7 +14,6 @@ from tangentune.comparison.plan import Shots, shots_order
 
 SCORES = ("accuracy", "nll", "ece", "brier")
 COSTS = ("seconds", "cpu_seconds", "predict_seconds", "peak_bytes", "before_bytes")
-HIGHER_IS_BETTER = {"accuracy": True, "nll": False, "ece": False, "brier": False}
 
 
 @final
@@ -188,7 +187,7 @@ def _means(cells: Sequence[Cell]) -> dict[str, Mean]:
 
 
 def _is_best(score: str, name: str, means: dict[str, dict[str, Mean]]) -> bool:
-    sign = 1 if HIGHER_IS_BETTER[score] else -1
+    sign = 1 if score == "accuracy" else -1  # the others are losses
     values = {other: sign * found[score].mean for other, found in means.items() if found}
     return len(values) > 1 and name in values and values[name] == max(values.values())
 
