@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from tangentune import TangentClassifier, TangentRegressor, load_pictures, metrics
-from tangentune.cli import app as cli
 from tangentune.cli.app import main
+from tangentune.cli.fit import fit
+from tangentune.cli.options import estimator_defaults
 from tangentune.errors import TangentuneError
 
 CLASSES = ("Ciliophora", "Dinoflagellata", "Tripos")
@@ -91,8 +92,10 @@ def test_help_and_mistakes_need_no_torch() -> None:
 
 def test_every_estimator_option_is_offered_with_its_default() -> None:
     signature = inspect.signature(TangentClassifier.__init__).parameters
-    wanted = {k: p.default for k, p in signature.items() if k not in ("self", "verbose")}
-    offered = cli.fit.make_context("fit", [".", "--out", "m"]).params
+    defaults = {k: p.default for k, p in signature.items() if k not in ("self", "backbone")}
+    assert estimator_defaults() == defaults
+    wanted = {k: value for k, value in defaults.items() if k != "verbose"}
+    offered = fit.make_context("fit", [".", "--out", "m"]).params
     assert set(wanted) <= set(offered)
     wanted |= {"backbone": "mobilenet_v2", "batch_size": None}  # None: not handed on, the default there holds
     assert {name: offered[name] for name in wanted} == wanted
@@ -298,11 +301,11 @@ def test_failing_fit_leaves_the_old_model(
     before = digest(model)
     fit = ["fit", str(pictures / "fit"), "--out", str(model), *FIXED, "-q"]
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         message = "it broke\nin two lines"
         raise TangentuneError(message)
 
-    monkeypatch.setattr("tangentune.estimators.base.persistence.save", fail)
+    monkeypatch.setattr(TangentClassifier, "save_pretrained", fail)
     refused(capsys, fit, "it broke in two lines")
     assert digest(model) == before
     assert [p.name for p in model.parent.iterdir()] == [model.name]
@@ -314,7 +317,7 @@ def test_interruption_and_bugs(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tangentune.pictures.load.load_pictures", interrupt)
+    monkeypatch.setattr(TangentClassifier, "predict_proba", interrupt)
     assert main(["predict", str(model), str(pictures / "test")]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "error: interrupted"
 
@@ -322,7 +325,7 @@ def test_interruption_and_bugs(
         message = "a mistake of ours"
         raise ZeroDivisionError(message)
 
-    monkeypatch.setattr("tangentune.pictures.load.load_pictures", bug)
+    monkeypatch.setattr(TangentClassifier, "predict_proba", bug)
     with pytest.raises(ZeroDivisionError):  # keeps its traceback, which we need
         main(["predict", str(model), str(pictures / "test")])
 

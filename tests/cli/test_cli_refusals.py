@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from cli_cases import SETTINGS, N, X, Y, answer, digest, fitted, folder_of, refu
 from PIL import Image
 from small import MEAN, STD, network
 
-from tangentune import Backbone, TangentClassifier
+from tangentune import Backbone, TangentClassifier, _files
 from tangentune.cli.app import main
+from tangentune.estimators import model_directory
 
 pytestmark = pytest.mark.usefixtures("loadable")
 
@@ -80,25 +80,24 @@ def test_mistakes_are_one_sentence_and_change_nothing(
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("place", "call"),
+    ("owner", "name", "call"),
     [
-        ("tangentune.estimators.model_directory.save_file", 2),  # while the pixels are written
-        ("tangentune._files.flush", 3),
-        ("tangentune._files.put_in_place", 1),
-        ("tangentune.estimators.base.persistence.save", 1),
+        (model_directory, "save_file", 2),  # while the pixels are written
+        (_files, "flush", 3),
+        (_files, "put_in_place", 1),
+        (TangentClassifier, "save_pretrained", 1),
     ],
 )
 def test_failing_or_interrupted_write_leaves_every_byte(
     error: BaseException,
-    place: str,
+    owner: Any,
+    name: str,
     call: int,
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    before, calls = digest(model), []
-    module, _, name = place.rpartition(".")
-    real = getattr(sys.modules.get(module) or sys.modules["tangentune.estimators.saving"], name)
+    before, calls, real = digest(model), [], getattr(owner, name)
 
     def fail(*arguments: Any, **more: Any) -> Any:
         calls.append(1)
@@ -106,7 +105,7 @@ def test_failing_or_interrupted_write_leaves_every_byte(
             raise error
         return real(*arguments, **more)
 
-    monkeypatch.setattr(place, fail)
+    monkeypatch.setattr(owner, name, fail)
     code = main(["forget", str(model), "1", "-q"])
     out, err = capsys.readouterr()
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)

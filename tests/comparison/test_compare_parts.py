@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tangentune.comparison.cell import Cell, pack_right
 from tangentune.comparison.plan import plan_cells
 from tangentune.comparison.splits import draw, split_test
-from tangentune.comparison.summary import summarise_cells
+from tangentune.comparison.summary import Cell, pack_right, summarise_cells
 from tangentune.errors import InputError
 from tangentune.memory import Meter
 

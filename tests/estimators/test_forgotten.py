@@ -20,7 +20,7 @@ from small import FIXED, backbone, pictures
 
 from tangentune import Pictures, TangentClassifier, TangentRegressor, write_report
 from tangentune.pictures.checks import pictures_digest
-from tangentune.reports.tables import thumbnail
+from tangentune.reports.pages import thumbnail
 
 BACKBONE = backbone()
 X, Y = pictures(24)

@@ -53,17 +53,17 @@ def test_explanations_are_joint_fits_with_the_coupling_held(weights: Any) -> Non
     assert model.ood_score(NEW).shape == (7,)
 
 
-def test_accounts_add_up_and_leave_a_training_picture_out(plain: Any) -> None:
+def test_attributions_add_up_and_leave_a_training_picture_out(plain: Any) -> None:
     """Of a training picture what is told is its leave-one-out score, its label gone from the coupling too."""
     shown = Pictures(torch.from_numpy(np.concatenate([X[:4], NEW[:2]])), None, [str(i) for i in range(6)])
     names = plain.classes_.tolist()
     expected = np.concatenate([plain.loo_predictions_[:4], scores(plain, NEW[:2])])
     for one, row in zip(explain(plain, shown, 50), expected, strict=True):
-        (account,) = one.accounts
+        (attribution,) = one.attributions
         best, second = (names.index(answer.label) for answer in one.answers[:2])
-        assert account.total == pytest.approx(row[best] - row[second], abs=1e-8)
-        parts = sum(pull.contribution for pull in account.largest)
-        assert account.intercept + parts == pytest.approx(account.total, abs=1e-9)
+        assert attribution.total == pytest.approx(row[best] - row[second], abs=1e-8)
+        parts = sum(pull.contribution for pull in attribution.largest)
+        assert attribution.intercept + parts == pytest.approx(attribution.total, abs=1e-9)
 
 
 def test_suspects_are_judged_without_their_label(plain: Any) -> None:

@@ -1,4 +1,4 @@
-"""Accounts of single answers against actual refits, and the pages that show them."""
+"""Attributions of single answers against actual refits, and the pages that show them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor, load_pictures
 from tangentune.errors import StoreError
-from tangentune.reports.answers import EDGE, Account, document, familiarity
-from tangentune.reports.explanation import explain
-from tangentune.reports.explanation_page import render_explanations, render_suspects, write_page
+from tangentune.reports.explanation import EDGE, Attribution, document, explain, familiarity
+from tangentune.reports.explanation_page import render_explanations, render_suspects
+from tangentune.reports.pages import write_page
 from tangentune.solvers.temperature import probabilities
 
 N, TOP = 24, 4
@@ -42,7 +42,7 @@ def regressor(targets: int, *gone: int) -> TangentRegressor:
     return TangentRegressor(backbone(), **FIXED).fit(X[rest], y[rest])
 
 
-def lead(model: TangentClassifier, account: Account, x: np.ndarray) -> float:
+def lead(model: TangentClassifier, account: Attribution, x: np.ndarray) -> float:
     assert account.against is not None
     names = [str(name) for name in model.classes_]
     scores = model.decision_function(x[None])[0]
@@ -52,7 +52,7 @@ def lead(model: TangentClassifier, account: Account, x: np.ndarray) -> float:
 def test_influence_is_what_a_refit_loses() -> None:
     model = classifier()
     for row, one in zip((25, 26), explain(model, asked(25, 26), N), strict=True):
-        (account,) = one.accounts
+        (account,) = one.attributions
         assert one.given is None
         assert one.answers[0].label == str(model.predict(X[row][None])[0])
         assert [a.confidence for a in one.answers] == pytest.approx(
@@ -71,7 +71,7 @@ def test_influence_is_what_a_refit_loses() -> None:
 
 def test_lists_are_sorted_and_contributions_add_up() -> None:
     (one,) = explain(classifier(), asked(25), N)
-    (account,) = one.accounts
+    (account,) = one.attributions
     raised, lowered = ([pull.influence for pull in pulls] for pulls in (account.raised, account.lowered))
     assert raised == sorted(raised, reverse=True)
     assert lowered == sorted(lowered)
@@ -82,7 +82,7 @@ def test_lists_are_sorted_and_contributions_add_up() -> None:
     assert sizes == sorted(sizes, reverse=True)
     added = account.intercept + sum(pull.contribution for pull in account.largest)
     assert added == pytest.approx(account.total, abs=1e-10)
-    (short,) = explain(classifier(), asked(25), TOP)[0].accounts
+    (short,) = explain(classifier(), asked(25), TOP)[0].attributions
     assert short.raised == account.raised[:TOP]
     assert short.lowered == account.lowered[:TOP]
     assert short.largest == account.largest[:TOP]
@@ -94,7 +94,7 @@ def test_lists_are_sorted_and_contributions_add_up() -> None:
 def test_training_picture_is_answered_without_itself() -> None:
     model, rest = classifier(), classifier(3)
     (one,) = explain(model, asked(3), TOP)
-    (account,) = one.accounts
+    (account,) = one.attributions
     assert one.given == str(Y[3])
     assert account.total == pytest.approx(lead(rest, account, X[3]), abs=1e-9)
     assert account.total != pytest.approx(lead(model, account, X[3]), abs=1e-2)
@@ -112,7 +112,7 @@ def test_all_copies_of_a_training_picture_are_left_out() -> None:
     with pytest.warns(UserWarning, match="more than once"):
         model = TangentClassifier(backbone(), **FIXED).fit(x, y)
     (twice,), (once,) = explain(model, asked(3), TOP), explain(classifier(), asked(3), TOP)
-    assert twice.accounts[0].total == pytest.approx(once.accounts[0].total, abs=1e-9)
+    assert twice.attributions[0].total == pytest.approx(once.attributions[0].total, abs=1e-9)
 
 
 @pytest.mark.parametrize("targets", [1, 2])
@@ -120,19 +120,19 @@ def test_numbers_and_their_error_bars(targets: int) -> None:
     model = regressor(targets)
     new, known = explain(model, asked(27, 5), TOP)
     mean, error = (np.atleast_1d(v[0]) for v in model.predict(X[27][None], return_std=True))
-    assert len(new.accounts) == targets
-    assert [account.total for account in new.accounts] == pytest.approx(mean, rel=1e-9)
-    assert [account.error for account in new.accounts] == pytest.approx(error, rel=1e-9)
+    assert len(new.attributions) == targets
+    assert [account.total for account in new.attributions] == pytest.approx(mean, rel=1e-9)
+    assert [account.error for account in new.attributions] == pytest.approx(error, rel=1e-9)
     scatter = np.sqrt(error**2 + model.noise_)
-    assert [account.scatter for account in new.accounts] == pytest.approx(scatter, rel=1e-9)
-    for k, account in enumerate(new.accounts):
+    assert [account.scatter for account in new.attributions] == pytest.approx(scatter, rel=1e-9)
+    for k, account in enumerate(new.attributions):
         pull = account.strongest
         assert pull is not None
         without = np.atleast_1d(regressor(targets, pull.position).predict(X[27][None])[0])
         assert pull.influence == pytest.approx(mean[k] - without[k], abs=1e-8)
         assert pull.without is not None
         assert float(pull.without.label) == pytest.approx(without[k], rel=1e-3)
-    assert [account.total for account in known.accounts] == pytest.approx(model.loo_predictions_[5], rel=1e-9)
+    assert [account.total for account in known.attributions] == pytest.approx(model.loo_predictions_[5], rel=1e-9)
     assert known.given is not None
     given = np.atleast_1d(model.targets_[5])
     assert [float(part) for part in known.given.split(", ")] == pytest.approx(given, rel=1e-3)
@@ -148,7 +148,7 @@ def test_other_likelihoods_keep_their_probabilities(name: str) -> None:
     proba = model.predict_proba(X[25][None])[0]
     assert [a.confidence for a in new.answers] == pytest.approx(sorted(proba, reverse=True), rel=1e-9)
     assert [a.confidence for a in known.answers] == sorted(model.loo_proba_[3], reverse=True)
-    assert all(pull.without is None for pull in (*new.accounts[0].raised, *known.accounts[0].raised))
+    assert all(pull.without is None for pull in (*new.attributions[0].raised, *known.attributions[0].raised))
     page = render_explanations(model, asked(25, 3), [new, known])
     assert f"the {name} likelihood" in Page(page).text
     assert ">without it" not in page
@@ -181,8 +181,8 @@ def test_document_is_plain_and_whole() -> None:
     assert fields["given"] is None
     assert fields["familiarity"] == familiarity(one.distance)
     (account,) = fields["accounts"]
-    assert [pull["influence"] for pull in account["raised"]] == [p.influence for p in one.accounts[0].raised]
-    assert account["raised"][0]["without"] == vars(one.accounts[0].raised[0].without)
+    assert [pull["influence"] for pull in account["raised"]] == [p.influence for p in one.attributions[0].raised]
+    assert account["raised"][0]["without"] == vars(one.attributions[0].raised[0].without)
     assert account["answer"] == fields["answers"][0]
 
 
@@ -191,14 +191,14 @@ def test_page_stands_alone_and_shows_every_picture() -> None:
     found = explain(model, px, TOP)
     text = render_explanations(model, px, found)
     page = Page(text)
-    shown = sum(len(a.raised) + len(a.lowered) + len(a.largest) for one in found for a in one.accounts)
+    shown = sum(len(a.raised) + len(a.lowered) + len(a.largest) for one in found for a in one.attributions)
     assert page.counts["img"] == shown + 2 + 2  # each picture once more in the list at the top
     assert all(alt.strip() for alt in page.alts)
     assert "script" not in page.counts
     assert all(source.startswith(("data:image/png;base64,", "#answer-")) for source in page.sources)
     assert {"answer-0", "answer-1"} <= set(page.ids)
     for one in found:
-        (account,) = one.accounts
+        (account,) = one.attributions
         assert account.strongest is not None
         assert f"{100 * (one.answers[0].confidence or 0):.1f} %" in page.text
         assert f"{account.raised[0].influence:+.3f}" in page.text
@@ -216,7 +216,7 @@ def test_answer_that_one_picture_decides_is_pointed_at() -> None:
     found = explain(model, asked(*range(24, 30)), TOP)
     verdicts = {True: "would be\nthe same, with", False: 'would be\n<b class="strange">'}
     for one in found:
-        strongest = one.accounts[0].strongest
+        strongest = one.attributions[0].strongest
         assert strongest is not None
         assert strongest.without is not None
         page = render_explanations(model, asked(*range(24, 30)), [one])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import click
 
@@ -13,6 +13,9 @@ from tangentune.cli.run import check_device, print_json, working
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.plan import ALL, read_methods, read_shots
 from tangentune.errors import InputError
+
+if TYPE_CHECKING:
+    from tangentune.comparison import Comparison
 
 COMPARISON = "Comparison"
 
@@ -62,12 +65,7 @@ def _numbers(words: list[str]) -> list[Any]:
     metavar="NUMBERS",
 )
 @option(
-    COMPARISON,
-    "--seeds",
-    "Random draws of training pictures for each number.",
-    type=COUNT,
-    default=3,
-    metavar="COUNT",
+    COMPARISON, "--seeds", "Random draws of training pictures for each number.", type=COUNT, default=3, metavar="COUNT"
 )
 @option(
     COMPARISON,
@@ -122,7 +120,6 @@ def compare(
         raise click.UsageError(message)
     check_device(options["device"])
 
-    from tangentune.cli.tables import show_comparison
     from tangentune.comparison import compare as run_comparison
     from tangentune.comparison.page import write_files
 
@@ -142,4 +139,22 @@ def compare(
     if as_json:
         print_json(found.document() | {"out": options["out"]})
     else:
-        show_comparison(found, options["out"], stdout)
+        _show(found, options["out"], stdout)
+
+
+def _show(comparison: Comparison, directory: str, stream: IO[str]) -> None:
+    """One line a method and number of pictures, then what a reader must know to judge them."""
+    from rich.text import Text
+
+    from tangentune.cli.tables import new_table, print_table
+    from tangentune.comparison.tables import COLUMNS, notes, table_lines
+
+    table = new_table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
+    for entries in table_lines(comparison.rows):
+        marked = [f"{entry.text} *" if entry.best else entry.text for entry in entries]
+        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in marked])
+    print_table(table, stream)
+    stream.write("\n")
+    for note in notes(comparison.settings, comparison.cells, comparison.rows):
+        stream.write(f"{note}\n")
+    stream.write(f"Table, figure and all results written to {directory}\n")

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, change_saved, load, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli.options import Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.errors import InputError
 
+if TYPE_CHECKING:
+    from tangentune.cli.models import Estimator
+
 EDIT = "Edit"
+_OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
 _DRY_RUN = option(EDIT, "--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
 _TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
@@ -49,13 +57,12 @@ def forget(
         raise click.UsageError(message)
     listed = [*ids, *(_lines(ids_from) if ids_from else [])]
 
-    def change(fitted: Any) -> None:
+    def change(fitted: Estimator) -> dict[str, Any]:
         members = [name for one in classes for name in _members(fitted, one)]
         fitted.forget([*listed, *members], strict=strict)
+        return {}
 
-    with working(quiet) as stdout:
-        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
-    _show(facts, as_json, stdout)
+    _edit(model, change, dry_run, as_json, quiet, options)
 
 
 @click.command(cls=Command, short_help="Add labelled pictures to a model, exactly.")
@@ -69,16 +76,14 @@ def add(model: str, pictures: str, dry_run: bool, on_error: str, as_json: bool, 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A class
     that the model does not know is new. The features, kernel and damping stay as the fit chose them.
     """
-    left_out: list[dict[str, str]] = []
 
-    def change(fitted: Any) -> None:
+    def change(fitted: Estimator) -> dict[str, Any]:
         loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
-        left_out.extend(skipped(loaded))
+        assert loaded.labels is not None
         fitted.add(replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids)))
+        return {"skipped": skipped(loaded)}
 
-    with working(quiet) as stdout:
-        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
-    _show(facts | {"skipped": left_out}, as_json, stdout)
+    _edit(model, change, dry_run, as_json, quiet, options)
 
 
 @click.command(cls=Command, short_help="Correct labels of a model's pictures, exactly.")
@@ -116,38 +121,139 @@ def relabel(
         raise click.UsageError(message)
     wanted = {str(name): str(label)} if table is None else _pairs(table)
 
-    def change(fitted: Any) -> None:
+    def change(fitted: Estimator) -> dict[str, Any]:
         fitted.relabel(list(wanted), _own_labels(fitted, list(wanted.values()), list(wanted)))
+        return {}
 
+    _edit(model, change, dry_run, as_json, quiet, options)
+
+
+def _edit(
+    directory: str,
+    change: Callable[[Estimator], dict[str, Any]],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    options: dict[str, Any],
+) -> None:
+    """Read a model, change it, put it back in one step, and say what changed."""
     with working(quiet) as stdout:
-        facts = change_saved(model, change, quiet, options, dry_run=dry_run)
-    _show(facts, as_json, stdout)
-
-
-def _show(facts: dict[str, Any], as_json: bool, stdout: Any) -> None:
-    from tangentune.cli.tables import show_change
-
+        facts = _change_saved(directory, change, dry_run, quiet, options)
     if as_json:
         print_json(facts)
     else:
         show_change(facts, stdout)
 
 
-def _members(fitted: Any, name: str) -> list[str]:
+def _change_saved(
+    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Whatever fails, the directory stays as it was.
+
+    Args:
+        directory: the model's.
+        change: does one edit of the estimator in place; what it returns joins the facts.
+        dry_run: do not write.
+        quiet: no progress bars.
+        options: batch size, device and the like, for this run only.
+
+    Returns:
+        The facts of the change, for JSON: "edit" is its line of the audit log.
+
+    Raises:
+        StoreError: the model cannot be read or written, or changed on the disk meanwhile.
+    """
+    from tangentune.errors import StoreError
+    from tangentune.estimators.model_directory import check_destination, read_config
+    from tangentune.estimators.model_files import REPORT, read_text
+    from tangentune.estimators.summary import summarise
+
+    start = time.perf_counter()
+    if not dry_run:
+        check_destination(directory)
+    known = read_text(Path(directory))
+    model = saved_model(directory, quiet, options)
+    before = summarise(model)
+    more = change(model)
+    after = summarise(model)
+    if not dry_run:
+        model._current_model()  # with the options of this run
+        kept = read_config(directory)["parameters"]
+        model.set_params(**{name: kept[name] for name in _OF_THIS_RUN})
+        if read_text(Path(directory)) != known:
+            message = f"the model in {directory} was changed by another process meanwhile; run this command again"
+            raise StoreError(message)
+        reported = (Path(directory) / REPORT).exists()
+        model.save_pretrained(directory)
+        if reported:
+            warnings.warn(f"{REPORT} showed the model as it was and is gone; write it anew", stacklevel=2)
+    return {
+        "model": directory,
+        "saved": not dry_run,
+        "edit": model.edits_[-1],
+        "n": {"before": before.n, "after": after.n},
+        "loo": {"before": _finite(before.scores), "after": _finite(after.scores)},
+        "classes": {
+            "new": [name for name in after.classes if name not in before.classes],
+            "gone": [name for name in before.classes if name not in after.classes],
+        },
+        "seconds": time.perf_counter() - start,
+    } | more
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+
+
+def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
+    """What an edit did to a model, and how exactly it was done."""
+    from tangentune.cli.tables import new_table, print_table, score_rows
+    from tangentune.estimators.summary import nice_seconds
+
+    edit, n, loo = facts["edit"], facts["n"], facts["loo"]
+    table = new_table("", "before", "after", numbers=(1, 2))
+    table.add_row("pictures", f"{n['before']:,}", f"{n['after']:,}")
+    known = [{k: math.nan if v is None else v for k, v in loo[when].items()} for when in ("before", "after")]
+    before, after = (dict(score_rows(scores, None)) for scores in known)
+    for name, value in before.items():
+        table.add_row(f"leave-one-out {name}", value, after[name])
+    table.add_row("error of the solution", *[f"{edit[f'residual_{when}']:.1e}" for when in ("before", "after")])
+    print_table(table, stream)
+    for word, names in facts["classes"].items():
+        if names:
+            stream.write(f"{word.capitalize()} {'class' if len(names) == 1 else 'classes'}: {', '.join(names)}\n")
+    if facts.get("skipped"):
+        stream.write(f"Pictures left out: {len(facts['skipped'])}\n")
+    stream.write(
+        f"Checked by one step of iterative refinement, which moves the solution by {edit['verification']:.1e} of its "
+        f"size. Pictures concerned: {len(edit['pictures'])}; time with reading and writing: "
+        f"{nice_seconds(facts['seconds'])}\n"
+    )
+    where = f"Model in {facts['model']}"
+    stream.write(
+        f"{where} replaced; seal of the edit {edit['seal'][:16]}\n" if facts["saved"] else f"{where} left as it was\n"
+    )
+
+
+def _members(fitted: Estimator, name: str) -> list[str]:
     """Ids of all pictures of a class, which is named as text whatever its kind."""
+    from tangentune.reports.models import is_classifier
+
     members = [i for i, given in zip(fitted.ids_, fitted.targets_.tolist(), strict=True) if str(given) == name]
-    if not members or not hasattr(fitted, "classes_"):
-        known = ", ".join(map(str, getattr(fitted, "classes_", ()))) or "none, it predicts numbers"
+    if not members or not is_classifier(fitted):
+        known = ", ".join(map(str, fitted.classes_)) if is_classifier(fitted) else "none, it predicts numbers"
         message = f"there is no class {name!r} to forget; the model's classes: {known}"
         raise InputError(message)
     return members
 
 
-def _own_labels(fitted: Any, given: list[Any], ids: list[str]) -> Any:
+def _own_labels(fitted: Estimator, given: list[Any], ids: list[str]) -> Any:
     """Labels from the command line or a file, which are text, in the kind of the model's own."""
     import numpy as np
 
-    if not hasattr(fitted, "classes_") or fitted.classes_.dtype.kind not in "biuf":
+    from tangentune.reports.models import is_classifier
+
+    if not is_classifier(fitted) or fitted.classes_.dtype.kind not in "biuf":
         return np.array(given)
     known = {str(name): name for name in fitted.classes_.tolist()}
     kind = type(fitted.classes_.tolist()[0])

@@ -1,9 +1,16 @@
-"""Options of the command line: their types, their names, and the sections in which `--help` shows them."""
+"""Options of the command line: their types, their names, and the sections in which `--help` shows them.
+
+Options of a fit are the estimators' own; their defaults are read from the text of the estimators' constructor, because
+importing it would import torch.
+"""
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, final
 
 import click
@@ -16,10 +23,10 @@ STREAMS = "Input and output"
 class WordOrNumber(click.ParamType):
     """One of some words, or a number that passes a test: "loo" stays text, "0.25" becomes 0.25."""
 
-    name = "value"
-
-    def __init__(self, words: dict[str, Any], fits: Callable[[float], bool] | None, what: str) -> None:
-        self.words, self.fits, self.what = words, fits, what
+    def __init__(
+        self, words: dict[str, Any], fits: Callable[[float], bool] | None, what: str, name: str = "value"
+    ) -> None:
+        self.words, self.fits, self.what, self.name = words, fits, what, name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word's meaning or the number; otherwise a usage error that lists what may be given."""
@@ -68,174 +75,100 @@ def option(section: str, names: str, help: str, **settings: Any) -> Callable[...
     return click.option(*names.split(), cls=Option, section=section, help=help, show_default=shown, **settings)
 
 
-def _choice(fits: Callable[[float], bool] | None, what: str, **words: Any) -> WordOrNumber:
+@cache
+def estimator_defaults() -> dict[str, Any]:
+    """Default of every option of the estimators, by name; nothing is imported."""
+    text = (Path(__file__).parents[1] / "estimators" / "base.py").read_text(encoding="utf-8")
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+    given = next(node.args for node in functions if node.name == "__init__" and node.args.kwonlyargs)
+    pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
+    return {one.arg: ast.literal_eval(value) for one, value in pairs if value is not None}
+
+
+def with_hyphens(name: str) -> str:
+    """`--metric_power` is as good as `--metric-power`."""
+    return name.replace("_", "-")
+
+
+def _chosen(fits: Callable[[float], bool] | None, what: str, **words: Any) -> WordOrNumber:
     return WordOrNumber({"loo": "loo", "evidence": "evidence", **words}, fits, f"{what}, loo or evidence")
 
 
-POWER = _choice(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5")
-SCALE = _choice(lambda value: value >= 0, "a number >= 0")
-DAMPING = _choice(lambda value: value > 0, "a number > 0")
-SWITCH = _choice(None, "true, false", true=True, yes=True, false=False, no=False)
-BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced")
-MIRROR = WordOrNumber({"none": None, "flip": "flip"}, None, "none or flip")
-COUNT = click.IntRange(min=1)
+POWER = _chosen(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5")
+SCALE = _chosen(lambda value: value >= 0, "a number >= 0")
+DAMPING = _chosen(lambda value: value > 0, "a number > 0")
+SWITCH = _chosen(None, "true, false", true=True, yes=True, false=False, no=False)
+BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced", "word")
+MIRROR = WordOrNumber({"none": None, "flip": "flip"}, None, "none or flip", "word")
 STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 0, "a whole number >= 0, or loo")
+COUNT = click.IntRange(min=1)
+
+_HELP = {
+    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME or hf:DIR.",
+    "size": "Side of the pictures in pixels; the network's own if not given.",
+    "subset": "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
+    "augment": "none, or flip: features are averaged over each picture and its mirror image.",
+    "regression": "Labels are numbers, as in a CSV file with columns path,label.",
+    "outer_steps": "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number, "
+    "or loo.",
+    "likelihood": "Where probabilities come from: least_squares, dirichlet or laplace.",
+    "damping": "Strength of the regularisation: loo or evidence choose it, a number > 0 fixes it.",
+    "body_scale": "Weight of the network's body against its head: loo, evidence, or a number >= 0.",
+    "metric_power": "Power of the K-FAC metric: loo, evidence, 0, 0.25 or 0.5.",
+    "normalize": "Scale the rows of head and body to length one: loo, evidence, true or false.",
+    "probes": "Random directions in feature space along which the body is linearised.",
+    "probe_space": "Where they lie: among the pictures' principal components, or anywhere.",
+    "class_weight": "none, or balanced: pictures of rare classes count more.",
+    "random_state": "Seed of the directions.",
+    "memory_budget": "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
+    "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
+    "device": "cpu, cuda, cuda:1, mps, ...",
+    "n_jobs": "Processes that decode picture files; all cores if not given.",
+    "on_error": "At a picture that cannot be read: stop and name it, or leave it out and count it.",
+    "json": "Print one JSON document, and nothing else, on standard output.",
+    "quiet": "No progress bars, notes or cost estimate.",
+}
+
+
+def _option(section: str, names: str, **settings: Any) -> Callable[..., Any]:
+    """An option with its sentence of the table above."""
+    return option(section, names, _HELP[names.split()[0].strip("-").replace("-", "_")], **settings)
+
+
+def _of_fit(section: str, name: str, **settings: Any) -> Callable[..., Any]:
+    """An option of the estimators, with their default; a type that knows the word "none" shows it as that."""
+    default, kind = estimator_defaults()[name], settings.get("type")
+    if default is None and isinstance(kind, WordOrNumber):
+        default = "none"
+    return _option(section, f"--{with_hyphens(name)}", default=default, **settings)
+
 
 _NETWORK = (
-    option(
-        NETWORK,
-        "--backbone",
-        "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME or hf:DIR.",
-        default="mobilenet_v2",
-        metavar="NAME",
-    ),
-    option(
-        NETWORK,
-        "--size --input-size input_size",
-        "Side of the pictures in pixels; the network's own if not given.",
-        type=COUNT,
-        metavar="PIXELS",
-    ),
+    _option(NETWORK, "--backbone", default="mobilenet_v2", metavar="NAME"),
+    _option(NETWORK, "--size --input-size input_size", type=COUNT, metavar="PIXELS"),
 )
-
 _FIT = (
-    option(
-        NETWORK,
-        "--subset",
-        "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
-        default="all",
-        metavar="WORDS",
-    ),
-    option(
-        NETWORK,
-        "--augment",
-        "none, or flip: features are averaged over each picture and its mirror image.",
-        type=MIRROR,
-        default="none",
-        metavar="WORD",
-    ),
-    option(
-        SOLVER,
-        "--regression",
-        "Labels are numbers, as in a CSV file with columns path,label.",
-        is_flag=True,
-    ),
-    option(
-        SOLVER,
-        "--outer-steps",
-        "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number, or loo.",
-        type=STEPS,
-        default="0",
-        metavar="VALUE",
-    ),
-    option(
-        SOLVER,
-        "--likelihood",
-        "Where probabilities come from: least_squares, dirichlet or laplace.",
-        type=click.Choice(["least_squares", "dirichlet", "laplace"]),
-        default="least_squares",
-    ),
-    option(
-        SOLVER,
-        "--damping",
-        "Strength of the regularisation: loo or evidence choose it, a number > 0 fixes it.",
-        type=DAMPING,
-        default="loo",
-        metavar="VALUE",
-    ),
-    option(
-        SOLVER,
-        "--body-scale",
-        "Weight of the network's body against its head: loo, evidence, or a number >= 0.",
-        type=SCALE,
-        default="loo",
-        metavar="VALUE",
-    ),
-    option(
-        SOLVER,
-        "--metric-power",
-        "Power of the K-FAC metric: loo, evidence, 0, 0.25 or 0.5.",
-        type=POWER,
-        default="loo",
-        metavar="VALUE",
-    ),
-    option(
-        SOLVER,
-        "--normalize",
-        "Scale the rows of head and body to length one: loo, evidence, true or false.",
-        type=SWITCH,
-        default="loo",
-        metavar="VALUE",
-    ),
-    option(
-        SOLVER,
-        "--probes",
-        "Random directions in feature space along which the body is linearised.",
-        type=COUNT,
-        default=1,
-        metavar="COUNT",
-    ),
-    option(
-        SOLVER,
-        "--probe-space",
-        "Where they lie: among the pictures' principal components, or anywhere.",
-        type=click.Choice(["pca", "isotropic"]),
-        default="pca",
-    ),
-    option(
-        SOLVER,
-        "--class-weight",
-        "none, or balanced: pictures of rare classes count more.",
-        type=BALANCE,
-        default="none",
-        metavar="WORD",
-    ),
-    option(SOLVER, "--random-state", "Seed of the directions.", type=int, default=0, metavar="SEED"),
-    option(
-        MACHINE,
-        "--memory-budget",
-        "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
-        metavar="BYTES",
-    ),
+    _of_fit(NETWORK, "subset", metavar="WORDS"),
+    _of_fit(NETWORK, "augment", type=MIRROR),
+    _option(SOLVER, "--regression", is_flag=True),
+    _of_fit(SOLVER, "outer_steps", type=STEPS),
+    _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),
+    _of_fit(SOLVER, "damping", type=DAMPING),
+    _of_fit(SOLVER, "body_scale", type=SCALE),
+    _of_fit(SOLVER, "metric_power", type=POWER),
+    _of_fit(SOLVER, "normalize", type=SWITCH),
+    _of_fit(SOLVER, "probes", type=COUNT, metavar="COUNT"),
+    _of_fit(SOLVER, "probe_space", type=click.Choice(["pca", "isotropic"])),
+    _of_fit(SOLVER, "class_weight", type=BALANCE),
+    _of_fit(SOLVER, "random_state", type=int, metavar="SEED"),
+    _of_fit(MACHINE, "memory_budget", metavar="BYTES"),
 )
-
-_DEVICE = (
-    option(
-        MACHINE,
-        "--batch-size",
-        "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
-        type=COUNT,
-        metavar="COUNT",
-    ),
-    option(MACHINE, "--device", "cpu, cuda, cuda:1, mps, ...", metavar="NAME"),
-)
-
+_DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
-    option(
-        MACHINE,
-        "--n-jobs",
-        "Processes that decode picture files; all cores if not given.",
-        type=COUNT,
-        metavar="COUNT",
-    ),
-    option(
-        STREAMS,
-        "--on-error",
-        "At a picture that cannot be read: stop and name it, or leave it out and count it.",
-        type=click.Choice(["raise", "skip"]),
-        default="raise",
-    ),
+    _option(MACHINE, "--n-jobs", type=COUNT, metavar="COUNT"),
+    _option(STREAMS, "--on-error", type=click.Choice(["raise", "skip"]), default="raise"),
 )
-
-_OUTPUT = (
-    option(
-        STREAMS,
-        "--json as_json",
-        "Print one JSON document, and nothing else, on standard output.",
-        is_flag=True,
-    ),
-    option(STREAMS, "--quiet -q", "No progress bars, notes or cost estimate.", is_flag=True),
-)
+_OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))
 
 
 def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -262,8 +195,3 @@ def _attach(decorators: tuple[Callable[..., Any], ...], function: Callable[..., 
     for decorator in reversed(decorators):  # each puts its option before those already there
         function = decorator(function)
     return function
-
-
-def with_hyphens(name: str) -> str:
-    """`--metric_power` is as good as `--metric-power`."""
-    return name.replace("_", "-")

@@ -78,13 +78,7 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("default")
-        for kind in (
-            DeprecationWarning,
-            PendingDeprecationWarning,
-            FutureWarning,
-            ImportWarning,
-            ResourceWarning,
-        ):
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = note
         yield stdout

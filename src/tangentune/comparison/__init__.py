@@ -6,13 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tangentune.comparison.cell import Cell
-    from tangentune.comparison.run import Comparison, compare
-    from tangentune.comparison.summary import Row
+    from tangentune.comparison.run import CompareSettings, Comparison, compare
+    from tangentune.comparison.summary import Cell, Row
 
-__all__ = ["Cell", "Comparison", "Row", "compare"]
+__all__ = ["Cell", "CompareSettings", "Comparison", "Row", "compare"]
 
-_HOMES = {"Cell": "cell", "Comparison": "run", "Row": "summary", "compare": "run"}
+_HOMES = {"Cell": "summary", "CompareSettings": "run", "Comparison": "run", "Row": "summary", "compare": "run"}
 
 
 def __getattr__(name: str) -> Any:

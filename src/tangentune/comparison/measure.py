@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tangentune import __version__, metrics
 from tangentune._files import plain
-from tangentune.comparison.cell import Cell, pack_right
 from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.splits import draw
+from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone, parameter_digest
@@ -69,7 +69,8 @@ class Bench:
         """
         counts = Counter(str(label) for label in class_labels(self.train).tolist())
         digests = [pictures_digest(part.pixels) for part in (self.train, self.test)]
-        shared = sum(digest in set(digests[0]) for digest in digests[1])
+        known = set(digests[0])
+        shared = sum(digest in known for digest in digests[1])
         if shared:
             sentence = (
                 f"{shared} of {len(self.test)} test pictures are also among the training pictures, equal in every "

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tangentune.estimators.classifier import TangentClassifier
     from tangentune.networks.backbone import Backbone
     from tangentune.pictures.load import Pictures
 
@@ -27,13 +27,11 @@ class MethodSettings:
         seed: of everything a method draws at random.
         flip: a picture and its mirror image show the same class; of no effect on vectors.
         batch_size: pictures that go through the network at a time where this does not change the result.
-        verbose: 1 shows the method's own progress bars.
     """
 
     seed: int = 0
     flip: bool = True
     batch_size: int = 32
-    verbose: int = 0
 
 
 @final
@@ -68,14 +66,6 @@ class Method:
     fit: Callable[[Backbone, Pictures, MethodSettings], FittedMethod]
 
 
-def _probe(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
-    return _least_squares("none", 0, backbone, train, settings)
-
-
-def _tangent(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
-    return _least_squares("all", "loo", backbone, train, settings)
-
-
 def _least_squares(
     subset: str, outer_steps: int | str, backbone: Backbone, train: Pictures, settings: MethodSettings
 ) -> FittedMethod:
@@ -88,7 +78,6 @@ def _least_squares(
         outer_steps=outer_steps,
         batch_size=settings.batch_size,
         random_state=settings.seed,
-        verbose=settings.verbose,
     ).fit(train)
     names = ("outer_steps", "damping", "body_scale", "metric_power", "normalize")
     chosen = {name: getattr(model, f"{name}_") for name in names} | {"loo_accuracy": model.loo_score_}
@@ -98,7 +87,7 @@ def _least_squares(
 def _finetune(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
     from tangentune.methods.fine_tuning import FineTuneSettings, sweep
 
-    found = sweep(backbone, train, FineTuneSettings(flip=settings.flip), seed=settings.seed, verbose=settings.verbose)
+    found = sweep(backbone, train, FineTuneSettings(flip=settings.flip), seed=settings.seed)
     chosen = {"learning_rate": found.tuned.settings.learning_rate, "epochs": found.tuned.settings.epochs}
     return _trained(found, settings, chosen | {"problem": found.problem})
 
@@ -107,7 +96,7 @@ def _gaf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> Fitte
     from tangentune.methods.gradient_features import GradientFeatureSettings, fit_gradient_features
 
     chosen = GradientFeatureSettings(flip=settings.flip, seed=settings.seed)
-    found = fit_gradient_features(backbone, train, chosen, verbose=settings.verbose)
+    found = fit_gradient_features(backbone, train, chosen)
     return _trained(found, settings, {"cut": found.cut, "problem": found.problem, "last_loss": found.losses[-1]})
 
 
@@ -115,7 +104,7 @@ def _lqf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> Fitte
     from tangentune.methods.lqf import LQFSettings, fit_lqf
 
     chosen = LQFSettings(flip=settings.flip, seed=settings.seed)
-    found = fit_lqf(backbone, train, chosen, verbose=settings.verbose)
+    found = fit_lqf(backbone, train, chosen)
     facts = {"solver": chosen.solver, "damping": found.damping, "suboptimality": found.records[-1].suboptimality()}
     return _trained(found, settings, facts)
 
@@ -130,7 +119,9 @@ def _trained(model: Any, settings: MethodSettings, chosen: dict[str, Any]) -> Fi
 
 
 METHODS: dict[str, Method] = {
-    "probe": Method("linear probe, damping by leave-one-out", "tangentune.estimators.classifier", _probe),
+    "probe": Method(
+        "linear probe, damping by leave-one-out", "tangentune.estimators.classifier", partial(_least_squares, "none", 0)
+    ),
     "finetune": Method(
         "ordinary fine-tuning of all layers, learning rate by a validation split",
         "tangentune.methods.fine_tuning",
@@ -141,6 +132,8 @@ METHODS: dict[str, Method] = {
     ),
     "lqf": Method("linear quadratic fine-tuning of all layers, default settings", "tangentune.methods.lqf", _lqf),
     "tangent": Method(
-        "tangent kernel of all layers, choices by leave-one-out", "tangentune.estimators.classifier", _tangent
+        "tangent kernel of all layers, choices by leave-one-out",
+        "tangentune.estimators.classifier",
+        partial(_least_squares, "all", "loo"),
     ),
 }

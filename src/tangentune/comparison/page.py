@@ -104,12 +104,7 @@ def _draw_line(
     right.vlines(seconds, share - error, share + error, color=look["color"], alpha=0.45, linewidth=1)
     for row, x, y in zip(rows, seconds, share, strict=True):
         right.annotate(
-            str(row.shots),
-            (x, y),
-            xytext=(6, -8),
-            textcoords="offset points",
-            fontsize=7,
-            color=PALETTE["muted"],
+            str(row.shots), (x, y), xytext=(6, -8), textcoords="offset points", fontsize=7, color=PALETTE["muted"]
         )
 
 

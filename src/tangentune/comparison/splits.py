@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -68,13 +67,3 @@ def draw(labels: NDArray[Any], shots: int | None, seed: int) -> IntArray:
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
-
-
-def share_error(share: float, n: int) -> float:
-    """Standard error of a share measured on n independent pictures: `sqrt(p (1 - p) / n)`.
-
-    Example:
-        >>> share_error(0.5, 100)
-        0.05
-    """
-    return math.sqrt(share * (1 - share) / n)

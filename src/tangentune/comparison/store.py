@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tangentune._files import plain, replaced_file
-from tangentune.comparison.cell import Cell
-from tangentune.comparison.summary import Row
+from tangentune.comparison.summary import Cell, Row
 from tangentune.errors import StoreError, first_line
 
 FILE = "comparison.json"

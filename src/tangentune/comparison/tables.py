@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
-from tangentune.comparison.cell import Cell
 from tangentune.comparison.plan import ALL, Shots
-from tangentune.comparison.splits import share_error
-from tangentune.comparison.summary import Mean, Row
+from tangentune.comparison.summary import Cell, Mean, Row
 from tangentune.estimators.summary import nice_bytes, nice_seconds
 from tangentune.pictures.names import some
 
@@ -87,7 +86,7 @@ def _test(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     measured = [row.means["accuracy"].mean for row in rows if row.means]
     if measured:
         middle = float(np.median(measured))
-        points = 100 * share_error(middle, n)
+        points = 100 * math.sqrt(middle * (1 - middle) / n)  # binomial: n independent pictures
         text += (
             f" Their number alone gives an accuracy of {100 * middle:.0f} % a standard error of {points:.1f} points."
         )

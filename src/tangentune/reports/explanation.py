@@ -7,19 +7,19 @@ model fitted without it: its own label would explain everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, cast, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.estimators.explanations import ood_scores, open_share
+from tangentune.estimators.explanations import Seen, ood_scores, open_share
 from tangentune.estimators.fitted import State
 from tangentune.pictures.load import Pictures, pictures_digest
-from tangentune.reports.answers import Account, Answer, Explanation, Pull, label_text, short_number
+from tangentune.reports.models import ReportedClassifier, ReportedModel, ReportedRegressor, is_classifier
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -28,6 +28,94 @@ from tangentune.solvers.source.coupling import coupling_without
 from tangentune.solvers.source.leave_out import Said
 from tangentune.solvers.system import System
 from tangentune.solvers.temperature import probabilities
+
+EDGE = 0.95  # a share of training pictures beyond which a picture is called unusual
+
+
+@final
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says: a class name, or a number as text; `confidence` is a probability, None where there is none."""
+
+    label: str
+    confidence: float | None
+
+
+@final
+@dataclass(frozen=True)
+class PictureEffect:
+    """What one training picture did to one answer.
+
+    Attributes:
+        position: in `ids_`.
+        id: its name.
+        label: given.
+        influence: what the lead (or number) would lose if the model had been fitted without it; exact.
+        contribution: its term in the sum that the lead (or number) is.
+        without: the answer of the model fitted without it; None where only another likelihood could tell.
+    """
+
+    position: int
+    id: str
+    label: str
+    influence: float
+    contribution: float
+    without: Prediction | None
+
+
+@final
+@dataclass(frozen=True)
+class Attribution:
+    """Where one lead, or one predicted number, comes from.
+
+    Attributes:
+        name: of the target, if there are several; else empty.
+        answer: what is explained; `against` is the runner-up, None for numbers.
+        total: the lead, or the number: the sum of `intercept` and the contributions of all training pictures.
+        raised, lowered: the pictures of the largest influence in either direction, largest first.
+        largest: the pictures of the largest contributions, largest first.
+        counts: how many pictures raised and lowered it.
+        error, scatter: standard deviations of the number, and of a new observation of it; None for classes.
+    """
+
+    name: str
+    answer: Prediction
+    against: Prediction | None
+    total: float
+    intercept: float
+    raised: tuple[PictureEffect, ...]
+    lowered: tuple[PictureEffect, ...]
+    largest: tuple[PictureEffect, ...]
+    counts: tuple[int, int]
+    error: float | None = None
+    scatter: float | None = None
+
+    @property
+    def strongest(self) -> PictureEffect | None:
+        """The picture of the largest influence, if any has some."""
+        return max((*self.raised[:1], *self.lowered[:1]), key=lambda effect: abs(effect.influence), default=None)
+
+
+@final
+@dataclass(frozen=True)
+class Explanation:
+    """One answer explained.
+
+    Attributes:
+        id: of the picture.
+        position: among the pictures that were asked about.
+        given: its label, if it is a training picture, which the answer then leaves out; else None.
+        answers: classes with their probabilities, likeliest first; of a regressor its numbers.
+        distance: its `ood_score`.
+        attributions: one for a classifier, one a target for a regressor.
+    """
+
+    id: str
+    position: int
+    given: str | None
+    answers: tuple[Prediction, ...]
+    distance: float
+    attributions: tuple[Attribution, ...]
 
 
 @final
@@ -49,7 +137,7 @@ class _Asked:
     same: list[int]
 
 
-def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
+def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Explanation]:
     """Explain a model's answer about each of a few pictures.
 
     Args:
@@ -60,28 +148,34 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
     Returns:
         m explanations. Cost as `influence`; a training picture costs n^2 more.
     """
-    classes = hasattr(model, "classes_")
-    proba = model.predict_proba(pictures) if classes and model.likelihood != LEAST_SQUARES else None
+    proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
     ours = _positions_by_pixels(model)
     digests = pictures_digest(pictures.pixels)
-    state, out = model._solved(), []
-    for seen in model._crossed(pictures):
+    state, portions = _problem(model, pictures)
+    out: list[Explanation] = []
+    for seen in portions:
         for row, own, said in zip(seen.kernel, seen.own, seen.said, strict=True):
             i = len(out)
             asked = _asked(state, row[None], own[None], said, ours.get(digests[i], []))
-            if classes:
+            if is_classifier(model):
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
-                accounts: tuple[Account, ...] = (_lead(model, asked, answers, top),)
+                attributions = (_attribute_lead(model, asked, answers, top),)
             else:
-                accounts = tuple(_number(model, asked, k, top) for k in range(len(asked.scores)))
-                answers = tuple(account.answer for account in accounts)
+                numbers = cast(ReportedRegressor, model)
+                attributions = tuple(_attribute_number(numbers, asked, k, top) for k in range(len(asked.scores)))
+                answers = tuple(one.answer for one in attributions)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
             distance = float(ood_scores(state.system, open_share(asked.variance, asked.own))[0])
-            out.append(Explanation(pictures.ids[i], i, given, answers, distance, accounts))
+            out.append(Explanation(pictures.ids[i], i, given, answers, distance, attributions))
     return out
 
 
-def _positions_by_pixels(model: Any) -> dict[str, list[int]]:
+def _problem(model: Any, pictures: Pictures) -> tuple[State, Iterator[Seen]]:
+    """The solved problem behind a model, and pictures as it sees them: all that pages need beyond public names."""
+    return model._solved(), model._crossed(pictures)
+
+
+def _positions_by_pixels(model: ReportedModel) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
         found.setdefault(digest, []).append(i)
@@ -110,17 +204,17 @@ def _heard_without(said: Said, weights: Tensor, system: System, same: list[int])
     return retarget(system, said.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
 
 
-def _ranked_classes(model: Any, asked: _Asked, proba: NDArray | None) -> tuple[Answer, ...]:
+def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
     if proba is None:
         values = probabilities(asked.scores[None], model.temperature_)[0].cpu().numpy()
     else:
         values = model.loo_proba_[asked.same[0]] if asked.same else proba
     order = np.argsort(-values, kind="stable")
-    return tuple(Answer(str(model.classes_[c]), float(values[c])) for c in order)
+    return tuple(Prediction(str(model.classes_[c]), float(values[c])) for c in order)
 
 
-def _lead(model: Any, asked: _Asked, answers: tuple[Answer, ...], top: int) -> Account:
-    """The account of a classifier's answer."""
+def _attribute_lead(model: ReportedClassifier, asked: _Asked, answers: tuple[Prediction, ...], top: int) -> Attribution:
+    """Where the lead of a classifier's answer over the runner-up comes from."""
     names = [str(name) for name in model.classes_]
     best, runner_up = (names.index(answer.label) for answer in answers[:2])
 
@@ -129,49 +223,96 @@ def _lead(model: Any, asked: _Asked, answers: tuple[Answer, ...], top: int) -> A
 
     influence = exact.influence(asked.system, asked.kernel)[0]
 
-    def without(place: int) -> Answer | None:
+    def without(place: int) -> Prediction | None:
         if model.likelihood != LEAST_SQUARES:
             return None
         proba = probabilities((asked.scores - influence[place])[None], model.temperature_)[0]
-        return Answer(names[int(proba.argmax())], float(proba.max()))
+        return Prediction(names[int(proba.argmax())], float(proba.max()))
 
     shares = lead(exact.contributions(asked.system, asked.kernel)[0])
     found = _largest(model, asked.places, lead(influence), shares, without, top)
     total, intercept = float(lead(asked.scores)), float(lead(asked.before))
-    return Account("", answers[0], answers[1], total, intercept, **found)
+    return Attribution("", answers[0], answers[1], total, intercept, **found)
 
 
-def _number(model: Any, asked: _Asked, k: int, top: int) -> Account:
-    """The account of one number of a regressor's answer."""
+def _attribute_number(model: ReportedRegressor, asked: _Asked, k: int, top: int) -> Attribution:
+    """Where one number of a regressor's answer comes from."""
     value, noise = float(asked.scores[k]), float(model.noise_[k])
     spread = float(asked.variance) * noise / asked.system.damping
-    pulls = exact.influence(asked.system, asked.kernel)[0, :, k].cpu().numpy()
+    influence = exact.influence(asked.system, asked.kernel)[0, :, k].cpu().numpy()
     shares = exact.contributions(asked.system, asked.kernel)[0, :, k].cpu().numpy()
 
-    def without(place: int) -> Answer:
-        return Answer(short_number(value - pulls[place]), None)
+    def without(place: int) -> Prediction:
+        return Prediction(short_number(value - influence[place]), None)
 
     name = f"target {k + 1}" if len(asked.scores) > 1 else ""
-    found = _largest(model, asked.places, pulls, shares, without, top)
+    found = _largest(model, asked.places, influence, shares, without, top)
     bars = {"error": spread**0.5, "scatter": (spread + noise) ** 0.5}
-    return Account(name, Answer(short_number(value), None), None, value, float(asked.before[k]), **found | bars)
+    return Attribution(name, Prediction(short_number(value), None), None, value, float(asked.before[k]), **found | bars)
 
 
 def _largest(
-    model: Any, places: NDArray, influence: NDArray, shares: NDArray, without: Callable[[int], Answer | None], top: int
+    model: ReportedModel,
+    places: NDArray,
+    influence: NDArray,
+    shares: NDArray,
+    without: Callable[[int], Prediction | None],
+    top: int,
 ) -> dict[str, Any]:
-    """The pictures with the largest effect, as fields of an account."""
+    """The pictures with the largest effect, as fields of an attribution."""
 
-    def pulls(order: NDArray) -> tuple[Pull, ...]:
+    def effects(order: NDArray) -> tuple[PictureEffect, ...]:
         out = []
         for i in order.tolist():
             position = int(places[i])
             names = (str(model.ids_[position]), label_text(model, model.targets_[position]))
-            out.append(Pull(position, *names, float(influence[i]), float(shares[i]), without(i)))
+            out.append(PictureEffect(position, *names, float(influence[i]), float(shares[i]), without(i)))
         return tuple(out)
 
     order = np.argsort(-influence, kind="stable")
     up, down = order[influence[order] > 0], order[influence[order] < 0][::-1]
     largest = np.argsort(-np.abs(shares), kind="stable")[:top]
-    counts = (len(up), len(down))
-    return {"raised": pulls(up[:top]), "lowered": pulls(down[:top]), "largest": pulls(largest), "counts": counts}
+    return {
+        "raised": effects(up[:top]),
+        "lowered": effects(down[:top]),
+        "largest": effects(largest),
+        "counts": (len(up), len(down)),
+    }
+
+
+def familiarity(distance: float) -> str:
+    """An out-of-distribution score in words.
+
+    Example:
+        >>> familiarity(0.2)
+        'Familiar: nearer to the training pictures than 80 % of them are to the others.'
+        >>> familiarity(1.3)
+        'Unlike every training picture: 30 % more uncertain than the most distant of them. Do not rely on the answer.'
+    """
+    if distance > 1:
+        excess = f"{100 * (distance - 1):.0f} %" if distance < 10 else f"{distance:.0f} times"
+        words = "more uncertain than the most distant of them. Do not rely on the answer."
+        return f"Unlike every training picture: {excess} {words}"
+    farther = 100 * (1 - distance)
+    if distance > EDGE:
+        share = f"only {farther:.0f} % of the training pictures lie" if farther >= 0.5 else "no training picture lies"
+        return f"Unusual: {share} as far from the others."
+    if distance > 0.5:
+        return f"Within the usual range: {100 - farther:.0f} % of the training pictures lie nearer to the others."
+    return f"Familiar: nearer to the training pictures than {farther:.0f} % of them are to the others."
+
+
+def label_text(model: ReportedModel, label: Any) -> str:
+    """A label of a model's pictures for people: a class name, or numbers with four digits."""
+    return str(label) if is_classifier(model) else ", ".join(map(short_number, np.atleast_1d(label)))
+
+
+def document(explanation: Explanation) -> dict[str, Any]:
+    """An explanation as plain values, for JSON; an attribution is called an account there."""
+    fields = asdict(explanation)
+    return fields | {"accounts": fields.pop("attributions"), "familiarity": familiarity(explanation.distance)}
+
+
+def short_number(value: float) -> str:
+    """A number with four digits."""
+    return f"{value:.4g}"

@@ -12,7 +12,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -180,14 +180,8 @@ def reliability_figure(curve: Reliability) -> Figure:
     return figure
 
 
-def scatter_figure(targets: ArrayLike, predicted: ArrayLike, names: Sequence[str] = ()) -> Figure:
-    """Leave-one-out prediction against the true number, one panel for each of the first four outputs.
-
-    Args:
-        targets: shape (n,) or (n, k).
-        predicted: the same shape.
-        names: titles of the panels, used when there are several.
-    """
+def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
+    """Leave-one-out prediction against the true number, both (n,) or (n, k); a panel for each of four outputs."""
     given = np.asarray(targets, np.float64).reshape(len(np.asarray(targets)), -1)
     guess = np.asarray(predicted, np.float64).reshape(given.shape)
     panels = min(given.shape[1], 4)
@@ -202,7 +196,7 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike, names: Sequence[str
                 continue
             _scatter(axes, given[:, i], guess[:, i])
             if panels > 1:
-                axes.set_title(names[i] if i < len(names) else f"output {i + 1}", fontsize=8.5)
+                axes.set_title(f"output {i + 1}", fontsize=8.5)
     return figure
 
 
@@ -215,13 +209,7 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
     size = 4 if many else 16
     axes.scatter(
-        given,
-        guess,
-        s=size,
-        color=PALETTE["accent"],
-        alpha=0.3 if many else 0.6,
-        linewidths=0,
-        rasterized=many,
+        given, guess, s=size, color=PALETTE["accent"], alpha=0.3 if many else 0.6, linewidths=0, rasterized=many
     )
     axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel="leave-one-out prediction", aspect="equal")
 

@@ -6,13 +6,11 @@ to all others. The page loads nothing from anywhere and needs no script.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tangentune import metrics
@@ -28,29 +26,26 @@ from tangentune.estimators.summary import (
 )
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
+from tangentune.reports.models import ReportedClassifier, ReportedModel, is_classifier
+from tangentune.reports.pages import render, write_page
 
 
-def write_report(model: Any, path: str | os.PathLike[str]) -> Path:
+def write_report(model: ReportedModel, path: str | os.PathLike[str]) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
 
     Raises:
-        StoreError: the file cannot be written.
+        StoreError: the file cannot be written, or its folder is not there.
     """
     target = Path(path)
-    page = render_report(model)
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, target)
+        os.stat(os.path.join(target.parent, ""))  # beside a saved model: no folder is made for it
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         message = f"cannot write the report to {target}: {error.strerror or error}"
         raise StoreError(message) from error
-    return target
+    return write_page(render_report(model), target)
 
 
-def render_report(model: Any) -> str:
+def render_report(model: ReportedModel) -> str:
     """The report of a fitted `TangentClassifier` or `TangentRegressor` as one HTML page.
 
     Cost: seconds, mostly drawing; memory for 24 thumbnails. The same model gives the same page.
@@ -69,75 +64,32 @@ def render_report(model: Any) -> str:
         "selection": tables.tried_rows(model, facts),
         "stages": tables.stage_rows(facts),
     }
-    context |= _classification(model, facts) if facts.classification else _regression(model)
-    return environment().get_template("report.html.j2").render(context)
-
-
-def environment() -> Environment:
-    """The templates of every page, with the filters they use."""
-    folder = Path(__file__).parent / "templates"
-    templates = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    templates.filters["shortened"] = _shortened
-    return templates
-
-
-def _shortened(path: str, length: int = 22) -> str:
-    """The file's name without its folders, its middle cut out if it is long."""
-    name = path.rsplit("/", 1)[-1]
-    return name if len(name) <= length else f"{name[: length // 2 - 2]}…{name[-length // 2 - 1 :]}"
+    context |= _classification(model, facts) if is_classifier(model) else _regression(model)
+    return render("report.html.j2", context)
 
 
 def _headline(facts: Summary) -> list[dict[str, str]]:
     """The large numbers at the top: value, name, and what to hold it against."""
-    tiles = []
+    scores = facts.scores
     if facts.classification and facts.interval:
         low, high = facts.interval
-        tiles += [
-            {
-                "value": f"{100 * facts.scores['accuracy']:.1f} %",
-                "name": "leave-one-out accuracy",
-                "note": f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
-                f"always naming the largest class: {100 * facts.largest_class:.1f} %",
-            },
-            {
-                "value": f"{facts.scores['nll']:.3f}",
-                "name": "negative log-likelihood",
-                "note": f"nats a picture; even guessing: {np.log(len(facts.classes)):.3f}",
-            },
-            {
-                "value": f"{100 * facts.scores['ece']:.1f} %",
-                "name": "calibration error",
-                "note": "mean gap between confidence and share right (15 bins)",
-            },
+        note = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
+        note += f"always naming the largest class: {100 * facts.largest_class:.1f} %"
+        guessing = f"nats a picture; even guessing: {np.log(len(facts.classes)):.3f}"
+        gap = "mean gap between confidence and share right (15 bins)"
+        tiles = [
+            (f"{100 * scores['accuracy']:.1f} %", "leave-one-out accuracy", note),
+            (f"{scores['nll']:.3f}", "negative log-likelihood", guessing),
+            (f"{100 * scores['ece']:.1f} %", "calibration error", gap),
         ]
     else:
-        tiles += [
-            {
-                "value": f"{facts.scores['r2']:.3f}",
-                "name": "leave-one-out R²",
-                "note": "1 is perfect, 0 is the mean",
-            },
-            {
-                "value": f"{facts.scores['rmse']:.4g}",
-                "name": "root mean squared error",
-                "note": "in the targets' unit",
-            },
+        tiles = [
+            (f"{scores['r2']:.3f}", "leave-one-out R²", "1 is perfect, 0 is the mean"),
+            (f"{scores['rmse']:.4g}", "root mean squared error", "in the targets' unit"),
         ]
-    tiles.append(
-        {
-            "value": nice_seconds(facts.seconds),
-            "name": "to fit and choose everything",
-            "note": f"peak memory {nice_bytes(facts.peak_bytes)}",
-        }
-    )
-    return tiles
+    memory = f"peak memory {nice_bytes(facts.peak_bytes)}"
+    tiles.append((nice_seconds(facts.seconds), "to fit and choose everything", memory))
+    return [{"value": value, "name": name, "note": note} for value, name, note in tiles]
 
 
 def _setup(facts: Summary) -> list[tuple[str, str]]:
@@ -160,14 +112,14 @@ def _setup(facts: Summary) -> list[tuple[str, str]]:
     return rows + list(zip(names, map(nice_setting, facts.options.values()), strict=True))
 
 
-def _damping(model: Any) -> Markup:
+def _damping(model: ReportedModel) -> Markup:
     path = model.damping_path_
     figure = plots.damping_figure(path["damping"], path["loo_error"], model.damping_)
     alt = f"Leave-one-out error against damping; the chosen damping is {model.damping_:.3g}."
     return Markup(plots.to_svg(figure, key="damping", alt=alt))
 
 
-def _blocks(model: Any) -> Markup:
+def _blocks(model: ReportedModel) -> Markup:
     shares = {str(name): float(share) for name, share in model.block_shares_.items()}
     top = sorted(shares, key=lambda name: -shares[name])[:3]
     words = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in top)
@@ -176,7 +128,7 @@ def _blocks(model: Any) -> Markup:
     return Markup(plots.to_svg(plots.blocks_figure(shares, scales), key="blocks", alt=alt))
 
 
-def _scales(model: Any) -> str:
+def _scales(model: ReportedModel) -> str:
     """What the block chart shows, with the kernel's weights in words when the body shares one."""
     body = {float(scale) for name, scale in model.block_scales_.items() if name != "head"}
     if not body:
@@ -192,7 +144,7 @@ def _scales(model: Any) -> str:
     return f"{words} In the kernel the head has weight {head:.3g}, every other block {body.pop():.3g}."
 
 
-def _classification(model: Any, facts: Summary) -> dict[str, Any]:
+def _classification(model: ReportedClassifier, facts: Summary) -> dict[str, Any]:
     labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
     table = metrics.confusion_matrix(labels, proba.argmax(axis=1), len(facts.classes))
     figure = plots.reliability_figure(metrics.reliability(labels, proba))
@@ -206,7 +158,7 @@ def _classification(model: Any, facts: Summary) -> dict[str, Any]:
     }
 
 
-def _regression(model: Any) -> dict[str, Any]:
+def _regression(model: ReportedModel) -> dict[str, Any]:
     targets = np.asarray(model.targets_, np.float64)
     predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
     alt = "Leave-one-out predictions against true values; perfect predictions lie on the diagonal."

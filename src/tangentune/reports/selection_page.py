@@ -15,15 +15,13 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune import __version__
 from tangentune._files import replaced_file
 from tangentune.methods.source_selection.manifest import Manifest, load_selected
 from tangentune.methods.source_selection.select import Overlap
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures
-from tangentune.reports.model_page import environment
-from tangentune.reports.tables import thumbnail
+from tangentune.reports.pages import render, thumbnail
 
 _ROWS = 12  # of a table before "more"
 _SIDE = 112  # pixels of a picture on the page
@@ -178,7 +176,6 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
     by = by.format(network=manifest.backbone["name"])
     mass = any(row["mass"] is not None for row in manifest.class_table)
     context = {
-        "version": __version__,
         "title": f"{n:,} pictures chosen for {len(manifest.target['classes'])} target classes",
         "lead": f"From {manifest.source['count']:,} source pictures, by {by}. A picture of weight 2 counts twice as "
         "much as the average chosen one; the percentage beside it is the part of it that serves the class in question.",
@@ -194,7 +191,7 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         "setup": _setup(manifest),
         "notes": manifest.notes,
     }
-    return environment().get_template("select.html.j2").render(context)
+    return render("select.html.j2", context)
 
 
 def _headline(manifest: Manifest) -> list[dict[str, str]]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tangentune import metrics
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
-from tangentune.pictures.pictures import Pictures
+from tangentune.reports.models import ReportedClassifier, ReportedModel, is_classifier
+from tangentune.reports.pages import thumbnail
 
 SUSPECTS = 24
 CLASSES_SHOWN = 30
 _CLASSES_IN_LARGE = 20
 _ROWS_TRIED, _ROWS_KEPT = 12, 200
-_THUMBNAIL = 176
 
 
 def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -72,29 +69,19 @@ def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tupl
     return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
 
 
-def most_wrong(model: Any, count: int = SUSPECTS) -> NDArray[np.int64]:
-    """Positions of the pictures with the largest leave-one-out error, worst first, at most `count`.
+def suspects(model: ReportedModel, facts: Summary) -> list[dict[str, Any]]:
+    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
 
     The error is the negative log-probability of the given label, or the squared distance of numbers.
     """
-    if hasattr(model, "classes_"):
-        error = metrics.case_nll(label_positions(model), np.asarray(model.loo_proba_, np.float64))
-    else:
-        targets, predicted = _numbers(model)
-        error = np.sum((targets - predicted) ** 2, axis=1)
-    return np.argsort(-error, kind="stable")[:count]
-
-
-def suspects(model: Any, facts: Summary) -> list[dict[str, Any]]:
-    """What the tiles of the hardest pictures show, worst first."""
-    describe = _class_tiles(model, facts) if facts.classification else _number_tiles(model)
-    pictures = getattr(model, "pictures_", None)
+    error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
     return [
-        {"id": str(model.ids_[i]), "image": thumbnail(pictures, int(i)), **describe(int(i))} for i in most_wrong(model)
+        {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
+        for i in np.argsort(-error, kind="stable")[:SUSPECTS].tolist()
     ]
 
 
-def _class_tiles(model: Any, facts: Summary) -> Callable[[int], dict[str, Any]]:
+def _class_errors(model: ReportedClassifier, facts: Summary) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
     labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
     guess = proba.argmax(axis=1)
 
@@ -107,42 +94,22 @@ def _class_tiles(model: Any, facts: Summary) -> Callable[[int], dict[str, Any]]:
             "wrong": bool(guess[i] != labels[i]),
         }
 
-    return describe
+    return metrics.case_nll(labels, proba), describe
 
 
-def _number_tiles(model: Any) -> Callable[[int], dict[str, Any]]:
-    targets, predicted = _numbers(model)
+def _number_errors(model: ReportedModel) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
+    predicted = np.asarray(model.loo_predictions_, np.float64)
+    predicted = predicted.reshape(len(predicted), -1)
+    targets = np.asarray(model.targets_, np.float64).reshape(predicted.shape)
 
     def describe(i: int) -> dict[str, Any]:
         given, guess = (", ".join(f"{value:.4g}" for value in row[i]) for row in (targets, predicted))
         return {"given": given, "predicted": guess, "wrong": True}
 
-    return describe
+    return np.sum((targets - predicted) ** 2, axis=1), describe
 
 
-def _numbers(model: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Targets and leave-one-out predictions of a regressor, both (n, k)."""
-    predicted = np.asarray(model.loo_predictions_, np.float64)
-    predicted = predicted.reshape(len(predicted), -1)
-    return np.asarray(model.targets_, np.float64).reshape(predicted.shape), predicted
-
-
-def thumbnail(pictures: Pictures | None, index: int) -> dict[str, Any] | None:
-    """A picture as a data URI, or None where there are none (vectors, or a model saved without)."""
-    image: Image.Image | None = pictures.thumbnail(index) if pictures is not None else None
-    if image is None:
-        return None
-    image = image.convert("RGB")
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    small = max(image.size) <= 64  # a few kilobytes without loss, and blown up without blur
-    stream = io.BytesIO()
-    image.save(stream, "PNG" if small else "JPEG", quality=82)
-    code = base64.b64encode(stream.getvalue()).decode()
-    uri = f"data:image/{'png' if small else 'jpeg'};base64,{code}"
-    return {"uri": uri, "small": small, "width": image.width, "height": image.height}
-
-
-def tried_rows(model: Any, facts: Summary) -> dict[str, Any]:
+def tried_rows(model: ReportedModel, facts: Summary) -> dict[str, Any]:
     """What was tried, best first, the chosen row marked, and how much worse the others on as many pictures were.
 
     Rows tried on a part of the pictures come last: their errors are not to be compared with those on all.
@@ -163,15 +130,10 @@ def tried_rows(model: Any, facts: Summary) -> dict[str, Any]:
         for row in rows
     ]
     names = [name.replace("_", " ").capitalize() for name in columns]
-    return {
-        "columns": names,
-        "first": table[:_ROWS_TRIED],
-        "rest": table[_ROWS_TRIED:_ROWS_KEPT],
-        "count": len(table),
-    }
+    return {"columns": names, "first": table[:_ROWS_TRIED], "rest": table[_ROWS_TRIED:_ROWS_KEPT], "count": len(table)}
 
 
-def _chosen_row(model: Any, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _chosen_row(model: ReportedModel, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row whose settings are the fitted ones, and whose damping is nearest."""
     keys = ("metric_power", "normalize", "body_scale")
     same = [row for row in rows if all(_equal(row.get(key), facts.settings[key]) for key in keys)]

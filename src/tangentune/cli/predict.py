@@ -1,0 +1,66 @@
+"""The command `tangentune predict`."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
+from tangentune.cli.options import Command, shared_options
+from tangentune.cli.run import print_json, working
+
+if TYPE_CHECKING:
+    from tangentune.cli.models import Estimator
+    from tangentune.pictures.pictures import Pictures
+
+
+@click.command(cls=Command, short_help="Predict the labels of pictures.")
+@click.argument("model", type=MODEL)
+@click.argument("pictures", type=PICTURES)
+@shared_options
+def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Predict the labels of PICTURES with the saved MODEL.
+
+    PICTURES is a picture, any folder of pictures, or a CSV file with the column path.
+    """
+    with working(quiet) as stdout:
+        fitted = saved_model(model, quiet, options)
+        loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
+        rows = _predictions(fitted, loaded)
+    if as_json:
+        print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": skipped(loaded)})
+    else:
+        _show(rows, stdout)
+
+
+def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
+    """One row a picture: id, label, confidence and all probabilities; or id and value."""
+    from tangentune.reports.models import is_classifier
+
+    if not is_classifier(model):
+        values = model.predict(pictures).tolist()
+        return [{"id": name, "value": value} for name, value in zip(pictures.ids, values, strict=True)]
+    names = [str(name) for name in model.classes_]
+    rows = []
+    for name, proba in zip(pictures.ids, model.predict_proba(pictures).tolist(), strict=True):
+        best = max(range(len(proba)), key=proba.__getitem__)
+        probabilities = dict(zip(names, proba, strict=True))
+        rows.append({"id": name, "label": names[best], "confidence": proba[best], "probabilities": probabilities})
+    return rows
+
+
+def _show(rows: list[dict[str, Any]], stream: IO[str]) -> None:
+    """One line a picture: name, predicted label or number, and the label's probability."""
+    from tangentune.cli.tables import folded, new_table, percent, print_table
+
+    sure = bool(rows) and "confidence" in rows[0]
+    table = new_table("Picture", "Prediction", *(["Confidence"] if sure else []), numbers=(2,) if sure else (1,))
+    for row in rows:
+        answer = [row["label"], percent(row["confidence"])] if sure else [_numbers(row["value"])]
+        table.add_row(*folded(row["id"], *answer))
+    print_table(table, stream)
+
+
+def _numbers(value: float | list[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))

@@ -1,0 +1,66 @@
+"""What every page has in common: its templates, its thumbnails, and how it is written to a file.
+
+A page stands alone: it loads nothing from anywhere and needs no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tangentune import __version__
+from tangentune._files import replaced_file
+from tangentune.pictures.pictures import Pictures
+
+_THUMBNAIL = 176  # pixels of the longer side
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page from one of the templates, as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    environment.filters["shortened"] = _shortened
+    return environment.get_template(template).render({"version": __version__, **context})
+
+
+def write_page(page: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page to a file, whole or not at all; folders above it are made; returns the path.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    with replaced_file(path) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
+
+
+def thumbnail(pictures: Pictures, position: int) -> dict[str, Any] | None:
+    """A picture as a data URI, or None where there are none (vectors, or a model saved without)."""
+    image = pictures.thumbnail(position)
+    if image is None:
+        return None
+    image = image.convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small = max(image.size) <= 64  # a few kilobytes without loss, and blown up without blur
+    stream = io.BytesIO()
+    image.save(stream, "PNG" if small else "JPEG", quality=82)
+    code = base64.b64encode(stream.getvalue()).decode()
+    uri = f"data:image/{'png' if small else 'jpeg'};base64,{code}"
+    return {"uri": uri, "small": small, "width": image.width, "height": image.height}
+
+
+def _shortened(path: str, length: int = 22) -> str:
+    """The file's name without its folders, its middle cut out if it is long."""
+    name = path.rsplit("/", 1)[-1]
+    return name if len(name) <= length else f"{name[: length // 2 - 2]}…{name[-length // 2 - 1 :]}"
