@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from tangentune.kernels.choice import Problem, Scored, body_lengths, score
+from tangentune.kernels.choice import KernelCandidates, Scored, body_lengths, score
 from tangentune.kernels.kernel import cosine
 from tangentune.solvers.evidence import maximise_evidence
 
 
-def learn_scales(problem: Problem, scored: Scored) -> Scored:
+def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
     """A choice whose blocks each have a scale of their own, with the damping, by evidence with gradients.
 
     A weak prior keeps scales near the start (`maximise_evidence`). Rows keep the lengths that they were given.

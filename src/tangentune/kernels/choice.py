@@ -22,7 +22,7 @@ SCALES = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Choice:
+class KernelChoice:
     """One way to build the kernel from its blocks.
 
     Attributes:
@@ -52,7 +52,7 @@ class Choice:
 class Scored:
     """A choice with its best damping and its criterion (smaller is better) on so many pictures."""
 
-    choice: Choice
+    choice: KernelChoice
     damping: float
     relative_damping: float
     loo_error: float
@@ -75,7 +75,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Problem:
+class KernelCandidates:
     """What selection works on: block kernels of one power, head kernel, targets and weights."""
 
     head: Tensor
@@ -92,7 +92,7 @@ def block_scales(blocks: list[str], slope: float) -> dict[str, float]:
     return {block: value / mean for block, value in raw.items()}
 
 
-def combine(problem: Problem, choice: Choice) -> Tensor:
+def combine(problem: KernelCandidates, choice: KernelChoice) -> Tensor:
     """The (n, n) kernel of a choice, float64."""
     head = problem.head.double()
     head = cosine(head) if choice.normalize else head
@@ -103,7 +103,7 @@ def combine(problem: Problem, choice: Choice) -> Tensor:
     return head + choice.body_scale * lengths[:, None] * body * lengths
 
 
-def body_lengths(problem: Problem, choice: Choice) -> Tensor:
+def body_lengths(problem: KernelCandidates, choice: KernelChoice) -> Tensor:
     """(n,) inverse lengths of the body's rows; ones where they are not normalised."""
     profile = block_scales(list(problem.blocks), choice.slope)
     diagonal = torch.zeros_like(problem.head[0], dtype=torch.float64)
@@ -112,7 +112,9 @@ def body_lengths(problem: Problem, choice: Choice) -> Tensor:
     return inverse_lengths(diagonal) if choice.normalize else torch.ones_like(diagonal)
 
 
-def score(problem: Problem, choice: Choice, damping: float | None, criterion: str) -> tuple[Scored, RidgeFactor]:
+def score(
+    problem: KernelCandidates, choice: KernelChoice, damping: float | None, criterion: str
+) -> tuple[Scored, RidgeFactor]:
     """Best damping of one choice (or the given one) and its error; one n^3 factorisation."""
     factor = factor_ridge(combine(problem, choice), problem.weights)
     unit = factor.mean_eigenvalue or 1.0
@@ -125,22 +127,22 @@ def score(problem: Problem, choice: Choice, damping: float | None, criterion: st
     return Scored(choice, chosen, chosen / unit, float(errors[best]), float(values[best]), count), factor
 
 
-def solution_of(problem: Problem, scored: Scored) -> Solution:
+def solution_of(problem: KernelCandidates, scored: Scored) -> Solution:
     """Solve with a scored choice."""
     return solve(factor_ridge(combine(problem, scored.choice), problem.weights), problem.targets, scored.damping)
 
 
-def picture_errors(problem: Problem, scored: Scored) -> Tensor:
+def picture_errors(problem: KernelCandidates, scored: Scored) -> Tensor:
     """(n,) weighted squared leave-one-out error of every picture for a scored choice."""
     return problem.weights * (problem.targets - solution_of(problem, scored).loo).square().sum(1)
 
 
-def block_energies(problem: Problem, scored: Scored) -> dict[str, float]:
+def block_energies(problem: KernelCandidates, scored: Scored) -> dict[str, float]:
     """Squared norm of the solution in each block, `s_l sum_c dual_c^T K_l dual_c`, "head" first."""
     return energies(problem, scored.choice, solution_of(problem, scored).dual)
 
 
-def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]:
+def energies(problem: KernelCandidates, choice: KernelChoice, dual: Tensor) -> dict[str, float]:
     """Squared norm of a solution in each block; their sum is `sum_c dual_c^T K dual_c`."""
     head = problem.head.double()
     scaled = dual * inverse_lengths(head.diagonal())[:, None] if choice.normalize else dual
@@ -153,13 +155,13 @@ def energies(problem: Problem, choice: Choice, dual: Tensor) -> dict[str, float]
     return out
 
 
-def _body(problem: Problem, scales: dict[str, float]) -> Tensor:
+def _body(problem: KernelCandidates, scales: dict[str, float]) -> Tensor:
     zero = torch.zeros_like(problem.head, dtype=torch.float64)
     return sum((scale * problem.blocks[block].double() for block, scale in scales.items()), zero)
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedChoices:
     """What the user has fixed; None is free."""
 
     normalize: bool | None = None
@@ -167,7 +169,7 @@ class Fixed:
     damping: float | None = None
 
 
-def unit_scale(problem: Problem, normalize: bool) -> float:
+def unit_scale(problem: KernelCandidates, normalize: bool) -> float:
     """Body scale at which head and body weigh the same: 1 for cosines, the ratio of traces otherwise."""
     if normalize or not problem.blocks:
         return 1.0
@@ -176,25 +178,27 @@ def unit_scale(problem: Problem, normalize: bool) -> float:
     return head / body if body > 0 and head > 0 else 1.0
 
 
-def first_choices(problem: Problem, power: float, fixed: Fixed, slopes: Sequence[float]) -> list[Choice]:
+def first_choices(
+    problem: KernelCandidates, power: float, fixed: FixedChoices, slopes: Sequence[float]
+) -> list[KernelChoice]:
     """A coarse grid over everything that is free; always with the plain linear probe in it."""
-    choices: list[Choice] = []
+    choices: list[KernelChoice] = []
     first = next(iter(problem.blocks), "")
     for normalize in (True, False) if fixed.normalize is None else (fixed.normalize,):
         unit = unit_scale(problem, normalize)
         if fixed.body_scale is not None:
-            choices.append(Choice(power, normalize, fixed.body_scale, first=first))
+            choices.append(KernelChoice(power, normalize, fixed.body_scale, first=first))
             continue
-        choices.append(Choice(power, normalize, 0.0))
+        choices.append(KernelChoice(power, normalize, 0.0))
         if problem.blocks:
-            choices += [Choice(power, normalize, s * unit, slope, first) for s in SCALES for slope in slopes]
+            choices += [KernelChoice(power, normalize, s * unit, slope, first) for s in SCALES for slope in slopes]
     return choices
 
 
 def search(
-    problem: Problem,
+    problem: KernelCandidates,
     power: float,
-    fixed: Fixed,
+    fixed: FixedChoices,
     criterion: str = "loo",
     slopes: Sequence[float] = SLOPES,
     refine: bool = True,
@@ -206,9 +210,9 @@ def search(
     Returns:
         The winner and everything tried.
     """
-    tried: dict[Choice, Scored] = {}
+    tried: dict[KernelChoice, Scored] = {}
 
-    def attempt(choice: Choice) -> Scored:
+    def attempt(choice: KernelChoice) -> Scored:
         if choice not in tried:
             tried[choice] = score(problem, choice, fixed.damping, criterion)[0]
         return tried[choice]

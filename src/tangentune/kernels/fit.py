@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tangentune.jacobian.rows import Tangent
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.block_evidence import learn_scales
 from tangentune.kernels.choice import (
     RELATIVE_DAMPINGS,
-    Choice,
-    Problem,
+    KernelCandidates,
+    KernelChoice,
     Scored,
     block_scales,
     combine,
@@ -23,7 +24,7 @@ from tangentune.kernels.feature_map import FeatureRows, feature_rows, primal, ro
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whitening
 from tangentune.kernels.model import TangentMap, TangentModel
 from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
-from tangentune.kernels.stages import Settings, Source, Work, draw_probes
+from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of, group_blocks
 from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_errors, solve
@@ -47,7 +48,7 @@ class Fitted:
 
 
 def fit_tangent(
-    tangent: Tangent, source: Source, targets: Tensor, weights: Tensor, settings: Settings, meter: Meter
+    tangent: Tangent, source: PictureBatches, targets: Tensor, weights: Tensor, settings: FitSettings, meter: Meter
 ) -> Fitted:
     """Solve the least-squares problem of the feature linearisation.
 
@@ -66,11 +67,11 @@ def fit_tangent(
         tangent = restrict(tangent, ())
     with meter.stage("features"):
         probes = draw_probes(tangent, source, settings)
-    work = Work(tangent, source, targets, weights, settings, meter, probes)
+    work = FitJob(tangent, source, targets, weights, settings, meter, probes)
     made = _kernels(work)
     with meter.stage("selection"):
         phi = made.phi.double()
-        problem = Problem(phi @ phi.T, made.blocks, targets, weights)
+        problem = KernelCandidates(phi @ phi.T, made.blocks, targets, weights)
         best, tried = search(problem, made.power, settings.fixed, settings.criterion)
         free = settings.fixed.body_scale is None and settings.fixed.damping is None
         if settings.criterion == "evidence" and free and best.choice.body_scale > 0:
@@ -105,7 +106,7 @@ class _Kernels:
     tried: list[Scored]
 
 
-def _kernels(work: Work) -> _Kernels:
+def _kernels(work: FitJob) -> _Kernels:
     """Pilot, metric power, then the block kernels of all pictures; small sets try everything on all pictures."""
     settings, tangent, count = work.settings, work.tangent, work.source.count
     tried: list[Scored] = []
@@ -137,7 +138,7 @@ def _kernels(work: Work) -> _Kernels:
     return _all_kernels(work, tangent, power, passes, rows, factors, tried)
 
 
-def _small_kernels(work: Work) -> _Kernels:
+def _small_kernels(work: FitJob) -> _Kernels:
     with work.meter.stage("rows"):
         rows = work.collect(work.tangent, "rows")
     with work.meter.stage("metric"):
@@ -149,7 +150,7 @@ def _small_kernels(work: Work) -> _Kernels:
 
 
 def _all_kernels(
-    work: Work,
+    work: FitJob,
     tangent: Tangent,
     power: float,
     passes: list[list[str]],
@@ -177,7 +178,7 @@ def _all_kernels(
     return _Kernels(rows.phi, blocks, factors, power, rows if len(passes) == 1 else None, len(passes), tried)
 
 
-def _feature_map(work: Work, choice: Choice, made: _Kernels) -> TangentMap:
+def _feature_map(work: FitJob, choice: KernelChoice, made: _Kernels) -> TangentMap:
     moving = choice.body_scale > 0
     tangent = restrict(work.tangent, [n for n in work.tangent.names if moving and block_of(n) in made.blocks])
     metric: dict[str, Whitening] = {}

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.kernels.choice import Problem, Scored, block_energies, picture_errors, search
+from tangentune.kernels.choice import KernelCandidates, Scored, block_energies, picture_errors, search
 from tangentune.kernels.collect import RowSet
 from tangentune.kernels.metric import KroneckerFactors
-from tangentune.kernels.stages import Work
+from tangentune.kernels.stages import FitJob
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
@@ -43,7 +43,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
 
 
-def run_pilot(work: Work, index: list[int]) -> Pilot:
+def run_pilot(work: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
@@ -53,9 +53,9 @@ def run_pilot(work: Work, index: list[int]) -> Pilot:
     rows = work.collect(work.tangent, "pilot rows", index, mirrored=False)
     phi, chosen = rows.phi.double(), torch.tensor(index)
     tried: list[Scored] = []
-    found: list[tuple[Scored, Problem, Tensor]] = []
+    found: list[tuple[Scored, KernelCandidates, Tensor]] = []
     for kept in _candidates(work.grams(rows.entries, {}, 0.0)):
-        problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
+        problem = KernelCandidates(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
         scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
@@ -67,7 +67,7 @@ def run_pilot(work: Work, index: list[int]) -> Pilot:
 
 
 @dataclass(frozen=True)
-class Whole:
+class BestOnAll:
     """The best power and first block of a small set, tried all against all; the kernels of that choice."""
 
     power: float
@@ -75,7 +75,7 @@ class Whole:
     tried: list[Scored]
 
 
-def choose_on_all(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> Whole:
+def choose_on_all(work: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
     """Every metric power with every first block on all pictures: what small sets can afford."""
     settings, phi = work.settings, rows.phi.double()
     best: tuple[Scored, dict[str, Tensor]] | None = None
@@ -83,13 +83,13 @@ def choose_on_all(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]
     for power in POWERS if settings.power is None else (settings.power,):
         blocks = work.grams(rows.entries, factors, power)
         for kept in _candidates(blocks):
-            problem = Problem(phi @ phi.T, kept, work.targets, work.weights)
+            problem = KernelCandidates(phi @ phi.T, kept, work.targets, work.weights)
             scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += more
             if best is None or scored.criterion < best[0].criterion:
                 best = scored, kept
     assert best is not None
-    return Whole(best[0].choice.power, best[1], tried)
+    return BestOnAll(best[0].choice.power, best[1], tried)
 
 
 def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -100,7 +100,7 @@ def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     ]
 
 
-def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
+def choose_power(work: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
     """Metric power by the criterion, from the rows of the leading block of all pictures; and what was tried.
 
     One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
@@ -113,7 +113,7 @@ def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors])
     tried: list[Scored] = []
     for power in POWERS:
         blocks = work.grams(part.entries, factors, power)
-        problem = Problem(phi @ phi.T, blocks, work.targets[chosen], work.weights[chosen])
+        problem = KernelCandidates(phi @ phi.T, blocks, work.targets[chosen], work.weights[chosen])
         scored, more = search(problem, power, work.settings.fixed, work.settings.criterion, refine=False)
         best[power] = scored, picture_errors(problem, scored)
         tried += more

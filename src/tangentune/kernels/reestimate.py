@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from tangentune.jacobian.rows import Tangent
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
 from tangentune.kernels.gram import gram
 from tangentune.kernels.kernel import cosine, inverse_lengths
 from tangentune.kernels.metric import Whitening, whiten, whitening
 from tangentune.kernels.model import TangentMap
-from tangentune.kernels.stages import Settings, Source, Work, draw_probes
+from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
 
 
 def reestimate(
-    feature_map: TangentMap, tangent: Tangent, source: Source, settings: Settings, power: float, outputs: int
+    feature_map: TangentMap, tangent: Tangent, source: PictureBatches, settings: FitSettings, power: float, outputs: int
 ) -> tuple[TangentMap, Tensor]:
     """Probes and metric from the pictures of `source`, and their kernel.
 
@@ -39,7 +40,7 @@ def reestimate(
     """
     probes = draw_probes(tangent, source, settings)
     blank = torch.zeros(source.count, outputs, dtype=torch.float64)
-    work = Work(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
+    work = FitJob(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
     metric: dict[str, Whitening] = {}
     square = torch.zeros(source.count, dtype=torch.float64, device=probes.device)
     head = body = torch.zeros(source.count, source.count, dtype=torch.float64, device=probes.device)

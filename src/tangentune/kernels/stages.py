@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from tqdm import tqdm
 from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import Tangent, batch_rows
-from tangentune.kernels.choice import Fixed
-from tangentune.kernels.collect import Batches, Portion, RowSet, collect, entry_bytes, plan_passes, portions, restrict
+from tangentune.kernels.batches import Batches, PictureBatches, Portion
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.collect import RowSet, collect, entry_bytes, plan_passes, restrict
 from tangentune.kernels.kernel import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.memory import Meter
@@ -25,13 +26,13 @@ WORKING_BYTES = 640 * 2**20  # the interpreter, libraries and one batch in fligh
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """Everything the user may fix; None leaves a choice to `criterion` ("loo" or "evidence")."""
 
     probes: int
     probe_space: str
     power: float | None
-    fixed: Fixed
+    fixed: FixedChoices
     criterion: str
     mirrored: bool
     seed: int
@@ -40,38 +41,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
-
-    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
-    """
-
-    count: int
-    batches: Callable[[list[int] | None], Iterable[Tensor]]
-    points: tuple[int, ...] | None = None
-
-    def portions(self, index: list[int] | None) -> Iterator[Portion]:
-        """Batches of all pictures or some, those of one expansion point together."""
-        if self.points is None:
-            yield from portions(self.batches(index))
-            return
-        chosen = range(self.count) if index is None else index
-        for point in sorted(set(self.points)):
-            places = [i for i, position in enumerate(chosen) if self.points[position] == point]
-            if places:
-                at = None if point < 0 else point
-                yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
-
-
-@dataclass(frozen=True)
-class Work:
+class FitJob:
     """What the stages share."""
 
     tangent: Tangent
-    source: Source
+    source: PictureBatches
     targets: Tensor
     weights: Tensor
-    settings: Settings
+    settings: FitSettings
     meter: Meter
     probes: Tensor
 
@@ -113,7 +90,7 @@ class Work:
         return plan_passes(sizes, self.source.count, room)
 
 
-def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> int:
+def room_for_rows(tangent: Tangent, source: PictureBatches, settings: FitSettings, outputs: int) -> int:
     """Bytes of the memory budget left for rows, after kernels, network and primal weights.
 
     Raises:
@@ -135,7 +112,7 @@ def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs:
     return left
 
 
-def draw_probes(tangent: Tangent, source: Source, settings: Settings) -> Tensor:
+def draw_probes(tangent: Tangent, source: PictureBatches, settings: FitSettings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.probe_space == "isotropic" or not tangent.names:
