@@ -18,7 +18,7 @@ from tangentune.methods.lqf import LQF, LQFSettings, fit_lqf
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import probe_head
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers.targets import damping_from_mean_loss, one_hot_targets
+from tangentune.solvers.targets import one_hot_targets
 
 
 @pytest.mark.parametrize("solver", ["dual", "none", "kfac", "ekfac", "block_diagonal"])
@@ -113,7 +113,7 @@ def test_damping_is_in_units_of_the_mean_eigenvalue_and_of_the_sum_convention() 
     assert abs(model.unit - float(dense.rows.square().sum()) / (N * C)) < 4 * model.unit_error < model.unit
     assert exact(damping=0.25, batch_size=4).damping == model.damping
     # Another code's mean squared error, with the weight decay that means the same here, is stationary there too.
-    decay = model.damping / damping_from_mean_loss(1.0, N, C, over_outputs=True, halved=False)
+    decay = model.damping / (N * C / 2)
 
     def mean(outputs: Tensor) -> Tensor:
         return F.mse_loss(outputs, one_hot_targets(positions(), C))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
-from tangentune.solvers.temperature import fit_temperature, probabilities
+from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration, fit_temperature, probabilities
+from tangentune.solvers.softmax import softmax_gaussian
 
 F64 = torch.float64
 

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from tangentune.solvers.temperature import fit_temperature, probabilities
+from tangentune.solvers.calibration import fit_temperature, probabilities
 
 
 def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Targets of classes, and dampings of other codes as ours, by solving their problems."""
+"""Targets of classes: scaled one-hot rows, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tangentune.errors import InputError
-from tangentune.solvers.targets import damping_from_mean_loss, one_hot_targets
+from tangentune.solvers.targets import one_hot_targets
 
 POSITIONS = torch.tensor([2, 0, 1, 2])
 
@@ -44,25 +44,3 @@ def test_alpha_out_of_range_is_refused(alpha: float) -> None:
 def test_positions_that_are_no_classes_are_refused(positions: torch.Tensor, match: str) -> None:
     with pytest.raises(InputError, match=match):
         one_hot_targets(positions, 3)
-
-
-@pytest.mark.parametrize("over_outputs", [False, True])
-@pytest.mark.parametrize("halved", [False, True])
-def test_the_converted_damping_solves_the_other_codes_problem(over_outputs: bool, halved: bool) -> None:
-    """The gradient of their objective, by autograd, vanishes at the solution of ours."""
-    torch.manual_seed(0)
-    a, y = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
-    decay = 0.03
-    damping = damping_from_mean_loss(decay, 7, 3, over_outputs=over_outputs, halved=halved)
-    u = torch.linalg.solve(a.T @ a + damping * torch.eye(5, dtype=torch.float64), a.T @ y).requires_grad_()
-    error = F.mse_loss(a @ u, y) if over_outputs else (a @ u - y).square().sum(1).mean()
-    theirs = error * (0.5 if halved else 1.0) + 0.5 * decay * u.square().sum()
-    (gradient,) = torch.autograd.grad(theirs, u)
-    assert gradient.abs().max() < 1e-13
-    assert u.abs().max() > 0.1
-
-
-def test_counts_and_factors_that_make_no_sense_are_refused() -> None:
-    for arguments in ((1e-3, 0, 2), (1e-3, 5, 0), (-1.0, 5, 2), (float("nan"), 5, 2)):
-        with pytest.raises(InputError, match="at least"):
-            damping_from_mean_loss(*arguments, over_outputs=True, halved=True)

@@ -26,6 +26,7 @@ from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.load import Pictures, check_classes
+from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.likelihoods import (
     LEAST_SQUARES,
     check_likelihood,
@@ -34,7 +35,6 @@ from tangentune.solvers.likelihoods import (
     parameters,
     predict_likelihood,
 )
-from tangentune.solvers.temperature import fit_temperature, probabilities
 
 
 @final

@@ -21,13 +21,13 @@ from tangentune.estimators.fitted import State
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.reports.answers import Account, Answer, Explanation, Pull, label_text, short_number
 from tangentune.solvers import leave_out as exact
+from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.source.coupling import coupling_without
 from tangentune.solvers.source.leave_out import Said
 from tangentune.solvers.system import System
-from tangentune.solvers.temperature import probabilities
 
 
 @final

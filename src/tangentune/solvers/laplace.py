@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
-from tangentune.solvers.softmax import INTERCEPT, Labelled, labelled
+from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kernel
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
 SEARCHING, FINAL = 1e-5, 1e-13  # largest entry of the gradient, in units of the root's longest column
@@ -82,7 +82,7 @@ def fit_laplace(
         >>> bool(solution.loo[0, 0] > 0.8), bool(solution.loo[-1, 1] > 0.8)
         (True, True)
     """
-    problem = labelled(kernel, classes, count, weights)
+    problem = labelled_kernel(kernel, classes, count, weights)
     root = _unscaled_root(problem)
     if scale is not None and not scale > 0:
         message = f"scale is {scale}; it must be positive"
@@ -122,7 +122,7 @@ def _covariance(k: Tensor, prior: Tensor, shrink: Tensor, joint: Tensor) -> Tens
     return out
 
 
-def _search(problem: Labelled, root: Tensor) -> float:
+def _search(problem: LabelledKernel, root: Tensor) -> float:
     """The scale of least held-out loss, each mode started from the nearest one known."""
     tried: dict[float, tuple[float, Tensor]] = {}
 
@@ -138,7 +138,7 @@ def _search(problem: Labelled, root: Tensor) -> float:
     return min(tried, key=lambda at: tried[at][0])
 
 
-def _unscaled_root(problem: Labelled) -> Tensor:
+def _unscaled_root(problem: LabelledKernel) -> Tensor:
     values, vectors = torch.linalg.eigh(problem.kernel)
     return vectors * values.clamp_min(0).sqrt()
 
@@ -148,7 +148,7 @@ def _root(root: Tensor, scale: float) -> Tensor:
     return torch.cat([math.sqrt(scale) * root, math.sqrt(INTERCEPT) * torch.ones_like(root[:, :1])], 1)
 
 
-def _mode(problem: Labelled, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
+def _mode(problem: LabelledKernel, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
     """Coordinates u (n + 1, C) of the mode: Newton steps by conjugate gradients, halved until the loss falls."""
     weights, goal = problem.weights[:, None], precision * float(root.norm(dim=0).max())
     u = torch.zeros(root.shape[1], problem.labels.shape[1], dtype=root.dtype, device=root.device)
@@ -214,7 +214,7 @@ class _Curvature:
     evidence: float
 
 
-def _curvature(problem: Labelled, scale: float, latent: Tensor) -> _Curvature:
+def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvature:
     """Posterior curvature at the mode and the approximate log evidence; C n^3."""
     logs = torch.log_softmax(latent, 1)
     dual = problem.weights[:, None] * (problem.labels - logs.exp())
@@ -235,7 +235,7 @@ def _curvature(problem: Labelled, scale: float, latent: Tensor) -> _Curvature:
     return _Curvature(logs, dual, latent, prior, shrink, joint, float(fit - 0.5 * logdet))
 
 
-def _left_out(problem: Labelled, at: _Curvature) -> tuple[Tensor, Tensor]:
+def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     """Mean (n, C) and covariance (n, C, C) of each picture's latents, its own site taken out of its marginal."""
     marginal = _covariance(at.prior, at.prior.diagonal(), at.shrink, at.joint)
     proba = at.logs.exp()
@@ -245,7 +245,7 @@ def _left_out(problem: Labelled, at: _Curvature) -> tuple[Tensor, Tensor]:
     return at.latent - (cavity @ at.dual[:, :, None])[:, :, 0], (cavity + cavity.mT) / 2
 
 
-def _solution(problem: Labelled, scale: float, at: _Curvature) -> LaplaceSolution:
+def _solution(problem: LabelledKernel, scale: float, at: _Curvature) -> LaplaceSolution:
     held_out = _left_out(problem, at)
     calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
     loo = calibrated(calibration, *held_out)

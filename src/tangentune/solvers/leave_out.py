@@ -1,4 +1,4 @@
-"""What every picture does to a solution, exact and without refitting: leaving it out, its influence, its share.
+"""What every picture does to a solution, exact and without refitting: leaving it out, influence, share, suspicion.
 
 All from one block of the inverse. For the rows I of a picture, `g_I = ([W^-1]_II)^-1 e_I` is the root of the weight
 times the residual of the fit without it, and `f(x) - f_-I(x) = [k(x, X) D^1/2, 1] [W^-1]_:I g_I`.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.system import System, checked_cross, design
+from tangentune.solvers.system import System, build, checked_cross, design
 
 # Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
 # would be divided by.
@@ -145,6 +145,61 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
         columns = system.inverse[:n, :n].unflatten(1, (system.pictures, system.width))
         squares = diagonal_blocks(system) - system.damping * torch.einsum("knv,knw->nvw", columns, columns)
     return torch.einsum("nvc,nvw,nwc->n", pulls, squares, pulls).clamp_min(0)
+
+
+def suspicion(system: System) -> Tensor:
+    """How doubtful every label is: its squared distance to the leave-one-out prediction, (n,); larger is worse.
+
+    For one-hot targets 0 means that the other pictures fully agree with the label, and 2 that they are sure of
+    another one. Nothing is tuned. The predictions are those of `distrusting`, with more damping than has the lowest
+    error, which fits labels as they are given, mistakes included: at one mean eigenvalue of the kernel, where a
+    picture's signal is believed to be as large as its noise, a few more of the mistakes come to the very top, and the
+    rest are ranked as well (docs/results/label_mistakes.md).
+
+    Args:
+        system: the solved problem; targets in any number of columns, regression too.
+
+    Returns:
+        (n,) float64; a picture of several rows has the sum over them. Cost `N^3` where the damping has to be raised,
+        else `N C`.
+
+    Example:
+        >>> import torch
+        >>> kernel = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])                          # the fourth is wrong
+        >>> targets = torch.nn.functional.one_hot(labels).double()
+        >>> suspicion(build(kernel, targets, damping=0.1)).argmax().item()
+        3
+    """
+    squares = (system.targets - loo(distrusting(system))).square().sum(1)
+    return squares.unflatten(0, (-1, system.width)).sum(1)
+
+
+def distrusting(system: System) -> System:
+    """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3."""
+    damping = mean_eigenvalue(system)
+    if damping <= system.damping:
+        return system
+    arguments = {"intercept": system.intercept, "width": system.width}
+    return build(system.kernel, system.targets, damping, system.weights, **arguments)
+
+
+def mean_eigenvalue(system: System) -> float:
+    """Mean eigenvalue of the weighted kernel over rows with weight, the intercept's direction projected out; N^2.
+
+    The unit in which relative damping is given.
+
+    Example:
+        >>> import torch
+        >>> mean_eigenvalue(build(2 * torch.eye(3), torch.zeros(3, 1), damping=1.0))
+        2.0
+    """
+    weights = system.weights
+    trace, count = float(weights @ system.kernel.diagonal()), int((weights > 0).sum())
+    if system.intercept:
+        # The unit vector of the intercept is roots / |roots|.
+        trace, count = trace - float(weights @ system.kernel @ weights) / float(weights.sum()), count - 1
+    return trace / count
 
 
 def scaled_residuals(system: System) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.metrics import accuracy, nll
-from tangentune.solvers.temperature import fit_temperature, probabilities
+from tangentune.solvers.calibration import fit_temperature, probabilities
 
 
 @final
