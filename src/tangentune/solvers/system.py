@@ -24,7 +24,8 @@ class System:
     Attributes:
         kernel: (N, N) float64; N is the number of pictures times `width`.
         inverse: (N+1, N+1) inverse of W, the intercept last; (N, N) without intercept.
-        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits: width C, one column of residuals.
+        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits, whose kernel `J J^T` couples outputs:
+            width C, one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
         weights: (N,) a, not negative; 0 leaves the row out.
         damping: positive, absolute.
         intercept: whether there is an unpenalised b.
