@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tangentune.methods.source_selection import unbalanced_sinkhorn
 from tangentune.solvers.source import coupling as module
-from tangentune.solvers.source.coupling import SCALE, coupling, coupling_without, shifted_targets, transport
+from tangentune.solvers.source.coupling import SCALE, coupling, coupling_shift, coupling_without, transport
 
 CASES = [{}, {"zeros": True}, {"single": True}, {"zeros": True, "single": True, "seed": 3}]
 
@@ -70,9 +70,9 @@ def test_targets_shift_as_the_coupling_made_without_each_picture(case: dict, nam
     pull = torch.randn(14, 4, generator=generator, dtype=F64)
     whole = joint.coupling()
     expected = torch.stack([pull[i] @ (joint.without(i).coupling() - whole) for i in range(14)])
-    found = shifted_targets(means, joint.targets, joint.weights, pull)
+    found = coupling_shift(means, joint.targets, joint.weights, pull)
     assert_allclose(found, expected, rtol=0, atol=1e-11)
-    alone = shifted_targets(means, joint.targets, joint.weights, pull, torch.arange(14))
+    alone = coupling_shift(means, joint.targets, joint.weights, pull, torch.arange(14))
     assert_allclose(alone, expected, rtol=0, atol=1e-11)
     if "zeros" in case:
         assert not found[3].any()
@@ -83,17 +83,17 @@ def test_targets_shift_as_the_coupling_made_without_each_picture(case: dict, nam
         less = joint.without(*own.tolist()).coupling()
         expected[own] = pull[own] @ (less - whole)
         assert_allclose(coupling_without(means, joint.targets, joint.weights, own), less, rtol=0, atol=1e-11)
-    found = shifted_targets(means, joint.targets, joint.weights, pull, groups)
+    found = coupling_shift(means, joint.targets, joint.weights, pull, groups)
     assert_allclose(found, expected, rtol=0, atol=1e-11)
 
 
 def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     joint = random_joint(31, single=True)
     arguments = (joint.problem().means(), joint.targets, joint.weights, torch.ones(31, 4, dtype=F64))
-    whole = shifted_targets(*arguments)
+    whole = coupling_shift(*arguments)
     for entries in (1, 12, 30, 12 * 31):
         monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
-        assert_allclose(shifted_targets(*arguments), whole, rtol=0, atol=1e-15)
+        assert_allclose(coupling_shift(*arguments), whole, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("weight", [1e5, 1e9, 1e14])
@@ -104,7 +104,7 @@ def test_a_picture_that_is_nearly_its_whole_class_is_left_out_exactly(weight: fl
     weights[0] = weight
     joint = replace(joint, weights=weights)
     pull = torch.ones(14, 4, dtype=F64)
-    found = shifted_targets(joint.problem().means(), joint.targets, joint.weights, pull)
+    found = coupling_shift(joint.problem().means(), joint.targets, joint.weights, pull)
     expected = torch.stack([(joint.without(i).coupling() - joint.coupling()).sum(0) for i in range(14)])
     assert_allclose(found, expected, rtol=0, atol=1e-10)
     assert float(found[0].abs().max()) > 0.01

@@ -26,7 +26,7 @@ from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.source.coupling import coupling_without
-from tangentune.solvers.source.leave_out import Said
+from tangentune.solvers.source.leave_out import SourcePrediction
 from tangentune.solvers.system import System
 
 
@@ -101,7 +101,7 @@ def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[i
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
 
 
-def _heard_without(said: Said, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
+def _heard_without(said: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
     """The problem without some pictures, their labels gone from what the source says too; what it says of them (C,)."""
     gone = torch.tensor(same, device=weights.device)
     labels = coupling_without(said.means, said.targets, weights, gone)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 SCALE = 0.05  # of the cosines: half of it confuses classes on 5 pictures a class, twice it tells none apart
 CHUNK_ENTRIES = 2**24  # of plans without one picture that are in memory at once
-CANCELLED = 1e-4  # share of a class's squared norm below which what is left of it is summed anew
+CANCELLED = 1e-4  # share of a class's squared norm; what is left of less is summed anew
 
 
 @final
@@ -65,8 +65,8 @@ def coupling_without(means: ClassMeans, targets: Tensor, weights: Tensor, rows: 
     return _conditional(_plan(cosines), means.named)
 
 
-def shifted_targets(
-    means: ClassMeans, targets: Tensor, weights: Tensor, pull: Tensor, groups: Tensor | None = None
+def coupling_shift(
+    means: ClassMeans, targets: Tensor, weights: Tensor, gains: Tensor, groups: Tensor | None = None
 ) -> Tensor:
     """How leave-one-out scores change because the coupling, too, is made without the picture: (n, C).
 
@@ -74,11 +74,11 @@ def shifted_targets(
         means: as in `coupling`.
         targets: (n, C) one-hot.
         weights: (n,).
-        pull: (n, S) what a picture's score without it gains by one unit more of a source class's target.
+        gains: (n, S) what a picture's score without it gains by one unit more of a source class's target.
         groups: (n,) integers; equal ones are left out together. None: every picture by itself.
 
     Returns:
-        `sum_s pull_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
+        `sum_s gains_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
         for each group.
     """
     whole, found = coupling(means, targets, weights), _class_sums(means, targets, weights)
@@ -87,13 +87,13 @@ def shifted_targets(
         for group in torch.unique(groups).tolist():
             rows = (groups == group).nonzero().flatten()
             cosines = _cosines_without(means, targets, weights, rows, found)
-            out[rows] = pull[rows] @ (_conditional(_plan(cosines), means.named) - whole)
+            out[rows] = gains[rows] @ (_conditional(_plan(cosines), means.named) - whole)
         return out
     step, cross = max(1, CHUNK_ENTRIES // max(1, whole.numel())), means.kernel @ (weights[:, None] * targets)
     for start in range(0, len(targets), step):
         rows = torch.arange(start, min(start + step, len(targets)), device=targets.device)
         cosines = _cosines_one_by_one(means, targets, weights, rows, found, cross)
-        out[rows] = torch.einsum("is,isc->ic", pull[rows], _conditional(_plan(cosines), means.named) - whole)
+        out[rows] = torch.einsum("is,isc->ic", gains[rows], _conditional(_plan(cosines), means.named) - whole)
     return out
 
 
@@ -103,11 +103,12 @@ def _cosines_one_by_one(
     """Cosines (r, S, C) without each of r pictures by itself; `cross` (n, C) is the kernel's with the class sums."""
     (sums, squares), own, a = found, targets[rows].argmax(1), weights[rows]
     less = sums[:, own].T - a[:, None] * means.between[rows]
+    # |s - a k_i|^2 = |s|^2 - 2 a <k_i, s> + a^2 k_ii for the weighted sum s of the picture's class.
     left = squares[own] - 2 * a * cross[rows, own] + a.square() * means.kernel.diagonal()[rows]
     cosines = _cosines(sums, squares, means.norms).expand(len(rows), -1, -1).clone()
     places = torch.arange(len(rows), device=rows.device)
     cosines[places, :, own] = _cosines(less.T, left, means.norms).T
-    # What is left of a class is rounding where the picture was nearly all of it, or all.
+    # Nearly equal numbers cancel there if the picture was nearly all of its class, or all: that class is summed anew.
     for place in ((left <= CANCELLED * squares[own]) & (a > 0)).nonzero().flatten().tolist():
         cosines[place] = _cosines_without(means, targets, weights, rows[place : place + 1], found)
     return cosines
