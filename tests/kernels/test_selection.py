@@ -141,19 +141,19 @@ def test_a_score_is_what_a_refit_gives(weighted: bool) -> None:
     weights = torch.rand(40, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.2
     kernels = problem(weights=weights if weighted else None)
     choice = KernelChoice(0.0, False, 0.4, 1.5, "0")
-    scored, factor = score(kernels, choice, None, "loo")
-    kernel = combine(kernels, choice)
+    scored, kernel = score(kernels, choice, None, "loo"), combine(kernels, choice)
+    factor = factor_ridge(kernel, kernels.weights)
     left_out = refit_loo(kernel, kernels.targets, scored.damping, kernels.weights)
     squares = (kernels.targets - left_out).square().sum(1)
     assert scored.loo_error == pytest.approx(float((kernels.weights @ squares) / kernels.weights.sum()), rel=1e-9)
     assert scored.relative_damping == pytest.approx(scored.damping / factor.mean_eigenvalue)
     for damping in (RELATIVE_DAMPINGS[::6] * factor.mean_eigenvalue).tolist():
-        assert score(kernels, choice, damping, "loo")[0].loo_error >= scored.loo_error * (1 - 1e-12)
+        assert score(kernels, choice, damping, "loo").loo_error >= scored.loo_error * (1 - 1e-12)
 
 
 def test_evidence_is_maximised_and_loo_still_reported() -> None:
     kernels, choice = problem(), KernelChoice(0.0, False, 0.4)
-    scored, factor = score(kernels, choice, None, "evidence")
+    scored, factor = score(kernels, choice, None, "evidence"), factor_ridge(combine(kernels, choice), kernels.weights)
     grid = RELATIVE_DAMPINGS * factor.mean_eigenvalue
     values = log_evidence(factor, kernels.targets, grid)
     assert scored.criterion == pytest.approx(-float(values.max()))
@@ -162,7 +162,7 @@ def test_evidence_is_maximised_and_loo_still_reported() -> None:
 
 
 def test_a_row_of_the_table_says_everything() -> None:
-    scored, _ = score(problem(), KernelChoice(0.5, True, 0.4, 1.5, "0"), 0.2, "loo")
+    scored = score(problem(), KernelChoice(0.5, True, 0.4, 1.5, "0"), 0.2, "loo")
     row = scored.row()
     assert (row["metric_power"], row["normalize"], row["body_scale"], row["damping"]) == (0.5, True, 0.4, 0.2)
     assert (row["first_block"], row["block_slope"]) == ("0", 1.5)

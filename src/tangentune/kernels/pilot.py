@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.kernels.choice import KernelCandidates, Scored, block_energies, picture_errors, search
+from tangentune.kernels.choice import KernelCandidates, Scored, energies, picture_errors, search, solution_of
 from tangentune.kernels.collect import RowSet
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.stages import FitJob
@@ -43,26 +43,26 @@ def _spread(count: int, wanted: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
 
 
-def run_pilot(work: FitJob, index: list[int]) -> Pilot:
+def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
     costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
-    settings = work.settings
-    rows = work.collect(work.tangent, "pilot rows", index, mirrored=False)
+    settings = job.settings
+    rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)
     phi, chosen = rows.phi.double(), torch.tensor(index)
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
-    for kept in _candidates(work.grams(rows.entries, {}, 0.0)):
-        problem = KernelCandidates(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
+    for kept in _candidates(job.grams(rows.entries, {}, 0.0)):
+        problem = KernelCandidates(phi @ phi.T, kept, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
     best = min(found, key=lambda candidate: candidate[0].criterion)
     scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= 1][-1]
-    energies = block_energies(problem, scored)
-    leading = max(problem.blocks, key=lambda block: energies.get(block, float(problem.blocks[block].diagonal().sum())))
+    moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
+    leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
     return Pilot(tuple(problem.blocks), leading, tried)
 
 
@@ -75,15 +75,15 @@ class BestOnAll:
     tried: list[Scored]
 
 
-def choose_on_all(work: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
+def choose_on_all(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
     """Every metric power with every first block on all pictures: what small sets can afford."""
-    settings, phi = work.settings, rows.phi.double()
+    settings, phi = job.settings, rows.phi.double()
     best: tuple[Scored, dict[str, Tensor]] | None = None
     tried: list[Scored] = []
     for power in POWERS if settings.power is None else (settings.power,):
-        blocks = work.grams(rows.entries, factors, power)
+        blocks = job.grams(rows.entries, factors, power)
         for kept in _candidates(blocks):
-            problem = KernelCandidates(phi @ phi.T, kept, work.targets, work.weights)
+            problem = KernelCandidates(phi @ phi.T, kept, job.targets, job.weights)
             scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += more
             if best is None or scored.criterion < best[0].criterion:
@@ -100,7 +100,7 @@ def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     ]
 
 
-def choose_power(work: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
+def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
     """Metric power by the criterion, from the rows of the leading block of all pictures; and what was tried.
 
     One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
@@ -112,9 +112,9 @@ def choose_power(work: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors
     best: dict[float, tuple[Scored, Tensor]] = {}
     tried: list[Scored] = []
     for power in POWERS:
-        blocks = work.grams(part.entries, factors, power)
-        problem = KernelCandidates(phi @ phi.T, blocks, work.targets[chosen], work.weights[chosen])
-        scored, more = search(problem, power, work.settings.fixed, work.settings.criterion, refine=False)
+        blocks = job.grams(part.entries, factors, power)
+        problem = KernelCandidates(phi @ phi.T, blocks, job.targets[chosen], job.weights[chosen])
+        scored, more = search(problem, power, job.settings.fixed, job.settings.criterion, refine=False)
         best[power] = scored, picture_errors(problem, scored)
         tried += more
     power = min(best, key=lambda p: best[p][0].criterion)

@@ -45,7 +45,7 @@ class FitJob:
     """What the stages share."""
 
     tangent: Tangent
-    source: PictureBatches
+    pictures: PictureBatches
     targets: Tensor
     weights: Tensor
     settings: FitSettings
@@ -54,12 +54,12 @@ class FitJob:
 
     def batches(self, label: str, index: list[int] | None = None) -> Batches:
         """Network inputs with a progress bar."""
-        total = self.source.count if index is None else len(index)
+        total = self.pictures.count if index is None else len(index)
 
         def run() -> Iterator[Portion]:
             settings = {"total": total, "desc": label, "unit": "picture", "delay": 1.0}
             with tqdm(disable=not self.settings.verbose, **settings) as bar:
-                for portion in self.source.portions(index):
+                for portion in self.pictures.portions(index):
                     yield portion
                     bar.update(len(portion.x))
 
@@ -69,7 +69,7 @@ class FitJob:
         self, tangent: Tangent, label: str, index: list[int] | None = None, mirrored: bool | None = None
     ) -> RowSet:
         """Rows of all or some pictures, mirrored as set unless told otherwise."""
-        count = self.source.count if index is None else len(index)
+        count = self.pictures.count if index is None else len(index)
         mirrored = self.settings.mirrored if mirrored is None else mirrored
         return collect(tangent, self.batches(label, index), count, self.probes, mirrored)
 
@@ -84,19 +84,19 @@ class FitJob:
         """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
         if not tangent.names:
             return [[]]
-        x = next(iter(self.source.batches(list(range(min(2, self.source.count))))))
+        x = next(iter(self.pictures.batches(list(range(min(2, self.pictures.count))))))
         sizes = entry_bytes(tangent, x, self.probes, self.settings.mirrored)
-        room = room_for_rows(tangent, self.source, self.settings, self.targets.shape[1])
-        return plan_passes(sizes, self.source.count, room)
+        room = room_for_rows(tangent, self.pictures, self.settings, self.targets.shape[1])
+        return plan_passes(sizes, self.pictures.count, room)
 
 
-def room_for_rows(tangent: Tangent, source: PictureBatches, settings: FitSettings, outputs: int) -> int:
+def room_for_rows(tangent: Tangent, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
     """Bytes of the memory budget left for rows, after kernels, network and primal weights.
 
     Raises:
         BudgetError: if nothing is left.
     """
-    count, blocks = source.count, len(group_blocks(tangent.names))
+    count, blocks = pictures.count, len(group_blocks(tangent.names))
     parameters = list(tangent.module.parameters())
     size = parameters[0].element_size()
     kernels = count**2 * 8 * (8 + blocks)
@@ -112,16 +112,16 @@ def room_for_rows(tangent: Tangent, source: PictureBatches, settings: FitSetting
     return left
 
 
-def draw_probes(tangent: Tangent, source: PictureBatches, settings: FitSettings) -> Tensor:
+def draw_probes(tangent: Tangent, pictures: PictureBatches, settings: FitSettings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.probe_space == "isotropic" or not tangent.names:
-        x = next(iter(source.batches([0])))
+        x = next(iter(pictures.batches([0])))
         width = batch_rows(restrict(tangent, ()), [x], torch.empty(0)).phi.shape[1]
         return torch.randn(settings.probes, width, generator=generator, dtype=torch.float64).to(x)
-    index = torch.linspace(0, source.count - 1, min(source.count, PCA_PICTURES)).round().long().unique().tolist()
+    index = torch.linspace(0, pictures.count - 1, min(pictures.count, PCA_PICTURES)).round().long().unique().tolist()
     still = restrict(tangent, ())
-    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in source.batches(index)]
+    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in pictures.batches(index)]
     phi = torch.cat(parts)
     centred = phi.double() - phi.double().mean(0)
     components = torch.linalg.svd(centred, full_matrices=False).Vh[: min(PCA_COMPONENTS, max(1, len(phi) - 1))]

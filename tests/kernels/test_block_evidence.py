@@ -11,8 +11,7 @@ from small import backbone, fitted_features, normalised, pictures
 from torch import Tensor
 
 from tangentune import TangentClassifier, TangentRegressor
-from tangentune.kernels.block_evidence import learn_scales
-from tangentune.kernels.choice import KernelCandidates, KernelChoice, combine, score
+from tangentune.kernels.choice import KernelCandidates, KernelChoice, combine, learn_scales, score
 
 X, Y = pictures(60)
 NEW, _ = pictures(9, seed=3)
@@ -31,20 +30,20 @@ def problem() -> KernelCandidates:
 @pytest.mark.parametrize("normalize", [True, False])
 def test_evidence_rises_and_the_right_block_gains(normalize: bool) -> None:
     made = problem()
-    start, _ = score(made, KernelChoice(0.0, normalize, 1.0), None, "evidence")
+    start = score(made, KernelChoice(0.0, normalize, 1.0), None, "evidence")
     learned = learn_scales(made, start)
     assert learned.criterion < start.criterion - 1
     scales = learned.choice.scales(["a", "b", "c"])
     assert scales["b"] > 1.5 * max(scales["a"], scales["c"])
     assert abs(np.mean(list(scales.values())) - 1) < 1e-12
     even = KernelChoice(0.0, normalize, learned.choice.body_scale, factors=(1.0, 1.0, 1.0))
-    assert learned.criterion < score(made, even, learned.damping, "evidence")[0].criterion
+    assert learned.criterion < score(made, even, learned.damping, "evidence").criterion
 
 
 def test_a_block_without_rows_stays_out() -> None:
     made = problem()
     made.blocks["c"].zero_()
-    learned = learn_scales(made, score(made, KernelChoice(0.0, False, 1.0), None, "evidence")[0])
+    learned = learn_scales(made, score(made, KernelChoice(0.0, False, 1.0), None, "evidence"))
     assert learned.choice.factors[2] == 0
     assert torch.isfinite(combine(made, learned.choice)).all()
 
