@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tangentune.kernels.kernel import cosine, inverse_lengths
-from tangentune.solvers.evidence import maximise_evidence
+from tangentune.solvers.evidence import maximise_block_evidence
 from tangentune.solvers.ridge import Solution, factor_ridge, log_evidence, loo_errors, solve
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)
@@ -223,7 +223,7 @@ def search(
 def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
     """A choice whose blocks each have a scale of their own, with the damping, by evidence with gradients.
 
-    A weak prior keeps scales near the start (`maximise_evidence`). Rows keep the lengths that they were given.
+    A weak prior keeps scales near the start (`maximise_block_evidence`). Rows keep the lengths that they were given.
 
     Args:
         problem: block kernels.
@@ -240,7 +240,7 @@ def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
         return scored
     blocks = [lengths[:, None] * problem.blocks[name].double() * lengths for name in profile]
     start = torch.tensor([1.0, *(choice.body_scale * scale for scale in profile.values())], dtype=torch.float64)
-    found = maximise_evidence(torch.stack([head, *blocks]), problem.targets, problem.weights, start=start)
+    found = maximise_block_evidence(torch.stack([head, *blocks]), problem.targets, problem.weights, start=start)
     learned = dict(zip(profile, (found.scales[1:] / found.scales[0]).tolist(), strict=True))
     mean = sum(learned.values()) / len(names)
     factors = tuple(learned.get(name, 0.0) / mean / scale for name, scale in choice.scales(names).items())

@@ -120,7 +120,8 @@ def _kernels(job: FitJob) -> _Kernels:
         tried, leading = pilot.tried, pilot.leading
         tangent = restrict(tangent, [name for name in tangent.names if block_of(name) in pilot.kept])
     passes, rows = job.passes(tangent), None
-    if len(passes) == 1:
+    whole = len(passes) == 1  # the rows of all parameters are in memory at once
+    if whole:
         with job.meter.stage("rows"):
             rows = job.collect(tangent, "rows")
     power = settings.power if tangent.names else 0.0
@@ -135,34 +136,9 @@ def _kernels(job: FitJob) -> _Kernels:
             power, more = choose_power(job, part, factors or kronecker_factors(part))
             del part
         tried += more
-    return _all_kernels(job, tangent, power, passes, rows, factors, tried)
-
-
-def _small_kernels(job: FitJob) -> _Kernels:
-    with job.meter.stage("rows"):
-        rows = job.collect(job.tangent, "rows")
-    with job.meter.stage("metric"):
-        factors = kronecker_factors(rows) if job.settings.power != 0 else {}
-    with job.meter.stage("kernels"):
-        best = choose_on_all(job, rows, factors)
-    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in best.blocks)
-    return _Kernels(rows.phi, best.blocks, factors, best.power, kept, 1, best.tried)
-
-
-def _all_kernels(
-    job: FitJob,
-    tangent: Tangent,
-    power: float,
-    passes: list[list[str]],
-    rows: RowSet | None,
-    factors: dict[str, KroneckerFactors],
-    tried: list[Scored],
-) -> _Kernels:
-    """Block kernels of all pictures, from the rows at hand or in as many passes as memory demands."""
     grams: dict[str, Tensor] = {}
-    factors = dict(factors)
     for number, names in enumerate(passes):
-        if len(passes) > 1:
+        if not whole:
             rows = None  # free the last pass before the next
             with job.meter.stage("rows"):
                 rows = job.collect(restrict(tangent, names), f"rows, pass {number + 1} of {len(passes)}")
@@ -175,7 +151,18 @@ def _all_kernels(
             grams[block] = grams[block] + gram if block in grams else gram
     assert rows is not None
     blocks = {block: grams[block] for block in group_blocks(tangent.names)}
-    return _Kernels(rows.phi, blocks, factors, power, rows if len(passes) == 1 else None, len(passes), tried)
+    return _Kernels(rows.phi, blocks, factors, power, rows if whole else None, len(passes), tried)
+
+
+def _small_kernels(job: FitJob) -> _Kernels:
+    with job.meter.stage("rows"):
+        rows = job.collect(job.tangent, "rows")
+    with job.meter.stage("metric"):
+        factors = kronecker_factors(rows) if job.settings.power != 0 else {}
+    with job.meter.stage("kernels"):
+        best = choose_on_all(job, rows, factors)
+    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in best.blocks)
+    return _Kernels(rows.phi, best.blocks, factors, best.power, kept, 1, best.tried)
 
 
 def _feature_map(job: FitJob, choice: KernelChoice, made: _Kernels) -> TangentMap:

@@ -165,7 +165,7 @@ def _mode(problem: LabelledKernel, root: Tensor, start: Tensor | None, precision
         if float(gradient.abs().max()) < goal:
             break
         step = _newton_step(root, proba, weights, gradient, 0.1 * goal)
-        slope, length = float((gradient * step).sum()), 1.0
+        slope, length, tried = float((gradient * step).sum()), 1.0, value
         for _ in range(HALVINGS):
             tried = loss(u - length * step)
             # Near the mode the fall drowns in rounding; the full step is right there.

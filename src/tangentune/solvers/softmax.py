@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.ridge import checked_kernel
 
 INTERCEPT = 100.0  # prior variance of a class's intercept in log odds: as good as flat
 POINTS = 256  # of the quasi-random set, and their mirror images; the tests hold the error
@@ -44,15 +45,9 @@ def labelled_kernel(kernel: Tensor, classes: Tensor, count: int, weights: Tensor
             weight that is not positive.
     """
     check_classes(len(kernel), classes, count)
-    if not bool(torch.isfinite(kernel).all()):
-        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
-    given = torch.ones_like(kernel[0], dtype=torch.float64) if weights is None else weights.double()
-    if not bool((given > 0).all()):
-        message = "sample weights must be positive; leave pictures of weight 0 out"
-        raise InputError(message)
+    kernel, weights = checked_kernel(kernel, weights)
     classes = classes.long()
-    return LabelledKernel(kernel.double(), torch.nn.functional.one_hot(classes, count).double(), given, classes)
+    return LabelledKernel(kernel, torch.nn.functional.one_hot(classes, count).double(), weights, classes)
 
 
 def check_classes(n: int, classes: Tensor, count: int) -> None:
