@@ -51,11 +51,11 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """
     settings = job.settings
     rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)
-    phi, chosen = rows.phi.double(), torch.tensor(index)
+    head, chosen = _head(rows), torch.tensor(index)
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
     for kept in _candidates(job.grams(rows.entries, {}, 0.0)):
-        problem = KernelCandidates(phi @ phi.T, kept, job.targets[chosen], job.weights[chosen])
+        problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
@@ -77,13 +77,13 @@ class BestOnAll:
 
 def choose_on_all(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
     """Every metric power with every first block on all pictures: what small sets can afford."""
-    settings, phi = job.settings, rows.phi.double()
+    settings, head = job.settings, _head(rows)
     best: tuple[Scored, dict[str, Tensor]] | None = None
     tried: list[Scored] = []
     for power in POWERS if settings.power is None else (settings.power,):
         blocks = job.grams(rows.entries, factors, power)
         for kept in _candidates(blocks):
-            problem = KernelCandidates(phi @ phi.T, kept, job.targets, job.weights)
+            problem = KernelCandidates(head, kept, job.targets, job.weights)
             scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += more
             if best is None or scored.criterion < best[0].criterion:
@@ -108,18 +108,24 @@ def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]
     """
     chosen = torch.tensor(_spread(len(rows.phi), POWER_PICTURES))
     part = rows.select(chosen)
-    phi = part.phi.double()
+    head = _head(part)
     best: dict[float, tuple[Scored, Tensor]] = {}
     tried: list[Scored] = []
     for power in POWERS:
         blocks = job.grams(part.entries, factors, power)
-        problem = KernelCandidates(phi @ phi.T, blocks, job.targets[chosen], job.weights[chosen])
+        problem = KernelCandidates(head, blocks, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, power, job.settings.fixed, job.settings.criterion, refine=False)
         best[power] = scored, picture_errors(problem, scored)
         tried += more
     power = min(best, key=lambda p: best[p][0].criterion)
     usual = POWERS[0]
     return usual if _behind(best[usual][1], best[power][1]) <= 1 else power, tried
+
+
+def _head(rows: RowSet) -> Tensor:
+    """(n, n) kernel of the features, float64."""
+    phi = rows.phi.double()
+    return phi @ phi.T
 
 
 def _behind(errors: Tensor, best: Tensor) -> float:

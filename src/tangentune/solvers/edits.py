@@ -199,8 +199,8 @@ def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
 
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
-    """The inverse with other weights on some rows."""
-    n, roots = len(system.kernel), weights.sqrt()
+    """The inverse with other weights on some rows: taken out as by `remove`, put back in place as by `append`."""
+    roots = weights.sqrt()
     out = _empty(system.inverse, len(system.inverse)).copy_(system.inverse)
     factor = torch.linalg.cholesky(out[changed][:, changed])
     add_square(out, torch.linalg.solve_triangular(factor, out[changed], upper=False), -1.0)
@@ -216,7 +216,6 @@ def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
     factor = torch.linalg.cholesky((schur + schur.mT) / 2)
     through[:, changed] = -torch.eye(len(changed)).to(through)
     add_square(out, torch.linalg.solve_triangular(factor, through, upper=False), 1.0)
-    assert len(out) == n + system.intercept
     return out
 
 

@@ -83,13 +83,18 @@ def fit_laplace(
         (True, True)
     """
     problem = labelled_kernel(kernel, classes, count, weights)
-    root = _unscaled_root(problem)
     if scale is not None and not scale > 0:
         message = f"scale is {scale}; it must be positive"
         raise InputError(message)
+    values, vectors = torch.linalg.eigh(problem.kernel)
+    root = vectors * values.clamp_min(0).sqrt()
     best = _search(problem, root) if scale is None else scale
     u = _mode(problem, _root(root, best), None, FINAL)  # from afar: the same bits when the scale is given again
-    return _solution(problem, best, _curvature(problem, best, _root(root, best) @ u))
+    at = _curvature(problem, best, _root(root, best) @ u)
+    held_out = _left_out(problem, at)
+    calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
+    loo = calibrated(calibration, *held_out)
+    return LaplaceSolution(at.dual, at.shrink, at.joint, best, calibration, at.evidence, loo)
 
 
 def predict_laplace(solution: LaplaceSolution, cross: Tensor, own: Tensor) -> Tensor:
@@ -136,11 +141,6 @@ def _search(problem: LabelledKernel, root: Tensor) -> float:
 
     minimize_scalar(loss, bounds=REACH, method="bounded", options={"xatol": 0.4, "maxiter": 12})
     return min(tried, key=lambda at: tried[at][0])
-
-
-def _unscaled_root(problem: LabelledKernel) -> Tensor:
-    values, vectors = torch.linalg.eigh(problem.kernel)
-    return vectors * values.clamp_min(0).sqrt()
 
 
 def _root(root: Tensor, scale: float) -> Tensor:
@@ -243,10 +243,3 @@ def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)
     cavity = torch.linalg.solve(eye - problem.weights[:, None, None] * site @ marginal, marginal, left=False)
     return at.latent - (cavity @ at.dual[:, :, None])[:, :, 0], (cavity + cavity.mT) / 2
-
-
-def _solution(problem: LabelledKernel, scale: float, at: _Curvature) -> LaplaceSolution:
-    held_out = _left_out(problem, at)
-    calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
-    loo = calibrated(calibration, *held_out)
-    return LaplaceSolution(at.dual, at.shrink, at.joint, scale, calibration, at.evidence, loo)

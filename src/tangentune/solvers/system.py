@@ -202,7 +202,7 @@ def _multiplied(system: System, x: Tensor) -> Tensor:
 
 
 def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
-    """Inverse of `[[A, d], [d^T, 0]]` from that of A."""
+    """Inverse of `[[A, d], [d^T, 0]]` from that of A, by the Schur complement `-d^T A^-1 d`."""
     n = len(roots)
     column = inverse @ roots
     scale = 1 / (roots @ column)

@@ -177,9 +177,9 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """
     a = setting.strength * setting.class_weights[problem.positions] * problem.given
     labels, damping = coupling(problem.means(), problem.targets, problem.weights)[problem.positions], setting.damping
-    # Let N = Q D^-1, s_j the j-th column of k(x, S) N and z_j = N_j^T y_S. Then dQ / da_j = damping N_j N_j^T: the
-    # kernel of the target pictures loses damping s_j s_j^T, their targets lose damping s_j z_j. With e = W^-1 D^1/2 y,
-    # h the diagonal of W^-1, d the roots of the weights and v_j = W^-1 D^1/2 s_j,
+    # Let N = Q A^-1, A = diag(a), s_j the j-th column of k(x, S) N and z_j = N_j^T y_S. From dQ / da_j = damping N_j
+    # N_j^T the kernel of the target pictures loses damping s_j s_j^T, their targets lose damping s_j z_j. With
+    # e = W^-1 D^1/2 y, h the diagonal of W^-1, d the roots of their weights and v_j = W^-1 D^1/2 s_j,
     #     de / da_j = damping v_j ((D^1/2 s_j)^T e - z_j),    dh / da_j = damping v_j^2,
     # and the leave-one-out residual is r = e / (h d). N is written without dividing by weights of the source.
     maker = (1 + setting.deviation) * a[:, None] * problem.own
