@@ -129,7 +129,7 @@ class Joint:
         relative = self.given * setting.class_weights[self.positions]
         basis = spectrum(asked.own, relative, self.positions, len(self.named))
         found = prior(basis, setting.damping / setting.strength, setting.deviation)
-        said = SourcePrediction(asked.means(), self.targets, asked.cross @ found.response, self.coupling())
+        said = SourcePrediction(asked.means(), asked.cross @ found.response, self.coupling())
         kernel = asked.kernel - asked.cross @ found.gain @ asked.cross.T
         return build(kernel, self.targets - said.offset, setting.damping, self.weights), said, found.gain
 

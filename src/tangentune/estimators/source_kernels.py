@@ -103,9 +103,7 @@ class SourceSet:
         """What the source says about the training pictures at some positions; arguments as for `problem`."""
         kernels = (self.plain[active][:, active], self.cross[active], self.own)
         means = problem(self.pictures, *kernels, targets, weights, classes).means()
-        return SourcePrediction(
-            means, targets, self.cross[active] @ self.prior.response, coupling(means, targets, weights)
-        )
+        return SourcePrediction(means, self.cross[active] @ self.prior.response, coupling(means))
 
     def dual(self, active: Tensor, dual: Tensor, labels: Tensor) -> Tensor:
         """(m, C) coefficients of the source pictures in the fitted function.

@@ -104,10 +104,10 @@ def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[i
 def _heard_without(said: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
     """The problem without some pictures, their labels gone from what the source says too; what it says of them (C,)."""
     gone = torch.tensor(same, device=weights.device)
-    labels = coupling_without(said.means, said.targets, weights, gone)
+    labels = coupling_without(said.means, gone)
     rest = torch.ones_like(weights, dtype=torch.bool)
     rest[gone] = False
-    return retarget(system, said.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
+    return retarget(system, said.means.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
 
 
 def _ranked_classes(model: Any, asked: _Asked, proba: NDArray | None) -> tuple[Answer, ...]:

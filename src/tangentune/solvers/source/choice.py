@@ -59,7 +59,7 @@ class SourceProblem:
         members = torch.nn.functional.one_hot(self.positions, len(self.named)).to(self.own) * self.given[:, None]
         members = members / members.sum(0)
         norms = (members * (self.own @ members)).sum(0).clamp_min(0).sqrt()
-        return ClassMeans(self.kernel, self.cross @ members, norms, self.named)
+        return ClassMeans(self.kernel, self.cross @ members, norms, self.named, self.targets, self.weights)
 
 
 @final
@@ -125,7 +125,7 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
         (True, True)
     """
     means, weights = problem.means(), problem.weights
-    mass = transport(means, problem.targets, weights).sum(1)
+    mass = transport(means).sum(1)
     dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
     without = [_errors_without(problem, tried) for tried in dampings]
     alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
@@ -176,7 +176,7 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", for a problem with two tasks.
     """
     a = setting.strength * setting.class_weights[problem.positions] * problem.given
-    labels, damping = coupling(problem.means(), problem.targets, problem.weights)[problem.positions], setting.damping
+    labels, damping = coupling(problem.means())[problem.positions], setting.damping
     # Let N = Q A^-1, A = diag(a), s_j the j-th column of k(x, S) N and z_j = N_j^T y_S. From dQ / da_j = damping N_j
     # N_j^T the kernel of the target pictures loses damping s_j s_j^T, their targets lose damping s_j z_j. With
     # e = W^-1 D^1/2 y, h the diagonal of W^-1, d the roots of their weights and v_j = W^-1 D^1/2 s_j,
@@ -243,15 +243,14 @@ class _Weighted:
 def _weighted(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> _Weighted:
     relative = problem.given * class_weights[problem.positions]
     basis = spectrum(problem.own, relative, problem.positions, len(class_weights))
-    labels = coupling(means, problem.targets, problem.weights)
-    return _Weighted(problem, means, labels, basis, problem.cross @ basis.through)
+    return _Weighted(problem, means, coupling(means), basis, problem.cross @ basis.through)
 
 
 def _errors(at: _Weighted, setting: SourceSetting) -> Tensor:
     """(n,) squared leave-one-out errors of the target pictures."""
     problem = at.problem
     met = prior(at.basis, setting.damping / setting.strength, setting.deviation, at.crossed)
-    source = SourcePrediction(at.means, problem.targets, met.response, at.labels)
+    source = SourcePrediction(at.means, met.response, at.labels)
     system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
     return squared(target_loo(system, source), problem.targets)
 

@@ -32,14 +32,12 @@ class SourcePrediction:
     """What source pictures alone predict for target pictures: the prior mean of the target problem.
 
     Attributes:
-        means: what the coupling of the classes is made from.
-        targets: (n, C) one-hot.
+        means: what the coupling of the classes is made from, the same pictures' labels among it.
         response: (n, S) R: what a picture's prior mean gains by one unit of a source class's target.
         labels: (S, C) L: those targets.
     """
 
     means: ClassMeans
-    targets: Tensor
     response: Tensor
     labels: Tensor
 
@@ -61,11 +59,11 @@ def target_loo(system: System, source: SourcePrediction) -> Tensor:
     """
     # R_i - g[R]_i is the leave-one-out residual (W^-1 D^1/2 R)_i / ([W^-1]_ii d_i), d the roots of the weights. At
     # weight 0 it is 0 / 0, and the label is not in the coupling: no correction.
-    n, roots = len(source.targets), system.roots
+    n, roots = len(source.response), system.roots
     residual = system.inverse[:n, :n] @ (roots[:, None] * source.response)
     heights = (system.inverse.diagonal()[:n] * roots)[:, None]
     residual = torch.where(heights > 0, residual / heights.clamp_min(torch.finfo(residual.dtype).tiny), 0.0)
-    return loo(system) + source.offset + coupling_shift(source.means, source.targets, system.weights, residual)
+    return loo(system) + source.offset + coupling_shift(source.means, residual)
 
 
 def target_leave_out(system: System, source: SourcePrediction, groups: Tensor) -> Tensor:
@@ -81,5 +79,5 @@ def target_leave_out(system: System, source: SourcePrediction, groups: Tensor) -
     """
     groups = groups.to(source.response.device)
     residual = source.response - leave_out(retarget(system, source.response), groups)
-    shift = coupling_shift(source.means, source.targets, system.weights, residual, groups)
+    shift = coupling_shift(source.means, residual, groups)
     return leave_out(system, groups) + source.offset + shift
