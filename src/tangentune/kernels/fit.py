@@ -32,8 +32,18 @@ from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_er
 
 @dataclass(frozen=True)
 class Fitted:
-    """The result: model, solution, its factor, the rows if they were in memory at once, the kernel's choice,
-    everything tried, errors along the damping.
+    """A solved problem, and how it was chosen.
+
+    Attributes:
+        model: feature map and primal weights.
+        solution: dual coefficients, intercept, leave-one-out predictions.
+        factor: of the kernel.
+        rows: of all pictures, if they were in memory at once.
+        scored: the kernel's choice.
+        tried: everything that was tried.
+        shares: of the solution's squared norm, by block.
+        passes: over the pictures.
+        path: dampings, and the leave-one-out error along them.
     """
 
     model: TangentModel

@@ -42,7 +42,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitJob:
-    """What the stages share."""
+    """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs."""
 
     tangent: Tangent
     pictures: PictureBatches
