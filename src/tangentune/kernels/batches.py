@@ -73,11 +73,11 @@ def picture_batches(
 
 
 def with_progress(
-    source: PictureBatches, verbose: int, label: str = "predicting", index: list[int] | None = None
+    pictures: PictureBatches, verbose: int, label: str = "predicting", index: list[int] | None = None
 ) -> Iterator[Tensor]:
     """Batches of all pictures or some, in order, with a progress bar where there are several."""
-    total = source.count if index is None else len(index)
+    total = pictures.count if index is None else len(index)
     with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=not verbose or total == 1) as bar:
-        for x in source.batches(index):
+        for x in pictures.batches(index):
             yield x
             bar.update(len(x))
