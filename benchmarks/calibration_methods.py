@@ -20,7 +20,7 @@ from benchmarks.laplace_peer import APPROXIMATIONS, Data
 from tangentune import TangentClassifier
 from tangentune.metrics import nll
 from tangentune.pictures.pictures import normalise
-from tangentune.solvers.temperature import fit_temperature
+from tangentune.solvers.calibration import fit_temperature
 
 _FLIP: dict[str, Any] = {"augment": "flip"}
 _STEPS: dict[str, Any] = {"augment": "flip", "outer_steps": "loo"}

@@ -25,12 +25,11 @@ from benchmarks import record
 from benchmarks.datasets import ROOT, ArrayData, cifar10, fashion_mnist, few_shot, held_out
 from benchmarks.label_noise import flipped
 from tangentune import Backbone, TangentClassifier, load_backbone, load_pictures
-from tangentune.solvers.leave_out import loo
+from tangentune.solvers.calibration import fit_temperature
+from tangentune.solvers.leave_out import loo, mean_eigenvalue, suspicion
 from tangentune.solvers.reweighting import expected_error, improve_weights
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
-from tangentune.solvers.suspicion import mean_eigenvalue, suspicion
 from tangentune.solvers.system import build
-from tangentune.solvers.temperature import fit_temperature
 
 NAME, SIZE, SHOTS, SHARE, TESTS, SEEDS = "flipped_labels", 64, 50, 0.2, 1000, (0, 1, 2)
 DATASETS: dict[str, Callable[[], ArrayData]] = {"CIFAR-10": cifar10, "Fashion-MNIST": fashion_mnist}

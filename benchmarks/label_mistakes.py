@@ -24,7 +24,7 @@ from benchmarks.label_plots import recall_figure
 from benchmarks.label_rivals import CONFIDENT, best_other, rankings
 from tangentune import Backbone, TangentClassifier, load_backbone
 from tangentune.methods.fine_tuning.labelled import mean_features
-from tangentune.solvers.suspicion import suspicion
+from tangentune.solvers.leave_out import suspicion
 from tangentune.solvers.system import System, build
 
 NAME, SIZE, SHARE, SEEDS = "label_mistakes", 64, 0.1, (0, 1, 2)

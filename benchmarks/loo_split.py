@@ -15,13 +15,14 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.options import read_options
 from tangentune.jacobian.layers import FactorSample
 from tangentune.jacobian.rows import BatchRows, Tangent, batch_rows, survey
-from tangentune.kernels.choice import Fixed, Problem, Scored, block_scales, search, solution_of
-from tangentune.kernels.collect import RowSet, collect, kronecker_factors, portions, restrict
+from tangentune.kernels.batches import PictureBatches, portions
+from tangentune.kernels.choice import FixedChoices, KernelCandidates, Scored, block_scales, search, solution_of
+from tangentune.kernels.collect import RowSet, collect, kronecker_factors, restrict
 from tangentune.kernels.feature_map import feature_rows, primal, row_parts
 from tangentune.kernels.gram import gram, row_chunks
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whiten, whitening
 from tangentune.kernels.model import TangentMap, TangentModel, decision, inverse_lengths
-from tangentune.kernels.stages import Source, draw_probes
+from tangentune.kernels.stages import draw_probes
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.parameters import block_of, group_blocks
 from tangentune.pictures.load import Pictures
@@ -69,7 +70,7 @@ class FittedPower:
     """A fit with given factors: its function, what was chosen and its leave-one-out predictions."""
 
     model: TangentModel
-    problem: Problem
+    problem: KernelCandidates
     scored: Scored
     solution: Solution
 
@@ -131,7 +132,7 @@ def measure_remedies(backbone: Backbone, split: Split, pool: Pictures) -> dict[s
 
 def prepare(backbone: Backbone, split: Split) -> Ready:
     """Rows of the training pictures with the estimator's own probes."""
-    source = Source(len(split.train), lambda index: _inputs(backbone, split.train, index))
+    source = PictureBatches(len(split.train), lambda index: _inputs(backbone, split.train, index))
     options = TangentClassifier(backbone).get_params(deep=False)
     settings = read_options(options, split.seed, 2**33, True)
     tangent = _tangent(backbone, next(_inputs(backbone, split.train, [0, 1])))
@@ -160,8 +161,12 @@ def fit_power(ready: Ready, factors: Factors, power: float, damping: float = DAM
     rows, phi = ready.rows, ready.rows.phi.double()
     metric = metric_of(factors, power, damping)
     blocks = block_kernels(rows, metric)
-    problem = Problem(phi @ phi.T, blocks, ready.targets, torch.ones(len(phi), dtype=torch.float64))
-    fixed = [Fixed(normalize=True, body_scale=scale) for scale in BODY_SCALES] if blocks else [Fixed(body_scale=0.0)]
+    problem = KernelCandidates(phi @ phi.T, blocks, ready.targets, torch.ones(len(phi), dtype=torch.float64))
+    fixed = (
+        [FixedChoices(normalize=True, body_scale=scale) for scale in BODY_SCALES]
+        if blocks
+        else [FixedChoices(body_scale=0.0)]
+    )
     scored = min((search(problem, power, one)[0] for one in fixed), key=lambda found: found.criterion)
     solution = solution_of(problem, scored)
     choice = scored.choice

@@ -20,7 +20,7 @@ from tangentune.methods.ntk.evidence import common_scale, kernel_spectrum, maxim
 from tangentune.methods.ntk.function_space import condition, leave_out, moments
 from tangentune.metrics import accuracy, ece, nll
 from tangentune.networks.heads import stratified_folds
-from tangentune.solvers.temperature import fit_temperature, probabilities
+from tangentune.solvers.calibration import fit_temperature, probabilities
 
 FOLDS, SMALL = 5, 50  # all folds up to so many examples, one beyond
 LENGTHS = tuple(10 ** (k / 4) for k in range(-6, 7))  # of the RBF kernel, in median distances

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
 from tangentune.solvers.source.coupling import SCALE
-from tangentune.solvers.source.leave_out import Said
+from tangentune.solvers.source.leave_out import SourcePrediction
 from tangentune.solvers.source.prior import prior, spectrum
 from tangentune.solvers.system import System, build
 
@@ -123,13 +123,13 @@ class Joint:
         plain = replace(self.setting, strength=1.0, class_weights=torch.ones_like(self.setting.class_weights))
         return replace(self, setting=plain, given=a)
 
-    def reduced(self) -> tuple[System, Said, Tensor]:
+    def reduced(self) -> tuple[System, SourcePrediction, Tensor]:
         """The problem that is left in target pictures, by the solvers; and Q of the source."""
         asked, setting = self.problem(), self.setting
         relative = self.given * setting.class_weights[self.positions]
         basis = spectrum(asked.own, relative, self.positions, len(self.named))
         found = prior(basis, setting.damping / setting.strength, setting.deviation)
-        said = Said(asked.means(), self.targets, asked.cross @ found.response, self.coupling())
+        said = SourcePrediction(asked.means(), asked.cross @ found.response, self.coupling())
         kernel = asked.kernel - asked.cross @ found.gain @ asked.cross.T
         return build(kernel, self.targets - said.offset, setting.damping, self.weights), said, found.gain
 

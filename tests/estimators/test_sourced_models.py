@@ -28,7 +28,7 @@ from tangentune import TangentClassifier
 from tangentune.errors import InputError
 from tangentune.pictures.load import Pictures
 from tangentune.reports.explanation import explain
-from tangentune.solvers.suspicion import distrusting
+from tangentune.solvers.leave_out import distrusting
 
 # -- explanations ------------------------------------------------------------------------------------------------------
 

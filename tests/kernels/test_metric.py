@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from tangentune.jacobian.layers import FactorSample, Pairs, Rows
 from tangentune.jacobian.rows import survey
-from tangentune.kernels.collect import collect, kronecker_factors, portions
+from tangentune.kernels.batches import portions
+from tangentune.kernels.collect import collect, kronecker_factors
 from tangentune.kernels.kernel import block_grams, whitened
 from tangentune.kernels.metric import (
     FACTOR_DAMPING,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tangentune.kernels.choice import (
     RELATIVE_DAMPINGS,
-    Choice,
-    Fixed,
-    Problem,
+    FixedChoices,
+    KernelCandidates,
+    KernelChoice,
     block_scales,
     combine,
     first_choices,
@@ -29,12 +29,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 HEAD, BODY = normal(40, 6), {"0": normal(40, 30, seed=1), "1": 2 * normal(40, 20, seed=2), "2": normal(40, 9, seed=3)}
 
 
-def problem(of: str = "both", weights: Tensor | None = None) -> Problem:
+def problem(of: str = "both", weights: Tensor | None = None) -> KernelCandidates:
     """Targets that the head explains, or one of the body's blocks, or both."""
     signal = {"head": HEAD[:, :2], "body": BODY["2"][:, :2], "both": HEAD[:, :2] + BODY["2"][:, :2], "nothing": 0}[of]
     targets = signal + 0.3 * normal(40, 2, seed=9)
     blocks = {name: rows @ rows.T for name, rows in BODY.items()}
-    return Problem(HEAD @ HEAD.T, blocks, targets, torch.ones(40, dtype=torch.float64) if weights is None else weights)
+    return KernelCandidates(
+        HEAD @ HEAD.T, blocks, targets, torch.ones(40, dtype=torch.float64) if weights is None else weights
+    )
 
 
 def test_block_scales_have_mean_one_and_grow_with_depth() -> None:
@@ -54,14 +56,14 @@ def test_combined_kernel_is_that_of_explicit_features(normalize: bool, slope: fl
     body = torch.cat([scale**0.5 * BODY[block] for block, scale in scales.items()], 1)
     head, body = (unit(HEAD), unit(body)) if normalize else (HEAD, body)
     features = torch.cat([head, 0.7**0.5 * body], 1)
-    got = combine(problem(), Choice(0.0, normalize, 0.7, slope, "0"))
+    got = combine(problem(), KernelChoice(0.0, normalize, 0.7, slope, "0"))
     assert closeness(got, features @ features.T) < 1e-12
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_body_scale_zero_is_the_linear_probe(normalize: bool) -> None:
     rows = unit(HEAD) if normalize else HEAD
-    assert closeness(combine(problem(), Choice(0.0, normalize, 0.0)), rows @ rows.T) < 1e-12
+    assert closeness(combine(problem(), KernelChoice(0.0, normalize, 0.0)), rows @ rows.T) < 1e-12
 
 
 def test_unit_scale_gives_head_and_body_the_same_trace() -> None:
@@ -69,7 +71,7 @@ def test_unit_scale_gives_head_and_body_the_same_trace() -> None:
     body = sum(float(kernel.trace()) for kernel in kernels.blocks.values())
     assert unit_scale(kernels, False) * body == pytest.approx(float(kernels.head.trace()))
     assert unit_scale(kernels, True) == 1.0
-    dead = Problem(kernels.head, {"0": torch.zeros(40, 40)}, kernels.targets, kernels.weights)
+    dead = KernelCandidates(kernels.head, {"0": torch.zeros(40, 40)}, kernels.targets, kernels.weights)
     assert unit_scale(dead, False) == 1.0
 
 
@@ -77,20 +79,20 @@ def test_unit_scale_gives_head_and_body_the_same_trace() -> None:
 @pytest.mark.parametrize("criterion", ["loo", "evidence"])
 def test_the_winner_is_the_best_of_what_was_tried_and_beats_the_probe(of: str, criterion: str) -> None:
     kernels = problem(of)
-    best, tried = search(kernels, 0.25, Fixed(), criterion)
+    best, tried = search(kernels, 0.25, FixedChoices(), criterion)
     assert best.criterion == min(scored.criterion for scored in tried)
     assert len({scored.choice for scored in tried}) == len(tried)
     assert all(scored.choice.power == 0.25 for scored in tried)
     for normalize in (False, True):  # the probe, scored here by other means
-        factor = factor_ridge(combine(kernels, Choice(0.25, normalize, 0.0)), kernels.weights)
+        factor = factor_ridge(combine(kernels, KernelChoice(0.25, normalize, 0.0)), kernels.weights)
         grid = RELATIVE_DAMPINGS * factor.mean_eigenvalue
         values = loo_errors if criterion == "loo" else lambda *a: -log_evidence(*a)
         assert best.criterion <= float(values(factor, kernels.targets, grid).min()) + 1e-12
 
 
 def test_the_signal_is_found_where_it_is() -> None:
-    head, _ = search(problem("head"), 0.0, Fixed())
-    body, _ = search(problem("body"), 0.0, Fixed())
+    head, _ = search(problem("head"), 0.0, FixedChoices())
+    body, _ = search(problem("body"), 0.0, FixedChoices())
     unit_of = lambda scored: unit_scale(problem(), scored.choice.normalize)
     assert body.choice.body_scale / unit_of(body) > 2
     assert body.choice.slope > 0  # the last block holds it
@@ -98,17 +100,17 @@ def test_the_signal_is_found_where_it_is() -> None:
 
 
 def test_refinement_never_hurts() -> None:
-    coarse, few = search(problem("body"), 0.0, Fixed(), refine=False)
-    fine, many = search(problem("body"), 0.0, Fixed())
+    coarse, few = search(problem("body"), 0.0, FixedChoices(), refine=False)
+    fine, many = search(problem("body"), 0.0, FixedChoices())
     assert fine.loo_error <= coarse.loo_error
     assert len(many) > len(few)
 
 
 @pytest.mark.parametrize("fixed", [
-    Fixed(normalize=True), Fixed(normalize=False), Fixed(body_scale=0.3), Fixed(damping=0.7), Fixed(body_scale=0.0),
-    Fixed(True, 2.0, 0.1),
+    FixedChoices(normalize=True), FixedChoices(normalize=False), FixedChoices(body_scale=0.3),
+    FixedChoices(damping=0.7), FixedChoices(body_scale=0.0), FixedChoices(True, 2.0, 0.1),
 ])  # fmt: skip
-def test_fixed_numbers_are_respected(fixed: Fixed) -> None:
+def test_fixed_numbers_are_respected(fixed: FixedChoices) -> None:
     _, tried = search(problem(), 0.0, fixed)
     for scored in tried:
         assert fixed.normalize in (None, scored.choice.normalize)
@@ -121,7 +123,7 @@ def test_fixed_numbers_are_respected(fixed: Fixed) -> None:
 
 def test_without_blocks_there_is_only_the_probe() -> None:
     kernels = problem()
-    best, tried = search(Problem(kernels.head, {}, kernels.targets, kernels.weights), 0.0, Fixed())
+    best, tried = search(KernelCandidates(kernels.head, {}, kernels.targets, kernels.weights), 0.0, FixedChoices())
     assert {scored.choice.body_scale for scored in tried} == {0.0}
     assert len(tried) == 2
     assert best.choice.body_scale == 0.0
@@ -129,7 +131,7 @@ def test_without_blocks_there_is_only_the_probe() -> None:
 
 def test_every_grid_holds_the_probe() -> None:
     for normalize in (None, True, False):
-        choices = first_choices(problem(), 0.0, Fixed(normalize=normalize), (0.0, 3.0))
+        choices = first_choices(problem(), 0.0, FixedChoices(normalize=normalize), (0.0, 3.0))
         kinds = {True, False} if normalize is None else {normalize}
         assert {choice.normalize for choice in choices if choice.body_scale == 0} == kinds
 
@@ -138,20 +140,20 @@ def test_every_grid_holds_the_probe() -> None:
 def test_a_score_is_what_a_refit_gives(weighted: bool) -> None:
     weights = torch.rand(40, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 0.2
     kernels = problem(weights=weights if weighted else None)
-    choice = Choice(0.0, False, 0.4, 1.5, "0")
-    scored, factor = score(kernels, choice, None, "loo")
-    kernel = combine(kernels, choice)
+    choice = KernelChoice(0.0, False, 0.4, 1.5, "0")
+    scored, kernel = score(kernels, choice, None, "loo"), combine(kernels, choice)
+    factor = factor_ridge(kernel, kernels.weights)
     left_out = refit_loo(kernel, kernels.targets, scored.damping, kernels.weights)
     squares = (kernels.targets - left_out).square().sum(1)
     assert scored.loo_error == pytest.approx(float((kernels.weights @ squares) / kernels.weights.sum()), rel=1e-9)
     assert scored.relative_damping == pytest.approx(scored.damping / factor.mean_eigenvalue)
     for damping in (RELATIVE_DAMPINGS[::6] * factor.mean_eigenvalue).tolist():
-        assert score(kernels, choice, damping, "loo")[0].loo_error >= scored.loo_error * (1 - 1e-12)
+        assert score(kernels, choice, damping, "loo").loo_error >= scored.loo_error * (1 - 1e-12)
 
 
 def test_evidence_is_maximised_and_loo_still_reported() -> None:
-    kernels, choice = problem(), Choice(0.0, False, 0.4)
-    scored, factor = score(kernels, choice, None, "evidence")
+    kernels, choice = problem(), KernelChoice(0.0, False, 0.4)
+    scored, factor = score(kernels, choice, None, "evidence"), factor_ridge(combine(kernels, choice), kernels.weights)
     grid = RELATIVE_DAMPINGS * factor.mean_eigenvalue
     values = log_evidence(factor, kernels.targets, grid)
     assert scored.criterion == pytest.approx(-float(values.max()))
@@ -160,7 +162,7 @@ def test_evidence_is_maximised_and_loo_still_reported() -> None:
 
 
 def test_a_row_of_the_table_says_everything() -> None:
-    scored, _ = score(problem(), Choice(0.5, True, 0.4, 1.5, "0"), 0.2, "loo")
+    scored = score(problem(), KernelChoice(0.5, True, 0.4, 1.5, "0"), 0.2, "loo")
     row = scored.row()
     assert (row["metric_power"], row["normalize"], row["body_scale"], row["damping"]) == (0.5, True, 0.4, 0.2)
     assert (row["first_block"], row["block_slope"]) == ("0", 1.5)
@@ -169,6 +171,6 @@ def test_a_row_of_the_table_says_everything() -> None:
 
 def test_a_kernel_of_zeros_does_not_stop_the_search() -> None:
     kernels = problem()
-    dead = Problem(torch.zeros(40, 40), {"0": torch.zeros(40, 40)}, kernels.targets, kernels.weights)
-    best, _ = search(dead, 0.0, Fixed())
+    dead = KernelCandidates(torch.zeros(40, 40), {"0": torch.zeros(40, 40)}, kernels.targets, kernels.weights)
+    best, _ = search(dead, 0.0, FixedChoices())
     assert torch.isfinite(torch.tensor(best.loo_error))

@@ -18,7 +18,7 @@ from tangentune.errors import StoreError
 from tangentune.reports.explanation import EDGE, Attribution, document, explain, familiarity
 from tangentune.reports.explanation_page import render_explanations, render_suspects
 from tangentune.reports.pages import write_page
-from tangentune.solvers.temperature import probabilities
+from tangentune.solvers.calibration import probabilities
 
 N, TOP = 24, 4
 X, Y = pictures(30)

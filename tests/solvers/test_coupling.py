@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tangentune.methods.source_selection import unbalanced_sinkhorn
 from tangentune.solvers.source import coupling as module
-from tangentune.solvers.source.coupling import SCALE, coupling, coupling_without, shifted_targets, transport
+from tangentune.solvers.source.coupling import SCALE, coupling, coupling_shift, coupling_without, transport
 
 CASES = [{}, {"zeros": True}, {"single": True}, {"zeros": True, "single": True, "seed": 3}]
 
@@ -33,7 +33,7 @@ def cosines(joint: Joint) -> Tensor:
 def test_the_plan_is_semi_relaxed_transport(case: dict) -> None:
     """Source masses free, target masses met: what the Sinkhorn solver finds for the same cost."""
     joint = random_joint(**case)
-    plan = transport(joint.problem().means(), joint.targets, joint.weights)
+    plan = transport(joint.problem().means())
     assert_allclose(plan.sum(0), torch.ones(3), rtol=0, atol=1e-14)
     ones = (torch.ones(4, dtype=F64), torch.ones(3, dtype=F64))
     cost = (1 - cosines(joint)) / SCALE
@@ -45,7 +45,7 @@ def test_the_plan_is_semi_relaxed_transport(case: dict) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_source_classes_get_their_share_of_the_plan(case: dict, names: bool) -> None:
     joint = random_joint(**case) if names else unnamed(random_joint(**case))
-    found = coupling(joint.problem().means(), joint.targets, joint.weights)
+    found = coupling(joint.problem().means())
     assert_allclose(found.sum(1), torch.ones(4), rtol=0, atol=1e-14)
     assert_allclose(found, joint.coupling(), rtol=0, atol=1e-12)
     assert bool((found >= 0).all())
@@ -55,11 +55,11 @@ def test_source_classes_get_their_share_of_the_plan(case: dict, names: bool) -> 
 def test_a_class_without_weight_asks_for_nothing() -> None:
     joint = random_joint()
     weights = joint.weights * (joint.targets[:, 1] == 0)
-    means = joint.problem().means()
-    assert not transport(means, joint.targets, weights)[:, 1].any()
-    assert not coupling(means, joint.targets, weights)[:, 1].any()
+    means = replace(joint, weights=weights).problem().means()
+    assert not transport(means)[:, 1].any()
+    assert not coupling(means)[:, 1].any()
     named = replace(means, named=torch.eye(4, 3).bool())
-    assert coupling(named, joint.targets, weights)[1].tolist() == [0, 1, 0]  # its name is enough
+    assert coupling(named)[1].tolist() == [0, 1, 0]  # its name is enough
 
 
 @pytest.mark.parametrize("names", [False, True])
@@ -70,9 +70,9 @@ def test_targets_shift_as_the_coupling_made_without_each_picture(case: dict, nam
     pull = torch.randn(14, 4, generator=generator, dtype=F64)
     whole = joint.coupling()
     expected = torch.stack([pull[i] @ (joint.without(i).coupling() - whole) for i in range(14)])
-    found = shifted_targets(means, joint.targets, joint.weights, pull)
+    found = coupling_shift(means, pull)
     assert_allclose(found, expected, rtol=0, atol=1e-11)
-    alone = shifted_targets(means, joint.targets, joint.weights, pull, torch.arange(14))
+    alone = coupling_shift(means, pull, torch.arange(14))
     assert_allclose(alone, expected, rtol=0, atol=1e-11)
     if "zeros" in case:
         assert not found[3].any()
@@ -82,18 +82,18 @@ def test_targets_shift_as_the_coupling_made_without_each_picture(case: dict, nam
         own = (groups == group).nonzero().flatten()
         less = joint.without(*own.tolist()).coupling()
         expected[own] = pull[own] @ (less - whole)
-        assert_allclose(coupling_without(means, joint.targets, joint.weights, own), less, rtol=0, atol=1e-11)
-    found = shifted_targets(means, joint.targets, joint.weights, pull, groups)
+        assert_allclose(coupling_without(means, own), less, rtol=0, atol=1e-11)
+    found = coupling_shift(means, pull, groups)
     assert_allclose(found, expected, rtol=0, atol=1e-11)
 
 
 def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     joint = random_joint(31, single=True)
-    arguments = (joint.problem().means(), joint.targets, joint.weights, torch.ones(31, 4, dtype=F64))
-    whole = shifted_targets(*arguments)
+    arguments = (joint.problem().means(), torch.ones(31, 4, dtype=F64))
+    whole = coupling_shift(*arguments)
     for entries in (1, 12, 30, 12 * 31):
         monkeypatch.setattr(module, "CHUNK_ENTRIES", entries)
-        assert_allclose(shifted_targets(*arguments), whole, rtol=0, atol=1e-15)
+        assert_allclose(coupling_shift(*arguments), whole, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("weight", [1e5, 1e9, 1e14])
@@ -104,7 +104,7 @@ def test_a_picture_that_is_nearly_its_whole_class_is_left_out_exactly(weight: fl
     weights[0] = weight
     joint = replace(joint, weights=weights)
     pull = torch.ones(14, 4, dtype=F64)
-    found = shifted_targets(joint.problem().means(), joint.targets, joint.weights, pull)
+    found = coupling_shift(joint.problem().means(), pull)
     expected = torch.stack([(joint.without(i).coupling() - joint.coupling()).sum(0) for i in range(14)])
     assert_allclose(found, expected, rtol=0, atol=1e-10)
     assert float(found[0].abs().max()) > 0.01

@@ -16,8 +16,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import calibrated
 from tangentune.solvers.dirichlet import fit_dirichlet, latents, predict_dirichlet
-from tangentune.solvers.softmax import INTERCEPT
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.softmax import INTERCEPT, softmax_gaussian
 
 
 def observations(classes: Tensor, count: int, pseudocount: float) -> tuple[Tensor, Tensor]:

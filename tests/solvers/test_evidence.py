@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers import ridge
-from tangentune.solvers.evidence import log_evidence, maximise_evidence
+from tangentune.solvers.evidence import block_log_evidence, maximise_block_evidence
 from tangentune.solvers.posterior import noise_variance
 from tangentune.solvers.system import build
 
@@ -42,7 +42,7 @@ def test_it_is_the_evidence_of_ridge(weighted: bool) -> None:
     given = weights if weighted else None
     factor = ridge.factor_ridge(torch.einsum("b,bij->ij", SCALES, kernels), given)
     expected = ridge.log_evidence(factor, targets, DAMPING[None])[0]
-    got = log_evidence(kernels, targets, SCALES, DAMPING, given)
+    got = block_log_evidence(kernels, targets, SCALES, DAMPING, given)
     assert float(got) == pytest.approx(float(expected), rel=1e-11)
 
 
@@ -56,7 +56,7 @@ def test_it_is_the_normal_law_of_error_contrasts(weighted: bool) -> None:
     z = contrasts.T @ (roots[:, None] * targets).numpy()
     best = float((z * np.linalg.solve(covariance, z)).sum() / z.size)
     expected = float(multivariate_normal(cov=best * covariance).logpdf(z.T).sum())
-    got = log_evidence(kernels, targets, SCALES, DAMPING, weights if weighted else None)
+    got = block_log_evidence(kernels, targets, SCALES, DAMPING, weights if weighted else None)
     assert float(got) == pytest.approx(expected, rel=1e-10)
 
 
@@ -67,7 +67,7 @@ def test_gradients_are_finite_differences(weighted: bool) -> None:
     logs = torch.cat([SCALES, DAMPING[None]]).log().requires_grad_()
 
     def value(logs: Tensor) -> Tensor:
-        return log_evidence(kernels, targets, logs[:-1].exp(), logs[-1].exp(), given)
+        return block_log_evidence(kernels, targets, logs[:-1].exp(), logs[-1].exp(), given)
 
     (gradient,) = torch.autograd.grad(value(logs), logs)
     logs = logs.detach()
@@ -84,12 +84,12 @@ def test_gradients_are_finite_differences(weighted: bool) -> None:
 def test_the_maximum_is_one(weighted: bool, spread: float | None) -> None:
     kernels, targets, weights = problem(60)
     given, start = weights if weighted else None, torch.tensor([1.0, 0.5, 2.0], dtype=F64)
-    found = maximise_evidence(kernels, targets, given, start=start, spread=spread)
+    found = maximise_block_evidence(kernels, targets, given, start=start, spread=spread)
 
     def value(logs: Tensor) -> float:
         scales = logs[:-1].exp()
         prior = 0.0 if spread is None else 0.5 * float(((scales / start).log() / spread).square().sum())
-        return float(log_evidence(kernels, targets, scales, logs[-1].exp(), given)) - prior
+        return float(block_log_evidence(kernels, targets, scales, logs[-1].exp(), given)) - prior
 
     best = torch.cat([found.scales, torch.tensor([found.damping], dtype=F64)]).log()
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def test_the_maximum_is_one(weighted: bool, spread: float | None) -> None:
             step = size * torch.randn(4, generator=generator, dtype=F64)
             assert value(best + step - (0 if spread else step[:-1].mean())) < value(best) + 1e-6
     assert found.value == pytest.approx(
-        float(log_evidence(kernels, targets, found.scales, torch.tensor(found.damping), given)), rel=1e-10
+        float(block_log_evidence(kernels, targets, found.scales, torch.tensor(found.damping), given)), rel=1e-10
     )
     assert float(found.scales.log().mean()) == pytest.approx(float(start.log().mean()), abs=1e-9)
 
@@ -109,7 +109,7 @@ def test_scales_and_noise_of_the_world_are_found() -> None:
     x = torch.randn(3, n, 60, generator=generator, dtype=F64)
     w = torch.randn(3, 60, outputs, generator=generator, dtype=F64) * truth.sqrt()[:, None, None]
     targets = (x @ w).sum(0) + 3 * torch.randn(n, outputs, generator=generator, dtype=F64) + 7
-    found = maximise_evidence(x @ x.mT, targets, spread=None, start=torch.ones(3, dtype=F64))
+    found = maximise_block_evidence(x @ x.mT, targets, spread=None, start=torch.ones(3, dtype=F64))
     prior = found.noise.mean() / found.damping  # what one unit of scale is worth
     assert closeness(found.scales * prior, truth) < 0.15
     assert float(found.noise.mean()) == pytest.approx(9.0, rel=0.1)
@@ -117,16 +117,16 @@ def test_scales_and_noise_of_the_world_are_found() -> None:
 
 def test_noise_is_that_of_the_posterior() -> None:
     kernels, targets, weights = problem(40)
-    found = maximise_evidence(kernels, targets, weights)
+    found = maximise_block_evidence(kernels, targets, weights)
     system = build(torch.einsum("b,bij->ij", found.scales, kernels), targets, found.damping, weights)
     assert closeness(found.noise, noise_variance(system)) < 1e-8
 
 
 def test_units_do_not_matter() -> None:
     kernels, targets, _ = problem(60)
-    plain = maximise_evidence(kernels, targets)
+    plain = maximise_block_evidence(kernels, targets)
     units = torch.tensor([10.0, 0.1, 1000.0], dtype=F64)
-    scaled = maximise_evidence(kernels / units[:, None, None], 5 * targets - 2)
+    scaled = maximise_block_evidence(kernels / units[:, None, None], 5 * targets - 2)
     assert closeness(scaled.scales / units, plain.scales) < 1e-3
     assert scaled.damping == pytest.approx(plain.damping, rel=1e-3)
     assert closeness(scaled.noise, 25 * plain.noise) < 1e-3
@@ -135,7 +135,7 @@ def test_units_do_not_matter() -> None:
 def test_a_narrow_prior_holds_the_scales() -> None:
     kernels, targets, _ = problem(60)
     start = torch.tensor([1.0, 0.5, 2.0], dtype=F64)
-    free, held = (maximise_evidence(kernels, targets, start=start, spread=spread) for spread in (None, 1e-3))
+    free, held = (maximise_block_evidence(kernels, targets, start=start, spread=spread) for spread in (None, 1e-3))
     assert closeness(held.scales, start) < 0.02
     assert float(free.scales[0] / free.scales[1]) > 20  # the targets come from the first block
     assert free.value > held.value
@@ -144,7 +144,7 @@ def test_a_narrow_prior_holds_the_scales() -> None:
 def test_targets_without_noise_stop_at_the_floor() -> None:
     kernels, targets, _ = problem(40)
     exact = kernels[0] @ torch.linalg.pinv(kernels[0] + kernels[1]) @ targets
-    found = maximise_evidence(kernels[:2], exact, spread=None)
+    found = maximise_block_evidence(kernels[:2], exact, spread=None)
     factor = ridge.factor_ridge(torch.einsum("b,bij->ij", found.scales, kernels[:2]))
     assert found.damping == pytest.approx(1e-6 * factor.mean_eigenvalue, rel=1e-6)
     assert math.isfinite(found.value)
@@ -157,7 +157,7 @@ def test_gaussian_process_of_sklearn_finds_the_same() -> None:
     kernel = ConstantKernel(1.0) * DotProduct(0.0, "fixed") + WhiteKernel(1.0) + ConstantKernel(1e4, "fixed")
     theirs: Any = GaussianProcessRegressor(kernel, alpha=0.0).fit(x.numpy(), y.numpy())
     scale, noise = np.exp(theirs.kernel_.theta)
-    found = maximise_evidence((x @ x.T)[None], y[:, None])
+    found = maximise_block_evidence((x @ x.T)[None], y[:, None])
     assert float(found.noise) == pytest.approx(noise, rel=1e-2)
     assert float(found.noise / found.damping * found.scales) == pytest.approx(scale, rel=2e-2)
 
@@ -173,13 +173,13 @@ def test_gaussian_process_of_sklearn_finds_the_same() -> None:
 def test_bad_settings_are_refused(change: dict[str, Any], words: str) -> None:
     kernels, targets, _ = problem()
     with pytest.raises(InputError, match=words):
-        maximise_evidence(kernels, targets, **change)
+        maximise_block_evidence(kernels, targets, **change)
 
 
 def test_bad_problems_are_refused() -> None:
     kernels, targets, _ = problem()
     with pytest.raises(InputError, match=r"\(B, n, n\)"):
-        maximise_evidence(kernels[0], targets)
+        maximise_block_evidence(kernels[0], targets)
     constant = torch.stack([kernels[0], torch.full_like(kernels[0], 3.0)])
     with pytest.raises(InputError, match="block 1 has a constant kernel"):
-        maximise_evidence(constant, targets)
+        maximise_block_evidence(constant, targets)

@@ -16,8 +16,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import calibrated
 from tangentune.solvers.laplace import LaplaceSolution, fit_laplace, latents, predict_laplace
-from tangentune.solvers.softmax import INTERCEPT
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.softmax import INTERCEPT, softmax_gaussian
 
 
 def fit(problem: Problem, scale: float | None, weights: Tensor | None = None) -> LaplaceSolution:

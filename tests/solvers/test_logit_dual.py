@@ -7,17 +7,22 @@ import torch
 from cases import CASES, Case, Narrow, Seq, images, seeded
 from reference import closeness, explicit_jacobian
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
 
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.layers import Pairs, Rows
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.operators import NormalOperator, flatten
 from tangentune.kernels.output_gram import add_gram, logit_gram
-from tangentune.solvers.logit_dual import factor_dual, log_evidence, loo_errors, solve_dual
+from tangentune.solvers.leave_out import loo
 from tangentune.solvers.pcg import pcg
+from tangentune.solvers.system import System, build
 
 DAMPINGS = (0.03, 1.0, 30.0)
+
+
+def solve(kernel: Tensor, residuals: Tensor, damping: float) -> System:
+    """The dual of `1/2 sum_i ||J_i u - r_i||^2 + damping/2 ||u||^2`: each picture owns a row for each output."""
+    return build(kernel, residuals.reshape(-1, 1), damping, intercept=False, width=residuals.shape[1])
 
 
 def dense(network: nn.Module, x: Tensor) -> Tensor:
@@ -78,12 +83,12 @@ def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("damping", DAMPINGS)
 def test_dual_is_the_primal_optimum_and_the_limit_of_pcg(damping: float) -> None:
     lin, x, r = problem()
-    solution = solve_dual(factor_dual(logit_gram(lin, [x[:4], x[4:]]), 3), r, damping)
-    u = lin.vjp(x, solution.dual)
+    dual = solve(logit_gram(lin, [x[:4], x[4:]]), r, damping).dual.view_as(r)
+    u = lin.vjp(x, dual)
     jacobian = dense(network(), x)
     hessian = jacobian.T @ jacobian + damping * torch.eye(jacobian.shape[1], dtype=torch.float64)
     assert closeness(flatten(u), torch.linalg.solve(hessian, jacobian.T @ r.reshape(-1))) < 1e-9
-    assert closeness(lin.jvp(x, u), r - damping * solution.dual) < 1e-10
+    assert closeness(lin.jvp(x, u), r - damping * dual) < 1e-10
     normal = NormalOperator(lin, [x[:4], x[4:]], damping)
     result = pcg(normal, normal.pull_back([r[:4], r[4:]]), tolerance=1e-12, max_iterations=500)
     assert result.converged
@@ -93,39 +98,9 @@ def test_dual_is_the_primal_optimum_and_the_limit_of_pcg(damping: float) -> None
 @pytest.mark.parametrize("damping", DAMPINGS)
 def test_leave_one_out_is_real_refits(damping: float) -> None:
     lin, x, r = problem()
-    factor = factor_dual(logit_gram(lin, [x]), 3)
-    solution = solve_dual(factor, r, damping)
+    found = loo(solve(logit_gram(lin, [x]), r, damping)).view_as(r)
     for i in range(len(x)):
         rest = torch.arange(len(x)) != i
-        refit = solve_dual(factor_dual(logit_gram(lin, [x[rest]]), 3), r[rest], damping)
-        expected = lin.jvp(x[i : i + 1], lin.vjp(x[rest], refit.dual))
-        assert closeness(solution.loo[i : i + 1], expected) < 1e-8
-    error = (solution.loo - r).square().sum(1).mean()
-    assert torch.allclose(loo_errors(factor, r, torch.tensor([damping])), error, rtol=1e-6)
-
-
-def test_evidence_is_the_best_scaled_normal_density() -> None:
-    lin, x, r = problem()
-    kernel = logit_gram(lin, [x])
-    found = log_evidence(factor_dual(kernel, 3), r, torch.tensor(DAMPINGS, dtype=torch.float64))
-    for value, damping in zip(found.tolist(), DAMPINGS, strict=True):
-        covariance = kernel + damping * torch.eye(21, dtype=torch.float64)
-        y = r.reshape(-1)
-        best = float(y @ torch.linalg.solve(covariance, y)) / 21
-        zero = torch.zeros_like(y)
-        density = [float(MultivariateNormal(zero, f * best * covariance).log_prob(y)) for f in (1, 1.1, 0.9)]
-        assert value == pytest.approx(density[0], rel=1e-9)
-        assert value > max(density[1:])
-
-
-def test_what_cannot_be_solved_is_refused() -> None:
-    factor = factor_dual(torch.eye(6), outputs=3)
-    assert factor.mean_eigenvalue == 1
-    with pytest.raises(InputError, match=r"\(n C, n C\), not \(6, 6\)"):
-        factor_dual(torch.eye(6), outputs=4)
-    with pytest.raises(InputError, match="NaN or infinite"):
-        factor_dual(torch.eye(6) * float("nan"), outputs=3)
-    with pytest.raises(InputError, match="must be positive"):
-        solve_dual(factor, torch.ones(2, 3), 0.0)
-    with pytest.raises(InputError, match=r"residuals are \(3, 2\); the Gram matrix was made for \(2, 3\)"):
-        solve_dual(factor, torch.ones(3, 2), 1.0)
+        refit = solve(logit_gram(lin, [x[rest]]), r[rest], damping).dual.view(-1, 3)
+        expected = lin.jvp(x[i : i + 1], lin.vjp(x[rest], refit))
+        assert closeness(found[i : i + 1], expected) < 1e-8

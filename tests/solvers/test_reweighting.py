@@ -16,16 +16,42 @@ from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import (
     Loss,
     bounded,
-    cross_entropy,
     expected_error,
     improve_weights,
-    loo_loss,
     squared,
     weight_gradient,
 )
 from tangentune.solvers.system import build, design
 
 N = 20
+
+
+def cross_entropy(temperature: float) -> Loss:
+    """Cross-entropy of `softmax(predictions / temperature)` with one-hot targets, in nats."""
+    return lambda predictions, targets: -(torch.log_softmax(predictions / temperature, 1) * targets).sum(1)
+
+
+def loo_loss(
+    kernel: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    damping: float,
+    *,
+    loss: Loss = squared,
+    evaluate: Tensor | None = None,
+    intercept: bool = True,
+) -> Tensor:
+    """Mean leave-one-out loss of the weighted problem, differentiable in the weights: the slow way, by autograd."""
+    # (damping I + K D) r = damping (y - b): symmetric it would need roots of a, whose slope is infinite at 0.
+    maker = damping * torch.linalg.inv(kernel * weights + damping * torch.eye(len(kernel), dtype=torch.float64))
+    if intercept:
+        column, row = maker.sum(1), weights @ maker
+        maker = maker - torch.outer(column, row) / row.sum()
+    predictions = targets - (maker @ targets) / maker.diagonal()[:, None]
+    shares = torch.ones(len(targets)).double() if evaluate is None else evaluate.double()
+    return loss(predictions, targets) @ (shares / shares.sum())
+
+
 LOSSES = [squared, cross_entropy(0.5)]
 EVALUATE = [None, torch.arange(N) % 3 == 0, torch.linspace(0, 2, N).double()]
 
@@ -90,13 +116,6 @@ def test_gradient_is_that_of_refits_by_finite_differences(intercept: bool, zeros
         assert float((found[i] - slope).abs() / found.abs().max()) < 1e-6
 
 
-def test_loss_is_differentiable_in_kernel_targets_and_damping_too() -> None:
-    problem = random(5)
-    kernel = (problem.rows @ problem.rows.T).requires_grad_()
-    targets, weights = problem.targets.clone().requires_grad_(), problem.weights.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda k, y, a: loo_loss(k, y, a, 0.3), (kernel, targets, weights))
-
-
 def test_loss_agrees_with_the_kept_system() -> None:
     problem = random(N, zeros=True)
     value = loo_loss(problem.rows @ problem.rows.T, problem.targets, problem.weights, problem.damping)
@@ -147,9 +166,7 @@ def test_learned_weights_stay_below_where_they_began_and_losses_are_those_of_ref
 
 def test_questions_that_make_no_sense_are_refused() -> None:
     problem = random(10)
-    with pytest.raises(InputError, match=r"must be \(n, n\), \(n, C\) and \(n,\), not \(10, 10\), \(10, 4\), \(9,\)"):
-        loo_loss(torch.eye(10), problem.targets, torch.ones(9), 1.0)
     with pytest.raises(InputError, match=r"evaluate must be \(10,\) shares"):
-        loo_loss(torch.eye(10), problem.targets, torch.ones(10), 1.0, evaluate=torch.zeros(10))
+        weight_gradient(problem.system(), evaluate=torch.zeros(10))
     with pytest.raises(InputError, match="one row a picture, not 3"):
         weight_gradient(random(5, width=3).system())

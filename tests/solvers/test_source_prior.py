@@ -7,7 +7,7 @@ import torch
 from numpy.testing import assert_allclose
 from source_cases import F64, new_rows, random_joint
 
-from tangentune.solvers.source.prior import felt, prior, spectrum
+from tangentune.solvers.source.prior import prior, spectrum
 
 SETTINGS = [
     (strength, deviation, damping)
@@ -48,14 +48,14 @@ def test_the_joint_problem_is_a_ridge_of_shared_and_own_features(
 
 @pytest.mark.parametrize("weights", [torch.ones(17), torch.arange(17.0) % 3], ids=["even", "zeros"])
 def test_the_prior_in_the_basis_is_that_of_all_pictures(weights: torch.Tensor) -> None:
-    """`felt` by eigenvalues, `prior` by pictures, and the gain by a bordered inverse."""
+    """What others meet of the prior, the prior itself, and the gain by a bordered inverse."""
     joint, ridge, deviation = random_joint(), 0.3, 0.7
     own, cross = joint.source @ joint.source.T, joint.rows @ joint.source.T
     basis = spectrum(own, weights, joint.positions, 4)
     found = prior(basis, ridge, deviation)
-    off, response = felt(basis, cross @ basis.through, ridge, deviation)
-    assert_allclose(off, cross @ found.gain @ cross.T, rtol=0, atol=1e-11)
-    assert_allclose(response, cross @ found.response, rtol=0, atol=1e-11)
+    met = prior(basis, ridge, deviation, cross @ basis.through)
+    assert_allclose(met.gain, cross @ found.gain @ cross.T, rtol=0, atol=1e-11)
+    assert_allclose(met.response, cross @ found.response, rtol=0, atol=1e-11)
     kept = weights > 0
     size = int(kept.sum())
     bordered = torch.ones(size + 1, size + 1, dtype=F64)

@@ -23,11 +23,11 @@ from tangentune.estimators.outer_steps import Expansion
 from tangentune.estimators.sourced import AbstractSourced
 from tangentune.estimators.training_set import ROWS_SHARE, extend, first_set
 from tangentune.jacobian.rows import Tangent, survey
-from tangentune.kernels.batches import with_progress
+from tangentune.kernels.batches import PictureBatches, with_progress
 from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import fit_tangent
 from tangentune.kernels.model import TangentModel, decision
-from tangentune.kernels.stages import Settings, Source
+from tangentune.kernels.stages import FitSettings
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.parameters import select_parameters, used_parameters
@@ -185,7 +185,7 @@ class AbstractTangentEstimator(AbstractSourced):
         backbone = backbone.with_size(self.input_size)
         return backbone if self.device is None else backbone.to(self.device)
 
-    def _settings(self, backbone: Backbone) -> Settings:
+    def _settings(self, backbone: Backbone) -> FitSettings:
         state = self.random_state
         seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
         options = self.get_params(deep=False)
@@ -198,17 +198,17 @@ class AbstractTangentEstimator(AbstractSourced):
             X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
         )
 
-    def _decidable(self, settings: Settings, targets: Tensor) -> Settings:
+    def _decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
         """Settings without the choices that leave-one-out cannot make with these targets."""
         return settings
 
     @abstractmethod
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
         """What `_expand` will take."""
 
     @abstractmethod
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         """Points of expansion moved towards the labels, if asked for, and what was tried."""
 
@@ -218,7 +218,7 @@ class AbstractTangentEstimator(AbstractSourced):
             for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
                 warnings.warn(sentence, stacklevel=3)
 
-    def _survey(self, backbone: Backbone, source: Source) -> Tangent:
+    def _survey(self, backbone: Backbone, source: PictureBatches) -> Tangent:
         module, features = backbone.module, backbone.feature_function
         x = next(iter(source.batches(list(range(min(2, source.count))))))
         backbone.check(x)

@@ -21,11 +21,12 @@ from tangentune.estimators.edits import AbstractEdited
 from tangentune.estimators.explanations import check_folds
 from tangentune.estimators.fitted import Encoded, State
 from tangentune.estimators.outer_steps import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
-from tangentune.kernels.choice import Fixed
-from tangentune.kernels.stages import Settings
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.load import Pictures, check_classes
+from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.likelihoods import (
     LEAST_SQUARES,
     check_likelihood,
@@ -34,7 +35,6 @@ from tangentune.solvers.likelihoods import (
     parameters,
     predict_likelihood,
 )
-from tangentune.solvers.temperature import fit_temperature, probabilities
 
 
 @final
@@ -140,21 +140,21 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
         return Encoded(classes, targets, torch.from_numpy(weights))
 
-    def _decidable(self, settings: Settings, targets: Tensor) -> Settings:
+    def _decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
         """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
         if settings.criterion != "loo" or targets.sum(0).max() > 1:
             return settings
         usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
         given = {name: value for name, value in asdict(settings.fixed).items() if value is not None}
         power = 0.25 if settings.power is None else settings.power
-        return replace(settings, power=power, fixed=Fixed(**(usual | given)))
+        return replace(settings, power=power, fixed=FixedChoices(**(usual | given)))
 
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
         steps = STEPS if self.outer_steps == "loo" else int(self.outer_steps)
         return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
 
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)

@@ -20,9 +20,9 @@ from tangentune.estimators.training_set import cross
 from tangentune.kernels.feature_map import FeatureRows, collect_rows, own_diagonal
 from tangentune.memory import warm_pages
 from tangentune.solvers import leave_out as exact
+from tangentune.solvers.leave_out import distrusting
 from tangentune.solvers.posterior import loo_variance, variance
 from tangentune.solvers.reweighting import weight_gradient
-from tangentune.solvers.suspicion import distrusting
 from tangentune.solvers.system import System
 
 PORTION = 256  # new pictures whose rows are in memory at once

@@ -20,7 +20,7 @@ from tangentune.jacobian.task_vector import TaskVector
 from tangentune.kernels.model import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
-from tangentune.solvers.source.leave_out import Said, target_leave_out, target_loo
+from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
 from tangentune.solvers.system import System, build, refresh, residual
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
@@ -35,7 +35,7 @@ class Encoded:
     classes: NDArray | None
     targets: Tensor
     weights: Tensor
-    said: Said | None = None
+    said: SourcePrediction | None = None
 
     @property
     def open(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Estimator options as users give them, checked and turned into `Settings`."""
+"""Estimator options as users give them, checked and turned into `FitSettings`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from tangentune.errors import InputError
-from tangentune.kernels.choice import Fixed
-from tangentune.kernels.stages import Settings
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.stages import FitSettings
 from tangentune.memory import parse_bytes
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
 
 
-def read_options(options: dict[str, Any], seed: int, default_budget: int, pictures: bool) -> Settings:
+def read_options(options: dict[str, Any], seed: int, default_budget: int, pictures: bool) -> FitSettings:
     """Check every option of an estimator.
 
     Args:
@@ -51,11 +51,11 @@ def read_options(options: dict[str, Any], seed: int, default_budget: int, pictur
     if steps != "loo" and (not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 0):
         _refuse("outer_steps", steps, "a whole number >= 0 or 'loo'")
     budget = options["memory_budget"]
-    return Settings(
+    return FitSettings(
         probes=int(probes),
         probe_space=space,
         power=None if power is None else float(power),
-        fixed=Fixed(
+        fixed=FixedChoices(
             None if normalize is None else bool(normalize),
             None if scale is None else float(scale),
             None if damping is None else float(damping),

@@ -18,7 +18,7 @@ from tangentune.estimators.explanations import check_folds
 from tangentune.estimators.fitted import Encoded, State
 from tangentune.estimators.outer_steps import Expansion
 from tangentune.kernels.feature_map import own_kernel
-from tangentune.kernels.stages import Settings
+from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures, numeric_labels
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -74,11 +74,11 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
     def _outputs(self, pictures: Pictures) -> int:
         return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
 
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
+    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
         return 0.0
 
     def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         if steps not in ("loo", 0):
             message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"

@@ -18,11 +18,10 @@ from tangentune.errors import InputError
 from tangentune.estimators.fitted import Choice, Encoded, State, Step, solved
 from tangentune.estimators.source_kernels import SourceSet
 from tangentune.estimators.training_set import TrainingSet, parts, with_rows
-from tangentune.kernels.batches import picture_source, with_progress
+from tangentune.kernels.batches import PictureBatches, picture_batches, with_progress
 from tangentune.kernels.feature_map import FeatureRows, primal
 from tangentune.kernels.fit import Fitted
 from tangentune.kernels.model import TangentModel
-from tangentune.kernels.stages import Source
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
@@ -153,14 +152,14 @@ class AbstractSolved(BaseEstimator):
             )
             raise InputError(message)
 
-    def _reading(self, pictures: Pictures, points: tuple[int, ...]) -> Source:
+    def _reading(self, pictures: Pictures, points: tuple[int, ...]) -> PictureBatches:
         """Training pictures as inputs, with a progress bar."""
         source, label = self._opened(pictures, points), "reading the training pictures"
         return replace(source, batches=lambda index: with_progress(source, self.verbose, label, index))
 
     def _opened(
         self, pictures: Pictures, points: tuple[int, ...] | None = None, backbone: Backbone | None = None
-    ) -> Source:
+    ) -> PictureBatches:
         """Pictures as inputs of the fitted network, or of one about to be fitted."""
         views = 2 if self.augment == "flip" and pictures.pixels.dim() == 4 else 1
-        return picture_source(pictures, backbone or self.backbone_, max(1, self.batch_size // views), points)
+        return picture_batches(pictures, backbone or self.backbone_, max(1, self.batch_size // views), points)

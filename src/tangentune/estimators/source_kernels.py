@@ -22,7 +22,7 @@ from tangentune.kernels.model import TangentMap
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
 from tangentune.solvers.source.coupling import coupling
-from tangentune.solvers.source.leave_out import Said
+from tangentune.solvers.source.leave_out import SourcePrediction
 from tangentune.solvers.source.prior import Prior, prior, spectrum
 
 SHOWN = 0.005  # shares of a class below it are not told
@@ -99,11 +99,11 @@ class SourceSet:
         """
         return kernel - one @ self.prior.gain @ two.T
 
-    def said(self, active: Tensor, targets: Tensor, weights: Tensor, classes: NDArray) -> Said:
+    def said(self, active: Tensor, targets: Tensor, weights: Tensor, classes: NDArray) -> SourcePrediction:
         """What the source says about the training pictures at some positions; arguments as for `problem`."""
         kernels = (self.plain[active][:, active], self.cross[active], self.own)
         means = problem(self.pictures, *kernels, targets, weights, classes).means()
-        return Said(means, targets, self.cross[active] @ self.prior.response, coupling(means, targets, weights))
+        return SourcePrediction(means, self.cross[active] @ self.prior.response, coupling(means))
 
     def dual(self, active: Tensor, dual: Tensor, labels: Tensor) -> Tensor:
         """(m, C) coefficients of the source pictures in the fitted function.

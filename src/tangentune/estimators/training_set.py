@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.feature_map import (
     FeatureRows,
     collect_rows,
@@ -25,7 +26,6 @@ from tangentune.kernels.feature_map import (
     row_parts,
 )
 from tangentune.kernels.model import TangentMap
-from tangentune.kernels.stages import Source
 from tangentune.pictures.pictures import Pictures
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class TrainingSet:
         return self.pictures.pixels.numel() > 0
 
 
-Opened = Callable[[Pictures, tuple[int, ...]], Source]  # pictures as network inputs
+Opened = Callable[[Pictures, tuple[int, ...]], PictureBatches]  # pictures as network inputs
 
 
 def with_rows(training: TrainingSet, feature_map: TangentMap, opened: Opened, room: int) -> TrainingSet:

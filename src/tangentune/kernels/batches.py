@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune.kernels.stages import Source
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
 
 
-def picture_source(pictures: Pictures, backbone: Backbone, batch: int, points: tuple[int, ...] | None = None) -> Source:
+@dataclass(frozen=True)
+class Portion:
+    """A batch `x` of one pass: the positions of its pictures in the pass, and the expansion point of their rows."""
+
+    rows: Tensor
+    point: int | None
+    x: Tensor
+
+
+Batches = Callable[[], Iterable[Portion]]
+
+
+def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor | None = None) -> Iterator[Portion]:
+    """Batches that follow one another, as portions: of the first pictures, or of those at `places`."""
+    start = 0
+    for x in batches:
+        rows = torch.arange(start, start + len(x)) if places is None else places[start : start + len(x)]
+        yield Portion(rows.to(x.device), point, x)
+        start += len(x)
+
+
+@dataclass(frozen=True)
+class PictureBatches:
+    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
+
+    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
+    """
+
+    count: int
+    batches: Callable[[list[int] | None], Iterable[Tensor]]
+    points: tuple[int, ...] | None = None
+
+    def portions(self, index: list[int] | None) -> Iterator[Portion]:
+        """Batches of all pictures or some, those of one expansion point together."""
+        if self.points is None:
+            yield from portions(self.batches(index))
+            return
+        chosen = range(self.count) if index is None else index
+        for point in sorted(set(self.points)):
+            places = [i for i, position in enumerate(chosen) if self.points[position] == point]
+            if places:
+                at = None if point < 0 else point
+                yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
+
+
+def picture_batches(
+    pictures: Pictures, backbone: Backbone, batch: int, points: tuple[int, ...] | None = None
+) -> PictureBatches:
     """Pictures as network inputs, in the memory order convolutions like best."""
 
     def batches(index: list[int] | None) -> Any:
@@ -22,15 +69,15 @@ def picture_source(pictures: Pictures, backbone: Backbone, batch: int, points: t
         for x in chosen.batches(backbone.contract, batch, backbone.dtype, backbone.device):
             yield x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
-    return Source(len(pictures), batches, points)
+    return PictureBatches(len(pictures), batches, points)
 
 
 def with_progress(
-    source: Source, verbose: int, label: str = "predicting", index: list[int] | None = None
+    pictures: PictureBatches, verbose: int, label: str = "predicting", index: list[int] | None = None
 ) -> Iterator[Tensor]:
     """Batches of all pictures or some, in order, with a progress bar where there are several."""
-    total = source.count if index is None else len(index)
+    total = pictures.count if index is None else len(index)
     with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=not verbose or total == 1) as bar:
-        for x in source.batches(index):
+        for x in pictures.batches(index):
             yield x
             bar.update(len(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,29 +11,8 @@ from torch import Tensor
 from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry, FactorSample, Pairs, Rows
 from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.kernels.batches import Batches
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A batch `x` of one pass: the positions of its pictures in the pass, and the expansion point of their rows."""
-
-    rows: Tensor
-    point: int | None
-    x: Tensor
-
-
-Batches = Callable[[], Iterable[Portion]]
-
-
-def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor | None = None) -> Iterator[Portion]:
-    """Batches that follow one another, as portions: of the first pictures, or of those at `places`."""
-    start = 0
-    for x in batches:
-        rows = torch.arange(start, start + len(x)) if places is None else places[start : start + len(x)]
-        yield Portion(rows.to(x.device), point, x)
-        start += len(x)
-
 
 FACTOR_POSITIONS = 16
 FACTOR_PICTURES = 256

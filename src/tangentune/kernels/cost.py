@@ -9,13 +9,14 @@ import torch
 
 from tangentune.jacobian.layers import Pairs
 from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import plan_passes, views_of
 from tangentune.kernels.gram import strategy
 from tangentune.kernels.pilot import POWERS, pilot_pictures
-from tangentune.kernels.stages import Settings, Source, room_for_rows
+from tangentune.kernels.stages import FitSettings, room_for_rows
 
 
-def estimate_cost(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> dict[str, Any]:
+def estimate_cost(tangent: Tangent, pictures: PictureBatches, settings: FitSettings, outputs: int) -> dict[str, Any]:
     """Estimate a fit before starting it; usually within a factor of two.
 
     Returns:
@@ -25,8 +26,8 @@ def estimate_cost(tangent: Tangent, source: Source, settings: Settings, outputs:
     Raises:
         BudgetError: if the memory budget cannot be kept.
     """
-    count = source.count
-    x = next(iter(source.batches(list(range(min(16, count))))))
+    count = pictures.count
+    x = next(iter(pictures.batches(list(range(min(16, count))))))
     features = tangent.features(tangent.module, x[:1]).shape[1]
     probes = torch.randn(settings.probes, features).to(x)
     batch_rows(tangent, views_of(x[:1], settings.mirrored), probes)  # the first call pays for set-up
@@ -34,7 +35,7 @@ def estimate_cost(tangent: Tangent, source: Source, settings: Settings, outputs:
     entries = batch_rows(tangent, views_of(x, settings.mirrored), probes).entries
     per_picture = (time.perf_counter() - start) / len(x)
     sizes = {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
-    passes = plan_passes(sizes, count, room_for_rows(tangent, source, settings, outputs)) or [[]]
+    passes = plan_passes(sizes, count, room_for_rows(tangent, pictures, settings, outputs)) or [[]]
     free = settings.power is None or settings.fixed.body_scale is None
     pilot = len(pilot_pictures(count, outputs)) if free else 0
     work = 0.0

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, join_entries
 from tangentune.jacobian.rows import batch_rows
-from tangentune.kernels.collect import Batches, Portion, collect, views_of
+from tangentune.kernels.batches import Batches, Portion
+from tangentune.kernels.collect import collect, views_of
 from tangentune.kernels.gram import gram
 from tangentune.kernels.kernel import inverse_lengths
 from tangentune.kernels.metric import whiten

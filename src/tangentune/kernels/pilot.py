@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.kernels.choice import Problem, Scored, block_energies, picture_errors, search
+from tangentune.kernels.choice import KernelCandidates, Scored, energies, picture_errors, search, solution_of
 from tangentune.kernels.collect import RowSet
 from tangentune.kernels.metric import KroneckerFactors
-from tangentune.kernels.stages import Work
+from tangentune.kernels.stages import FitJob
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
@@ -43,31 +43,31 @@ def _spread(count: int, wanted: int) -> list[int]:
     return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
 
 
-def run_pilot(work: Work, index: list[int]) -> Pilot:
+def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
     costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
-    settings = work.settings
-    rows = work.collect(work.tangent, "pilot rows", index, mirrored=False)
-    phi, chosen = rows.phi.double(), torch.tensor(index)
+    settings = job.settings
+    rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)
+    head, chosen = _head(rows), torch.tensor(index)
     tried: list[Scored] = []
-    found: list[tuple[Scored, Problem, Tensor]] = []
-    for kept in _candidates(work.grams(rows.entries, {}, 0.0)):
-        problem = Problem(phi @ phi.T, kept, work.targets[chosen], work.weights[chosen])
+    found: list[tuple[Scored, KernelCandidates, Tensor]] = []
+    for kept in _candidates(job.grams(rows.entries, {}, 0.0)):
+        problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more
         found.append((scored, problem, picture_errors(problem, scored)))
     best = min(found, key=lambda candidate: candidate[0].criterion)
     scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= 1][-1]
-    energies = block_energies(problem, scored)
-    leading = max(problem.blocks, key=lambda block: energies.get(block, float(problem.blocks[block].diagonal().sum())))
+    moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
+    leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
     return Pilot(tuple(problem.blocks), leading, tried)
 
 
 @dataclass(frozen=True)
-class Whole:
+class BestOnAll:
     """The best power and first block of a small set, tried all against all; the kernels of that choice."""
 
     power: float
@@ -75,21 +75,21 @@ class Whole:
     tried: list[Scored]
 
 
-def choose_on_all(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> Whole:
+def choose_on_all(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
     """Every metric power with every first block on all pictures: what small sets can afford."""
-    settings, phi = work.settings, rows.phi.double()
+    settings, head = job.settings, _head(rows)
     best: tuple[Scored, dict[str, Tensor]] | None = None
     tried: list[Scored] = []
     for power in POWERS if settings.power is None else (settings.power,):
-        blocks = work.grams(rows.entries, factors, power)
+        blocks = job.grams(rows.entries, factors, power)
         for kept in _candidates(blocks):
-            problem = Problem(phi @ phi.T, kept, work.targets, work.weights)
+            problem = KernelCandidates(head, kept, job.targets, job.weights)
             scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += more
             if best is None or scored.criterion < best[0].criterion:
                 best = scored, kept
     assert best is not None
-    return Whole(best[0].choice.power, best[1], tried)
+    return BestOnAll(best[0].choice.power, best[1], tried)
 
 
 def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -100,7 +100,7 @@ def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     ]
 
 
-def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
+def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
     """Metric power by the criterion, from the rows of the leading block of all pictures; and what was tried.
 
     One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
@@ -108,18 +108,24 @@ def choose_power(work: Work, rows: RowSet, factors: dict[str, KroneckerFactors])
     """
     chosen = torch.tensor(_spread(len(rows.phi), POWER_PICTURES))
     part = rows.select(chosen)
-    phi = part.phi.double()
+    head = _head(part)
     best: dict[float, tuple[Scored, Tensor]] = {}
     tried: list[Scored] = []
     for power in POWERS:
-        blocks = work.grams(part.entries, factors, power)
-        problem = Problem(phi @ phi.T, blocks, work.targets[chosen], work.weights[chosen])
-        scored, more = search(problem, power, work.settings.fixed, work.settings.criterion, refine=False)
+        blocks = job.grams(part.entries, factors, power)
+        problem = KernelCandidates(head, blocks, job.targets[chosen], job.weights[chosen])
+        scored, more = search(problem, power, job.settings.fixed, job.settings.criterion, refine=False)
         best[power] = scored, picture_errors(problem, scored)
         tried += more
     power = min(best, key=lambda p: best[p][0].criterion)
     usual = POWERS[0]
     return usual if _behind(best[usual][1], best[power][1]) <= 1 else power, tried
+
+
+def _head(rows: RowSet) -> Tensor:
+    """(n, n) kernel of the features, float64."""
+    phi = rows.phi.double()
+    return phi @ phi.T
 
 
 def _behind(errors: Tensor, best: Tensor) -> float:

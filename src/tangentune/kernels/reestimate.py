@@ -8,25 +8,31 @@ import torch
 from torch import Tensor
 
 from tangentune.jacobian.rows import Tangent
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
 from tangentune.kernels.gram import gram
 from tangentune.kernels.kernel import cosine, inverse_lengths
 from tangentune.kernels.metric import Whitening, whiten, whitening
 from tangentune.kernels.model import TangentMap
-from tangentune.kernels.stages import Settings, Source, Work, draw_probes
+from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
 
 
 def reestimate(
-    feature_map: TangentMap, tangent: Tangent, source: Source, settings: Settings, power: float, outputs: int
+    feature_map: TangentMap,
+    tangent: Tangent,
+    pictures: PictureBatches,
+    settings: FitSettings,
+    power: float,
+    outputs: int,
 ) -> tuple[TangentMap, Tensor]:
-    """Probes and metric from the pictures of `source`, and their kernel.
+    """Probes and metric from other pictures, and their kernel.
 
     Args:
         feature_map: whose block scales, body scale and normalisation stay.
         tangent: network and the parameters of the map.
-        source: the pictures.
+        pictures: those.
         settings: of the probes, and the memory budget.
         power: of the metric.
         outputs: columns of the targets, for the memory plan.
@@ -37,14 +43,14 @@ def reestimate(
     Raises:
         BudgetError: if the memory budget cannot be kept.
     """
-    probes = draw_probes(tangent, source, settings)
-    blank = torch.zeros(source.count, outputs, dtype=torch.float64)
-    work = Work(tangent, source, blank, blank[:, 0], settings, Meter(probes.device), probes)
+    probes = draw_probes(tangent, pictures, settings)
+    blank = torch.zeros(pictures.count, outputs, dtype=torch.float64)
+    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes)
     metric: dict[str, Whitening] = {}
-    square = torch.zeros(source.count, dtype=torch.float64, device=probes.device)
-    head = body = torch.zeros(source.count, source.count, dtype=torch.float64, device=probes.device)
-    for names in work.passes(tangent):
-        rows = work.collect(restrict(tangent, names), "rows")
+    square = torch.zeros(pictures.count, dtype=torch.float64, device=probes.device)
+    head = body = torch.zeros(pictures.count, pictures.count, dtype=torch.float64, device=probes.device)
+    for names in job.passes(tangent):
+        rows = job.collect(restrict(tangent, names), "rows")
         head = rows.phi.double() @ rows.phi.double().T
         factors = kronecker_factors(rows) if power > 0 else {}
         for name, entry in rows.entries.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import Tangent, batch_rows
-from tangentune.kernels.choice import Fixed
-from tangentune.kernels.collect import Batches, Portion, RowSet, collect, entry_bytes, plan_passes, portions, restrict
+from tangentune.kernels.batches import Batches, PictureBatches, Portion
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.collect import RowSet, collect, entry_bytes, plan_passes, restrict
 from tangentune.kernels.kernel import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.memory import Meter
@@ -25,13 +26,13 @@ WORKING_BYTES = 640 * 2**20  # the interpreter, libraries and one batch in fligh
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """Everything the user may fix; None leaves a choice to `criterion` ("loo" or "evidence")."""
 
     probes: int
     probe_space: str
     power: float | None
-    fixed: Fixed
+    fixed: FixedChoices
     criterion: str
     mirrored: bool
     seed: int
@@ -40,49 +41,25 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
-
-    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
-    """
-
-    count: int
-    batches: Callable[[list[int] | None], Iterable[Tensor]]
-    points: tuple[int, ...] | None = None
-
-    def portions(self, index: list[int] | None) -> Iterator[Portion]:
-        """Batches of all pictures or some, those of one expansion point together."""
-        if self.points is None:
-            yield from portions(self.batches(index))
-            return
-        chosen = range(self.count) if index is None else index
-        for point in sorted(set(self.points)):
-            places = [i for i, position in enumerate(chosen) if self.points[position] == point]
-            if places:
-                at = None if point < 0 else point
-                yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the stages share."""
+class FitJob:
+    """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs."""
 
     tangent: Tangent
-    source: Source
+    pictures: PictureBatches
     targets: Tensor
     weights: Tensor
-    settings: Settings
+    settings: FitSettings
     meter: Meter
     probes: Tensor
 
     def batches(self, label: str, index: list[int] | None = None) -> Batches:
         """Network inputs with a progress bar."""
-        total = self.source.count if index is None else len(index)
+        total = self.pictures.count if index is None else len(index)
 
         def run() -> Iterator[Portion]:
             settings = {"total": total, "desc": label, "unit": "picture", "delay": 1.0}
             with tqdm(disable=not self.settings.verbose, **settings) as bar:
-                for portion in self.source.portions(index):
+                for portion in self.pictures.portions(index):
                     yield portion
                     bar.update(len(portion.x))
 
@@ -92,7 +69,7 @@ class Work:
         self, tangent: Tangent, label: str, index: list[int] | None = None, mirrored: bool | None = None
     ) -> RowSet:
         """Rows of all or some pictures, mirrored as set unless told otherwise."""
-        count = self.source.count if index is None else len(index)
+        count = self.pictures.count if index is None else len(index)
         mirrored = self.settings.mirrored if mirrored is None else mirrored
         return collect(tangent, self.batches(label, index), count, self.probes, mirrored)
 
@@ -107,19 +84,19 @@ class Work:
         """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
         if not tangent.names:
             return [[]]
-        x = next(iter(self.source.batches(list(range(min(2, self.source.count))))))
+        x = next(iter(self.pictures.batches(list(range(min(2, self.pictures.count))))))
         sizes = entry_bytes(tangent, x, self.probes, self.settings.mirrored)
-        room = room_for_rows(tangent, self.source, self.settings, self.targets.shape[1])
-        return plan_passes(sizes, self.source.count, room)
+        room = room_for_rows(tangent, self.pictures, self.settings, self.targets.shape[1])
+        return plan_passes(sizes, self.pictures.count, room)
 
 
-def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> int:
+def room_for_rows(tangent: Tangent, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
     """Bytes of the memory budget left for rows, after kernels, network and primal weights.
 
     Raises:
         BudgetError: if nothing is left.
     """
-    count, blocks = source.count, len(group_blocks(tangent.names))
+    count, blocks = pictures.count, len(group_blocks(tangent.names))
     parameters = list(tangent.module.parameters())
     size = parameters[0].element_size()
     kernels = count**2 * 8 * (8 + blocks)
@@ -135,16 +112,16 @@ def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs:
     return left
 
 
-def draw_probes(tangent: Tangent, source: Source, settings: Settings) -> Tensor:
+def draw_probes(tangent: Tangent, pictures: PictureBatches, settings: FitSettings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.probe_space == "isotropic" or not tangent.names:
-        x = next(iter(source.batches([0])))
+        x = next(iter(pictures.batches([0])))
         width = batch_rows(restrict(tangent, ()), [x], torch.empty(0)).phi.shape[1]
         return torch.randn(settings.probes, width, generator=generator, dtype=torch.float64).to(x)
-    index = torch.linspace(0, source.count - 1, min(source.count, PCA_PICTURES)).round().long().unique().tolist()
+    index = torch.linspace(0, pictures.count - 1, min(pictures.count, PCA_PICTURES)).round().long().unique().tolist()
     still = restrict(tangent, ())
-    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in source.batches(index)]
+    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in pictures.batches(index)]
     phi = torch.cat(parts)
     centred = phi.double() - phi.double().mean(0)
     components = torch.linalg.svd(centred, full_matrices=False).Vh[: min(PCA_COMPONENTS, max(1, len(phi) - 1))]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
+from tangentune.solvers.calibration import fit_temperature
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
-from tangentune.solvers.temperature import fit_temperature
 
 
 def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: int = 0) -> nn.Linear:

@@ -21,13 +21,13 @@ from tangentune.estimators.fitted import State
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.reports.models import ReportedClassifier, ReportedModel, ReportedRegressor, is_classifier
 from tangentune.solvers import leave_out as exact
+from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.source.coupling import coupling_without
-from tangentune.solvers.source.leave_out import Said
+from tangentune.solvers.source.leave_out import SourcePrediction
 from tangentune.solvers.system import System
-from tangentune.solvers.temperature import probabilities
 
 EDGE = 0.95  # a share of training pictures beyond which a picture is called unusual
 
@@ -195,13 +195,13 @@ def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[i
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
 
 
-def _heard_without(said: Said, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
+def _heard_without(said: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
     """The problem without some pictures, their labels gone from what the source says too; what it says of them (C,)."""
     gone = torch.tensor(same, device=weights.device)
-    labels = coupling_without(said.means, said.targets, weights, gone)
+    labels = coupling_without(said.means, gone)
     rest = torch.ones_like(weights, dtype=torch.bool)
     rest[gone] = False
-    return retarget(system, said.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
+    return retarget(system, said.means.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
 
 
 def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:

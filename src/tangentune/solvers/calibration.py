@@ -1,9 +1,10 @@
-"""Probabilities from held-out scores: a temperature, an offset for every class, and a share of the scores' variance.
+"""Probabilities from held-out scores: one temperature, or with it an offset for every class and a share of the doubt.
 
-Least squares on one-hot targets gives rare classes scores that are too low; an offset for each class mends that, for
-probabilities and decisions alike. Offsets have a standard normal prior in log odds, so that few pictures, or classes
-of equal size, leave them near zero. Averaging over the scores' posterior adds doubt where pictures are unlike those
-seen; how much of the variance to believe is fitted too.
+`fit_temperature` is for least squares: the order of the classes stays. `fit_calibration` is for other likelihoods, and
+for scores that are too low for rare classes: an offset for each class mends that, for probabilities and decisions
+alike. Offsets have a standard normal prior in log odds, so that few pictures, or classes of equal size, leave them near
+zero. Averaging over the scores' posterior adds doubt where pictures are unlike those seen; how much of the variance to
+believe is fitted too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,31 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from tangentune.solvers.softmax import check_classes
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
+
+
+def fit_temperature(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> float:
+    """Temperature t that makes softmax(scores / t) most likely; scores must be held-out (leave-one-out).
+
+    Args:
+        scores: (n, C) leave-one-out predictions.
+        classes: (n,) class positions.
+        weights: (n,) sample weights; None means ones.
+
+    Returns:
+        A positive temperature; cost about 40 passes over the scores.
+
+    Source: Guo et al. (2017).
+    """
+    return _best_temperature(scores, _smoothed_labels(scores, classes, weights))
+
+
+def probabilities(scores: Tensor, temperature: float) -> Tensor:
+    """softmax(scores / temperature), (n, C)."""
+    return torch.softmax(scores / temperature, 1)
 
 
 @final
@@ -48,8 +69,6 @@ def fit_calibration(
 ) -> Calibration:
     """The calibration that makes held-out labels most likely.
 
-    One imaginary mistake is added, so that perfect scores do not ask for infinite confidence.
-
     Args:
         scores: (n, C) leave-one-out predictions.
         classes: (n,) class positions.
@@ -73,11 +92,8 @@ def fit_calibration(
     scores = scores.double()
     n, count = scores.shape
     check_classes(n, classes, count)
-    target = torch.full_like(scores, 1 / ((n + 1) * count))
-    target[torch.arange(n, device=scores.device), classes.long()] += n / (n + 1)
-    share = torch.full_like(scores[:, 0], 1 / n) if weights is None else weights.double() / weights.sum()
-    target = share[:, None] * target
-    temperature = _temperature(scores, target)
+    target = _smoothed_labels(scores, classes, weights)
+    temperature = _best_temperature(scores, target)
 
     def loss(point: NDArray) -> tuple[float, NDArray]:
         leaf = torch.from_numpy(point).to(scores.device).requires_grad_()
@@ -108,14 +124,27 @@ def calibrated(calibration: Calibration, scores: Tensor, covariance: Tensor | No
     return softmax_gaussian(logits, covariance.double() * (calibration.spread / calibration.temperature**2))
 
 
-def _temperature(scores: Tensor, target: Tensor) -> float:
-    """The best temperature without offsets: `calibration.fit_temperature`."""
-    spread = float(scores.std()) or 1.0
+def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) -> Tensor:
+    """(n, C) one-hot labels, each row times its picture's share of the weight, with one imaginary mistake in all.
+
+    Without the mistake perfect scores would ask for infinite confidence.
+    """
+    n, count = scores.shape
+    smoothing = 1 / (n + 1)
+    target = torch.full_like(scores, smoothing / count)
+    target[torch.arange(n, device=scores.device), classes.long()] += 1 - smoothing
+    share = torch.full_like(scores[:, 0], 1 / n) if weights is None else weights.to(scores) / weights.sum()
+    return share[:, None] * target
+
+
+def _best_temperature(scores: Tensor, target: Tensor) -> float:
+    """What makes labels (n, C), times shares of the weight, most likely: a search in one dimension."""
+    unit = float(scores.std()) or 1.0
 
     def loss(log_temperature: float) -> float:
         return float(-(target * torch.log_softmax(scores / math.exp(log_temperature), 1)).sum())
 
-    bounds = math.log(spread / REACH), math.log(spread * REACH)
+    bounds = math.log(unit / REACH), math.log(unit * REACH)
     found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return math.exp(found.x)
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
-from tangentune.solvers.softmax import INTERCEPT, Labelled, labelled
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kernel, softmax_gaussian
 
 SCALES = 1.0, 10.0, 100.0  # tried first, in units of the centred kernel's mean diagonal
 PSEUDOCOUNTS = 1e-2, 1e-4, 1e-6
@@ -93,7 +92,7 @@ def fit_dirichlet(
         >>> bool(solution.loo[0, 0] > 0.9), bool(solution.loo[-1, 1] > 0.9)
         (True, True)
     """
-    problem = labelled(kernel, classes, count, weights)
+    problem = labelled_kernel(kernel, classes, count, weights)
     if any(given is not None and not given > 0 for given in (scale, pseudocount)):
         message = f"scale and pseudocount must be positive, got {scale} and {pseudocount}"
         raise InputError(message)
@@ -126,7 +125,7 @@ def latents(solution: DirichletSolution, cross: Tensor, own: Tensor) -> tuple[Te
     return mean, (common[:, None] - (scaled @ solution.updates).square() @ member).clamp_min(0)
 
 
-def _solve(problem: Labelled, scale: float, pseudocount: float) -> DirichletSolution:
+def _solve(problem: LabelledKernel, scale: float, pseudocount: float) -> DirichletSolution:
     """All classes at one scale and pseudocount."""
     roots, member = problem.weights.sqrt(), problem.labels
     alpha = member + pseudocount
@@ -158,7 +157,7 @@ def _logs(proba: Tensor) -> Tensor:
     return proba.clamp_min(1e-300).log()
 
 
-def _search(problem: Labelled, scale: float | None, pseudocount: float | None) -> DirichletSolution:
+def _search(problem: LabelledKernel, scale: float | None, pseudocount: float | None) -> DirichletSolution:
     """Least leave-one-out log-loss: a coarse grid, then a simplex search in logarithms."""
     unit = problem.unit
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.system import System, build, check_weights, design, solved, with_unknowns
+from tangentune.solvers.system import System, check_weights, design, refresh, with_inverse
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
 LEAST_SHARE = 1e-3
@@ -31,6 +31,7 @@ def remove(system: System, pictures: Tensor) -> System:
         InputError: a position does not exist, or fewer than 2 pictures with weight would be left.
 
     Example:
+        >>> from tangentune.solvers.system import build
         >>> system = build(torch.eye(4), torch.tensor([[1.0], [1.0], [0.0], [0.0]]), damping=1.0)
         >>> remove(system, torch.tensor([3])).bias
         tensor([0.6667], dtype=torch.float64)
@@ -46,7 +47,7 @@ def remove(system: System, pictures: Tensor) -> System:
     check_weights(weights, system.width)
     kernel, targets = submatrix(system.kernel, kept), system.targets[kept]
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
-        return build(kernel, targets, system.damping, weights, intercept=system.intercept, width=system.width)
+        return refresh(system, kernel=kernel, targets=targets, weights=weights)
     kept = _with_border(system, kept)
     factor = torch.linalg.cholesky(system.inverse[gone][:, gone])
     strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
@@ -55,7 +56,7 @@ def remove(system: System, pictures: Tensor) -> System:
     unknowns = system.unknowns
     step = torch.linalg.solve_triangular(factor, unknowns[gone], upper=False)
     moved = unknowns[kept] - strip.mT @ step
-    return with_unknowns(kernel, inverse, targets, weights, system.damping, system.width, moved)
+    return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
 def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor | None = None) -> System:
@@ -72,6 +73,7 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
         InputError: a shape does not fit, a number is not finite, or a weight is negative.
 
     Example:
+        >>> from tangentune.solvers.system import build
         >>> system = build(torch.eye(3), torch.tensor([[1.0], [1.0], [0.0]]), damping=1.0)
         >>> append(system, torch.zeros(1, 3), torch.eye(1), torch.zeros(1, 1)).bias
         tensor([0.5000], dtype=torch.float64)
@@ -99,8 +101,8 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
     moved = torch.cat([unknowns[:old], gap, unknowns[old:]]) - strip.mT @ unmet
     kernel = _with_gap(system.kernel, old, new)
     kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
-    joined = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
-    return with_unknowns(kernel, inverse, *joined, system.damping, system.width, moved)
+    targets, weights = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
+    return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
 def retarget(system: System, targets: Tensor) -> System:
@@ -110,6 +112,7 @@ def retarget(system: System, targets: Tensor) -> System:
         InputError: another number of rows, or a number that is not finite.
 
     Example:
+        >>> from tangentune.solvers.system import build
         >>> system = build(torch.eye(2), torch.tensor([[1.0], [0.0]]), damping=1.0)
         >>> retarget(system, torch.ones(2, 3)).bias.tolist()
         [1.0, 1.0, 1.0]
@@ -118,7 +121,7 @@ def retarget(system: System, targets: Tensor) -> System:
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         message = f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}"
         raise InputError(message)
-    return solved(system.kernel, system.inverse, targets, system.weights, system.damping, system.width)
+    return with_inverse(system, system.inverse, targets=targets)
 
 
 def reweight(system: System, weights: Tensor) -> System:
@@ -135,6 +138,7 @@ def reweight(system: System, weights: Tensor) -> System:
         InputError: another number of weights, a negative or infinite one, or fewer than 2 pictures with weight.
 
     Example:
+        >>> from tangentune.solvers.system import build
         >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
         >>> reweight(system, torch.tensor([1.0, 1.0, 0.0])).bias
         tensor([0.5000], dtype=torch.float64)
@@ -150,11 +154,8 @@ def reweight(system: System, weights: Tensor) -> System:
         return system
     share = system.weights[same].sum() / system.weights.sum()
     if 4 * len(changed) > len(weights) or share < LEAST_SHARE:
-        return build(
-            system.kernel, system.targets, system.damping, weights, intercept=system.intercept, width=system.width
-        )
-    inverse = _reweighted(system, weights, changed)
-    return solved(system.kernel, inverse, system.targets, weights, system.damping, system.width)
+        return refresh(system, weights=weights)
+    return with_inverse(system, _reweighted(system, weights, changed), weights=weights)
 
 
 def rows_of(system: System, pictures: Tensor) -> Tensor:
@@ -198,8 +199,8 @@ def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
 
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
-    """The inverse with other weights on some rows."""
-    n, roots = len(system.kernel), weights.sqrt()
+    """The inverse with other weights on some rows: taken out as by `remove`, put back in place as by `append`."""
+    roots = weights.sqrt()
     out = _empty(system.inverse, len(system.inverse)).copy_(system.inverse)
     factor = torch.linalg.cholesky(out[changed][:, changed])
     add_square(out, torch.linalg.solve_triangular(factor, out[changed], upper=False), -1.0)
@@ -215,7 +216,6 @@ def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
     factor = torch.linalg.cholesky((schur + schur.mT) / 2)
     through[:, changed] = -torch.eye(len(changed)).to(through)
     add_square(out, torch.linalg.solve_triangular(factor, through, upper=False), 1.0)
-    assert len(out) == n + system.intercept
     return out
 
 

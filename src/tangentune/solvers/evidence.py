@@ -17,12 +17,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.ridge import factor_ridge
-from tangentune.solvers.ridge import log_evidence as ridge_log_evidence
+from tangentune.solvers.ridge import factor_ridge, log_evidence
 
-RELATIVE_DAMPINGS = torch.logspace(
-    -6, 2, 33, dtype=torch.float64
-)  # tried first; the least is a floor: one-hot targets often ask for no noise
+# Tried first; the least is a floor: one-hot targets often ask for no noise.
+RELATIVE_DAMPINGS = torch.logspace(-6, 2, 33, dtype=torch.float64)
 REACH = math.log(1e8)  # how far scales may go from their start
 SPREAD = 0.25  # on real pictures wider ones, and none, overfit small sets
 
@@ -37,17 +35,15 @@ class Evidence:
         damping: lambda.
         noise: (C,) variance of the noise at weight 1, each output at its own optimum.
         value: log evidence there, without the prior of the scales.
-        steps: of the search.
     """
 
     scales: Tensor
     damping: float
     noise: Tensor
     value: float
-    steps: int
 
 
-def log_evidence(
+def block_log_evidence(
     kernels: Tensor, targets: Tensor, scales: Tensor, damping: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Restricted log marginal likelihood, the common scale t at its best; differentiable in scales and damping.
@@ -67,7 +63,7 @@ def log_evidence(
     Example:
         >>> scales = torch.ones(1, dtype=torch.float64, requires_grad=True)
         >>> kernels, targets = torch.eye(4, dtype=torch.float64)[None], torch.arange(4.0).double()[:, None]
-        >>> value = log_evidence(kernels, targets, scales, torch.tensor(1.0))
+        >>> value = block_log_evidence(kernels, targets, scales, torch.tensor(1.0))
         >>> value.backward()
         >>> bool(abs(scales.grad) < 1e-12)  # a multiple of the identity tells nothing
         True
@@ -78,7 +74,7 @@ def log_evidence(
     return -0.5 * (count * (1 + torch.log(2 * math.pi * t)) + targets.shape[1] * logdet)
 
 
-def maximise_evidence(
+def maximise_block_evidence(
     kernels: Tensor,
     targets: Tensor,
     weights: Tensor | None = None,
@@ -105,7 +101,7 @@ def maximise_evidence(
     Example:
         >>> x = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         >>> kernels = torch.stack([torch.outer(column, column) for column in x.T])
-        >>> found = maximise_evidence(kernels, x[:, :1], spread=None)
+        >>> found = maximise_block_evidence(kernels, x[:, :1], spread=None)
         >>> bool(found.scales[0] > 1e3 * found.scales[1])
         True
     """
@@ -121,7 +117,7 @@ def maximise_evidence(
 
     def loss(logs: NDArray) -> tuple[float, NDArray]:
         point = torch.from_numpy(logs).requires_grad_()
-        value = -log_evidence(kernels, targets, *place(point), weights)
+        value = -block_log_evidence(kernels, targets, *place(point), weights)
         if spread is not None:
             value = value + 0.5 * ((point - centre)[:-1] / spread).square().sum()
         (gradient,) = torch.autograd.grad(value, point)
@@ -136,8 +132,8 @@ def maximise_evidence(
     logs[:-1] -= (logs - centre)[:-1].mean()
     scales, damping = place(logs)
     noise = damping * _parts(kernels, targets, scales, damping, weights)[0] / (len(targets) - 1)
-    value = float(log_evidence(kernels, targets, scales, damping, weights))
-    return Evidence(scales, float(damping), noise, value, int(found.nit))
+    value = float(block_log_evidence(kernels, targets, scales, damping, weights))
+    return Evidence(scales, float(damping), noise, value)
 
 
 def _parts(
@@ -184,5 +180,5 @@ def _checked_start(traces: Tensor, start: Tensor | None, spread: float | None) -
 def _first_damping(kernel: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """(1,) logarithm of the most likely relative damping of a grid: the search starts on the right side of the hill."""
     factor = factor_ridge(kernel, weights)
-    values = ridge_log_evidence(factor, targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
+    values = log_evidence(factor, targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
     return RELATIVE_DAMPINGS[values.argmax()].log()[None]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
-from tangentune.solvers.softmax import INTERCEPT, Labelled, labelled
+from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kernel
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
 SEARCHING, FINAL = 1e-5, 1e-13  # largest entry of the gradient, in units of the root's longest column
@@ -82,14 +82,19 @@ def fit_laplace(
         >>> bool(solution.loo[0, 0] > 0.8), bool(solution.loo[-1, 1] > 0.8)
         (True, True)
     """
-    problem = labelled(kernel, classes, count, weights)
-    root = _unscaled_root(problem)
+    problem = labelled_kernel(kernel, classes, count, weights)
     if scale is not None and not scale > 0:
         message = f"scale is {scale}; it must be positive"
         raise InputError(message)
+    values, vectors = torch.linalg.eigh(problem.kernel)
+    root = vectors * values.clamp_min(0).sqrt()
     best = _search(problem, root) if scale is None else scale
     u = _mode(problem, _root(root, best), None, FINAL)  # from afar: the same bits when the scale is given again
-    return _solution(problem, best, _curvature(problem, best, _root(root, best) @ u))
+    at = _curvature(problem, best, _root(root, best) @ u)
+    held_out = _left_out(problem, at)
+    calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
+    loo = calibrated(calibration, *held_out)
+    return LaplaceSolution(at.dual, at.shrink, at.joint, best, calibration, at.evidence, loo)
 
 
 def predict_laplace(solution: LaplaceSolution, cross: Tensor, own: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def _covariance(k: Tensor, prior: Tensor, shrink: Tensor, joint: Tensor) -> Tens
     return out
 
 
-def _search(problem: Labelled, root: Tensor) -> float:
+def _search(problem: LabelledKernel, root: Tensor) -> float:
     """The scale of least held-out loss, each mode started from the nearest one known."""
     tried: dict[float, tuple[float, Tensor]] = {}
 
@@ -138,17 +143,12 @@ def _search(problem: Labelled, root: Tensor) -> float:
     return min(tried, key=lambda at: tried[at][0])
 
 
-def _unscaled_root(problem: Labelled) -> Tensor:
-    values, vectors = torch.linalg.eigh(problem.kernel)
-    return vectors * values.clamp_min(0).sqrt()
-
-
 def _root(root: Tensor, scale: float) -> Tensor:
     """(n, n + 1) root of `scale K + INTERCEPT`."""
     return torch.cat([math.sqrt(scale) * root, math.sqrt(INTERCEPT) * torch.ones_like(root[:, :1])], 1)
 
 
-def _mode(problem: Labelled, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
+def _mode(problem: LabelledKernel, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
     """Coordinates u (n + 1, C) of the mode: Newton steps by conjugate gradients, halved until the loss falls."""
     weights, goal = problem.weights[:, None], precision * float(root.norm(dim=0).max())
     u = torch.zeros(root.shape[1], problem.labels.shape[1], dtype=root.dtype, device=root.device)
@@ -165,7 +165,7 @@ def _mode(problem: Labelled, root: Tensor, start: Tensor | None, precision: floa
         if float(gradient.abs().max()) < goal:
             break
         step = _newton_step(root, proba, weights, gradient, 0.1 * goal)
-        slope, length = float((gradient * step).sum()), 1.0
+        slope, length, tried = float((gradient * step).sum()), 1.0, value
         for _ in range(HALVINGS):
             tried = loss(u - length * step)
             # Near the mode the fall drowns in rounding; the full step is right there.
@@ -214,7 +214,7 @@ class _Curvature:
     evidence: float
 
 
-def _curvature(problem: Labelled, scale: float, latent: Tensor) -> _Curvature:
+def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvature:
     """Posterior curvature at the mode and the approximate log evidence; C n^3."""
     logs = torch.log_softmax(latent, 1)
     dual = problem.weights[:, None] * (problem.labels - logs.exp())
@@ -235,7 +235,7 @@ def _curvature(problem: Labelled, scale: float, latent: Tensor) -> _Curvature:
     return _Curvature(logs, dual, latent, prior, shrink, joint, float(fit - 0.5 * logdet))
 
 
-def _left_out(problem: Labelled, at: _Curvature) -> tuple[Tensor, Tensor]:
+def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     """Mean (n, C) and covariance (n, C, C) of each picture's latents, its own site taken out of its marginal."""
     marginal = _covariance(at.prior, at.prior.diagonal(), at.shrink, at.joint)
     proba = at.logs.exp()
@@ -243,10 +243,3 @@ def _left_out(problem: Labelled, at: _Curvature) -> tuple[Tensor, Tensor]:
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)
     cavity = torch.linalg.solve(eye - problem.weights[:, None, None] * site @ marginal, marginal, left=False)
     return at.latent - (cavity @ at.dual[:, :, None])[:, :, 0], (cavity + cavity.mT) / 2
-
-
-def _solution(problem: Labelled, scale: float, at: _Curvature) -> LaplaceSolution:
-    held_out = _left_out(problem, at)
-    calibration = fit_calibration(held_out[0], problem.classes, problem.weights, held_out[1])
-    loo = calibrated(calibration, *held_out)
-    return LaplaceSolution(at.dual, at.shrink, at.joint, scale, calibration, at.evidence, loo)

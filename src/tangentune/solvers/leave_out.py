@@ -1,4 +1,4 @@
-"""What every picture does to a solution, exact and without refitting: leaving it out, its influence, its share.
+"""What every picture does to a solution, exact and without refitting: leaving it out, influence, share, suspicion.
 
 All from one block of the inverse. For the rows I of a picture, `g_I = ([W^-1]_II)^-1 e_I` is the root of the weight
 times the residual of the fit without it, and `f(x) - f_-I(x) = [k(x, X) D^1/2, 1] [W^-1]_:I g_I`.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.system import System, checked_cross, design
+from tangentune.solvers.system import System, checked_cross, design, refresh
 
 # Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
 # would be divided by.
@@ -28,8 +28,8 @@ def loo(system: System) -> Tensor:
         >>> [round(value, 6) for value in loo(system).flatten().tolist()]     # others' mean: K knows no likeness
         [2.5, 3.0, 0.5]
     """
-    pulls = scaled_residuals(system)
-    return _left_out(system, torch.arange(system.pictures, device=pulls.device), pulls.flatten(0, 1))
+    scaled = scaled_residuals(system)
+    return _left_out(system, torch.arange(system.pictures, device=scaled.device), scaled.flatten(0, 1))
 
 
 def leave_out(system: System, groups: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
         message = f"groups must be {system.pictures} integers, one a picture, not {tuple(groups.shape)}"
         raise InputError(message)
     of_row = groups.repeat_interleave(system.width)
-    unknowns, pulls = system.unknowns, torch.empty_like(system.targets)
+    unknowns, scaled = system.unknowns, torch.empty_like(system.targets)
     weighty = system.weights > 0
     for group in torch.unique(of_row).tolist():
         rows = (of_row == group).nonzero().flatten()
@@ -64,8 +64,8 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
             message = f"group {group} holds every picture that has weight; nothing is left to fit without it"
             raise InputError(message)
         factor = torch.linalg.cholesky(system.inverse[rows][:, rows])
-        pulls[rows] = torch.cholesky_solve(unknowns[rows], factor)
-    return _left_out(system, groups, pulls)
+        scaled[rows] = torch.cholesky_solve(unknowns[rows], factor)
+    return _left_out(system, groups, scaled)
 
 
 def influence(system: System, cross: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
         >>> [round(value, 6) for value in unique_information(system, torch.zeros(1, 3)).tolist()]
         [0.25, 1.0, 2.25]
     """
-    pulls = scaled_residuals(system)
+    scaled = scaled_residuals(system)
     if cross is not None:
         if not len(cross):
             message = "unique information needs at least one new row to predict"
@@ -144,7 +144,59 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
         n = len(system.kernel)
         columns = system.inverse[:n, :n].unflatten(1, (system.pictures, system.width))
         squares = diagonal_blocks(system) - system.damping * torch.einsum("knv,knw->nvw", columns, columns)
-    return torch.einsum("nvc,nvw,nwc->n", pulls, squares, pulls).clamp_min(0)
+    return torch.einsum("nvc,nvw,nwc->n", scaled, squares, scaled).clamp_min(0)
+
+
+def suspicion(system: System) -> Tensor:
+    """How doubtful every label is: its squared distance to the leave-one-out prediction, (n,); larger is worse.
+
+    For one-hot targets 0 means that the other pictures fully agree with the label, and 2 that they are sure of
+    another one. Nothing is tuned. The predictions are those of `distrusting`, with more damping than has the lowest
+    error, which fits labels as they are given, mistakes included: at one mean eigenvalue of the kernel, where a
+    picture's signal is believed to be as large as its noise, a few more of the mistakes come to the very top, and the
+    rest are ranked as well (docs/results/label_mistakes.md).
+
+    Args:
+        system: the solved problem; targets in any number of columns, regression too.
+
+    Returns:
+        (n,) float64; a picture of several rows has the sum over them. Cost `N^3` where the damping has to be raised,
+        else `N C`.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> kernel = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])                          # the fourth is wrong
+        >>> targets = torch.nn.functional.one_hot(labels).double()
+        >>> suspicion(build(kernel, targets, damping=0.1)).argmax().item()
+        3
+    """
+    squares = (system.targets - loo(distrusting(system))).square().sum(1)
+    return squares.unflatten(0, (-1, system.width)).sum(1)
+
+
+def distrusting(system: System) -> System:
+    """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3."""
+    damping = mean_eigenvalue(system)
+    return system if damping <= system.damping else refresh(system, damping=damping)
+
+
+def mean_eigenvalue(system: System) -> float:
+    """Mean eigenvalue of the weighted kernel over rows with weight, the intercept's direction projected out; N^2.
+
+    The unit in which relative damping is given.
+
+    Example:
+        >>> from tangentune.solvers.system import build
+        >>> mean_eigenvalue(build(2 * torch.eye(3), torch.zeros(3, 1), damping=1.0))
+        2.0
+    """
+    weights = system.weights
+    trace, count = float(weights @ system.kernel.diagonal()), int((weights > 0).sum())
+    if system.intercept:
+        # The unit vector of the intercept is roots / |roots|.
+        trace, count = trace - float(weights @ system.kernel @ weights) / float(weights.sum()), count - 1
+    return trace / count
 
 
 def scaled_residuals(system: System) -> Tensor:
@@ -166,10 +218,10 @@ def _through(system: System, cross: Tensor) -> Tensor:
     return reached.unflatten(1, (system.pictures, system.width))
 
 
-def _left_out(system: System, groups: Tensor, pulls: Tensor) -> Tensor:
+def _left_out(system: System, groups: Tensor, scaled: Tensor) -> Tensor:
     """Predictions without the own group, from scaled residuals (N, C)."""
     light = system.weights <= LIGHT * system.weights.max()
-    out = system.targets - pulls / torch.where(light, 1.0, system.roots)[:, None]
+    out = system.targets - scaled / torch.where(light, 1.0, system.roots)[:, None]
     if not bool(light.any()):
         return out
     rows = light.nonzero().flatten()
@@ -179,5 +231,5 @@ def _left_out(system: System, groups: Tensor, pulls: Tensor) -> Tensor:
         members = ((of_row == group) & (system.weights > 0)).nonzero().flatten()
         if len(members):
             mine = rows[of_row[rows] == group]
-            out[mine] -= design(system, system.kernel[mine]) @ (system.inverse[:, members] @ pulls[members])
+            out[mine] -= design(system, system.kernel[mine]) @ (system.inverse[:, members] @ scaled[members])
     return out

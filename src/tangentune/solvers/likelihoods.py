@@ -14,7 +14,7 @@ from tangentune.solvers.system import System
 
 LEAST_SQUARES = "least_squares"
 LIKELIHOODS = (LEAST_SQUARES, "dirichlet", "laplace")
-Solution = DirichletSolution | LaplaceSolution
+LikelihoodSolution = DirichletSolution | LaplaceSolution
 
 
 def check_likelihood(name: Any) -> None:
@@ -24,7 +24,7 @@ def check_likelihood(name: Any) -> None:
         raise InputError(message)
 
 
-def fit_likelihood(name: str, system: System, known: dict[str, float] | None = None) -> Solution:
+def fit_likelihood(name: str, system: System, known: dict[str, float] | None = None) -> LikelihoodSolution:
     """Solve for the one-hot targets of a system; `known` are parameters found before, which saves the search.
 
     Pictures of weight 0 take no part. Cost as `fit_dirichlet` and `fit_laplace`.
@@ -35,13 +35,13 @@ def fit_likelihood(name: str, system: System, known: dict[str, float] | None = N
     return fit(kernel, classes, system.targets.shape[1], system.weights[kept], **(known or {}))
 
 
-def parameters(solution: Solution) -> dict[str, float]:
+def parameters(solution: LikelihoodSolution) -> dict[str, float]:
     """What the search of a solution found."""
     found = {"scale": solution.scale}
     return found | {"pseudocount": solution.pseudocount} if isinstance(solution, DirichletSolution) else found
 
 
-def predict_likelihood(solution: Solution, system: System, cross: Tensor, own: Tensor) -> Tensor:
+def predict_likelihood(solution: LikelihoodSolution, system: System, cross: Tensor, own: Tensor) -> Tensor:
     """Class probabilities (m, C) from the kernel (m, n) with the system's pictures and (m,) of each with itself."""
     kernel = cross[:, system.weights > 0]
     if isinstance(solution, DirichletSolution):
@@ -49,7 +49,7 @@ def predict_likelihood(solution: Solution, system: System, cross: Tensor, own: T
     return predict_laplace(solution, kernel, own)
 
 
-def loo_likelihood(solution: Solution, system: System) -> Tensor:
+def loo_likelihood(solution: LikelihoodSolution, system: System) -> Tensor:
     """Leave-one-out probabilities (n, C); a picture of weight 0 has that of a plain prediction."""
     out = torch.empty_like(system.targets)
     kept = system.weights > 0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.system import System
+from tangentune.solvers.leave_out import diagonal_blocks
+from tangentune.solvers.system import System, design
 
 # Below this share of explained variance `1 / [W^-1]_ii - damping` loses digits; the direct form keeps them.
 CANCELLATION = 1e-6
@@ -43,7 +44,7 @@ def variance(system: System, cross: Tensor, own: Tensor) -> Tensor:
         [2.0]
     """
     _check(system, cross, own, (len(cross),))
-    bordered = _bordered(system, cross)
+    bordered = design(system, cross)
     return (own.double() - ((bordered @ system.inverse) * bordered).sum(1)).clamp_min(0)
 
 
@@ -68,7 +69,7 @@ def covariance(system: System, cross: Tensor, own: Tensor) -> Tensor:
         [[2.0, 1.0], [1.0, 2.0]]
     """
     _check(system, cross, own, (len(cross), len(cross)))
-    bordered = _bordered(system, cross)
+    bordered = design(system, cross)
     found = own.double() - bordered @ system.inverse @ bordered.T
     return (found + found.T) / 2
 
@@ -111,16 +112,13 @@ def loo_variance(system: System) -> Tensor:
         >>> [round(v, 9) for v in loo_variance(system).tolist()]  # own 1, that of the mean of two (1 + 1) / 2
         [2.0, 2.0, 2.0]
     """
-    width, pictures = system.width, len(system.weights) // system.width
-    total = pictures * width
-    rows = torch.arange(total, device=system.weights.device).reshape(pictures, width)
-    blocks = system.inverse[rows[:, :, None], rows[:, None, :]]
-    observed = torch.linalg.inv(blocks).diagonal(dim1=1, dim2=2).reshape(-1)
+    total, width = len(system.kernel), system.width
+    observed = torch.linalg.inv(diagonal_blocks(system)).diagonal(dim1=1, dim2=2).reshape(-1)
     out = (observed - system.damping) / system.weights
     # An observation that tells nothing leaves 0 / 0; there P (I - D P / damping)^-1 is safe, P with the picture.
     explained = 1 - system.damping * system.inverse.diagonal()[:total]
-    for i in torch.nonzero((explained.reshape(pictures, width) < CANCELLATION).any(1))[:, 0].tolist():
-        own = rows[i]
+    for i in torch.nonzero((explained.reshape(-1, width) < CANCELLATION).any(1))[:, 0].tolist():
+        own = torch.arange(i * width, (i + 1) * width, device=system.weights.device)
         seen = covariance(system, system.kernel[own], system.kernel[own][:, own])
         leverage = torch.eye(width).to(seen) - system.weights[own, None] * seen / system.damping
         out[own] = torch.linalg.solve(leverage.T, seen.T).T.diagonal()
@@ -156,12 +154,6 @@ def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generat
     normal = torch.randn(len(mean), mean.shape[1] * count, generator=generator, dtype=torch.float64)
     drawn = (root @ normal).reshape(len(mean), mean.shape[1], count)
     return mean.double()[:, :, None] + scales.double().sqrt()[:, None] * drawn
-
-
-def _bordered(system: System, cross: Tensor) -> Tensor:
-    """(m, N + 1) rows of the kernel as the system scales them, with the intercept's 1."""
-    scaled = cross.double() * system.weights.sqrt()
-    return torch.cat([scaled, torch.ones_like(scaled[:, :1])], 1) if system.intercept else scaled
 
 
 def _check(system: System, cross: Tensor, own: Tensor, shape: tuple[int, ...]) -> None:

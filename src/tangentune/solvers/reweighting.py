@@ -26,16 +26,6 @@ def squared(predictions: Tensor, targets: Tensor) -> Tensor:
     return (targets - predictions).square().sum(1)
 
 
-def cross_entropy(temperature: float) -> Loss:
-    """Cross-entropy of `softmax(predictions / temperature)` with one-hot targets, in nats.
-
-    Example:
-        >>> cross_entropy(1.0)(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
-        tensor([0.6931])
-    """
-    return lambda predictions, targets: -(torch.log_softmax(predictions / temperature, 1) * targets).sum(1)
-
-
 def expected_error(temperature: float) -> Loss:
     """Probability that a label drawn from `softmax(predictions / temperature)` is wrong; at most 1, so mistakes are.
 
@@ -56,58 +46,8 @@ def bounded(scale: float) -> Loss:
     return lambda predictions, targets: 1 - torch.exp(-squared(predictions, targets) / (2 * scale))
 
 
-def loo_loss(
-    kernel: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    damping: float,
-    *,
-    loss: Loss = squared,
-    evaluate: Tensor | None = None,
-    intercept: bool = True,
-) -> Tensor:
-    """Mean leave-one-out loss of the weighted problem, differentiable in the weights and everything else.
-
-    Args:
-        kernel: (n, n).
-        targets: (n, C).
-        weights: (n,) not negative; 0 is allowed, with its derivative.
-        damping: absolute.
-        loss: (n, C) predictions and targets -> (n,).
-        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
-        intercept: whether there is an unpenalised b.
-
-    Returns:
-        A number; n^3 multiply-adds, and twice that backwards.
-
-    Raises:
-        InputError: a shape does not fit, or the loss is counted on no picture.
-
-    Example:
-        >>> weights = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
-        >>> value = loo_loss(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), weights, 1.0)
-        >>> value.backward()
-        >>> weights.grad is not None and bool(weights.grad.isfinite().all())
-        True
-    """
-    n = len(kernel)
-    if kernel.shape != (n, n) or targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (kernel, targets, weights))
-        message = f"kernel, targets and weights must be (n, n), (n, C) and (n,), not {shapes}"
-        raise InputError(message)
-    kernel, targets, a = kernel.double(), targets.double(), weights.double()
-    # (damping I + K D) r = damping (y - b): symmetric it would need roots of a, whose slope is infinite at 0.
-    matrix = kernel * a + damping * torch.eye(n, dtype=torch.float64, device=kernel.device)
-    maker = damping * torch.linalg.inv(matrix)
-    if intercept:
-        column, row = maker.sum(1), a @ maker
-        maker = maker - torch.outer(column, row) / row.sum()
-    predictions = targets - (maker @ targets) / maker.diagonal()[:, None]
-    return loss(predictions, targets) @ _shares(evaluate, targets)
-
-
 def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | None = None) -> Tensor:
-    """Derivative of `loo_loss` by every weight, (n,): negative where more weight would help the others.
+    """Derivative of the mean leave-one-out loss by every weight, (n,): negative where more would help the others.
 
     Args:
         system: the solved problem, width 1.

@@ -72,15 +72,12 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
     if n < 2:
         message = f"least squares with an intercept needs at least 2 samples, got {n}"
         raise InputError(message)
-    if not torch.isfinite(kernel).all():
-        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
-    kernel = kernel.double()
-    roots = torch.ones_like(kernel[0]) if weights is None else weights.double().sqrt()
-    if not bool((roots > 0).all()):
-        message = "sample weights must be positive; leave pictures of weight 0 out"
-        raise InputError(message)
-    # Householder reflection that sends the border to the first axis; dropping that axis projects it out.
+    kernel, weights = checked_kernel(kernel, weights)
+    roots = weights.sqrt()
+    # In e = D^-1/2 c the solution meets (D^1/2 K D^1/2 + lambda I) e + d b = D^1/2 y and d^T e = 0, d = roots: e is
+    # orthogonal to d and the equations along d only fix b. The Householder reflection H = I - 2 v v^T with v along
+    # d / |d| + first axis sends d to that axis; without its row and column, H D^1/2 K D^1/2 H is the kernel on what is
+    # orthogonal to d, and its eigenvectors, reflected back, are those of the projected kernel.
     axis = roots / roots.norm()
     axis[0] += 1.0
     axis = axis / axis.norm()
@@ -90,6 +87,22 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
     values, vectors = torch.linalg.eigh((reflected[1:, 1:] + reflected[1:, 1:].T) / 2)
     padded = torch.cat([torch.zeros_like(vectors[:1]), vectors])
     return RidgeFactor(values, padded - 2 * torch.outer(axis, axis @ padded), roots, kernel)
+
+
+def checked_kernel(kernel: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A kernel (n, n) and sample weights (n,), ones if None, in float64.
+
+    Raises:
+        InputError: the kernel is not finite, or a weight is not positive.
+    """
+    if not bool(torch.isfinite(kernel).all()):
+        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
+        raise InputError(message)
+    weights = torch.ones_like(kernel[0], dtype=torch.float64) if weights is None else weights.double()
+    if not bool((weights > 0).all()):
+        message = "sample weights must be positive; leave pictures of weight 0 out"
+        raise InputError(message)
+    return kernel.double(), weights
 
 
 def solve(factor: RidgeFactor, targets: Tensor, damping: float) -> Solution:

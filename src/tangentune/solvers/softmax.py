@@ -1,21 +1,25 @@
-"""What the classification solvers share: the checked problem and the unit of the kernel's scale."""
+"""What the classification solvers share: the checked problem, the kernel's unit of scale, softmaxes of Gaussians."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.ridge import checked_kernel
 
 INTERCEPT = 100.0  # prior variance of a class's intercept in log odds: as good as flat
+POINTS = 256  # of the quasi-random set, and their mirror images; the tests hold the error
+CHUNK = 2**16  # latents at a time: they stay in the cache
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledKernel:
     """A kernel (n, n) and labels, one-hot (n, C), weights (n,), all float64; class positions (n,)."""
 
     kernel: Tensor
@@ -33,7 +37,7 @@ class Labelled:
         return scale * self.kernel + INTERCEPT
 
 
-def labelled(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None) -> Labelled:
+def labelled_kernel(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None) -> LabelledKernel:
     """Check a classification problem.
 
     Raises:
@@ -41,15 +45,9 @@ def labelled(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None
             weight that is not positive.
     """
     check_classes(len(kernel), classes, count)
-    if not bool(torch.isfinite(kernel).all()):
-        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
-    given = torch.ones_like(kernel[0], dtype=torch.float64) if weights is None else weights.double()
-    if not bool((given > 0).all()):
-        message = "sample weights must be positive; leave pictures of weight 0 out"
-        raise InputError(message)
+    kernel, weights = checked_kernel(kernel, weights)
     classes = classes.long()
-    return Labelled(kernel.double(), torch.nn.functional.one_hot(classes, count).double(), given, classes)
+    return LabelledKernel(kernel, torch.nn.functional.one_hot(classes, count).double(), weights, classes)
 
 
 def check_classes(n: int, classes: Tensor, count: int) -> None:
@@ -64,3 +62,59 @@ def check_classes(n: int, classes: Tensor, count: int) -> None:
             f"{n} pictures, {len(classes)} labels and {count} classes"
         )
         raise InputError(message)
+
+
+def softmax_gaussian(mean: Tensor, covariance: Tensor) -> Tensor:
+    """E softmax(f) for f ~ N(mean, covariance), one row at a time, by fixed quasi-random points.
+
+    Scrambled Sobol points with a fixed seed, each with its mirror image: the answer is deterministic and smooth in
+    mean and covariance.
+
+    Args:
+        mean: (m, C) latents.
+        covariance: (m, C, C), or (m, C) variances if the latents are independent.
+
+    Returns:
+        (m, C) probabilities; cost m C (512 + C^2).
+
+    Source: Owen (1998), scrambled nets.
+
+    Example:
+        >>> softmax_gaussian(torch.zeros(1, 2), torch.ones(1, 2)).tolist()
+        [[0.5, 0.5]]
+    """
+    mean, covariance = mean.double(), covariance.double()
+    count = mean.shape[1]
+    points = _normal_points(count).to(mean.device)
+    if covariance.dim() == 3:
+        # What all classes share does not change a softmax; taken off, it does not blur it either.
+        centring = torch.eye(count, dtype=mean.dtype, device=mean.device) - 1 / count
+        values, vectors = torch.linalg.eigh(centring @ covariance @ centring)
+        spread = vectors * values.clamp_min(0).sqrt()[:, None, :]
+    else:
+        spread = covariance.clamp_min(0).sqrt()
+    out = []
+    step = max(1, CHUNK // (POINTS * count))
+    for low in range(0, len(mean), step):
+        rows = slice(low, low + step)
+        # Classes lead, so that sums over them run along contiguous points.
+        if covariance.dim() == 3:
+            moves = torch.einsum("mck,kp->cmp", spread[rows], points)
+        else:
+            moves = spread[rows].T[:, :, None] * points[:, None, :]
+        centre = mean[rows].T[:, :, None]
+        out.append((_softmax(centre + moves) + _softmax(centre - moves)).mean(2).T / 2)
+    return torch.cat(out)
+
+
+def _softmax(latents: Tensor) -> Tensor:
+    """Softmax along the first axis, in place."""
+    latents.sub_(latents.amax(0)).exp_()
+    return latents.div_(latents.sum(0))
+
+
+@cache
+def _normal_points(count: int) -> Tensor:
+    """(count, POINTS) quasi-random standard normal points."""
+    uniform = torch.quasirandom.SobolEngine(count, scramble=True, seed=0).draw(POINTS, dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)).T.contiguous()

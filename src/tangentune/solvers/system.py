@@ -7,8 +7,8 @@ system `W [e; b] = [D^1/2 y; 0]`, `W = [[D^1/2 K D^1/2 + damping I, d], [d^T, 0]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class System:
     Attributes:
         kernel: (N, N) float64; N is the number of pictures times `width`.
         inverse: (N+1, N+1) inverse of W, the intercept last; (N, N) without intercept.
-        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits: width C, one column of residuals.
+        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits, whose kernel `J J^T` couples outputs:
+            width C, one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
         weights: (N,) a, not negative; 0 leaves the row out.
         damping: positive, absolute.
         intercept: whether there is an unpenalised b.
@@ -100,24 +101,37 @@ def build(
         message = f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
         raise InputError(message)
     inverse = torch.cholesky_inverse(factor)
-    return solved(kernel, _bordered(inverse, roots) if intercept else inverse, targets, weights, damping, width)
+    inverse = _bordered(inverse, roots) if intercept else inverse
+    unsolved = torch.zeros_like(targets)
+    return with_inverse(
+        System(kernel, inverse, targets, weights, damping, intercept, width, unsolved, unsolved[0]), inverse
+    )
 
 
-def solved(kernel: Tensor, inverse: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> System:
-    """The system whose inverse is known: `[e; b]` is a product with it, N^2 C. All float64 and of shapes that fit."""
-    n, roots = len(kernel), weights.sqrt()[:, None]
-    unknowns = inverse[:, :n] @ (roots * targets)
-    return with_unknowns(kernel, inverse, targets, weights, damping, width, unknowns)
+def refresh(system: System, **changes: Any) -> System:
+    """The same problem, or one with `changes` of its fields, solved anew from its kernel; cost as `build`.
+
+    Rounding gathered by edits is gone.
+    """
+    new = replace(system, **changes)
+    return build(new.kernel, new.targets, new.damping, new.weights, intercept=new.intercept, width=new.width)
 
 
-def with_unknowns(
-    kernel: Tensor, inverse: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int, unknowns: Tensor
-) -> System:
-    """The system whose inverse and solution `[e; b]` are both known; no cost."""
-    n, intercept = len(kernel), len(inverse) > len(kernel)
-    bias = unknowns[n] if intercept else torch.zeros_like(targets[0])
-    dual = weights.sqrt()[:, None] * unknowns[:n]
-    return System(kernel, inverse, targets, weights, damping, intercept, width, dual, bias)
+def with_inverse(system: System, inverse: Tensor, unknowns: Tensor | None = None, **changes: Any) -> System:
+    """The problem with `changes` of its fields, whose inverse is known.
+
+    Args:
+        system: what is changed.
+        inverse: of the new problem.
+        unknowns: `[e; b]` of it; None: by a product with the inverse, N^2 C.
+        **changes: other fields, all float64 and of shapes that fit.
+    """
+    new = replace(system, inverse=inverse, **changes)
+    n, roots = len(new.kernel), new.roots[:, None]
+    if unknowns is None:
+        unknowns = inverse[:, :n] @ (roots * new.targets)
+    bias = unknowns[n] if new.intercept else torch.zeros_like(new.targets[0])
+    return replace(new, dual=roots * unknowns[:n], bias=bias)
 
 
 def design(system: System, cross: Tensor) -> Tensor:
@@ -180,13 +194,6 @@ def refinement(system: System) -> float:
     return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
 
 
-def refresh(system: System) -> System:
-    """The same problem solved anew from its kernel: rounding gathered by edits is gone. Cost as `build`."""
-    return build(
-        system.kernel, system.targets, system.damping, system.weights, intercept=system.intercept, width=system.width
-    )
-
-
 def _multiplied(system: System, x: Tensor) -> Tensor:
     """`W x`."""
     n, roots = len(system.kernel), system.roots[:, None]
@@ -195,7 +202,7 @@ def _multiplied(system: System, x: Tensor) -> Tensor:
 
 
 def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
-    """Inverse of `[[A, d], [d^T, 0]]` from that of A."""
+    """Inverse of `[[A, d], [d^T, 0]]` from that of A, by the Schur complement `-d^T A^-1 d`."""
     n = len(roots)
     column = inverse @ roots
     scale = 1 / (roots @ column)

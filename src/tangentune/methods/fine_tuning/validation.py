@@ -14,7 +14,7 @@ from tangentune.errors import BackboneError, diverged
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.metrics import accuracy, nll
 from tangentune.networks.backbone import Backbone
-from tangentune.solvers.temperature import fit_temperature, probabilities
+from tangentune.solvers.calibration import fit_temperature, probabilities
 
 
 @final

@@ -11,7 +11,8 @@ from torch import Tensor
 from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.kernels.output_gram import logit_gram
 from tangentune.methods.lqf.objective import Objective
-from tangentune.solvers.logit_dual import factor_dual, solve_dual
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.system import build
 
 
 @final
@@ -34,7 +35,7 @@ class Exact:
 
 
 def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
-    """Solve by one eigendecomposition; views count as further pictures of weight 1/2.
+    """Solve by one Cholesky factorisation; views count as further pictures of weight 1/2.
 
     Cost: `(n C)^2 p / 2` multiply-adds for p parameters and `(n C)^3`, n counting views.
 
@@ -50,17 +51,17 @@ def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     kernel = logit_gram(objective.lin, Views(objective), verbose=verbose)
     shape = (views, n, outputs)
     kernel = kernel.view(*shape, *shape).permute(1, 0, 2, 4, 3, 5).reshape(kernel.shape)
-    factor = factor_dual(kernel / views, views * outputs)
-    weighted = weight * residual.transpose(0, 1).reshape(n, -1)
-    solution = solve_dual(factor, weighted, objective.damping)
-    dual = (weight * solution.dual).view(n, views, outputs).transpose(0, 1)
+    width = views * outputs
+    weighted = weight * residual.transpose(0, 1).reshape(-1, 1)
+    system = build(kernel / views, weighted, objective.damping, intercept=False, width=width)
+    dual = (weight * system.dual).view(n, views, outputs).transpose(0, 1)
     v = objective.lin.zeros()
     for rows, view in objective.batches():
         v = combine(1, v, 1, objective.lin.vjp(objective.inputs(rows, view), dual[view, rows].to(objective.shift)))
-    left_out = (solution.loo / weight).view(n, views, outputs).mean(1)
-    loo = objective.targets + left_out - residual.mean(0)
-    value = 0.5 * objective.damping * float((weighted * solution.dual).sum())
-    return Exact(combine(1, v, -1, objective.centre), value, loo, (outputs + 2.0) * views)
+    left_out = (loo(system) / weight).view(n, views, outputs).mean(1)
+    predictions = objective.targets + left_out - residual.mean(0)
+    value = 0.5 * objective.damping * float((weighted * system.dual).sum())
+    return Exact(combine(1, v, -1, objective.centre), value, predictions, (outputs + 2.0) * views)
 
 
 @final

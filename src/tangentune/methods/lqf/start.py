@@ -20,8 +20,8 @@ from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import cross_fitted_probe, probe_head, random_head
 from tangentune.networks.leaky import leaky
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.calibration import fit_temperature
 from tangentune.solvers.targets import one_hot_targets
-from tangentune.solvers.temperature import fit_temperature
 
 UNIT_SAMPLES, UNIT_BATCH, FOLDS = 256, 8, 5
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import squared
 from tangentune.solvers.source.coupling import ClassMeans, coupling, transport
-from tangentune.solvers.source.leave_out import Said, target_loo
-from tangentune.solvers.source.prior import Spectrum, felt, spectrum
+from tangentune.solvers.source.leave_out import SourcePrediction, target_loo
+from tangentune.solvers.source.prior import Spectrum, prior, spectrum
 from tangentune.solvers.system import build
 
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -59,7 +59,7 @@ class SourceProblem:
         members = torch.nn.functional.one_hot(self.positions, len(self.named)).to(self.own) * self.given[:, None]
         members = members / members.sum(0)
         norms = (members * (self.own @ members)).sum(0).clamp_min(0).sqrt()
-        return ClassMeans(self.kernel, self.cross @ members, norms, self.named)
+        return ClassMeans(self.kernel, self.cross @ members, norms, self.named, self.targets, self.weights)
 
 
 @final
@@ -125,7 +125,7 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
         (True, True)
     """
     means, weights = problem.means(), problem.weights
-    mass = transport(means, problem.targets, weights).sum(1)
+    mass = transport(means).sum(1)
     dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
     without = [_errors_without(problem, tried) for tried in dampings]
     alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
@@ -152,10 +152,7 @@ def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
 
     Cost `10 m^3 + n^3`.
     """
-    means = problem.means()
-    basis = _basis(problem, setting.class_weights)
-    labels = coupling(means, problem.targets, problem.weights)
-    return _errors(problem, means, labels, basis, problem.cross @ basis.through, setting)
+    return _errors(_weighted(problem, problem.means(), setting.class_weights), setting)
 
 
 def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
@@ -179,24 +176,28 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", for a problem with two tasks.
     """
     a = setting.strength * setting.class_weights[problem.positions] * problem.given
-    labels, damping = coupling(problem.means(), problem.targets, problem.weights)[problem.positions], setting.damping
-    # With Q as in source_prior, dQ / da_j = damping N_j N_j^T for N = Q D^-1, written without dividing by weights.
-    makers = (1 + setting.deviation) * a[:, None] * problem.own
-    makers = torch.linalg.inv(makers + damping * torch.eye(len(a), dtype=a.dtype, device=a.device))
-    border, centre = makers.sum(0), a if bool((a > 0).any()) else problem.given
-    makers = makers - torch.outer(makers @ centre, border) / (border @ centre)
-    gain, seen = makers * a, problem.cross @ makers
-    left = problem.cross @ gain
+    labels, damping = coupling(problem.means())[problem.positions], setting.damping
+    # Let N = Q A^-1, A = diag(a), s_j the j-th column of k(x, S) N and z_j = N_j^T y_S. From dQ / da_j = damping N_j
+    # N_j^T the kernel of the target pictures loses damping s_j s_j^T, their targets lose damping s_j z_j. With
+    # e = W^-1 D^1/2 y, h the diagonal of W^-1, d the roots of their weights and v_j = W^-1 D^1/2 s_j,
+    #     de / da_j = damping v_j ((D^1/2 s_j)^T e - z_j),    dh / da_j = damping v_j^2,
+    # and the leave-one-out residual is r = e / (h d). N is written without dividing by weights of the source.
+    maker = (1 + setting.deviation) * a[:, None] * problem.own
+    maker = torch.linalg.inv(maker + damping * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    border, centre = maker.sum(0), a if bool((a > 0).any()) else problem.given
+    maker = maker - torch.outer(maker @ centre, border) / (border @ centre)
+    seen, left = problem.cross @ maker, problem.cross @ (maker * a)
     offset = left @ labels
     system = build(problem.kernel - left @ problem.cross.T, problem.targets - offset, damping, problem.weights)
     n, roots = len(offset), system.roots[:, None]
-    unknowns, heights = system.unknowns[:n], (system.inverse.diagonal()[:n])[:, None]
+    e, h = system.unknowns[:n], (system.inverse.diagonal()[:n])[:, None]
     weighty = roots > 0
-    residuals = torch.where(weighty, unknowns / (heights * torch.where(weighty, roots, 1.0)), 0.0)
-    moved = system.inverse[:n, :n] @ (roots * seen)
-    towards = (roots * seen).T @ unknowns - makers.T @ labels
-    change = moved * (residuals @ towards.T) / torch.where(weighty, roots, 1.0)
-    return 2 * damping / heights * (change - residuals.square().sum(1, keepdim=True) * moved.square()) * weighty
+    d = torch.where(weighty, roots, 1.0)
+    residuals = torch.where(weighty, e / (h * d), 0.0)
+    v = system.inverse[:n, :n] @ (roots * seen)
+    slope = (roots * seen).T @ e - maker.T @ labels
+    change = v * (residuals @ slope.T) / d
+    return 2 * damping / h * (change - residuals.square().sum(1, keepdim=True) * v.square()) * weighty
 
 
 def _harmful(problem: SourceProblem, setting: SourceSetting) -> Tensor:
@@ -213,12 +214,10 @@ def _search(
     problem: SourceProblem, means: ClassMeans, class_weights: Tensor, dampings: list[float]
 ) -> tuple[SourceSetting, Tensor, list[dict[str, Any]]]:
     """The best setting of some class weights, its errors (n,), and all that was tried."""
-    basis = _basis(problem, class_weights)
-    crossed, best, tried = problem.cross @ basis.through, None, []
-    labels = coupling(means, problem.targets, problem.weights)
+    weighted, best, tried = _weighted(problem, means, class_weights), None, []
     for strength, deviation, damping in itertools.product(STRENGTHS, DEVIATIONS, dampings):
         setting = SourceSetting(strength, deviation, damping, class_weights)
-        errors = _errors(problem, means, labels, basis, crossed, setting)
+        errors = _errors(weighted, setting)
         error = _mean(errors, problem.weights)
         classes = int((class_weights > 0).sum())
         facts = {"strength": strength, "deviation": deviation, "damping": damping, "classes": classes}
@@ -229,23 +228,31 @@ def _search(
     return best[1], best[2], tried
 
 
-def _basis(problem: SourceProblem, class_weights: Tensor) -> Spectrum:
+@final
+@dataclass(frozen=True, eq=False)
+class _Weighted:
+    """A problem at some class weights: what all settings of it share; `crossed` (n, m) is `cross` in the basis."""
+
+    problem: SourceProblem
+    means: ClassMeans
+    labels: Tensor
+    basis: Spectrum
+    crossed: Tensor
+
+
+def _weighted(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> _Weighted:
     relative = problem.given * class_weights[problem.positions]
-    return spectrum(problem.own, relative, problem.positions, len(class_weights))
+    basis = spectrum(problem.own, relative, problem.positions, len(class_weights))
+    return _Weighted(problem, means, coupling(means), basis, problem.cross @ basis.through)
 
 
-def _errors(
-    problem: SourceProblem,
-    means: ClassMeans,
-    labels: Tensor,
-    basis: Spectrum,
-    crossed: Tensor,
-    setting: SourceSetting,
-) -> Tensor:
-    off, response = felt(basis, crossed, setting.damping / setting.strength, setting.deviation)
-    said = Said(means, problem.targets, response, labels)
-    system = build(problem.kernel - off, problem.targets - said.offset, setting.damping, problem.weights)
-    return squared(target_loo(system, said), problem.targets)
+def _errors(at: _Weighted, setting: SourceSetting) -> Tensor:
+    """(n,) squared leave-one-out errors of the target pictures."""
+    problem = at.problem
+    met = prior(at.basis, setting.damping / setting.strength, setting.deviation, at.crossed)
+    source = SourcePrediction(at.means, met.response, at.labels)
+    system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
+    return squared(target_loo(system, source), problem.targets)
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:

@@ -16,111 +16,105 @@ from torch import Tensor
 
 SCALE = 0.05  # of the cosines: half of it confuses classes on 5 pictures a class, twice it tells none apart
 CHUNK_ENTRIES = 2**24  # of plans without one picture that are in memory at once
-CANCELLED = 1e-4  # share of a class's squared norm below which what is left of it is summed anew
+CANCELLED = 1e-4  # share of a class's squared norm; what is left of less is summed anew
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """Inner products between target pictures and source classes, all that the coupling depends on.
+    """Target pictures with their labels, and inner products with source classes: all that the coupling depends on.
 
     Attributes:
         kernel: (n, n) between target pictures.
         between: (n, S) between target pictures and the means of source classes.
         norms: (S,) of the means of source classes.
         named: (S, C) true where a source class has the name of a target class.
+        targets: (n, C) one-hot.
+        weights: (n,) of the target pictures.
     """
 
     kernel: Tensor
     between: Tensor
     norms: Tensor
     named: Tensor
+    targets: Tensor
+    weights: Tensor
 
 
-def transport(means: ClassMeans, targets: Tensor, weights: Tensor) -> Tensor:
+def transport(means: ClassMeans) -> Tensor:
     """The plan (S, C): columns sum to 1; 0 for a target class without weight.
 
-    Args:
-        means: of n target pictures and S source classes.
-        targets: (n, C) one-hot.
-        weights: (n,) of the target pictures.
-
     Example:
-        >>> means = ClassMeans(torch.eye(2), torch.eye(2), torch.ones(2), torch.zeros(2, 2, dtype=torch.bool))
-        >>> transport(means, torch.eye(2), torch.ones(2)).round(decimals=3).tolist()
+        >>> unnamed, ones = torch.zeros(2, 2, dtype=torch.bool), torch.ones(2)
+        >>> means = ClassMeans(torch.eye(2), torch.eye(2), ones, unnamed, torch.eye(2), ones)
+        >>> transport(means).round(decimals=3).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    sums, squares = _class_sums(means, targets, weights)
+    sums, squares = _class_sums(means, means.targets, means.weights)
     return _plan(_cosines(sums, squares, means.norms))
 
 
-def coupling(means: ClassMeans, targets: Tensor, weights: Tensor) -> Tensor:
-    """Targets (S, C) that the pictures of each source class get; rows sum to 1. Arguments as for `transport`."""
-    return _conditional(transport(means, targets, weights), means.named)
+def coupling(means: ClassMeans) -> Tensor:
+    """Targets (S, C) that the pictures of each source class get; rows sum to 1."""
+    return _conditional(transport(means), means.named)
 
 
-def coupling_without(means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+def coupling_without(means: ClassMeans, rows: Tensor) -> Tensor:
     """`coupling` (S, C) made without the target pictures at some positions; n^2 for each class they are of."""
-    cosines = _cosines_without(means, targets, weights, rows, _class_sums(means, targets, weights))
+    cosines = _cosines_without(means, rows, _class_sums(means, means.targets, means.weights))
     return _conditional(_plan(cosines), means.named)
 
 
-def shifted_targets(
-    means: ClassMeans, targets: Tensor, weights: Tensor, pull: Tensor, groups: Tensor | None = None
-) -> Tensor:
+def coupling_shift(means: ClassMeans, gains: Tensor, groups: Tensor | None = None) -> Tensor:
     """How leave-one-out scores change because the coupling, too, is made without the picture: (n, C).
 
     Args:
         means: as in `coupling`.
-        targets: (n, C) one-hot.
-        weights: (n,).
-        pull: (n, S) what a picture's score without it gains by one unit more of a source class's target.
+        gains: (n, S) what a picture's score without it gains by one unit more of a source class's target.
         groups: (n,) integers; equal ones are left out together. None: every picture by itself.
 
     Returns:
-        `sum_s pull_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
+        `sum_s gains_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
         for each group.
     """
-    whole, found = coupling(means, targets, weights), _class_sums(means, targets, weights)
+    targets, whole = means.targets, coupling(means)
+    found = _class_sums(means, targets, means.weights)
     out = torch.empty_like(targets)
     if groups is not None:
         for group in torch.unique(groups).tolist():
             rows = (groups == group).nonzero().flatten()
-            cosines = _cosines_without(means, targets, weights, rows, found)
-            out[rows] = pull[rows] @ (_conditional(_plan(cosines), means.named) - whole)
+            cosines = _cosines_without(means, rows, found)
+            out[rows] = gains[rows] @ (_conditional(_plan(cosines), means.named) - whole)
         return out
-    step, cross = max(1, CHUNK_ENTRIES // max(1, whole.numel())), means.kernel @ (weights[:, None] * targets)
+    step, cross = max(1, CHUNK_ENTRIES // max(1, whole.numel())), means.kernel @ (means.weights[:, None] * targets)
     for start in range(0, len(targets), step):
         rows = torch.arange(start, min(start + step, len(targets)), device=targets.device)
-        cosines = _cosines_one_by_one(means, targets, weights, rows, found, cross)
-        out[rows] = torch.einsum("is,isc->ic", pull[rows], _conditional(_plan(cosines), means.named) - whole)
+        cosines = _cosines_one_by_one(means, rows, found, cross)
+        out[rows] = torch.einsum("is,isc->ic", gains[rows], _conditional(_plan(cosines), means.named) - whole)
     return out
 
 
-def _cosines_one_by_one(
-    means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor, found: tuple[Tensor, Tensor], cross: Tensor
-) -> Tensor:
+def _cosines_one_by_one(means: ClassMeans, rows: Tensor, found: tuple[Tensor, Tensor], cross: Tensor) -> Tensor:
     """Cosines (r, S, C) without each of r pictures by itself; `cross` (n, C) is the kernel's with the class sums."""
-    (sums, squares), own, a = found, targets[rows].argmax(1), weights[rows]
+    (sums, squares), own, a = found, means.targets[rows].argmax(1), means.weights[rows]
     less = sums[:, own].T - a[:, None] * means.between[rows]
+    # |s - a k_i|^2 = |s|^2 - 2 a <k_i, s> + a^2 k_ii for the weighted sum s of the picture's class.
     left = squares[own] - 2 * a * cross[rows, own] + a.square() * means.kernel.diagonal()[rows]
     cosines = _cosines(sums, squares, means.norms).expand(len(rows), -1, -1).clone()
     places = torch.arange(len(rows), device=rows.device)
     cosines[places, :, own] = _cosines(less.T, left, means.norms).T
-    # What is left of a class is rounding where the picture was nearly all of it, or all.
+    # Nearly equal numbers cancel there if the picture was nearly all of its class, or all: that class is summed anew.
     for place in ((left <= CANCELLED * squares[own]) & (a > 0)).nonzero().flatten().tolist():
-        cosines[place] = _cosines_without(means, targets, weights, rows[place : place + 1], found)
+        cosines[place] = _cosines_without(means, rows[place : place + 1], found)
     return cosines
 
 
-def _cosines_without(
-    means: ClassMeans, targets: Tensor, weights: Tensor, rows: Tensor, found: tuple[Tensor, Tensor]
-) -> Tensor:
+def _cosines_without(means: ClassMeans, rows: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
     """Cosines (S, C) without some pictures, their classes summed anew."""
-    left, touched = weights.clone(), (targets[rows] > 0).any(0)
+    left, touched = means.weights.clone(), (means.targets[rows] > 0).any(0)
     left[rows] = 0
     sums, squares = found[0].clone(), found[1].clone()
-    sums[:, touched], squares[touched] = _class_sums(means, targets[:, touched], left)
+    sums[:, touched], squares[touched] = _class_sums(means, means.targets[:, touched], left)
     return _cosines(sums, squares, means.norms)
 
 

@@ -55,60 +55,41 @@ def spectrum(own: Tensor, weights: Tensor, positions: Tensor, count: int) -> Spe
 @final
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """Source pictures at one strength, as target pictures feel them.
+    """Source pictures at one strength, as other pictures meet them; the source pictures themselves unless said.
 
     Attributes:
-        gain: (m, m) Q.
-        response: (m, S) Q times the sums over source classes: prior mean `k(x, S) response` times their targets.
+        gain: (m, m) Q; for n other pictures (n, n) `k(x, S) Q k(S, x')`, what the source takes off their kernel.
+        response: (m, S) Q times the sums over source classes; for others (n, S) `k(x, S)` times it, so that their
+            prior mean is it times the targets of source classes.
     """
 
     gain: Tensor
     response: Tensor
 
 
-def prior(basis: Spectrum, ridge: float, deviation: float) -> Prior:
-    """Q of a strength.
+def prior(basis: Spectrum, ridge: float, deviation: float, crossed: Tensor | None = None) -> Prior:
+    """Q of a strength, or what other pictures meet of it.
 
     Args:
         basis: of the source pictures.
         ridge: the damping over the strength, that multiplies all source weights.
         deviation: prior variance of g relative to f; 0 ties the tasks together.
+        crossed: (n, m) kernel of other pictures with the source pictures times `basis.through`; None: of no others.
 
     Returns:
-        The prior; m^3.
+        The prior; m^3, for others n^2 m + n m S.
 
     Example:
         >>> basis = spectrum(torch.eye(2).double(), torch.ones(2), torch.tensor([0, 1]), 2)
         >>> prior(basis, 1.0, 0.0).gain.tolist()
         [[0.25, -0.25], [-0.25, 0.25]]
     """
-    inverse = _inverse(basis, ridge, deviation)
-    left = basis.through * inverse
-    border = left @ basis.roots
-    scale = (inverse * basis.roots.square()).sum()
-    gain = left @ basis.through.T - torch.outer(border, border) / scale
+    # Up to a factor source targets have the covariance (1 + deviation) K + ridge D^-1. Its inverse A is diagonal in the
+    # basis; solving for the intercept b' too makes Q = A - A 1 1^T A / (1^T A 1) of it, which maps constants to 0.
+    rows = basis.through if crossed is None else crossed
+    inverse = 1 / ((1 + deviation) * basis.values + ridge)
+    left = rows * inverse
+    border, scale = left @ basis.roots, (inverse * basis.roots.square()).sum()
+    gain = left @ rows.T - torch.outer(border, border) / scale
     response = left @ basis.classes - torch.outer(border, (inverse * basis.roots) @ basis.classes) / scale
     return Prior(gain, response)
-
-
-def felt(basis: Spectrum, crossed: Tensor, ridge: float, deviation: float) -> tuple[Tensor, Tensor]:
-    """What a prior takes off the kernel of some pictures (n, n), and their response to each source class (n, S).
-
-    Args:
-        basis: of the source pictures.
-        crossed: (n, m) their kernel with the source pictures times `basis.through`.
-        ridge: as in `prior`.
-        deviation: as in `prior`.
-
-    Returns:
-        `k(x, S) Q k(S, x')` and `k(x, S) Q` times the sums over source classes; n^2 m + n m S.
-    """
-    inverse = _inverse(basis, ridge, deviation)
-    left = crossed * inverse
-    border, scale = left @ basis.roots, (inverse * basis.roots.square()).sum()
-    off = left @ crossed.T - torch.outer(border, border) / scale
-    return off, left @ basis.classes - torch.outer(border, (inverse * basis.roots) @ basis.classes) / scale
-
-
-def _inverse(basis: Spectrum, ridge: float, deviation: float) -> Tensor:
-    return 1 / ((1 + deviation) * basis.values + ridge)

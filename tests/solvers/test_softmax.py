@@ -9,7 +9,7 @@ from scipy.special import expit
 from scipy.stats import norm
 from torch import Tensor
 
-from tangentune.solvers.softmax_gaussian import softmax_gaussian
+from tangentune.solvers.softmax import softmax_gaussian
 
 F64 = torch.float64
 

@@ -11,41 +11,39 @@ from small import backbone, fitted_features, normalised, pictures
 from torch import Tensor
 
 from tangentune import TangentClassifier, TangentRegressor
-from tangentune.kernels.block_evidence import learn_scales
-from tangentune.kernels.choice import Choice, Problem, combine, score
+from tangentune.kernels.choice import KernelCandidates, KernelChoice, combine, learn_scales, score
 
 X, Y = pictures(60)
 NEW, _ = pictures(9, seed=3)
 EVIDENCE: dict[str, Any] = dict.fromkeys(("metric_power", "body_scale", "normalize", "damping"), "evidence")
 
 
-def problem() -> Problem:
+def problem() -> KernelCandidates:
     """Only the second of three blocks knows the targets."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(50, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
     targets = rows[2] @ torch.randn(8, 2, generator=generator, dtype=torch.float64)
     grams: list[Tensor] = [part @ part.T for part in rows]
-    return Problem(grams[0], {"a": grams[1], "b": grams[2], "c": grams[3]}, targets, torch.ones(50).double())
+    return KernelCandidates(grams[0], {"a": grams[1], "b": grams[2], "c": grams[3]}, targets, torch.ones(50).double())
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_evidence_rises_and_the_right_block_gains(normalize: bool) -> None:
     made = problem()
-    start, _ = score(made, Choice(0.0, normalize, 1.0), None, "evidence")
+    start = score(made, KernelChoice(0.0, normalize, 1.0), None, "evidence")
     learned = learn_scales(made, start)
     assert learned.criterion < start.criterion - 1
     scales = learned.choice.scales(["a", "b", "c"])
     assert scales["b"] > 1.5 * max(scales["a"], scales["c"])
     assert abs(np.mean(list(scales.values())) - 1) < 1e-12
-    nudged = [score(made, Choice(0.0, normalize, learned.choice.body_scale, factors=f), learned.damping, "evidence")[0]
-              for f in ((1.0, 1.0, 1.0),)]  # fmt: skip
-    assert learned.criterion < nudged[0].criterion
+    even = KernelChoice(0.0, normalize, learned.choice.body_scale, factors=(1.0, 1.0, 1.0))
+    assert learned.criterion < score(made, even, learned.damping, "evidence").criterion
 
 
 def test_a_block_without_rows_stays_out() -> None:
     made = problem()
     made.blocks["c"].zero_()
-    learned = learn_scales(made, score(made, Choice(0.0, False, 1.0), None, "evidence")[0])
+    learned = learn_scales(made, score(made, KernelChoice(0.0, False, 1.0), None, "evidence"))
     assert learned.choice.factors[2] == 0
     assert torch.isfinite(combine(made, learned.choice)).all()
 

@@ -1,0 +1,88 @@
+"""The temperature against a brute-force search, and what it must be indifferent to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from torch import Tensor
+
+from tangentune.solvers.calibration import fit_temperature, probabilities
+
+
+def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Random scores and labels drawn from their softmax: the true temperature is 1."""
+    generator = torch.Generator().manual_seed(0)
+    values = sharp * torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    return values, torch.multinomial(values.softmax(1), 1, generator=generator)[:, 0]
+
+
+def smoothed_nll(values: Tensor, labels: Tensor, temperature: float, weights: np.ndarray | None = None) -> float:
+    """Mean negative log likelihood with one imaginary mistake spread over the classes."""
+    n, count = values.shape
+    target = np.full((n, count), 1 / (n + 1) / count)
+    target[np.arange(n), labels.numpy()] += n / (n + 1)
+    losses = -(target * log_softmax(values.numpy() / temperature, axis=1)).sum(1)
+    return float(np.average(losses, weights=weights))
+
+
+def test_it_is_the_minimum() -> None:
+    values, labels = scores()
+    found = fit_temperature(values, labels)
+    grid = found * np.exp(np.linspace(-1, 1, 2001))
+    best = grid[np.argmin([smoothed_nll(values, labels, t) for t in grid])]
+    assert found == pytest.approx(best, rel=2e-3)
+
+
+def test_a_true_temperature_is_found_again() -> None:
+    values, labels = scores(20_000)
+    assert fit_temperature(values, labels) == pytest.approx(1.0, rel=0.05)
+    assert fit_temperature(values * 7, labels) == pytest.approx(7.0, rel=0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1e4])
+def test_scale_and_shift_change_no_probability(scale: float) -> None:
+    values, labels = scores()
+    plain = probabilities(values, fit_temperature(values, labels))
+    moved = scale * (values + 3.0)
+    assert torch.allclose(probabilities(moved, fit_temperature(moved, labels)), plain, atol=1e-3)
+
+
+def test_weights_count() -> None:
+    values, labels = scores()
+    weights = torch.where(values.argmax(1) == labels, 1.0, 2.5).double()  # the mistakes count more
+    found = fit_temperature(values, labels, weights)
+    grid = found * np.exp(np.linspace(-1, 1, 2001))
+    best = grid[np.argmin([smoothed_nll(values, labels, t, weights.numpy()) for t in grid])]
+    assert found == pytest.approx(best, rel=2e-3)
+    assert found > 1.3 * fit_temperature(values, labels)
+    assert found == pytest.approx(fit_temperature(values, labels, 50 * weights), rel=1e-6)
+
+
+def test_perfect_scores_are_not_infinitely_sure() -> None:
+    labels = torch.arange(60) % 3
+    values = torch.nn.functional.one_hot(labels, 3).double()
+    certain = probabilities(values, fit_temperature(values, labels))
+    assert 0.95 < float(certain.max()) < 0.9999
+    assert float(certain.min()) > 1e-5
+
+
+def test_useless_scores_give_even_odds() -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 4, (4000,), generator=generator)
+    assert float((probabilities(values, fit_temperature(values, labels)) - 0.25).abs().mean()) < 0.02
+
+
+def test_equal_scores_are_taken() -> None:
+    temperature = fit_temperature(torch.ones(5, 3).double(), torch.tensor([0, 1, 2, 0, 1]))
+    assert 0 < temperature < float("inf")
+    assert torch.allclose(probabilities(torch.ones(2, 3), temperature), torch.full((2, 3), 1 / 3))
+
+
+def test_probabilities_are_a_softmax() -> None:
+    values, _ = scores(5)
+    got = probabilities(values, 0.5)
+    assert torch.allclose(got.sum(1), torch.ones(5).double())
+    assert torch.allclose(got.log() - got.log()[:, :1], (values - values[:, :1]) / 0.5)
