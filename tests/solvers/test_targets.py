@@ -1,4 +1,4 @@
-"""Targets of classes."""
+"""Targets of classes: scaled one-hot rows, and what is refused."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 Every least-squares problem here is `1/2 sum_i ||y_i - f(x_i)||^2 + 1/2 damping ||u||^2`: a sum over pictures and over
 outputs, 1/2 in front of both terms, never a mean. The damping then means the same whatever the batch, and twice the
-pictures count twice as much against the same penalty. A code that trains on a mean means the same by another number:
-its error `mean over n pictures of 1/2 ||e||^2` with the penalty `1/2 wd ||u||^2` is our problem of damping `n wd`.
+pictures count twice as much against the same penalty. A code that trains on the mean over n pictures and C outputs of
+the squared error (`F.mse_loss`) with the penalty `1/2 wd ||u||^2` solves the same problem with damping n C wd / 2; if
+its mean runs over pictures alone n wd / 2, and twice as much where its error carries 1/2.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import DivergedError, InputError
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune

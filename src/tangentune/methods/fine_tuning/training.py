@@ -12,7 +12,7 @@ from typing import Literal, Protocol, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.errors import BackboneError, diverged
 from tangentune.methods.fine_tuning.labelled import LabelledPictures

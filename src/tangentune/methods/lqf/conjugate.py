@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tangentune.jacobian.tangents import TangentVector
 from tangentune.methods.lqf.objective import Measured, Objective
