@@ -105,6 +105,7 @@ def joint_fine_tune(
     Source: Liu et al. 2022, section 3 and public code: `L = CE(target) + lambda CE(source)` on one backbone.
 
     Example:
+        >>> import numpy as np
         >>> dots = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]])
         >>> target = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
         >>> source = Pictures(dots + 0.5, np.array([7, 7, 8, 8]), ["e", "f", "g", "h"])
