@@ -111,13 +111,8 @@ def unbalanced_sinkhorn(
     return TransportPlan(plan, plan.sum(1), plan.sum(0), eps * log_u, eps * log_v, iterations, error)
 
 
-def as_tensor(array: Array) -> Tensor:
-    """A tensor without its gradients; an array, read-only ones too, as a copy.
-
-    Example:
-        >>> as_tensor(np.ones(2)).dtype
-        torch.float64
-    """
+def _as_tensor(array: Array) -> Tensor:
+    """A tensor without its gradients; an array, read-only ones too, as a copy."""
     return array.detach() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
 
 
@@ -227,9 +222,9 @@ def _checked(
     cost: Array, a: Array, b: Array, eps: float, tau_source: float, tau_target: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The arrays in one precision on one device, once they state a problem."""
-    cost = as_tensor(cost)
+    cost = _as_tensor(cost)
     cost = cost if cost.dtype == torch.float32 else cost.double()
-    a, b = (as_tensor(masses).to(cost) for masses in (a, b))
+    a, b = (_as_tensor(masses).to(cost) for masses in (a, b))
     if cost.dim() != 2 or not cost.numel() or a.shape != cost.shape[:1] or b.shape != cost.shape[1:]:
         message = (
             f"a cost between n sources and m targets is (n, m) with masses (n,) and (m,), none empty, "
