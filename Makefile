@@ -24,9 +24,9 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.edit_speed
-	$(BIN)/python -m benchmarks.sinkhorn_speed
+	$(BIN)/python -m benchmarks.speed.run
+	$(BIN)/python -m benchmarks.edit_speed.run
+	$(BIN)/python -m benchmarks.sinkhorn_speed.run
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)
