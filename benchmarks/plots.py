@@ -49,8 +49,13 @@ def panels(size: tuple[float, float], rows: int, columns: int, **shared: Any) ->
 
 
 def legend_below(
-    figure: Figure, axes: Axes, entries: Iterable[tuple[str, str]], marker: str = "o", **more: Any
+    figure: Figure,
+    axes: Axes,
+    entries: Iterable[tuple[str, str]],
+    marker: str = "o",
+    title: str | None = None,
+    **more: Any,
 ) -> None:
     """A legend under all panels, from (label, colour) pairs."""
     handles = [axes.plot([], [], marker, color=colour, label=label, **more)[0] for label, colour in entries]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=title)

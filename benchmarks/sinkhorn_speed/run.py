@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.record import append
 from benchmarks.study import alternating, begin, medians, study_parser
+from tangentune import transport
 
 NAME, SOURCES, TARGETS, WIDTH, TOLERANCE = "sinkhorn_speed", 1000, 200, 512, 1e-12
 
@@ -41,7 +42,7 @@ def measure(cost_scale: float, runs: int) -> dict[str, Any]:
     )
     cost, masses = (1 - source @ target.T) / cost_scale, (torch.ones(SOURCES).double(), torch.ones(TARGETS).double())
 
-    def ours(cost: Tensor = cost, **more: float) -> transport.TransportPlan:
+    def ours(cost: Tensor = cost, **more: Any) -> transport.TransportPlan:
         return transport.unbalanced_sinkhorn(cost, *masses, eps=1, tau_source=1, tau_target=100, **more)
 
     taken = alternating(
