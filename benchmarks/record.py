@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -103,8 +104,19 @@ def provenance() -> Row:
     }
 
 
-def write_page(name: str, text: str, figures: Mapping[str, Figure] | None = None, dpi: int = 160) -> None:
-    """Write docs/results/NAME.md and its figures (name -> figure); print the page."""
+def write_page(
+    name: str, script: str, parts: Mapping[str, str], figures: Mapping[str, Figure] | None = None, dpi: int = 160
+) -> None:
+    """Write docs/results/NAME.md and its figures (name -> figure); print the page.
+
+    Args:
+        name: of the page.
+        script: the study's `__file__`; the text of the page stands in page.md beside it, with $placeholders.
+        parts: placeholder -> what the results say there.
+        figures: name -> figure.
+        dpi: of the figures.
+    """
+    text = Template(Path(script).with_name("page.md").read_text()).substitute(parts)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for title, figure in (figures or {}).items():
         figure.savefig(RESULTS / f"{title}.png", dpi=dpi)
@@ -131,11 +143,6 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[format(row[name], spec) for name, spec in columns.items()] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def bullets(protocol: Mapping[str, str]) -> list[str]:
-    """How something was measured, a line each."""
-    return [f"- {name}: {text}." for name, text in protocol.items()]
 
 
 def _changed() -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import record
-from benchmarks.datasets import FEW_SHOT
 from benchmarks.finetune_accuracy import run as tuning
 from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
@@ -28,24 +27,18 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 KERNEL = "tangent kernel, outer steps, flip"
 FINE_TUNING = {"fine-tuning": "", "fine-tuning, flip": "_flip"}
-PROTOCOL = {
-    "data": FEW_SHOT,
-    "network": "MobileNetV2 1.0, ImageNet weights",
-    "test": "first 2,000 of the shuffled (seed 12345) test batch, for every method",
-    "linear probe": "TangentClassifier(body_scale=0): normalisation and damping by leave-one-out error",
-    "tangent kernel": "TangentClassifier with default options, augment and outer_steps='loo' as named",
-    "fine-tuning": "best learning rate of the sweep by the test pictures themselves: generous",
-    "flip": "probe and kernel: augment='flip'; fine-tuning (always trained with flips): logits averaged over mirrors",
-    "seconds": "of `fit` (fine-tuning: one run of the sweep), processor time of one thread; other programs ran beside",
-}
 COLUMNS = ("accuracy", "nll", "ece")
 
 
 def publish() -> None:
     """Write the table as Markdown and the figure."""
     found = digest()
-    text = markdown(found["summary"], found["verdicts"], found["complete"], record.load(NAME).get("note", ""))
-    record.write_page(NAME, text, {NAME: figure(found["summary"])})
+    verdicts = "\n".join(map(sentence, found["verdicts"]))
+    lines = [
+        {name: cell(line, name) for name in ("shots", "method", "seeds")} | scores(line) for line in found["summary"]
+    ]
+    parts = {"verdicts": verdicts, "table": record.markdown_table(lines)}
+    record.write_page(NAME, __file__, parts, {NAME: figure(found["summary"])})
 
 
 def digest() -> Row:
@@ -114,22 +107,14 @@ def verdict(rows: Sequence[Row], shots: int, other: str) -> Row | None:
     return {"shots": shots, "against": other, "gap": mean, "standard_error": error, "seeds": len(gaps), "kernel": word}
 
 
-def markdown(summary: Sequence[Row], verdicts: Sequence[Row], complete: bool, note: str) -> str:
-    """The page: verdicts first, then the table."""
-    lines = ["# Accuracy on few-shot CIFAR-10", ""]
-    if not complete:
-        lines += ["**Incomplete: some runs are missing; see the column `seeds`.**", ""]
-    for item in verdicts:
-        said = f"{KERNEL} {item['kernel']}" + (" with " if item["kernel"] == "is level" else " against ")
-        figures = f"{100 * item['gap']:+.1f} points, standard error {100 * item['standard_error']:.1f}"
-        lines.append(f"- {item['shots']} pictures a class: {said}{item['against']} ({figures}, {item['seeds']} seeds).")
-    table = [{name: cell(line, name) for name in ("shots", "method", "seeds")} | figures_of(line) for line in summary]
-    lines += ["", record.markdown_table(table), "", "Mean ± standard deviation over seeds.", ""]
-    lines += record.bullets(PROTOCOL | ({"note": note} if note else {}))
-    return "\n".join([*lines, "", f"![Accuracy by method]({NAME}.png)", ""])
+def sentence(line: Row) -> str:
+    """A verdict in words."""
+    said = f"{KERNEL} {line['kernel']}" + (" with " if line["kernel"] == "is level" else " against ")
+    figures = f"{100 * line['gap']:+.1f} points, standard error {100 * line['standard_error']:.1f}"
+    return f"- {line['shots']} pictures a class: {said}{line['against']} ({figures}, {line['seeds']} seeds)."
 
 
-def figures_of(line: Row) -> dict[str, str]:
+def scores(line: Row) -> dict[str, str]:
     """Scores and costs of one line as text."""
     out = {name: cell(line, name, 3) for name in (*COLUMNS, "loo_accuracy")}
     out["fit seconds"] = cell(line, "fit_cpu_seconds", 1)

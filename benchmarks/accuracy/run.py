@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 
 from benchmarks import record
-from benchmarks.accuracy.page import METHODS, NAME, PROTOCOL, SEEDS, SHOTS, digest, publish
+from benchmarks.accuracy.page import METHODS, NAME, SEEDS, SHOTS, digest, publish
 from benchmarks.datasets import cifar_split
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
@@ -29,7 +29,7 @@ def main() -> None:
     every = product(SEEDS, METHODS, SHOTS)
     keys = [{"shots": shots, "seed": seed, "method": method} for seed, method, shots in every]
     record.fill(NAME, keys, lambda key: measure(backbone, **key))
-    record.record(NAME, {**record.load(NAME), "protocol": PROTOCOL, **digest()})
+    record.record(NAME, {**record.load(NAME), **digest()})
     publish()
 
 

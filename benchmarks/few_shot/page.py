@@ -11,12 +11,6 @@ from benchmarks import record
 from benchmarks.study import mean_error, read_arguments, study_parser
 from tangentune.comparison.methods import METHODS
 
-PAGE_HEAD = """Means over seeds, with one standard error of the mean; draws of the same seed are the same for all
-methods. Seconds are those of the fit with every choice it makes (finetune: four rates on a validation split of a
-fifth, then a fit on all; tangent: leave-one-out over everything, moved or not), one thread; processor seconds are the
-fair ones, since other studies ran on the second core. Made by `python -m benchmarks.few_shot.run TASK`, read in
-[claims.md](claims.md)."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -39,7 +33,7 @@ TASKS = {
 
 def publish() -> None:
     """docs/results/few_shot.md: one table a task, from the cells measured so far."""
-    lines = ["# Accuracy against pictures a class", "", PAGE_HEAD]
+    lines = []
     for name, task in TASKS.items():
         path = record.RESULTS / "few_shot" / name / "comparison.json"
         if path.exists():
@@ -47,7 +41,7 @@ def publish() -> None:
             tests = document["settings"]["test_pictures"]
             lines += ["", f"## {name}: {task.backbone}, {task.size} px, {tests:,} test pictures", ""]
             lines += [table(document["cells"]), "", f"[plot](few_shot/{name}/comparison.png)"]
-    record.write_page("few_shot", "\n".join(lines) + "\n")
+    record.write_page("few_shot", __file__, {"tasks": "\n".join(lines)})
 
 
 def table(cells: list[dict[str, Any]]) -> str:

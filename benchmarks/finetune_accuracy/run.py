@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from benchmarks.datasets import FEW_SHOT, cifar_split
+from benchmarks.datasets import cifar_split
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, study_parser
 from tangentune import Backbone, Pictures, TangentuneError, baselines, load_backbone
@@ -40,18 +40,6 @@ KEYED = {**VARIANT, "weight_decay": 0.0}  # what a row is known by beside shots,
 SCORES = ("accuracy", "nll", "ece", "accuracy_flip", "nll_flip", "ece_flip")
 
 
-PROTOCOL = {
-    "data": FEW_SHOT,
-    "network": "MobileNetV2 1.0, ImageNet weights, all layers trained, linear head",
-    "test": "first 2,000 of the shuffled (seed 12345) test batch; variants: the next 2,000, seed 0",
-    "flip columns": "accuracy_flip, nll_flip, ece_flip: logits averaged over the picture and its mirror image",
-    "seconds": "training only, one thread; cpu seconds are fair where other programs shared the machine",
-    "commits": "rows carry their own (null: before the first commit); made_by is that of the last summary",
-    "variants": "measured with drafts of this script: same pictures, network weights and training",
-    "best of sweep": "the rate of the highest mean accuracy on the test pictures themselves: generous",
-}
-
-
 def main() -> None:
     """Measure what is missing, then write and print the summary."""
     begin(study_parser(__doc__))
@@ -63,7 +51,7 @@ def main() -> None:
     record.fill(NAME, keys, lambda key: measure(backbone, **key))
     payload = record.load(NAME)
     found = summarise(payload["rows"])
-    record.record(NAME, {**payload, "protocol": PROTOCOL, "variant": VARIANT, **found})
+    record.record(NAME, {**payload, **found})
     shown = {f"{name}_{kind}": ".3f" for name in SCORES for kind in ("mean", "std")}
     columns = {"shots": "", "learning_rate": "g", "seeds": "", **shown, "train_cpu_seconds": ".1f"}
     print(record.markdown_table(found["summary"], columns))

@@ -21,85 +21,46 @@ REFERENCES = {"against_probe": "probe", "against_p0": "p = 0"}
 
 POWERS = {"p = 0": 0.0, "p = 1/4": 0.25, "p = 1/2": 0.5}
 METHODS = ("probe", *POWERS, "default")
-REMEDIES = {
-    "p = 1/4, damping 1": "factors damped by 1 mean eigenvalue instead of 0.1",
-    "p = 1/2, damping 1": "likewise",
-    "p = 1/4, other pictures": "factors from 256 CIFAR-10 pictures that no split holds",
-    "p = 1/2, other pictures": "likewise",
-    "p = 1/4, cross-fitted": "leave-one-out of each fifth with factors from the other four; held out: as p = 1/4",
-    "p = 1/2, cross-fitted": "likewise",
-}
-PROTOCOL = {
-    "network": f"MobileNetV2 1.0, ImageNet weights, {SIZE} px, no flips",
-    "splits": "training pictures and 400 held-out ones drawn at random, without regard to class, from one set "
-    "(CIFAR-10 and Fashion-MNIST: the training set; traffic lights: all files), afresh for every split",
-    "balanced": "CIFAR-10 once more with the same number of training pictures of every class",
-    "p = ...": "that metric power, later half of the blocks, rows of length one; "
-    "body scale (.5, 2 or 8) and damping by leave-one-out error; metric factors damped by 0.1 mean eigenvalue",
-    "probe": "the linear probe, normalisation and damping by leave-one-out error",
-    "default": "TangentClassifier with default options",
-    "error": "mean over pictures of the squared distance between scores and one-hot label",
-    "bias": "mean over splits of leave-one-out minus held-out error, with its standard error over splits",
-    "against": "the bias minus that of the probe, or of p = 0, on the same splits: how hard the pictures are cancels",
-}
 
 
 def publish() -> None:
-    """Write tables and figures."""
+    """Write tables and figures; the table of other ways to estimate the metric is as it was measured once."""
     payload = record.load(NAME)
-    tables, noted = digest(payload), {"note": payload["note"]} if "note" in payload else {}
-    figures = {NAME: honesty_figure(payload.get("rows", [])), f"{NAME}_bias": bias_figure(tables["summary"])}
-    record.write_page(NAME, markdown(tables, PROTOCOL | noted), figures)
+    found = digest(payload)
+    columns = {"dataset": "", "splits": "", "error": "+.4f", "error_standard_error": ".4f", "error_rate": "+.4f"}
+    columns |= {"error_rate_standard_error": ".4f", "worse": "", "worse beyond 2 s.e.": ""}
+    parts = {
+        "verdicts": "\n".join(map(sentence, found["pooled"])),
+        "summary": table(found["summary"]),
+        "against_probe": record.markdown_table(found["default_against_probe"], columns),
+        "by_size": table(found["by_size"]),
+    }
+    figures = {NAME: honesty_figure(payload["rows"]), f"{NAME}_bias": bias_figure(found["summary"])}
+    record.write_page(NAME, __file__, parts, figures)
 
 
 def digest(payload: Row) -> Row:
     """Every table of the study, computed from its rows."""
     rows = payload.get("rows", [])
-    together, summary = merged(rows, payload.get("remedies", [])), summarise(rows, METHODS)
+    summary = summarise(rows)
     losses = [against_probe(rows, dataset) for dataset in dict.fromkeys(row["key"]["dataset"] for row in rows)]
     return {
         "complete": len(rows) >= 71,  # three data sets at every size, and 8 balanced splits
         "summary": summary,
         "pooled": pooled(summary),
-        "by_size": summarise(rows, METHODS, by_size=True),
+        "by_size": summarise(rows, by_size=True),
         "default_against_probe": [loss for loss in losses if loss],
-        "remedy_gains": gains(together),
-        "remedy_summary": summarise(together, (*METHODS, *REMEDIES)),
     }
 
 
-def merged(rows: Sequence[Row], remedies: Sequence[Row]) -> list[Row]:
-    """Splits that have remedies, with the plain methods of the same splits."""
-    plain = {str(row["key"]): row["methods"] for row in rows}
-    return [
-        {"key": row["key"], "methods": plain[str(row["key"])] | row["methods"]}
-        for row in remedies
-        if str(row["key"]) in plain
-    ]
-
-
-def gains(rows: Sequence[Row]) -> list[Row]:
-    """What each remedy changes against the plain fit of the same power on the same splits, in % of its error."""
-    lines = []
-    for dataset in dict.fromkeys(row["key"]["dataset"] for row in rows):
-        points = [row["methods"] for row in rows if row["key"]["dataset"] == dataset]
-        for remedy in REMEDIES if len(points) > 1 else ():
-            plain, out = remedy.split(",")[0], {"dataset": dataset, "remedy": remedy, "splits": len(points)}
-            for side in ("loo_error", "held_out_error"):
-                changes = [100 * (point[remedy][side] / point[plain][side] - 1) for point in points]
-                out[side], out[f"{side}_standard_error"] = mean_and_error(changes)
-            lines.append(out)
-    return lines
-
-
-def summarise(rows: Sequence[Row], methods: Sequence[str], by_size: bool = False) -> list[Row]:
+def summarise(rows: Sequence[Row], by_size: bool = False) -> list[Row]:
     """Mean errors and bias of every method on every data set (and, if asked, number of pictures)."""
     lines = []
     for dataset in dict.fromkeys(row["key"]["dataset"] for row in rows):
         sizes = sorted({row["key"]["n"] for row in rows}) if by_size else [None]
         for n in sizes:
             group = [row for row in rows if row["key"]["dataset"] == dataset and n in (None, row["key"]["n"])]
-            for method in methods:
+            for method in METHODS:
                 if len(group) > 1:
                     head = {"dataset": dataset} | ({"n": n} if by_size else {}) | {"method": method}
                     lines.append(head | {"splits": len(group)} | bias_of(group, method))
@@ -173,39 +134,6 @@ def sentence(line: Row) -> str:
             word = "optimistic" if size < 0 else "pessimistic"
         said.append(f"{word}{where} ({100 * size:+.1f} ± {100 * error:.1f} %)")
     return f"- {line['method']}: " + ", ".join(said) + f", {line['splits']} splits."
-
-
-def markdown(tables: Row, protocol: dict[str, str]) -> str:
-    """The page."""
-    lines = ["# How honest is the leave-one-out error?", ""]
-    if not tables["complete"]:
-        lines += ["**Incomplete: some splits are missing; see the column `splits`.**", ""]
-    lines += ["Squared leave-one-out error against held-out error, random splits of three data sets together:", ""]
-    lines += [*map(sentence, tables["pooled"]), "", table(tables["summary"]), ""]
-    lines += ["Bias in % of the held-out error; ± is one standard error over splits; * is beyond noise (95 %, t).", ""]
-    lines += ["## The default against its own linear probe, held out", ""]
-    columns = {"dataset": "", "splits": "", "error": "+.4f", "error_standard_error": ".4f", "error_rate": "+.4f"}
-    columns |= {"error_rate_standard_error": ".4f", "worse": "", "worse beyond 2 s.e.": ""}
-    lines += [record.markdown_table(tables["default_against_probe"], columns), ""]
-    lines += ["Below 0 the default is better. The last two columns count splits in which its squared error was higher,"]
-    lines += ["and higher by more than two standard errors over held-out pictures.", ""]
-    if tables["remedy_gains"]:
-        columns = {"dataset": "", "remedy": "", "splits": "", "loo_error": "+.1f", "loo_error_standard_error": ".1f"}
-        columns |= {"held_out_error": "+.1f", "held_out_error_standard_error": ".1f"}
-        lines += [
-            "## Other ways to estimate the metric",
-            "",
-            record.markdown_table(tables["remedy_gains"], columns),
-            "",
-        ]
-        lines += [
-            "Change in % against the plain fit of the same power on the same splits. For cross-fitting, the change"
-        ]
-        lines += ["of the leave-one-out error is what the metric's having seen the picture is worth.", ""]
-        lines += [f"- {remedy}: {text}." for remedy, text in REMEDIES.items()] + [""]
-    lines += ["## By number of pictures", "", table(tables["by_size"]), "", "## Protocol", ""]
-    lines += record.bullets(protocol)
-    return "\n".join([*lines, "", f"![Splits]({NAME}.png)", "", f"![Bias]({NAME}_bias.png)", ""])
 
 
 def table(summary: Sequence[Row]) -> str:
