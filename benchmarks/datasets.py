@@ -172,6 +172,20 @@ def held_out(total: int, count: int = 2000, start: int = 0) -> NDArray[np.int64]
     return np.random.default_rng(TEST_SEED).permutation(total)[start : start + count]
 
 
+def flipped(labels: ArrayLike, share: float, seed: int) -> NDArray[np.int64]:
+    """Labels with exactly this share moved to another class, each other class being as likely.
+
+    Example:
+        >>> (flipped([0] * 10 + [1] * 10, 0.2, seed=0) != [0] * 10 + [1] * 10).sum()
+        np.int64(4)
+    """
+    given, rng = np.array(labels, dtype=np.int64), np.random.default_rng(1000 + seed)
+    classes = int(given.max()) + 1
+    rows = rng.permutation(len(given))[: round(share * len(given))]
+    given[rows] = (given[rows] + rng.integers(1, classes, len(rows))) % classes
+    return given
+
+
 def cifar_split(
     backbone: Backbone, shots: int, seed: int, test: int = 1000, start: int = 0
 ) -> tuple[Pictures, Pictures]:

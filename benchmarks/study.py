@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import record
-from tangentune import Backbone, Pictures
+from tangentune import Backbone, Pictures, TangentClassifier
 from tangentune.metrics import accuracy, nll
 
 SCRATCH = record.ROOT / ".cache" / "scratch"
@@ -173,3 +174,15 @@ def solved(kernel: Tensor, targets: Tensor, damping: float) -> tuple[Tensor, Ten
     matrix[n, n] = 0
     solution = torch.linalg.solve(matrix, torch.cat([targets, torch.zeros_like(targets[:1])]))
     return solution[:n], solution[n]
+
+
+def cross_kernel(model: TangentClassifier, test: Pictures) -> Tensor:
+    """(m, n) kernel of new pictures with the training pictures, from `contributions` = k(x, x_i) c_i."""
+    out = []
+    for start in range(0, len(test), 250):
+        shares, dual = (
+            model.contributions(replace(test.select(slice(start, start + 250)), labels=None)),
+            model.dual_coef_,
+        )
+        out.append((shares * dual).sum(2) / np.square(dual).sum(1))
+    return torch.from_numpy(np.concatenate(out))

@@ -100,7 +100,7 @@ def feature_process(features: Tensor, y: Tensor, new: Tensor, kind: Literal["lin
     own = new.square().sum(1) if kind == "linear" else torch.ones(len(new)).double()
     variance = prior * (own - (cross @ inverse * cross).sum(1) + ratio)
     loo = y - (dual / inverse.diagonal()[:, None])[:n]
-    return Prediction(cross @ dual, variance.clamp_min(1e-300)[:, None].expand(-1, y.shape[1]), loo)
+    return Prediction(cross @ dual, variance.clamp_min(prior * ratio)[:, None].expand(-1, y.shape[1]), loo)
 
 
 def on_features(body: nn.Module, x: Tensor, y: Tensor, new: Tensor) -> dict[str, Callable[[], Prediction]]:

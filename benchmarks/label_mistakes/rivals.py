@@ -6,8 +6,8 @@ Every ranker takes (n, d) features (means over each picture and its mirror image
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
+
+from benchmarks.study import stopwatch
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -26,22 +28,39 @@ STRENGTHS = tuple(10 ** (k / 2) for k in range(-8, -1))
 NEIGHBOURS = (5, 10, 20, 30, 50, 100)
 SHARPNESS = 10.0  # votes of neighbours weigh exp(10 cosine), which was better than equal ones
 FOLDS = StratifiedKFold(5, shuffle=True, random_state=0)
+QUALITIES: dict[str, dict[str, Any]] = {  # plain self-confidence ranks as the logistic probe's own row does
+    "normalised margin": {"method": "normalized_margin"},
+    "confidence-weighted entropy": {"method": "confidence_weighted_entropy"},
+    "adjusted self-confidence": {"method": "self_confidence", "adjust_pred_probs": True},
+}
 
 
-def rankings(features: Array, given: Labels) -> dict[str, tuple[Array, float]]:
+def rankings(features: Array, given: Labels) -> dict[str, tuple[Array, dict[str, float]]]:
     """Name -> scores and processor seconds, features not counted; cleanlab's include those of its probabilities."""
-    out: dict[str, tuple[Array, float]] = {}
-    probabilities, spent = _timed(logistic_probabilities, features, given)
-    out["logistic probe, 5-fold"] = -probabilities[np.arange(len(given)), given], spent
-    for name, ranker in CONFIDENT.items():
-        scores, seconds = _timed(ranker, given, probabilities)
-        out[f"cleanlab, {name}"] = scores, spent + seconds
-    predictions, spent = _timed(ridge_predictions, features, given)
-    own = predictions[np.arange(len(given)), given]
-    out["ridge probe, 5-fold"] = -own, spent
-    out["ridge probe, 5-fold, margin"] = best_other(predictions, given) - own, spent
+    out: dict[str, tuple[Array, dict[str, float]]] = {}
+    rows = np.arange(len(given))
+
+    def add(name: str, scores: Callable[[], Array], before: float = 0.0) -> None:
+        with stopwatch() as spent:
+            found = scores()
+        out[name] = found, {"cpu_seconds": before + spent["cpu_seconds"]}
+
+    with stopwatch() as spent:
+        probabilities = logistic_probabilities(features, given)
+    before = spent["cpu_seconds"]
+    add("logistic probe, 5-fold", lambda: -probabilities[rows, given], before)
+    add("cleanlab, confident learning", lambda: confident_learning(given, probabilities), before)
+    for name, options in QUALITIES.items():
+        add(f"cleanlab, {name}", lambda o=options: -get_label_quality_scores(given, probabilities, **o), before)
+    with stopwatch() as spent:
+        predictions = ridge_predictions(features, given)
+    before, own = spent["cpu_seconds"], predictions[rows, given]
+    others = predictions.copy()
+    others[rows, given] = -np.inf
+    add("ridge probe, 5-fold", lambda: -own, before)
+    add("ridge probe, 5-fold, margin", lambda: others.max(1) - own, before)
     for k in NEIGHBOURS:
-        out[f"nearest neighbours, k={k}"] = _timed(disagreement, features, given, k)
+        add(f"nearest neighbours, k={k}", partial(disagreement, features, given, k))
     return out
 
 
@@ -56,14 +75,14 @@ def logistic_probabilities(features: Array, given: Labels) -> Array:
 
 def ridge_predictions(features: Array, given: Labels) -> Array:
     """Cross-validated ridge regression of one-hot labels on features of length one."""
-    unit, targets = _unit(features), np.eye(int(given.max()) + 1)[given]
+    unit, targets = normalize(features), np.eye(int(given.max()) + 1)[given]
     folds = list(FOLDS.split(unit, given))
     return np.asarray(cross_val_predict(RidgeCV(alphas=np.logspace(-3, 3, 13)), unit, targets, cv=folds))
 
 
 def disagreement(features: Array, given: Labels, k: int) -> Array:
     """Weighted share of the k nearest pictures, by cosine, that carry another label."""
-    unit = _unit(features)
+    unit = np.asarray(normalize(features))
     cosines = unit @ unit.T
     np.fill_diagonal(cosines, -np.inf)
     nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
@@ -75,35 +94,3 @@ def confident_learning(given: Labels, probabilities: Array) -> Array:
     """Labels that `find_label_issues` flags first, then all others, both by self-confidence."""
     own = probabilities[np.arange(len(given)), given]
     return find_label_issues(given, probabilities, filter_by="prune_by_noise_rate").astype(float) - own
-
-
-def _quality(method: str, *, adjust: bool = False) -> Callable[[Labels, Array], Array]:
-    def ranker(given: Labels, probabilities: Array) -> Array:
-        return -get_label_quality_scores(given, probabilities, method=method, adjust_pred_probs=adjust)
-
-    return ranker
-
-
-# Plain self-confidence ranks as the logistic probe's own row does.
-CONFIDENT: dict[str, Callable[[Labels, Array], Array]] = {
-    "confident learning": confident_learning,
-    "normalised margin": _quality("normalized_margin"),
-    "confidence-weighted entropy": _quality("confidence_weighted_entropy"),
-    "adjusted self-confidence": _quality("self_confidence", adjust=True),
-}
-
-
-def _timed(ranker: Callable[..., Array], *args: Any) -> tuple[Array, float]:
-    start = time.process_time()
-    return ranker(*args), time.process_time() - start
-
-
-def best_other(scores: Array, given: Labels) -> Array:
-    """(n,) largest score of any class but the given one."""
-    others = scores.copy()
-    others[np.arange(len(given)), given] = -np.inf
-    return others.max(1)
-
-
-def _unit(features: Array) -> Array:
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
