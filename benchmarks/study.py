@@ -100,11 +100,16 @@ def labels_of(pictures: Pictures) -> NDArray[Any]:
     return pictures.labels
 
 
+def network_inputs(backbone: Backbone, pictures: Pictures, batch: int = 64) -> Iterator[Tensor]:
+    """Normalised pictures as the network takes them, channels last."""
+    for x in pictures.batches(backbone.contract, batch, backbone.dtype, backbone.device):
+        yield x.contiguous(memory_format=torch.channels_last)
+
+
 def mean_features(backbone: Backbone, pictures: Pictures, flip: bool) -> Tensor:
     """(n, d) features; `flip` averages those of each picture and its mirror image."""
     out = []
-    for x in pictures.batches(backbone.contract, 64, backbone.dtype, backbone.device):
-        x = x.contiguous(memory_format=torch.channels_last)
+    for x in network_inputs(backbone, pictures):
         own = backbone.features(x)
         out.append((own + backbone.features(x.flip(-1))) / 2 if flip else own)
     return torch.cat(out)

@@ -34,9 +34,7 @@ def publish() -> None:
         own = [row for row in rows if row["key"]["dataset"] == dataset]
         methods = means(own)
         prefixes = ("logistic", "ridge", "nearest", "cleanlab")
-        rival = {
-            prefix: strongest([name for name in methods if name.startswith(prefix)], methods) for prefix in prefixes
-        }
+        rival = {prefix: strongest(prefix, methods) for prefix in prefixes}
         first = [*OPTIONS, *rival.values()]
         curves[dataset] = {name: methods[rival.get(name.split()[0], name)]["curve"] for name in PLOTTED}
         parts[f"verdict_{short}"] = verdict(methods, list(rival.values()))

@@ -59,17 +59,19 @@ def predict_all(
 ) -> Predictions:
     """Fit the models and predict every training; the closed forms are those of the estimator."""
     halves, singles, checked = {}, {}, None
+    targets = F.one_hot(torch.from_numpy(labels_of(train))).double()
     for name, options in FITS.items():
         model = fitted(backbone, train, options)
-        targets = F.one_hot(torch.from_numpy(labels_of(train))).double()
         kernel, cross = torch.from_numpy(model.kernel_), cross_kernel(model, test)
 
         def margin(scores: Tensor, model: TangentClassifier = model) -> Array:
             return margins(scores.numpy() / model.temperature_, labels_of(test))
 
-        def without(kept: Tensor, kernel: Tensor = kernel, cross: Tensor = cross, y: Tensor = targets) -> Tensor:
+        def without(
+            kept: Tensor, kernel: Tensor = kernel, cross: Tensor = cross, damping: float = model.damping_
+        ) -> Tensor:
             """(m, C) scores of the pictures kept, solved anew."""
-            dual, intercept = solved(kernel[kept][:, kept], y[kept], model.damping_)
+            dual, intercept = solved(kernel[kept][:, kept], targets[kept], damping)
             return intercept + cross[:, kept] @ dual
 
         masks, everything = torch.from_numpy(subsets), torch.ones(len(train), dtype=torch.bool)
