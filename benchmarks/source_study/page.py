@@ -44,7 +44,7 @@ VALUES = {"distractors": "distractors", "distractor_mass": "their mass", "right"
 def publish() -> None:
     """Write docs/results/source_study.md and its picture; the table of overlaps is as it was measured once."""
     parts = {"verdicts": "\n".join(f"- {sentence}" for sentence in verdicts())}
-    parts |= {"weights": weights(), "choices": choices(), **from_many()}
+    parts |= {"weights": weights(), "choices": choices()}
     for way in WAYS:
         parts |= {f"accuracy_{way}": accuracies(way), f"gains_{way}": differences(way)}
     record.write_page(NAME, __file__, parts, {NAME: curves()}, dpi=140)
@@ -115,24 +115,6 @@ def choices() -> str:
                     row[f"{title}, {name}"] = f"{100 * statistics.fmean(found):.1f}" if found else "-"
             rows.append(row)
     return record.markdown_table(rows)
-
-
-def from_many() -> dict[str, str]:
-    """The choice from 110,000 pictures."""
-    found = record.load("source_scale")
-    seconds, pictures = (sum(part[name] for part in found["extraction"].values()) for name in ("processor", "pictures"))
-    rows = [
-        {
-            "settings": row["settings"],
-            "distractors": f"{100 * row['distractors']:.1f}",
-            "their mass": f"{100 * row['distractor_mass']:.1f}",
-            "right": f"{100 * row['right']:.1f}",
-            "processor seconds": f"{row['processor_seconds']:.1f}",
-        }
-        for row in found["rows"]
-    ]
-    sizes = {"best": f"{found['budget']:,}", "pictures": f"{pictures:,}", "seconds": f"{seconds:.0f}"}
-    return sizes | {"scale": record.markdown_table(rows)}
 
 
 @styled

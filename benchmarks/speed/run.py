@@ -9,8 +9,6 @@ Every ratio comes from one run on the same thread with alternating measurements;
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +34,6 @@ def main() -> None:
     """Run everything asked for, print tables, write docs/results/speed.json."""
     parser = study_parser(__doc__, runs=5)
     parser.add_argument("--quick", action="store_true", help="rows and Gram only")
-    parser.add_argument("--memory", action="store_true", help="also 2,000 pictures under a 4 GiB budget (minutes)")
     given = begin(parser)
     warnings.simplefilter("ignore")
     results: dict[str, Any] = {"rows": rows_speed(given.runs), "gram": gram_speed(given.runs)}
@@ -51,9 +48,6 @@ def main() -> None:
         print(f"skipped the fit: {error}")
         return
     print(json.dumps(results["fit"], indent=1))
-    if given.memory:
-        results["memory"] = memory()
-        print(results["memory"])
     print(f"written: {record(NAME, results)}")
 
 
@@ -171,31 +165,6 @@ def fit_speed(runs: int) -> dict[str, Any]:
             "fine-tuning": float((tuned[-1].predict(held) == held.labels).mean()),
         },
     }
-
-
-MEMORY_RUN = """
-import json, resource, sys
-import numpy as np
-from benchmarks.datasets import cifar10
-from tangentune import TangentClassifier
-data = cifar10()
-x, y = data.train[:2000].copy(), data.train_labels[:2000]
-model = TangentClassifier("mobilenet_v2", input_size=96, memory_budget=sys.argv[1]).fit(x, y)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"budget": sys.argv[1], "process_peak_bytes": peak, "fit_peak_bytes": model.fit_report_["peak_bytes"],
-    "passes": model.fit_report_["passes"], "seconds": model.fit_report_["total_seconds"], "loo": model.loo_score_,
-    "loo_head": model.loo_predictions_[:50].tolist()}))
-"""
-
-
-def memory(budgets: tuple[str, ...] = ("4GiB", "16GiB")) -> dict[str, Any]:
-    """2,000 pictures under a memory budget, each in a process of its own, and how far the answers are apart."""
-    rows = []
-    for budget in budgets:
-        done = subprocess.run([sys.executable, "-c", MEMORY_RUN, budget], capture_output=True, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    heads = [torch.tensor(row.pop("loo_head")) for row in rows]
-    return {"runs": rows, "largest_difference": float((heads[0] - heads[-1]).abs().max())}
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-Row = Mapping[str, Any]
-SCORES = ("accuracy", "nll", "ece", "brier", "auroc_probability", "auroc_entropy", "auroc_own")
+from benchmarks.record import Row
+
 FASTER = 5.0  # the goal: a fifth of the time
 
 
@@ -30,23 +30,13 @@ class Line:
     rows: tuple[Row, ...]
 
     @property
-    def draws(self) -> list[int]:
-        """Which draws were measured."""
-        return [row["key"]["seed"] for row in self.rows]
-
-    @property
     def nll(self) -> float:
         """Mean log-loss, which every method has."""
         return statistics.fmean(row["nll"] for row in self.rows)
 
-    def mean(self, name: str) -> float | None:
-        """Mean of a score; None where the method has none."""
-        values = [row[name] for row in self.rows]
-        return None if None in values else statistics.fmean(values)
-
-    def error(self, name: str) -> float:
-        """Standard error of that mean, over draws; NaN with one draw."""
-        return standard_error([row[name] for row in self.rows])
+    def values(self, name: str) -> list[float]:
+        """A score of every draw; none where the method has none."""
+        return [row[name] for row in self.rows if row[name] is not None]
 
     def cost(self, stage: str, name: str) -> float:
         """Median over draws of "fit" or "predict": "seconds", "cpu_seconds" or "peak_bytes"."""
@@ -122,8 +112,3 @@ def compare(ours: Line, peer: Line) -> Comparison:
         tuple(mine["accuracy"] - other["accuracy"] for mine, other in pairs),
         statistics.median(other["fit"]["cpu_seconds"] / mine["fit"]["cpu_seconds"] for mine, other in pairs),
     )
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; NaN for one value."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
