@@ -25,7 +25,7 @@ from benchmarks import record
 from benchmarks.lqf_step.page import LAYOUTS, NAME, STEPS, publish
 from benchmarks.study import alternating, begin, medians, study_parser
 from tangentune import Backbone, Linearization, heads, load_backbone
-from tangentune.memory import _peak_bytes, reset_peak, warm_pages
+from tangentune.memory import Meter, warm_pages
 
 SIZE, CLASSES = 96, 10
 
@@ -152,18 +152,16 @@ def func_jvp_step(network: Network, data: Batch) -> Callable[[], None]:
 
 def peak_above_idle(step: Callable[[], None]) -> int:
     """Highest resident memory during two steps above that just before; state was allocated by earlier steps."""
-    device = torch.device("cpu")
     gc.collect()
     with warm_pages():
         pass  # its end hands freed memory back, so that a step must ask for its own
-    reset_peak(device)
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None  # Linux only
-    idle = int(found[1]) * 1024
-    with warm_pages():
+    idle, meter = int(found[1]) * 1024, Meter(torch.device("cpu"))
+    with meter.stage("two steps"), warm_pages():
         step()
         step()
-    return _peak_bytes(device) - idle
+    return meter.stages[0]["peak_bytes"] - idle
 
 
 def copied(module: nn.Module, layout: torch.memory_format) -> nn.Module:
