@@ -17,8 +17,7 @@ from benchmarks.datasets import cifar_split
 from benchmarks.rate_batch.page import METHODS, NAME, SETTING, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, scores, study_parser
-from tangentune import Pictures, TangentuneError, baselines, load_backbone, lqf
-from tangentune.networks.backbone import Backbone
+from tangentune import Backbone, Pictures, TangentuneError, baselines, load_backbone, lqf
 
 SIZE, RATES, BATCHES = 96, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (8, 16, 32, 100)
 
