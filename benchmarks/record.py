@@ -1,7 +1,7 @@
-"""Results of benchmarks as JSON in docs/results/, with the commit and the machine they came from.
+"""Results of benchmarks as JSON in docs/results/, with the commit and the machine they came from; their pages beside.
 
-A file holds lists of rows. A row is known by its `key` (the settings it was measured with), so that a script
-that was stopped asks `done` and goes on where it was.
+A file holds lists of rows. A row is known by its `key` (the settings it was measured with), so that a script that was
+stopped goes on where it was. Nothing is stored in docs/results/ that no commit can reproduce: see `check_clean`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,45 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+CODE = ("src", "benchmarks", "pyproject.toml", "constraints.txt")  # what a result depends on
+Row = dict[str, Any]
+
+
+class UncommittedCode(RuntimeError):
+    """The code differs from every commit, so that a result could not be made again."""
+
+
+def check_clean() -> None:
+    """Refuse to measure for, or write to, docs/results/ with code that is not committed.
+
+    Raises:
+        UncommittedCode: a file of `CODE` is changed or new, and the results go to docs/results/.
+    """
+    changed = _changed()
+    if changed and RESULTS.is_relative_to(ROOT / "docs" / "results"):
+        names = ", ".join(line[3:] for line in changed.splitlines()[:5])
+        raise UncommittedCode(f"commit first, or use --scratch: results need a clean tree, and these differ: {names}")
 
 
 def record(name: str, payload: Mapping[str, Any]) -> Path:
-    """Write docs/results/NAME.json in one move: the payload, then where and when it was measured."""
+    """Write docs/results/NAME.json in one move: the payload, then where and when it was measured.
+
+    Raises:
+        UncommittedCode: see `check_clean`.
+        ValueError: a number is not finite.
+    """
+    check_clean()
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**payload, "made_by": provenance()}, indent=1, allow_nan=False) + "\n"
@@ -34,32 +60,41 @@ def record(name: str, payload: Mapping[str, Any]) -> Path:
     return path
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str) -> Row:
     """What docs/results/NAME.json holds; empty when there is none yet."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def done(name: str, key: Mapping[str, Any], section: str = "rows") -> dict[str, Any] | None:
+def done(name: str, key: Mapping[str, Any], section: str = "rows") -> Row | None:
     """The row measured with these settings, or None."""
     return next((row for row in load(name).get(section, []) if row["key"] == dict(key)), None)
 
 
 def append(name: str, key: Mapping[str, Any], values: Mapping[str, Any], section: str = "rows") -> None:
     """Add a row, or replace the one of the same key; everything else in the file stays."""
-    payload = load(name)
+    payload, here = load(name), provenance()
     rows = [row for row in payload.get(section, []) if row["key"] != dict(key)]
-    commit, dirty = _commit()
-    payload[section] = [*rows, {"key": dict(key), **values, "commit": commit, "dirty": dirty}]
+    where = {name: here[name] for name in ("commit", "dirty", "date", "cpu", "threads")}
+    payload[section] = [*rows, {"key": dict(key), **values, **where}]
     record(name, payload)
 
 
-def provenance() -> dict[str, Any]:
+def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, Any]], section: str = "rows") -> None:
+    """Measure and store the rows that are missing, one after the other."""
+    for key in keys:
+        if done(name, key, section) is None:
+            values = measure(key)
+            append(name, key, values, section)
+            short = {title: value for title, value in values.items() if isinstance(value, (bool, int, float))}
+            print(key, short, flush=True)
+
+
+def provenance() -> Row:
     """Commit, machine, threads, versions and date, for the foot of a results file."""
-    commit, dirty = _commit()
     return {
-        "commit": commit,
-        "dirty": dirty,
+        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
+        "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -69,8 +104,32 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A Markdown table; `columns` maps each column's name to its format, such as ".3f" or "".
+def write_page(
+    name: str, script: str, parts: Mapping[str, str], figures: Mapping[str, Figure] | None = None, dpi: int = 160
+) -> None:
+    """Write docs/results/NAME.md and its figures (name -> figure); print the page.
+
+    Args:
+        name: of the page.
+        script: the study's `__file__`; the text of the page stands in page.md beside it, with $placeholders.
+        parts: placeholder -> what the results say there.
+        figures: name -> figure.
+        dpi: of the figures.
+    """
+    text = Template(Path(script).with_name("page.md").read_text()).substitute(parts)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for title, figure in (figures or {}).items():
+        figure.savefig(RESULTS / f"{title}.png", dpi=dpi)
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
+    """A Markdown table, empty without rows.
+
+    Args:
+        rows: one mapping a line.
+        columns: each column's name -> its format, such as ".3f" or ""; None: those of the first row, as they are.
 
     Example:
         >>> print(markdown_table([{"method": "probe", "accuracy": 0.75}], {"method": "", "accuracy": ".3f"}))
@@ -78,16 +137,16 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
         | --- | --- |
         | probe | 0.750 |
     """
+    if not rows:
+        return ""
+    columns = dict.fromkeys(rows[0], "") if columns is None else columns
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[format(row[name], spec) for name, spec in columns.items()] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _commit() -> tuple[str | None, bool]:
-    """Hash of the checked-out commit (None before the first one) and whether files differ from it."""
-    commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!docs/results")
-    return commit or None, bool(changes)
+def _changed() -> str:
+    return _git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
 
 
 def _git(*arguments: str) -> str:
@@ -95,7 +154,7 @@ def _git(*arguments: str) -> str:
         ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
-    return ran.stdout.strip() if ran.returncode == 0 else ""
+    return ran.stdout.rstrip() if ran.returncode == 0 else ""
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,62 @@
+"""Accuracy of every method against pictures a class: `python -m benchmarks.few_shot.run TASK` (`--help` lists tasks).
+
+Every task is a run of `tangentune compare`'s own code on fixed pictures. A cell (method, pictures a class, seed) is
+stored as soon as it is measured in docs/results/few_shot/TASK/, so a run may be stopped and started again, and
+methods may be measured by several runs one after another. One thread: run two tasks side by side on two cores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks import datasets, record
+from benchmarks.few_shot.page import TASKS, publish
+from benchmarks.study import begin, numbers, study_parser
+from tangentune import Backbone, Pictures, load_backbone, load_pictures
+from tangentune.comparison import compare
+from tangentune.comparison.methods import METHODS
+from tangentune.comparison.page import write_files
+
+POOL, TEST = 600, 1000  # pictures a class to draw from, and test pictures, of the large sets
+
+
+def main() -> None:
+    """Measure what is missing of one task, then write its table and plot, and the page."""
+    parser = study_parser(__doc__)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--shots", type=numbers(int), help="pictures a class; default: the task's own")
+    parser.add_argument("--seeds", type=int)
+    given = begin(parser)
+    task, folder = TASKS[given.task], record.RESULTS / "few_shot" / given.task
+    backbone = load_backbone(task.backbone).with_size(task.size)
+    train, test = read(given.task, backbone)
+    settings = {"methods": given.methods.split(","), "shots": list(given.shots or task.shots)}
+    result = compare(
+        train, test=test, backbone=backbone, seeds=given.seeds or task.seeds, out=folder, verbose=1, **settings
+    )
+    write_files(result, folder)
+    record.record(f"few_shot/{given.task}/made_by", {"task": given.task})
+    publish()
+
+
+def read(task: str, backbone: Backbone) -> tuple[Pictures, Pictures | None]:
+    """Pictures to draw from, and test pictures where the data set has them."""
+    if task == "plankton":
+        return named(datasets.plankton(), backbone), None
+    if task == "traffic_lights":
+        return named(datasets.traffic_lights("train"), backbone), named(datasets.traffic_lights("test"), backbone)
+    data = datasets.fashion_mnist() if task == "fashion_mnist" else datasets.cifar10()
+    chosen = datasets.few_shot(data.train_labels, POOL, seed=0)
+    kept, names = datasets.held_out(len(data.test), TEST), np.array(data.names)
+    train = load_pictures(data.train[chosen], names[data.train_labels[chosen]], contract=backbone.contract)
+    return train, load_pictures(data.test[kept], names[data.test_labels[kept]], contract=backbone.contract)
+
+
+def named(data: datasets.FileData, backbone: Backbone) -> Pictures:
+    """All pictures of a set in files, with the names of their classes."""
+    return load_pictures(list(data.paths), np.array(data.names)[data.labels], contract=backbone.contract)
+
+
+if __name__ == "__main__":
+    main()
