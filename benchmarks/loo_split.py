@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.options import read_options
-from tangentune.jacobian.layers import FactorSample
-from tangentune.jacobian.rows import BatchRows, Tangent, batch_rows, survey
+from tangentune.jacobian.kfac_factors import FactorSums
+from tangentune.jacobian.rows import BatchRows, RowPlan, batch_rows
+from tangentune.jacobian.survey import survey
 from tangentune.kernels.choice import Fixed, Problem, Scored, block_scales, search, solution_of
 from tangentune.kernels.collect import RowSet, collect, kronecker_factors, portions, restrict
-from tangentune.kernels.feature_map import feature_rows, primal, row_parts
-from tangentune.kernels.gram import gram, row_chunks
+from tangentune.kernels.feature_map import TangentMap, TangentModel, decision, feature_rows, primal, row_parts
+from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whiten, whitening
-from tangentune.kernels.model import TangentMap, TangentModel, decision, inverse_lengths
 from tangentune.kernels.stages import Source, draw_probes
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.parameters import block_of, group_blocks
@@ -57,7 +57,7 @@ class Split:
 class Ready:
     """Rows, targets and probes of one split; `classes` are those of the training and held-out pictures together."""
 
-    tangent: Tangent
+    tangent: RowPlan
     probes: Tensor
     rows: RowSet
     targets: Tensor
@@ -141,10 +141,10 @@ def prepare(backbone: Backbone, split: Split) -> Ready:
     return Ready(tangent, probes, rows, _one_hot(split.train, classes), _one_hot(split.held, classes))
 
 
-_TANGENTS: dict[int, Tangent] = {}
+_TANGENTS: dict[int, RowPlan] = {}
 
 
-def _tangent(backbone: Backbone, x: Tensor) -> Tangent:
+def _tangent(backbone: Backbone, x: Tensor) -> RowPlan:
     """The network's linearisation, proved once."""
     if id(backbone) not in _TANGENTS:
         names = [name for name, _ in backbone.module.named_parameters()]
@@ -190,7 +190,7 @@ def fold_factors(backbone: Backbone, split: Split, ready: Ready) -> Iterator[tup
     """For each fifth of the training pictures: its positions, and factors from the other four fifths."""
     count = len(split.train)
     parts = [torch.arange(start, count, FOLDS) for start in range(FOLDS)]
-    sums: list[dict[str, FactorSample]] = []
+    sums: list[dict[str, FactorSums]] = []
     for part in parts:
         index = part.tolist()
         batches = collect(
@@ -203,7 +203,7 @@ def fold_factors(backbone: Backbone, split: Split, ready: Ready) -> Iterator[tup
         sums.append(batches.samples)
     for number, part in enumerate(parts):
         rest = torch.cat([other for k, other in enumerate(parts) if k != number]).sort().values
-        samples: dict[str, FactorSample] = {}
+        samples: dict[str, FactorSums] = {}
         for k, own in enumerate(sums):
             for name, sample in own.items() if k != number else ():
                 samples[name] = samples[name] + sample if name in samples else sample
@@ -233,7 +233,7 @@ def held_out_scores(
 
 
 def _decide(model: TangentModel, batch: BatchRows) -> Tensor:
-    """`tangentune.kernels.model.decision` for rows at hand."""
+    """`tangentune.kernels.feature_map.decision` for rows at hand."""
     made, phi = model.map, batch.phi
     if made.normalize:
         phi = phi * inverse_lengths(phi.double().square().sum(1)).to(phi)[:, None]

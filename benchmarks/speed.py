@@ -24,7 +24,8 @@ from benchmarks.datasets import DataMissing, cifar10, few_shot, held_out
 from benchmarks.record import record
 from tangentune import TangentClassifier, load_backbone, load_pictures
 from tangentune.jacobian.layers import Pairs
-from tangentune.jacobian.rows import batch_rows, survey
+from tangentune.jacobian.rows import batch_rows
+from tangentune.jacobian.survey import survey
 from tangentune.kernels.gram import gram, strategy
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune

@@ -56,7 +56,7 @@ def test_both_ways_to_the_gram_agree_with_explicit_rows(positions: int, tile_byt
     rows = entry.explicit().reshape(260, -1)
     for given in (entry, Rows(entry.explicit())):
         out = torch.zeros(260, 260, dtype=torch.float64)
-        add_gram(out, given, tile_bytes)
+        add_gram(out, given, tile_bytes=tile_bytes)
         assert closeness(torch.triu(out), torch.triu(rows @ rows.T)) < 1e-12
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tangentune.kernels.feature_map import (
     FeatureRows,
+    TangentMap,
     collect_rows,
     cross_kernel,
     join_rows,
@@ -24,7 +25,6 @@ from tangentune.kernels.feature_map import (
     portion_rows,
     row_parts,
 )
-from tangentune.kernels.model import TangentMap
 from tangentune.kernels.stages import Source
 from tangentune.pictures.pictures import Pictures
 

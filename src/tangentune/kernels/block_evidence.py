@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from tangentune.kernels.choice import Problem, Scored, body_lengths, score
-from tangentune.kernels.kernel import cosine
+from tangentune.kernels.gram import cosine
 from tangentune.solvers.evidence import maximise_evidence
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangentune.kernels.kernel import cosine, inverse_lengths
+from tangentune.kernels.gram import cosine, inverse_lengths
 from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, log_evidence, loo_errors, solve
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import BudgetError
-from tangentune.jacobian.layers import Entry, FactorSample, Pairs, Rows
-from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.jacobian.kfac_factors import FactorSums
+from tangentune.jacobian.layers import Entry, Pairs, Rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
 
@@ -46,7 +47,7 @@ class RowSet:
 
     phi: Tensor
     entries: dict[str, Entry]
-    samples: dict[str, FactorSample]
+    samples: dict[str, FactorSums]
 
     def restrict(self, names: Iterable[str]) -> RowSet:
         """The rows of fewer parameters."""
@@ -66,7 +67,7 @@ def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
 
 
 def collect(
-    tangent: Tangent, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
+    tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
 ) -> RowSet:
     """Rows of every picture, kept in memory.
 
@@ -112,12 +113,12 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
     return {name: own if own.mean_square > floor else replace(own, mean_square=0.0) for name, own in out.items()}
 
 
-def _fits(sample: FactorSample, entry: Rows) -> bool:
+def _fits(sample: FactorSums, entry: Rows) -> bool:
     """False for a matrix whose other use as a looked-up table made its rows a vector."""
-    return (sample.g.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
+    return (sample.s.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
 
 
-def entry_bytes(tangent: Tangent, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
+def entry_bytes(tangent: RowPlan, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
     """Bytes a picture of every parameter's rows, measured on a small batch."""
     entries = batch_rows(tangent, views_of(x, mirrored), probes).entries
     return {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
@@ -150,7 +151,7 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     return [group[::-1] for group in groups]
 
 
-def restrict(tangent: Tangent, names: Iterable[str]) -> Tangent:
+def restrict(tangent: RowPlan, names: Iterable[str]) -> RowPlan:
     """The same linearisation with fewer parameters moving."""
     kept = set(names)
     ruled = tuple(name for name in tangent.ruled if name in kept)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tangentune.jacobian.rows import Tangent
+from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.block_evidence import learn_scales
 from tangentune.kernels.choice import (
     RELATIVE_DAMPINGS,
@@ -19,9 +19,8 @@ from tangentune.kernels.choice import (
     search,
 )
 from tangentune.kernels.collect import RowSet, kronecker_factors, restrict
-from tangentune.kernels.feature_map import FeatureRows, feature_rows, primal, row_parts
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, feature_rows, primal, row_parts
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whitening
-from tangentune.kernels.model import TangentMap, TangentModel
 from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
 from tangentune.kernels.stages import Settings, Source, Work, draw_probes
 from tangentune.memory import Meter
@@ -47,7 +46,7 @@ class Fitted:
 
 
 def fit_tangent(
-    tangent: Tangent, source: Source, targets: Tensor, weights: Tensor, settings: Settings, meter: Meter
+    tangent: RowPlan, source: Source, targets: Tensor, weights: Tensor, settings: Settings, meter: Meter
 ) -> Fitted:
     """Solve the least-squares problem of the feature linearisation.
 
@@ -150,7 +149,7 @@ def _small_kernels(work: Work) -> _Kernels:
 
 def _all_kernels(
     work: Work,
-    tangent: Tangent,
+    tangent: RowPlan,
     power: float,
     passes: list[list[str]],
     rows: RowSet | None,

@@ -7,19 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.rows import Tangent
+from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.collect import kronecker_factors, restrict
-from tangentune.kernels.gram import gram
-from tangentune.kernels.kernel import cosine, inverse_lengths
+from tangentune.kernels.feature_map import TangentMap
+from tangentune.kernels.gram import cosine, gram, inverse_lengths
 from tangentune.kernels.metric import Whitening, whiten, whitening
-from tangentune.kernels.model import TangentMap
 from tangentune.kernels.stages import Settings, Source, Work, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
 
 
 def reestimate(
-    feature_map: TangentMap, tangent: Tangent, source: Source, settings: Settings, power: float, outputs: int
+    feature_map: TangentMap, tangent: RowPlan, source: Source, settings: Settings, power: float, outputs: int
 ) -> tuple[TangentMap, Tensor]:
     """Probes and metric from the pictures of `source`, and their kernel.
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry
-from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.choice import Fixed
 from tangentune.kernels.collect import Batches, Portion, RowSet, collect, entry_bytes, plan_passes, portions, restrict
-from tangentune.kernels.kernel import block_grams
+from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.memory import Meter
 from tangentune.networks.parameters import group_blocks
@@ -67,7 +67,7 @@ class Source:
 class Work:
     """What the stages share."""
 
-    tangent: Tangent
+    tangent: RowPlan
     source: Source
     targets: Tensor
     weights: Tensor
@@ -89,7 +89,7 @@ class Work:
         return run
 
     def collect(
-        self, tangent: Tangent, label: str, index: list[int] | None = None, mirrored: bool | None = None
+        self, tangent: RowPlan, label: str, index: list[int] | None = None, mirrored: bool | None = None
     ) -> RowSet:
         """Rows of all or some pictures, mirrored as set unless told otherwise."""
         count = self.source.count if index is None else len(index)
@@ -103,7 +103,7 @@ class Work:
             grams = block_grams(entries, factors, power, tick=bar.update)
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 
-    def passes(self, tangent: Tangent) -> list[list[str]]:
+    def passes(self, tangent: RowPlan) -> list[list[str]]:
         """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
         if not tangent.names:
             return [[]]
@@ -113,7 +113,7 @@ class Work:
         return plan_passes(sizes, self.source.count, room)
 
 
-def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs: int) -> int:
+def room_for_rows(tangent: RowPlan, source: Source, settings: Settings, outputs: int) -> int:
     """Bytes of the memory budget left for rows, after kernels, network and primal weights.
 
     Raises:
@@ -135,7 +135,7 @@ def room_for_rows(tangent: Tangent, source: Source, settings: Settings, outputs:
     return left
 
 
-def draw_probes(tangent: Tangent, source: Source, settings: Settings) -> Tensor:
+def draw_probes(tangent: RowPlan, source: Source, settings: Settings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.probe_space == "isotropic" or not tangent.names:

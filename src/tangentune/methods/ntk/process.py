@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.output_rows import Network, survey_rows
+from tangentune.jacobian.survey import Network, survey_rows
 from tangentune.memory import parse_bytes
 from tangentune.methods.ntk.conditioning import Posterior, check_data, condition_more, condition_on, prior_moments
 from tangentune.methods.ntk.evidence import Scale
