@@ -44,10 +44,7 @@ class Cotangents:
         if not self.exact:
             yield from self.signs(output)
             return
-        for c in range(output.shape[1]):
-            unit = torch.zeros_like(output)
-            unit[:, c] = 1
-            yield unit
+        yield from (unit.expand_as(output) for unit in torch.eye(output.shape[1]).to(output))
 
     def signs(self, output: Tensor) -> Iterator[Tensor]:
         """Random signs, scaled so that the draws average."""
@@ -95,7 +92,14 @@ class FactorPass:
         self.lin, self.plan, self.cotangents = linearization, blocks, cotangents
         self.a: dict[str, Tensor] = {}
         self.s: dict[str, Tensor] = {}
-        self.count: dict[str, float] = {}
+        self.count = dict.fromkeys(linearization.names, 0)
+        for name, like in linearization.point().items():
+            groups, outputs, inputs = blocks.layouts[name]
+            exact_filter = name in blocks.vectors and inputs > 1
+            if name in blocks.matrices or exact_filter:
+                self.a[name] = like.new_zeros(groups, inputs, inputs, dtype=torch.float64)
+            if not exact_filter:
+                self.s[name] = like.new_zeros(groups, outputs, outputs, dtype=torch.float64)
 
     def add(self, x: Inputs) -> None:
         """One batch."""
@@ -106,10 +110,10 @@ class FactorPass:
             if name in self.plan.matrices:
                 if first:
                     a = use.inputs(role, g, n)
-                    self.count[name] = self.count.get(name, 0) + a.shape[1]
-                    _accumulate(self.a, name, a.mT @ a)
+                    self.count[name] += a.shape[1]
+                    self.a[name] += a.mT @ a
                 cotangents = use.cotangents(role, g, n)
-                _accumulate(self.s, name, cotangents.mT @ cotangents)
+                self.s[name] += cotangents.mT @ cotangents
             elif name in self.plan.vectors:
                 own = use.rows(role, g, n).explicit().reshape(n, *self.plan.vectors[name])
                 rows[name] = rows[name] + own if name in rows else own
@@ -118,38 +122,18 @@ class FactorPass:
         for _ in recorder.backward(output, self.cotangents.of(output)):
             for name, values in rows.items():
                 by_group = values.flatten(2).transpose(0, 1)
-                _accumulate(self.s if values.shape[3] == 1 else self.a, name, by_group.mT @ by_group)
+                (self.s if values.shape[3] == 1 else self.a)[name] += by_group.mT @ by_group
             rows.clear()
             first = False
-        self._generic(x, output.detach())
-
-    def _generic(self, x: Inputs, output: Tensor) -> None:
-        """Mean square of the rows' entries: the squared length of `J^T signs`, unbiased over the signs."""
-        if not self.plan.generic:
-            return
-        for signs in self.cotangents.signs(output):
-            pulled = self.lin.vjp(x, signs)
-            for name in self.plan.generic:
-                mean = pulled[name].double().square().sum() / pulled[name].numel()
-                _accumulate(self.s, name, mean.reshape(1, 1, 1))
+        if self.plan.generic:  # the mean square of the rows' entries: |J^T signs|^2 is unbiased over the signs
+            for signs in self.cotangents.signs(output.detach()):
+                pulled = self.lin.vjp(x, signs)
+                for name in self.plan.generic:
+                    self.s[name] += pulled[name].double().square().mean()
 
     def sums(self) -> dict[str, FactorSums]:
-        """What was collected, in network order; zeros where no cotangent came back."""
-        out = {}
-        for name in self.lin.names:
-            groups, outputs, inputs = self.plan.layouts[name]
-            like = self.lin.point()[name]
-            zeros = {
-                "a": torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=like.device),
-                "s": torch.zeros(groups, outputs, outputs, dtype=torch.float64, device=like.device),
-            }
-            a = self.a.get(name, zeros["a"]) if name in self.plan.matrices or self._is_filter(name) else None
-            s = None if self._is_filter(name) else self.s.get(name, zeros["s"])
-            out[name] = FactorSums(a, s, self.count.get(name, 0))
-        return out
-
-    def _is_filter(self, name: str) -> bool:
-        return name in self.plan.vectors and self.plan.vectors[name][2] > 1
+        """What was collected, in network order."""
+        return {name: FactorSums(self.a.get(name), self.s.get(name), count) for name, count in self.count.items()}
 
 
 @final
@@ -190,7 +174,7 @@ class SecondMomentPass:
         for low in range(0, len(entry), step):
             part = entry.select(slice(low, low + step))
             rotated = _rotated(part, basis).reshape(-1, groups, outputs, inputs)
-            _accumulate(self.moments, name, rotated.square().sum(0))
+            self.moments[name] = self.moments.get(name, 0) + rotated.square().sum(0).double()
 
 
 def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
@@ -207,10 +191,6 @@ def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
 def progress(batches: Iterable[Inputs], what: str, verbose: int) -> Iterable[Inputs]:
     """A bar for whoever asked for one."""
     return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name].add_(value) if name in sums else value.double()
 
 
 def _layout(uses: list[tuple[Use, str]], shape: torch.Size) -> Layout:

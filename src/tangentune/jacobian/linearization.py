@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tangentune.errors import InputError
-from tangentune.jacobian import forward_rules as forward_rules  # registers the rules
 from tangentune.jacobian.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.networks.backbone import Backbone

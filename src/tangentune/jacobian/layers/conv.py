@@ -166,65 +166,30 @@ def _contract(windows: Tensor, cotangents: Tensor) -> Tensor:
     return rows
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+def _pair(value: Any, height: int | None) -> tuple[int, int]:
+    """Along height and width; a call in one dimension has its height given."""
+    first, last = (value, value) if isinstance(value, int) else (value[0], value[-1])
+    return int(first) if height is None else height, int(last)
 
 
-def _padding(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Explicit (before, after) padding for height and width."""
-    if padding == "valid":
-        return ((0, 0), (0, 0))
+@rule(torch.conv2d, torch.conv1d)
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Use:
+    """Parse `torch.conv2d`, which every `nn.Conv2d` ends in after its own padding; `torch.conv1d` has height 1."""
+    one = 1 if weight.dim() == 3 else None
+    x, kernel = (input, tuple(weight.shape[2:])) if one is None else (input.unsqueeze(-2), (1, weight.shape[2]))
+    dilation = _pair(dilation, one)
     if padding == "same":
         total = [dilation[d] * (kernel[d] - 1) for d in (0, 1)]
-        return tuple((t // 2, t - t // 2) for t in total)
-    height, width = _pair(padding)
-    return ((height, height), (width, width))
-
-
-@rule(torch.conv2d)
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Use:
-    """Parse `torch.conv2d`, which every `nn.Conv2d` ends in after its own padding."""
-    kernel, dilation = (weight.shape[2], weight.shape[3]), _pair(dilation)
-    geometry = {
-        "stride": _pair(stride),
-        "dilation": dilation,
-        "groups": groups,
-        "kernel": kernel,
-        "padding": _padding(padding, kernel, dilation),
-    }
-    return ConvUse(input, weight, bias, geometry)
-
-
-def _single(value: Any) -> int:
-    return int(value) if isinstance(value, int) else int(value[0])
-
-
-@rule(torch.conv1d)
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Use:
-    """Parse `torch.conv1d` as a convolution of height 1."""
-    kernel, dilation = (1, weight.shape[2]), (1, _single(dilation))
-    padding = padding if isinstance(padding, str) else (0, _single(padding))
-    geometry = {
-        "stride": (1, _single(stride)),
-        "dilation": dilation,
-        "groups": groups,
-        "kernel": kernel,
-        "padding": _padding(padding, kernel, dilation),
-    }
-    return ConvUse(input.unsqueeze(-2), weight, bias, geometry)
+        around = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        around = tuple((t, t) for t in _pair(0 if padding == "valid" else padding, None if one is None else 0))
+    geometry = {"stride": _pair(stride, one), "dilation": dilation, "groups": groups, "kernel": kernel}
+    return ConvUse(x, weight, bias, geometry | {"padding": around})
