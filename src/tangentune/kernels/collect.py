@@ -11,7 +11,7 @@ from torch import Tensor
 from tangentune.errors import BudgetError
 from tangentune.jacobian.kfac_factors import FactorSums
 from tangentune.jacobian.layers import Entry, Pairs, Rows
-from tangentune.jacobian.rows import RowPlan, batch_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows, memory_groups
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
 
@@ -132,23 +132,15 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     Raises:
         BudgetError: if a single parameter does not fit.
     """
-    groups: list[list[str]] = []
-    held = largest = 0
-    for name in reversed(list(sizes)):
-        size = sizes[name] * count
-        if 3 * size > budget:
+    for name, size in reversed(sizes.items()):
+        if 3 * size * count > budget:
             message = (
-                f"the rows of {name} need {3 * size / 2**20:.0f} MiB for {count} pictures, more than the "
+                f"the rows of {name} need {3 * size * count / 2**20:.0f} MiB for {count} pictures, more than the "
                 f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
                 "leave early layers out with subset='last:K'"
             )
             raise BudgetError(message)
-        if not groups or held + size + 2 * max(largest, size) > budget:
-            groups.append([])
-            held = largest = 0
-        groups[-1].append(name)
-        held, largest = held + size, max(largest, size)
-    return [group[::-1] for group in groups]
+    return memory_groups(sizes, count, budget, spare=2)
 
 
 def restrict(tangent: RowPlan, names: Iterable[str]) -> RowPlan:

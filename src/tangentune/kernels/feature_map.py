@@ -122,26 +122,21 @@ def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:
     return FeatureRows(torch.cat([first.phi, second.phi]), entries, lengths)
 
 
-def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows) -> Tensor:
-    """(m, n) float64 kernel between two sets; cost as `gram`, parameter by parameter."""
-    head = left.phi @ right.phi.T
+def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None) -> Tensor:
+    """(m, n) float64 kernel between two sets, None being the first again; cost as `gram`, parameter by parameter."""
+    other = left if right is None else right
+    head = left.phi @ other.phi.T
     if not left.entries:
         return head
     body = torch.zeros_like(head)
     for name, entry in left.entries.items():
-        body += _scale(feature_map, name) * gram(entry, right.entries[name])
-    return head + feature_map.body_scale * left.lengths[:, None] * body * right.lengths
+        body += _scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
+    return head + feature_map.body_scale * left.lengths[:, None] * body * other.lengths
 
 
 def own_kernel(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
     """(n, n) kernel of one set with itself, symmetric."""
-    head = rows.phi @ rows.phi.T
-    if not rows.entries:
-        return head
-    body = torch.zeros_like(head)
-    for name, entry in rows.entries.items():
-        body += _scale(feature_map, name) * gram(entry)
-    return head + feature_map.body_scale * rows.lengths[:, None] * body * rows.lengths
+    return cross_kernel(feature_map, rows, None)
 
 
 def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
