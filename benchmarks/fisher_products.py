@@ -20,7 +20,7 @@ from benchmarks import record
 from benchmarks.cifar_split import begin, study_parser
 from benchmarks.datasets import cifar10, few_shot
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.operators import flatten
+from tangentune.jacobian.tangents import flatten
 from tangentune.methods.ntk import fisher_vector_product
 from tangentune.networks.backbone import load_backbone
 from tangentune.networks.heads import probe_head

@@ -27,7 +27,7 @@ from benchmarks.record import append, done
 from tangentune import load_backbone, load_pictures
 from tangentune.jacobian.kfac import KroneckerCurvature, kfac
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.operators import NormalOperator
+from tangentune.jacobian.tangents import flatten, unflatten
 from tangentune.memory import warm_pages
 from tangentune.networks.heads import probe_head
 from tangentune.pictures.load import normalise
@@ -69,14 +69,24 @@ def measure(pictures: int, size: int, cap: int, kinds: tuple[str, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     exact, _ = curvature(lin, batches, "ekfac", folder)
     damping = 1e-3 * exact.trace() / sum(len(r) * r.shape[1] for r in residuals)
-    normal = NormalOperator(lin, batches, damping)
-    b = normal.pull_back(residuals)
+    shapes = {name: p.shape for name, p in lin.point().items()}
+
+    def normal(v: Tensor) -> Tensor:
+        total = damping * v.double()
+        for x in batches:
+            total += flatten(lin.normal(x, unflatten(v, shapes)))
+        return total.to(v)
+
+    pulled = [flatten(lin.vjp(x, r)).double() for x, r in zip(batches, residuals, strict=True)]
+    b = torch.stack(pulled).sum(0).float()
     for kind in kinds:
         key = {"pictures": pictures, "size": size, "preconditioner": kind, "cap": cap}
         if done(NAME, key) is not None:
             continue
         made, seconds = (None, 0.0) if kind == "none" else curvature(lin, batches, kind, folder)
-        precondition = None if made is None else normal.preconditioner(made)
+        precondition = None
+        if made is not None:
+            precondition = lambda r, made=made: flatten(made.solve(unflatten(r, shapes), damping))  # noqa: E731
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the cap: recorded as converged false
