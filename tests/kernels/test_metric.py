@@ -117,10 +117,10 @@ def test_pairs_and_rows_whiten_alike(power: float) -> None:
 
 def test_pairs_know_their_second_moments() -> None:
     pairs = Pairs(normal(5, 3, 6), normal(5, 3, 2, 4, seed=1))
-    got = pairs_sample(pairs)
+    got_a, got_g = pairs_sample(pairs).both
     a, g = pairs.a.flatten(0, 1), pairs.g.flatten(0, 2)
-    assert closeness(got.a[0], a.T @ a) < 1e-12
-    assert closeness(got.s[0], g.T @ g) < 1e-12
+    assert closeness(got_a[0], a.T @ a) < 1e-12
+    assert closeness(got_g[0], g.T @ g) < 1e-12
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3, 4, 9])
@@ -128,7 +128,7 @@ def test_thinning_meets_every_position(positions: int) -> None:
     # One-hot positions: the factor's diagonal counts how often each was met.
     a = torch.eye(positions, dtype=torch.float64).expand(400, -1, -1).contiguous()
     got = pairs_sample(Pairs(a, normal(400, positions, 1, 2)), limit=200)
-    met = got.a[0].diagonal()
+    met = got.both[0][0].diagonal()
     assert 60 <= float(met.sum()) <= 400
     assert float(met.min()) > 0.5 * float(met.max())
 

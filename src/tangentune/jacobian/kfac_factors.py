@@ -31,6 +31,13 @@ class FactorSums:
     s: Tensor | None
     count: float
 
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """A and S of a matrix, which has the two."""
+        assert self.a is not None
+        assert self.s is not None
+        return self.a, self.s
+
     def __add__(self, other: FactorSums) -> FactorSums:
         """Sums over both shards."""
         return FactorSums(_added(self.a, other.a), _added(self.s, other.s), self.count + other.count)

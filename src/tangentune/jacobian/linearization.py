@@ -223,7 +223,7 @@ class _LinearInTangent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, *_pull_back(*ctx.tape, grads[0]).values()  # pyright: ignore[reportCallIssue]
 
 

@@ -34,11 +34,11 @@ class _Root(torch.autograd.Function):
     """Start of the graph: makes a frozen network's output depend on a token that requires grad."""
 
     @staticmethod
-    def forward(_ctx: Any, output: Tensor, _token: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, _token: Tensor) -> Tensor:  # noqa: ARG004
         return output.clone()
 
     @staticmethod
-    def backward(_ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return grad_outputs[0], None
 
 

@@ -115,7 +115,8 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
 
 def _fits(sample: FactorSums, entry: Rows) -> bool:
     """False for a matrix whose other use as a looked-up table made its rows a vector."""
-    return (sample.s.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
+    a, g = sample.both
+    return (g.shape[-1], a.shape[-1]) == tuple(entry.values.shape[3:])
 
 
 def entry_bytes(tangent: RowPlan, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:

@@ -46,11 +46,8 @@ class Whitening:
 
 def matrix_kronecker(sample: FactorSums, mean_square: float) -> KroneckerFactors:
     """Eigen-decompose the sums of `sample`; cost `groups (i^3 + o^3)`."""
-    assert sample.a is not None
-    assert sample.s is not None
-    a_values, a_vectors = _unit_mean_eigh(sample.a)
-    g_values, g_vectors = _unit_mean_eigh(sample.s)
-    return KroneckerFactors(a_values, a_vectors, g_values, g_vectors, mean_square)
+    a, g = sample.both
+    return KroneckerFactors(*_unit_mean_eigh(a), *_unit_mean_eigh(g), mean_square)
 
 
 def pairs_sample(pairs: Pairs, limit: int = 2048) -> FactorSums:

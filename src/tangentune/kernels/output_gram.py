@@ -223,7 +223,7 @@ def add_gram(out: Tensor, entry: Entry, other: Entry | None = None, tile_bytes: 
     """Add one parameter's inner products to (n C, m C), outputs apart; without `other`, to the upper triangle only."""
     right = entry if other is None else other
     if isinstance(entry, Pairs) and isinstance(right, Pairs) and _pairs_pay(entry, right):
-        _add_pairs(out, entry, other, tile_bytes)
+        _add_pairs(out, entry, right, other is None, tile_bytes)
         return
     inputs = max(e.a.shape[2] if isinstance(e, Pairs) else 1 for e in (entry, right))
     tall = max(len(entry), len(right)) * entry.probes
@@ -244,14 +244,13 @@ def _pairs_pay(entry: Pairs, other: Pairs) -> bool:
     return positions == 1 or positions * (width + PAIR_OVERHEAD) < width * entry.a.shape[2] / 2
 
 
-def _add_pairs(out: Tensor, entry: Pairs, other: Pairs | None, tile_bytes: int) -> None:
-    """`K[ic, jc'] = sum_st (a_is . a_jt) (g_ics . g_jct')`, pictures in strips; the inputs' factor is the outputs'."""
+def _add_pairs(out: Tensor, entry: Pairs, right: Pairs, upper: bool, tile_bytes: int) -> None:
+    """`K[ic, jd] = sum_st (a_is . a_jt) (g_isc . g_jtd)`, pictures in strips: all outputs share `a_is . a_jt`."""
     n, t, outputs, width = entry.g.shape
-    right = entry if other is None else other
     m, s = right.a.shape[:2]
     step = max(1, tile_bytes // (m * t * s * outputs**2 * entry.dtype.itemsize))
     for low in range(0, n, step):
-        start = low if other is None else 0
+        start = low if upper else 0
         own, rest = entry.select(slice(low, low + step)), right.select(slice(start, None))
         alike = own.a.flatten(0, 1) @ rest.a.flatten(0, 1).T
         product = own.g.reshape(-1, width) @ rest.g.reshape(-1, width).T
