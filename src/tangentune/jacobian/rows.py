@@ -132,7 +132,8 @@ def _by_vmap(function: Function, names: tuple[str, ...], x: Inputs, cotangents: 
         return value @ cotangent.to(value)  # not of the inputs' type: they may be token numbers
 
     with math_attention():  # fused attention has no batching rule
-        found = [vmap(grad(along), in_dims=(None, 0, None))(moving, mapped(x, lambda t: t), c) for c in cotangents]
+        held = x if isinstance(x, Tensor) else dict(x)  # vmap opens plain dicts only
+        found = [vmap(grad(along), in_dims=(None, 0, None))(moving, held, c) for c in cotangents]
     return {name: torch.stack([own[name].flatten(1) for own in found], 1) for name in names}
 
 
@@ -233,14 +234,14 @@ class TangentRows:
         return sum(p.numel() for p in self.linearization.point().values())
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the network."""
-        return next(iter(self.linearization.point().values())).dtype
+    def like(self) -> Tensor:
+        """A parameter, for the network's device and precision."""
+        return next(iter(self.linearization.point().values()))
 
     @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(iter(self.linearization.point().values())).device
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        return self.like.dtype
 
     def prepare(self, x: Tensor) -> Tensor:
         """Inputs as the network wants them: its device, precision and memory order.
@@ -248,9 +249,7 @@ class TangentRows:
         Raises:
             InputError: there is no input, or one holds NaN or infinite values.
         """
-        like = next(iter(self.linearization.point().values()))
-        if not isinstance(x, Tensor):
-            x = torch.as_tensor(x)
+        x = torch.as_tensor(x)
         if x.dim() < 2 or not len(x):
             message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
             raise InputError(message)
@@ -258,7 +257,7 @@ class TangentRows:
         if bool(broken.any()):
             message = f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out"
             raise InputError(message)
-        x = x.to(like) if x.is_floating_point() else x.to(like.device)
+        x = x.to(self.like) if x.is_floating_point() else x.to(self.like.device)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
     def entries(self, x: Inputs, names: Collection[str] | None = None) -> dict[str, Entry]:

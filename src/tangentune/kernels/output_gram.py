@@ -64,7 +64,7 @@ def logit_gram(
         )
         raise InputError(message)
     rows = survey_linearization(linearization, first)
-    out = torch.zeros(size, size, dtype=torch.float64, device=rows.device)
+    out = torch.zeros(size, size, dtype=torch.float64, device=rows.like.device)
     groups = _fitting_groups(rows, count, memory_bytes)
     for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
         for _, entry in _collected(rows, batches, names):
@@ -117,7 +117,7 @@ def logit_cross_gram(
         return _cross_by_products(linearization, batches, others)
     if DUAL_FORWARD * left * right * outputs < len(groups) * (left + right) * (1 + BACKWARD * outputs):
         return _cross_by_products(linearization, batches, others)
-    out = torch.zeros(left * outputs, right * outputs, dtype=torch.float64, device=rows.device)
+    out = torch.zeros(left * outputs, right * outputs, dtype=torch.float64, device=rows.like.device)
     for names in groups:
         for _, entry in _collected(rows, chain(batches, others), names):
             add_gram(out, entry.select(slice(left)), entry.select(slice(left, None)))
