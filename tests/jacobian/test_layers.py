@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from tangentune.errors import LayerError
 from tangentune.jacobian.layers import Pairs, Rows
-from tangentune.jacobian.rows import Tangent, batch_rows, explicit_rows, survey
+from tangentune.jacobian.rows import RowPlan, batch_rows, explicit_rows
+from tangentune.jacobian.survey import survey
 from tangentune.networks.parameters import used_parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 
 
-def surveyed(case: Case, network: nn.Module | None = None) -> Tangent:
+def surveyed(case: Case, network: nn.Module | None = None) -> RowPlan:
     network = case.network() if network is None else network
     names = [name for name, _ in network.named_parameters()]
     return survey(network, forward, names, case.batch(3, seed=9))
@@ -101,7 +102,7 @@ def test_tables_cover_what_they_should() -> None:
 )  # fmt: skip
 def test_the_smaller_form_is_held(layer: nn.Module, x: Tensor, kind: type) -> None:
     network = seeded(Seq(layer))
-    tangent = Tangent(network, forward, ("0.weight",), ())
+    tangent = RowPlan(network, forward, ("0.weight",), ())
     entry = batch_rows(tangent, [x.double()], random_probes(network, x.double(), 1)).entries["0.weight"]
     assert type(entry) is kind
     held = entry.a.numel() + entry.g.numel() if isinstance(entry, Pairs) else entry.values.numel()

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, Pairs, Rows, add_uses, average_views, stack_probes
 from tangentune.kernels import gram as gram_module
-from tangentune.kernels.gram import gram, row_chunks, strategy
-from tangentune.kernels.kernel import block_grams, cosine
+from tangentune.kernels.gram import block_grams, cosine, gram, row_chunks, strategy
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -11,11 +11,12 @@ from scipy.linalg import fractional_matrix_power
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentune.jacobian.layers import FactorSample, Pairs, Rows
-from tangentune.jacobian.rows import survey
+from tangentune.jacobian.kfac_factors import FactorSums
+from tangentune.jacobian.layers import Pairs, Rows
+from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import portions
 from tangentune.kernels.collect import collect, kronecker_factors
-from tangentune.kernels.kernel import block_grams, whitened
+from tangentune.kernels.gram import block_grams, whitened
 from tangentune.kernels.metric import (
     FACTOR_DAMPING,
     POWERS,
@@ -44,11 +45,11 @@ def power_of(matrix: Tensor, power: float) -> Tensor:
     return torch.from_numpy(np.real(fractional_matrix_power(damped, -power)).copy())
 
 
-def sample(groups: int, outputs: int, inputs: int) -> tuple[FactorSample, list[Tensor], list[Tensor]]:
+def sample(groups: int, outputs: int, inputs: int) -> tuple[FactorSums, list[Tensor], list[Tensor]]:
     """Sums of outer products of 30 positions, and the two factors of each group."""
     a, g = normal(groups, 30, inputs) * 3, normal(groups, 30, outputs, seed=1) * 0.1
     a_sums, g_sums = a.transpose(1, 2) @ a, g.transpose(1, 2) @ g
-    return FactorSample(a_sums, g_sums, 30, 30), list(a_sums), list(g_sums)
+    return FactorSums(a_sums, g_sums, 30), list(a_sums), list(g_sums)
 
 
 @pytest.mark.parametrize("power", POWERS)
@@ -117,10 +118,10 @@ def test_pairs_and_rows_whiten_alike(power: float) -> None:
 
 def test_pairs_know_their_second_moments() -> None:
     pairs = Pairs(normal(5, 3, 6), normal(5, 3, 2, 4, seed=1))
-    got = pairs_sample(pairs)
+    got_a, got_g = pairs_sample(pairs).both
     a, g = pairs.a.flatten(0, 1), pairs.g.flatten(0, 2)
-    assert closeness(got.a[0], a.T @ a) < 1e-12
-    assert closeness(got.g[0], g.T @ g) < 1e-12
+    assert closeness(got_a[0], a.T @ a) < 1e-12
+    assert closeness(got_g[0], g.T @ g) < 1e-12
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3, 4, 9])
@@ -128,7 +129,7 @@ def test_thinning_meets_every_position(positions: int) -> None:
     # One-hot positions: the factor's diagonal counts how often each was met.
     a = torch.eye(positions, dtype=torch.float64).expand(400, -1, -1).contiguous()
     got = pairs_sample(Pairs(a, normal(400, positions, 1, 2)), limit=200)
-    met = got.a[0].diagonal()
+    met = got.both[0][0].diagonal()
     assert 60 <= float(met.sum()) <= 400
     assert float(met.min()) > 0.5 * float(met.max())
 
@@ -206,7 +207,7 @@ def test_fisher_rows_have_the_same_scale_in_every_layer() -> None:
     """Power 1/2 takes the size of a layer's gradients away: scaling a layer's rows changes nothing."""
     rows = Rows(normal(30, 1, 1, 4, 6))
     a, g = normal(30, 6), normal(30, 4, seed=4)
-    sums = FactorSample((a.T @ a)[None], (g.T @ g)[None], 30, 30)
+    sums = FactorSums((a.T @ a)[None], (g.T @ g)[None], 30)
 
     def fisher(scale: float) -> Tensor:
         scaled = Rows(rows.values * scale)
@@ -220,7 +221,7 @@ def test_a_dead_parameter_stays_finite() -> None:
     """All-zero rows (a dead unit, a padding token) meet no division by zero."""
     dead = Rows(torch.zeros(4, 1, 3, 1, 1, dtype=torch.float64))
     assert not whiten(dead, whitening(diagonal_kronecker(dead), 0.5)).explicit().any()
-    nothing = FactorSample(torch.zeros(1, 2, 2).double(), torch.zeros(1, 3, 3).double(), 4, 4)
+    nothing = FactorSums(torch.zeros(1, 2, 2).double(), torch.zeros(1, 3, 3).double(), 4)
     matrix = Rows(torch.zeros(4, 1, 1, 3, 2, dtype=torch.float64))
     assert not whiten(matrix, whitening(matrix_kronecker(nothing, 0.0), 0.5)).explicit().any()
 

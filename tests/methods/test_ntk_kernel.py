@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tangentune.errors import InputError
 from tangentune.jacobian.layers import Pairs
 from tangentune.jacobian.linearization import Linearization
+from tangentune.kernels.output_gram import hold_rows
 from tangentune.methods.ntk import TangentRows, kernel_diagonal, survey_rows, tangent_kernel
-from tangentune.methods.ntk.kernel import hold_rows
 
 MODES = ("full", "independent", "shared")
 
@@ -181,12 +181,12 @@ def test_convolutions_of_all_kinds(net: nn.Module, shape: tuple[int, ...]) -> No
     x = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     net = Narrow(seeded(net), x)
     rows = survey_rows(net, x)
-    assert not rows.generic
+    assert not rows.ways.generic + rows.ways.single
     assert closeness(rows.explicit(rows.prepare(x)), jacobian(net, x)) < 1e-12
 
 
 def test_cotangents_of_many_outputs_are_contracted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     net, rows, x = problem()
-    monkeypatch.setattr("tangentune.jacobian.output_rows.WAITING_BYTES", 1)
-    monkeypatch.setattr("tangentune.jacobian.layers.patches.PATCH_BYTES", 1)
+    monkeypatch.setattr("tangentune.jacobian.rows.WAITING_BYTES", 1)
+    monkeypatch.setattr("tangentune.jacobian.layers.conv.PATCH_BYTES", 1)
     assert closeness(rows.explicit(rows.prepare(x)), jacobian(net, x)) < 1e-12

@@ -17,7 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tangentune.errors import BackboneError, InputError, MissingExtraError
-from tangentune.jacobian.rows import explicit_rows, survey
+from tangentune.jacobian.rows import explicit_rows
+from tangentune.jacobian.survey import survey
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.leaky import Leak, leaky
 

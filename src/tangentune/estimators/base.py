@@ -22,11 +22,12 @@ from tangentune.estimators.options import read_options
 from tangentune.estimators.outer_steps import Expansion
 from tangentune.estimators.sourced import AbstractSourced
 from tangentune.estimators.training_set import ROWS_SHARE, extend, first_set
-from tangentune.jacobian.rows import Tangent, survey
+from tangentune.jacobian.rows import RowPlan
+from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches, with_progress
 from tangentune.kernels.cost import estimate_cost
+from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.kernels.fit import fit_tangent
-from tangentune.kernels.model import TangentModel, decision
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.networks.backbone import Backbone, load_backbone
@@ -218,7 +219,7 @@ class AbstractTangentEstimator(AbstractSourced):
             for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
                 warnings.warn(sentence, stacklevel=3)
 
-    def _survey(self, backbone: Backbone, source: PictureBatches) -> Tangent:
+    def _survey(self, backbone: Backbone, source: PictureBatches) -> RowPlan:
         module, features = backbone.module, backbone.feature_function
         x = next(iter(source.batches(list(range(min(2, source.count))))))
         backbone.check(x)

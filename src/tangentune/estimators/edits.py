@@ -23,7 +23,7 @@ from tangentune.estimators.source_kernels import extended, source_kernels, with_
 from tangentune.estimators.training_set import TrainingSet, extend, first_set
 from tangentune.estimators.user_input import find_pictures, join_labels, read_weights
 from tangentune.jacobian.task_vector import TaskVector
-from tangentune.kernels.model import TangentMap
+from tangentune.kernels.feature_map import TangentMap
 from tangentune.kernels.reestimate import reestimate
 from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tangentune.estimators.training_set import TrainingSet
 from tangentune.jacobian.task_vector import TaskVector
-from tangentune.kernels.model import TangentMap
+from tangentune.kernels.feature_map import TangentMap
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo

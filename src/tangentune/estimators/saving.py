@@ -16,10 +16,10 @@ from tangentune.estimators.model_directory import read_edits, read_model, write_
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.source_store import pack, unpack
 from tangentune.estimators.training_set import ROWS_SHARE, TrainingSet
-from tangentune.jacobian.rows import Tangent
+from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
+from tangentune.kernels.feature_map import TangentMap, TangentModel
 from tangentune.kernels.metric import Whitening
-from tangentune.kernels.model import TangentMap, TangentModel
 from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.contract import DataContract
@@ -166,7 +166,7 @@ def _model(
     folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
     tasks = [_task(tensors, f"point.{fold}.") for fold in folds]
     points = tuple(moved(backbone.module, task) for task in tasks if task is not None)
-    tangent = Tangent(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
+    tangent = RowPlan(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
     metric = {
         name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
         for name in tangent.names

@@ -19,9 +19,8 @@ from tangentune.estimators.fitted import Choice, Encoded, State, Step, solved
 from tangentune.estimators.source_kernels import SourceSet
 from tangentune.estimators.training_set import TrainingSet, parts, with_rows
 from tangentune.kernels.batches import PictureBatches, picture_batches, with_progress
-from tangentune.kernels.feature_map import FeatureRows, primal
+from tangentune.kernels.feature_map import FeatureRows, TangentModel, primal
 from tangentune.kernels.fit import Fitted
-from tangentune.kernels.model import TangentModel
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures

@@ -16,7 +16,7 @@ from tangentune.errors import BudgetError, InputError
 from tangentune.estimators.fitted import Choice, Encoded
 from tangentune.estimators.source_kernels import problem, source_kernels, source_pictures, with_source
 from tangentune.estimators.training_set import ROWS_SHARE, Opened, TrainingSet
-from tangentune.kernels.model import TangentMap
+from tangentune.kernels.feature_map import TangentMap
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.contract import DataContract

@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.estimators.training_set import Opened, TrainingSet, cross, extend
-from tangentune.kernels.feature_map import FeatureRows, collect_rows, cross_kernel, own_kernel, portion_rows, row_parts
-from tangentune.kernels.model import TangentMap
+from tangentune.kernels.feature_map import (
+    FeatureRows,
+    TangentMap,
+    collect_rows,
+    cross_kernel,
+    own_kernel,
+    portion_rows,
+    row_parts,
+)
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
 from tangentune.solvers.source.coupling import coupling

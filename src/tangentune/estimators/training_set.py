@@ -18,6 +18,7 @@ from torch import Tensor
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.feature_map import (
     FeatureRows,
+    TangentMap,
     collect_rows,
     cross_kernel,
     join_rows,
@@ -25,7 +26,6 @@ from tangentune.kernels.feature_map import (
     portion_rows,
     row_parts,
 )
-from tangentune.kernels.model import TangentMap
 from tangentune.pictures.pictures import Pictures
 
 if TYPE_CHECKING:

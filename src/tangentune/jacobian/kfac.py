@@ -173,13 +173,17 @@ def kfac(
     def given() -> Cotangents:
         return Cotangents(cotangents == "exact", draws, torch.Generator().manual_seed(seed))
 
-    sums = _filled(FactorPass(linearization, treatment, given()), chain([first], items), "factors", verbose).sums()
+    factors = FactorPass(linearization, treatment, given())
+    for x in progress(chain([first], items), "factors", verbose):
+        factors.add(x)
+    sums = factors.sums()
     point = linearization.point()
     blocks = {name: decompose(s, kind, treatment.layouts[name], point[name].dtype) for name, s in sums.items()}
     if kind == "ekfac":
         moments = SecondMomentPass(linearization, treatment, given(), blocks)
-        values = _filled(moments, batches, "second moments", verbose).moments
-        blocks |= {name: blocks[name].with_values(value) for name, value in values.items()}
+        for x in progress(batches, "second moments", verbose):
+            moments.add(x)
+        blocks |= {name: blocks[name].with_values(value) for name, value in moments.moments.items()}
     return KroneckerCurvature(kind, sums, blocks)
 
 
@@ -218,9 +222,3 @@ def _outline(curvature: KroneckerCurvature) -> dict[str, Any]:
         name: (b.layout, curvature.sums[name].a is None, curvature.sums[name].s is None)
         for name, b in curvature.blocks.items()
     }
-
-
-def _filled(work: Any, batches: Iterable[Inputs], what: str, verbose: int) -> Any:
-    for x in progress(batches, what, verbose):
-        work.add(x)
-    return work

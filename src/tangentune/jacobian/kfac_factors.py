@@ -19,7 +19,7 @@ KINDS = ("kfac", "ekfac", "block_diagonal")
 @final
 @dataclass(frozen=True, eq=False)
 class FactorSums:
-    """Sums over data, float64; two shards' sums add up to those of all data.
+    """Sums over data; two shards' sums add up to those of all data.
 
     Attributes:
         a: (groups, inputs, inputs) sum of `a a^T` over samples and positions; None where there is no such factor.
@@ -31,9 +31,21 @@ class FactorSums:
     s: Tensor | None
     count: float
 
+    @property
+    def both(self) -> tuple[Tensor, Tensor]:
+        """A and S of a matrix, which has the two."""
+        assert self.a is not None
+        assert self.s is not None
+        return self.a, self.s
+
     def __add__(self, other: FactorSums) -> FactorSums:
         """Sums over both shards."""
         return FactorSums(_added(self.a, other.a), _added(self.s, other.s), self.count + other.count)
+
+
+def outer_sums(a: Tensor, g: Tensor) -> FactorSums:
+    """Sums over (groups, positions, inputs) and (groups, positions, outputs), in their own precision."""
+    return FactorSums(a.mT @ a, g.mT @ g, a.shape[1])
 
 
 @final

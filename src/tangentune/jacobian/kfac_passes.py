@@ -11,9 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune.jacobian.kfac_factors import EigenBlock, FactorSums
-from tangentune.jacobian.layers import Entry, LayoutError, Pairs, Use, add_uses
+from tangentune.jacobian.layers import Entry, Pairs, Use, add_uses
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.watched_passes import backwards, first_samples, marked, sample_count, watch
+from tangentune.jacobian.recorder import watch
+from tangentune.jacobian.rows import first_samples, sample_count
+from tangentune.jacobian.survey import linearization_ways
 from tangentune.networks.network_function import Inputs
 
 # Largest side of a factor, of matrices and of vectors; a parameter beyond gets a multiple of the identity.
@@ -42,10 +44,7 @@ class Cotangents:
         if not self.exact:
             yield from self.signs(output)
             return
-        for c in range(output.shape[1]):
-            unit = torch.zeros_like(output)
-            unit[:, c] = 1
-            yield unit
+        yield from (unit.expand_as(output) for unit in torch.eye(output.shape[1]).to(output))
 
     def signs(self, output: Tensor) -> Iterator[Tensor]:
         """Random signs, scaled so that the draws average."""
@@ -69,38 +68,14 @@ class Plan:
         return {**self.matrices, **self.vectors, **self.generic}
 
 
-def plan(linearization: Linearization, x: Inputs, any_size: bool = False) -> Plan:
-    """Choose a treatment for every parameter and prove it on a few samples: rows, weighted, must sum to J^T r.
-
-    With `any_size`, parameters with a rule are not sent to `generic` for being large.
-    """
+def plan(linearization: Linearization, x: Inputs) -> Plan:
+    """Choose a treatment for every parameter: by its rows' proven way, by how its uses see it, and by its size."""
     x = first_samples(x, 3)
+    ruled = linearization_ways(linearization, x).ruled
+    _, recorder = watch(linearization.function, ruled, x, lambda *_: None)
     shapes = {name: p.shape for name, p in linearization.point().items()}
-    seen: dict[str, list[tuple[Use, str]]] = {}
-    rows: dict[str, Tensor] = {}
-    failed: set[str] = set()
-    n = sample_count(x)
-
-    def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
-        try:
-            own = use.rows(role, g, n).explicit().reshape(n, *shapes[name])
-        except LayoutError:
-            failed.add(name)
-            return
-        rows[name] = rows[name] + own if name in rows else own
-
-    output, recorder = watch(linearization, x, sink)
-    for use in recorder.uses:
-        for role, tensor in use.roles.items():
-            seen.setdefault(recorder.names[id(tensor)], []).append((use, role))
-    layouts = {name: _layout(uses, shapes[name]) for name, uses in seen.items() if name not in recorder.unruled}
-    generator = torch.Generator().manual_seed(0)
-    r = torch.randn(output.shape, generator=generator).to(output)
-    weights = torch.randn(n, 1, generator=generator).to(output)
-    backwards(output, recorder, [r])
-    truth = linearization.vjp(x, weights * r)
-    failed |= {name for name in layouts if name in rows and not _adds_up(rows[name], weights, truth, name)}
-    fit = {name: layout for name, layout in layouts.items() if name not in failed and (any_size or _small(layout))}
+    layouts = {name: _layout(uses, shapes[name]) for name, uses in recorder.places().items()}
+    fit = {name: layouts[name] for name in ruled if _small(layouts[name])}
     matrices = {name: layout for name, layout in fit.items() if layout[1] > 1 and layout[2] > 1}
     return Plan(
         matrices,
@@ -117,7 +92,14 @@ class FactorPass:
         self.lin, self.plan, self.cotangents = linearization, blocks, cotangents
         self.a: dict[str, Tensor] = {}
         self.s: dict[str, Tensor] = {}
-        self.count: dict[str, float] = {}
+        self.count = dict.fromkeys(linearization.names, 0)
+        for name, like in linearization.point().items():
+            groups, outputs, inputs = blocks.layouts[name]
+            exact_filter = name in blocks.vectors and inputs > 1
+            if name in blocks.matrices or exact_filter:
+                self.a[name] = like.new_zeros(groups, inputs, inputs, dtype=torch.float64)
+            if not exact_filter:
+                self.s[name] = like.new_zeros(groups, outputs, outputs, dtype=torch.float64)
 
     def add(self, x: Inputs) -> None:
         """One batch."""
@@ -127,52 +109,31 @@ class FactorPass:
         def sink(_: int, use: Use, role: str, name: str, g: Tensor) -> None:
             if name in self.plan.matrices:
                 if first:
-                    a = use.inputs(role, g)
-                    self.count[name] = self.count.get(name, 0) + a.shape[1]
-                    _accumulate(self.a, name, a.mT @ a)
-                cotangents = use.cotangents(role, g)
-                _accumulate(self.s, name, cotangents.mT @ cotangents)
+                    a = use.inputs(role, g, n)
+                    self.count[name] += a.shape[1]
+                    self.a[name] += a.mT @ a
+                cotangents = use.cotangents(role, g, n)
+                self.s[name] += cotangents.mT @ cotangents
             elif name in self.plan.vectors:
                 own = use.rows(role, g, n).explicit().reshape(n, *self.plan.vectors[name])
                 rows[name] = rows[name] + own if name in rows else own
 
-        output, recorder = watch(self.lin, x, sink)
-        for cotangent, last in marked(self.cotangents.of(output)):
-            backwards(output, recorder, [cotangent], keep=not last)
+        output, recorder = watch(self.lin.function, self.plan.layouts, x, sink)
+        for _ in recorder.backward(output, self.cotangents.of(output)):
             for name, values in rows.items():
                 by_group = values.flatten(2).transpose(0, 1)
-                _accumulate(self.s if values.shape[3] == 1 else self.a, name, by_group.mT @ by_group)
+                (self.s if values.shape[3] == 1 else self.a)[name] += by_group.mT @ by_group
             rows.clear()
             first = False
-        self._generic(x, output.detach())
-
-    def _generic(self, x: Inputs, output: Tensor) -> None:
-        """Mean square of the rows' entries: the squared length of `J^T signs`, unbiased over the signs."""
-        if not self.plan.generic:
-            return
-        for signs in self.cotangents.signs(output):
-            pulled = self.lin.vjp(x, signs)
-            for name in self.plan.generic:
-                mean = pulled[name].double().square().sum() / pulled[name].numel()
-                _accumulate(self.s, name, mean.reshape(1, 1, 1))
+        if self.plan.generic:  # the mean square of the rows' entries: |J^T signs|^2 is unbiased over the signs
+            for signs in self.cotangents.signs(output.detach()):
+                pulled = self.lin.vjp(x, signs)
+                for name in self.plan.generic:
+                    self.s[name] += pulled[name].double().square().mean()
 
     def sums(self) -> dict[str, FactorSums]:
-        """What was collected, in network order; zeros where no cotangent came back."""
-        out = {}
-        for name in self.lin.names:
-            groups, outputs, inputs = self.plan.layouts[name]
-            like = self.lin.point()[name]
-            zeros = {
-                "a": torch.zeros(groups, inputs, inputs, dtype=torch.float64, device=like.device),
-                "s": torch.zeros(groups, outputs, outputs, dtype=torch.float64, device=like.device),
-            }
-            a = self.a.get(name, zeros["a"]) if name in self.plan.matrices or self._is_filter(name) else None
-            s = None if self._is_filter(name) else self.s.get(name, zeros["s"])
-            out[name] = FactorSums(a, s, self.count.get(name, 0))
-        return out
-
-    def _is_filter(self, name: str) -> bool:
-        return name in self.plan.vectors and self.plan.vectors[name][2] > 1
+        """What was collected, in network order."""
+        return {name: FactorSums(self.a.get(name), self.s.get(name), count) for name, count in self.count.items()}
 
 
 @final
@@ -199,13 +160,9 @@ class SecondMomentPass:
             else:
                 waiting[name] = add_uses(waiting[name], entry) if name in waiting else entry
 
-        output, recorder = watch(self.lin, x, sink)
-        uses: dict[str, int] = {}
-        for use in recorder.uses:
-            for tensor in use.roles.values():
-                uses[recorder.names[id(tensor)]] = uses.get(recorder.names[id(tensor)], 0) + 1
-        for cotangent, last in marked(self.cotangents.of(output)):
-            backwards(output, recorder, [cotangent], keep=not last)
+        output, recorder = watch(self.lin.function, self.plan.layouts, x, sink)
+        uses = {name: len(places) for name, places in recorder.places().items()}
+        for _ in recorder.backward(output, self.cotangents.of(output)):
             for name, entry in waiting.items():
                 self._square(name, entry)
             waiting.clear()
@@ -217,7 +174,7 @@ class SecondMomentPass:
         for low in range(0, len(entry), step):
             part = entry.select(slice(low, low + step))
             rotated = _rotated(part, basis).reshape(-1, groups, outputs, inputs)
-            _accumulate(self.moments, name, rotated.square().sum(0))
+            self.moments[name] = self.moments.get(name, 0) + rotated.square().sum(0).double()
 
 
 def _rotated(entry: Entry, basis: EigenBlock) -> Tensor:
@@ -236,10 +193,6 @@ def progress(batches: Iterable[Inputs], what: str, verbose: int) -> Iterable[Inp
     return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
 
 
-def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name].add_(value) if name in sums else value.double()
-
-
 def _layout(uses: list[tuple[Use, str]], shape: torch.Size) -> Layout:
     """As matrices if all uses agree on them, else as one vector."""
     found = {use.matrix(role) for use, role in uses}
@@ -250,12 +203,3 @@ def _layout(uses: list[tuple[Use, str]], shape: torch.Size) -> Layout:
 def _small(layout: Layout) -> bool:
     matrix = layout[1] > 1 and layout[2] > 1
     return max(layout[1], layout[2]) <= (MATRIX_LIMIT if matrix else VECTOR_LIMIT)
-
-
-def _adds_up(rows: Tensor, weights: Tensor, truth: dict[str, Tensor], name: str) -> bool:
-    total = torch.tensordot(weights[:, 0], rows, dims=1)
-    size = torch.tensordot(weights[:, 0].abs(), rows.abs(), dims=1).norm() + truth[name].norm()
-    # A gradient that is exactly zero (a key's bias under softmax) is rounding noise on both sides.
-    size = size + 1e-3 * max(float(t.norm()) for t in truth.values())
-    tolerance = 1e-9 if rows.dtype == torch.float64 else 1e-2
-    return bool((total - truth[name]).norm() <= tolerance * size)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tangentune.errors import InputError
-from tangentune.jacobian import forward_rules as forward_rules  # registers the rules
 from tangentune.jacobian.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.networks.backbone import Backbone
@@ -224,7 +223,7 @@ class _LinearInTangent(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, *_pull_back(*ctx.tape, grads[0]).values()  # pyright: ignore[reportCallIssue]
 
 

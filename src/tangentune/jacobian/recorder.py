@@ -1,41 +1,57 @@
-"""Watch a forward pass: which torch functions used which parameters, and the cotangents that come back."""
+"""Watch a pass through a network: which torch functions used which parameters, and the cotangents that come back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tangentune.jacobian.layers import RULES, Use
 from tangentune.networks.features import tensors_in
+from tangentune.networks.network_function import Inputs
+
+Sink = Callable[[int, Use, str, str, Tensor], None]  # (which use, the use, role, parameter, cotangent of its output)
+
+
+class Function(Protocol):
+    """A frozen network as `(inputs, replaced parameters) -> outputs (n, C)`."""
+
+    def __call__(self, x: Inputs, replaced: Mapping[str, Tensor], /) -> Tensor:
+        """Outputs (n, C)."""
+        ...
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Parameters that may move, by name; none requires grad."""
+        ...
 
 
 class _Root(torch.autograd.Function):
     """Start of the graph: makes a frozen network's output depend on a token that requires grad."""
 
     @staticmethod
-    def forward(_ctx: Any, output: Tensor, _token: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, _token: Tensor) -> Tensor:  # noqa: ARG004
         return output.clone()
 
     @staticmethod
-    def backward(_ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         return grad_outputs[0], None
 
 
 class Recorder(TorchFunctionMode):
-    """Records every call that takes a tracked parameter; gives each call's output cotangent to `sink`.
+    """Records every call that takes a tracked parameter; gives its output's cotangent to `sink`, role by role.
 
     Functions are watched, not modules, so a module used twice, a tied weight, or a subclass that pads by
     itself is seen as what it does. A tracked parameter in a call without a rule lands in `unruled`.
     The tracked parameters must not require grad: the backward pass then skips weight gradients.
+    The sink must not hold the outputs: the tape holds the sink, and neither would ever be freed.
     """
 
-    def __init__(self, names: dict[int, str], sink: Callable[[int, Use, Tensor], None]):
+    def __init__(self, names: dict[int, str], sink: Sink):
         super().__init__()
         self.names, self.sink = names, sink
         self.uses: list[Use] = []
@@ -67,4 +83,33 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _receive(self, position: int, g: Tensor) -> None:
-        self.sink(position, self.uses[position], g.detach())
+        use = self.uses[position]
+        for role, tensor in use.roles.items():
+            self.sink(position, use, role, self.names[id(tensor)], g.detach())
+
+    def places(self) -> dict[str, list[tuple[Use, str]]]:
+        """The uses of every parameter that was met, and its role in each."""
+        out: dict[str, list[tuple[Use, str]]] = {}
+        for use in self.uses:
+            for role, tensor in use.roles.items():
+                out.setdefault(self.names[id(tensor)], []).append((use, role))
+        return out
+
+    def backward(self, output: Tensor, cotangents: Iterable[Tensor]) -> Iterator[None]:
+        """One backward pass a cotangent, each as it is asked for; the graph goes with the last."""
+        items = iter(cotangents)
+        current = next(items, None) if output.requires_grad else None
+        while current is not None:
+            following = next(items, None)
+            torch.autograd.backward(output, current, retain_graph=following is not None, inputs=[self.token])
+            yield
+            current = following
+
+
+def watch(function: Function, names: Iterable[str], x: Inputs, sink: Sink) -> tuple[Tensor, Recorder]:
+    """Outputs of one taped forward pass, and who saw it; the sink sees each backward pass through the named ones."""
+    parameters = function.parameters()
+    recorder = Recorder({id(parameters[name]): name for name in names}, sink)
+    with torch.enable_grad(), recorder:
+        output = function(x, {})
+    return output, recorder

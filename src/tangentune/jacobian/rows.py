@@ -1,29 +1,160 @@
-"""The tangent rows of a frozen network: psi_r(x) = J_phi(x)^T p_r for every picture, probe and parameter.
+"""Rows of a network's Jacobian, `J(x)^T c`: of every picture, cotangent c of its outputs, and parameter.
 
-One forward and one backward pass per probe and batch, without weight gradients; each parameter's rows come
-from the rule of the function that used it, or from `vmap(grad)` where there is no rule.
+One forward and one backward pass per cotangent and batch, without weight gradients, give the rows of all parameters
+whose functions have a layer rule; others go by `vmap(grad)`, or picture by picture. The cotangents are probes of a
+feature space, or each output by itself.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tangentune.errors import LayerError
-from tangentune.jacobian.layers import Entry, FactorSample, Rows, Use, add_uses, average_views, stack_probes
-from tangentune.jacobian.recorder import Recorder
+from tangentune.errors import InputError
+from tangentune.jacobian.forward_mode import math_attention
+from tangentune.jacobian.kfac_factors import FactorSums, outer_sums
+from tangentune.jacobian.layers import Entry, Rows, Use, add_uses, average_views, stack_probes
+from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.recorder import Function, watch
 from tangentune.networks.features import Features, features_at
-from tangentune.networks.parameters import ReferenceGradients, reference_gradients
+from tangentune.networks.network_function import Inputs
+
+WAITING_BYTES = 2**24  # cotangents of one call that wait for those of further outputs, to share its work
 
 
 @dataclass(frozen=True)
-class Tangent:
-    """What the rows are taken of: a network, its feature function, and which parameters go which way.
+class Ways:
+    """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them.
+
+    Attributes:
+        ruled: by layer rules.
+        generic: by `vmap(grad)`; about one more forward and backward pass a cotangent.
+        single: by a forward pass a picture, and a backward pass a picture and cotangent.
+    """
+
+    ruled: tuple[str, ...] = ()
+    generic: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
+
+    def restrict(self, names: Iterable[str]) -> Ways:
+        """The same ways of fewer parameters."""
+        kept = set(names)
+        chosen = (tuple(n for n in own if n in kept) for own in (self.ruled, self.generic, self.single))
+        return Ways(*chosen)
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Rows of one batch: `phi` (n, d), `entries` and K-FAC `factors` by parameter name."""
+
+    phi: Tensor
+    entries: dict[str, Entry]
+    factors: dict[str, FactorSums]
+
+
+def rows(
+    function: Function,
+    ways: Ways,
+    x: Inputs,
+    cotangents: Tensor | None = None,
+    *,
+    views: int = 1,
+    positions: int = 0,
+    together: bool = True,
+) -> BatchRows:
+    """Outputs and Jacobian rows of one batch.
+
+    Args:
+        function: the network.
+        ways: which parameters, and how; proven by `survey`.
+        x: the batch; with views, all views of it one after the other.
+        cotangents: (R, outputs), each the same for every picture; None: the unit vectors, so every output's own row.
+        views: how many views of each picture to average over.
+        positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
+        together: let the uses that gain by it wait for several cotangents; rounding then differs.
+    """
+    n = sample_count(x)
+    collected: dict[tuple[int, str], list[Entry]] = {}
+    waiting: dict[tuple[int, str], tuple[Use, str, list[Tensor]]] = {}
+    factors: dict[str, FactorSums] = {}
+
+    def keep(place: tuple[int, str], entry: Entry) -> None:
+        collected.setdefault(place, []).append(average_views(entry, views))
+
+    def contract(place: tuple[int, str]) -> None:
+        use, role, own = waiting.pop(place)
+        keep(place, use.rows_together(role, own, n))
+
+    def sink(position: int, use: Use, role: str, name: str, g: Tensor) -> None:
+        place = (position, name)
+        if together and use.shares(role):
+            own = waiting.setdefault(place, (use, role, []))[2]
+            own.append(g)
+            if len(own) * g.nbytes >= WAITING_BYTES:
+                contract(place)
+            return
+        entry = use.rows(role, g, n)
+        keep(place, entry)
+        # Pairs hold their own second moments; explicit rows have lost them, so sum them here.
+        if positions and isinstance(entry, Rows) and use.matrix(role) is not None:
+            sample = outer_sums(use.inputs(role, g, n, positions), use.cotangents(role, g, n, positions))
+            factors[name] = factors[name] + sample if name in factors else sample
+
+    output, recorder = watch(function, ways.ruled, x, sink)
+    directions = torch.eye(output.shape[1]) if cotangents is None else cotangents
+    for _ in recorder.backward(output, (c.to(output).expand_as(output) for c in directions)):
+        pass
+    for place in list(waiting):
+        contract(place)
+    entries: dict[str, Entry] = {}
+    for (_, name), per_cotangent in collected.items():
+        entry = stack_probes(per_cotangent)
+        entries[name] = add_uses(entries[name], entry) if name in entries else entry
+    for names, by in ((ways.generic, _by_vmap), (ways.single, _one_by_one)):
+        if names:
+            found = by(function, names, x, directions)
+            entries |= {name: average_views(Rows(v[:, :, :, None, None]), views) for name, v in found.items()}
+    return BatchRows(output.detach().unflatten(0, (views, n // views)).mean(0), entries, factors)
+
+
+def _by_vmap(function: Function, names: tuple[str, ...], x: Inputs, cotangents: Tensor) -> dict[str, Tensor]:
+    """Flat rows (n, R, p), all pictures at once."""
+    parameters = function.parameters()
+    moving = {name: parameters[name].detach() for name in names}
+
+    def along(params: dict[str, Tensor], one: Any, cotangent: Tensor) -> Tensor:
+        value = function(mapped(one, lambda t: t[None]), params)[0]
+        return value @ cotangent.to(value)  # not of the inputs' type: they may be token numbers
+
+    with math_attention():  # fused attention has no batching rule
+        held = x if isinstance(x, Tensor) else dict(x)  # vmap opens plain dicts only
+        found = [vmap(grad(along), in_dims=(None, 0, None))(moving, held, c) for c in cotangents]
+    return {name: torch.stack([own[name].flatten(1) for own in found], 1) for name in names}
+
+
+def _one_by_one(function: Function, names: tuple[str, ...], x: Inputs, cotangents: Tensor) -> dict[str, Tensor]:
+    """Flat rows (n, R, p) by plain autograd, picture by picture."""
+    parameters = function.parameters()
+    leaves = {name: parameters[name].detach().requires_grad_() for name in names}
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for i in range(sample_count(x)):
+        with torch.enable_grad(), math_attention():
+            output = function(mapped(x, lambda t, i=i: t[i : i + 1]), leaves)
+        for c in cotangents.to(output):
+            pulled = torch.autograd.grad(output, list(leaves.values()), c[None], retain_graph=True, allow_unused=True)
+            for (name, leaf), g in zip(leaves.items(), pulled, strict=True):
+                found[name].append((torch.zeros_like(leaf) if g is None else g).reshape(-1))
+    return {name: torch.stack(own).unflatten(0, (-1, len(cotangents))) for name, own in found.items()}
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """What feature rows are taken of: a network, its feature function, and which parameters go which way.
 
     `ruled` parameters use layer rules, `generic` ones `vmap(grad)`; the rest stay fixed. Made by `survey`.
     `points` are networks of the same kind at other weights, for pictures whose rows are taken there.
@@ -35,7 +166,16 @@ class Tangent:
     generic: tuple[str, ...]
     points: tuple[nn.Module, ...] = ()
 
-    def at(self, point: int | None) -> Tangent:
+    def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
+        """Features (n, d)."""
+        assert isinstance(x, Tensor)
+        return features_at(self.module, self.features, dict(replaced), x) if replaced else self.features(self.module, x)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters of the network."""
+        return dict(self.module.named_parameters())
+
+    def at(self, point: int | None) -> RowPlan:
         """The same rows at one of the `points`; None stays."""
         return self if point is None else replace(self, module=self.points[point])
 
@@ -45,20 +185,11 @@ class Tangent:
         return self.ruled + self.generic
 
 
-@dataclass(frozen=True)
-class BatchRows:
-    """Rows of one batch: `phi` (n, d), `entries` and K-FAC `factors` by parameter name."""
-
-    phi: Tensor
-    entries: dict[str, Entry]
-    factors: dict[str, FactorSample]
-
-
-def batch_rows(tangent: Tangent, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
+def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
     """Features and tangent rows of one batch, averaged over its views.
 
     Args:
-        tangent: network and parameters, from `survey`.
+        plan: network and parameters, from `survey`.
         views: the batch (n, ...) seen in one or more ways (say plain and mirrored), same shape each.
         probes: directions in feature space, (R, d).
         positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
@@ -66,135 +197,119 @@ def batch_rows(tangent: Tangent, views: list[Tensor], probes: Tensor, positions:
     Returns:
         Rows of every parameter that moves. Cost: one forward, R backwards, no weight gradients.
     """
-    n, x = len(views[0]), torch.cat(views) if len(views) > 1 else views[0]
-    parameters = dict(tangent.module.named_parameters())
-    names = {id(parameters[name]): name for name in tangent.ruled}
-    collected: dict[tuple[int, str], list[Entry]] = {}
-    factors: dict[str, FactorSample] = {}
-
-    def sink(position: int, use: Use, g: Tensor) -> None:
-        for role, parameter in use.roles.items():
-            name = names[id(parameter)]
-            entry = use.rows(role, g, len(x))
-            collected.setdefault((position, name), []).append(average_views(entry, len(views)))
-            # Pairs hold their own second moments; explicit rows have lost them, so sum them here.
-            sample = use.factors(role, g, len(x), positions) if positions and isinstance(entry, Rows) else None
-            if sample is not None:
-                factors[name] = factors[name] + sample if name in factors else sample
-
-    with torch.enable_grad():
-        recorder = Recorder(names, sink)
-        with recorder:
-            phi = tangent.features(tangent.module, x)
-        for r, probe in enumerate(probes):
-            if not phi.requires_grad:
-                break
-            cotangent = probe.to(phi).expand_as(phi)
-            torch.autograd.backward(phi, cotangent, retain_graph=r + 1 < len(probes), inputs=[recorder.token])
-    entries: dict[str, Entry] = {}
-    for (_, name), per_probe in collected.items():
-        entry = stack_probes(per_probe)
-        entries[name] = add_uses(entries[name], entry) if name in entries else entry
-    if tangent.generic:
-        generic = _generic_rows(tangent, x, probes)
-        entries.update({name: average_views(entry, len(views)) for name, entry in generic.items()})
-    return BatchRows(phi.detach().unflatten(0, (len(views), n)).mean(0), entries, factors)
+    x = torch.cat(views) if len(views) > 1 else views[0]
+    ways = Ways(plan.ruled, plan.generic)
+    return rows(plan, ways, x, probes, views=len(views), positions=positions, together=False)
 
 
-def explicit_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
+def explicit_rows(plan: RowPlan, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
     """Rows written out in the parameters' own shapes: name -> (n, R, *shape). For tests and small nets."""
-    shapes = {name: p.shape for name, p in tangent.module.named_parameters()}
-    entries = batch_rows(tangent, [x], probes).entries
+    shapes = {name: p.shape for name, p in plan.parameters().items()}
+    entries = batch_rows(plan, [x], probes).entries
     return {name: e.explicit().reshape(len(x), len(probes), *shapes[name]) for name, e in entries.items()}
 
 
-def survey(module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int = 0) -> Tangent:
-    """Sort parameters into ruled, generic and unused, and prove the choice on a few pictures.
+@final
+@dataclass(frozen=True, eq=False)
+class TangentRows:
+    """A network whose rows are wanted for all outputs; made by `survey_rows`.
 
-    Rows of each parameter, weighted at random, must add up to what autograd gives for the same weighting;
-    a parameter that fails its rule moves to the generic rule, and one that fails there too is refused. The
-    proof runs in float64 on a copy, where rounding cannot hide or fake a fault.
+    Attributes:
+        linearization: the network, frozen.
+        ways: how the rows of each parameter are got.
+        held: bytes of one picture's rows, by parameter; parameters that no output depends on are not among them.
+        outputs: C.
+        channels_last: whether pictures go through the network in that memory order.
+    """
+
+    linearization: Linearization
+    ways: Ways
+    held: dict[str, int]
+    outputs: int
+    channels_last: bool
+
+    @property
+    def width(self) -> int:
+        """Parameters that move, p."""
+        return sum(p.numel() for p in self.linearization.point().values())
+
+    @property
+    def like(self) -> Tensor:
+        """A parameter, for the network's device and precision."""
+        return next(iter(self.linearization.point().values()))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        return self.like.dtype
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Inputs as the network wants them: its device, precision and memory order.
+
+        Raises:
+            InputError: there is no input, or one holds NaN or infinite values.
+        """
+        x = torch.as_tensor(x)
+        if x.dim() < 2 or not len(x):
+            message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
+            raise InputError(message)
+        broken = ~torch.isfinite(x).flatten(1).all(1)
+        if bool(broken.any()):
+            message = f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out"
+            raise InputError(message)
+        x = x.to(self.like) if x.is_floating_point() else x.to(self.like.device)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
+
+    def entries(self, x: Inputs, names: Collection[str] | None = None) -> dict[str, Entry]:
+        """Rows of one prepared batch by parameter, Pairs or Rows with C probes."""
+        ways = self.ways if names is None else self.ways.restrict(names)
+        return rows(self.linearization.function, ways, x).entries
+
+    def explicit(self, x: Tensor) -> Tensor:
+        """The Jacobian of one prepared batch, (n, C, p), columns in network order."""
+        entries = self.entries(x)
+        parts = []
+        for name, p in self.linearization.point().items():
+            zeros = p.new_zeros(()).expand(len(x), self.outputs, p.numel())
+            parts.append(entries[name].explicit().flatten(2) if name in entries else zeros)
+        return torch.cat(parts, 2)
+
+    def groups(self, pictures: int, memory_bytes: int) -> list[list[str]]:
+        """Parameters whose rows of so many pictures fit into memory together; a lone one may be larger."""
+        return memory_groups(self.held, pictures, memory_bytes)
+
+
+def memory_groups(held: Mapping[str, int], pictures: int, budget: int, spare: int = 0) -> list[list[str]]:
+    """Parameters, last layers first, in groups whose rows fit into a budget: a sweep over the pictures each.
 
     Args:
-        module: frozen network in eval mode.
-        features: `(module, x) -> (n, d)`.
-        names: parameters that may move; those the features do not depend on are left out of the result.
-        x: two or three inputs.
-        seed: of the random probe and weights.
-
-    Raises:
-        LayerError: if some parameter's per-sample gradient cannot be computed correctly.
+        held: bytes a picture of each parameter's rows, in network order.
+        pictures: how many.
+        budget: bytes; a parameter that does not fit even alone gets a group of its own.
+        spare: further copies of a group's largest entry that must fit too.
     """
-    try:
-        twin, inputs = copy.deepcopy(module).double(), x.double() if x.is_floating_point() else x
-        checked = _sort_parameters(twin, features, names, inputs, seed, 1e-9)
-    except (RuntimeError, TypeError):  # no float64 on this device, or a fixed precision inside the network
-        checked = _sort_parameters(module, features, names, x, seed, 1e-2)
-    return Tangent(module, features, checked.ruled, checked.generic)
+    groups: list[list[str]] = []
+    total = largest = 0
+    for name in reversed(list(held)):
+        size = held[name] * pictures
+        if not groups or total + size + spare * max(largest, size) > budget:
+            groups.append([])
+            total = largest = 0
+        groups[-1].append(name)
+        total, largest = total + size, max(largest, size)
+    return [group[::-1] for group in groups]
 
 
-def _sort_parameters(
-    module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int, tolerance: float
-) -> Tangent:
-    parameters = dict(module.named_parameters())
-    reference = reference_gradients(module, features, names, x, torch.Generator().manual_seed(seed))
-    used = [name for name in names if reference.truth[name] is not None]
-    recorder = Recorder({id(parameters[name]): name for name in used}, lambda *_: None)
-    with torch.enable_grad(), recorder:
-        features(module, x)
-    seen = {name for use in recorder.uses for t in use.roles.values() if (name := recorder.names.get(id(t)))}
-    ruled = [name for name in used if name in seen - recorder.unruled]
-    failed = _failures(Tangent(module, features, tuple(ruled), ()), x, reference, tolerance)
-    ruled = [name for name in ruled if name not in failed]
-    generic = [name for name in used if name not in ruled]
-    wrong = _failures(Tangent(module, features, (), tuple(generic)), x, reference, tolerance)
-    if wrong:
-        message = (
-            f"per-sample gradients of {', '.join(sorted(wrong)[:5])} cannot be computed: the network mixes samples "
-            "there or uses an operation without vmap support; leave these parameters out with `subset`"
-        )
-        raise LayerError(message)
-    return Tangent(module, features, tuple(ruled), tuple(generic))
+def sample_count(x: Inputs) -> int:
+    """Samples of a batch."""
+    return len(x if isinstance(x, Tensor) else next(iter(x.values())))
 
 
-def _failures(tangent: Tangent, x: Tensor, reference: ReferenceGradients, tolerance: float) -> set[str]:
-    """Parameters whose weighted row sum is not autograd's gradient; a rule that raises is bisected for."""
-    names = tangent.names
-    if not names:
-        return set()
-    try:
-        rows = explicit_rows(tangent, x, reference.probe)
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        if len(names) == 1:
-            return set(names)
-        halves = (names[: len(names) // 2], names[len(names) // 2 :])
-        parts = [Tangent(tangent.module, tangent.features, *((h, ()) if tangent.ruled else ((), h))) for h in halves]
-        return set().union(*(_failures(part, x, reference, tolerance) for part in parts))
-    return {name for name in names if not _adds_up(rows.get(name), reference, name, tolerance)}
+def first_samples(x: Inputs, count: int) -> Inputs:
+    """The first samples of a batch."""
+    return mapped(x, lambda t: t[:count])
 
 
-def _adds_up(rows: Tensor | None, reference: ReferenceGradients, name: str, tolerance: float) -> bool:
-    truth = reference.truth[name]
-    if rows is None or truth is None:
-        return False
-    weights = reference.weights.to(rows)
-    total = torch.tensordot(weights, rows[:, 0], dims=1)
-    size = torch.tensordot(weights.abs(), rows[:, 0].abs(), dims=1).norm() + truth.norm()
-    # A gradient that is exactly zero (a key's bias under softmax) is rounding noise on both sides.
-    size = size + 1e-3 * max(float(t.norm()) for t in reference.truth.values() if t is not None)
-    return bool((total - truth).norm() <= tolerance * size)
-
-
-def _generic_rows(tangent: Tangent, x: Tensor, probes: Tensor) -> dict[str, Rows]:
-    """`vmap(grad)` for parameters without a rule; cost about one more forward and backward a probe."""
-    parameters = dict(tangent.module.named_parameters())
-    moving = {name: parameters[name].detach() for name in tangent.generic}
-
-    def output(params: dict[str, Tensor], one: Tensor, probe: Tensor) -> Tensor:
-        phi = features_at(tangent.module, tangent.features, params, one[None])[0]
-        return phi @ probe.to(phi)  # not of the inputs' type: they may be token numbers
-
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule
-        per_probe = [vmap(grad(output), in_dims=(None, 0, None))(moving, x, probe) for probe in probes]
-    stacked = {name: torch.stack([rows[name].flatten(1) for rows in per_probe], 1) for name in moving}
-    return {name: Rows(values[:, :, :, None, None]) for name, values in stacked.items()}
+def mapped(x: Inputs, change: Callable[[Tensor], Tensor]) -> Any:
+    """Inputs with every tensor changed."""
+    return change(x) if isinstance(x, Tensor) else {key: change(value) for key, value in x.items()}

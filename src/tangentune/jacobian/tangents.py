@@ -1,4 +1,4 @@
-"""Sums and inner products of tangents: one tensor a parameter, by name."""
+"""Tangents as vectors, one tensor a parameter by name: sums, inner products, and end to end as solvers want them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def combine(a: float, x: Mapping[str, Tensor], b: float, y: Mapping[str, Tensor]
         {'w': tensor([2., 1.])}
     """
     return {name: torch.add(a * value, y[name], alpha=b) for name, value in x.items()}
+
+
+def flatten(v: Mapping[str, Tensor]) -> Tensor:
+    """All tensors end to end, (p,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in v.values()])
+
+
+def unflatten(v: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The inverse of `flatten`: views of v."""
+    parts = v.split([shape.numel() for shape in shapes.values()])
+    return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangentune.kernels.kernel import cosine, inverse_lengths
+from tangentune.kernels.gram import cosine, inverse_lengths
 from tangentune.solvers.evidence import maximise_block_evidence
 from tangentune.solvers.ridge import Solution, factor_ridge, log_evidence, loo_errors, solve
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import BudgetError
-from tangentune.jacobian.layers import Entry, FactorSample, Pairs, Rows
-from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.jacobian.kfac_factors import FactorSums
+from tangentune.jacobian.layers import Entry, Pairs, Rows
+from tangentune.jacobian.rows import RowPlan, batch_rows, memory_groups
 from tangentune.kernels.batches import Batches
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
@@ -25,7 +26,7 @@ class RowSet:
 
     phi: Tensor
     entries: dict[str, Entry]
-    samples: dict[str, FactorSample]
+    samples: dict[str, FactorSums]
 
     def restrict(self, names: Iterable[str]) -> RowSet:
         """The rows of fewer parameters."""
@@ -45,7 +46,7 @@ def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
 
 
 def collect(
-    tangent: Tangent, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
+    tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
 ) -> RowSet:
     """Rows of every picture, kept in memory.
 
@@ -91,12 +92,13 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
     return {name: own if own.mean_square > floor else replace(own, mean_square=0.0) for name, own in out.items()}
 
 
-def _fits(sample: FactorSample, entry: Rows) -> bool:
+def _fits(sample: FactorSums, entry: Rows) -> bool:
     """False for a matrix whose other use as a looked-up table made its rows a vector."""
-    return (sample.g.shape[-1], sample.a.shape[-1]) == tuple(entry.values.shape[3:])
+    a, g = sample.both
+    return (g.shape[-1], a.shape[-1]) == tuple(entry.values.shape[3:])
 
 
-def entry_bytes(tangent: Tangent, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
+def entry_bytes(tangent: RowPlan, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
     """Bytes a picture of every parameter's rows, measured on a small batch."""
     entries = batch_rows(tangent, views_of(x, mirrored), probes).entries
     return {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
@@ -110,26 +112,18 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     Raises:
         BudgetError: if a single parameter does not fit.
     """
-    groups: list[list[str]] = []
-    held = largest = 0
-    for name in reversed(list(sizes)):
-        size = sizes[name] * count
-        if 3 * size > budget:
+    for name, size in reversed(sizes.items()):
+        if 3 * size * count > budget:
             message = (
-                f"the rows of {name} need {3 * size / 2**20:.0f} MiB for {count} pictures, more than the "
+                f"the rows of {name} need {3 * size * count / 2**20:.0f} MiB for {count} pictures, more than the "
                 f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
                 "leave early layers out with subset='last:K'"
             )
             raise BudgetError(message)
-        if not groups or held + size + 2 * max(largest, size) > budget:
-            groups.append([])
-            held = largest = 0
-        groups[-1].append(name)
-        held, largest = held + size, max(largest, size)
-    return [group[::-1] for group in groups]
+    return memory_groups(sizes, count, budget, spare=2)
 
 
-def restrict(tangent: Tangent, names: Iterable[str]) -> Tangent:
+def restrict(tangent: RowPlan, names: Iterable[str]) -> RowPlan:
     """The same linearisation with fewer parameters moving."""
     kept = set(names)
     ruled = tuple(name for name in tangent.ruled if name in kept)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tangentune.jacobian.layers import Pairs
-from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import plan_passes, views_of
 from tangentune.kernels.gram import strategy
@@ -16,7 +16,7 @@ from tangentune.kernels.pilot import POWERS, pilot_pictures
 from tangentune.kernels.stages import FitSettings, room_for_rows
 
 
-def estimate_cost(tangent: Tangent, pictures: PictureBatches, settings: FitSettings, outputs: int) -> dict[str, Any]:
+def estimate_cost(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> dict[str, Any]:
     """Estimate a fit before starting it; usually within a factor of two.
 
     Returns:

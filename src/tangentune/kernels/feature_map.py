@@ -14,14 +14,47 @@ import torch
 from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, join_entries
-from tangentune.jacobian.rows import batch_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, Portion
 from tangentune.kernels.collect import collect, views_of
-from tangentune.kernels.gram import gram
-from tangentune.kernels.kernel import inverse_lengths
-from tangentune.kernels.metric import whiten
-from tangentune.kernels.model import TangentMap, TangentModel, accumulate
+from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
+from tangentune.kernels.metric import Whitening, whiten
 from tangentune.networks.parameters import block_of
+
+
+@dataclass(frozen=True)
+class TangentMap:
+    """The feature map, frozen after `fit`.
+
+    Attributes:
+        tangent: network and parameters that move.
+        probes: (R, d) directions in feature space.
+        mirrored: features and rows are means over a picture and its mirror image.
+        metric: whitening of each parameter's rows; empty for power 0.
+        block_scales: scale of each block's kernel.
+        body_scale: scale of the body's kernel against the head's.
+        normalize: head rows and body rows have length one.
+        length_scales: scale of each block in the lengths of body rows.
+    """
+
+    tangent: RowPlan
+    probes: Tensor
+    mirrored: bool
+    metric: dict[str, Whitening]
+    block_scales: dict[str, float]
+    body_scale: float
+    normalize: bool
+    length_scales: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TangentModel:
+    """A feature map with its weights: `intercept` (C,), `head` (C, d), `body` name -> (C, row width)."""
+
+    map: TangentMap
+    intercept: Tensor
+    head: Tensor
+    body: dict[str, Tensor]
 
 
 @final
@@ -85,31 +118,26 @@ def collect_rows(feature_map: TangentMap, batches: Batches, count: int) -> Featu
 
 def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:
     """Two sets, one after the other."""
-    entries = {name: join_entries(entry, second.entries[name]) for name, entry in first.entries.items()}
+    entries = {name: join_entries([entry, second.entries[name]]) for name, entry in first.entries.items()}
     lengths = torch.cat([first.lengths, second.lengths])
     return FeatureRows(torch.cat([first.phi, second.phi]), entries, lengths)
 
 
-def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows) -> Tensor:
-    """(m, n) float64 kernel between two sets; cost as `gram`, parameter by parameter."""
-    head = left.phi @ right.phi.T
+def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None) -> Tensor:
+    """(m, n) float64 kernel between two sets, None being the first again; cost as `gram`, parameter by parameter."""
+    other = left if right is None else right
+    head = left.phi @ other.phi.T
     if not left.entries:
         return head
     body = torch.zeros_like(head)
     for name, entry in left.entries.items():
-        body += _scale(feature_map, name) * gram(entry, right.entries[name])
-    return head + feature_map.body_scale * left.lengths[:, None] * body * right.lengths
+        body += _scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
+    return head + feature_map.body_scale * left.lengths[:, None] * body * other.lengths
 
 
 def own_kernel(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
     """(n, n) kernel of one set with itself, symmetric."""
-    head = rows.phi @ rows.phi.T
-    if not rows.entries:
-        return head
-    body = torch.zeros_like(head)
-    for name, entry in rows.entries.items():
-        body += _scale(feature_map, name) * gram(entry)
-    return head + feature_map.body_scale * rows.lengths[:, None] * body * rows.lengths
+    return cross_kernel(feature_map, rows, None)
 
 
 def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
@@ -156,6 +184,41 @@ def primal(
         body[name] = body[name] * (feature_map.body_scale * _scale(feature_map, name))
     ordered = {name: body[name] for name in feature_map.tangent.names}
     return TangentModel(feature_map, bias, head.to(feature_map.probes), ordered)
+
+
+def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) -> Tensor:
+    """`coefficients^T rows` (C, row width), rows formed chunk by chunk; adds to `out` if given."""
+    if out is None:
+        out = torch.zeros(coefficients.shape[1], entry.width, dtype=coefficients.dtype, device=coefficients.device)
+    for columns, part in row_chunks(entry):
+        out[:, columns] += coefficients.T @ part
+    return out
+
+
+def decision(model: TangentModel, x: Tensor) -> Tensor:
+    """Scores (n, C), float64, of one batch of network inputs.
+
+    Cost: one forward and R backwards, as in fitting, and C multiply-adds a row entry.
+    """
+    feature_map = model.map
+    part = batch_rows(feature_map.tangent, views_of(x, feature_map.mirrored), feature_map.probes)
+    phi = part.phi
+    if feature_map.normalize:
+        phi = phi * inverse_lengths(phi.double().square().sum(1)).to(phi)[:, None]
+    scores = model.intercept + (phi @ model.head.T).double()
+    if not model.body:
+        return scores
+    body, squares = torch.zeros_like(scores), torch.zeros_like(scores[:, 0])
+    for name, weights in model.body.items():
+        entry = part.entries[name]
+        if name in feature_map.metric:
+            entry = whiten(entry, feature_map.metric[name])
+        for columns, rows in row_chunks(entry):
+            body += (rows @ weights[:, columns].T).double()
+        if feature_map.normalize:
+            scale = feature_map.length_scales[block_of(name)] / len(feature_map.probes)
+            squares += scale * entry.squared_norms()
+    return scores + (body * inverse_lengths(squares)[:, None] if feature_map.normalize else body)
 
 
 def _scale(feature_map: TangentMap, name: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tangentune.jacobian.rows import Tangent
+from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.choice import (
     RELATIVE_DAMPINGS,
@@ -20,9 +20,8 @@ from tangentune.kernels.choice import (
     search,
 )
 from tangentune.kernels.collect import RowSet, kronecker_factors, restrict
-from tangentune.kernels.feature_map import FeatureRows, feature_rows, primal, row_parts
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, feature_rows, primal, row_parts
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whitening
-from tangentune.kernels.model import TangentMap, TangentModel
 from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
@@ -58,7 +57,7 @@ class Fitted:
 
 
 def fit_tangent(
-    tangent: Tangent, pictures: PictureBatches, targets: Tensor, weights: Tensor, settings: FitSettings, meter: Meter
+    tangent: RowPlan, pictures: PictureBatches, targets: Tensor, weights: Tensor, settings: FitSettings, meter: Meter
 ) -> Fitted:
     """Solve the least-squares problem of the feature linearisation.
 

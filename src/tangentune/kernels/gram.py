@@ -1,16 +1,18 @@
-"""Gram matrices of row entries: three exact ways, the cheapest per parameter, in tiles.
+"""Gram matrices of rows: three exact ways, the cheapest per parameter, in tiles; and their sums over a block.
 
 Products run in the rows' own precision over short tiles and are summed in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, Pairs
+from tangentune.kernels.metric import KroneckerFactors, whiten, whitening
+from tangentune.networks.parameters import group_blocks
 
 TILE_BYTES = 24 * 2**20  # tiles that stay in the cache: forming rows is several times faster there
 PAIR_OVERHEAD = 60  # elementwise work on one position pair, in multiply-adds of a matrix product
@@ -115,3 +117,46 @@ def _mirror(out: Tensor) -> Tensor:
 
 def _device(entry: Entry) -> torch.device:
     return entry.a.device if isinstance(entry, Pairs) else entry.values.device
+
+
+def whitened(entry: Entry, factors: KroneckerFactors | None, power: float) -> Entry:
+    """An entry in the metric of the given power; power 0 is the entry itself."""
+    return entry if power == 0 or factors is None else whiten(entry, whitening(factors, power))
+
+
+def block_grams(
+    entries: dict[str, Entry],
+    factors: dict[str, KroneckerFactors],
+    power: float,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, Tensor]:
+    """(n, n) Gram of every block, probes averaged, float64: passes then add up to the same bits or nearly.
+
+    Args:
+        entries: rows by parameter name.
+        factors: K-FAC factors by parameter name; not needed for power 0.
+        power: of the metric.
+        tick: called after every parameter.
+    """
+    out: dict[str, Tensor] = {}
+    for block, names in group_blocks(entries).items():
+        total: Tensor | None = None
+        for name in names:
+            entry = entries[name]
+            part = gram(whitened(entry, factors.get(name), power)) / entry.probes
+            total = part if total is None else total + part
+            tick()
+        assert total is not None
+        out[block] = total
+    return out
+
+
+def inverse_lengths(squares: Tensor) -> Tensor:
+    """1 / sqrt of squared row lengths, and 0 for a row of zeros."""
+    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
+
+
+def cosine(kernel: Tensor) -> Tensor:
+    """Divide by the rows' lengths; a zero row stays zero."""
+    inverse = inverse_lengths(kernel.diagonal())
+    return inverse[:, None] * kernel * inverse

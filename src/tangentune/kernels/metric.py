@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.layers import Entry, FactorSample, Pairs, Rows
+from tangentune.jacobian.kfac_factors import FactorSums, outer_sums
+from tangentune.jacobian.layers import Entry, Pairs, Rows
 
 POWERS = (0.0, 0.25, 0.5)
 FACTOR_DAMPING = 1.0  # in mean eigenvalues; less makes leave-one-out optimistic and predictions worse (decision 5)
@@ -43,21 +44,20 @@ class Whitening:
     right: Tensor
 
 
-def matrix_kronecker(sample: FactorSample, mean_square: float) -> KroneckerFactors:
+def matrix_kronecker(sample: FactorSums, mean_square: float) -> KroneckerFactors:
     """Eigen-decompose the sums of `sample`; cost `groups (i^3 + o^3)`."""
-    a_values, a_vectors = _unit_mean_eigh(sample.a)
-    g_values, g_vectors = _unit_mean_eigh(sample.g)
-    return KroneckerFactors(a_values, a_vectors, g_values, g_vectors, mean_square)
+    a, g = sample.both
+    return KroneckerFactors(*_unit_mean_eigh(a), *_unit_mean_eigh(g), mean_square)
 
 
-def pairs_sample(pairs: Pairs, limit: int = 2048) -> FactorSample:
+def pairs_sample(pairs: Pairs, limit: int = 2048) -> FactorSums:
     """Second moments of stored positions, evenly thinned to about `limit`; cost `limit (i^2 + o^2)`."""
     a, g = pairs.a.flatten(0, 1), pairs.g.flatten(0, 1)
     step = max(1, len(a) // limit)
     if step % pairs.a.shape[1] == 0 or pairs.a.shape[1] % step == 0:
         step += step > 1  # do not keep meeting the same corner of every picture
     a, g = a[::step], g[::step].flatten(0, 1)
-    return FactorSample((a.T @ a)[None], (g.T @ g)[None], len(a), len(g))
+    return outer_sums(a[None], g[None])
 
 
 def diagonal_kronecker(rows: Rows) -> KroneckerFactors:

@@ -1,27 +1,29 @@
-"""Gram matrix of a linearised network's logits, `K = J J^T` over pictures and outputs: (n C, n C) in float64.
+"""Gram matrices of a network's Jacobian with its outputs kept apart: the tangent kernel `K = J J^T`, in float64.
 
 One forward and C backward passes a batch give every parameter's rows, as position pairs where those are smaller;
 inputs are shared by the C outputs. Products run in the network's precision over short tiles, summed in float64.
-`logit_cross_gram` is the block of K between two sets of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune.errors import BudgetError, InputError
-from tangentune.jacobian.kfac_passes import plan
-from tangentune.jacobian.layers import Entry, Pairs, Rows, Use, add_uses, stack_probes
+from tangentune.jacobian.layers import Entry, Pairs, Rows, join_entries
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.watched_passes import backwards, watch
-from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES
+from tangentune.jacobian.rows import TangentRows, mapped, sample_count
+from tangentune.jacobian.survey import survey_linearization
+from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram
 from tangentune.networks.network_function import Inputs
 
+Outputs = Literal["full", "independent", "shared"]
+MEMORY_BYTES = 2**30
 LIMIT = 20_000  # rows of K: 3.2 GB in float64, and its eigendecomposition takes as much again, and hours
 DUAL_FORWARD, BACKWARD = 3, 2  # in plain forward passes
 
@@ -53,22 +55,21 @@ def logit_gram(
         >>> torch.allclose(kernel, torch.kron((x @ x.T).double(), torch.eye(2).double()), atol=1e-5)
         True
     """
-    counts = [len(linearization.f0(x)) for x in batches]
-    first = next(iter(batches))
-    outputs = linearization.f0(first).shape[1]
-    size = sum(counts) * outputs
+    count, first = sum(map(sample_count, batches)), next(iter(batches))
+    size = count * linearization.f0(first).shape[1]
     if size > LIMIT:
         message = (
-            f"{sum(counts)} pictures x {outputs} outputs make a Gram matrix of {size:,} rows, above {LIMIT:,}; solve "
+            f"{count} pictures x {size // count} outputs make a Gram matrix of {size:,} rows, above {LIMIT:,}; solve "
             "in parameter space with tangentune.solvers.pcg, or take fewer pictures"
         )
         raise InputError(message)
-    out = torch.zeros(size, size, dtype=torch.float64, device=linearization.f0(first).device)
-    groups = list(_groups(linearization, first, sum(counts), memory_bytes))
-    for names, ruled in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
-        for entry in _entries(linearization, batches, names, ruled):
+    rows = survey_linearization(linearization, first)
+    out = torch.zeros(size, size, dtype=torch.float64, device=rows.like.device)
+    groups = _fitting_groups(rows, count, memory_bytes)
+    for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
+        for _, entry in _collected(rows, batches, names):
             add_gram(out, entry)
-    return torch.triu(out) + torch.triu(out, 1).T
+    return _mirrored(out)
 
 
 def logit_cross_gram(
@@ -101,182 +102,237 @@ def logit_cross_gram(
         >>> torch.allclose(kernel, logit_gram(lin, [x])[:, :2], atol=1e-5)
         True
     """
-    left, right = (sum(len(linearization.f0(x)) for x in part) for part in (batches, others))
-    first = next(iter(batches))
-    outputs = linearization.f0(first).shape[1]
-    if max(left, right) * outputs > LIMIT:
+    left, right = (sum(map(sample_count, part)) for part in (batches, others))
+    rows = survey_linearization(linearization, next(iter(batches)))
+    outputs, most = rows.outputs, max(left, right)
+    if most * outputs > LIMIT:
         message = (
-            f"{max(left, right)} pictures x {outputs} outputs make a Gram matrix of {max(left, right) * outputs:,} "
-            f"rows, above {LIMIT:,}; take fewer pictures at a time"
+            f"{most} pictures x {outputs} outputs make a Gram matrix of {most * outputs:,} rows, above {LIMIT:,}; "
+            "take fewer pictures at a time"
         )
         raise InputError(message)
     try:
-        groups = list(_groups(linearization, first, left + right, memory_bytes))
+        groups = _fitting_groups(rows, left + right, memory_bytes)
     except BudgetError:
         return _cross_by_products(linearization, batches, others)
     if DUAL_FORWARD * left * right * outputs < len(groups) * (left + right) * (1 + BACKWARD * outputs):
         return _cross_by_products(linearization, batches, others)
-    out = torch.zeros(left * outputs, right * outputs, dtype=torch.float64, device=linearization.f0(first).device)
-    for names, ruled in groups:
-        for entry in _entries(linearization, chain(batches, others), names, ruled):
-            add_gram(out, entry, split=left)
+    out = torch.zeros(left * outputs, right * outputs, dtype=torch.float64, device=rows.like.device)
+    for names in groups:
+        for _, entry in _collected(rows, chain(batches, others), names):
+            add_gram(out, entry.select(slice(left)), entry.select(slice(left, None)))
     return out
+
+
+def tangent_kernel(
+    rows: TangentRows,
+    x: Tensor,
+    other: Tensor | None = None,
+    *,
+    outputs: Outputs = "full",
+    batch_size: int = 64,
+    memory_bytes: int = MEMORY_BYTES,
+    held: Mapping[str, Entry] | None = None,
+) -> Tensor:
+    """Kernel between inputs, (problems, N, M) in float64; N and M count the rows of each problem.
+
+    Args:
+        rows: the network, from `survey_rows`.
+        x: (n, ...) inputs.
+        other: (m, ...) inputs; None: x itself.
+        outputs: "full": one problem over all outputs, N = n C, row i C + c for input i, output c; "independent": C
+            problems, N = n, entries between different outputs left out; "shared": one problem, N = n, the mean of
+            the C diagonal blocks (trace / C).
+        batch_size: inputs that pass through the network at a time.
+        memory_bytes: for the rows of x; parameters are taken in groups that fit, each group costing one more sweep.
+        held: rows of x where they are known already, from `hold_rows`.
+
+    Returns:
+        The kernel. Cost: one forward and C backward passes an input and sweep, and at most n m C^2 p multiply-adds
+        ("full") or n m C p (the others).
+
+    Raises:
+        InputError: an input or the kernel is not finite.
+
+    Example:
+        >>> from tangentune.jacobian.survey import survey_rows
+        >>> x = torch.randn(4, 3)
+        >>> rows = survey_rows(torch.nn.Linear(3, 2, bias=False), x)
+        >>> kernel = tangent_kernel(rows, x, outputs="shared")  # of a linear layer: the inner product
+        >>> torch.allclose(kernel[0], (x @ x.T).double(), atol=1e-5)
+        True
+    """
+    check_outputs(outputs)
+    x = rows.prepare(x)
+    second = None if other is None else rows.prepare(other)
+    count = rows.outputs if outputs == "full" else 1
+    n, m = len(x) * count, (len(x) if second is None else len(second)) * count
+    out = torch.zeros(rows.outputs if outputs == "independent" else 1, n, m, dtype=torch.float64, device=x.device)
+    groups = [list(rows.held)] if held is not None else rows.groups(len(x), memory_bytes)
+    for names in groups:
+        own = held if held is not None else dict(_collected(rows, x.split(batch_size), names))
+        if second is None:
+            for entry in own.values():
+                _add(out, entry, None, outputs)
+            continue
+        for low in range(0, len(second), batch_size):
+            part = second[low : low + batch_size]
+            columns = out[:, :, low * count : (low + len(part)) * count]
+            for name, entry in rows.entries(part, names).items():
+                _add(columns, own[name], entry, outputs)
+    if not bool(torch.isfinite(out).all()):
+        message = "the tangent kernel holds NaN or infinite values; the network overflows on these inputs"
+        raise InputError(message)
+    return _mirrored(out) if second is None else out
+
+
+def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
+    """`k(x, x)` of every input and output, (n, C) in float64; (n, 1) for "shared". Cost: no products over pairs.
+
+    Raises:
+        InputError: an input is not finite.
+
+    Example:
+        >>> from tangentune.jacobian.survey import survey_rows
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> kernel_diagonal(survey_rows(torch.nn.Linear(2, 1), x), x)
+        tensor([[26.]], dtype=torch.float64)
+    """
+    check_outputs(outputs)
+    x = rows.prepare(x)
+    parts = [sum(_output_norms(entry) for entry in rows.entries(part).values()) for part in x.split(batch_size)]
+    norms = torch.cat(parts)  # type: ignore[arg-type]
+    return norms.mean(1, keepdim=True) if outputs == "shared" else norms
+
+
+def hold_rows(rows: TangentRows, x: Tensor, batch_size: int, memory_bytes: int) -> dict[str, Entry] | None:
+    """The rows of x, to be used again; None where they need more memory."""
+    if len(x) * sum(rows.held.values()) > memory_bytes:
+        return None
+    return dict(_collected(rows, rows.prepare(x).split(batch_size), list(rows.held)))
+
+
+def check_outputs(outputs: str) -> None:
+    """Refuse an unknown word."""
+    if outputs not in get_args(Outputs):
+        message = f"outputs={outputs!r} is not known; use one of {', '.join(map(repr, get_args(Outputs)))}"
+        raise InputError(message)
+
+
+def add_gram(out: Tensor, entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> None:
+    """Add one parameter's inner products to (n C, m C), outputs apart; without `other`, to the upper triangle only."""
+    right = entry if other is None else other
+    if isinstance(entry, Pairs) and isinstance(right, Pairs) and _pairs_pay(entry, right):
+        _add_pairs(out, entry, right, other is None, tile_bytes)
+        return
+    inputs = max(e.a.shape[2] if isinstance(e, Pairs) else 1 for e in (entry, right))
+    tall = max(len(entry), len(right)) * entry.probes
+    step = max(1, tile_bytes // (tall * inputs * entry.dtype.itemsize)) * inputs
+    for low in range(0, entry.width // entry.probes, step):
+        part = _columns(entry, low, step)
+        if other is not None:
+            out += part @ _columns(other, low, step).T
+            continue
+        high = max(64, -(-len(part) // 10))  # of the first of ten strips: nearly half of the work is left out
+        for top in range(0, len(part), high):
+            out[top : top + high, top:] += part[top : top + high] @ part[top:].T
+
+
+def _pairs_pay(entry: Pairs, other: Pairs) -> bool:
+    """Position pairs pay off while T S (o + overhead) is below half the explicit row."""
+    positions, width = entry.a.shape[1] * other.a.shape[1], entry.g.shape[3]
+    return positions == 1 or positions * (width + PAIR_OVERHEAD) < width * entry.a.shape[2] / 2
+
+
+def _add_pairs(out: Tensor, entry: Pairs, right: Pairs, upper: bool, tile_bytes: int) -> None:
+    """`K[ic, jd] = sum_st (a_is . a_jt) (g_isc . g_jtd)`, pictures in strips: all outputs share `a_is . a_jt`."""
+    n, t, outputs, width = entry.g.shape
+    m, s = right.a.shape[:2]
+    step = max(1, tile_bytes // (m * t * s * outputs**2 * entry.dtype.itemsize))
+    for low in range(0, n, step):
+        start = low if upper else 0
+        own, rest = entry.select(slice(low, low + step)), right.select(slice(start, None))
+        alike = own.a.flatten(0, 1) @ rest.a.flatten(0, 1).T
+        product = own.g.reshape(-1, width) @ rest.g.reshape(-1, width).T
+        product = product.view(len(own), t, outputs, len(rest), s, outputs)
+        product *= alike.view(len(own), t, 1, len(rest), s, 1)
+        if t * s > 1:
+            product = product.sum((1, 4))
+        out[low * outputs : (low + len(own)) * outputs, start * outputs :] += product.reshape(len(own) * outputs, -1)
+
+
+def _columns(entry: Entry, low: int, step: int) -> Tensor:
+    """Some columns of the rows of all pictures and outputs (n C, step); of pairs, whole runs of inputs."""
+    if isinstance(entry, Rows):
+        return entry.values.flatten(2)[:, :, low : low + step].flatten(0, 1)
+    inputs = entry.a.shape[2]
+    g = entry.g[..., low // inputs : (low + step) // inputs]
+    return torch.bmm(g.flatten(2).mT, entry.a).reshape(len(entry) * entry.probes, -1)
+
+
+def _add(out: Tensor, entry: Entry, other: Entry | None, outputs: Outputs) -> None:
+    """Add one parameter's share of the kernel; without `other` the upper triangle is enough."""
+    if outputs == "full":
+        add_gram(out[0], entry, other)
+    elif outputs == "shared":
+        out[0] += gram(entry, other) / entry.probes
+    else:
+        for c in range(entry.probes):
+            out[c] += gram(_of_output(entry, c), None if other is None else _of_output(other, c))
+
+
+def _of_output(entry: Entry, c: int) -> Entry:
+    if isinstance(entry, Pairs):
+        return Pairs(entry.a, entry.g[:, :, c : c + 1])
+    return Rows(entry.values[:, c : c + 1])
+
+
+def _output_norms(entry: Entry) -> Tensor:
+    """Squared length of each picture's row, output by output: (n, C), float64."""
+    if isinstance(entry, Rows):
+        return torch.linalg.vector_norm(entry.values.flatten(2), dim=2).double().square()
+    g = entry.g.transpose(1, 2)
+    return ((g @ g.mT) * (entry.a @ entry.a.mT)[:, None]).sum((2, 3), dtype=torch.float64)
+
+
+def _collected(rows: TangentRows, batches: Iterable[Inputs], names: list[str]) -> Iterator[tuple[str, Entry]]:
+    """Rows of all pictures, parameter by parameter; each is let go before the next is joined."""
+    parts: dict[str, list[Entry]] = {}
+    for x in batches:
+        for name, entry in rows.entries(x, names).items():
+            parts.setdefault(name, []).append(entry)
+    for name in list(parts):
+        own = parts.pop(name)
+        yield name, own[0] if len(own) == 1 else join_entries(own)
+
+
+def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list[list[str]]:
+    """Groups of parameters whose rows fit into memory together.
+
+    Raises:
+        BudgetError: one parameter alone does not fit.
+    """
+    for name, size in reversed(rows.held.items()):
+        if pictures * size > memory_bytes:
+            message = (
+                f"the rows of {name} need {pictures * size / 2**20:.1f} MB for {pictures} pictures; allow more "
+                "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
+            )
+            raise BudgetError(message)
+    return rows.groups(pictures, memory_bytes)
 
 
 def _cross_by_products(linearization: Linearization, batches: Collection[Inputs], others: Collection[Inputs]) -> Tensor:
     """Column by column: `J(X) (J(x')^T e)`."""
     columns = []
-    for one in (one for x in others for one in _singles(linearization, x)):
-        for unit in _units(linearization.f0(one)):
-            pulled = linearization.vjp(one, unit)
+    for one in (mapped(x, lambda t, i=i: t[i : i + 1]) for x in others for i in range(sample_count(x))):
+        output = linearization.f0(one)
+        for unit in torch.eye(output.shape[1]).to(output):
+            pulled = linearization.vjp(one, unit[None])
             columns.append(torch.cat([linearization.jvp(x, pulled).double().reshape(-1) for x in batches]))
     return torch.stack(columns, 1)
 
 
-def add_gram(out: Tensor, entry: Entry, tile_bytes: int = TILE_BYTES, split: int | None = None) -> None:
-    """Add one parameter's inner products by whichever way is cheaper.
-
-    To the upper triangle of (n C, n C); with `split`, to (split C, (n - split) C): the first pictures with the others.
-    """
-    if isinstance(entry, Pairs):
-        positions, outputs = entry.a.shape[1], entry.g.shape[3]
-        # Position pairs pay off while T^2 (o + overhead) is below half the explicit row.
-        if positions**2 * (outputs + PAIR_OVERHEAD) < outputs * entry.a.shape[2] / 2 or positions == 1:
-            _add_pairs(out, entry, tile_bytes, split)
-            return
-    at = None if split is None else split * entry.probes
-    for part in _row_chunks(entry, tile_bytes):
-        for low, high, start in _strips(len(part), max(64, -(-len(part) // 10)), at):
-            out[low:high, start - (at or 0) :] += part[low:high] @ part[start:].T
-
-
-def _strips(count: int, step: int, split: int | None) -> Iterator[tuple[int, int, int]]:
-    """Rows from, rows to, columns from: strips of an upper triangle, or of the block beyond `split`."""
-    end = count if split is None else split
-    for low in range(0, end, step):
-        yield low, min(low + step, end), low if split is None else split
-
-
-def _row_chunks(entry: Entry, tile_bytes: int) -> Iterator[Tensor]:
-    """Rows of all pictures and outputs (n C, chunk), some of the parameter's entries at a time."""
-    n, outputs = len(entry), entry.probes
-    wide = max(1, tile_bytes // (n * outputs * entry.dtype.itemsize))
-    if isinstance(entry, Rows):
-        flat = entry.values.reshape(n * outputs, -1)
-        yield from (flat[:, low : low + wide] for low in range(0, flat.shape[1], wide))
-        return
-    step = max(1, wide // entry.a.shape[2])
-    for low in range(0, entry.g.shape[3], step):
-        g = entry.g[..., low : low + step]
-        yield torch.bmm(g.flatten(2).mT, entry.a).reshape(n * outputs, -1)
-
-
-def _add_pairs(out: Tensor, entry: Pairs, tile_bytes: int, split: int | None) -> None:
-    """`K[ic, jc'] = sum_st (a_is . a_jt) (g_ics . g_jct')`, pictures in strips."""
-    n, positions, outputs, width = entry.g.shape
-    a, g = entry.a.flatten(0, 1), entry.g.reshape(-1, width)
-    step = max(1, tile_bytes // (n * positions**2 * outputs**2 * entry.dtype.itemsize))
-    for low, high, start in _strips(n, step, split):
-        alike = a[low * positions : high * positions] @ a[start * positions :].T
-        t = positions * outputs
-        product = (g[low * t : high * t] @ g[start * t :].T).view(
-            high - low, positions, outputs, n - start, positions, outputs
-        )
-        product *= alike.view(high - low, positions, 1, n - start, positions, 1)
-        if positions > 1:
-            product = product.sum((1, 4), keepdim=True)
-        column = (start - (split or 0)) * outputs
-        out[low * outputs : high * outputs, column:] += product.reshape((high - low) * outputs, -1)
-
-
-def _entries(linearization: Linearization, batches: Iterable[Inputs], names: set[str], ruled: bool) -> Iterator[Entry]:
-    """Rows of all pictures, parameter by parameter; each is let go before the next is joined."""
-    parts: dict[str, list[Entry]] = {}
-    for x in batches:
-        found = _ruled_entries(linearization, x, names) if ruled else _generic_entries(linearization, x, names)
-        for name, entry in found.items():
-            parts.setdefault(name, []).append(entry)
-    for name in list(parts):
-        yield _joined(parts.pop(name))
-
-
-def _ruled_entries(linearization: Linearization, x: Inputs, names: set[str]) -> dict[str, Entry]:
-    """Rows of all outputs by parameter: Pairs or Rows with C probes."""
-    collected: dict[tuple[int, str], list[Entry]] = {}
-
-    def sink(position: int, use: Use, role: str, name: str, g: Tensor) -> None:
-        if name in names:
-            collected.setdefault((position, name), []).append(use.rows(role, g, len(output)))
-
-    output, recorder = watch(linearization, x, sink)
-    backwards(output, recorder, list(_units(output)))
-    entries: dict[str, Entry] = {}
-    for (_, name), per_output in collected.items():
-        entry = stack_probes(per_output)
-        entries[name] = add_uses(entries[name], entry) if name in entries else entry
-    return entries
-
-
-def _generic_entries(linearization: Linearization, x: Inputs, names: set[str]) -> dict[str, Entry]:
-    """Rows of parameters without a rule: one backward pass a picture and output."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    count = 0
-    for one in _singles(linearization, x):
-        count += 1
-        for unit in _units(linearization.f0(one)):
-            pulled = linearization.vjp(one, unit)
-            for name in names:
-                rows[name].append(pulled[name].reshape(-1))
-    return {name: Rows(torch.stack(own).unflatten(0, (count, -1))[..., None, None, :]) for name, own in rows.items()}
-
-
-def _singles(linearization: Linearization, x: Inputs) -> Iterator[Inputs]:
-    """The pictures of a batch, one by one."""
-    for i in range(len(linearization.f0(x))):
-        yield x[i : i + 1] if isinstance(x, Tensor) else {key: value[i : i + 1] for key, value in x.items()}
-
-
-def _units(output: Tensor) -> Iterator[Tensor]:
-    for c in range(output.shape[1]):
-        unit = torch.zeros_like(output)
-        unit[:, c] = 1
-        yield unit
-
-
-def _joined(entries: list[Entry]) -> Entry:
-    pairs = [entry for entry in entries if isinstance(entry, Pairs)]
-    if len(pairs) == len(entries) and len({entry.a.shape[1] for entry in pairs}) == 1:
-        return Pairs(torch.cat([entry.a for entry in pairs]), torch.cat([entry.g for entry in pairs]))
-    return Rows(torch.cat([entry.explicit() for entry in entries]))
-
-
-def _groups(
-    linearization: Linearization, first: Inputs, pictures: int, memory_bytes: int
-) -> Iterator[tuple[set[str], bool]]:
-    """Parameters whose rows fit into memory together, and whether they go by layer rules."""
-    generic = set(plan(linearization, first, any_size=True).generic)
-    one = first[:1] if isinstance(first, Tensor) else {key: value[:1] for key, value in first.items()}
-    held = {
-        name: entry.nbytes
-        for name, entry in _ruled_entries(linearization, one, set(linearization.names) - generic).items()
-    }
-    outputs, point = linearization.f0(one).shape[1], linearization.point()
-    held |= {name: outputs * point[name].nbytes for name in generic}
-    for ruled in (True, False):
-        group: set[str] = set()
-        used = 0
-        for name in [name for name in held if (name not in generic) == ruled]:
-            need = pictures * held[name]
-            if need > memory_bytes:
-                message = (
-                    f"the rows of {name} need {need / 2**20:.1f} MB for {pictures} pictures; allow more memory_bytes, "
-                    "leave the parameter out with params, or solve with tangentune.solvers.pcg"
-                )
-                raise BudgetError(message)
-            if used + need > memory_bytes:
-                yield group, ruled
-                group, used = set(), 0
-            group.add(name)
-            used += need
-        if group:
-            yield group, ruled
+def _mirrored(out: Tensor) -> Tensor:
+    """(..., n, n) from its upper triangle."""
+    return torch.triu(out) + torch.triu(out, 1).mT

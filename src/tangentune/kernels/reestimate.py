@@ -7,13 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.rows import Tangent
+from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
-from tangentune.kernels.gram import gram
-from tangentune.kernels.kernel import cosine, inverse_lengths
+from tangentune.kernels.feature_map import TangentMap
+from tangentune.kernels.gram import cosine, gram, inverse_lengths
 from tangentune.kernels.metric import Whitening, whiten, whitening
-from tangentune.kernels.model import TangentMap
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
@@ -21,7 +20,7 @@ from tangentune.networks.parameters import block_of
 
 def reestimate(
     feature_map: TangentMap,
-    tangent: Tangent,
+    tangent: RowPlan,
     pictures: PictureBatches,
     settings: FitSettings,
     power: float,

@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry
-from tangentune.jacobian.rows import Tangent, batch_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, PictureBatches, Portion
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.collect import RowSet, collect, entry_bytes, plan_passes, restrict
-from tangentune.kernels.kernel import block_grams
+from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.memory import Meter
 from tangentune.networks.parameters import group_blocks
@@ -44,7 +44,7 @@ class FitSettings:
 class FitJob:
     """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs."""
 
-    tangent: Tangent
+    tangent: RowPlan
     pictures: PictureBatches
     targets: Tensor
     weights: Tensor
@@ -66,7 +66,7 @@ class FitJob:
         return run
 
     def collect(
-        self, tangent: Tangent, label: str, index: list[int] | None = None, mirrored: bool | None = None
+        self, tangent: RowPlan, label: str, index: list[int] | None = None, mirrored: bool | None = None
     ) -> RowSet:
         """Rows of all or some pictures, mirrored as set unless told otherwise."""
         count = self.pictures.count if index is None else len(index)
@@ -80,7 +80,7 @@ class FitJob:
             grams = block_grams(entries, factors, power, tick=bar.update)
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 
-    def passes(self, tangent: Tangent) -> list[list[str]]:
+    def passes(self, tangent: RowPlan) -> list[list[str]]:
         """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
         if not tangent.names:
             return [[]]
@@ -90,7 +90,7 @@ class FitJob:
         return plan_passes(sizes, self.pictures.count, room)
 
 
-def room_for_rows(tangent: Tangent, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
+def room_for_rows(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
     """Bytes of the memory budget left for rows, after kernels, network and primal weights.
 
     Raises:
@@ -112,7 +112,7 @@ def room_for_rows(tangent: Tangent, pictures: PictureBatches, settings: FitSetti
     return left
 
 
-def draw_probes(tangent: Tangent, pictures: PictureBatches, settings: FitSettings) -> Tensor:
+def draw_probes(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
     generator = torch.Generator().manual_seed(settings.seed)
     if settings.probe_space == "isotropic" or not tangent.names:

@@ -2,12 +2,11 @@
 
 from tangentune.jacobian.layers import conv, embedding, linear, norm
 from tangentune.jacobian.layers.entry import Entry, Pairs, Rows, add_uses, average_views, join_entries, stack_probes
-from tangentune.jacobian.layers.use import RULES, FactorSample, LayoutError, Use
+from tangentune.jacobian.layers.use import RULES, LayoutError, Use
 
 __all__ = [
     "RULES",
     "Entry",
-    "FactorSample",
     "LayoutError",
     "Pairs",
     "Rows",

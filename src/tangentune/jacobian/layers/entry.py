@@ -145,8 +145,9 @@ def stack_probes(entries: list[Entry]) -> Entry:
     return Rows(torch.cat([e.explicit() for e in entries], 1))
 
 
-def join_entries(first: Entry, second: Entry) -> Entry:
-    """The rows of two sets of pictures, one after the other."""
-    if isinstance(first, Pairs) and isinstance(second, Pairs):
-        return Pairs(torch.cat([first.a, second.a]), torch.cat([first.g, second.g]))
-    return Rows(torch.cat([first.explicit(), second.explicit()]))
+def join_entries(entries: list[Entry]) -> Entry:
+    """One parameter's rows of several sets of pictures as those of one, in order."""
+    pairs = [entry for entry in entries if isinstance(entry, Pairs)]
+    if len(pairs) == len(entries) and len({entry.a.shape[1] for entry in pairs}) == 1:
+        return Pairs(torch.cat([entry.a for entry in pairs]), torch.cat([entry.g for entry in pairs]))
+    return Rows(torch.cat([entry.explicit() for entry in entries]))

@@ -6,16 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune.jacobian.layers.entry import Entry
-from tangentune.jacobian.layers.use import (
-    FactorSample,
-    Use,
-    by_sample,
-    matrix_factors,
-    pairs_or_rows,
-    roles,
-    rule,
-    vector_rows,
-)
+from tangentune.jacobian.layers.use import Use, by_sample, pairs_or_rows, roles, rule, thinned, vector_rows
 
 
 class LinearUse(Use):
@@ -36,19 +27,17 @@ class LinearUse(Use):
         """One matrix for all positions."""
         return None if role == "bias" else (1, *self.roles[role].shape)  # type: ignore[return-value]
 
-    def inputs(self, role: str, g: Tensor) -> Tensor:
-        """Everything but the feature axis is a position, wherever the samples are."""
-        return self.x.reshape(1, -1, self.x.shape[-1])
+    def inputs(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
+        """Everything but the feature axis is a position."""
+        return self._stacked(self.x, n, most)
 
-    def cotangents(self, role: str, g: Tensor) -> Tensor:
+    def cotangents(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
         """In the same order."""
-        return g.reshape(1, -1, g.shape[-1])
+        return self._stacked(g, n, most)
 
-    def factors(self, role: str, g: Tensor, n: int, positions: int) -> FactorSample | None:
-        """Input and output second moments over positions."""
-        if role == "bias":
-            return None
-        return matrix_factors(self._positions(self.x, n), self._positions(g, n), positions)
+    def _stacked(self, x: Tensor, n: int, most: int | None) -> Tensor:
+        """All positions wherever the samples are, or some of each sample."""
+        return x.reshape(1, -1, x.shape[-1]) if most is None else thinned(self._positions(x, n), most)
 
 
 @rule(F.linear)

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tangentune.jacobian.layers.entry import Entry, Pairs, Rows
-
-
-@dataclass(frozen=True)
-class FactorSample:
-    """A batch's share of the K-FAC factors: sums over positions, `a` (groups, i, i), `g` (groups, o, o)."""
-
-    a: Tensor
-    g: Tensor
-    a_count: int
-    g_count: int
-
-    def __add__(self, other: FactorSample) -> FactorSample:
-        """Sums over both."""
-        counts = (self.a_count + other.a_count, self.g_count + other.g_count)
-        return FactorSample(self.a + other.a, self.g + other.g, *counts)
 
 
 class Use(ABC):
@@ -50,21 +34,28 @@ class Use(ABC):
             LayoutError: if the first axis does not hold the samples.
         """
 
+    def shares(self, role: str) -> bool:
+        """Whether the cotangents of several outputs are best turned into rows together, by `rows_together`."""
+        return False
+
+    def rows_together(self, role: str, cotangents: list[Tensor], n: int) -> Entry:
+        """`rows` of many cotangents, a probe each, for the roles that share work."""
+        raise NotImplementedError
+
     def matrix(self, role: str) -> tuple[int, int, int] | None:
         """(groups, outputs, inputs) where every position applies these matrices to its input; None otherwise."""
         return None
 
-    def inputs(self, role: str, g: Tensor) -> Tensor:
-        """Inputs of a `matrix` role at all positions of all samples: (groups, positions, inputs)."""
+    def inputs(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
+        """Inputs of a `matrix` role (groups, positions, inputs), at all positions of all samples.
+
+        With `most`, at about so many evenly spaced positions of each sample.
+        """
         raise NotImplementedError
 
-    def cotangents(self, role: str, g: Tensor) -> Tensor:
-        """Cotangents of a `matrix` role in the order of `inputs`: (groups, positions, outputs)."""
+    def cotangents(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
+        """Cotangents of a `matrix` role at the same positions: (groups, positions, outputs)."""
         raise NotImplementedError
-
-    def factors(self, role: str, g: Tensor, n: int, positions: int) -> FactorSample | None:
-        """K-FAC sums from at most `positions` positions a sample; None means a diagonal metric from rows."""
-        return None
 
 
 class LayoutError(ValueError):
@@ -114,8 +105,7 @@ def pairs_or_rows(a: Tensor, g: Tensor) -> Entry:
     return Rows(torch.bmm(g.transpose(1, 2), a)[:, None, None])
 
 
-def matrix_factors(a: Tensor, g: Tensor, positions: int) -> FactorSample:
-    """Sums of `a a^T` and `g g^T` over evenly spaced positions of (n, T, i) and (n, T, o)."""
-    step = max(1, -(-a.shape[1] // positions))
-    a, g = a[:, ::step].flatten(0, 1), g[:, ::step].flatten(0, 1)
-    return FactorSample((a.T @ a)[None], (g.T @ g)[None], len(a), len(g))
+def thinned(x: Tensor, most: int | None) -> Tensor:
+    """(n, T, k) positions as (1, n T', k), T' at most `most`, evenly spaced."""
+    step = 1 if most is None else max(1, -(-x.shape[1] // most))
+    return x[:, ::step].reshape(1, -1, x.shape[2])

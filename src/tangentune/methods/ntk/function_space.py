@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.jacobian.layers import Entry
-from tangentune.methods.ntk.kernel import hold_rows
+from tangentune.kernels.output_gram import hold_rows
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 
 

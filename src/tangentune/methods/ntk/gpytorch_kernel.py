@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tangentune.errors import InputError, MissingExtraError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.output_rows import Network, TangentRows, survey_rows
-from tangentune.methods.ntk.kernel import MEMORY_BYTES, Outputs, check_outputs, kernel_diagonal, tangent_kernel
+from tangentune.jacobian.rows import TangentRows
+from tangentune.jacobian.survey import Network, survey_rows
+from tangentune.kernels.output_gram import MEMORY_BYTES, Outputs, check_outputs, kernel_diagonal, tangent_kernel
 
 try:
     with warnings.catch_warnings():

@@ -12,8 +12,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.output_rows import TangentRows
-from tangentune.methods.ntk.kernel import MEMORY_BYTES, Outputs, kernel_diagonal, tangent_kernel
+from tangentune.jacobian.rows import TangentRows
+from tangentune.kernels.output_gram import MEMORY_BYTES, Outputs, kernel_diagonal, tangent_kernel
 
 Mean = Literal["network", "zero", "constant"]
 

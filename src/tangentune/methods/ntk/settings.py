@@ -7,9 +7,9 @@ from typing import Literal, final
 
 from tangentune._checks import check_counts, check_positive, check_words, is_number
 from tangentune.errors import InputError
+from tangentune.kernels.output_gram import Outputs
 from tangentune.memory import parse_bytes
 from tangentune.methods.ntk.evidence import Scale
-from tangentune.methods.ntk.kernel import Outputs
 from tangentune.methods.ntk.problems import Mean
 
 Space = Literal["auto", "function", "parameter", "matrix-free"]
