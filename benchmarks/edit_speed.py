@@ -62,7 +62,7 @@ def measure(runs: int) -> dict[str, Any]:
         "refit_to_forget": median["fit"] / median["forget 1 %"],
         "influence_to_fit": median["influence of all on 100 pictures"] / median["fit"],
         "difference_to_refitted_system": difference,
-        "rows_kept_bytes": model._training.rows.nbytes if model._training.rows is not None else 0,
+        "rows_kept_bytes": model.fitted_.training.rows.nbytes if model.fitted_.training.rows is not None else 0,
     }
 
 

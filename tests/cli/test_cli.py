@@ -302,7 +302,7 @@ def test_failing_fit_leaves_the_old_model(
         message = "it broke\nin two lines"
         raise TangentuneError(message)
 
-    monkeypatch.setattr("tangentune.estimators.base.persistence.save", fail)
+    monkeypatch.setattr("tangentune.estimators.saving.save", fail)
     refused(capsys, fit, "it broke in two lines")
     assert digest(model) == before
     assert [p.name for p in model.parent.iterdir()] == [model.name]

@@ -83,7 +83,7 @@ def test_nothing_measured_is_an_error(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("all is full")
 
-    monkeypatch.setattr("tangentune.estimators.base.fit_tangent", fail)
+    monkeypatch.setattr("tangentune.estimators.fit.fit_tangent", fail)
     assert main(arguments(pictures, tmp_path / "c", "-q")) == 2
     out, err = capsys.readouterr()
     assert out == ""

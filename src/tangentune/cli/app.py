@@ -77,7 +77,7 @@ def fit(
     with working(quiet) as stdout:
         model = _new_model(regression, quiet, options)
         if source is not None:
-            model._check_source_options()
+            model.check_source()
         loaded = load(pictures, model.backbone.with_size(model.input_size), model, on_error, True)
         plan = model.plan(loaded)
         if not quiet:

@@ -85,7 +85,7 @@ def change_saved(
     change(model)
     after = summarise(model)
     if not dry_run:
-        model._current_model()  # with the options of this run
+        model.model_  # noqa: B018  summed with the options of this run
         kept = read_config(directory)["parameters"]
         model.set_params(**{name: kept[name] for name in OF_THIS_RUN})
         if read_text(Path(directory)) != known:

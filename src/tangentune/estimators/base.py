@@ -1,41 +1,73 @@
-"""What the estimators share: options, loading, fitting, prediction, storage."""
+"""What both estimators are made of: options, `fit`, and what a fitted model can be asked and told."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
-from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.estimators import saving as persistence
-from tangentune.estimators.estimator_inputs import load_vectors
-from tangentune.estimators.fitted import Choice, solved
+from tangentune.estimators import edits, explanations, saving
+from tangentune.estimators.card import render_card
+from tangentune.estimators.explanations import Suspect
+from tangentune.estimators.fit import Procedure
+from tangentune.estimators.fitted import (
+    FittedModel,
+    KernelToTraining,
+    kernel_to_training,
+    solved,
+    with_primal,
+    with_rows,
+)
 from tangentune.estimators.options import read_options
-from tangentune.estimators.outer_steps import Expansion
-from tangentune.estimators.sourced import AbstractSourced
-from tangentune.estimators.training_set import ROWS_SHARE, extend, first_set
-from tangentune.jacobian.rows import Tangent, survey
+from tangentune.estimators.solution import Solution
+from tangentune.estimators.source import read_source
+from tangentune.estimators.summary import summarise
+from tangentune.estimators.tasks import Classification, Regression, Task
+from tangentune.estimators.training_set import PictureReader
+from tangentune.estimators.user_input import load_vectors
 from tangentune.kernels.batches import with_progress
-from tangentune.kernels.cost import estimate_cost
-from tangentune.kernels.fit import fit_tangent
 from tangentune.kernels.model import TangentModel, decision
-from tangentune.kernels.stages import Settings, Source
+from tangentune.kernels.stages import Settings
 from tangentune.memory import Meter, default_budget, warm_pages
 from tangentune.networks.backbone import Backbone, load_backbone
-from tangentune.networks.parameters import select_parameters, used_parameters
-from tangentune.pictures.load import Pictures, duplicate_sentences, load_pictures
+from tangentune.pictures.load import Pictures, load_pictures
+from tangentune.solvers import leave_out as exact
+
+T = TypeVar("T")
 
 
-class AbstractTangentEstimator(AbstractSourced):
-    """What both estimators share; abstract."""
+class FittedAttribute(Generic[T]):
+    """An attribute of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
+
+    def __init__(self, read: Callable[[FittedModel], T]):
+        self.read = read
+
+    def __get__(self, estimator: TangentEstimator, kind: type | None = None) -> T:
+        return self.read(estimator.fitted_)
+
+
+class TangentEstimator(BaseEstimator):
+    """Options, and three lines for everything that is done in a module of its own; `fitted_` is all there is to know.
+
+    Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
+    as they were chosen. Pictures are named by their id: the path, or the position at `fit`; added ones get new ids, and
+    no id is used twice. `edits_` is the log.
+
+    Explanations are in the order of `ids_`. Of a fit with a source, influence, contributions, informativeness and the
+    weight gradient hold the target classes that source classes stand for; what is left out (`loo_predictions_`,
+    `leave_out`, `suspects`) is left out of that choice as well.
+    """
+
+    fitted_: FittedModel
+    _kind: ClassVar[type[Classification | Regression]]
 
     def __init__(
         self,
@@ -80,7 +112,58 @@ class AbstractTangentEstimator(AbstractSourced):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    # -- fitting ---------------------------------------------------------------------------------------------------
+    # -- fitted attributes, described by the classes ------------------------------------------------------------------
+
+    backbone_ = FittedAttribute(lambda fitted: fitted.backbone)
+    task_vector_ = FittedAttribute(lambda fitted: fitted.task_vector)
+    probes_ = FittedAttribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
+    ids_ = FittedAttribute(lambda fitted: fitted.ids)
+    pictures_ = FittedAttribute(lambda fitted: fitted.pictures)
+    targets_ = FittedAttribute(lambda fitted: fitted.active.labels)
+    edits_ = FittedAttribute(lambda fitted: fitted.edits)
+    source_ = FittedAttribute(lambda fitted: fitted.source)
+    dual_coef_ = FittedAttribute(lambda fitted: fitted.figures.dual)
+    intercept_ = FittedAttribute(lambda fitted: fitted.figures.intercept)
+    loo_predictions_ = FittedAttribute(lambda fitted: fitted.figures.loo)
+    loo_score_ = FittedAttribute(lambda fitted: fitted.figures.score)
+    likelihood_ = FittedAttribute(lambda fitted: fitted.figures.parameters)
+    damping_ = FittedAttribute(lambda fitted: fitted.facts.damping)
+    relative_damping_ = FittedAttribute(lambda fitted: fitted.facts.relative_damping)
+    metric_power_ = FittedAttribute(lambda fitted: fitted.facts.metric_power)
+    normalize_ = FittedAttribute(lambda fitted: fitted.facts.normalize)
+    body_scale_ = FittedAttribute(lambda fitted: fitted.facts.body_scale)
+    block_scales_ = FittedAttribute(lambda fitted: fitted.facts.block_scales)
+    block_shares_ = FittedAttribute(lambda fitted: fitted.facts.block_shares)
+    selection_ = FittedAttribute(lambda fitted: fitted.facts.selection)
+    damping_path_ = FittedAttribute(lambda fitted: fitted.facts.damping_path)
+    outer_steps_ = FittedAttribute(lambda fitted: fitted.facts.outer_steps)
+    outer_selection_ = FittedAttribute(lambda fitted: fitted.facts.outer_selection)
+    fit_report_ = FittedAttribute(lambda fitted: fitted.facts.fit_report)
+    source_ids_ = FittedAttribute(lambda fitted: fitted.facts.source_ids)
+    source_effects_ = FittedAttribute(lambda fitted: fitted.facts.source_effects)
+
+    @property
+    def model_(self) -> TangentModel:
+        """The fitted function with weights instead of pictures; summed again, once, after an edit."""
+        check_is_fitted(self)
+        if self.fitted_.primal is None:
+            self.fitted_ = with_primal(self.fitted_, self._reader())
+        assert self.fitted_.primal is not None
+        return self.fitted_.primal
+
+    @property
+    def solution_(self) -> Solution:
+        """The solved problem; a loaded model's is solved, once, when it is asked for: n^3."""
+        solution = self._solved().solution
+        assert solution is not None
+        return solution
+
+    @property
+    def kernel_(self) -> NDArray[np.float64]:
+        """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
+        return self.solution_.system.kernel.cpu().numpy()
+
+    # -- fitting ------------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None) -> Self:
         """Solve for the whole network at once.
@@ -102,60 +185,18 @@ class AbstractTangentEstimator(AbstractSourced):
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
             BudgetError: if the work cannot keep `memory_budget`.
         """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
-        meter = Meter(backbone.device)
+        procedure = self._procedure()
+        backbone = procedure.backbone
         if source is not None:
-            self._check_source_options()
+            procedure.task.check_source(self.outer_steps)
         with warm_pages():
-            with meter.stage("pictures"):
-                pictures = self._load(X, y, backbone, labelled=True)
-                behind = None if source is None else self._read_source(source, pictures, backbone)
+            with procedure.meter.stage("pictures"):
+                pictures, read = self._load(X, y, backbone, labelled=True), None
+                if source is not None:
+                    read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            labels = self._read_labels(pictures)
-            self._check_options(labels)
-            self._warn(pictures, labels)
-            encoded = self._encode(labels, given)
-            check_weights(encoded.weights.numpy(), pictures.ids)
-            kept = np.flatnonzero(encoded.weights.numpy() > 0)
-            settings = self._decidable(settings, encoded.targets[torch.from_numpy(kept)])
-            used = pictures if len(kept) == len(pictures) else pictures.select(kept)
-            with meter.stage("outer steps"):
-                expansion, moves = self._expand(backbone, used, settings, self.outer_steps)
-            points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
-            source = self._opened(used, points, backbone)
-            with meter.stage("survey"):
-                tangent = self._survey(backbone, source)
-            if expansion is not None:
-                tangent = replace(tangent, module=expansion.mean, points=expansion.points)
-            rows = torch.from_numpy(kept)
-            fitted = fit_tangent(tangent, source, encoded.targets[rows], encoded.weights[rows], settings, meter)
-            self._adopt(backbone, pictures, fitted)
-            self.outer_steps_ = 0 if expansion is None else expansion.steps
-            self.task_vector_ = None if expansion is None else expansion.task
-            self.outer_selection_ = moves
-            with meter.stage("system"):
-                self._room, self._seed = settings.memory_budget // ROWS_SHARE, settings.seed
-                training = first_set(used, kept, points, fitted.factor.kernel, fitted.rows, self._room)
-                if len(used) < len(pictures):  # pictures of weight 0: known, but without a say
-                    rest = np.flatnonzero(encoded.weights.numpy() == 0)
-                    others = pictures.select(rest)
-                    training = extend(training, fitted.model.map, self._opened, others, rest, self._room)
-                chosen = Choice(np.argsort(training.numbers), labels, given)
-            if behind is not None:
-                with meter.stage("source"):
-                    training = self._put_behind(training, behind, chosen)
-            with meter.stage("system"):
-                self._publish(solved(training, chosen, self._encode, self.damping_))
-        self.fit_report_ = meter.report() | {
-            "n": len(pictures),
-            "outputs": encoded.targets.shape[1],
-            "passes": fitted.passes,
-            "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
-            "threads": torch.get_num_threads(),
-            "device": str(backbone.device),
-        }
+            self.fitted_ = procedure.fit(pictures, given, read)
         return self
 
     def plan(self, X: Any, y: Any = None) -> dict[str, Any]:
@@ -165,31 +206,42 @@ class AbstractTangentEstimator(AbstractSourced):
             Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
             bytes a picture). Cost: about a second.
         """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
+        procedure = self._procedure()
         with warm_pages():
-            pictures = self._load(X, y, backbone, labelled=True)
-            source = self._opened(pictures, None, backbone)
-            plan = estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
-            plan["seconds"] += self._moving_seconds(backbone, pictures, settings)
-        return plan
+            return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
 
-    def _outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None else len(np.unique(pictures.labels))
+    def check_source(self) -> None:
+        """Refuse a source that this estimator with its options cannot use.
 
-    def _load_backbone(self) -> Backbone:
+        Raises:
+            InputError: which option is in the way, and what to do.
+        """
+        self._task().check_source(self.outer_steps)
+
+    def _task(self) -> Task:
+        return self._kind(self.likelihood, self.class_weight)
+
+    def _procedure(self) -> Procedure:
         backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
         if not isinstance(backbone, Backbone):
             message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
             raise InputError(message)
         backbone = backbone.with_size(self.input_size)
-        return backbone if self.device is None else backbone.to(self.device)
-
-    def _settings(self, backbone: Backbone) -> Settings:
+        backbone = backbone if self.device is None else backbone.to(self.device)
         state = self.random_state
         seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        options = self.get_params(deep=False)
-        return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
+        settings = self._settings(backbone, seed)
+        reader, meter = self._reader(backbone), Meter(backbone.device)
+        return Procedure(self._task(), settings, reader, self.subset, self.outer_steps, meter)
+
+    def _settings(self, backbone: Backbone, seed: int) -> Settings:
+        pictures = backbone.contract.input_size is not None
+        return read_options(self.get_params(deep=False), seed, default_budget(backbone.device), pictures)
+
+    def _reader(self, backbone: Backbone | None = None) -> PictureReader:
+        """Pictures as inputs of the fitted network, or of one about to be fitted."""
+        backbone = self.fitted_.backbone if backbone is None else backbone
+        return PictureReader(backbone, self.batch_size, self.augment == "flip", self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
@@ -198,45 +250,18 @@ class AbstractTangentEstimator(AbstractSourced):
             X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
         )
 
-    def _decidable(self, settings: Settings, targets: Tensor) -> Settings:
-        """Settings without the choices that leave-one-out cannot make with these targets."""
-        return settings
+    # -- prediction ---------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings) -> float:
-        """What `_expand` will take."""
-
-    @abstractmethod
-    def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        """Points of expansion moved towards the labels, if asked for, and what was tried."""
-
-    def _warn(self, pictures: Pictures, labels: NDArray) -> None:
-        sentences = self._check_labels(labels, pictures.ids)
-        if pictures.pixels.dim() == 4:
-            for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
-                warnings.warn(sentence, stacklevel=3)
-
-    def _survey(self, backbone: Backbone, source: Source) -> Tangent:
-        module, features = backbone.module, backbone.feature_function
-        x = next(iter(source.batches(list(range(min(2, source.count))))))
-        backbone.check(x)
-        moving = select_parameters(module, self.subset, used_parameters(module, features, x))
-        return survey(module, features, moving, x)
-
-    # -- prediction ------------------------------------------------------------------------------------------------
-
-    def _scores(self, X: Any) -> NDArray:
-        """Raw scores (n, C) of new pictures."""
+    def _new(self, X: Any) -> Pictures:
+        """New pictures to be asked about."""
         check_is_fitted(self)
-        pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
-        return self._decide(self._current_model(), pictures)
+        return self._load(X, None, self.backbone_, labelled=False, reset=False)
 
-    def _decide(self, model: TangentModel, pictures: Pictures) -> NDArray:
-        source = self._opened(pictures)
+    def scores(self, X: Any) -> NDArray:
+        """Raw scores (n, C) of new pictures: one column a class, or a number."""
+        pictures, model = self._new(X), self.model_
         with warm_pages(), torch.no_grad():
-            parts = [decision(model, x) for x in with_progress(source, self.verbose)]
+            parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()
 
     def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
@@ -247,6 +272,224 @@ class AbstractTangentEstimator(AbstractSourced):
         pictures = load_pictures(X, contract=self.backbone_.contract, n_jobs=self.n_jobs, verbose=self.verbose)
         assert pictures.labels is not None
         return pictures, pictures.labels
+
+    # -- explanations -------------------------------------------------------------------------------------------------
+
+    def influence(self, X: Any) -> NDArray[np.float64]:
+        """How much each training picture changed each answer: `f(x) - f_without_i(x)`, exact.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m, n, C), for scores (`decision_function` of more than two classes) or predicted numbers. Cost: the rows
+            of the pictures, their kernel with the training pictures, and m n (n + C).
+
+        Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
+        """
+        found = self.kernel_to_training(X)
+        return explanations.about(self._solved(), found, exact.influence)
+
+    def contributions(self, X: Any) -> NDArray[np.float64]:
+        """The additive split of each answer over training pictures: `k(x, x_i) c_i`; they sum to `f(x) - intercept_`.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m, n, C). A picture may contribute much and have little influence: others would stand in for it.
+        """
+        found = self.kernel_to_training(X)
+        return explanations.about(self._solved(), found, exact.contributions)
+
+    def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
+        """Predictions for every training picture by the model fitted without its whole group, exact.
+
+        Args:
+            groups: (n,) a label for each picture: its patient, camera, day, or fold; or K for K folds, stratified for
+                a classifier.
+
+        Returns:
+            (n, C) scores, as `loo_predictions_`. Cost n g^2 for the largest group g.
+
+        Raises:
+            InputError: there are fewer than two groups, or too few pictures for K folds.
+        """
+        return explanations.leave_out(self._solved(), groups)
+
+    def informativeness(self, X: Any = None) -> NDArray[np.float64]:
+        """What each training picture adds that no other says: its smooth unique information, in nats.
+
+        Args:
+            X: pictures on which it is judged: `mean_x ||f(x) - f_without_i(x)||^2 / (2 s^2)`; None judges by the
+                solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior.
+
+        Returns:
+            (n,); s^2 is the noise variance, here the weighted mean squared leave-one-out error of an output.
+
+        Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
+        """
+        found = None if X is None else self.kernel_to_training(X)
+        return explanations.informativeness(self._solved(), found)
+
+    def suspects(self, k: int | None = None) -> list[Suspect]:
+        """The pictures whose labels look most like mistakes, worst first: a list to look through.
+
+        Each label is held against what all other pictures say in its place, at a damping that does not trust single
+        labels.
+
+        Args:
+            k: how many; None gives all.
+
+        Returns:
+            Suspects. Cost n^3.
+
+        Raises:
+            InputError: k is below 1.
+        """
+        return explanations.suspects(self._solved(), k)
+
+    def weight_gradient(self, evaluate: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Derivative of the mean squared leave-one-out error by each picture's weight: the dataset derivative.
+
+        Negative where more of a picture would help the others; `reweight` takes steps against it.
+
+        Args:
+            evaluate: (n,) shares, or a mask, of the pictures whose error counts; None counts all.
+
+        Returns:
+            (n,). Cost n^2 C.
+
+        Raises:
+            InputError: the shares do not fit.
+
+        Source: Achille et al. (2022), "DIVA: Dataset Derivative of a Learning Task".
+        """
+        return explanations.weight_gradient(self._solved(), evaluate)
+
+    def ood_score(self, X: Any) -> NDArray[np.float64]:
+        """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.
+
+        The share of the prior variance of the answer that the training pictures leave open, directions outside the
+        data included, as the share of training pictures that had a smaller one when they were left out. Both exact.
+
+        Args:
+            X: m pictures, as in `predict`.
+
+        Returns:
+            (m,); up to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative
+            excess.
+        """
+        found = self.kernel_to_training(X)
+        return explanations.ood_score(self._solved(), found)
+
+    def kernel_to_training(self, X: Any, *, whole: bool = False) -> Iterator[KernelToTraining]:
+        """New pictures as the solved problem sees them, in portions, unless they are wanted as a whole.
+
+        The rows of the training pictures stay in memory from now on if there is room.
+        """
+        pictures = self._new(X)
+        self.fitted_ = with_rows(self._solved(), self._reader())
+        return kernel_to_training(self.fitted_, self._reader(), pictures, whole=whole)
+
+    def _solved(self) -> FittedModel:
+        """The fitted model with its solution, kept for the next question."""
+        check_is_fitted(self)
+        if self.fitted_.solution is None:
+            self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
+        return self.fitted_
+
+    # -- edits --------------------------------------------------------------------------------------------------------
+
+    def forget(self, ids: Any, *, strict: bool = False) -> Self:
+        """Take pictures out, as if they had never been fitted.
+
+        Args:
+            ids: one id or several.
+            strict: also estimate anew without them what the feature map took from the pictures: probes, metric, outer
+                steps. Costs a fit whose choices are made.
+
+        Returns:
+            The estimator. Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
+
+        Raises:
+            InputError: an id is unknown, or too little would be left.
+        """
+        fitted = self._solved()
+        if not strict:
+            return self._become(edits.forget(fitted, ids))
+        settings = self._settings(fitted.backbone, fitted.seed)
+        return self._become(edits.forget_strictly(fitted, ids, self._reader(), settings))
+
+    def forget_class(self, name: Any, *, strict: bool = False) -> Self:
+        """Take a whole class out, with its column of scores; as `forget` of its pictures."""
+        check_is_fitted(self)
+        return self.forget(edits.class_members(self.fitted_, name), strict=strict)
+
+    def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Add pictures, of known classes or new ones.
+
+        Args:
+            X: k pictures, as in `fit`.
+            y: labels; None takes those of the source.
+            sample_weight: (k,); None means ones.
+
+        Returns:
+            The estimator; the last k of `ids_` are the new pictures'. Cost: their rows, their kernel with the others,
+            and n^2 k.
+
+        Raises:
+            InputError: pictures or labels cannot be used, or a path is there already.
+        """
+        check_is_fitted(self)
+        self.fitted_.check_pictures()
+        loaded = self._load(X, y, self.backbone_, labelled=True, reset=False)
+        return self._become(edits.add(self._solved(), loaded, sample_weight, self._reader()))
+
+    def relabel(self, ids: Any, y: Any) -> Self:
+        """Give pictures other labels.
+
+        Args:
+            ids: one id or several.
+            y: one label for all, or one for each, in the order of the ids.
+
+        Returns:
+            The estimator. Cost n^2 C.
+
+        Raises:
+            InputError: an id is unknown, or the labels do not fit.
+        """
+        return self._become(edits.relabel(self._solved(), ids, y))
+
+    def reweight(self, weights: ArrayLike) -> Self:
+        """Give every picture another sample weight.
+
+        Args:
+            weights: (n,), 0 or more; 0 leaves a picture out.
+
+        Returns:
+            The estimator. Cost n^2 for every changed weight, at most n^3.
+
+        Raises:
+            InputError: there are not n weights, one is negative or not finite, or fewer than two are positive.
+        """
+        return self._become(edits.reweight(self._solved(), weights))
+
+    def undo(self) -> Self:
+        """Take the last edit of this session back; called again, the one before.
+
+        Returns:
+            The estimator, solved anew from its kernel: n^3.
+
+        Raises:
+            InputError: there is none left. A loaded model starts without.
+        """
+        return self._become(edits.undo(self._solved()))
+
+    def _become(self, fitted: FittedModel) -> Self:
+        """One assignment: an edit is made whole, or not at all."""
+        self.fitted_ = fitted
+        return self
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +505,10 @@ class AbstractTangentEstimator(AbstractSourced):
             StoreError: if the directory cannot be written or holds something else.
         """
         check_is_fitted(self)
-        persistence.save(self, directory, pictures)
+        kept = pictures and self.fitted_.training.has_pictures
+        face = saving.Face(type(self).__name__, self.get_params(deep=False), getattr(self, "n_features_in_", None))
+        self.fitted_ = with_primal(self._solved(), self._reader())
+        saving.save(directory, face, self.fitted_, render_card(summarise(self), len(self.edits_), kept), kept)
 
     @classmethod
     def from_pretrained(
@@ -279,7 +525,12 @@ class AbstractTangentEstimator(AbstractSourced):
             StoreError: if the directory is no model, damaged, or written by a newer version.
             BackboneError: if the backbone is not the one the model was fitted on.
         """
-        return persistence.load(cls, directory, backbone, device)
+        face, saved = saving.load(cls.__name__, directory, backbone, device)
+        estimator = cls(**face.options)
+        if face.features is not None:
+            estimator.n_features_in_ = face.features
+        estimator.fitted_ = saved.fitted(estimator._task())
+        return estimator
 
     def __sklearn_tags__(self) -> Any:
         """Tags: dense 2-D input without NaN."""
@@ -287,14 +538,3 @@ class AbstractTangentEstimator(AbstractSourced):
         tags.input_tags.sparse = False
         tags.input_tags.allow_nan = False
         return tags
-
-
-def check_weights(weights: NDArray, ids: list[str]) -> None:
-    """Refuse negative weights, and fewer than two pictures that count."""
-    if not (weights >= 0).all():
-        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
-        raise InputError(message)
-    count = int((weights > 0).sum())
-    if count < 2:
-        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
-        raise InputError(message)

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from tangentune.errors import BudgetError, InputError
-from tangentune.estimators.fitted import Choice, Encoded
-from tangentune.estimators.source_kernels import problem, source_kernels, source_pictures, with_source
-from tangentune.estimators.training_set import ROWS_SHARE, Opened, TrainingSet
-from tangentune.kernels.model import TangentMap
+from tangentune.estimators.solution import ActivePictures, Targets
+from tangentune.estimators.source_kernels import source_kernels, source_pictures, with_source
+from tangentune.estimators.training_set import ROWS_SHARE, RowReader, TrainingSet, problem
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.contract import DataContract
@@ -85,7 +84,7 @@ def read_source(
         raise InputError(message)
     if twins:
         were = "source picture is a target picture" if len(twins) == 1 else "source pictures are target pictures"
-        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=4)
+        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=3)
     kept = pictures if fresh.all() else pictures.select(fresh)
     return kept, weights[fresh] / weights[fresh].mean()
 
@@ -113,53 +112,38 @@ def _check_room(m: int, room: int) -> None:
         raise BudgetError(message)
 
 
-def check_source_options(likelihood: str, outer_steps: Any) -> None:
-    """Refuse options under which a source's leave-one-out would not be exact.
-
-    Raises:
-        InputError: which, and what to do.
-    """
-    if likelihood != "least_squares":
-        message = f"source= needs likelihood='least_squares', not {likelihood!r}"
-        raise InputError(message)
-    if outer_steps != 0:
-        message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
-        raise InputError(message)
-
-
 def fit_source(
     training: TrainingSet,
-    feature_map: TangentMap,
-    opened: Opened,
+    reader: RowReader,
     read: tuple[Pictures, NDArray],
-    chosen: tuple[Choice, Encoded],
-    damping: tuple[float, bool],
-    room: int,
+    active: ActivePictures,
+    plain: Targets,
+    damping: float,
+    fixed: bool,
 ) -> SourceFit:
     """Weigh a source and put it behind the training set.
 
     Args:
         training: without source.
-        feature_map: of the fit.
-        opened: pictures as network inputs.
+        reader: of rows in the feature map of the fit.
         read: source pictures with labels, and their relative weights.
-        chosen: which training pictures count, and as what.
-        damping: of the fit without source, and whether it must stay.
-        room: bytes that rows of source pictures may take.
+        active: which training pictures count.
+        plain: as what.
+        damping: of the fit without source.
+        fixed: whether it must stay.
 
     Raises:
         BudgetError: there are more source pictures than the memory budget has room for.
     """
-    _check_room(len(read[0]), room)
-    choice, encoded = chosen
-    assert encoded.classes is not None
+    _check_room(len(read[0]), reader.room)
+    assert plain.classes is not None
     pictures = source_pictures(*read, training.kernel.device)
-    pictures, own, crossed = source_kernels(training, feature_map, opened, pictures, room)
-    active = torch.from_numpy(choice.active).to(own.device)
-    targets, weights = encoded.targets.to(own), encoded.weights.to(own)
-    kernels = (training.kernel[active][:, active], crossed[active], own)
-    asked = problem(pictures, *kernels, targets, weights, encoded.classes)
-    found = choose_source(asked, *damping)
+    pictures, own, crossed = source_kernels(training, reader, pictures)
+    positions = torch.from_numpy(active.positions).to(own.device)
+    targets, weights = plain.targets.to(own), plain.weights.to(own)
+    kernels = (training.kernel[positions][:, positions], crossed[positions], own)
+    asked = problem(pictures, *kernels, targets, weights, plain.classes)
+    found = choose_source(asked, damping, fixed)
     setting, shares = found.setting, weights / weights.sum()
     facts = {
         "pictures": len(pictures),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.estimators.explanations import ood_scores, open_share
-from tangentune.estimators.fitted import State
+from tangentune.estimators.solution import Solution
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.reports.answers import Account, Answer, Explanation, Pull, label_text, short_number
 from tangentune.solvers import leave_out as exact
@@ -64,9 +64,9 @@ def explain(model: Any, pictures: Pictures, top: int = 8) -> list[Explanation]:
     proba = model.predict_proba(pictures) if classes and model.likelihood != LEAST_SQUARES else None
     ours = _positions_by_pixels(model)
     digests = pictures_digest(pictures.pixels)
-    state, out = model._solved(), []
-    for seen in model._crossed(pictures):
-        for row, own, said in zip(seen.kernel, seen.own, seen.said, strict=True):
+    state, out = model.solution_, []
+    for seen in model.kernel_to_training(pictures):
+        for row, own, said in zip(seen.kernel, seen.own, seen.source, strict=True):
             i = len(out)
             asked = _asked(state, row[None], own[None], said, ours.get(digests[i], []))
             if classes:
@@ -88,14 +88,14 @@ def _positions_by_pixels(model: Any) -> dict[str, list[int]]:
     return found
 
 
-def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
+def _asked(state: Solution, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
     system = state.system
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
-    if same and state.encoded.said is not None:
-        system, said = _heard_without(state.encoded.said, state.system.weights, system, same)
+    if same and state.targets.source is not None:
+        system, said = _heard_without(state.targets.source, state.system.weights, system, same)
     before = system.bias + said
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)

@@ -57,7 +57,7 @@ def render_explanations(model: Any, pictures: Pictures, explanations: Sequence[E
         "network": _network(model),
         "n": len(model.ids_),
         "classification": classification,
-        "source": model._training.source is not None,
+        "source": model.fitted_.training.source is not None,
         "likelihood": model.likelihood if model.likelihood != LEAST_SQUARES else None,
         "outer_steps": model.outer_steps_,
         "sections": [_section(one, thumbnail(pictures, one.position), tile) for one in explanations],
