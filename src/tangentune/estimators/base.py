@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from tangentune.errors import InputError
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
-from tangentune.estimators.fit import Procedure
+from tangentune.estimators.fit import Procedure, read_settings
 from tangentune.estimators.fitted import (
+    FittedAttribute,
     FittedModel,
     KernelToTraining,
     kernel_to_training,
@@ -26,7 +26,6 @@ from tangentune.estimators.fitted import (
     with_primal,
     with_rows,
 )
-from tangentune.estimators.options import read_options
 from tangentune.estimators.solution import Solution
 from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import summarise
@@ -35,35 +34,22 @@ from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_vectors
 from tangentune.kernels.batches import with_progress
 from tangentune.kernels.model import TangentModel, decision
-from tangentune.kernels.stages import Settings
-from tangentune.memory import Meter, default_budget, warm_pages
-from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.memory import warm_pages
+from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.solvers import leave_out as exact
 
-T = TypeVar("T")
-
-
-class FittedAttribute(Generic[T]):
-    """An attribute of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
-
-    def __init__(self, read: Callable[[FittedModel], T]):
-        self.read = read
-
-    def __get__(self, estimator: TangentEstimator, kind: type | None = None) -> T:
-        return self.read(estimator.fitted_)
-
 
 class TangentEstimator(BaseEstimator):
-    """Options, and three lines for everything that is done in a module of its own; `fitted_` is all there is to know.
+    """Options, and a few lines for everything that is done in a module of its own; all that is fitted is `fitted_`.
 
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
     as they were chosen. Pictures are named by their id: the path, or the position at `fit`; added ones get new ids, and
     no id is used twice. `edits_` is the log.
 
-    Explanations are in the order of `ids_`. Of a fit with a source, influence, contributions, informativeness and the
-    weight gradient hold the target classes that source classes stand for; what is left out (`loo_predictions_`,
-    `leave_out`, `suspects`) is left out of that choice as well.
+    Of a fit with a source, influence, contributions, informativeness and the weight gradient hold the target classes
+    that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out of that
+    choice as well.
     """
 
     fitted_: FittedModel
@@ -144,9 +130,8 @@ class TangentEstimator(BaseEstimator):
 
     @property
     def model_(self) -> TangentModel:
-        """The fitted function with weights instead of pictures; summed again, once, after an edit."""
-        check_is_fitted(self)
-        if self.fitted_.primal is None:
+        """The fitted function with weights instead of pictures; after an edit they are summed again, once."""
+        if self._fitted().primal is None:
             self.fitted_ = with_primal(self.fitted_, self._reader())
         assert self.fitted_.primal is not None
         return self.fitted_.primal
@@ -154,9 +139,7 @@ class TangentEstimator(BaseEstimator):
     @property
     def solution_(self) -> Solution:
         """The solved problem; a loaded model's is solved, once, when it is asked for: n^3."""
-        solution = self._solved().solution
-        assert solution is not None
-        return solution
+        return solved(self._solved())
 
     @property
     def kernel_(self) -> NDArray[np.float64]:
@@ -185,10 +168,10 @@ class TangentEstimator(BaseEstimator):
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
             BudgetError: if the work cannot keep `memory_budget`.
         """
-        procedure = self._procedure()
+        procedure = Procedure.of(self._task(), self.get_params(deep=False))
         backbone = procedure.backbone
         if source is not None:
-            procedure.task.check_source(self.outer_steps)
+            self.check_source()
         with warm_pages():
             with procedure.meter.stage("pictures"):
                 pictures, read = self._load(X, y, backbone, labelled=True), None
@@ -206,42 +189,19 @@ class TangentEstimator(BaseEstimator):
             Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
             bytes a picture). Cost: about a second.
         """
-        procedure = self._procedure()
+        procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
             return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
 
     def check_source(self) -> None:
-        """Refuse a source that this estimator with its options cannot use.
-
-        Raises:
-            InputError: which option is in the way, and what to do.
-        """
+        """Refuse a source (InputError) that this estimator with its options cannot use."""
         self._task().check_source(self.outer_steps)
 
     def _task(self) -> Task:
         return self._kind(self.likelihood, self.class_weight)
 
-    def _procedure(self) -> Procedure:
-        backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
-        if not isinstance(backbone, Backbone):
-            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
-            raise InputError(message)
-        backbone = backbone.with_size(self.input_size)
-        backbone = backbone if self.device is None else backbone.to(self.device)
-        state = self.random_state
-        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        settings = self._settings(backbone, seed)
-        reader, meter = self._reader(backbone), Meter(backbone.device)
-        return Procedure(self._task(), settings, reader, self.subset, self.outer_steps, meter)
-
-    def _settings(self, backbone: Backbone, seed: int) -> Settings:
-        pictures = backbone.contract.input_size is not None
-        return read_options(self.get_params(deep=False), seed, default_budget(backbone.device), pictures)
-
-    def _reader(self, backbone: Backbone | None = None) -> PictureReader:
-        """Pictures as inputs of the fitted network, or of one about to be fitted."""
-        backbone = self.fitted_.backbone if backbone is None else backbone
-        return PictureReader(backbone, self.batch_size, self.augment == "flip", self.verbose)
+    def _reader(self) -> PictureReader:
+        return PictureReader(self.fitted_.backbone, self.batch_size, self.augment == "flip", self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
@@ -253,9 +213,7 @@ class TangentEstimator(BaseEstimator):
     # -- prediction ---------------------------------------------------------------------------------------------------
 
     def _new(self, X: Any) -> Pictures:
-        """New pictures to be asked about."""
-        check_is_fitted(self)
-        return self._load(X, None, self.backbone_, labelled=False, reset=False)
+        return self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
 
     def scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
@@ -266,51 +224,39 @@ class TangentEstimator(BaseEstimator):
 
     def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
         """Pictures loaded once with their labels, for scoring a folder."""
-        check_is_fitted(self)
+        contract = self._fitted().backbone.contract
         if y is not None:
             return X, np.asarray(y)
-        pictures = load_pictures(X, contract=self.backbone_.contract, n_jobs=self.n_jobs, verbose=self.verbose)
+        pictures = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
         assert pictures.labels is not None
         return pictures, pictures.labels
 
-    # -- explanations -------------------------------------------------------------------------------------------------
+    # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
 
     def influence(self, X: Any) -> NDArray[np.float64]:
-        """How much each training picture changed each answer: `f(x) - f_without_i(x)`, exact.
+        """How much each training picture changed each answer, (m, n, C): `f(x) - f_without_i(x)`, exact.
 
-        Args:
-            X: m pictures, as in `predict`.
-
-        Returns:
-            (m, n, C), for scores (`decision_function` of more than two classes) or predicted numbers. Cost: the rows
-            of the pictures, their kernel with the training pictures, and m n (n + C).
+        Answers are scores (`decision_function` of more than two classes) or predicted numbers. Cost: the rows of the
+        pictures, their kernel with the training pictures, and m n (n + C).
 
         Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
         """
-        found = self.kernel_to_training(X)
-        return explanations.about(self._solved(), found, exact.influence)
+        return explanations.about(self.solution_, self.kernel_to_training(X), exact.influence)
 
     def contributions(self, X: Any) -> NDArray[np.float64]:
-        """The additive split of each answer over training pictures: `k(x, x_i) c_i`; they sum to `f(x) - intercept_`.
+        """The additive split of each answer over training pictures, (m, n, C): `k(x, x_i) c_i`.
 
-        Args:
-            X: m pictures, as in `predict`.
-
-        Returns:
-            (m, n, C). A picture may contribute much and have little influence: others would stand in for it.
+        They sum to `f(x) - intercept_`. A picture may contribute much and have little influence: others would stand in
+        for it.
         """
-        found = self.kernel_to_training(X)
-        return explanations.about(self._solved(), found, exact.contributions)
+        return explanations.about(self.solution_, self.kernel_to_training(X), exact.contributions)
 
     def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
-        """Predictions for every training picture by the model fitted without its whole group, exact.
+        """Predictions (n, C) for every training picture by the model fitted without its whole group, exact.
 
         Args:
             groups: (n,) a label for each picture: its patient, camera, day, or fold; or K for K folds, stratified for
-                a classifier.
-
-        Returns:
-            (n, C) scores, as `loo_predictions_`. Cost n g^2 for the largest group g.
+                a classifier. Cost n g^2 for the largest group g.
 
         Raises:
             InputError: there are fewer than two groups, or too few pictures for K folds.
@@ -318,31 +264,22 @@ class TangentEstimator(BaseEstimator):
         return explanations.leave_out(self._solved(), groups)
 
     def informativeness(self, X: Any = None) -> NDArray[np.float64]:
-        """What each training picture adds that no other says: its smooth unique information, in nats.
+        """What each training picture adds that no other says, (n,): its smooth unique information, in nats.
 
         Args:
             X: pictures on which it is judged: `mean_x ||f(x) - f_without_i(x)||^2 / (2 s^2)`; None judges by the
-                solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior.
-
-        Returns:
-            (n,); s^2 is the noise variance, here the weighted mean squared leave-one-out error of an output.
+                solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior. s^2 is the noise
+                variance, here the weighted mean squared leave-one-out error of an output.
 
         Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
         """
-        found = None if X is None else self.kernel_to_training(X)
-        return explanations.informativeness(self._solved(), found)
+        return explanations.informativeness(self.solution_, None if X is None else self.kernel_to_training(X))
 
     def suspects(self, k: int | None = None) -> list[Suspect]:
-        """The pictures whose labels look most like mistakes, worst first: a list to look through.
+        """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
 
         Each label is held against what all other pictures say in its place, at a damping that does not trust single
-        labels.
-
-        Args:
-            k: how many; None gives all.
-
-        Returns:
-            Suspects. Cost n^3.
+        labels. Cost n^3.
 
         Raises:
             InputError: k is below 1.
@@ -350,146 +287,122 @@ class TangentEstimator(BaseEstimator):
         return explanations.suspects(self._solved(), k)
 
     def weight_gradient(self, evaluate: ArrayLike | None = None) -> NDArray[np.float64]:
-        """Derivative of the mean squared leave-one-out error by each picture's weight: the dataset derivative.
+        """Derivative of the mean squared leave-one-out error by each picture's weight, (n,): the dataset derivative.
 
-        Negative where more of a picture would help the others; `reweight` takes steps against it.
+        Negative where more of a picture would help the others; `reweight` takes steps against it. Cost n^2 C.
 
         Args:
             evaluate: (n,) shares, or a mask, of the pictures whose error counts; None counts all.
-
-        Returns:
-            (n,). Cost n^2 C.
 
         Raises:
             InputError: the shares do not fit.
 
         Source: Achille et al. (2022), "DIVA: Dataset Derivative of a Learning Task".
         """
-        return explanations.weight_gradient(self._solved(), evaluate)
+        return explanations.weight_gradient(self.solution_, evaluate)
 
     def ood_score(self, X: Any) -> NDArray[np.float64]:
-        """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score.
+        """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score (m,).
 
         The share of the prior variance of the answer that the training pictures leave open, directions outside the
-        data included, as the share of training pictures that had a smaller one when they were left out. Both exact.
-
-        Args:
-            X: m pictures, as in `predict`.
-
-        Returns:
-            (m,); up to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative
-            excess.
+        data included, as the share of training pictures that had a smaller one when they were left out. Both exact. Up
+        to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative excess.
         """
-        found = self.kernel_to_training(X)
-        return explanations.ood_score(self._solved(), found)
+        return explanations.ood_score(self.solution_, self.kernel_to_training(X))
 
     def kernel_to_training(self, X: Any, *, whole: bool = False) -> Iterator[KernelToTraining]:
         """New pictures as the solved problem sees them, in portions, unless they are wanted as a whole.
 
         The rows of the training pictures stay in memory from now on if there is room.
         """
-        pictures = self._new(X)
-        self.fitted_ = with_rows(self._solved(), self._reader())
-        return kernel_to_training(self.fitted_, self._reader(), pictures, whole=whole)
+        pictures, reader = self._new(X), self._reader()
+        self.fitted_ = with_rows(self._solved(), reader)
+        return kernel_to_training(self.fitted_, reader, pictures, whole=whole)
 
-    def _solved(self) -> FittedModel:
-        """The fitted model with its solution, kept for the next question."""
-        check_is_fitted(self)
-        if self.fitted_.solution is None:
-            self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
-        return self.fitted_
-
-    # -- edits --------------------------------------------------------------------------------------------------------
+    # -- edits: in place, whole or not at all --------------------------------------------------------------------------
 
     def forget(self, ids: Any, *, strict: bool = False) -> Self:
         """Take pictures out, as if they had never been fitted.
 
         Args:
-            ids: one id or several.
+            ids: one id or several. Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
             strict: also estimate anew without them what the feature map took from the pictures: probes, metric, outer
                 steps. Costs a fit whose choices are made.
-
-        Returns:
-            The estimator. Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
 
         Raises:
             InputError: an id is unknown, or too little would be left.
         """
-        fitted = self._solved()
+        fitted = self._fitted()
         if not strict:
             return self._become(edits.forget(fitted, ids))
-        settings = self._settings(fitted.backbone, fitted.seed)
+        settings = read_settings(self.get_params(deep=False), fitted.backbone, fitted.seed)
         return self._become(edits.forget_strictly(fitted, ids, self._reader(), settings))
 
     def forget_class(self, name: Any, *, strict: bool = False) -> Self:
         """Take a whole class out, with its column of scores; as `forget` of its pictures."""
-        check_is_fitted(self)
-        return self.forget(edits.class_members(self.fitted_, name), strict=strict)
+        return self.forget(edits.class_members(self._fitted(), name), strict=strict)
 
     def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Add pictures, of known classes or new ones.
+        """Add pictures, of known classes or new ones; the last of `ids_` are theirs.
 
         Args:
-            X: k pictures, as in `fit`.
+            X: k pictures, as in `fit`. Cost: their rows, their kernel with the others, and n^2 k.
             y: labels; None takes those of the source.
             sample_weight: (k,); None means ones.
-
-        Returns:
-            The estimator; the last k of `ids_` are the new pictures'. Cost: their rows, their kernel with the others,
-            and n^2 k.
 
         Raises:
             InputError: pictures or labels cannot be used, or a path is there already.
         """
-        check_is_fitted(self)
-        self.fitted_.check_pictures()
-        loaded = self._load(X, y, self.backbone_, labelled=True, reset=False)
-        return self._become(edits.add(self._solved(), loaded, sample_weight, self._reader()))
+        fitted = self._fitted()
+        fitted.check_pictures()
+        loaded = self._load(X, y, fitted.backbone, labelled=True, reset=False)
+        return self._become(edits.add(fitted, loaded, sample_weight, self._reader()))
 
     def relabel(self, ids: Any, y: Any) -> Self:
-        """Give pictures other labels.
+        """Give pictures other labels; cost n^2 C.
 
         Args:
             ids: one id or several.
             y: one label for all, or one for each, in the order of the ids.
 
-        Returns:
-            The estimator. Cost n^2 C.
-
         Raises:
             InputError: an id is unknown, or the labels do not fit.
         """
-        return self._become(edits.relabel(self._solved(), ids, y))
+        return self._become(edits.relabel(self._fitted(), ids, y))
 
     def reweight(self, weights: ArrayLike) -> Self:
-        """Give every picture another sample weight.
+        """Give every picture another sample weight, (n,), 0 or more; 0 leaves a picture out.
 
-        Args:
-            weights: (n,), 0 or more; 0 leaves a picture out.
-
-        Returns:
-            The estimator. Cost n^2 for every changed weight, at most n^3.
+        Cost n^2 for every changed weight, at most n^3.
 
         Raises:
             InputError: there are not n weights, one is negative or not finite, or fewer than two are positive.
         """
-        return self._become(edits.reweight(self._solved(), weights))
+        return self._become(edits.reweight(self._fitted(), weights))
 
     def undo(self) -> Self:
-        """Take the last edit of this session back; called again, the one before.
-
-        Returns:
-            The estimator, solved anew from its kernel: n^3.
+        """Take the last edit of this session back; called again, the one before. Solved anew from the kernel: n^3.
 
         Raises:
             InputError: there is none left. A loaded model starts without.
         """
-        return self._become(edits.undo(self._solved()))
+        return self._become(edits.undo(self._fitted()))
 
     def _become(self, fitted: FittedModel) -> Self:
-        """One assignment: an edit is made whole, or not at all."""
         self.fitted_ = fitted
         return self
+
+    # -- the fitted model ----------------------------------------------------------------------------------------------
+
+    def _fitted(self) -> FittedModel:
+        check_is_fitted(self)
+        return self.fitted_
+
+    def _solved(self) -> FittedModel:
+        """The fitted model with its solution, kept for the next question."""
+        if self._fitted().solution is None:
+            self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
+        return self.fitted_
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
@@ -504,8 +417,7 @@ class TangentEstimator(BaseEstimator):
         Raises:
             StoreError: if the directory cannot be written or holds something else.
         """
-        check_is_fitted(self)
-        kept = pictures and self.fitted_.training.has_pictures
+        kept = pictures and self._fitted().training.has_pictures
         face = saving.Face(type(self).__name__, self.get_params(deep=False), getattr(self, "n_features_in_", None))
         self.fitted_ = with_primal(self._solved(), self._reader())
         saving.save(directory, face, self.fitted_, render_card(summarise(self), len(self.edits_), kept), kept)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
-from tangentune.estimators.base import FittedAttribute, TangentEstimator
+from tangentune.estimators.base import TangentEstimator
+from tangentune.estimators.fitted import FittedAttribute
 from tangentune.estimators.tasks import Classification
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 from tangentune.solvers.temperature import probabilities

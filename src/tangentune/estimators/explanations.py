@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, KernelToTraining, solved
+from tangentune.estimators.solution import Solution
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.posterior import loo_variance, variance
 from tangentune.solvers.reweighting import weight_gradient as loo_weight_gradient
@@ -41,11 +42,10 @@ class Suspect(NamedTuple):
 
 
 def about(
-    fitted: FittedModel, found: Iterable[KernelToTraining], explain: Callable[[System, Tensor], Tensor]
+    solution: Solution, found: Iterable[KernelToTraining], explain: Callable[[System, Tensor], Tensor]
 ) -> NDArray[np.float64]:
     """Influence or contributions, whichever `explain` gives, on the answers about new pictures, (m, n, C)."""
-    system = solved(fitted).system
-    return torch.cat([explain(system, new.kernel) for new in found]).cpu().numpy()
+    return torch.cat([explain(solution.system, new.kernel) for new in found]).cpu().numpy()
 
 
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:
@@ -62,9 +62,8 @@ def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float6
     return solved(fitted).leave_out(torch.from_numpy(index)).cpu().numpy()
 
 
-def informativeness(fitted: FittedModel, found: Iterable[KernelToTraining] | None) -> NDArray[np.float64]:
+def informativeness(solution: Solution, found: Iterable[KernelToTraining] | None) -> NDArray[np.float64]:
     """(n,) smooth unique information, on new pictures or in the norm of the prior."""
-    solution = solved(fitted)
     system, loo = solution.system, solution.loo
     errors = (solution.targets.targets.to(loo) - loo).square().mean(1)
     noise = max(float(system.weights @ errors / system.weights.sum()), torch.finfo(torch.float64).tiny)
@@ -93,15 +92,15 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     ]
 
 
-def weight_gradient(fitted: FittedModel, evaluate: ArrayLike | None) -> NDArray[np.float64]:
+def weight_gradient(solution: Solution, evaluate: ArrayLike | None) -> NDArray[np.float64]:
     """(n,) derivative of the mean squared leave-one-out error by each weight."""
     shares = None if evaluate is None else torch.from_numpy(np.asarray(evaluate, np.float64))
-    return loo_weight_gradient(solved(fitted).system, evaluate=shares).cpu().numpy()
+    return loo_weight_gradient(solution.system, evaluate=shares).cpu().numpy()
 
 
-def ood_score(fitted: FittedModel, found: Iterable[KernelToTraining]) -> NDArray[np.float64]:
+def ood_score(solution: Solution, found: Iterable[KernelToTraining]) -> NDArray[np.float64]:
     """(m,) distance of new pictures from all training pictures, as ranks among theirs."""
-    system = solved(fitted).system
+    system = solution.system
     return ood_scores(system, torch.cat([open_share(variance(system, new.kernel, new.own), new.own) for new in found]))
 
 

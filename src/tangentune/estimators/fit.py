@@ -9,8 +9,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_random_state
 
+from tangentune.errors import InputError
 from tangentune.estimators.fitted import FitFacts, FittedModel, told_source
+from tangentune.estimators.options import read_options
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
 from tangentune.estimators.tasks import Task
@@ -20,8 +23,8 @@ from tangentune.jacobian.rows import Tangent, survey
 from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import Settings, Source
-from tangentune.memory import Meter
-from tangentune.networks.backbone import Backbone
+from tangentune.memory import Meter, default_budget
+from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.parameters import select_parameters, used_parameters
 from tangentune.pictures.load import Pictures, duplicate_sentences
 
@@ -46,6 +49,21 @@ class Procedure:
     subset: str
     outer_steps: str | int
     meter: Meter
+
+    @classmethod
+    def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
+        """From the options of an estimator, checked."""
+        given, device, state = options["backbone"], options["device"], options["random_state"]
+        backbone = load_backbone(given) if isinstance(given, str) else given
+        if not isinstance(backbone, Backbone):
+            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
+            raise InputError(message)
+        backbone = backbone.with_size(options["input_size"])
+        backbone = backbone if device is None else backbone.to(device)
+        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
+        settings = read_settings(options, backbone, seed)
+        reader = PictureReader(backbone, options["batch_size"], options["augment"] == "flip", options["verbose"])
+        return cls(task, settings, reader, options["subset"], options["outer_steps"], Meter(backbone.device))
 
     @property
     def backbone(self) -> Backbone:
@@ -139,6 +157,11 @@ class Procedure:
             room=room,
             edits=[],
         )
+
+
+def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Settings:
+    """The kernel's settings among the options of an estimator."""
+    return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
 
 
 def fit_facts(found: Fitted) -> FitFacts:

@@ -7,11 +7,11 @@ make it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, final
+from typing import Any, Generic, Protocol, TypeVar, final
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
+T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
 
 
@@ -137,6 +138,22 @@ class FittedModel:
     def rows(self, reader: PictureReader) -> RowReader:
         """Rows of training pictures, with a progress bar."""
         return RowReader(self.feature_map, reader.open_training, self.room)
+
+
+class FittedAttribute(Generic[T]):
+    """An attribute of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
+
+    def __init__(self, read: Callable[[FittedModel], T]):
+        self.read = read
+
+    def __get__(self, estimator: HasFitted, kind: type | None = None) -> T:
+        return self.read(estimator.fitted_)
+
+
+class HasFitted(Protocol):
+    """An estimator."""
+
+    fitted_: FittedModel
 
 
 def solved(fitted: FittedModel) -> Solution:

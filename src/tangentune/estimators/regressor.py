@@ -12,7 +12,8 @@ from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
 from tangentune.errors import InputError
-from tangentune.estimators.base import FittedAttribute, TangentEstimator
+from tangentune.estimators.base import TangentEstimator
+from tangentune.estimators.fitted import FittedAttribute
 from tangentune.estimators.tasks import Regression, as_given
 from tangentune.kernels.feature_map import own_kernel
 from tangentune.pictures.load import numeric_labels
