@@ -11,6 +11,7 @@ import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -40,7 +41,7 @@ def fitted(
     blocks: int = 6,
     body_scale: float = 2.0,
     outputs: int = 1,
-) -> SimpleNamespace:
+) -> Any:
     """Coloured noise pictures, one hue a class; kernel ridge on their pixels; leave-one-out by actual inversion."""
     rng = np.random.default_rng(0)
     classes = np.array(sorted(names))
@@ -95,6 +96,7 @@ def fitted(
             contract=DataContract((3, 12, 12), licence="MIT & more", source="a test", sha256="ab12"),
         ),
         pictures_=Pictures(data, labels, ids, [("bad/<i>.jpg", "truncated")]),
+        source_=None,
         subset="all",
         random_state=0,
     )

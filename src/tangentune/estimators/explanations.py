@@ -85,11 +85,8 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     given = solution.targets.targets.to(others)
     score = (given - others).square().sum(1).cpu().numpy()
     worst = np.argsort(-score, kind="stable")[:count].tolist()
-    suggestions = fitted.task.suggested(others, given, figures, labels)
-    sure = fitted.task.probability
-    return [
-        Suspect(fitted.ids[i], i, labels[i], suggestions[i], sure(i, figures, labels), float(score[i])) for i in worst
-    ]
+    suggestions, sure = fitted.task.second_opinions(others, given, figures, labels)
+    return [Suspect(fitted.ids[i], i, labels[i], suggestions[i], sure[i], float(score[i])) for i in worst]
 
 
 def weight_gradient(solution: Solution, evaluate: ArrayLike | None) -> NDArray[np.float64]:

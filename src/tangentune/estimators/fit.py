@@ -115,18 +115,10 @@ class Procedure:
             active = ActivePictures(np.argsort(training.numbers), labels, given)
         facts, told = fit_facts(found), None
         if source is not None:
-            damping, fixed = facts.damping, self.settings.fixed.damping is not None
+            fixed = self.settings.fixed.damping is not None
             with meter.stage("source"), torch.no_grad():
                 rows = RowReader(feature_map, reader.open_training, room)
-                weighed = fit_source(training, rows, source, active, targets, damping, fixed)
-            training, told = weighed.training, weighed.facts
-            facts = replace(
-                facts,
-                damping=weighed.damping,
-                relative_damping=facts.relative_damping * weighed.damping / damping,
-                source_ids=source[0].ids,
-                source_effects=weighed.effects,
-            )
+                training, facts, told = fit_source(training, rows, source, active, targets, facts, fixed=fixed)
         with meter.stage("system"):
             solution = solve(training, active, task.encode, facts.damping)
             figures = task.figures(solution, {})

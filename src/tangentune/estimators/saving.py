@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 import numpy as np
@@ -30,6 +30,7 @@ from tangentune.pictures.pixel_store import take_rows
 from tangentune.solvers.source.choice import SourceSetting
 
 Tensors = dict[str, Tensor]
+PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping_path", "source_effects")]
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -45,10 +46,10 @@ class Face:
 
     def parameters(self) -> dict[str, Any]:
         """The options as JSON holds them."""
-        found = {name: value for name, value in self.options.items() if name != "backbone"}
-        found["device"] = None if found["device"] is None else str(found["device"])
-        state = found["random_state"]
-        return found | {"random_state": int(state) if isinstance(state, int | np.integer) else None}
+        found, device, state = dict(self.options), self.options["device"], self.options["random_state"]
+        del found["backbone"]
+        seed = int(state) if isinstance(state, int | np.integer) else None
+        return found | {"device": None if device is None else str(device), "random_state": seed}
 
 
 def save(directory: str | os.PathLike[str], face: Face, fitted: FittedModel, card: str, pictures: bool) -> None:
@@ -120,29 +121,13 @@ def _arrays(fitted: FittedModel) -> Tensors:
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     """What fitted attributes tell as plain values."""
-    figures, facts = fitted.figures, fitted.facts
-    classification = isinstance(fitted.task, Classification)
-    own = {"temperature_": figures.temperature} if classification else {"flat_": fitted.active.labels.ndim == 1}
-    return {
-        "damping_": facts.damping,
-        "relative_damping_": facts.relative_damping,
-        "metric_power_": facts.metric_power,
-        "normalize_": facts.normalize,
-        "body_scale_": facts.body_scale,
-        "block_scales_": facts.block_scales,
-        "block_shares_": facts.block_shares,
-        "loo_score_": figures.score,
-        "selection_": facts.selection,
-        "fit_report_": facts.fit_report,
-        "ids_": fitted.ids,
-        **own,
-        **({} if features is None else {"n_features_in_": features}),
-        "outer_steps_": facts.outer_steps,
-        "outer_selection_": facts.outer_selection,
-        "likelihood_": figures.parameters,
-        "source_": fitted.source,
-        "source_ids_": facts.source_ids,
-    }
+    figures, classification = fitted.figures, isinstance(fitted.task, Classification)
+    told = {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
+    told |= {"loo_score_": figures.score, "ids_": fitted.ids, "likelihood_": figures.parameters}
+    told |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
+    if classification:
+        return told | {"temperature_": figures.temperature}
+    return told | {"flat_": fitted.active.labels.ndim == 1}
 
 
 def _points(fitted: FittedModel) -> Tensors:
@@ -224,13 +209,18 @@ class SavedModel:
             arrays["intercept_"],
             arrays["loo_predictions_"],
             told["loo_score_"],
-            parameters=told["likelihood_"],
+            parameters=told.get("likelihood_", {}),
         )
         if isinstance(task, Classification):
             calibration = {"proba": arrays["loo_proba_"], "temperature": told["temperature_"]}
             figures = replace(figures, classes=_array(config["classes"]), **calibration)
         else:
             figures = replace(figures, noise=arrays["noise_"])
+        facts = FitFacts(
+            **{name: told[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in told},
+            damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
+            source_effects=arrays.get("source_effects_", np.zeros(0)),
+        )
         budget = config["parameters"]["memory_budget"]
         room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
         active = ActivePictures(
@@ -246,31 +236,12 @@ class SavedModel:
             solution=None,
             figures=figures,
             primal=primal,
-            facts=self._facts(arrays),
+            facts=facts,
             source=told.get("source_"),
             next_number=config["next_number"],
             seed=config["seed"],
             room=room // ROWS_SHARE,
             edits=self.edits,
-        )
-
-    def _facts(self, arrays: dict[str, np.ndarray]) -> FitFacts:
-        told, path = self.config["fitted"], ("damping", "loo_error")
-        return FitFacts(
-            damping=told["damping_"],
-            relative_damping=told["relative_damping_"],
-            metric_power=told["metric_power_"],
-            normalize=told["normalize_"],
-            body_scale=told["body_scale_"],
-            block_scales=told["block_scales_"],
-            block_shares=told["block_shares_"],
-            selection=told["selection_"],
-            damping_path={key: self.tensors[f"path.{key}"].numpy() for key in path},
-            outer_steps=told["outer_steps_"],
-            outer_selection=told["outer_selection_"],
-            fit_report=told["fit_report_"],
-            source_ids=told.get("source_ids_", []),
-            source_effects=arrays.get("source_effects_", np.zeros(0)),
         )
 
     def _training(self) -> TrainingSet:

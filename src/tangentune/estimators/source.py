@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tangentune.errors import BudgetError, InputError
+from tangentune.estimators.fitted import FitFacts
 from tangentune.estimators.solution import ActivePictures, Targets
 from tangentune.estimators.source_kernels import source_kernels, source_pictures, with_source
 from tangentune.estimators.training_set import ROWS_SHARE, RowReader, TrainingSet, problem
@@ -25,24 +26,6 @@ from tangentune.solvers.source.choice import choose_source, source_effects
 
 MANIFESTS = (".json", ".parquet")
 KERNELS = 7  # of (m, m) numbers that weighing m source pictures has in memory at once
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class SourceFit:
-    """What came of a source.
-
-    Attributes:
-        training: the training set, with the source behind it if it helps.
-        damping: absolute.
-        facts: of the choice, as plain values.
-        effects: (m,) derivative of the target pictures' mean leave-one-out error by each source picture's weight.
-    """
-
-    training: TrainingSet
-    damping: float
-    facts: dict[str, Any]
-    effects: NDArray[np.float64]
 
 
 def read_source(
@@ -118,10 +101,11 @@ def fit_source(
     read: tuple[Pictures, NDArray],
     active: ActivePictures,
     plain: Targets,
-    damping: float,
+    facts: FitFacts,
+    *,
     fixed: bool,
-) -> SourceFit:
-    """Weigh a source and put it behind the training set.
+) -> tuple[TrainingSet, FitFacts, dict[str, Any]]:
+    """Weigh a source, and put it behind the training set if it helps.
 
     Args:
         training: without source.
@@ -129,8 +113,11 @@ def fit_source(
         read: source pictures with labels, and their relative weights.
         active: which training pictures count.
         plain: as what.
-        damping: of the fit without source.
-        fixed: whether it must stay.
+        facts: of the fit without source.
+        fixed: whether its damping must stay.
+
+    Returns:
+        The training set; the facts with the damping chosen anew; and what came of the source, as plain values.
 
     Raises:
         BudgetError: there are more source pictures than the memory budget has room for.
@@ -143,9 +130,9 @@ def fit_source(
     targets, weights = plain.targets.to(own), plain.weights.to(own)
     kernels = (training.kernel[positions][:, positions], crossed[positions], own)
     asked = problem(pictures, *kernels, targets, weights, plain.classes)
-    found = choose_source(asked, damping, fixed)
+    found = choose_source(asked, facts.damping, fixed)
     setting, shares = found.setting, weights / weights.sum()
-    facts = {
+    told = {
         "pictures": len(pictures),
         "strength": setting.strength,
         "deviation": setting.deviation,
@@ -155,7 +142,13 @@ def fit_source(
         "classes": [],
         "tried": found.tried,
     }
-    effects = (shares @ source_effects(asked, setting)).cpu().numpy()
+    facts = replace(
+        facts,
+        damping=setting.damping,
+        relative_damping=facts.relative_damping * setting.damping / facts.damping,
+        source_ids=read[0].ids,
+        source_effects=(shares @ source_effects(asked, setting)).cpu().numpy(),
+    )
     if setting.strength > 0:
         training = with_source(training, pictures, own, crossed, setting)
-    return SourceFit(training, setting.damping, facts, effects)
+    return training, facts, told

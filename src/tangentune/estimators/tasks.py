@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, final
 
@@ -64,14 +65,8 @@ class Figures:
 class Task(Protocol):
     """Classification or regression, with the options of the estimator that every edit follows."""
 
-    @property
-    def likelihood(self) -> str:
-        """Name of the likelihood."""
-        ...
-
     def read_labels(self, pictures: Pictures) -> NDArray:
         """The labels of some pictures, refused if this task cannot use them."""
-        ...
 
     def check_options(self, labels: NDArray) -> None:
         """Refuse options that no fit to these labels can follow."""
@@ -81,45 +76,34 @@ class Task(Protocol):
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
-        ...
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
         """Labels as (n, C) targets, and sample weights with class weights."""
-        ...
 
     def outputs(self, pictures: Pictures) -> int:
         """Columns of the targets."""
-        ...
 
     def decidable(self, settings: Settings, targets: Tensor) -> Settings:
         """Settings without the choices that leave-one-out cannot make with these targets."""
-        ...
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int) -> float:
         """What `expand` will take."""
-        ...
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         """Points of expansion moved towards the labels, if asked for, and what was tried."""
-        ...
 
     def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
         """What is told of a solution; parameters of the likelihood that are known are kept."""
-        ...
 
-    def suggested(self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray) -> NDArray:
-        """(n,) labels, or numbers, that the other pictures suggest instead of the given ones."""
-        ...
-
-    def probability(self, position: int, figures: Figures, labels: NDArray) -> float | None:
-        """Probability of the given label by the model without the picture; None for numbers."""
-        ...
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
         """(n,) fold of each picture."""
-        ...
 
 
 @final
@@ -144,12 +128,10 @@ class Classification:
         return np.asarray(labels)
 
     def check_options(self, labels: NDArray) -> None:
-        """The likelihood exists, and class weights fit."""
         likelihoods.check_likelihood(self.likelihood)
         compute_sample_weight(self.class_weight, labels)
 
     def check_source(self, outer_steps: str | int) -> None:
-        """Least squares at the pre-trained weights only."""
         if self.likelihood != LEAST_SQUARES:
             message = f"source= needs likelihood='least_squares', not {self.likelihood!r}"
             raise InputError(message)
@@ -158,11 +140,9 @@ class Classification:
             raise InputError(message)
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        """At least two classes."""
         return check_classes(labels, ids)
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
-        """One-hot targets, classes in order."""
         classes, positions = np.unique(labels, return_inverse=True)
         given, weights = self.class_weight, sample_weight
         if isinstance(given, dict):  # a class may have been forgotten
@@ -173,8 +153,7 @@ class Classification:
         return Targets(classes, targets, torch.from_numpy(weights))
 
     def outputs(self, pictures: Pictures) -> int:
-        """The number of classes."""
-        return 1 if pictures.labels is None else len(np.unique(pictures.labels))
+        return len(np.unique(pictures.labels)) if pictures.labels is not None else 1
 
     def decidable(self, settings: Settings, targets: Tensor) -> Settings:
         """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
@@ -186,14 +165,12 @@ class Classification:
         return replace(settings, power=power, fixed=Fixed(**(usual | given)))
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int) -> float:
-        """From one minibatch."""
         count = STEPS if steps == "loo" else int(steps)
         return moving_seconds(backbone, _numbered(pictures), count, flip=settings.mirrored) if count else 0.0
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        """Cross-fitted outer steps."""
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
         if steps == "loo":
@@ -201,7 +178,6 @@ class Classification:
         return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
     def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
-        """Scores left out, their accuracy, and probabilities calibrated on them or of the likelihood."""
         targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
         assert targets.classes is not None
         positions, kept, found = targets.targets.argmax(1), targets.weights > 0, None
@@ -223,16 +199,14 @@ class Classification:
             found,
         )
 
-    def suggested(self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray) -> NDArray:
-        """The likeliest other class."""
-        return figures.classes[others.masked_fill(given > 0, -torch.inf).argmax(1).cpu().numpy()]
-
-    def probability(self, position: int, figures: Figures, labels: NDArray) -> float | None:
-        """Of the given class."""
-        return float(figures.proba[position, np.searchsorted(figures.classes, labels[position])])
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        best = others.masked_fill(given > 0, -torch.inf).argmax(1).cpu().numpy()
+        proba = figures.proba[np.arange(len(labels)), np.searchsorted(figures.classes, labels)]
+        return figures.classes[best], proba.tolist()
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
-        """Stratified."""
         _check_folds(count, len(labels))
         positions = np.unique(labels, return_inverse=True)[1]
         return stratified_folds(torch.from_numpy(positions), count).numpy()
@@ -247,7 +221,6 @@ class Regression:
     class_weight: Any
 
     def read_labels(self, pictures: Pictures) -> NDArray:
-        """Finite numbers."""
         if pictures.labels is None:
             message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
             raise InputError(message)
@@ -261,62 +234,49 @@ class Regression:
         return values
 
     def check_options(self, labels: NDArray) -> None:
-        """Least squares only."""
         if self.likelihood != LEAST_SQUARES:
             message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
             raise InputError(message)
 
     def check_source(self, outer_steps: str | int) -> None:
-        """None at all."""
         message = "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
         raise InputError(message)
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        """All numbers can be fitted."""
         return []
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
-        """The numbers themselves."""
         return Targets(None, torch.from_numpy(labels.reshape(len(labels), -1)), torch.from_numpy(sample_weight))
 
     def outputs(self, pictures: Pictures) -> int:
-        """Numbers a picture."""
         return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
 
     def decidable(self, settings: Settings, targets: Tensor) -> Settings:
-        """All."""
         return settings
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int) -> float:
-        """Nothing moves."""
         return 0.0
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        """Stays at the pre-trained weights."""
         if steps not in ("loo", 0):
             message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
             raise InputError(message)
         return None, []
 
     def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
-        """Predictions left out, their R^2, and the noise."""
         targets, system, found = solution.targets.targets.numpy(), solution.system, solution.loo.cpu().numpy()
         noise = noise_variance(system).cpu().numpy()
         score = float(r2_score(targets, found)) if len(targets) > 1 else float("nan")
         return Figures(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
 
-    def suggested(self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray) -> NDArray:
-        """What the others predict."""
-        return as_given(others.cpu().numpy(), labels)
-
-    def probability(self, position: int, figures: Figures, labels: NDArray) -> float | None:
-        """None."""
-        return None
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        return as_given(others.cpu().numpy(), labels), [None] * len(labels)
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
-        """At random, always alike."""
         _check_folds(count, len(labels))
         return np.random.default_rng(0).permutation(len(labels)) % count
 
