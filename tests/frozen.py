@@ -75,4 +75,4 @@ def rows_of(model: Any, x: NDArray) -> Tensor:
 
 def scores(model: Any, x: Any) -> NDArray:
     """Raw scores (m, C)."""
-    return model.scores(x)
+    return model._scores(x)

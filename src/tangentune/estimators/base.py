@@ -161,9 +161,6 @@ class TangentEstimator(BaseEstimator):
                 (multi-task kernel ridge), each class standing for the target classes it lies near, or for the one of
                 its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
 
-        Returns:
-            The estimator itself.
-
         Raises:
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
             BudgetError: if the work cannot keep `memory_budget`.
@@ -215,7 +212,7 @@ class TangentEstimator(BaseEstimator):
     def _new(self, X: Any) -> Pictures:
         return self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
 
-    def scores(self, X: Any) -> NDArray:
+    def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
         pictures, model = self._new(X), self.model_
         with warm_pages(), torch.no_grad():
@@ -228,8 +225,7 @@ class TangentEstimator(BaseEstimator):
         if y is not None:
             return X, np.asarray(y)
         pictures = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
-        assert pictures.labels is not None
-        return pictures, pictures.labels
+        return pictures, np.asarray(pictures.labels)
 
     # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
 
@@ -418,9 +414,10 @@ class TangentEstimator(BaseEstimator):
             StoreError: if the directory cannot be written or holds something else.
         """
         kept = pictures and self._fitted().training.has_pictures
-        face = saving.Face(type(self).__name__, self.get_params(deep=False), getattr(self, "n_features_in_", None))
         self.fitted_ = with_primal(self._solved(), self._reader())
-        saving.save(directory, face, self.fitted_, render_card(summarise(self), len(self.edits_), kept), kept)
+        card, features = render_card(summarise(self), len(self.edits_), kept), getattr(self, "n_features_in_", None)
+        name, options = type(self).__name__, self.get_params(deep=False)
+        saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)
 
     @classmethod
     def from_pretrained(
@@ -437,10 +434,10 @@ class TangentEstimator(BaseEstimator):
             StoreError: if the directory is no model, damaged, or written by a newer version.
             BackboneError: if the backbone is not the one the model was fitted on.
         """
-        face, saved = saving.load(cls.__name__, directory, backbone, device)
-        estimator = cls(**face.options)
-        if face.features is not None:
-            estimator.n_features_in_ = face.features
+        saved = saving.load(cls.__name__, directory, backbone, device)
+        estimator = cls(**saved.options)
+        if (features := saved.config["fitted"].get("n_features_in_")) is not None:
+            estimator.n_features_in_ = features
         estimator.fitted_ = saved.fitted(estimator._task())
         return estimator
 

@@ -98,18 +98,18 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
-        scores = self.scores(X)
+        scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> NDArray:
         """Class of each picture, (n,)."""
-        values = self.scores(X) if self.likelihood == LEAST_SQUARES else self.predict_proba(X)
+        values = self._scores(X) if self.likelihood == LEAST_SQUARES else self.predict_proba(X)
         return self.classes_[values.argmax(1)]
 
     def predict_proba(self, X: Any) -> NDArray:
         """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood."""
         if self.likelihood == LEAST_SQUARES:
-            return probabilities(torch.from_numpy(self.scores(X)), self.temperature_).numpy()
+            return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
         system = self.solution_.system
         solution = self.fitted_.figures.likelihood
         if solution is None:  # a loaded model's

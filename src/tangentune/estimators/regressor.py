@@ -63,7 +63,7 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
             message = "return_std and return_cov are both set; ask for one of them"
             raise InputError(message)
         if not (return_std or return_cov):
-            return as_given(self.scores(X), self.targets_)
+            return as_given(self._scores(X), self.targets_)
         mean, bars = self._posterior(X, joint=return_cov)
         scales = self.noise_ / self.damping_
         bars = bars[..., None] * scales if return_cov else np.sqrt(bars[:, None] * scales)

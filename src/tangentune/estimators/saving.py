@@ -35,25 +35,26 @@ PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-@final
-@dataclass(frozen=True)
-class Face:
-    """What of an estimator is not in its fitted model: class, options, and, of vectors, their length."""
+def save(
+    directory: str | os.PathLike[str],
+    name: str,
+    options: dict[str, Any],
+    fitted: FittedModel,
+    card: str,
+    *,
+    pictures: bool,
+    features: int | None,
+) -> None:
+    """Write a fitted model, its primal weights at hand: nothing of pictures that it has forgotten.
 
-    name: str
-    options: dict[str, Any]
-    features: int | None
-
-    def parameters(self) -> dict[str, Any]:
-        """The options as JSON holds them."""
-        found, device, state = dict(self.options), self.options["device"], self.options["random_state"]
-        del found["backbone"]
-        seed = int(state) if isinstance(state, int | np.integer) else None
-        return found | {"device": None if device is None else str(device), "random_state": seed}
-
-
-def save(directory: str | os.PathLike[str], face: Face, fitted: FittedModel, card: str, pictures: bool) -> None:
-    """Write a fitted model, its primal weights at hand, with `write_model`: nothing of pictures it has forgotten.
+    Args:
+        directory: as for `write_model`.
+        name: of the estimator's class.
+        options: of the estimator.
+        fitted: its model.
+        card: for people.
+        pictures: whether to keep the training pictures.
+        features: length of vectors; None for pictures.
 
     Raises:
         StoreError: the place cannot be used.
@@ -66,8 +67,8 @@ def save(directory: str | os.PathLike[str], face: Face, fitted: FittedModel, car
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
     config = {
-        "estimator": face.name,
-        "parameters": face.parameters(),
+        "estimator": name,
+        "parameters": _parameters(options),
         "backbone": fitted.backbone.describe(),
         "map": {
             "ruled": list(feature_map.tangent.ruled),
@@ -76,7 +77,7 @@ def save(directory: str | os.PathLike[str], face: Face, fitted: FittedModel, car
             "block_scales": feature_map.block_scales,
             "length_scales": feature_map.length_scales,
         },
-        "fitted": _facts(fitted, face.features),
+        "fitted": _facts(fitted, features),
         "classes": _labels(fitted.figures.classes) if isinstance(fitted.task, Classification) else None,
         "targets": _labels(fitted.active.labels),
         "skipped": [list(pair) for pair in training.pictures.skipped],
@@ -87,6 +88,14 @@ def save(directory: str | os.PathLike[str], face: Face, fitted: FittedModel, car
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
     write_model(directory, config, tensors, card, pixels, fitted.edits)
+
+
+def _parameters(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    device, state = options["device"], options["random_state"]
+    seed = int(state) if isinstance(state, int | np.integer) else None
+    found = options | {"device": None if device is None else str(device), "random_state": seed}
+    return {name: value for name, value in found.items() if name != "backbone"}
 
 
 def _map_tensors(fitted: FittedModel) -> Tensors:
@@ -167,10 +176,8 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def load(
-    name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any
-) -> tuple[Face, SavedModel]:
-    """Read what `save` wrote: what an estimator is made of again, and what its fitted model is.
+def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
+    """Read what `save` wrote.
 
     Raises:
         StoreError: if it is another estimator's model, or a network of the user's own must be given.
@@ -184,17 +191,17 @@ def load(
     options = config["parameters"] | {"backbone": network if known == "custom" else known}
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
-    face = Face(name, options, config["fitted"].get("n_features_in_"))
-    return face, SavedModel(config, tensors, network, read_edits(directory))
+    return SavedModel(config, tensors, options, network, read_edits(directory))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A model as it was read: settings, tensors, its network, the log of its edits."""
+    """A model as it was read: settings, tensors, options of its estimator, its network, the log of its edits."""
 
     config: dict[str, Any]
     tensors: Tensors
+    options: dict[str, Any]
     backbone: Backbone
     edits: list[dict[str, Any]]
 
