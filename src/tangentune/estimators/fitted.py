@@ -68,7 +68,7 @@ class UndoStep:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FittedModel:
     """Everything of a fitted estimator but its options.
 
