@@ -18,9 +18,9 @@ from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
 from tangentune.estimators.fit import Procedure, read_settings
 from tangentune.estimators.fitted import (
-    FittedAttribute,
     FittedModel,
     KernelToTraining,
+    fitted_attribute,
     kernel_to_training,
     solved,
     with_primal,
@@ -53,6 +53,7 @@ class TangentEstimator(BaseEstimator):
     """
 
     fitted_: FittedModel
+    n_features_in_: int  # of vectors
     _kind: ClassVar[type[Classification | Regression]]
 
     def __init__(
@@ -100,33 +101,33 @@ class TangentEstimator(BaseEstimator):
 
     # -- fitted attributes, described by the classes ------------------------------------------------------------------
 
-    backbone_ = FittedAttribute(lambda fitted: fitted.backbone)
-    task_vector_ = FittedAttribute(lambda fitted: fitted.task_vector)
-    probes_ = FittedAttribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
-    ids_ = FittedAttribute(lambda fitted: fitted.ids)
-    pictures_ = FittedAttribute(lambda fitted: fitted.pictures)
-    targets_ = FittedAttribute(lambda fitted: fitted.active.labels)
-    edits_ = FittedAttribute(lambda fitted: fitted.edits)
-    source_ = FittedAttribute(lambda fitted: fitted.source)
-    dual_coef_ = FittedAttribute(lambda fitted: fitted.figures.dual)
-    intercept_ = FittedAttribute(lambda fitted: fitted.figures.intercept)
-    loo_predictions_ = FittedAttribute(lambda fitted: fitted.figures.loo)
-    loo_score_ = FittedAttribute(lambda fitted: fitted.figures.score)
-    likelihood_ = FittedAttribute(lambda fitted: fitted.figures.parameters)
-    damping_ = FittedAttribute(lambda fitted: fitted.facts.damping)
-    relative_damping_ = FittedAttribute(lambda fitted: fitted.facts.relative_damping)
-    metric_power_ = FittedAttribute(lambda fitted: fitted.facts.metric_power)
-    normalize_ = FittedAttribute(lambda fitted: fitted.facts.normalize)
-    body_scale_ = FittedAttribute(lambda fitted: fitted.facts.body_scale)
-    block_scales_ = FittedAttribute(lambda fitted: fitted.facts.block_scales)
-    block_shares_ = FittedAttribute(lambda fitted: fitted.facts.block_shares)
-    selection_ = FittedAttribute(lambda fitted: fitted.facts.selection)
-    damping_path_ = FittedAttribute(lambda fitted: fitted.facts.damping_path)
-    outer_steps_ = FittedAttribute(lambda fitted: fitted.facts.outer_steps)
-    outer_selection_ = FittedAttribute(lambda fitted: fitted.facts.outer_selection)
-    fit_report_ = FittedAttribute(lambda fitted: fitted.facts.fit_report)
-    source_ids_ = FittedAttribute(lambda fitted: fitted.facts.source_ids)
-    source_effects_ = FittedAttribute(lambda fitted: fitted.facts.source_effects)
+    backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
+    task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
+    probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
+    ids_ = fitted_attribute(lambda fitted: fitted.ids)
+    pictures_ = fitted_attribute(lambda fitted: fitted.pictures)
+    targets_ = fitted_attribute(lambda fitted: fitted.active.labels)
+    edits_ = fitted_attribute(lambda fitted: fitted.edits)
+    source_ = fitted_attribute(lambda fitted: fitted.source)
+    dual_coef_ = fitted_attribute(lambda fitted: fitted.figures.dual)
+    intercept_ = fitted_attribute(lambda fitted: fitted.figures.intercept)
+    loo_predictions_ = fitted_attribute(lambda fitted: fitted.figures.loo)
+    loo_score_ = fitted_attribute(lambda fitted: fitted.figures.score)
+    likelihood_ = fitted_attribute(lambda fitted: fitted.figures.parameters)
+    damping_ = fitted_attribute(lambda fitted: fitted.facts.damping)
+    relative_damping_ = fitted_attribute(lambda fitted: fitted.facts.relative_damping)
+    metric_power_ = fitted_attribute(lambda fitted: fitted.facts.metric_power)
+    normalize_ = fitted_attribute(lambda fitted: fitted.facts.normalize)
+    body_scale_ = fitted_attribute(lambda fitted: fitted.facts.body_scale)
+    block_scales_ = fitted_attribute(lambda fitted: fitted.facts.block_scales)
+    block_shares_ = fitted_attribute(lambda fitted: fitted.facts.block_shares)
+    selection_ = fitted_attribute(lambda fitted: fitted.facts.selection)
+    damping_path_ = fitted_attribute(lambda fitted: fitted.facts.damping_path)
+    outer_steps_ = fitted_attribute(lambda fitted: fitted.facts.outer_steps)
+    outer_selection_ = fitted_attribute(lambda fitted: fitted.facts.outer_selection)
+    fit_report_ = fitted_attribute(lambda fitted: fitted.facts.fit_report)
+    source_ids_ = fitted_attribute(lambda fitted: fitted.facts.source_ids)
+    source_effects_ = fitted_attribute(lambda fitted: fitted.facts.source_effects)
 
     @property
     def model_(self) -> TangentModel:

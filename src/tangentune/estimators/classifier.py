@@ -11,7 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
 from tangentune.estimators.base import TangentEstimator
-from tangentune.estimators.fitted import FittedAttribute
+from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 from tangentune.solvers.temperature import probabilities
@@ -92,9 +92,9 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     """
 
     _kind = Classification
-    classes_ = FittedAttribute(lambda fitted: fitted.figures.classes)
-    loo_proba_ = FittedAttribute(lambda fitted: fitted.figures.proba)
-    temperature_ = FittedAttribute(lambda fitted: fitted.figures.temperature)
+    classes_ = fitted_attribute(lambda fitted: fitted.figures.classes)
+    loo_proba_ = fitted_attribute(lambda fitted: fitted.figures.proba)
+    temperature_ = fitted_attribute(lambda fitted: fitted.figures.temperature)
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import numpy as np
 import torch
@@ -140,20 +140,9 @@ class FittedModel:
         return RowReader(self.feature_map, reader.open_training, self.room)
 
 
-class FittedAttribute(Generic[T]):
-    """An attribute of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
-
-    def __init__(self, read: Callable[[FittedModel], T]):
-        self.read = read
-
-    def __get__(self, estimator: HasFitted, kind: type | None = None) -> T:
-        return self.read(estimator.fitted_)
-
-
-class HasFitted(Protocol):
-    """An estimator."""
-
-    fitted_: FittedModel
+def fitted_attribute(read: Callable[[FittedModel], T]) -> T:
+    """A property of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
+    return cast(T, property(lambda estimator: read(estimator.fitted_)))
 
 
 def solved(fitted: FittedModel) -> Solution:

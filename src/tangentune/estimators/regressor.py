@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 
 from tangentune.errors import InputError
 from tangentune.estimators.base import TangentEstimator
-from tangentune.estimators.fitted import FittedAttribute
+from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Regression, as_given
 from tangentune.kernels.feature_map import own_kernel
 from tangentune.pictures.load import numeric_labels
@@ -38,8 +38,8 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
     """
 
     _kind = Regression
-    noise_ = FittedAttribute(lambda fitted: fitted.figures.noise)
-    flat_ = FittedAttribute(lambda fitted: fitted.active.labels.ndim == 1)
+    noise_ = fitted_attribute(lambda fitted: fitted.figures.noise)
+    flat_ = fitted_attribute(lambda fitted: fitted.active.labels.ndim == 1)
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
         """Predicted targets, (m,) or (m, k) as y was in `fit`, with error bars if asked for.

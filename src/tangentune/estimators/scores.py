@@ -24,12 +24,16 @@ class FittedEstimator(Protocol):
     source_: dict[str, Any] | None
     fit_report_: dict[str, Any]
 
+
+class Predictor(FittedEstimator, Protocol):
+    """One that is asked about new pictures."""
+
     def predict(self, X: Any) -> NDArray:
         """Class or numbers of each picture."""
         ...
 
 
-class FittedClassifier(FittedEstimator, Protocol):
+class FittedClassifier(Predictor, Protocol):
     """What a classifier has besides."""
 
     classes_: NDArray
@@ -60,7 +64,7 @@ def number_scores(targets: NDArray, predicted: NDArray) -> dict[str, float]:
     return {"r2": metrics.r2(targets, predicted), "rmse": metrics.rmse(targets, predicted)}
 
 
-def score_pictures(model: FittedEstimator, pictures: Pictures) -> dict[str, float]:
+def score_pictures(model: Predictor, pictures: Pictures) -> dict[str, float]:
     """Accuracy, NLL, ECE and Brier score of a classifier; R2 and RMSE of a regressor.
 
     Args:

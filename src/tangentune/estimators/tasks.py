@@ -67,6 +67,7 @@ class Task(Protocol):
 
     def read_labels(self, pictures: Pictures) -> NDArray:
         """The labels of some pictures, refused if this task cannot use them."""
+        ...
 
     def check_options(self, labels: NDArray) -> None:
         """Refuse options that no fit to these labels can follow."""
@@ -76,34 +77,43 @@ class Task(Protocol):
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
+        ...
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
         """Labels as (n, C) targets, and sample weights with class weights."""
+        ...
 
     def outputs(self, pictures: Pictures) -> int:
         """Columns of the targets."""
+        ...
 
     def decidable(self, settings: Settings, targets: Tensor) -> Settings:
         """Settings without the choices that leave-one-out cannot make with these targets."""
+        ...
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int) -> float:
         """What `expand` will take."""
+        ...
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: Settings, steps: str | int
     ) -> tuple[Expansion | None, list[dict[str, float]]]:
         """Points of expansion moved towards the labels, if asked for, and what was tried."""
+        ...
 
     def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
         """What is told of a solution; parameters of the likelihood that are known are kept."""
+        ...
 
     def second_opinions(
         self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
     ) -> tuple[NDArray, Sequence[float | None]]:
         """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
+        ...
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
         """(n,) fold of each picture."""
+        ...
 
 
 @final
