@@ -63,7 +63,7 @@ def test_rows_need_not_be_kept(options: dict[str, Any], monkeypatch: pytest.Monk
 
 def test_a_tight_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tangentune.kernels.stages.WORKING_BYTES", 0)
-    options = {"metric_power": 0.25, "normalize": True}
+    options, budget = {"metric_power": 0.25, "normalize": True}, 0
     for budget in range(60_000, 600_000, 32_768):
         try:
             if TangentClassifier(BACKBONE, **(FIXED | options), memory_budget=budget).plan(X, Y)["passes"] > 1:
