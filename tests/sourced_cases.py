@@ -13,7 +13,7 @@ from small import FIXED, backbone, pictures
 from source_cases import Joint
 
 from tangentune import TangentClassifier
-from tangentune.estimators.fitted import solved
+from tangentune.estimators.solution import solve
 from tangentune.pictures.load import Pictures
 
 BACKBONE = backbone()
@@ -43,7 +43,7 @@ def classifier(given: Any = None, weights: Any = None, x: NDArray = X, y: NDArra
 
 def joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -> Joint:
     """The problem of a fitted model's map and setting with these target pictures, from explicit features."""
-    refit, behind = frozen(model, x, y, weights), model._training.source
+    refit, behind = frozen(model, x, y, weights), model.fitted_.training.source
     classes = np.array(behind.pictures.classes)
     named = torch.from_numpy(classes[:, None] == np.unique(y))
     rows = rows_of(model, behind.pictures.pictures.pixels.numpy())
@@ -60,8 +60,8 @@ def equals_joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = N
     groups = np.arange(len(y)) // 3
     assert_allclose(model.leave_out(groups), asked.leave_out(groups), rtol=0, atol=1e-8)
     assert_allclose(model.leave_out(np.arange(len(y))), model.loo_predictions_, rtol=0, atol=1e-9)
-    state = model._solved()
-    fresh = solved(state.training, state.choice, model._encode, model.damping_)
+    fitted, state = model.fitted_, model.solution_
+    fresh = solve(fitted.training, fitted.active, fitted.task.encode, model.damping_)
     assert_allclose(state.system.dual, fresh.system.dual, rtol=0, atol=1e-8)
     assert_allclose(state.loo, fresh.loo, rtol=0, atol=1e-8)
     assert_allclose(model.kernel_, fresh.system.kernel, rtol=0, atol=1e-12)

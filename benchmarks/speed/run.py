@@ -22,7 +22,8 @@ from benchmarks.record import record
 from benchmarks.study import alternating, begin, medians, study_parser
 from tangentune import TangentClassifier, baselines, load_backbone
 from tangentune.jacobian.layers import Pairs
-from tangentune.jacobian.rows import batch_rows, survey
+from tangentune.jacobian.rows import batch_rows
+from tangentune.jacobian.survey import survey
 from tangentune.kernels.gram import gram, strategy
 from tangentune.memory import warm_pages
 

@@ -137,7 +137,7 @@ def test_a_log_put_beside_an_unchanged_model_is_seen(tmp_path: Path, model: Path
 def test_the_log_only_grows(model: Path, tmp_path: Path) -> None:
     """Load, change and save in place, again and again: what was written stays, byte by byte."""
     folder = copy_of(model, tmp_path / "m")
-    before = (folder / "audit.jsonl").read_bytes()
+    before, clf = (folder / "audit.jsonl").read_bytes(), TangentClassifier(BACKBONE)
     for i in range(4):
         clf = TangentClassifier.from_pretrained(folder, backbone=BACKBONE)
         clf.forget([10 + i]) if i % 2 else clf.reweight(np.linspace(0.5, 1.7, len(clf.ids_)) ** (i + 1))

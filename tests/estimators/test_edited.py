@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,23 +61,18 @@ def test_adding_is_a_refit(options: Options) -> None:
 def test_adding_more_than_there_were_and_without_kept_rows() -> None:
     clf = classifier(metric_power=0.25)
     clf.forget(range(30))
-    clf._room, clf._training = (
-        0,
-        type(clf._training)(
-            clf._training.pictures, clf._training.numbers, clf._training.points, clf._training.kernel, None
-        ),
-    )
+    clf.fitted_ = replace(clf.fitted_, room=0, training=replace(clf.fitted_.training, rows=None))
     clf.add(MORE, MORE_Y)
     equals_refit(clf, np.concatenate([X[30:], MORE]), np.concatenate([Y[30:], MORE_Y]))
-    assert clf._training.rows is None
+    assert clf.fitted_.training.rows is None
 
 
 def test_kept_rows_stay_within_their_room() -> None:
     clf = classifier()
-    assert clf._training.rows is not None
-    clf._room = clf._training.rows.nbytes + 1
+    assert clf.fitted_.training.rows is not None
+    clf.fitted_ = replace(clf.fitted_, room=clf.fitted_.training.rows.nbytes + 1)
     clf.add(MORE, MORE_Y)
-    assert clf._training.rows is None
+    assert clf.fitted_.training.rows is None
     equals_refit(clf, np.concatenate([X, MORE]), np.concatenate([Y, MORE_Y]))
 
 
@@ -193,15 +189,15 @@ def test_hundreds_of_edits_do_not_drift() -> None:
         assert 0 <= entry["residual_after"] <= 1e-9
         assert 0 <= entry["verification"] <= 1e-7
     assert clf.edits_[-1]["n"] == len(y)
-    stored = sum(step.choice.active.nbytes + step.choice.labels.nbytes for step in clf._undo)
+    stored = sum(step.active.positions.nbytes + step.active.labels.nbytes for step in clf.fitted_.undo)
     assert stored < 500 * 80 * 8 * 2
-    assert all(step.training is None and step.feature_map is None for step in clf._undo)
+    assert all(step.training is None and step.feature_map is None for step in clf.fitted_.undo)
 
 
 def test_rounding_is_refreshed_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a kernel that is nearly singular the log shows an error that never grows from edit to edit."""
     clf = classifier(damping=1e-9, subset="none")
-    first, new = clf._error, rows_of(clf, NEW)
+    first, new = clf.solution_.error, rows_of(clf, NEW)
     condition = np.abs(scores(clf, NEW) - frozen(clf, X, Y).predict(new).numpy()).max()
     for i in range(15):
         clf.forget([i]).add(X[i : i + 1], Y[i : i + 1])

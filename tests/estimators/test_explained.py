@@ -75,7 +75,7 @@ def test_group_predictions_are_refits(options: dict[str, Any]) -> None:
     cameras = np.array(["left", "right", "", "猫"])[np.arange(24) * 7 % 10 % 4]
     assert_allclose(clf.leave_out(cameras), refits.leave_out(cameras), rtol=0, atol=1e-8)
     assert_allclose(clf.leave_out(cameras.tolist()), clf.leave_out(cameras))
-    folds = clf._folds(5)
+    folds = clf.fitted_.task.folds(clf.targets_, 5)
     assert_allclose(clf.leave_out(np.int64(5)), refits.leave_out(folds), rtol=0, atol=1e-8)
     assert np.bincount(folds).max() - np.bincount(folds).min() <= 1
     assert_allclose(clf.leave_out(24), clf.loo_predictions_, rtol=0, atol=1e-9)
@@ -116,7 +116,7 @@ def test_regressors_explain_themselves(flat: bool) -> None:
     assert_allclose(answers[:, 0] if flat else answers, reg.predict(NEW), rtol=0, atol=1e-9)
     days = np.arange(24) // 5
     assert_allclose(reg.leave_out(days), refits.leave_out(days), rtol=0, atol=1e-8)
-    assert_allclose(reg.leave_out(3), refits.leave_out(reg._folds(3)), rtol=0, atol=1e-8)
+    assert_allclose(reg.leave_out(3), refits.leave_out(reg.fitted_.task.folds(reg.targets_, 3)), rtol=0, atol=1e-8)
     assert reg.informativeness().shape == reg.informativeness(NEW).shape == (24,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,22 @@ def close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float)
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_rows_need_not_be_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clf = classifier(weights=WEIGHTS, **options)
-    assert clf._training.rows is not None
+    assert clf.fitted_.training.rows is not None
     expected = asked(clf)
     clf.save_pretrained(tmp_path / "m")
-    monkeypatch.setattr("tangentune.estimators.explanations.PORTION", 3)
+    monkeypatch.setattr("tangentune.estimators.fitted.PORTION", 3)
     close(asked(clf), expected, 1e-12)
-    training = clf._training
-    clf._room, clf._training = 0, type(training)(training.pictures, training.numbers, training.points, training.kernel,
-                                                 None)  # fmt: skip
+    clf.fitted_ = replace(clf.fitted_, room=0, training=replace(clf.fitted_.training, rows=None))
     close(asked(clf), expected, 1e-12)
-    assert clf._training.rows is None
+    assert clf.fitted_.training.rows is None
     loaded = TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE)
     close(asked(loaded), expected, 1e-11)
-    assert loaded._training.rows is not None
+    assert loaded.fitted_.training.rows is not None
 
 
 def test_a_tight_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tangentune.kernels.stages.WORKING_BYTES", 0)
-    options = {"metric_power": 0.25, "normalize": True}
+    options, budget = {"metric_power": 0.25, "normalize": True}, 0
     for budget in range(60_000, 600_000, 32_768):
         try:
             if TangentClassifier(BACKBONE, **(FIXED | options), memory_budget=budget).plan(X, Y)["passes"] > 1:
@@ -73,32 +72,32 @@ def test_a_tight_memory_budget_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
             continue
     clf = classifier(memory_budget=budget, **options)
     assert clf.fit_report_["passes"] > 1
-    assert clf._training.rows is None
+    assert clf.fitted_.training.rows is None
     refits, new = frozen(clf, X, Y), rows_of(clf, NEW)
     expected = torch.stack([refits.predict(new) - refits.predict(new, [i]) for i in range(24)], 1)
     assert_allclose(clf.influence(NEW), expected, rtol=0, atol=1e-8)
     clf.forget([3, 5])
-    assert clf._training.rows is None  # they would not fit
+    assert clf.fitted_.training.rows is None  # they would not fit
     assert_allclose(scores(clf, NEW), refits.predict(new, [3, 5]), rtol=0, atol=1e-8)
 
 
 def test_expansion_points_stay_with_their_pictures(tmp_path: Path) -> None:
     """Rows at four networks: the kernel kept and rows taken again tell the same, here, from disk, and after edits."""
     clf = classifier(metric_power=0.25, normalize=True, outer_steps=2)
-    assert sorted(set(clf._training.points)) == [0, 1, 2, 3]
+    assert sorted(set(clf.fitted_.training.points)) == [0, 1, 2, 3]
     assert_allclose(clf.contributions(NEW).sum(1) + clf.intercept_, scores(clf, NEW), rtol=0, atol=1e-9)
     expected = asked(clf)
     clf.save_pretrained(tmp_path / "m")
     loaded = TangentClassifier.from_pretrained(tmp_path / "m", backbone=BACKBONE)
     close(asked(loaded), expected, 1e-9)
-    rows = loaded._with_rows().rows
+    rows = loaded.fitted_.training.rows
     assert rows is not None
     assert_allclose(own_kernel(loaded.model_.map, rows), clf.kernel_, rtol=0, atol=1e-9)
     for model in (clf, loaded):
         model.forget([4, 9]).add(NEW[:2], [1, 2])
         assert_allclose(model.contributions(NEW).sum(1) + model.intercept_, scores(model, NEW), rtol=0, atol=1e-9)
     close(asked(loaded), asked(clf), 1e-9)
-    assert clf._training.points[-2:] == (-1, -1)
+    assert clf.fitted_.training.points[-2:] == (-1, -1)
 
 
 @pytest.mark.gpu

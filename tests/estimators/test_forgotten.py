@@ -37,7 +37,7 @@ def fitted(kind: Any, options: dict[str, Any]) -> Any:
     labels = CLASSES if kind is TangentClassifier else NUMBERS
     source = Pictures(torch.from_numpy(X), labels, NAMES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tangentune.estimators.base.warnings.warn", lambda *_, **__: None)  # of classes with one picture
+        patch.setattr("tangentune.estimators.fit.warnings.warn", lambda *_, **__: None)  # of classes with one picture
         return kind(BACKBONE, **(FIXED | options)).fit(source, sample_weight=WEIGHTS)
 
 

@@ -117,14 +117,17 @@ def test_regressors_refuse_too() -> None:
 def state_of(model: Any) -> tuple[Any, ...]:
     """What may not change: attributes, answers bit for bit, the log."""
     answers = scores(model, NEW), model.influence(NEW)
-    kept = {key: value for key, value in model.__dict__.items() if key not in ("_training", "model_")}
-    return *answers, kept, set(model.__dict__), list(model.edits_)
+    kept = {key: value for key, value in vars(model.fitted_).items() if key not in ("training", "primal")}
+    return *answers, model.get_params(deep=False), kept, set(vars(model)), list(model.edits_)
 
 
 def unchanged(model: Any, before: tuple[Any, ...]) -> None:
-    predictions, influence, kept, keys, edits = before
-    assert set(model.__dict__) == keys
-    assert all(model.__dict__[key] is value or model.__dict__[key] == value for key, value in kept.items())
+    predictions, influence, options, kept, keys, edits = before
+    assert set(vars(model)) == keys
+    assert model.get_params(deep=False) == options
+    assert all(
+        getattr(model.fitted_, key) is value or getattr(model.fitted_, key) == value for key, value in kept.items()
+    )
     assert model.edits_ == edits
     assert np.array_equal(scores(model, NEW), predictions)
     assert np.array_equal(model.influence(NEW), influence)
@@ -135,9 +138,9 @@ class Broken(RuntimeError):
 
 
 @pytest.mark.parametrize(("edit", "place"), [
-    *[(edit, place) for edit in [*EDITS, "undo"] for place in ("audit.entry", "fitted.loo")],
-    ("forget", "edits.refinement"), ("forget", "classifier.fit_temperature"),
-    ("forget", "fitted.residual"), ("add", "edits.extended"),
+    *[(edit, place) for edit in [*EDITS, "undo"] for place in ("audit.entry", "solution.loo")],
+    ("forget", "edits.refinement"), ("forget", "tasks.fit_temperature"),
+    ("forget", "solution.residual"), ("add", "edits.extend"),
     ("strict", "edits.reestimate"),
 ])  # fmt: skip
 def test_a_failure_inside_leaves_all_as_it_was(

@@ -31,7 +31,8 @@ from torch import nn
 from tangentune import Backbone, TangentClassifier, TangentRegressor
 from tangentune.errors import BudgetError, InputError, PictureError
 from tangentune.estimators.source import _check_room
-from tangentune.estimators.source_kernels import problem, source_kernels, source_pictures
+from tangentune.estimators.source_kernels import source_kernels, source_pictures
+from tangentune.estimators.training_set import PictureReader, RowReader, problem
 from tangentune.methods.source_selection.manifest import Manifest, file_digest, write_manifest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.load import Pictures
@@ -141,14 +142,15 @@ def test_vectors_have_sources_too() -> None:
 
 def test_portions_give_the_same_kernels(plain: Any) -> None:
     """Rows of source pictures that do not fit are taken again, portion by portion."""
-    feature_map, training = plain.model_.map, plain._training
+    training, opened = plain.fitted_.training, PictureReader(BACKBONE, 32, flip=False, verbose=0).open
     behind = source_pictures(source(n=12), np.ones(12), training.kernel.device)
     bare = replace(training, rows=None)
     with torch.no_grad():
-        whole, own, crossed = source_kernels(bare, feature_map, plain._opened, behind, 2**30)
+        whole, own, crossed = source_kernels(bare, RowReader(plain.model_.map, opened, 2**30), behind)
         assert whole.rows is not None
         for share in (0, 5.5 / 12, 11 / 12):
-            found = source_kernels(bare, feature_map, plain._opened, behind, int(share * whole.rows.nbytes))
+            reader = RowReader(plain.model_.map, opened, int(share * whole.rows.nbytes))
+            found = source_kernels(bare, reader, behind)
             assert found[0].rows is None
             assert_allclose(found[1], own, rtol=0, atol=1e-10)
             assert_allclose(found[2], crossed, rtol=0, atol=1e-10)
@@ -166,12 +168,12 @@ def test_a_source_too_large_for_memory_is_refused() -> None:
 def test_rows_need_not_be_kept(plain: Any) -> None:
     """As a loaded model has it: rows of both kinds of pictures are taken when they are needed."""
     model = copy.deepcopy(plain)
-    behind = model._training.source
-    bare = replace(behind, pictures=replace(behind.pictures, rows=None))
-    model._training, model._room = replace(model._training, rows=None, source=bare), 0
+    training = model.fitted_.training
+    bare = replace(training.source, pictures=replace(training.source.pictures, rows=None))
+    model.fitted_ = replace(model.fitted_, training=replace(training, rows=None, source=bare), room=0)
     model.forget([2]).add(MORE[:1], ["cat"])
     equals_joint(model, np.concatenate([np.delete(X, 2, 0), MORE[:1]]), np.append(np.delete(Y, 2), "cat"))
-    assert model._training.rows is None
+    assert model.fitted_.training.rows is None
 
 
 def test_the_problem_is_made_of_positions() -> None:

@@ -78,7 +78,7 @@ def test_weights_of_the_source_count(plain: Any) -> None:
     selected = SelectedPictures(source(), given, np.ones((40, 1)), ("x",))
     model = classifier(selected)
     assert model.source_ids_ == source().ids[3:]
-    assert_allclose(model._training.source.pictures.given, given[3:] / given[3:].mean())
+    assert_allclose(model.fitted_.training.source.pictures.given, given[3:] / given[3:].mean())
     equals_joint(model, X, Y)
     assert np.abs(scores(model, NEW) - scores(plain, NEW)).max() > 1e-4
 
@@ -196,12 +196,12 @@ def test_edits_follow_one_another() -> None:
 def test_strictly_forgotten_pictures_leave_the_map_as_well() -> None:
     options = {"metric_power": 0.25, "probe_space": "pca", "normalize": True}
     model = classifier(weights=WEIGHTS, **options)
-    before, setting = scores(model, NEW), model._training.source.setting
+    before, setting = scores(model, NEW), model.fitted_.training.source.setting
     model.forget([3, 4], strict=True)
     rest = np.delete(np.arange(20), [3, 4])
-    assert model._training.source.setting is setting
+    assert model.fitted_.training.source.setting is setting
     equals_joint(model, X[rest], Y[rest], WEIGHTS[rest])
-    own = model._training.source.own
+    own = model.fitted_.training.source.own
     rows = rows_of(model, source().pixels.numpy())
     assert_allclose(own, rows @ rows.T, rtol=0, atol=1e-8)
     model.undo()

@@ -40,9 +40,9 @@ def test_explanations_are_joint_fits_with_the_coupling_held(weights: Any) -> Non
     labels, whole = asked.coupling(), asked.predict(new)
     influence = torch.stack([whole - asked.without(i).predict(new, labels) for i in range(20)], 1)
     assert_allclose(model.influence(NEW), influence, rtol=0, atol=1e-8)
-    (seen,) = model._crossed(NEW)
-    assert_allclose(model.contributions(NEW).sum(1) + model.intercept_ + seen.said.numpy(), whole, rtol=0, atol=1e-8)
-    assert seen.said.abs().max() > 1e-3
+    (seen,) = model.kernel_to_training(NEW)
+    assert_allclose(model.contributions(NEW).sum(1) + model.intercept_ + seen.source.numpy(), whole, rtol=0, atol=1e-8)
+    assert seen.source.abs().max() > 1e-3
     gradient = model.weight_gradient()
     shares = torch.ones(20, dtype=torch.float64) / 20
     for i in np.flatnonzero(np.ones(20) if weights is None else weights)[:4]:
@@ -67,10 +67,10 @@ def test_attributions_add_up_and_leave_a_training_picture_out(plain: Any) -> Non
 
 
 def test_suspects_are_judged_without_their_label(plain: Any) -> None:
-    state = plain._solved()
+    state = plain.solution_
     strict = replace(state, system=distrusting(state.system))
     assert strict.system.damping > state.system.damping
-    expected = (state.encoded.targets - strict.loo).square().sum(1)
+    expected = (state.targets.targets - strict.loo).square().sum(1)
     found = plain.suspects()
     assert_allclose([s.score for s in found], expected[[s.position for s in found]], rtol=1e-12)
     assert found[0].score == pytest.approx(float(expected.max()))
@@ -120,7 +120,7 @@ def test_nothing_remains_of_a_forgotten_picture(plain: Any, tmp_path: Path) -> N
     """Neither its kernel with the source pictures nor anything before the source took its part."""
     from safetensors.torch import load_file
 
-    behind = plain._training.source
+    behind = plain.fitted_.training.source
     values = torch.cat([behind.cross[7], behind.plain[7]]).numpy()
     for model, expected in ((plain, True), (copy.deepcopy(plain).forget([7]), False)):
         model.save_pretrained(tmp_path / "m")

@@ -55,5 +55,6 @@ def test_several_edits_are_undone_one_by_one(fitted: TangentClassifier) -> None:
 
 def test_undo_keeps_no_rows_of_former_maps(fitted: TangentClassifier) -> None:
     clf = copy.deepcopy(fitted).forget([1], strict=True)
-    assert clf._undo[0].training is not None
-    assert clf._undo[0].training.rows is None
+    (step,) = clf.fitted_.undo
+    assert step.training is not None
+    assert step.training.rows is None

@@ -96,6 +96,7 @@ def fitted(
             contract=DataContract((3, 12, 12), licence="MIT & more", source="a test", sha256="ab12"),
         ),
         pictures_=Pictures(data, labels, ids, [("bad/<i>.jpg", "truncated")]),
+        source_=None,
         subset="all",
         random_state=0,
     )
@@ -340,7 +341,7 @@ def test_report_file_is_written_whole_or_not(tmp_path: Path) -> None:
 
 def test_card_tells_the_numbers_and_survives_hostile_names() -> None:
     model = fitted(["a|b", "c\nd", "<img src=x>", "*e*"])
-    text = card.render_card(model)
+    text = card.render_card(summary.summarise(model))
     facts = summary.summarise(model)
     assert f"| accuracy | {100 * facts.scores['accuracy']:.1f} %" in text
     assert r"| a\|b | 15 |" in text
@@ -353,11 +354,11 @@ def test_card_tells_the_numbers_and_survives_hostile_names() -> None:
 
 
 def test_card_of_a_regressor_and_of_many_classes() -> None:
-    text = card.render_card(fitted(["x"], 20, regression=True))
+    text = card.render_card(summary.summarise(fitted(["x"], 20, regression=True)))
     assert "TangentRegressor.from_pretrained" in text
     assert "| R² |" in text
     assert "accuracy" not in text
-    text = card.render_card(fitted([f"k{i:03d}" for i in range(70)], 140))
+    text = card.render_card(summary.summarise(fitted([f"k{i:03d}" for i in range(70)], 140)))
     assert "| 20 more classes | 40 |" in text
 
 

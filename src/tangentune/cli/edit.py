@@ -177,7 +177,7 @@ def _change_saved(
     more = change(model)
     after = summarise(model)
     if not dry_run:
-        model._current_model()  # with the options of this run
+        model.model_  # noqa: B018  summed with the options of this run
         kept = read_config(directory)["parameters"]
         model.set_params(**{name: kept[name] for name in _OF_THIS_RUN})
         if read_text(Path(directory)) != known:

@@ -59,7 +59,7 @@ def fit(
     with working(quiet) as stdout:
         model = _new_model(regression, quiet, options)
         if source is not None:
-            model._check_source_options()
+            model.check_source()
         backbone = model.backbone
         assert not isinstance(backbone, str)
         loaded = load(pictures, backbone.with_size(model.input_size), model, on_error, True)

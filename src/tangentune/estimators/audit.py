@@ -67,6 +67,7 @@ def parse(text: str, where: str) -> list[dict[str, Any]]:
     previous = FIRST
     rows = text.removesuffix("\n").split("\n") if text else []  # JSON escapes this one line break only
     for number, row in enumerate(rows, 1):
+        line: dict[str, Any] = {}
         try:
             line = json.loads(row)
             whole = line["seal"] == seal(line) and line["previous"] == previous

@@ -1,42 +1,60 @@
-"""What the estimators share: options, loading, fitting, prediction, storage."""
+"""What both estimators are made of: options, `fit`, and what a fitted model can be asked and told."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_random_state
-from torch import Tensor
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from tangentune.errors import InputError
-from tangentune.estimators import saving as persistence
-from tangentune.estimators.estimator_inputs import load_vectors
-from tangentune.estimators.fitted import Choice, solved
-from tangentune.estimators.options import read_options
-from tangentune.estimators.outer_steps import Expansion
-from tangentune.estimators.sourced import AbstractSourced
-from tangentune.estimators.training_set import ROWS_SHARE, extend, first_set
-from tangentune.jacobian.rows import RowPlan
-from tangentune.jacobian.survey import survey
-from tangentune.kernels.batches import PictureBatches, with_progress
-from tangentune.kernels.cost import estimate_cost
+from tangentune.estimators import edits, explanations, saving
+from tangentune.estimators.card import render_card
+from tangentune.estimators.explanations import Suspect
+from tangentune.estimators.fit import Procedure, read_settings
+from tangentune.estimators.fitted import (
+    FittedModel,
+    KernelToTraining,
+    fitted_attribute,
+    kernel_to_training,
+    solved,
+    with_primal,
+    with_rows,
+)
+from tangentune.estimators.solution import Solution
+from tangentune.estimators.source import read_source
+from tangentune.estimators.summary import summarise
+from tangentune.estimators.tasks import Classification, Regression, Task
+from tangentune.estimators.training_set import PictureReader
+from tangentune.estimators.user_input import load_vectors
+from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import TangentModel, decision
-from tangentune.kernels.fit import fit_tangent
-from tangentune.kernels.stages import FitSettings
-from tangentune.memory import Meter, default_budget, warm_pages
-from tangentune.networks.backbone import Backbone, load_backbone
-from tangentune.networks.parameters import select_parameters, used_parameters
-from tangentune.pictures.load import Pictures, duplicate_sentences, load_pictures
+from tangentune.memory import warm_pages
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.load import Pictures, load_pictures
+from tangentune.solvers import leave_out as exact
 
 
-class AbstractTangentEstimator(AbstractSourced):
-    """What both estimators share; abstract."""
+class TangentEstimator(BaseEstimator):
+    """Options, and a few lines for everything that is done in a module of its own; all that is fitted is `fitted_`.
+
+    Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
+    as they were chosen. Pictures are named by their id: the path, or the position at `fit`; added ones get new ids, and
+    no id is used twice. `edits_` is the log.
+
+    Of a fit with a source, influence, contributions, informativeness and the weight gradient hold the target classes
+    that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out of that
+    choice as well.
+    """
+
+    fitted_: FittedModel
+    n_features_in_: int  # of vectors
+    _kind: ClassVar[type[Classification | Regression]]
 
     def __init__(
         self,
@@ -81,7 +99,55 @@ class AbstractTangentEstimator(AbstractSourced):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    # -- fitting ---------------------------------------------------------------------------------------------------
+    # -- fitted attributes, described by the classes ------------------------------------------------------------------
+
+    backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
+    task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
+    probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
+    ids_ = fitted_attribute(lambda fitted: fitted.ids)
+    pictures_ = fitted_attribute(lambda fitted: fitted.pictures)
+    targets_ = fitted_attribute(lambda fitted: fitted.active.labels)
+    edits_ = fitted_attribute(lambda fitted: fitted.edits)
+    source_ = fitted_attribute(lambda fitted: fitted.source)
+    dual_coef_ = fitted_attribute(lambda fitted: fitted.figures.dual)
+    intercept_ = fitted_attribute(lambda fitted: fitted.figures.intercept)
+    loo_predictions_ = fitted_attribute(lambda fitted: fitted.figures.loo)
+    loo_score_ = fitted_attribute(lambda fitted: fitted.figures.score)
+    likelihood_ = fitted_attribute(lambda fitted: fitted.figures.parameters)
+    damping_ = fitted_attribute(lambda fitted: fitted.facts.damping)
+    relative_damping_ = fitted_attribute(lambda fitted: fitted.facts.relative_damping)
+    metric_power_ = fitted_attribute(lambda fitted: fitted.facts.metric_power)
+    normalize_ = fitted_attribute(lambda fitted: fitted.facts.normalize)
+    body_scale_ = fitted_attribute(lambda fitted: fitted.facts.body_scale)
+    block_scales_ = fitted_attribute(lambda fitted: fitted.facts.block_scales)
+    block_shares_ = fitted_attribute(lambda fitted: fitted.facts.block_shares)
+    selection_ = fitted_attribute(lambda fitted: fitted.facts.selection)
+    damping_path_ = fitted_attribute(lambda fitted: fitted.facts.damping_path)
+    outer_steps_ = fitted_attribute(lambda fitted: fitted.facts.outer_steps)
+    outer_selection_ = fitted_attribute(lambda fitted: fitted.facts.outer_selection)
+    fit_report_ = fitted_attribute(lambda fitted: fitted.facts.fit_report)
+    source_ids_ = fitted_attribute(lambda fitted: fitted.facts.source_ids)
+    source_effects_ = fitted_attribute(lambda fitted: fitted.facts.source_effects)
+
+    @property
+    def model_(self) -> TangentModel:
+        """The fitted function with weights instead of pictures; after an edit they are summed again, once."""
+        if self._fitted().primal is None:
+            self.fitted_ = with_primal(self.fitted_, self._reader())
+        assert self.fitted_.primal is not None
+        return self.fitted_.primal
+
+    @property
+    def solution_(self) -> Solution:
+        """The solved problem; a loaded model's is solved, once, when it is asked for: n^3."""
+        return solved(self._solved())
+
+    @property
+    def kernel_(self) -> NDArray[np.float64]:
+        """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
+        return self.solution_.system.kernel.cpu().numpy()
+
+    # -- fitting ------------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None) -> Self:
         """Solve for the whole network at once.
@@ -96,67 +162,22 @@ class AbstractTangentEstimator(AbstractSourced):
                 (multi-task kernel ridge), each class standing for the target classes it lies near, or for the one of
                 its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
 
-        Returns:
-            The estimator itself.
-
         Raises:
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
             BudgetError: if the work cannot keep `memory_budget`.
         """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
-        meter = Meter(backbone.device)
+        procedure = Procedure.of(self._task(), self.get_params(deep=False))
+        backbone = procedure.backbone
         if source is not None:
-            self._check_source_options()
+            self.check_source()
         with warm_pages():
-            with meter.stage("pictures"):
-                pictures = self._load(X, y, backbone, labelled=True)
-                behind = None if source is None else self._read_source(source, pictures, backbone)
+            with procedure.meter.stage("pictures"):
+                pictures, read = self._load(X, y, backbone, labelled=True), None
+                if source is not None:
+                    read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            labels = self._read_labels(pictures)
-            self._check_options(labels)
-            self._warn(pictures, labels)
-            encoded = self._encode(labels, given)
-            check_weights(encoded.weights.numpy(), pictures.ids)
-            kept = np.flatnonzero(encoded.weights.numpy() > 0)
-            settings = self._decidable(settings, encoded.targets[torch.from_numpy(kept)])
-            used = pictures if len(kept) == len(pictures) else pictures.select(kept)
-            with meter.stage("outer steps"):
-                expansion, moves = self._expand(backbone, used, settings, self.outer_steps)
-            points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
-            source = self._opened(used, points, backbone)
-            with meter.stage("survey"):
-                tangent = self._survey(backbone, source)
-            if expansion is not None:
-                tangent = replace(tangent, module=expansion.mean, points=expansion.points)
-            rows = torch.from_numpy(kept)
-            fitted = fit_tangent(tangent, source, encoded.targets[rows], encoded.weights[rows], settings, meter)
-            self._adopt(backbone, pictures, fitted)
-            self.outer_steps_ = 0 if expansion is None else expansion.steps
-            self.task_vector_ = None if expansion is None else expansion.task
-            self.outer_selection_ = moves
-            with meter.stage("system"):
-                self._room, self._seed = settings.memory_budget // ROWS_SHARE, settings.seed
-                training = first_set(used, kept, points, fitted.factor.kernel, fitted.rows, self._room)
-                if len(used) < len(pictures):  # pictures of weight 0: known, but without a say
-                    rest = np.flatnonzero(encoded.weights.numpy() == 0)
-                    others = pictures.select(rest)
-                    training = extend(training, fitted.model.map, self._opened, others, rest, self._room)
-                chosen = Choice(np.argsort(training.numbers), labels, given)
-            if behind is not None:
-                with meter.stage("source"):
-                    training = self._put_behind(training, behind, chosen)
-            with meter.stage("system"):
-                self._publish(solved(training, chosen, self._encode, self.damping_))
-        self.fit_report_ = meter.report() | {
-            "n": len(pictures),
-            "outputs": encoded.targets.shape[1],
-            "passes": fitted.passes,
-            "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
-            "threads": torch.get_num_threads(),
-            "device": str(backbone.device),
-        }
+            self.fitted_ = procedure.fit(pictures, given, read)
         return self
 
     def plan(self, X: Any, y: Any = None) -> dict[str, Any]:
@@ -166,31 +187,19 @@ class AbstractTangentEstimator(AbstractSourced):
             Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
             bytes a picture). Cost: about a second.
         """
-        backbone = self._load_backbone()
-        settings = self._settings(backbone)
+        procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
-            pictures = self._load(X, y, backbone, labelled=True)
-            source = self._opened(pictures, None, backbone)
-            plan = estimate_cost(self._survey(backbone, source), source, settings, self._outputs(pictures))
-            plan["seconds"] += self._moving_seconds(backbone, pictures, settings)
-        return plan
+            return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
 
-    def _outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None else len(np.unique(pictures.labels))
+    def check_source(self) -> None:
+        """Refuse a source (InputError) that this estimator with its options cannot use."""
+        self._task().check_source(self.outer_steps)
 
-    def _load_backbone(self) -> Backbone:
-        backbone = load_backbone(self.backbone) if isinstance(self.backbone, str) else self.backbone
-        if not isinstance(backbone, Backbone):
-            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
-            raise InputError(message)
-        backbone = backbone.with_size(self.input_size)
-        return backbone if self.device is None else backbone.to(self.device)
+    def _task(self) -> Task:
+        return self._kind(self.likelihood, self.class_weight)
 
-    def _settings(self, backbone: Backbone) -> FitSettings:
-        state = self.random_state
-        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        options = self.get_params(deep=False)
-        return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
+    def _reader(self) -> PictureReader:
+        return PictureReader(self.fitted_.backbone, self.batch_size, self.augment == "flip", self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
@@ -199,55 +208,198 @@ class AbstractTangentEstimator(AbstractSourced):
             X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
         )
 
-    def _decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        """Settings without the choices that leave-one-out cannot make with these targets."""
-        return settings
+    # -- prediction ---------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
-        """What `_expand` will take."""
-
-    @abstractmethod
-    def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        """Points of expansion moved towards the labels, if asked for, and what was tried."""
-
-    def _warn(self, pictures: Pictures, labels: NDArray) -> None:
-        sentences = self._check_labels(labels, pictures.ids)
-        if pictures.pixels.dim() == 4:
-            for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
-                warnings.warn(sentence, stacklevel=3)
-
-    def _survey(self, backbone: Backbone, source: PictureBatches) -> RowPlan:
-        module, features = backbone.module, backbone.feature_function
-        x = next(iter(source.batches(list(range(min(2, source.count))))))
-        backbone.check(x)
-        moving = select_parameters(module, self.subset, used_parameters(module, features, x))
-        return survey(module, features, moving, x)
-
-    # -- prediction ------------------------------------------------------------------------------------------------
+    def _new(self, X: Any) -> Pictures:
+        return self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
 
     def _scores(self, X: Any) -> NDArray:
-        """Raw scores (n, C) of new pictures."""
-        check_is_fitted(self)
-        pictures = self._load(X, None, self.backbone_, labelled=False, reset=False)
-        return self._decide(self._current_model(), pictures)
-
-    def _decide(self, model: TangentModel, pictures: Pictures) -> NDArray:
-        source = self._opened(pictures)
+        """Raw scores (n, C) of new pictures: one column a class, or a number."""
+        pictures, model = self._new(X), self.model_
         with warm_pages(), torch.no_grad():
-            parts = [decision(model, x) for x in with_progress(source, self.verbose)]
+            parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()
 
     def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
         """Pictures loaded once with their labels, for scoring a folder."""
-        check_is_fitted(self)
+        contract = self._fitted().backbone.contract
         if y is not None:
             return X, np.asarray(y)
-        pictures = load_pictures(X, contract=self.backbone_.contract, n_jobs=self.n_jobs, verbose=self.verbose)
-        assert pictures.labels is not None
-        return pictures, pictures.labels
+        pictures = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
+        return pictures, np.asarray(pictures.labels)
+
+    # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
+
+    def influence(self, X: Any) -> NDArray[np.float64]:
+        """How much each training picture changed each answer, (m, n, C): `f(x) - f_without_i(x)`, exact.
+
+        Answers are scores (`decision_function` of more than two classes) or predicted numbers. Cost: the rows of the
+        pictures, their kernel with the training pictures, and m n (n + C).
+
+        Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
+        """
+        return explanations.about(self.solution_, self.kernel_to_training(X), exact.influence)
+
+    def contributions(self, X: Any) -> NDArray[np.float64]:
+        """The additive split of each answer over training pictures, (m, n, C): `k(x, x_i) c_i`.
+
+        They sum to `f(x) - intercept_`. A picture may contribute much and have little influence: others would stand in
+        for it.
+        """
+        return explanations.about(self.solution_, self.kernel_to_training(X), exact.contributions)
+
+    def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
+        """Predictions (n, C) for every training picture by the model fitted without its whole group, exact.
+
+        Args:
+            groups: (n,) a label for each picture: its patient, camera, day, or fold; or K for K folds, stratified for
+                a classifier. Cost n g^2 for the largest group g.
+
+        Raises:
+            InputError: there are fewer than two groups, or too few pictures for K folds.
+        """
+        return explanations.leave_out(self._solved(), groups)
+
+    def informativeness(self, X: Any = None) -> NDArray[np.float64]:
+        """What each training picture adds that no other says, (n,): its smooth unique information, in nats.
+
+        Args:
+            X: pictures on which it is judged: `mean_x ||f(x) - f_without_i(x)||^2 / (2 s^2)`; None judges by the
+                solution itself, `||f - f_without_i||^2 damping / (2 s^2)`, in the norm of the prior. s^2 is the noise
+                variance, here the weighted mean squared leave-one-out error of an output.
+
+        Source: Harutyunyan et al. (2021), "Estimating informativeness of samples with smooth unique information".
+        """
+        return explanations.informativeness(self.solution_, None if X is None else self.kernel_to_training(X))
+
+    def suspects(self, k: int | None = None) -> list[Suspect]:
+        """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
+
+        Each label is held against what all other pictures say in its place, at a damping that does not trust single
+        labels. Cost n^3.
+
+        Raises:
+            InputError: k is below 1.
+        """
+        return explanations.suspects(self._solved(), k)
+
+    def weight_gradient(self, evaluate: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Derivative of the mean squared leave-one-out error by each picture's weight, (n,): the dataset derivative.
+
+        Negative where more of a picture would help the others; `reweight` takes steps against it. Cost n^2 C.
+
+        Args:
+            evaluate: (n,) shares, or a mask, of the pictures whose error counts; None counts all.
+
+        Raises:
+            InputError: the shares do not fit.
+
+        Source: Achille et al. (2022), "DIVA: Dataset Derivative of a Learning Task".
+        """
+        return explanations.weight_gradient(self.solution_, evaluate)
+
+    def ood_score(self, X: Any) -> NDArray[np.float64]:
+        """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score (m,).
+
+        The share of the prior variance of the answer that the training pictures leave open, directions outside the
+        data included, as the share of training pictures that had a smaller one when they were left out. Both exact. Up
+        to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative excess.
+        """
+        return explanations.ood_score(self.solution_, self.kernel_to_training(X))
+
+    def kernel_to_training(self, X: Any, *, whole: bool = False) -> Iterator[KernelToTraining]:
+        """New pictures as the solved problem sees them, in portions, unless they are wanted as a whole.
+
+        The rows of the training pictures stay in memory from now on if there is room.
+        """
+        pictures, reader = self._new(X), self._reader()
+        self.fitted_ = with_rows(self._solved(), reader)
+        return kernel_to_training(self.fitted_, reader, pictures, whole=whole)
+
+    # -- edits: in place, whole or not at all --------------------------------------------------------------------------
+
+    def forget(self, ids: Any, *, strict: bool = False) -> Self:
+        """Take pictures out, as if they had never been fitted.
+
+        Args:
+            ids: one id or several. Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
+            strict: also estimate anew without them what the feature map took from the pictures: probes, metric, outer
+                steps. Costs a fit whose choices are made.
+
+        Raises:
+            InputError: an id is unknown, or too little would be left.
+        """
+        fitted = self._fitted()
+        if not strict:
+            return self._become(edits.forget(fitted, ids))
+        settings = read_settings(self.get_params(deep=False), fitted.backbone, fitted.seed)
+        return self._become(edits.forget_strictly(fitted, ids, self._reader(), settings))
+
+    def forget_class(self, name: Any, *, strict: bool = False) -> Self:
+        """Take a whole class out, with its column of scores; as `forget` of its pictures."""
+        return self.forget(edits.class_members(self._fitted(), name), strict=strict)
+
+    def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Add pictures, of known classes or new ones; the last of `ids_` are theirs.
+
+        Args:
+            X: k pictures, as in `fit`. Cost: their rows, their kernel with the others, and n^2 k.
+            y: labels; None takes those of the source.
+            sample_weight: (k,); None means ones.
+
+        Raises:
+            InputError: pictures or labels cannot be used, or a path is there already.
+        """
+        fitted = self._fitted()
+        fitted.check_pictures()
+        loaded = self._load(X, y, fitted.backbone, labelled=True, reset=False)
+        return self._become(edits.add(fitted, loaded, sample_weight, self._reader()))
+
+    def relabel(self, ids: Any, y: Any) -> Self:
+        """Give pictures other labels; cost n^2 C.
+
+        Args:
+            ids: one id or several.
+            y: one label for all, or one for each, in the order of the ids.
+
+        Raises:
+            InputError: an id is unknown, or the labels do not fit.
+        """
+        return self._become(edits.relabel(self._fitted(), ids, y))
+
+    def reweight(self, weights: ArrayLike) -> Self:
+        """Give every picture another sample weight, (n,), 0 or more; 0 leaves a picture out.
+
+        Cost n^2 for every changed weight, at most n^3.
+
+        Raises:
+            InputError: there are not n weights, one is negative or not finite, or fewer than two are positive.
+        """
+        return self._become(edits.reweight(self._fitted(), weights))
+
+    def undo(self) -> Self:
+        """Take the last edit of this session back; called again, the one before. Solved anew from the kernel: n^3.
+
+        Raises:
+            InputError: there is none left. A loaded model starts without.
+        """
+        return self._become(edits.undo(self._fitted()))
+
+    def _become(self, fitted: FittedModel) -> Self:
+        self.fitted_ = fitted
+        return self
+
+    # -- the fitted model ----------------------------------------------------------------------------------------------
+
+    def _fitted(self) -> FittedModel:
+        check_is_fitted(self)
+        return self.fitted_
+
+    def _solved(self) -> FittedModel:
+        """The fitted model with its solution, kept for the next question."""
+        if self._fitted().solution is None:
+            self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
+        return self.fitted_
 
     # -- storage ---------------------------------------------------------------------------------------------------
 
@@ -262,8 +414,11 @@ class AbstractTangentEstimator(AbstractSourced):
         Raises:
             StoreError: if the directory cannot be written or holds something else.
         """
-        check_is_fitted(self)
-        persistence.save(self, directory, pictures)
+        kept = pictures and self._fitted().training.has_pictures
+        self.fitted_ = with_primal(self._solved(), self._reader())
+        card, features = render_card(summarise(self), len(self.edits_), kept), getattr(self, "n_features_in_", None)
+        name, options = type(self).__name__, self.get_params(deep=False)
+        saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)
 
     @classmethod
     def from_pretrained(
@@ -280,7 +435,12 @@ class AbstractTangentEstimator(AbstractSourced):
             StoreError: if the directory is no model, damaged, or written by a newer version.
             BackboneError: if the backbone is not the one the model was fitted on.
         """
-        return persistence.load(cls, directory, backbone, device)
+        saved = saving.load(cls.__name__, directory, backbone, device)
+        estimator = cls(**saved.options)
+        if (features := saved.config["fitted"].get("n_features_in_")) is not None:
+            estimator.n_features_in_ = features
+        estimator.fitted_ = saved.fitted(estimator._task())
+        return estimator
 
     def __sklearn_tags__(self) -> Any:
         """Tags: dense 2-D input without NaN."""
@@ -288,14 +448,3 @@ class AbstractTangentEstimator(AbstractSourced):
         tags.input_tags.sparse = False
         tags.input_tags.allow_nan = False
         return tags
-
-
-def check_weights(weights: NDArray, ids: list[str]) -> None:
-    """Refuse negative weights, and fewer than two pictures that count."""
-    if not (weights >= 0).all():
-        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
-        raise InputError(message)
-    count = int((weights > 0).sum())
-    if count < 2:
-        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
-        raise InputError(message)

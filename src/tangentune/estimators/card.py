@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tangentune.estimators.summary import nice_bytes, nice_seconds, nice_setting, nice_settings, summarise
+from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_setting, nice_settings
 
 _CLASSES_LISTED = 50
 
 
-def render_card(model: Any, kept: bool = False) -> str:
-    """The model card of a fitted `TangentClassifier` or `TangentRegressor`, as Markdown with a YAML head.
+def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
+    """The model card of a fitted model, as Markdown with a YAML head.
 
-    `kept` says whether its training pictures lie beside it.
+    Args:
+        facts: of the model.
+        edits: how many lines its log has.
+        kept: whether its training pictures lie beside it.
 
-    Cost: O(n C). Class names and sources are escaped, so that they cannot break the page.
+    Class names and sources are escaped, so that they cannot break the page.
     """
-    facts = summarise(model)
     classes = sorted(zip(facts.classes, facts.counts, strict=True), key=lambda pair: -pair[1])
     if len(classes) <= _CLASSES_LISTED:
         classes = list(zip(facts.classes, facts.counts, strict=True))
@@ -40,7 +41,7 @@ def render_card(model: Any, kept: bool = False) -> str:
             seconds=nice_seconds(facts.seconds),
             memory=nice_bytes(facts.peak_bytes),
             kept=kept,
-            edits=len(getattr(model, "edits_", ())),
+            edits=edits,
         )
     )
 

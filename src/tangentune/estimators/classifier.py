@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import accuracy_score
-from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from torch import Tensor
 
-from tangentune.errors import InputError
-from tangentune.estimators.edits import AbstractEdited
-from tangentune.estimators.explanations import check_folds
-from tangentune.estimators.fitted import Encoded, State
-from tangentune.estimators.outer_steps import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
-from tangentune.kernels.choice import FixedChoices
-from tangentune.kernels.stages import FitSettings
-from tangentune.networks.backbone import Backbone
-from tangentune.networks.heads import stratified_folds
-from tangentune.pictures.load import Pictures, check_classes
-from tangentune.solvers.calibration import fit_temperature, probabilities
-from tangentune.solvers.likelihoods import (
-    LEAST_SQUARES,
-    check_likelihood,
-    fit_likelihood,
-    loo_likelihood,
-    parameters,
-    predict_likelihood,
-)
+from tangentune.estimators.base import TangentEstimator
+from tangentune.estimators.fitted import fitted_attribute
+from tangentune.estimators.tasks import Classification
+from tangentune.solvers.calibration import probabilities
+from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
 @final
-class TangentClassifier(ClassifierMixin, AbstractEdited):
+class TangentClassifier(ClassifierMixin, TangentEstimator):
     """Fine-tune a whole pre-trained network for classification by solving one least-squares problem.
 
     The network's features are linearised around the pre-trained weights, every class gets its own tangent, and all
@@ -111,84 +91,10 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         ((3,), (40, 2))
     """
 
-    def _read_labels(self, pictures: Pictures) -> NDArray:
-        labels = pictures.labels
-        if labels is None:
-            message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
-            raise InputError(message)
-        if labels.ndim == 2 and labels.shape[1] == 1:
-            sentence = "A column-vector y was passed when a 1d array was expected; it is flattened."
-            warnings.warn(sentence, DataConversionWarning, stacklevel=3)
-            labels = labels[:, 0]
-        check_classification_targets(labels)
-        return np.asarray(labels)
-
-    def _check_options(self, labels: NDArray) -> None:
-        check_likelihood(self.likelihood)
-        compute_sample_weight(self.class_weight, labels)
-
-    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        return check_classes(labels, ids)
-
-    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
-        classes, positions = np.unique(labels, return_inverse=True)
-        given, weights = self.class_weight, sample_weight
-        if isinstance(given, dict):  # a class may have been forgotten
-            given = {name: weight for name, weight in given.items() if name in classes.tolist()}
-        if given:
-            weights = weights * compute_sample_weight(given, labels)
-        targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
-        return Encoded(classes, targets, torch.from_numpy(weights))
-
-    def _decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
-        if settings.criterion != "loo" or targets.sum(0).max() > 1:
-            return settings
-        usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
-        given = {name: value for name, value in asdict(settings.fixed).items() if value is not None}
-        power = 0.25 if settings.power is None else settings.power
-        return replace(settings, power=power, fixed=FixedChoices(**(usual | given)))
-
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
-        steps = STEPS if self.outer_steps == "loo" else int(self.outer_steps)
-        return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
-
-    def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
-        pictures = _numbered(pictures)
-        if steps == "loo":
-            return choose_steps(backbone, pictures, **common)
-        return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
-
-    def _describe_loo(self, state: State) -> None:
-        encoded, scores = state.encoded, state.loo.cpu()
-        assert encoded.classes is not None
-        self.classes_ = encoded.classes
-        positions, weights = encoded.targets.argmax(1), encoded.weights
-        kept = weights > 0
-        self.temperature_ = fit_temperature(scores[kept], positions[kept], weights[kept])
-        self.loo_predictions_, proba = scores.numpy(), probabilities(scores, self.temperature_)
-        self._likelihood = None
-        if self.likelihood != LEAST_SQUARES:  # after the fit its parameters stay, as the damping does
-            self._likelihood = fit_likelihood(self.likelihood, state.system, self.likelihood_)
-            self.likelihood_ = parameters(self._likelihood)
-            proba = loo_likelihood(self._likelihood, state.system).cpu()
-        self.loo_proba_ = proba.numpy()
-        self.loo_score_ = float((proba.argmax(1) == positions).double().mean())
-
-    def _suggested(self, opinions: Tensor, given: Tensor) -> NDArray:
-        others = opinions.masked_fill(given > 0, -torch.inf)
-        return self.classes_[others.argmax(1).cpu().numpy()]
-
-    def _probability(self, position: int) -> float | None:
-        return float(self.loo_proba_[position, np.searchsorted(self.classes_, self.targets_[position])])
-
-    def _folds(self, count: int) -> NDArray[np.int64]:
-        check_folds(count, len(self.ids_))
-        positions = np.unique(self.targets_, return_inverse=True)[1]
-        return stratified_folds(torch.from_numpy(positions), count).numpy()
+    _kind = Classification
+    classes_ = fitted_attribute(lambda fitted: fitted.figures.classes)
+    loo_proba_ = fitted_attribute(lambda fitted: fitted.figures.proba)
+    temperature_ = fitted_attribute(lambda fitted: fitted.figures.temperature)
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
@@ -204,20 +110,15 @@ class TangentClassifier(ClassifierMixin, AbstractEdited):
         """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood."""
         if self.likelihood == LEAST_SQUARES:
             return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
-        system = self._solved().system
-        if self._likelihood is None:  # a loaded model's
-            self._likelihood = fit_likelihood(self.likelihood, system, self.likelihood_)
-        solution = self._likelihood
-        found = [predict_likelihood(solution, system, seen.kernel, seen.own) for seen in self._crossed(X)]
+        system = self.solution_.system
+        solution = self.fitted_.figures.likelihood
+        if solution is None:  # a loaded model's
+            solution = fit_likelihood(self.likelihood, system, self.likelihood_)
+            self.fitted_ = replace(self.fitted_, figures=replace(self.fitted_.figures, likelihood=solution))
+        found = [predict_likelihood(solution, system, new.kernel, new.own) for new in self.kernel_to_training(X)]
         return torch.cat(found).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
         X, y = self._labelled(X, y)
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
-
-
-def _numbered(pictures: Pictures) -> Pictures:
-    """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
-    assert pictures.labels is not None
-    return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])

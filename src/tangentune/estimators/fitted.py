@@ -1,169 +1,240 @@
-"""Edits of a fitted problem: pictures leave, come, change their label or weight; each equals a refit of the same map.
+"""The fitted model: one frozen record that everything an estimator can be asked or told starts from.
 
-The feature map, the kernel's choice and the damping stay as the fit left them. A state is never changed: every edit
-makes a new one, by updating the inverse of the system, whose error is watched.
+An edit makes a new record. What costs something and need not be there at once (the solution of a loaded model, the
+primal weights after an edit, rows in memory) is None until somebody asks; the functions here give what is there, or
+make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any, TypeVar, cast, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.estimators.training_set import TrainingSet
+from tangentune.errors import InputError
+from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
+from tangentune.estimators.source_kernels import class_facts
+from tangentune.estimators.tasks import Figures, Task
+from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet
 from tangentune.jacobian.task_vector import TaskVector
-from tangentune.kernels.feature_map import TangentMap
-from tangentune.solvers.edits import append, remove, retarget, reweight
-from tangentune.solvers.leave_out import leave_out, loo
-from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refresh, residual
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, own_diagonal, primal
+from tangentune.memory import warm_pages
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
 
-DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
-LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solving anew
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Labels as the solver takes them: `classes` (None for numbers), `targets` (n, C), `weights` (n,); and a source."""
-
-    classes: NDArray | None
-    targets: Tensor
-    weights: Tensor
-    said: SourcePrediction | None = None
-
-    @property
-    def open(self) -> Tensor:
-        """(n, C) what of the targets is left to explain."""
-        return self.targets if self.said is None else self.targets.to(self.said.response) - self.said.offset
-
-
-Encode = Callable[[NDArray, NDArray], Encoded]  # labels (n, ...) and sample weights (n,)
+T = TypeVar("T")
+PORTION = 256  # new pictures whose rows are in memory at once
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Choice:
-    """Which pictures of a training set count, as what.
+class FitFacts:
+    """What a fit chose and found; edits leave it alone. The names are those of the fitted attributes."""
 
-    Attributes:
-        active: (n,) positions in the training set, in the order of every fitted attribute.
-        labels: (n,) or (n, k) as given.
-        sample_weight: (n,) as given, class weights not in it.
-    """
-
-    active: NDArray[np.int64]
-    labels: NDArray[Any]
-    sample_weight: NDArray[np.float64]
-
-    def keep(self, kept: NDArray) -> Choice:
-        """Only the pictures at some positions, or where a mask is true."""
-        return Choice(self.active[kept], self.labels[kept], self.sample_weight[kept])
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class State:
-    """A training set, what of it counts, as what, the solved problem, and the relative `error` of its inverse."""
-
-    training: TrainingSet
-    choice: Choice
-    encoded: Encoded
-    system: System
-    error: float
-
-    @property
-    def loo(self) -> Tensor:
-        """(n, C) prediction of each picture by the fit without it."""
-        return loo(self.system) if self.encoded.said is None else target_loo(self.system, self.encoded.said)
-
-    def leave_out(self, groups: Tensor) -> Tensor:
-        """(n, C) prediction of each picture by the fit without its group."""
-        said = self.encoded.said
-        return leave_out(self.system, groups) if said is None else target_leave_out(self.system, said, groups)
-
-    def __len__(self) -> int:
-        return len(self.choice.active)
+    damping: float
+    relative_damping: float
+    metric_power: float
+    normalize: bool
+    body_scale: float
+    block_scales: dict[str, float]
+    block_shares: dict[str, float]
+    selection: list[dict[str, Any]]
+    damping_path: dict[str, NDArray[np.float64]]
+    outer_steps: int = 0
+    outer_selection: list[dict[str, float]] = field(default_factory=list)
+    fit_report: dict[str, Any] = field(default_factory=dict)
+    source_ids: list[str] = field(default_factory=list)
+    source_effects: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Step:
-    """What taking an edit back needs: its name, the choice before; the rest only where the feature map changed."""
+class UndoStep:
+    """What taking an edit back needs: its name, which pictures counted; the rest only where the feature map changed."""
 
     edit: str
-    choice: Choice
+    active: ActivePictures
     training: TrainingSet | None = None
     feature_map: TangentMap | None = None
-    task: TaskVector | None = None
+    task_vector: TaskVector | None = None
 
 
-def solved(training: TrainingSet, choice: Choice, encode: Encode, damping: float) -> State:
-    """Solve from the kernel; cost n^3."""
-    encoded, index = _encoded(training, choice, encode), torch.from_numpy(choice.active)
-    index = index.to(training.kernel.device)
-    whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
-    kernel = training.kernel if whole else training.kernel[index][:, index]
-    system = build(kernel, encoded.open.to(kernel), damping, encoded.weights.to(kernel))
-    return State(training, choice, encoded, system, residual(system))
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedModel:
+    """Everything of a fitted estimator but its options.
 
-
-def edited(state: State, choice: Choice, encode: Encode, training: TrainingSet | None = None) -> State:
-    """The state of another choice of pictures, labels and weights, from this one.
-
-    Args:
-        state: solved.
-        choice: pictures that stay must come first, in their order; new ones after them.
-        encode: of the estimator.
-        training: the training set, if it has grown.
-
-    Returns:
-        The state a fit of the same feature map and damping would give, to rounding. Cost n^2 for every picture that
-        leaves, comes or changes its weight, and n^2 C for labels.
+    Attributes:
+        task: classification or regression.
+        backbone: the network as it came.
+        feature_map: frozen after the fit.
+        task_vector: what outer steps changed of the weights; None at the pre-trained ones.
+        training: pictures, kernel, rows.
+        active: which of them count, as what.
+        solution: None: of a loaded model, until it is asked for.
+        figures: what is told of the solution.
+        primal: weights; None: after an edit, until they are asked for.
+        facts: of the fit.
+        source: what came of a source, as plain values; None without one.
+        next_number: of the next picture that is added.
+        seed: of the probes and the outer steps.
+        room: bytes that the rows of the training set may take.
+        edits: the log.
+        undo: what takes edits back, the last one last.
     """
-    training = state.training if training is None else training
-    stays = np.isin(state.choice.active, choice.active)
-    kept = int(stays.sum())
-    changed = len(state) - kept + len(choice.active) - kept
-    if changed * LARGE_SHARE > len(choice.active):
-        return solved(training, choice, encode, state.system.damping)
-    encoded = _encoded(training, choice, encode)
-    try:
-        system = _updated(state, choice, stays, encoded, training)
-    except torch.linalg.LinAlgError:  # so ill-conditioned that a corner of the inverse is not positive definite
-        return solved(training, choice, encode, state.system.damping)
-    error = residual(system)
-    if not error <= DRIFT:
-        system = refresh(system)
-        error = residual(system)
-    return State(training, choice, encoded, system, error)
+
+    task: Task
+    backbone: Backbone
+    feature_map: TangentMap
+    task_vector: TaskVector | None
+    training: TrainingSet
+    active: ActivePictures
+    solution: Solution | None
+    figures: Figures
+    primal: TangentModel | None
+    facts: FitFacts
+    source: dict[str, Any] | None
+    next_number: int
+    seed: int
+    room: int
+    edits: list[dict[str, Any]]
+    undo: tuple[UndoStep, ...] = ()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Names of the pictures the model stands on."""
+        names = self.training.pictures.ids
+        return [names[i] for i in self.active.positions]
+
+    @property
+    def pictures(self) -> Pictures:
+        """The pictures the model stands on, as the network sees them."""
+        pictures, active = self.training.pictures, self.active.positions
+        whole = np.array_equal(active, np.arange(len(pictures)))
+        return pictures if whole else pictures.select(active)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """What each picture is called for good."""
+        return self.training.numbers[self.active.positions]
+
+    def check_pictures(self) -> None:
+        """Refuse what needs the training pictures where a loaded model has none."""
+        if not self.training.has_pictures:
+            message = (
+                "this model was saved without its pictures, which explanations of new pictures and edits need; fit it "
+                "again and save it with them"
+            )
+            raise InputError(message)
+
+    def rows(self, reader: PictureReader) -> RowReader:
+        """Rows of training pictures, with a progress bar."""
+        return RowReader(self.feature_map, reader.open_training, self.room)
 
 
-def _encoded(training: TrainingSet, choice: Choice, encode: Encode) -> Encoded:
-    """Labels and weights as the solver takes them, and what a source says about the pictures."""
-    plain, source = encode(choice.labels, choice.sample_weight), training.source
-    if source is None:
-        return plain
-    assert plain.classes is not None
-    active = torch.from_numpy(choice.active).to(source.cross.device)
-    targets, weights = plain.targets.to(source.cross), plain.weights.to(source.cross)
-    return replace(plain, said=source.said(active, targets, weights, plain.classes))
+def fitted_attribute(read: Callable[[FittedModel], T]) -> T:
+    """A property of an estimator that is read from its `fitted_`, and so is there once it is fitted."""
+    return cast(T, property(lambda estimator: read(estimator.fitted_)))
 
 
-def _updated(state: State, choice: Choice, stays: NDArray, encoded: Encoded, training: TrainingSet) -> System:
-    system, kept = state.system, int(stays.sum())
-    if kept < len(state):
-        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
-    if kept < len(choice.active):
-        old, new = (torch.from_numpy(choice.active[part]) for part in (slice(kept), slice(kept, None)))
-        rows = training.kernel[new]
-        blank = rows.new_zeros(len(new), system.targets.shape[1])
-        system = append(system, rows[:, old], rows[:, new], blank, encoded.weights[kept:].to(rows))
-    system = reweight(system, encoded.weights.to(system.weights))
-    targets = encoded.open.to(system.targets)
-    return system if torch.equal(targets, system.targets) else retarget(system, targets)
+def solved(fitted: FittedModel) -> Solution:
+    """The solution; a loaded model's from its kernel, n^3."""
+    if fitted.solution is not None:
+        return fitted.solution
+    return solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
+
+
+def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
+    """All that follows from another solution; the primal weights are summed anew when they are asked for."""
+    return replace(
+        fitted,
+        solution=solution,
+        figures=fitted.task.figures(solution, fitted.figures.parameters),
+        source=told_source(fitted.source, fitted.training, solution.targets),
+        primal=None,
+    )
+
+
+def told_source(facts: dict[str, Any] | None, training: TrainingSet, targets: Targets) -> dict[str, Any] | None:
+    """Facts of a source with what its classes stand for at the moment."""
+    if facts is None or training.source is None or targets.source is None:
+        return facts
+    assert targets.classes is not None
+    return {**facts, "classes": class_facts(training.source, targets.source.labels, targets.classes)}
+
+
+def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:
+    """The same model, the rows of its training pictures in memory from now on if there is room."""
+    fitted.check_pictures()
+    with warm_pages(), torch.no_grad():
+        training = fitted.training.with_rows(fitted.rows(reader))
+    return fitted if training is fitted.training else replace(fitted, training=training)
+
+
+def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
+    """The same model with its primal weights; after an edit they are summed again, in one pass over the rows."""
+    if fitted.primal is not None:
+        return fitted
+    solution, count = solved(fitted), len(fitted.training)
+    with warm_pages(), torch.no_grad():
+        fitted = with_rows(fitted, reader)
+        training, rows = fitted.training, fitted.rows(reader)
+        dual = training.kernel.new_zeros(count, len(fitted.figures.intercept))
+        dual[torch.from_numpy(fitted.active.positions)] = solution.system.dual
+        parts: Iterator[tuple[Tensor, FeatureRows]] = training.parts(rows)
+        if (source := training.source) is not None:  # after the training pictures those of the source
+            assert solution.targets.source is not None
+            active = torch.from_numpy(fitted.active.positions).to(dual.device)
+            parts = chain(parts, ((index + count, found) for index, found in source.pictures.parts(rows)))
+            dual = torch.cat([dual, source.dual(active, solution.system.dual, solution.targets.source.labels)])
+        model = primal(fitted.feature_map, parts, dual, solution.system.bias)
+    return replace(fitted, solution=solution, primal=model)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KernelToTraining:
+    """New pictures as the solved problem sees them.
+
+    Attributes:
+        kernel: (m, n) with the pictures of the model; less what a source takes of it.
+        own: (m,) of each with itself, likewise.
+        source: (m, C) what a source alone predicts for them; zeros without one.
+        rows: theirs.
+    """
+
+    kernel: Tensor
+    own: Tensor
+    source: Tensor
+    rows: FeatureRows
+
+
+def kernel_to_training(
+    fitted: FittedModel, reader: PictureReader, pictures: Pictures, *, whole: bool = False
+) -> Iterator[KernelToTraining]:
+    """New pictures as the solved problem sees them; in portions, unless they are wanted as a whole."""
+    fitted.check_pictures()
+    training, rows = fitted.training, fitted.rows(reader)
+    new = RowReader(fitted.feature_map, reader.open, fitted.room)
+    active = torch.from_numpy(fitted.active.positions).to(training.kernel.device)
+    with warm_pages(), torch.no_grad():
+        step = len(pictures) if whole else PORTION
+        for start in range(0, len(pictures), step):
+            found = new.collect(pictures.select(slice(start, start + step)))
+            kernel, own = training.cross(rows, found)[:, active], own_diagonal(fitted.feature_map, found)
+            if (source := training.source) is None:
+                yield KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.figures.intercept)), found)
+                continue
+            crossed, alone = source.pictures.kernel(rows, found), solved(fitted).targets.source
+            assert alone is not None
+            taken = crossed @ source.prior.gain  # of the kernel k(x, x') the source leaves k - k_xs Q k_sx'
+            own = own - (taken * crossed).sum(1)
+            kernel = kernel - taken @ source.cross[active].T
+            yield KernelToTraining(kernel, own, crossed @ source.prior.response @ alone.labels, found)

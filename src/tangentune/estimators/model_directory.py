@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,9 +94,7 @@ def write_model(
     directories.sweep(target)
 
 
-def read_model(
-    directory: str | os.PathLike[str], *, keys: Collection[str] | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_model` wrote, after checking every byte of it against its checksum.
 
     The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same
@@ -104,7 +102,6 @@ def read_model(
 
     Args:
         directory: a model directory.
-        keys: if given, the settings must have exactly these keys.
 
     Returns:
         The settings, without the keys of this module, and the tensors on the CPU, kept pictures among them as
@@ -115,7 +112,6 @@ def read_model(
     """
 
     def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        files.check_keys(folder, config, keys)
         tensors = files.read_tensors(folder, config["tensors"])
         if config["pictures"] is not None:
             tensors |= files.read_tensors(folder, config["pictures"])

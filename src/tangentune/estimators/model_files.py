@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,6 @@ def parse(folder: Path, text: bytes) -> dict[str, Any]:
         message = f"{file} is damaged or was edited by hand: it does not match its own checksum"
         raise StoreError(message)
     return config
-
-
-def check_keys(folder: Path, config: dict[str, Any], keys: Collection[str] | None) -> None:
-    """Refuse settings whose keys are not exactly these (None: any)."""
-    if keys is None:
-        return
-    found = set(config) - set(ENVELOPE)
-    wrong = sorted(found.symmetric_difference(keys))
-    if wrong:
-        what = "has the unknown entry" if wrong[0] in found else "lacks the entry"
-        message = f"{folder / CONFIG} {what} {wrong[0]!r}; it was written for something else"
-        raise StoreError(message)
 
 
 def read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:

@@ -10,23 +10,18 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
-from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.estimators.edits import AbstractEdited
-from tangentune.estimators.explanations import check_folds
-from tangentune.estimators.fitted import Encoded, State
-from tangentune.estimators.outer_steps import Expansion
+from tangentune.estimators.base import TangentEstimator
+from tangentune.estimators.fitted import fitted_attribute
+from tangentune.estimators.tasks import Regression, as_given
 from tangentune.kernels.feature_map import own_kernel
-from tangentune.kernels.stages import FitSettings
-from tangentune.networks.backbone import Backbone
-from tangentune.pictures.load import Pictures, numeric_labels
-from tangentune.solvers.likelihoods import LEAST_SQUARES
-from tangentune.solvers.posterior import covariance, noise_variance, sample, variance
+from tangentune.pictures.load import numeric_labels
+from tangentune.solvers.posterior import covariance, sample, variance
 
 
 @final
-class TangentRegressor(RegressorMixin, AbstractEdited):
+class TangentRegressor(RegressorMixin, TangentEstimator):
     """Fine-tune a whole pre-trained network for regression by solving one least-squares problem.
 
     Arguments and attributes as for `TangentClassifier`, without classes: `class_weight` must stay None,
@@ -42,65 +37,9 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
         ((2,), (60, 1))
     """
 
-    def _read_labels(self, pictures: Pictures) -> NDArray:
-        if pictures.labels is None:
-            message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
-            raise InputError(message)
-        if self.class_weight is not None:
-            message = "class_weight belongs to classifiers; a regressor takes sample_weight in fit"
-            raise InputError(message)
-        values = numeric_labels(pictures.labels, pictures.ids)
-        if not np.isfinite(values).all():
-            message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
-            raise InputError(message)
-        return values
-
-    def _check_options(self, labels: NDArray) -> None:
-        if self.likelihood != LEAST_SQUARES:
-            message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
-            raise InputError(message)
-
-    def _check_source_options(self) -> None:
-        message = "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
-        raise InputError(message)
-
-    def _check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        return []
-
-    def _encode(self, labels: NDArray, sample_weight: NDArray) -> Encoded:
-        targets = torch.from_numpy(labels.reshape(len(labels), -1))
-        return Encoded(None, targets, torch.from_numpy(sample_weight))
-
-    def _outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
-
-    def _moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings) -> float:
-        return 0.0
-
-    def _expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        if steps not in ("loo", 0):
-            message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
-            raise InputError(message)
-        return None, []
-
-    def _describe_loo(self, state: State) -> None:
-        targets = state.encoded.targets.numpy()
-        self.loo_predictions_ = state.loo.cpu().numpy()
-        self.noise_ = noise_variance(state.system).cpu().numpy()
-        self.loo_score_ = float(r2_score(targets, self.loo_predictions_)) if len(targets) > 1 else float("nan")
-        self.flat_ = self.targets_.ndim == 1
-
-    def _suggested(self, opinions: Tensor, given: Tensor) -> NDArray:
-        return self._as_given(opinions.cpu().numpy())
-
-    def _probability(self, position: int) -> float | None:
-        return None
-
-    def _folds(self, count: int) -> NDArray[np.int64]:
-        check_folds(count, len(self.ids_))
-        return np.random.default_rng(0).permutation(len(self.ids_)) % count
+    _kind = Regression
+    noise_ = fitted_attribute(lambda fitted: fitted.figures.noise)
+    flat_ = fitted_attribute(lambda fitted: fitted.active.labels.ndim == 1)
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:
         """Predicted targets, (m,) or (m, k) as y was in `fit`, with error bars if asked for.
@@ -124,12 +63,11 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
             message = "return_std and return_cov are both set; ask for one of them"
             raise InputError(message)
         if not (return_std or return_cov):
-            return self._as_given(self._scores(X))
+            return as_given(self._scores(X), self.targets_)
         mean, bars = self._posterior(X, joint=return_cov)
         scales = self.noise_ / self.damping_
-        return self._as_given(mean), self._as_given(
-            bars[..., None] * scales if return_cov else np.sqrt(bars[:, None] * scales)
-        )
+        bars = bars[..., None] * scales if return_cov else np.sqrt(bars[:, None] * scales)
+        return as_given(mean, self.targets_), as_given(bars, self.targets_)
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> NDArray:
         """Functions drawn from the posterior, jointly at m pictures: (m, n_samples) or (m, k, n_samples).
@@ -145,17 +83,14 @@ class TangentRegressor(RegressorMixin, AbstractEdited):
 
     def _posterior(self, X: Any, *, joint: bool) -> tuple[NDArray, NDArray]:
         """Mean (m, k), and variance (m,) or covariance (m, m) in units of noise / damping."""
-        system, feature_map = self._solved().system, self.model_.map
-        found = list(self._crossed(X, whole=joint))
-        mean = torch.cat([seen.kernel @ system.dual + system.bias for seen in found])
+        system, found = self.solution_.system, list(self.kernel_to_training(X, whole=joint))
+        mean = torch.cat([new.kernel @ system.dual + system.bias for new in found])
         if joint:
-            (seen,) = found
-            return mean.cpu().numpy(), covariance(system, seen.kernel, own_kernel(feature_map, seen.rows)).cpu().numpy()
-        bars = [variance(system, seen.kernel, seen.own) for seen in found]
+            (new,) = found
+            own = own_kernel(self.fitted_.feature_map, new.rows)
+            return mean.cpu().numpy(), covariance(system, new.kernel, own).cpu().numpy()
+        bars = [variance(system, new.kernel, new.own) for new in found]
         return mean.cpu().numpy(), torch.cat(bars).cpu().numpy()
-
-    def _as_given(self, values: NDArray) -> NDArray:
-        return values[..., 0] if self.flat_ else values
 
     def __sklearn_tags__(self) -> Any:
         """Tags: several targets at once."""

@@ -1,21 +1,23 @@
-"""A fitted estimator as settings and tensors, and back."""
+"""A fitted model as settings and tensors, and back."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tangentune.errors import StoreError
-from tangentune.estimators.card import render_card
-from tangentune.estimators.fitted import Choice
+from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import read_edits, read_model, write_model
 from tangentune.estimators.outer_steps import moved
-from tangentune.estimators.source_store import pack, unpack
-from tangentune.estimators.training_set import ROWS_SHARE, TrainingSet
+from tangentune.estimators.solution import ActivePictures
+from tangentune.estimators.source_kernels import with_source
+from tangentune.estimators.tasks import Classification, Figures, Task
+from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -24,161 +26,275 @@ from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
+from tangentune.solvers.source.choice import SourceSetting
 
-PLAIN = (
-    "damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_", "block_shares_",
-    "loo_score_", "selection_", "fit_report_", "ids_", "temperature_", "flat_", "n_features_in_", "outer_steps_",
-    "outer_selection_", "likelihood_", "source_", "source_ids_",
-)  # fmt: skip
-ARRAYS = (
-    "loo_predictions_", "loo_proba_", "kernel_", "dual_coef_", "intercept_", "probes_", "noise_",
-    "source_effects_",
-)  # fmt: skip
+Tensors = dict[str, Tensor]
+PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping_path", "source_effects")]
+
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def save(estimator: Any, directory: str | os.PathLike[str], pictures: bool) -> None:
-    """Write a fitted estimator with `store.write_model`: nothing of pictures that it has forgotten.
+def save(
+    directory: str | os.PathLike[str],
+    name: str,
+    options: dict[str, Any],
+    fitted: FittedModel,
+    card: str,
+    *,
+    pictures: bool,
+    features: int | None,
+) -> None:
+    """Write a fitted model, its primal weights at hand: nothing of pictures that it has forgotten.
+
+    Args:
+        directory: as for `write_model`.
+        name: of the estimator's class.
+        options: of the estimator.
+        fitted: its model.
+        card: for people.
+        pictures: whether to keep the training pictures.
+        features: length of vectors; None for pictures.
 
     Raises:
         StoreError: the place cannot be used.
     """
-    model: TangentModel = estimator._current_model()
-    choice, active = estimator._choice, torch.from_numpy(estimator._choice.active)
-    training = estimator._training
-    tensors: dict[str, Tensor] = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
+    training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
+    tensors, source = _map_tensors(fitted) | _arrays(fitted), None
+    if pictures and fitted.task_vector is not None:
+        tensors |= _points(fitted)
+    if training.source is not None:
+        source, more = _pack_source(training.source, active, pictures)
+        tensors |= more
+    config = {
+        "estimator": name,
+        "parameters": _parameters(options),
+        "backbone": fitted.backbone.describe(),
+        "map": {
+            "ruled": list(feature_map.tangent.ruled),
+            "generic": list(feature_map.tangent.generic),
+            "mirrored": feature_map.mirrored,
+            "block_scales": feature_map.block_scales,
+            "length_scales": feature_map.length_scales,
+        },
+        "fitted": _facts(fitted, features),
+        "classes": _labels(fitted.figures.classes) if isinstance(fitted.task, Classification) else None,
+        "targets": _labels(fitted.active.labels),
+        "skipped": [list(pair) for pair in training.pictures.skipped],
+        "points": [training.points[i] for i in fitted.active.positions],
+        "next_number": fitted.next_number,
+        "seed": fitted.seed,
+        "source": source,
+    }
+    pixels = take_rows(training.pictures.pixels, active) if pictures else None
+    write_model(directory, config, tensors, card, pixels, fitted.edits)
+
+
+def _parameters(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    device, state = options["device"], options["random_state"]
+    seed = int(state) if isinstance(state, int | np.integer) else None
+    found = options | {"device": None if device is None else str(device), "random_state": seed}
+    return {name: value for name, value in found.items() if name != "backbone"}
+
+
+def _map_tensors(fitted: FittedModel) -> Tensors:
+    """The feature map and its weights."""
+    model, task = fitted.primal, fitted.task_vector
+    assert model is not None
+    tensors = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
     tensors |= {f"body.{name}": weights for name, weights in model.body.items()}
     for name, metric in model.map.metric.items():
         tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    if estimator.task_vector_ is not None:
-        tensors |= {f"moved.{name}": tensor for name, tensor in estimator.task_vector_.items()}
-    tensors |= {key: _tensor(getattr(estimator, key)) for key in ARRAYS if hasattr(estimator, key)}
-    tensors |= {f"path.{key}": _tensor(values) for key, values in estimator.damping_path_.items()}
-    tensors |= {"sample_weight": _tensor(choice.sample_weight), "numbers": _tensor(training.numbers[choice.active])}
-    if pictures and estimator.task_vector_ is not None:
-        tensors |= _points(estimator)
-    behind = None
-    if training.source is not None:
-        behind, more = pack(training.source, active, pictures and training.has_pictures)
-        tensors |= more
-    parameters = {k: v for k, v in estimator.get_params(deep=False).items() if k != "backbone"}
-    parameters["device"] = None if parameters["device"] is None else str(parameters["device"])
-    state = parameters["random_state"]
-    parameters["random_state"] = int(state) if isinstance(state, int | np.integer) else None
-    config = {
-        "estimator": type(estimator).__name__,
-        "parameters": parameters,
-        "backbone": estimator.backbone_.describe(),
-        "map": {
-            "ruled": list(model.map.tangent.ruled),
-            "generic": list(model.map.tangent.generic),
-            "mirrored": model.map.mirrored,
-            "block_scales": model.map.block_scales,
-            "length_scales": model.map.length_scales,
-        },
-        "fitted": {key: getattr(estimator, key) for key in PLAIN if hasattr(estimator, key)},
-        "classes": _labels(estimator.classes_) if hasattr(estimator, "classes_") else None,
-        "targets": _labels(estimator.targets_),
-        "skipped": [list(pair) for pair in training.pictures.skipped],
-        "points": [training.points[i] for i in choice.active],
-        "next_number": estimator._next_number,
-        "seed": estimator._seed,
-        "source": behind,
+    return tensors if task is None else tensors | {f"moved.{name}": tensor for name, tensor in task.items()}
+
+
+def _arrays(fitted: FittedModel) -> Tensors:
+    """What fitted attributes tell as arrays, and the pictures' weights and numbers."""
+    figures, facts = fitted.figures, fitted.facts
+    own = {"loo_proba_": figures.proba} if isinstance(fitted.task, Classification) else {"noise_": figures.noise}
+    arrays = {
+        "loo_predictions_": figures.loo,
+        **own,
+        "kernel_": solved(fitted).system.kernel.cpu().numpy(),
+        "dual_coef_": figures.dual,
+        "intercept_": figures.intercept,
+        "probes_": fitted.feature_map.probes.cpu().numpy(),
+        "source_effects_": facts.source_effects,
+        **{f"path.{key}": values for key, values in facts.damping_path.items()},
+        "sample_weight": fitted.active.sample_weight,
+        "numbers": fitted.numbers,
     }
-    pixels = take_rows(training.pictures.pixels, active) if pictures and training.has_pictures else None
-    write_model(directory, config, tensors, render_card(estimator, pixels is not None), pixels, estimator.edits_)
+    return {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
 
 
-def load(cls: Any, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> Any:
+def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
+    """What fitted attributes tell as plain values."""
+    figures, classification = fitted.figures, isinstance(fitted.task, Classification)
+    told = {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
+    told |= {"loo_score_": figures.score, "ids_": fitted.ids, "likelihood_": figures.parameters}
+    told |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
+    if classification:
+        return told | {"temperature_": figures.temperature}
+    return told | {"flat_": fitted.active.labels.ndim == 1}
+
+
+def _points(fitted: FittedModel) -> Tensors:
+    """What each fold's network differs by from the pre-trained one."""
+    start = dict(fitted.backbone.module.named_parameters())
+    out: Tensors = {}
+    for fold, point in enumerate(fitted.feature_map.tangent.points):
+        task = difference(dict(point.named_parameters()), start)
+        out |= {f"point.{fold}.{name}": tensor for name, tensor in task.items()}
+    return out
+
+
+def _pack_source(source: SourceSet, active: Tensor, pixels: bool) -> tuple[dict[str, Any], Tensors]:
+    """Settings and tensors of a source, with the kernels of the training pictures at some positions (n,) only."""
+    pictures, setting = source.pictures, source.setting
+    settings = {
+        "classes": list(pictures.classes),
+        "strength": setting.strength,
+        "deviation": setting.deviation,
+        "damping": setting.damping,
+    }
+    tensors = {
+        "source.positions": pictures.positions,
+        "source.given": pictures.given,
+        "source.class_weights": setting.class_weights,
+        "source.own": source.own,
+        "source.cross": source.cross[active],
+        "source.plain": source.plain[active][:, active],
+    }
+    return settings, tensors | ({"source.pixels": pictures.pictures.pixels} if pixels else {})
+
+
+def _labels(values: np.ndarray) -> dict[str, Any]:
+    return {"dtype": values.dtype.str, "values": values.tolist()}
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
     """Read what `save` wrote.
 
     Raises:
         StoreError: if it is another estimator's model, or a network of the user's own must be given.
     """
     config, tensors = read_model(directory)
-    if config.get("estimator") != cls.__name__:
+    if config.get("estimator") != name:
         kind = config.get("estimator")
         message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
         raise StoreError(message)
-    backbone = _backbone(config["backbone"], backbone, device, directory)
-    name = config["backbone"]["name"]
-    parameters = config["parameters"] | {"backbone": backbone if name == "custom" else name}
-    if isinstance(parameters["input_size"], list):
-        parameters["input_size"] = tuple(parameters["input_size"])
-    estimator = cls(**parameters)
-    fitted = config["fitted"]
-    estimator.source_, estimator.source_ids_, estimator.source_effects_ = None, [], np.zeros(0)
-    for key, value in fitted.items():
-        setattr(estimator, key, value)
-    for key in ARRAYS:
-        if key in tensors and key != "kernel_":
-            setattr(estimator, key, tensors[key].numpy())
-    if config["classes"] is not None:
-        estimator.classes_ = _array(config["classes"])
-    estimator.targets_ = _array(config["targets"])
-    estimator.damping_path_ = {key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")}
-    estimator.backbone_ = backbone
-    estimator.edits_ = read_edits(directory)
-    estimator.task_vector_ = _task(tensors, "moved.")
-    module = backbone.module if estimator.task_vector_ is None else moved(backbone.module, estimator.task_vector_)
-    estimator.model_ = _model(config["map"], fitted, tensors, backbone, module)
-    _stand(estimator, config, tensors)
-    return estimator
+    network, known = _backbone(config["backbone"], backbone, device, directory), config["backbone"]["name"]
+    options = config["parameters"] | {"backbone": network if known == "custom" else known}
+    if isinstance(options["input_size"], list):
+        options["input_size"] = tuple(options["input_size"])
+    return SavedModel(config, tensors, options, network, read_edits(directory))
 
 
-def _stand(estimator: Any, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """What explanations and edits of a loaded model start from."""
-    ids = estimator.ids_
-    pixels = tensors.get("pixels", torch.empty(len(ids), 0))
-    pictures = Pictures(pixels, None, list(ids), [(path, reason) for path, reason in config["skipped"]])
-    kernel = tensors["kernel_"].to(estimator.backbone_.device)
-    numbers = tensors["numbers"].numpy()
-    training = TrainingSet(pictures, numbers, tuple(config["points"]), kernel, None)
-    behind = config.get("source")
-    estimator._training = training if behind is None else unpack(training, behind, tensors, estimator.source_ids_)
-    weights = tensors["sample_weight"].numpy()
-    estimator._choice = Choice(np.arange(len(ids)), estimator.targets_, weights)
-    estimator._system, estimator._likelihood, estimator._stale, estimator._undo = None, None, False, []
-    estimator._next_number, estimator._seed = config["next_number"], config["seed"]
-    budget = estimator.memory_budget
-    room = default_budget(estimator.backbone_.device) if budget is None else parse_bytes(budget)
-    estimator._room = room // ROWS_SHARE
+@final
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A model as it was read: settings, tensors, options of its estimator, its network, the log of its edits."""
+
+    config: dict[str, Any]
+    tensors: Tensors
+    options: dict[str, Any]
+    backbone: Backbone
+    edits: list[dict[str, Any]]
+
+    def fitted(self, task: Task) -> FittedModel:
+        """The model; its problem is not solved, for it predicts without."""
+        config, told, tensors = self.config, self.config["fitted"], self.tensors
+        arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
+        vector = _task_vector(tensors, "moved.")
+        primal = self._primal(self.backbone.module if vector is None else moved(self.backbone.module, vector))
+        figures = Figures(
+            arrays["dual_coef_"],
+            arrays["intercept_"],
+            arrays["loo_predictions_"],
+            told["loo_score_"],
+            parameters=told.get("likelihood_", {}),
+        )
+        if isinstance(task, Classification):
+            calibration = {"proba": arrays["loo_proba_"], "temperature": told["temperature_"]}
+            figures = replace(figures, classes=_array(config["classes"]), **calibration)
+        else:
+            figures = replace(figures, noise=arrays["noise_"])
+        facts = FitFacts(
+            **{name: told[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in told},
+            damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
+            source_effects=arrays.get("source_effects_", np.zeros(0)),
+        )
+        budget = config["parameters"]["memory_budget"]
+        room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
+        active = ActivePictures(
+            np.arange(len(told["ids_"])), _array(config["targets"]), tensors["sample_weight"].numpy()
+        )
+        return FittedModel(
+            task=task,
+            backbone=self.backbone,
+            feature_map=primal.map,
+            task_vector=vector,
+            training=self._training(),
+            active=active,
+            solution=None,
+            figures=figures,
+            primal=primal,
+            facts=facts,
+            source=told.get("source_"),
+            next_number=config["next_number"],
+            seed=config["seed"],
+            room=room // ROWS_SHARE,
+            edits=self.edits,
+        )
+
+    def _training(self) -> TrainingSet:
+        """What explanations and edits start from."""
+        config, tensors, ids = self.config, self.tensors, list(self.config["fitted"]["ids_"])
+        pixels = tensors.get("pixels", torch.empty(len(ids), 0))
+        pictures = Pictures(pixels, None, ids, [(path, reason) for path, reason in config["skipped"]])
+        kernel = tensors["kernel_"].to(self.backbone.device)
+        training = TrainingSet(pictures, tensors["numbers"].numpy(), tuple(config["points"]), kernel, None)
+        return training if config.get("source") is None else self._with_source(training, config["source"])
+
+    def _with_source(self, training: TrainingSet, settings: dict[str, Any]) -> TrainingSet:
+        """The training set with the source behind it that `_pack_source` packed; 10 m^3."""
+        ids = self.config["fitted"]["source_ids_"]
+        found = {key.removeprefix("source."): t for key, t in self.tensors.items() if key.startswith("source.")}
+        here = {key: tensor.to(training.kernel.device) for key, tensor in found.items() if key != "pixels"}
+        bare = Pictures(found.get("pixels", torch.empty(len(ids), 0)), None, list(ids))
+        pictures = SourcePictures(bare, tuple(settings["classes"]), here["positions"], here["given"])
+        numbers = (settings["strength"], settings["deviation"], settings["damping"])
+        setting = SourceSetting(*numbers, here["class_weights"])
+        return with_source(replace(training, kernel=here["plain"]), pictures, here["own"], here["cross"], setting)
+
+    def _primal(self, module: nn.Module) -> TangentModel:
+        """Feature map and weights at a network that has been moved already."""
+        saved, tensors, device = self.config["map"], self.tensors, self.backbone.device
+        folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
+        tasks = [_task_vector(tensors, f"point.{fold}.") for fold in folds]
+        points = tuple(moved(self.backbone.module, task) for task in tasks if task is not None)
+        features = self.backbone.feature_function
+        tangent = RowPlan(module, features, tuple(saved["ruled"]), tuple(saved["generic"]), points)
+        metric = {
+            name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
+            for name in tangent.names
+            if f"metric.{name}.left" in tensors
+        }
+        told = self.config["fitted"]
+        feature_map = TangentMap(
+            tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"],
+            told["body_scale_"], told["normalize_"], saved["length_scales"],
+        )  # fmt: skip
+        body = {name: tensors[f"body.{name}"].to(device) for name in tangent.names if f"body.{name}" in tensors}
+        return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
 
 
-def _points(estimator: Any) -> dict[str, Tensor]:
-    """What each fold's network differs by from the pre-trained one."""
-    start = dict(estimator.backbone_.module.named_parameters())
-    out: dict[str, Tensor] = {}
-    for fold, point in enumerate(estimator.model_.map.tangent.points):
-        task = difference(dict(point.named_parameters()), start)
-        out |= {f"point.{fold}.{name}": tensor for name, tensor in task.items()}
-    return out
-
-
-def _task(tensors: dict[str, Tensor], prefix: str) -> TaskVector | None:
+def _task_vector(tensors: Tensors, prefix: str) -> TaskVector | None:
     found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     return TaskVector(found) if found else None
-
-
-def _model(
-    saved: dict[str, Any], fitted: dict[str, Any], tensors: dict[str, Tensor], backbone: Backbone, module: nn.Module
-) -> TangentModel:
-    device = backbone.device
-    folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
-    tasks = [_task(tensors, f"point.{fold}.") for fold in folds]
-    points = tuple(moved(backbone.module, task) for task in tasks if task is not None)
-    tangent = RowPlan(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
-    metric = {
-        name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
-        for name in tangent.names
-        if f"metric.{name}.left" in tensors
-    }
-    feature_map = TangentMap(
-        tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"], fitted["body_scale_"],
-        fitted["normalize_"], saved["length_scales"],
-    )  # fmt: skip
-    body = {key.removeprefix("body."): tensor.to(device) for key, tensor in tensors.items() if key.startswith("body.")}
-    ordered = {name: body[name] for name in tangent.names if name in body}
-    return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), ordered)
 
 
 def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, directory: Any) -> Backbone:
@@ -196,14 +312,6 @@ def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, 
     size = contract.input_size
     backbone = given.with_size(size[1:] if size is not None and len(size) == 3 else None)
     return backbone if device is None else backbone.to(device)
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))
-
-
-def _labels(values: np.ndarray) -> dict[str, Any]:
-    return {"dtype": values.dtype.str, "values": values.tolist()}
 
 
 def _array(saved: dict[str, Any]) -> np.ndarray:

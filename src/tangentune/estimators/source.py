@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tangentune.errors import BudgetError, InputError
-from tangentune.estimators.fitted import Choice, Encoded
-from tangentune.estimators.source_kernels import problem, source_kernels, source_pictures, with_source
-from tangentune.estimators.training_set import ROWS_SHARE, Opened, TrainingSet
-from tangentune.kernels.feature_map import TangentMap
+from tangentune.estimators.fitted import FitFacts
+from tangentune.estimators.solution import ActivePictures, Targets
+from tangentune.estimators.source_kernels import source_kernels, source_pictures, with_source
+from tangentune.estimators.training_set import ROWS_SHARE, RowReader, TrainingSet, problem
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.contract import DataContract
@@ -24,26 +24,8 @@ from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
 from tangentune.pictures.names import some
 from tangentune.solvers.source.choice import choose_source, source_effects
 
-MANIFESTS = (".json",)
+MANIFESTS = (".json", ".parquet")
 KERNELS = 7  # of (m, m) numbers that weighing m source pictures has in memory at once
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class SourceFit:
-    """What came of a source.
-
-    Attributes:
-        training: the training set, with the source behind it if it helps.
-        damping: absolute.
-        facts: of the choice, as plain values.
-        effects: (m,) derivative of the target pictures' mean leave-one-out error by each source picture's weight.
-    """
-
-    training: TrainingSet
-    damping: float
-    facts: dict[str, Any]
-    effects: NDArray[np.float64]
 
 
 def read_source(
@@ -85,7 +67,7 @@ def read_source(
         raise InputError(message)
     if twins:
         were = "source picture is a target picture" if len(twins) == 1 else "source pictures are target pictures"
-        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=4)
+        warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=3)
     kept = pictures if fresh.all() else pictures.select(fresh)
     return kept, weights[fresh] / weights[fresh].mean()
 
@@ -113,55 +95,44 @@ def _check_room(m: int, room: int) -> None:
         raise BudgetError(message)
 
 
-def check_source_options(likelihood: str, outer_steps: Any) -> None:
-    """Refuse options under which a source's leave-one-out would not be exact.
-
-    Raises:
-        InputError: which, and what to do.
-    """
-    if likelihood != "least_squares":
-        message = f"source= needs likelihood='least_squares', not {likelihood!r}"
-        raise InputError(message)
-    if outer_steps != 0:
-        message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
-        raise InputError(message)
-
-
 def fit_source(
     training: TrainingSet,
-    feature_map: TangentMap,
-    opened: Opened,
+    reader: RowReader,
     read: tuple[Pictures, NDArray],
-    chosen: tuple[Choice, Encoded],
-    damping: tuple[float, bool],
-    room: int,
-) -> SourceFit:
-    """Weigh a source and put it behind the training set.
+    active: ActivePictures,
+    plain: Targets,
+    facts: FitFacts,
+    *,
+    fixed: bool,
+) -> tuple[TrainingSet, FitFacts, dict[str, Any]]:
+    """Weigh a source, and put it behind the training set if it helps.
 
     Args:
         training: without source.
-        feature_map: of the fit.
-        opened: pictures as network inputs.
+        reader: of rows in the feature map of the fit.
         read: source pictures with labels, and their relative weights.
-        chosen: which training pictures count, and as what.
-        damping: of the fit without source, and whether it must stay.
-        room: bytes that rows of source pictures may take.
+        active: which training pictures count.
+        plain: as what.
+        facts: of the fit without source.
+        fixed: whether its damping must stay.
+
+    Returns:
+        The training set; the facts with the damping chosen anew; and what came of the source, as plain values.
 
     Raises:
         BudgetError: there are more source pictures than the memory budget has room for.
     """
-    _check_room(len(read[0]), room)
-    choice, encoded = chosen
-    assert encoded.classes is not None
+    _check_room(len(read[0]), reader.room)
+    assert plain.classes is not None
     pictures = source_pictures(*read, training.kernel.device)
-    pictures, own, crossed = source_kernels(training, feature_map, opened, pictures, room)
-    active = torch.from_numpy(choice.active).to(own.device)
-    targets, weights = encoded.targets.to(own), encoded.weights.to(own)
-    kernels = (training.kernel[active][:, active], crossed[active], own)
-    asked = problem(pictures, *kernels, targets, weights, encoded.classes)
-    found = choose_source(asked, *damping)
+    pictures, own, crossed = source_kernels(training, reader, pictures)
+    positions = torch.from_numpy(active.positions).to(own.device)
+    targets, weights = plain.targets.to(own), plain.weights.to(own)
+    kernels = (training.kernel[positions][:, positions], crossed[positions], own)
+    asked = problem(pictures, *kernels, targets, weights, plain.classes)
+    found = choose_source(asked, facts.damping, fixed)
     setting, shares = found.setting, weights / weights.sum()
-    facts = {
+    told = {
         "pictures": len(pictures),
         "strength": setting.strength,
         "deviation": setting.deviation,
@@ -171,7 +142,13 @@ def fit_source(
         "classes": [],
         "tried": found.tried,
     }
-    effects = (shares @ source_effects(asked, setting)).cpu().numpy()
+    facts = replace(
+        facts,
+        damping=setting.damping,
+        relative_damping=facts.relative_damping * setting.damping / facts.damping,
+        source_ids=read[0].ids,
+        source_effects=(shares @ source_effects(asked, setting)).cpu().numpy(),
+    )
     if setting.strength > 0:
         training = with_source(training, pictures, own, crossed, setting)
-    return SourceFit(training, setting.damping, facts, effects)
+    return training, facts, told

@@ -9,6 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune import __version__, metrics
+from tangentune.estimators.scores import (
+    FittedClassifier,
+    FittedEstimator,
+    class_scores,
+    is_classifier,
+    number_scores,
+)
 
 SETTINGS = {
     "outer_steps": "outer steps",
@@ -77,23 +84,24 @@ class Summary:
         return max(self.counts) / self.n if self.counts else float("nan")
 
 
-def summarise(model: Any) -> Summary:
+def summarise(model: FittedEstimator) -> Summary:
     """Read the fitted attributes of a `TangentClassifier` or `TangentRegressor`; cost O(n C)."""
-    classification = hasattr(model, "classes_")
-    fit = dict(getattr(model, "fit_report_", None) or {})
-    counts: NDArray = np.zeros(0, int)
-    interval = None
-    if classification:
-        counts = np.bincount(label_positions(model), minlength=len(model.classes_))
-        scores = _class_scores(model)
-        interval = metrics.accuracy_interval(scores["accuracy"], len(model.targets_))
+    fit, contract = model.fit_report_, model.backbone_.contract
+    classes: list[Any] = []
+    counts, interval = np.zeros(0, int), None
+    if is_classifier(model):
+        classes, labels = model.classes_.tolist(), label_positions(model)
+        counts = np.bincount(labels, minlength=len(classes))
+        scores = class_scores(labels, model.loo_proba_)
+        interval = metrics.accuracy_interval(scores["accuracy"], len(labels))
     else:
-        scores = _number_scores(model)
-    contract = model.backbone_.contract
+        targets = np.asarray(model.targets_, np.float64)
+        scores = number_scores(targets, np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape))
+    told = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
-        classification=classification,
+        classification=is_classifier(model),
         n=len(model.targets_),
-        classes=tuple(str(name) for name in model.classes_) if classification else (),
+        classes=tuple(str(name) for name in classes),
         counts=tuple(int(count) for count in counts),
         backbone=str(model.backbone_.name),
         contract=contract.to_dict(),
@@ -104,13 +112,13 @@ def summarise(model: Any) -> Summary:
         stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),
-        source=_source(model),
-        skipped=tuple((str(path), str(reason)) for path, reason in _skipped(model)),
+        source=told or None,
+        skipped=tuple((str(path), str(reason)) for path, reason in model.pictures_.skipped),
         version=__version__,
     )
 
 
-def label_positions(model: Any) -> NDArray[np.int64]:
+def label_positions(model: FittedClassifier) -> NDArray[np.int64]:
     """Column of `loo_proba_` that belongs to each picture's given label, shape (n,)."""
     column = {name: position for position, name in enumerate(model.classes_.tolist())}
     return np.array([column[name] for name in np.asarray(model.targets_).tolist()], np.int64)
@@ -152,27 +160,6 @@ def nice_setting(value: Any) -> str:
     return str(value)
 
 
-def _class_scores(model: Any) -> dict[str, float]:
-    labels, proba = label_positions(model), np.asarray(model.loo_proba_)
-    return {
-        "accuracy": metrics.accuracy(labels, proba.argmax(axis=1)),
-        "nll": metrics.nll(labels, proba),
-        "ece": metrics.ece(labels, proba),
-        "brier": metrics.brier(labels, proba),
-    }
-
-
-def _number_scores(model: Any) -> dict[str, float]:
-    targets = np.asarray(model.targets_, np.float64)
-    predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
-    return {"r2": metrics.r2(targets, predicted), "rmse": metrics.rmse(targets, predicted)}
-
-
-def _source(model: Any) -> dict[str, Any] | None:
-    found = getattr(model, "source_", None)
-    return None if found is None else {key: value for key, value in found.items() if key != "tried"}
-
-
 def nice_settings(facts: Summary) -> list[tuple[str, str]]:
     """What the fit chose, and what came of a source: names and values for people."""
     rows = [(SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None]
@@ -193,7 +180,3 @@ def nice_source(source: dict[str, Any]) -> str:
     more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
     change = f"{source['loo_error_without']:.3f} to {source['loo_error']:.3f}"
     return f"{source['pictures']} pictures ({named}{more}), leave-one-out error {change}"
-
-
-def _skipped(model: Any) -> list[tuple[Any, Any]]:
-    return list(getattr(getattr(model, "pictures_", None), "skipped", None) or ())

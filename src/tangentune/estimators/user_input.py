@@ -1,4 +1,4 @@
-"""What users give to edits, read with care: which pictures, which labels, which weights."""
+"""What users give to fits and edits, read with care: which pictures, which labels, which weights."""
 
 from __future__ import annotations
 
@@ -7,9 +7,40 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.pictures.load import Pictures
+
+
+def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
+    """Vectors (n, k) checked as scikit-learn does, for a backbone without input size."""
+    if isinstance(X, Pictures):
+        X, y = X.pixels, X.labels if y is None else y
+    X = X.numpy() if isinstance(X, Tensor) else X
+    if labelled:
+        rules: dict[str, Any] = {"multi_output": True, "y_numeric": False, "ensure_min_samples": 2 if reset else 1}
+        X, y = validate_data(estimator, X, y, dtype="numeric", reset=reset, **rules)
+    else:
+        X, y = validate_data(estimator, X, dtype="numeric", reset=reset), None
+    X = X if X.dtype.kind == "f" else X.astype(np.float64)
+    X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
+    return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
+
+
+def check_weights(weights: NDArray, ids: list[str]) -> None:
+    """Refuse negative weights, and fewer than two pictures that count."""
+    if not (weights >= 0).all():
+        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
+        raise InputError(message)
+    count = int((weights > 0).sum())
+    if count < 2:
+        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
+        raise InputError(message)
 
 
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:

@@ -7,7 +7,7 @@ model fitted without it: its own label would explain everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast, final
 
@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.estimators.explanations import Seen, ood_scores, open_share
-from tangentune.estimators.fitted import State
+from tangentune.estimators.explanations import ood_scores, open_share
+from tangentune.estimators.solution import Solution
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.reports.models import ReportedClassifier, ReportedModel, ReportedRegressor, is_classifier
 from tangentune.solvers import leave_out as exact
@@ -151,10 +151,10 @@ def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Expl
     proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
     ours = _positions_by_pixels(model)
     digests = pictures_digest(pictures.pixels)
-    state, portions = _problem(model, pictures)
+    state = model.solution_
     out: list[Explanation] = []
-    for seen in portions:
-        for row, own, said in zip(seen.kernel, seen.own, seen.said, strict=True):
+    for seen in model.kernel_to_training(pictures):
+        for row, own, said in zip(seen.kernel, seen.own, seen.source, strict=True):
             i = len(out)
             asked = _asked(state, row[None], own[None], said, ours.get(digests[i], []))
             if is_classifier(model):
@@ -170,11 +170,6 @@ def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Expl
     return out
 
 
-def _problem(model: Any, pictures: Pictures) -> tuple[State, Iterator[Seen]]:
-    """The solved problem behind a model, and pictures as it sees them: all that pages need beyond public names."""
-    return model._solved(), model._crossed(pictures)
-
-
 def _positions_by_pixels(model: ReportedModel) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
@@ -182,14 +177,14 @@ def _positions_by_pixels(model: ReportedModel) -> dict[str, list[int]]:
     return found
 
 
-def _asked(state: State, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
+def _asked(state: Solution, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
     system = state.system
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
-    if same and state.encoded.said is not None:
-        system, said = _heard_without(state.encoded.said, state.system.weights, system, same)
+    if same and state.targets.source is not None:
+        system, said = _heard_without(state.targets.source, state.system.weights, system, same)
     before = system.bias + said
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)

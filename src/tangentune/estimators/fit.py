@@ -1,0 +1,192 @@
+"""The fitting procedure: from labelled pictures to a fitted model, or to what that would cost."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_random_state
+
+from tangentune.errors import InputError
+from tangentune.estimators.fitted import FitFacts, FittedModel, told_source
+from tangentune.estimators.options import read_options
+from tangentune.estimators.solution import ActivePictures, solve
+from tangentune.estimators.source import fit_source
+from tangentune.estimators.tasks import Task
+from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
+from tangentune.estimators.user_input import check_weights
+from tangentune.jacobian.rows import RowPlan
+from tangentune.jacobian.survey import survey
+from tangentune.kernels.cost import estimate_cost
+from tangentune.kernels.fit import Fitted, fit_tangent
+from tangentune.kernels.stages import FitSettings
+from tangentune.kernels.batches import PictureBatches
+from tangentune.memory import Meter, default_budget
+from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.parameters import select_parameters, used_parameters
+from tangentune.pictures.load import Pictures, duplicate_sentences
+
+
+@final
+@dataclass(frozen=True)
+class Procedure:
+    """What a fit works with.
+
+    Attributes:
+        task: classification or regression.
+        settings: of the kernel.
+        reader: of pictures.
+        subset: which parameters move.
+        outer_steps: as the estimator's option.
+        meter: filled with the seconds and bytes of each stage.
+    """
+
+    task: Task
+    settings: FitSettings
+    reader: PictureReader
+    subset: str
+    outer_steps: str | int
+    meter: Meter
+
+    @classmethod
+    def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
+        """From the options of an estimator, checked."""
+        given, device, state = options["backbone"], options["device"], options["random_state"]
+        backbone = load_backbone(given) if isinstance(given, str) else given
+        if not isinstance(backbone, Backbone):
+            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
+            raise InputError(message)
+        backbone = backbone.with_size(options["input_size"])
+        backbone = backbone if device is None else backbone.to(device)
+        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
+        settings = read_settings(options, backbone, seed)
+        reader = PictureReader(backbone, options["batch_size"], options["augment"] == "flip", options["verbose"])
+        return cls(task, settings, reader, options["subset"], options["outer_steps"], Meter(backbone.device))
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network."""
+        return self.reader.backbone
+
+    def plan(self, pictures: Pictures) -> dict[str, Any]:
+        """What `fit` would cost, from one small trial batch."""
+        task, settings, source = self.task, self.settings, self.reader.open(pictures)
+        plan = estimate_cost(
+            survey_network(self.backbone, source, self.subset), source, settings, task.outputs(pictures)
+        )
+        plan["seconds"] += task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
+        return plan
+
+    def fit(self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None) -> FittedModel:
+        """Solve for the whole network at once.
+
+        Args:
+            pictures: with labels.
+            given: (n,) sample weights.
+            source: pictures with labels, and their relative weights.
+        """
+        task, backbone, reader, meter = self.task, self.backbone, self.reader, self.meter
+        labels = task.read_labels(pictures)
+        task.check_options(labels)
+        warn(task.check_labels(labels, pictures.ids), pictures)
+        targets = task.encode(labels, given)
+        check_weights(targets.weights.numpy(), pictures.ids)
+        kept = np.flatnonzero(targets.weights.numpy() > 0)
+        index = torch.from_numpy(kept)
+        settings = task.decidable(self.settings, targets.targets[index])
+        used = pictures if len(kept) == len(pictures) else pictures.select(kept)
+        with meter.stage("outer steps"):
+            expansion, moves = task.expand(backbone, used, settings, self.outer_steps)
+        points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
+        inputs = reader.open(used, points)
+        with meter.stage("survey"):
+            tangent = survey_network(backbone, inputs, self.subset)
+        if expansion is not None:
+            tangent = replace(tangent, module=expansion.mean, points=expansion.points)
+        found = fit_tangent(tangent, inputs, targets.targets[index], targets.weights[index], settings, meter)
+        room, feature_map = settings.memory_budget // ROWS_SHARE, found.model.map
+        with meter.stage("system"):
+            training = first_set(used, kept, points, found.factor.kernel, found.rows, room)
+            if len(used) < len(pictures):  # pictures of weight 0: known, but they do not count
+                rest = np.flatnonzero(targets.weights.numpy() == 0)
+                training = extend(training, RowReader(feature_map, reader.open, room), pictures.select(rest), rest)
+            active = ActivePictures(np.argsort(training.numbers), labels, given)
+        facts, told = fit_facts(found), None
+        if source is not None:
+            fixed = self.settings.fixed.damping is not None
+            with meter.stage("source"), torch.no_grad():
+                rows = RowReader(feature_map, reader.open_training, room)
+                training, facts, told = fit_source(training, rows, source, active, targets, facts, fixed=fixed)
+        with meter.stage("system"):
+            solution = solve(training, active, task.encode, facts.damping)
+            figures = task.figures(solution, {})
+        report = meter.report() | {
+            "n": len(pictures),
+            "outputs": targets.targets.shape[1],
+            "passes": found.passes,
+            "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
+            "threads": torch.get_num_threads(),
+            "device": str(backbone.device),
+        }
+        steps = 0 if expansion is None else expansion.steps
+        facts = replace(facts, outer_steps=steps, outer_selection=moves, fit_report=report)
+        return FittedModel(
+            task=task,
+            backbone=backbone,
+            feature_map=feature_map,
+            task_vector=None if expansion is None else expansion.task,
+            training=training,
+            active=active,
+            solution=solution,
+            figures=figures,
+            primal=found.model if training.source is None else None,
+            facts=facts,
+            source=told_source(told, training, solution.targets),
+            next_number=len(pictures),
+            seed=settings.seed,
+            room=room,
+            edits=[],
+        )
+
+
+def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
+    """The kernel's settings among the options of an estimator."""
+    return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
+
+
+def fit_facts(found: Fitted) -> FitFacts:
+    """What the kernel's choice was, and what it was made from."""
+    choice = found.scored.choice
+    scales = {block: choice.body_scale * scale for block, scale in found.model.map.block_scales.items()}
+    dampings, errors = found.path
+    return FitFacts(
+        damping=found.scored.damping,
+        relative_damping=found.scored.relative_damping,
+        metric_power=choice.power,
+        normalize=choice.normalize,
+        body_scale=choice.body_scale,
+        block_scales={"head": 1.0, **scales},
+        block_shares=found.shares,
+        selection=[scored.row() for scored in found.tried],
+        damping_path={"damping": dampings.cpu().numpy(), "loo_error": errors.cpu().numpy()},
+    )
+
+
+def survey_network(backbone: Backbone, source: PictureBatches, subset: str) -> RowPlan:
+    """The network and the parameters that move, looked at with two pictures."""
+    module, features = backbone.module, backbone.feature_function
+    x = next(iter(source.batches(list(range(min(2, source.count))))))
+    backbone.check(x)
+    moving = select_parameters(module, subset, used_parameters(module, features, x))
+    return survey(module, features, moving, x)
+
+
+def warn(sentences: list[str], pictures: Pictures) -> None:
+    """Tell what looks odd about labelled pictures; vectors may look as they like."""
+    if pictures.pixels.dim() == 4:
+        for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
+            warnings.warn(sentence, stacklevel=4)

@@ -1,0 +1,163 @@
+"""The solved problem of a fitted model, and its solution after an edit.
+
+Feature map, the kernel's choice and damping stay as the fit left them. A solution is never changed: every edit makes a
+new one, by updating the inverse of the system, whose error is watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.estimators.training_set import TrainingSet
+from tangentune.solvers.edits import append, remove, retarget, reweight
+from tangentune.solvers.leave_out import leave_out, loo
+from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
+from tangentune.solvers.system import System, build, refresh, residual
+
+DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
+LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solving anew
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ActivePictures:
+    """Which pictures of a training set count, as what.
+
+    Attributes:
+        positions: (n,) in the training set, in the order of every fitted attribute.
+        labels: (n,) or (n, k) as given.
+        sample_weight: (n,) as given, class weights not in it.
+    """
+
+    positions: NDArray[np.int64]
+    labels: NDArray[Any]
+    sample_weight: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def keep(self, kept: NDArray) -> ActivePictures:
+        """Only the pictures at some places, or where a mask is true."""
+        return ActivePictures(self.positions[kept], self.labels[kept], self.sample_weight[kept])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Labels as the solver takes them.
+
+    Attributes:
+        classes: (C,) names; None for numbers.
+        targets: (n, C), one-hot for classes.
+        weights: (n,) sample weights times class weights.
+        source: what a source alone predicts for the pictures; None without one.
+    """
+
+    classes: NDArray | None
+    targets: Tensor
+    weights: Tensor
+    source: SourcePrediction | None = None
+
+    @property
+    def left(self) -> Tensor:
+        """(n, C) what of the targets is left to explain."""
+        return self.targets if self.source is None else self.targets.to(self.source.response) - self.source.offset
+
+
+Encode = Callable[[NDArray, NDArray], Targets]  # labels (n, ...) and sample weights (n,)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A problem and its solution: targets, system, and the relative `error` of the system's inverse."""
+
+    targets: Targets
+    system: System
+    error: float
+
+    @property
+    def loo(self) -> Tensor:
+        """(n, C) prediction of each picture by the fit without it."""
+        source = self.targets.source
+        return loo(self.system) if source is None else target_loo(self.system, source)
+
+    def leave_out(self, groups: Tensor) -> Tensor:
+        """(n, C) prediction of each picture by the fit without its group."""
+        source = self.targets.source
+        return leave_out(self.system, groups) if source is None else target_leave_out(self.system, source, groups)
+
+
+def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping: float) -> Solution:
+    """Solve from the kernel; cost n^3."""
+    targets, index = _targets(training, active, encode), torch.from_numpy(active.positions)
+    index = index.to(training.kernel.device)
+    whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
+    kernel = training.kernel if whole else training.kernel[index][:, index]
+    system = build(kernel, targets.left.to(kernel), damping, targets.weights.to(kernel))
+    return Solution(targets, system, residual(system))
+
+
+def update(
+    solution: Solution, before: ActivePictures, active: ActivePictures, encode: Encode, training: TrainingSet
+) -> Solution:
+    """The solution for another choice of pictures, labels and weights, from this one.
+
+    Args:
+        solution: of the pictures before.
+        before: those.
+        active: pictures that stay must come first, in their order; new ones after them.
+        encode: of the task.
+        training: the training set, which may have grown.
+
+    Returns:
+        The solution a fit of the same feature map and damping would give, to rounding. Cost n^2 for every picture that
+        leaves, comes or changes its weight, and n^2 C for labels.
+    """
+    stays = np.isin(before.positions, active.positions)
+    kept = int(stays.sum())
+    changed = len(before) - kept + len(active) - kept
+    if changed * LARGE_SHARE > len(active):
+        return solve(training, active, encode, solution.system.damping)
+    targets = _targets(training, active, encode)
+    try:
+        system = _updated(solution.system, stays, active, targets, training)
+    except torch.linalg.LinAlgError:  # so ill-conditioned that a corner of the inverse is not positive definite
+        return solve(training, active, encode, solution.system.damping)
+    error = residual(system)
+    if not error <= DRIFT:
+        system = refresh(system)
+        error = residual(system)
+    return Solution(targets, system, error)
+
+
+def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> Targets:
+    """Labels and weights as the solver takes them, and what a source predicts for the pictures."""
+    plain, source = encode(active.labels, active.sample_weight), training.source
+    if source is None:
+        return plain
+    assert plain.classes is not None
+    positions = torch.from_numpy(active.positions).to(source.cross.device)
+    targets, weights = plain.targets.to(source.cross), plain.weights.to(source.cross)
+    return replace(plain, source=source.predict(positions, targets, weights, plain.classes))
+
+
+def _updated(system: System, stays: NDArray, active: ActivePictures, targets: Targets, training: TrainingSet) -> System:
+    kept = int(stays.sum())
+    if kept < len(stays):
+        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
+    if kept < len(active):
+        old, new = (torch.from_numpy(active.positions[part]) for part in (slice(kept), slice(kept, None)))
+        rows = training.kernel[new]
+        blank = rows.new_zeros(len(new), system.targets.shape[1])
+        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows))
+    system = reweight(system, targets.weights.to(system.weights))
+    left = targets.left.to(system.targets)
+    return system if torch.equal(left, system.targets) else retarget(system, left)

@@ -1,0 +1,309 @@
+"""What classification and regression differ in: labels, targets, what leave-one-out tells, how the network may move."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import DataConversionWarning
+from sklearn.metrics import r2_score
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from torch import Tensor
+
+from tangentune.errors import InputError
+from tangentune.estimators.outer_steps import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
+from tangentune.estimators.solution import Solution, Targets
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.stages import FitSettings
+from tangentune.networks.backbone import Backbone
+from tangentune.networks.heads import stratified_folds
+from tangentune.pictures.load import Pictures, check_classes, numeric_labels
+from tangentune.solvers import likelihoods
+from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.likelihoods import LEAST_SQUARES
+from tangentune.solvers.posterior import noise_variance
+
+USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What is told of a solved problem, as plain arrays.
+
+    Attributes:
+        dual: (n, C) coefficients.
+        intercept: (C,).
+        loo: (n, C) predictions of each picture by the fit without it.
+        score: accuracy of those, or R^2.
+        classes: (C,) names; empty for numbers.
+        proba: (n, C) class probabilities of each picture left out.
+        temperature: of class probabilities.
+        parameters: of the likelihood of a classifier, as its search found them; empty for least squares.
+        likelihood: its solution; None for least squares, and of a loaded model.
+        noise: (k,) variance of a new observation, of numbers.
+    """
+
+    dual: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    loo: NDArray[np.float64]
+    score: float
+    classes: NDArray = field(default_factory=lambda: np.empty(0))
+    proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    temperature: float = float("nan")
+    parameters: dict[str, float] = field(default_factory=dict)
+    likelihood: likelihoods.LikelihoodSolution | None = None
+    noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+
+class Task(Protocol):
+    """Classification or regression, with the options of the estimator that every edit follows."""
+
+    def read_labels(self, pictures: Pictures) -> NDArray:
+        """The labels of some pictures, refused if this task cannot use them."""
+        ...
+
+    def check_options(self, labels: NDArray) -> None:
+        """Refuse options that no fit to these labels can follow."""
+
+    def check_source(self, outer_steps: str | int) -> None:
+        """Refuse a source, or options under which its leave-one-out would not be exact."""
+
+    def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
+        ...
+
+    def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
+        """Labels as (n, C) targets, and sample weights with class weights."""
+        ...
+
+    def outputs(self, pictures: Pictures) -> int:
+        """Columns of the targets."""
+        ...
+
+    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
+        """FitSettings without the choices that leave-one-out cannot make with these targets."""
+        ...
+
+    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        """What `expand` will take."""
+        ...
+
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        """Points of expansion moved towards the labels, if asked for, and what was tried."""
+        ...
+
+    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
+        """What is told of a solution; parameters of the likelihood that are known are kept."""
+        ...
+
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
+        ...
+
+    def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
+        """(n,) fold of each picture."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Classification:
+    """Classes, as one-hot targets."""
+
+    likelihood: str
+    class_weight: Any
+
+    def read_labels(self, pictures: Pictures) -> NDArray:
+        """One class a picture; a column of them is flattened, with a warning."""
+        labels = pictures.labels
+        if labels is None:
+            message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
+            raise InputError(message)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            sentence = "A column-vector y was passed when a 1d array was expected; it is flattened."
+            warnings.warn(sentence, DataConversionWarning, stacklevel=USER)
+            labels = labels[:, 0]
+        check_classification_targets(labels)
+        return np.asarray(labels)
+
+    def check_options(self, labels: NDArray) -> None:
+        likelihoods.check_likelihood(self.likelihood)
+        compute_sample_weight(self.class_weight, labels)
+
+    def check_source(self, outer_steps: str | int) -> None:
+        if self.likelihood != LEAST_SQUARES:
+            message = f"source= needs likelihood='least_squares', not {self.likelihood!r}"
+            raise InputError(message)
+        if outer_steps != 0:
+            message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
+            raise InputError(message)
+
+    def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        return check_classes(labels, ids)
+
+    def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
+        classes, positions = np.unique(labels, return_inverse=True)
+        given, weights = self.class_weight, sample_weight
+        if isinstance(given, dict):  # a class may have been forgotten
+            given = {name: weight for name, weight in given.items() if name in classes.tolist()}
+        if given:
+            weights = weights * compute_sample_weight(given, labels)
+        targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
+        return Targets(classes, targets, torch.from_numpy(weights))
+
+    def outputs(self, pictures: Pictures) -> int:
+        return len(np.unique(pictures.labels)) if pictures.labels is not None else 1
+
+    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
+        """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
+        if settings.criterion != "loo" or targets.sum(0).max() > 1:
+            return settings
+        usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
+        given = {name: value for name, value in asdict(settings.fixed).items() if value is not None}
+        power = 0.25 if settings.power is None else settings.power
+        return replace(settings, power=power, fixed=FixedChoices(**(usual | given)))
+
+    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        count = STEPS if steps == "loo" else int(steps)
+        return moving_seconds(backbone, _numbered(pictures), count, flip=settings.mirrored) if count else 0.0
+
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+        pictures = _numbered(pictures)
+        if steps == "loo":
+            return choose_steps(backbone, pictures, **common)
+        return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
+
+    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
+        targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
+        assert targets.classes is not None
+        positions, kept, found = targets.targets.argmax(1), targets.weights > 0, None
+        temperature = fit_temperature(scores[kept], positions[kept], targets.weights[kept])
+        proba = probabilities(scores, temperature)
+        if self.likelihood != LEAST_SQUARES:  # after the fit its parameters stay, as the damping does
+            found = likelihoods.fit_likelihood(self.likelihood, system, parameters)
+            parameters = likelihoods.parameters(found)
+            proba = likelihoods.loo_likelihood(found, system).cpu()
+        return Figures(
+            system.dual.cpu().numpy(),
+            system.bias.cpu().numpy(),
+            scores.numpy(),
+            float((proba.argmax(1) == positions).double().mean()),
+            targets.classes,
+            proba.numpy(),
+            temperature,
+            parameters,
+            found,
+        )
+
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        best = others.masked_fill(given > 0, -torch.inf).argmax(1).cpu().numpy()
+        proba = figures.proba[np.arange(len(labels)), np.searchsorted(figures.classes, labels)]
+        return figures.classes[best], proba.tolist()
+
+    def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
+        _check_folds(count, len(labels))
+        positions = np.unique(labels, return_inverse=True)[1]
+        return stratified_folds(torch.from_numpy(positions), count).numpy()
+
+
+@final
+@dataclass(frozen=True)
+class Regression:
+    """One number a picture, or several."""
+
+    likelihood: str
+    class_weight: Any
+
+    def read_labels(self, pictures: Pictures) -> NDArray:
+        if pictures.labels is None:
+            message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
+            raise InputError(message)
+        if self.class_weight is not None:
+            message = "class_weight belongs to classifiers; a regressor takes sample_weight in fit"
+            raise InputError(message)
+        values = numeric_labels(pictures.labels, pictures.ids)
+        if not np.isfinite(values).all():
+            message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
+            raise InputError(message)
+        return values
+
+    def check_options(self, labels: NDArray) -> None:
+        if self.likelihood != LEAST_SQUARES:
+            message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
+            raise InputError(message)
+
+    def check_source(self, outer_steps: str | int) -> None:
+        message = "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
+        raise InputError(message)
+
+    def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        return []
+
+    def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
+        return Targets(None, torch.from_numpy(labels.reshape(len(labels), -1)), torch.from_numpy(sample_weight))
+
+    def outputs(self, pictures: Pictures) -> int:
+        return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
+
+    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
+        return settings
+
+    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        return 0.0
+
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
+    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+        if steps not in ("loo", 0):
+            message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
+            raise InputError(message)
+        return None, []
+
+    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
+        targets, system, found = solution.targets.targets.numpy(), solution.system, solution.loo.cpu().numpy()
+        noise = noise_variance(system).cpu().numpy()
+        score = float(r2_score(targets, found)) if len(targets) > 1 else float("nan")
+        return Figures(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
+
+    def second_opinions(
+        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+    ) -> tuple[NDArray, Sequence[float | None]]:
+        return as_given(others.cpu().numpy(), labels), [None] * len(labels)
+
+    def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
+        _check_folds(count, len(labels))
+        return np.random.default_rng(0).permutation(len(labels)) % count
+
+
+def as_given(values: NDArray, labels: NDArray) -> NDArray:
+    """Predicted numbers (..., k) in the shape that the labels were given in."""
+    return values[..., 0] if labels.ndim == 1 else values
+
+
+def _numbered(pictures: Pictures) -> Pictures:
+    """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
+    assert pictures.labels is not None
+    return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])
+
+
+def _check_folds(count: int, n: int) -> None:
+    """Refuse what is no number of folds for n pictures."""
+    if not 2 <= count <= n:
+        message = f"{count} folds of {n} pictures cannot be; use 2 to {n}"
+        raise InputError(message)
