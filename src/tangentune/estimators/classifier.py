@@ -81,6 +81,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     linearisations.
 
     Example:
+        >>> import numpy as np
         >>> from torch import nn
         >>> from tangentune import Backbone
         >>> net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8))
