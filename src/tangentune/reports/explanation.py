@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import Seen, ood_scores, open_share
 from tangentune.estimators.fitted import State
+from tangentune.estimators.regressor import TangentRegressor
 from tangentune.pictures.load import Pictures, pictures_digest
-from tangentune.reports.models import ReportedClassifier, ReportedModel, ReportedRegressor, is_classifier
+from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -137,7 +139,7 @@ class _Asked:
     same: list[int]
 
 
-def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Explanation]:
+def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
     """Explain a model's answer about each of a few pictures.
 
     Args:
@@ -161,7 +163,7 @@ def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Expl
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 attributions = (_attribute_lead(model, asked, answers, top),)
             else:
-                numbers = cast(ReportedRegressor, model)
+                numbers = cast(TangentRegressor, model)
                 attributions = tuple(_attribute_number(numbers, asked, k, top) for k in range(len(asked.scores)))
                 answers = tuple(one.answer for one in attributions)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
@@ -175,7 +177,7 @@ def _problem(model: Any, pictures: Pictures) -> tuple[State, Iterator[Seen]]:
     return model._solved(), model._crossed(pictures)
 
 
-def _positions_by_pixels(model: ReportedModel) -> dict[str, list[int]]:
+def _positions_by_pixels(model: Estimator) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
         found.setdefault(digest, []).append(i)
@@ -204,7 +206,7 @@ def _heard_without(said: Said, weights: Tensor, system: System, same: list[int])
     return retarget(system, said.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
 
 
-def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
+def _ranked_classes(model: TangentClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
     if proba is None:
         values = probabilities(asked.scores[None], model.temperature_)[0].cpu().numpy()
     else:
@@ -213,7 +215,7 @@ def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | N
     return tuple(Prediction(str(model.classes_[c]), float(values[c])) for c in order)
 
 
-def _attribute_lead(model: ReportedClassifier, asked: _Asked, answers: tuple[Prediction, ...], top: int) -> Attribution:
+def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Prediction, ...], top: int) -> Attribution:
     """Where the lead of a classifier's answer over the runner-up comes from."""
     names = [str(name) for name in model.classes_]
     best, runner_up = (names.index(answer.label) for answer in answers[:2])
@@ -235,7 +237,7 @@ def _attribute_lead(model: ReportedClassifier, asked: _Asked, answers: tuple[Pre
     return Attribution("", answers[0], answers[1], total, intercept, **found)
 
 
-def _attribute_number(model: ReportedRegressor, asked: _Asked, k: int, top: int) -> Attribution:
+def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) -> Attribution:
     """Where one number of a regressor's answer comes from."""
     value, noise = float(asked.scores[k]), float(model.noise_[k])
     spread = float(asked.variance) * noise / asked.system.damping
@@ -252,7 +254,7 @@ def _attribute_number(model: ReportedRegressor, asked: _Asked, k: int, top: int)
 
 
 def _largest(
-    model: ReportedModel,
+    model: Estimator,
     places: NDArray,
     influence: NDArray,
     shares: NDArray,
@@ -302,7 +304,7 @@ def familiarity(distance: float) -> str:
     return f"Familiar: nearer to the training pictures than {farther:.0f} % of them are to the others."
 
 
-def label_text(model: ReportedModel, label: Any) -> str:
+def label_text(model: Estimator, label: Any) -> str:
     """A label of a model's pictures for people: a class name, or numbers with four digits."""
     return str(label) if is_classifier(model) else ", ".join(map(short_number, np.atleast_1d(label)))
 
