@@ -10,6 +10,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tangentune._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tangentune import comparison as compare
     from tangentune.errors import TangentuneError
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from tangentune.pictures.load import load_pictures
     from tangentune.pictures.pictures import Pictures
     from tangentune.reports.model_page import write_report
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Backbone",

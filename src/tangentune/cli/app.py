@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from tangentune import __version__
+from tangentune._version import __version__
 from tangentune.cli.compare import compare
 from tangentune.cli.edit import add, forget, relabel
 from tangentune.cli.evaluate import evaluate

@@ -237,11 +237,12 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
 
 def _members(fitted: Estimator, name: str) -> list[str]:
     """Ids of all pictures of a class, which is named as text whatever its kind."""
-    from tangentune.reports.models import is_classifier
+    from tangentune import TangentRegressor
 
     members = [i for i, given in zip(fitted.ids_, fitted.targets_.tolist(), strict=True) if str(given) == name]
-    if not members or not is_classifier(fitted):
-        known = ", ".join(map(str, fitted.classes_)) if is_classifier(fitted) else "none, it predicts numbers"
+    numbers = isinstance(fitted, TangentRegressor)
+    if not members or numbers:
+        known = "none, it predicts numbers" if numbers else ", ".join(map(str, fitted.classes_))
         message = f"there is no class {name!r} to forget; the model's classes: {known}"
         raise InputError(message)
     return members
@@ -251,9 +252,9 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str]) -> Any:
     """Labels from the command line or a file, which are text, in the kind of the model's own."""
     import numpy as np
 
-    from tangentune.reports.models import is_classifier
+    from tangentune import TangentRegressor
 
-    if not is_classifier(fitted) or fitted.classes_.dtype.kind not in "biuf":
+    if isinstance(fitted, TangentRegressor) or fitted.classes_.dtype.kind not in "biuf":
         return np.array(given)
     known = {str(name): name for name in fitted.classes_.tolist()}
     kind = type(fitted.classes_.tolist()[0])

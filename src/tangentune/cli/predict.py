@@ -36,9 +36,9 @@ def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool
 
 def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
     """One row a picture: id, label, confidence and all probabilities; or id and value."""
-    from tangentune.reports.models import is_classifier
+    from tangentune import TangentRegressor
 
-    if not is_classifier(model):
+    if isinstance(model, TangentRegressor):
         values = model.predict(pictures).tolist()
         return [{"id": name, "value": value} for name, value in zip(pictures.ids, values, strict=True)]
     names = [str(name) for name in model.classes_]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tangentune import __version__, metrics
+from tangentune import metrics
 from tangentune._files import plain
+from tangentune._version import __version__
 from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.splits import draw

@@ -21,10 +21,10 @@ from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowRea
 from tangentune.estimators.user_input import check_weights
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
+from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
-from tangentune.kernels.batches import PictureBatches
 from tangentune.memory import Meter, default_budget
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.parameters import select_parameters, used_parameters

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune import __version__, metrics
+from tangentune import metrics
+from tangentune._version import __version__
 from tangentune.estimators.scores import (
     FittedClassifier,
     FittedEstimator,

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.kernels.batches import picture_batches, with_progress
-from tangentune.kernels.batches import Portion
+from tangentune.kernels.batches import PictureBatches, Portion, picture_batches, with_progress
 from tangentune.kernels.feature_map import (
     FeatureRows,
     TangentMap,
@@ -28,7 +27,6 @@ from tangentune.kernels.feature_map import (
     portion_rows,
     row_parts,
 )
-from tangentune.kernels.batches import PictureBatches
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting

@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import ood_scores, open_share
+from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.solution import Solution
 from tangentune.pictures.load import Pictures, pictures_digest
-from tangentune.reports.models import ReportedClassifier, ReportedModel, ReportedRegressor, is_classifier
+from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
@@ -137,7 +139,7 @@ class _Asked:
     same: list[int]
 
 
-def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Explanation]:
+def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
     """Explain a model's answer about each of a few pictures.
 
     Args:
@@ -161,7 +163,7 @@ def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Expl
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 attributions = (_attribute_lead(model, asked, answers, top),)
             else:
-                numbers = cast(ReportedRegressor, model)
+                numbers = cast(TangentRegressor, model)
                 attributions = tuple(_attribute_number(numbers, asked, k, top) for k in range(len(asked.scores)))
                 answers = tuple(one.answer for one in attributions)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
@@ -170,7 +172,7 @@ def explain(model: ReportedModel, pictures: Pictures, top: int = 8) -> list[Expl
     return out
 
 
-def _positions_by_pixels(model: ReportedModel) -> dict[str, list[int]]:
+def _positions_by_pixels(model: Estimator) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
         found.setdefault(digest, []).append(i)
@@ -184,22 +186,23 @@ def _asked(state: Solution, kernel: Tensor, own: Tensor, said: Tensor, same: lis
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
     if same and state.targets.source is not None:
-        system, said = _heard_without(state.targets.source, state.system.weights, system, same)
+        system, said = _without(state.targets.source, state.system.weights, system, same)
     before = system.bias + said
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
 
 
-def _heard_without(said: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
-    """The problem without some pictures, their labels gone from what the source says too; what it says of them (C,)."""
+def _without(predicted: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
+    """The problem without some pictures, their labels gone from the source's prediction too; that of them (C,)."""
     gone = torch.tensor(same, device=weights.device)
-    labels = coupling_without(said.means, gone)
+    labels = coupling_without(predicted.means, gone)
     rest = torch.ones_like(weights, dtype=torch.bool)
     rest[gone] = False
-    return retarget(system, said.means.targets[rest] - said.response[rest] @ labels), said.response[same[0]] @ labels
+    left = predicted.means.targets[rest] - predicted.response[rest] @ labels
+    return retarget(system, left), predicted.response[same[0]] @ labels
 
 
-def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
+def _ranked_classes(model: TangentClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
     if proba is None:
         values = probabilities(asked.scores[None], model.temperature_)[0].cpu().numpy()
     else:
@@ -208,7 +211,7 @@ def _ranked_classes(model: ReportedClassifier, asked: _Asked, proba: NDArray | N
     return tuple(Prediction(str(model.classes_[c]), float(values[c])) for c in order)
 
 
-def _attribute_lead(model: ReportedClassifier, asked: _Asked, answers: tuple[Prediction, ...], top: int) -> Attribution:
+def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Prediction, ...], top: int) -> Attribution:
     """Where the lead of a classifier's answer over the runner-up comes from."""
     names = [str(name) for name in model.classes_]
     best, runner_up = (names.index(answer.label) for answer in answers[:2])
@@ -230,7 +233,7 @@ def _attribute_lead(model: ReportedClassifier, asked: _Asked, answers: tuple[Pre
     return Attribution("", answers[0], answers[1], total, intercept, **found)
 
 
-def _attribute_number(model: ReportedRegressor, asked: _Asked, k: int, top: int) -> Attribution:
+def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) -> Attribution:
     """Where one number of a regressor's answer comes from."""
     value, noise = float(asked.scores[k]), float(model.noise_[k])
     spread = float(asked.variance) * noise / asked.system.damping
@@ -247,7 +250,7 @@ def _attribute_number(model: ReportedRegressor, asked: _Asked, k: int, top: int)
 
 
 def _largest(
-    model: ReportedModel,
+    model: Estimator,
     places: NDArray,
     influence: NDArray,
     shares: NDArray,
@@ -297,7 +300,7 @@ def familiarity(distance: float) -> str:
     return f"Familiar: nearer to the training pictures than {farther:.0f} % of them are to the others."
 
 
-def label_text(model: ReportedModel, label: Any) -> str:
+def label_text(model: Estimator, label: Any) -> str:
     """A label of a model's pictures for people: a class name, or numbers with four digits."""
     return str(label) if is_classifier(model) else ", ".join(map(short_number, np.atleast_1d(label)))
 

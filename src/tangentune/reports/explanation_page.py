@@ -9,15 +9,14 @@ from typing import Any
 from tangentune.estimators.explanations import Suspect
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports.explanation import EDGE, Attribution, Explanation, PictureEffect, familiarity, label_text
-from tangentune.reports.models import ReportedModel, is_classifier
-from tangentune.reports.pages import render, thumbnail
+from tangentune.reports.pages import Estimator, is_classifier, render, thumbnail
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 CLASSES_SHOWN = 5
 DOUBTFUL = 0.5  # a probability below which the suggestion is likelier to be right than the label
 
 
-def render_explanations(model: ReportedModel, pictures: Pictures, explanations: Sequence[Explanation]) -> str:
+def render_explanations(model: Estimator, pictures: Pictures, explanations: Sequence[Explanation]) -> str:
     """Explanations of a fitted model's answers as one HTML page, a section for each picture.
 
     Args:
@@ -45,7 +44,7 @@ def render_explanations(model: ReportedModel, pictures: Pictures, explanations: 
     return render("explain.html.j2", context)
 
 
-def _network(model: ReportedModel) -> str:
+def _network(model: Estimator) -> str:
     name = str(model.backbone_.name)
     return "the network" if name == "custom" else name
 
@@ -85,7 +84,7 @@ def _verdict(attribution: Attribution) -> str:
     return "same" if strongest.without.label == attribution.answer.label else "other"
 
 
-def render_suspects(model: ReportedModel, suspects: Sequence[Suspect]) -> str:
+def render_suspects(model: Estimator, suspects: Sequence[Suspect]) -> str:
     """Labels that may be mistakes as one HTML page, worst first."""
     kept = model.pictures_
     largest = max((one.score for one in suspects), default=0.0) or 1.0

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from tangentune import metrics
 from tangentune.errors import StoreError
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import (
     Summary,
     label_positions,
@@ -26,11 +27,10 @@ from tangentune.estimators.summary import (
 )
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
-from tangentune.reports.models import ReportedClassifier, ReportedModel, is_classifier
-from tangentune.reports.pages import render, write_page
+from tangentune.reports.pages import Estimator, is_classifier, render, write_page
 
 
-def write_report(model: ReportedModel, path: str | os.PathLike[str]) -> Path:
+def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
 
     Raises:
@@ -45,7 +45,7 @@ def write_report(model: ReportedModel, path: str | os.PathLike[str]) -> Path:
     return write_page(render_report(model), target)
 
 
-def render_report(model: ReportedModel) -> str:
+def render_report(model: Estimator) -> str:
     """The report of a fitted `TangentClassifier` or `TangentRegressor` as one HTML page.
 
     Cost: seconds, mostly drawing; memory for 24 thumbnails. The same model gives the same page.
@@ -112,14 +112,14 @@ def _setup(facts: Summary) -> list[tuple[str, str]]:
     return rows + list(zip(names, map(nice_setting, facts.options.values()), strict=True))
 
 
-def _damping(model: ReportedModel) -> Markup:
+def _damping(model: Estimator) -> Markup:
     path = model.damping_path_
     figure = plots.damping_figure(path["damping"], path["loo_error"], model.damping_)
     alt = f"Leave-one-out error against damping; the chosen damping is {model.damping_:.3g}."
     return Markup(plots.to_svg(figure, key="damping", alt=alt))
 
 
-def _blocks(model: ReportedModel) -> Markup:
+def _blocks(model: Estimator) -> Markup:
     shares = {str(name): float(share) for name, share in model.block_shares_.items()}
     top = sorted(shares, key=lambda name: -shares[name])[:3]
     words = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in top)
@@ -128,7 +128,7 @@ def _blocks(model: ReportedModel) -> Markup:
     return Markup(plots.to_svg(plots.blocks_figure(shares, scales), key="blocks", alt=alt))
 
 
-def _scales(model: ReportedModel) -> str:
+def _scales(model: Estimator) -> str:
     """What the block chart shows, with the kernel's weights in words when the body shares one."""
     body = {float(scale) for name, scale in model.block_scales_.items() if name != "head"}
     if not body:
@@ -144,7 +144,7 @@ def _scales(model: ReportedModel) -> str:
     return f"{words} In the kernel the head has weight {head:.3g}, every other block {body.pop():.3g}."
 
 
-def _classification(model: ReportedClassifier, facts: Summary) -> dict[str, Any]:
+def _classification(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
     labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
     table = metrics.confusion_matrix(labels, proba.argmax(axis=1), len(facts.classes))
     figure = plots.reliability_figure(metrics.reliability(labels, proba))
@@ -158,7 +158,7 @@ def _classification(model: ReportedClassifier, facts: Summary) -> dict[str, Any]
     }
 
 
-def _regression(model: ReportedModel) -> dict[str, Any]:
+def _regression(model: Estimator) -> dict[str, Any]:
     targets = np.asarray(model.targets_, np.float64)
     predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
     alt = "Leave-one-out predictions against true values; perfect predictions lie on the diagonal."

@@ -1,4 +1,4 @@
-"""What every page has in common: its templates, its thumbnails, and how it is written to a file.
+"""What every page has in common: the model it shows, its template, its thumbnails, and how it is written to a file.
 
 A page stands alone: it loads nothing from anywhere and needs no script.
 """
@@ -9,15 +9,25 @@ import base64
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tangentune import __version__
 from tangentune._files import replaced_file
+from tangentune._version import __version__
+from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.regressor import TangentRegressor
 from tangentune.pictures.pictures import Pictures
 
 _THUMBNAIL = 176  # pixels of the longer side
+
+
+Estimator = TangentClassifier | TangentRegressor  # fitted; pages look at public attributes only
+
+
+def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
+    """Whether a fitted model names classes; otherwise it predicts numbers."""
+    return hasattr(model, "classes_")
 
 
 def render(template: str, context: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune import metrics
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
-from tangentune.reports.models import ReportedClassifier, ReportedModel, is_classifier
-from tangentune.reports.pages import thumbnail
+from tangentune.reports.pages import Estimator, is_classifier, thumbnail
 
 SUSPECTS = 24
 CLASSES_SHOWN = 30
@@ -69,7 +69,7 @@ def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tupl
     return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
 
 
-def suspects(model: ReportedModel, facts: Summary) -> list[dict[str, Any]]:
+def suspects(model: Estimator, facts: Summary) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
 
     The error is the negative log-probability of the given label, or the squared distance of numbers.
@@ -81,7 +81,7 @@ def suspects(model: ReportedModel, facts: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _class_errors(model: ReportedClassifier, facts: Summary) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
+def _class_errors(model: TangentClassifier, facts: Summary) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
     labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
     guess = proba.argmax(axis=1)
 
@@ -97,7 +97,7 @@ def _class_errors(model: ReportedClassifier, facts: Summary) -> tuple[NDArray, C
     return metrics.case_nll(labels, proba), describe
 
 
-def _number_errors(model: ReportedModel) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
+def _number_errors(model: Estimator) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
     predicted = np.asarray(model.loo_predictions_, np.float64)
     predicted = predicted.reshape(len(predicted), -1)
     targets = np.asarray(model.targets_, np.float64).reshape(predicted.shape)
@@ -109,7 +109,7 @@ def _number_errors(model: ReportedModel) -> tuple[NDArray, Callable[[int], dict[
     return np.sum((targets - predicted) ** 2, axis=1), describe
 
 
-def tried_rows(model: ReportedModel, facts: Summary) -> dict[str, Any]:
+def tried_rows(model: Estimator, facts: Summary) -> dict[str, Any]:
     """What was tried, best first, the chosen row marked, and how much worse the others on as many pictures were.
 
     Rows tried on a part of the pictures come last: their errors are not to be compared with those on all.
@@ -133,7 +133,7 @@ def tried_rows(model: ReportedModel, facts: Summary) -> dict[str, Any]:
     return {"columns": names, "first": table[:_ROWS_TRIED], "rest": table[_ROWS_TRIED:_ROWS_KEPT], "count": len(table)}
 
 
-def _chosen_row(model: ReportedModel, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _chosen_row(model: Estimator, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row whose settings are the fitted ones, and whose damping is nearest."""
     keys = ("metric_power", "normalize", "body_scale")
     same = [row for row in rows if all(_equal(row.get(key), facts.settings[key]) for key in keys)]
