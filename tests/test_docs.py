@@ -159,7 +159,8 @@ def defined_names() -> set[str]:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
         for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
-            names |= {f"{owner.name}.{member}" for member in _members(owner)}
+            members = set(_members(owner))
+            names |= {f"{owner.name}.{member}" for member in members} | {name for name in members if name.endswith("_")}
     return names
 
 
@@ -167,6 +168,8 @@ def _members(owner: ast.ClassDef) -> Iterator[str]:
     for statement in owner.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             yield statement.target.id
+        elif isinstance(statement, ast.Assign):
+            yield from (target.id for target in statement.targets if isinstance(target, ast.Name))
         elif isinstance(statement, ast.FunctionDef):
             yield statement.name
 

@@ -11,7 +11,8 @@ import tangentune
 
 PACKAGE = Path(tangentune.__path__[0])
 ROOT = Path(__file__).parents[1]
-ROOMS = set("pictures solvers networks jacobian kernels methods estimators reports comparison cli".split())
+ROOMS = {"pictures", "solvers", "networks", "jacobian", "kernels"}
+ROOMS |= {"methods", "estimators", "reports", "comparison", "cli"}
 LONGEST, SHORTEST = 450, 40
 # Why a file of fewer than 40 lines stands alone.
 SMALL: dict[str, str] = {
