@@ -138,7 +138,6 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
                 target,
                 source,
                 network if device is None else network.to(device),
-                compare=page is not None,
                 batch_size=batch_size or 32,
                 verbose=0 if quiet else 1,
                 **options,
@@ -148,7 +147,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
                 click.echo(f"note: what was done is kept in {cache}; the same command goes on", err=True)
             raise
         if page is not None:  # first: it is the one that can fail
-            write_selection_page(page, found.manifest, target, overlap=found.overlap, n_jobs=n_jobs)
+            write_selection_page(page, found.manifest, target, n_jobs=n_jobs)
         write_manifest(out, found.manifest)
     if as_json:
         print_json(_document(found, out, page))
@@ -157,7 +156,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
 
 
 def _refuse_features(*places: str) -> None:
-    from tangentune.methods.source_selection.feature_sets import holds_features
+    from tangentune.methods.source_selection.extract import holds_features
 
     for place in places:
         if holds_features(place):
@@ -166,11 +165,7 @@ def _refuse_features(*places: str) -> None:
 
 
 def _document(found: Selection, out: str, page: str | None) -> dict[str, Any]:
-    manifest, overlap = found.manifest, found.overlap
-    table = None
-    if overlap is not None:
-        rows = zip(overlap.methods, overlap.shares.tolist(), strict=True)
-        table = {one: dict(zip(overlap.methods, row, strict=True)) for one, row in rows}
+    manifest = found.manifest
     return {
         "manifest": out,
         "page": page,
@@ -179,7 +174,6 @@ def _document(found: Selection, out: str, page: str | None) -> dict[str, Any]:
         **{key: getattr(manifest, key) for key in ("settings", "backbone", "source", "target")},
         "classes": list(manifest.class_table),
         "coverage": list(manifest.coverage),
-        "overlap": table,
         "notes": list(manifest.notes),
     }
 

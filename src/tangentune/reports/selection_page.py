@@ -1,7 +1,4 @@
-"""An HTML page about a selection: for every target class the pictures chosen for it, and what came from where.
-
-It stands alone, as the other pages do: nothing is loaded, no script is needed.
-"""
+"""An HTML page about a selection: for every target class the pictures chosen for it, and what came from where."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from numpy.typing import NDArray
 
 from tangentune._files import replaced_file
 from tangentune.methods.source_selection.manifest import Manifest, load_selected
-from tangentune.methods.source_selection.select import Overlap
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures
@@ -137,7 +133,6 @@ def write_selection_page(
     *,
     target_labels: Any = None,
     source: Any = None,
-    overlap: Overlap | None = None,
     n_jobs: int | None = None,
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
@@ -148,7 +143,6 @@ def write_selection_page(
         target: the target set, as it was given to the selection.
         target_labels: its labels, where it has none of its own.
         source: the source, where it was given as arrays or Pictures.
-        overlap: between the methods.
         n_jobs: processes that decode.
 
     Raises:
@@ -156,20 +150,14 @@ def write_selection_page(
         PictureError: a picture to be shown is missing or has changed.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, n_jobs=n_jobs)
-    page = render_selection(manifest, examples, overlap)
+    page = render_selection(manifest, examples)
     with replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | None = None) -> str:
-    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page.
-
-    Args:
-        manifest: what was chosen.
-        examples: of `load_examples`.
-        overlap: between the methods, for the table.
-    """
+def render_selection(manifest: Manifest, examples: Examples) -> str:
+    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page."""
     settings, n = manifest.settings, len(manifest)
     method = settings["method"]  # of an older version perhaps
     by = _METHODS.get(method, (method, f"{method} in the features of {{network}}"))[1]
@@ -187,7 +175,6 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         "class_text": "How many pictures of each class were taken, and for which target class most of them."
         + (" Mass: the class's share of what all source classes send to the targets." if mass else ""),
         "coverage": _first_and_rest(coverage_rows(manifest)),
-        "overlap": None if overlap is None else _overlap_rows(overlap),
         "setup": _setup(manifest),
         "notes": manifest.notes,
     }
@@ -200,11 +187,7 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
     served = sum(row["pictures"] > 0 for row in manifest.coverage)
     return [
         {"value": f"{100 * n / count:.3g} %", "name": "of the source", "note": f"{n:,} of {count:,} pictures"},
-        {
-            "value": f"{taken:,}",
-            "name": "source classes",
-            "note": f"of {len(manifest.class_table):,} were taken from",
-        },
+        {"value": f"{taken:,}", "name": "source classes", "note": f"of {len(manifest.class_table):,} were taken from"},
         {
             "value": f"{served:,}",
             "name": "target classes",
@@ -273,16 +256,6 @@ def coverage_rows(manifest: Manifest) -> list[dict[str, Any]]:
     largest = max(row["share"] for row in manifest.coverage) or 1.0
     rows = [{**row, "bar": row["share"] / largest} for row in manifest.coverage]
     return sorted(rows, key=lambda row: -row["share"])
-
-
-def _overlap_rows(overlap: Overlap) -> dict[str, Any]:
-    names = [_METHODS[name][0] for name in overlap.methods]
-    rows = [
-        {"name": name, "shares": row, "place": i}
-        for i, (name, row) in enumerate(zip(names, overlap.shares.tolist(), strict=True))
-    ]
-    text = f"Per cent of {overlap.budget} that two methods have in common; 100 means that both choose the same."
-    return {"names": names, "rows": rows, "text": text}
 
 
 def _setup(manifest: Manifest) -> list[tuple[str, str]]:

@@ -49,15 +49,15 @@ def choose(
     quota: int = 0,
     target_totals: Tensor | None = None,
 ) -> Picks:
-    """Take the best candidates up to a budget, each target's quota first.
+    """Take the best candidates (classes, clusters or single pictures) up to a budget, each target's quota first.
 
-    Candidates are classes, clusters or single pictures. With a quota, every target first gets its best candidates
-    (those that have their largest share there), then the best of the rest fill the budget. Equal scores go by
-    position. A class is taken with all its pictures, except that the last one of a budget of pictures gives what is
-    left of the budget.
+    With a quota, every target first gets its best candidates (those that have their largest share there), then the
+    best of the rest fill the budget. Equal scores go by position. A class is taken with all its pictures, except that
+    the last one of a budget of pictures gives what is left of the budget. A budget beyond what is there takes all, and
+    a note says so.
 
     Args:
-        scores: (n,) higher is better, no NaN.
+        scores: (n,) higher is better.
         shares: (n, K) for which target each candidate serves.
         budget: how much.
         masses: (n,) row mass of each candidate; None: its count.
@@ -65,19 +65,6 @@ def choose(
         quota: least number of candidates for every target.
         target_totals: (K,) mass that goes to each target, where the candidates are only the best of a longer list;
             None: that of the candidates. Its sum is the whole that a budget of mass is a share of.
-
-    Returns:
-        The choice; a budget beyond what is there takes all, and a note says so. Cost `n log n + n K`.
-
-    Raises:
-        InputError: scores that are NaN, masses that underflow, or a quota that the budget cannot hold.
-
-    Example:
-        >>> shares = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> choose(torch.tensor([3.0, 2.0, 1.0]), shares, Budget("pictures", 2)).chosen.tolist()
-        [0, 1]
-        >>> choose(torch.tensor([3.0, 2.0, 1.0]), shares, Budget("pictures", 2), quota=1).chosen.tolist()
-        [0, 2]
     """
     targets, number = shares.argmax(1), shares.shape[1]
     counts = torch.ones(len(scores), dtype=torch.int64) if counts is None else counts
@@ -105,28 +92,11 @@ def choose(
 
 
 def importance_weights(masses: Tensor, pictures: Tensor | None = None, *, cap: float = WEIGHT_CAP) -> Tensor:
-    """Weights proportional to row mass, with mean 1 and none above a cap: `min(c m, cap)`, c such that the mean is 1.
+    """Weights (n,) in proportion to row mass, with mean 1 and none above a cap: `min(c m, cap)`, c for the mean.
 
     A cap keeps one picture from being worth a whole batch: the effective number of pictures,
-    `(sum w)^2 / sum w^2`, stays at least their number over the cap.
-
-    Args:
-        masses: (n,) mass of a picture, none negative, in any unit.
-        pictures: (n,) how many pictures have this mass; None: 1.
-        cap: largest weight, above 1.
-
-    Returns:
-        (n,) float64. Where too few masses are positive to reach the mean under the cap, those have the cap and the
-        others share the rest evenly. Cost `n log n`.
-
-    Raises:
-        InputError: masses negative, not finite or all 0.
-
-    Example:
-        >>> importance_weights(torch.tensor([1.0, 3.0])).tolist()
-        [0.5, 1.5]
-        >>> importance_weights(torch.tensor([1.0, 1.0, 1.0, 27.0]), cap=2.5).tolist()
-        [0.5, 0.5, 0.5, 2.5]
+    `(sum w)^2 / sum w^2`, stays at least their number over the cap. Where too few masses are positive to reach the
+    mean under the cap, those have the cap and the others share the rest evenly. `pictures` (n,) have each mass.
     """
     masses = masses.double()
     number = torch.ones_like(masses) if pictures is None else pictures.to(masses)
@@ -153,17 +123,7 @@ def _to_targets(masses: Tensor, shares: Tensor) -> Tensor:
 
 
 def first_of_each(targets: Tensor, quota: int, number: int) -> Tensor:
-    """Which candidates, best first, are among the first `quota` of their target, (n,) bool.
-
-    Args:
-        targets: (n,) of each candidate.
-        quota: how many.
-        number: of targets.
-
-    Example:
-        >>> first_of_each(torch.tensor([1, 1, 0, 1]), 2, 2).tolist()
-        [True, True, True, False]
-    """
+    """Which candidates, best first, are among the first `quota` of their own of the `number` targets, (n,) bool."""
     held, grouped = torch.bincount(targets, minlength=number), torch.argsort(targets, stable=True)
     place = torch.arange(len(targets)) - (held.cumsum(0) - held)[targets[grouped]]
     return torch.empty(len(targets), dtype=torch.bool).index_copy_(0, grouped, place < quota)

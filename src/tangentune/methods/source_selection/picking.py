@@ -49,19 +49,9 @@ class Picked:
 
 
 def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
-    """The best single pictures, by the scores that a ranking of prototypes has learnt.
+    """The best single pictures, by the scores that a ranking of prototypes has learnt, in one pass over the features.
 
-    Args:
-        made: both sides.
-        ranking: of the source's prototypes.
-        settings: those of the ranking, with a quota; "nested" divides the masses of classes between their pictures,
-            "pictures" takes each picture's own.
-        verbose: 1 shows a progress bar.
-
-    Cost: one pass over the features.
-
-    Raises:
-        InputError: the quota is more than the budget.
+    "nested" divides the masses of classes between their pictures, "pictures" takes each picture's own.
     """
     features, budget, quota = made.source.features, settings.amount, settings.quota or 0
     scorer, nested = ranking.scorer or made.nearest, settings.candidates == "nested"
@@ -98,16 +88,7 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
 
 
 def pick_classes(made: Prototypes, ranking: Ranking, settings: SelectionSettings) -> Picked:
-    """All pictures of the best classes; of the last one, where the budget cuts it, the best ones.
-
-    Args:
-        made: both sides.
-        ranking: of the source's prototypes.
-        settings: those of the ranking; the quota counts classes.
-
-    Raises:
-        InputError: the quota is more than the budget.
-    """
+    """Pictures of the best classes; of the last one, where the budget cuts it, the best; the quota counts classes."""
     features, quota = made.source.features, settings.quota or 0
     masses = (ranking.scores - ranking.scores.max()).exp() if ranking.has_mass else None
     counts, members = made.source_sums.counts, made.source_sums.members
@@ -139,29 +120,22 @@ def score_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score every row once, in float32.
 
+    Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of features, a few
+    of cosines, and 12 bytes a row.
+
     Args:
-        features: (n, d) of any length but zero, in any number.
+        features: (n, d).
         scorer: with K targets of the same width.
         of: (n,) int64 class of each row, where what each class gives is to be told apart.
         unit: a logarithm near the largest, with `of`.
         chunk: rows at a time.
-        verbose: 1 shows a progress bar with the time left.
+        verbose: 1 shows a progress bar.
 
     Returns:
         (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
         of what all pictures give each target: transported mass, or for scores without masses the number of pictures
         nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
-        `exp(-unit)`. Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of
-        features, a few of cosines, and 12 bytes a row.
-
-    Raises:
-        InputError: a row without a direction; it is named.
-
-    Example:
-        >>> from tangentune.methods.source_selection.features import open_features
-        >>> features = open_features(np.array([[1.0, 0.5], [0.0, 2.0]]))
-        >>> score_rows(features, Scorer(torch.eye(2)))[1].tolist()
-        [0, 1]
+        `exp(-unit)`.
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
     scores, best = torch.empty(features.count), torch.empty(features.count, dtype=torch.int64)
@@ -184,14 +158,7 @@ def score_rows(
 
 
 def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
-    """Cosines of some rows with a scorer's targets, (m, K) float64, which does not depend on how the rows are split.
-
-    Example:
-        >>> from tangentune.methods.source_selection.features import open_features
-        >>> scorer = Scorer(torch.eye(2).double())
-        >>> row_cosines(open_features(np.array([[0.0, 2.0]])), scorer, torch.tensor([0])).tolist()
-        [[0.0, 1.0]]
-    """
+    """Cosines of some rows with a scorer's targets, (m, K) float64, which does not depend on how the rows are split."""
     cosines = torch.empty(len(rows), len(scorer.prototypes), dtype=torch.float64)
     for part in torch.argsort(rows, stable=True).split(CHUNK):  # neighbours are read at once
         found = features.rows(rows[part]).double()
@@ -200,12 +167,7 @@ def row_cosines(features: Features, scorer: Scorer, rows: Tensor) -> Tensor:
 
 
 def _grouped_logsumexp(values: Tensor, of: Tensor, groups: int) -> Tensor:
-    """`log sum exp` of the values of each group, (groups,); every group has a member.
-
-    Example:
-        >>> _grouped_logsumexp(torch.zeros(3).double(), torch.tensor([0, 1, 1]), 2).exp().tolist()
-        [1.0, 2.0]
-    """
+    """`log sum exp` of the values of each group, (groups,); every group has a member."""
     top = torch.full((groups,), -torch.inf, dtype=values.dtype).scatter_reduce_(0, of, values, "amax")
     sums = torch.zeros(groups, dtype=values.dtype).index_add_(0, of, (values - top[of]).exp())
     return top + sums.log()
