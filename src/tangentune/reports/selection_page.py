@@ -23,9 +23,10 @@ _ROWS = 12  # of a table before "more"
 _SIDE = 112  # pixels of a picture on the page
 _WANTED, _FOUND = 2, 7  # pictures of a target class, and chosen for it
 _TARGETS = 24  # target classes that are shown with pictures
-# In tables, and after "chosen by".
+# As a term, and after "chosen by".
+_UOT = "unbalanced optimal transport"
 _METHODS = {
-    "uot": ("transport", "unbalanced optimal transport between source and target, in the features of {network}"),
+    "uot": (_UOT, f"{_UOT} between source and target, in the features of {{network}}"),
     "nearest": ("nearest class", "their nearest target class, in the features of {network}"),
     "random": ("random", "chance"),
     "all": ("all", "nothing: all there are were taken"),
@@ -48,12 +49,7 @@ _SETTINGS = {
 @final
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The few pictures that the page shows.
-
-    Attributes:
-        target: labelled target pictures, some of each class.
-        chosen: chosen source pictures, under their ids in the manifest.
-    """
+    """The few pictures that the page shows: labelled ones of each target class; chosen ones, ids as in the manifest."""
 
     target: Pictures
     chosen: Pictures
@@ -77,11 +73,9 @@ def load_examples(
 
 def _part(manifest: Manifest, rows: list[int]) -> Manifest:
     """The manifest of some of its pictures."""
-    columns = {
-        name: tuple(getattr(manifest, name)[row] for row in rows) for name in ("ids", "sha256", "classes", "targets")
-    }
-    arrays = {name: getattr(manifest, name)[rows] for name in ("scores", "weights", "shares")}
-    return replace(manifest, **columns, **arrays)
+    names, arrays = ("ids", "sha256", "classes", "targets"), ("scores", "weights", "shares")
+    columns: dict[str, Any] = {name: tuple(getattr(manifest, name)[row] for row in rows) for name in names}
+    return replace(manifest, **columns, **{name: getattr(manifest, name)[rows] for name in arrays})
 
 
 def _some_of_each(target: Any, labels: Any, contract: DataContract, n_jobs: int | None) -> Pictures:
@@ -264,12 +258,10 @@ def _setup(manifest: Manifest) -> list[tuple[str, str]]:
     known = [(words, settings[key]) for key, words in _SETTINGS.items() if settings.get(key) is not None]
     contract = manifest.backbone["contract"]
     size = contract["input_size"] if contract else None
+    budget = "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}"
     return [
-        ("Method", "unbalanced optimal transport" if method == "uot" else _METHODS.get(method, (method,))[0]),
-        (
-            "Budget",
-            "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}",
-        ),
+        ("Method", _METHODS.get(method, (method,))[0]),
+        ("Budget", budget),
         *((words, _shortly(value)) for words, value in known),
         ("Network", manifest.backbone["name"]),
         ("Pictures seen at", " × ".join(map(str, size[1:])) + " pixels" if size else "features, as they came"),

@@ -98,10 +98,6 @@ def open_set(
         batch_size: pictures of one forward pass.
         verbose: 1 shows progress bars.
         loading: `on_error` and `n_jobs`; with "skip" all pixels are held, beyond 1 GiB in a temporary file.
-
-    Raises:
-        InputError: labels do not fit, an id is there twice, or features are needed and there is no backbone.
-        PictureError: a file or folder cannot be read.
     """
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
@@ -176,15 +172,10 @@ def _key(backbone: Backbone, listed: PictureList) -> str:
 @final
 @dataclass(frozen=True, eq=False)
 class PictureList:
-    """Pictures of a source that are read in parts.
+    """Pictures that are read in parts, by ranges of positions, from files or memory.
 
-    Attributes:
-        ids: n names.
-        labels: n as the source has them, or None.
-        content: changes with the pictures: the sizes of files, or the digest of pixels.
-        read: the pictures of a range of positions.
-        files: where they are files.
-        pictures: where they are in memory.
+    `labels` are as the source has them. `content` changes with the pictures: the sizes of files, or the digest of
+    pixels.
     """
 
     ids: list[str]
@@ -271,8 +262,7 @@ def extract_features(
         StoreError: the directory holds something else, or features of another backbone, picture size or source.
         InputError: an argument cannot be used.
     """
-    given = SimpleNamespace(shard_size=shard_size, batch_size=batch_size)
-    check_counts(given, {"shard_size": 1, "batch_size": 1})
+    check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
     index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
     folder, count = Path(directory).expanduser(), len(pictures.ids)
@@ -292,11 +282,7 @@ def extract_features(
 
 
 def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
-    """What `extract_features` wrote.
-
-    Raises:
-        StoreError: the directory is missing, something else, or not finished.
-    """
+    """What `extract_features` wrote; a directory that is missing, something else, or not finished is refused."""
     folder = Path(directory).expanduser()
     index = _read_index(folder)
     if index is None:
@@ -306,8 +292,8 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     shards = [_shard(folder, i) for i in range(-(-count // size))]
     missing = [path.name for path in shards if not path.exists()]
     if missing:
-        message = f"{readable(folder)} is not finished: {some(missing)} of {len(shards)} shards missing"
-        message = f"{message}; run the extraction again"
+        message = f"{readable(folder)} is not finished: {some(missing)} of {len(shards)} shards missing; "
+        message += "run the extraction again"
         raise StoreError(message)
     features = open_features(shards)
     if features.count != count:

@@ -54,14 +54,10 @@ class Features:
 
 
 def open_features(source: Any) -> Features:
-    """Features as a source that is read in steps; no row is read yet.
+    """Features as a source that is read in steps; no row is read yet, but what is no table of floats is refused.
 
-    Args:
-        source: `Features` (returned as they are), an array or tensor (n, d), a `.npy` file, a folder of `.npy` shards
-            of one width (joined in the order of their names), or a list of such files.
-
-    Raises:
-        InputError: nothing is there, a part is empty or of another width, or it holds no floating-point table.
+    They are `Features` (returned as they are), an array or tensor (n, d), a `.npy` file, a folder of `.npy` shards of
+    one width (joined in the order of their names), or a list of such files.
     """
     if isinstance(source, Features):
         return source
@@ -80,10 +76,7 @@ def open_features(source: Any) -> Features:
         source = source.detach().cpu()
         source = source.float() if source.dtype == torch.bfloat16 else source
     array = np.asarray(source)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        message = f"features of type {array.dtype} cannot be used; give numbers in float16, float32 or float64"
-        raise InputError(message)
-    _check_shape("the feature array", array.shape)
+    _check_table("the feature array", array.shape, array.dtype)
     return Features((array,), np.array([len(array)]), array.shape[1])
 
 
@@ -113,10 +106,7 @@ def _shape(path: Path) -> tuple[int, int]:
     except ValueError as error:
         message = f"{name} is no .npy file ({error}); write features with numpy.save"
         raise InputError(message) from error
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        message = f"{name} holds values of type {dtype}; save features as float16, float32 or float64"
-        raise InputError(message)
-    _check_shape(name, shape)
+    _check_table(name, shape, dtype)
     if by_columns and 1 not in shape:
         message = f"{name} is stored column by column; save numpy.ascontiguousarray(features)"
         raise InputError(message)
@@ -126,7 +116,10 @@ def _shape(path: Path) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+def _check_table(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        message = f"{name} holds values of type {dtype}; give numbers in float16, float32 or float64"
+        raise InputError(message)
     if len(shape) != 2:
         message = f"{name} has the shape {shape}; features are a table (rows, width), one row a picture"
         raise InputError(message)
@@ -182,11 +175,7 @@ def stream(
 
 
 def read_labels(source: Any, count: int) -> NDArray[np.str_]:
-    """Names (count,) of the classes of all rows, from a list or array of integers or text.
-
-    Raises:
-        InputError: there is not exactly one label a row.
-    """
+    """Names (count,) of the classes of all rows, from a list or array of integers or text, exactly one a row."""
     labels = label_array(source)
     if labels.shape != (count,):
         message = f"the list of labels has the shape {labels.shape} for {count} rows of features; give one label a row"

@@ -318,8 +318,7 @@ def _checked_rows(known: Manifest, source: Any, contract: DataContract, verbose:
     chosen = contract if before is None else DataContract.from_dict(before)
     given = load_pictures(source, contract=chosen, verbose=verbose, need_labels=False)
     places = {name: i for i, name in enumerate(picture_names(given))}
-    problems = [f"{name} is missing" for name in known.ids if name not in places]
-    _refuse(problems, len(known))
+    _refuse([f"{name} is missing" for name in known.ids if name not in places], len(known))
     rows = [places[name] for name in known.ids]
     digests = pictures_digest(given.pixels[rows])
     pairs = zip(known.ids, known.sha256, digests, strict=True)

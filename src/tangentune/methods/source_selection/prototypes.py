@@ -142,10 +142,8 @@ def make_prototypes(
         message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
         raise InputError(message)
     if source.features.width != target.features.width:
-        message = (
-            f"source features have {source.features.width} numbers and target features {target.features.width}; "
-            "take both from one backbone"
-        )
+        message = f"source features have {source.features.width} numbers and target features {target.features.width}; "
+        message += "take both from one backbone"
         raise InputError(message)
     if target.backbone and source.backbone and target.backbone["digest"] != source.backbone["digest"]:
         message = "the target's features come from another backbone than the source's; take both from one"

@@ -76,7 +76,7 @@ class SelectionSettings:
     budget: float | None = None
     unit: Literal["pictures", "classes", "mass"] = "pictures"
     method: Literal["uot", "random", "all", "nearest"] = "uot"
-    granularity: str | None = None
+    granularity: Literal["pictures", "classes", "nested", None] = None
     quota: int | None = None
     clusters: int | None = None
     cost_scale: float = COST_SCALE
@@ -90,17 +90,12 @@ class SelectionSettings:
     def __post_init__(self) -> None:
         """Check."""
         check_words(self)
-        if self.quota is not None:
-            check_counts(self, {"quota": 0})
-        if self.clusters is not None:
-            check_counts(self, {"clusters": 2})
+        lowest = {"quota": 0, "clusters": 2}
+        check_counts(self, {name: low for name, low in lowest.items() if getattr(self, name) is not None})
         check_positive(self, "cost_scale", "eps")
         check_numbers(self, ("tau_source",), lambda value: value >= 0, "a number of at least 0")
         if self.tau_target != math.inf:
             check_numbers(self, ("tau_target",), lambda value: value >= 0, "a number of at least 0, or infinite")
-        if self.granularity not in (None, "pictures", "classes", "nested"):
-            message = f"granularity is {self.granularity!r}; use 'pictures', 'classes', 'nested' or None"
-            raise InputError(message)
         if self.granularity == "nested" and self.method != "uot":
             message = f"granularity 'nested' divides masses of classes, which the method {self.method!r} has none of"
             raise InputError(message)
