@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.budget import Picks, choose, importance_weights
+from tangentune.methods.source_selection.picking import Picks, choose, importance_weights
 from tangentune.methods.source_selection.settings import Budget
 
 

@@ -11,9 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tangentune.errors import InputError, TangentuneError
-from tangentune.methods.source_selection.feature_sets import open_set
-from tangentune.methods.source_selection.prototypes import make_prototypes
-from tangentune.methods.source_selection.select import COMPARED, Selection, compare_methods, select_source, settings_of
+from tangentune.methods.source_selection.select import Selection, select_source
 
 RNG = np.random.default_rng(0)
 K, C, D, N = 3, 5, 12, 200
@@ -197,19 +195,6 @@ def test_unlabelled_sources_are_divided_into_clusters() -> None:
     for one in np.unique(manifest.classes):
         truth = MEMBERS[[int(i) for i, name in zip(manifest.ids, manifest.classes, strict=True) if name == one]]
         assert np.bincount(truth).max() >= 0.7 * len(truth)  # the clusters are the generating ones, mostly
-
-
-def test_overlap_is_that_of_the_choices() -> None:
-    found = chosen(budget=30, compare=True, cost_scale=SCALE, quota=2)
-    assert found.overlap is not None
-    assert found.overlap.methods == COMPARED
-    assert found.overlap.budget == "30 pictures"
-    sets = [set(chosen(budget=30, method=method, cost_scale=SCALE, quota=2).manifest.ids) for method in COMPARED]
-    np.testing.assert_array_equal(found.overlap.shares, [[len(a & b) / 30 for b in sets] for a in sets])
-    with open_set(torch.from_numpy(TARGET), None, TARGET_LABELS) as target:
-        settings = settings_of({"budget": 3, "unit": "classes"})
-        whole = compare_methods(make_prototypes(target, target, settings), settings)
-    assert whole.shares.tolist() == np.ones((3, 3)).tolist()
 
 
 def broken(value: float) -> NDArray:

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tangentune.errors import InputError
-from tangentune.methods.source_selection.budget import first_of_each
 from tangentune.methods.source_selection.features import open_features
-from tangentune.methods.source_selection.picking import score_rows
+from tangentune.methods.source_selection.picking import first_of_each, score_rows
 from tangentune.methods.source_selection.rankings import Scorer, rank
 from tangentune.methods.source_selection.settings import SelectionSettings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, o
 from tangentune.cli.run import check_device, print_json, working
 
 if TYPE_CHECKING:
-    from tangentune.methods.source_selection.select import Selection
+    from tangentune.methods.source_selection.manifest import Manifest
 
-SELECTION = "Selection"
-_METHODS = ("uot", "random", "all", "nearest")
+_selection = partial(option, "Selection")
+_FILE = click.Path(dir_okay=False)
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -30,74 +31,62 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     "The manifest to write, .json; one that is there is replaced at the end.",
     required=True,
     metavar="MANIFEST",
-    type=click.Path(dir_okay=False),
+    type=_FILE,
 )
-@option(
-    SELECTION,
+@_selection(
     "--budget",
     "How much to choose: a number of pictures or classes, or a share of the mass (see --unit).",
     type=_POSITIVE,
     metavar="AMOUNT",
 )
-@option(
-    SELECTION,
+@_selection(
     "--unit",
     "pictures; classes: the best ones with all their pictures; mass: as many as together hold that share of it.",
     type=click.Choice(["pictures", "classes", "mass"]),
     default="pictures",
 )
-@option(
-    SELECTION,
+@_selection(
     "--method",
     "uot: unbalanced optimal transport; the others are what it is held to.",
-    type=click.Choice(_METHODS),
+    type=click.Choice(["uot", "random", "all", "nearest"]),
     default="uot",
 )
-@option(
-    SELECTION,
+@_selection(
     "--granularity",
     "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot). "
     "If not given: classes for a budget of classes, else nested, or pictures for other methods.",
     type=click.Choice(["pictures", "classes", "nested"]),
 )
-@option(
-    SELECTION,
+@_selection(
     "--quota",
     "At least so many pictures (or classes) for every target class; an even share of the budget where nested, else "
     "none, if not given.",
     type=click.IntRange(min=0),
     metavar="COUNT",
 )
-@option(
-    SELECTION,
+@_selection(
     "--clusters",
     "Divide the source into so many clusters; for a source without classes.",
     type=click.IntRange(min=2),
     metavar="COUNT",
 )
-@option(
-    SELECTION,
+@_selection(
     "--cost-scale",
     "What the distance 1 - cosine is divided by; smaller ones tell near classes apart.",
     type=_POSITIVE,
     default=0.05,
     metavar="VALUE",
 )
-@option(
-    SELECTION,
+@_selection(
     "--marginals",
     "uniform: every class counts the same; counts: as much as it has pictures.",
     type=click.Choice(["uniform", "counts"]),
     default="uniform",
 )
-@option(SELECTION, "--seed", "Seed of random and of the clusters.", type=int, default=0, metavar="SEED")
+@_selection("--seed", "Seed of random and of the clusters.", type=int, default=0, metavar="SEED")
 @network_options
 @option(
-    STREAMS,
-    "--page",
-    "Also write an HTML page that shows what was chosen for what.",
-    metavar="FILE.html",
-    type=click.Path(dir_okay=False),
+    STREAMS, "--page", "Also write an HTML page that shows what was chosen for what.", metavar="FILE.html", type=_FILE
 )
 @option(
     MACHINE,
@@ -115,6 +104,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
 
     The manifest names the chosen pictures with their weights; `tangentune fit TARGET --source MANIFEST` reads it.
     """
+    from tangentune.methods.source_selection.extract import holds_features
     from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
     from tangentune.methods.source_selection.select import select_source
     from tangentune.networks.backbone import load_backbone
@@ -129,48 +119,31 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     check_manifest_path(out)
     if page is not None:
         check_place(Path(page))
-        _refuse_features(target, source)
+        held = [place for place in (target, source) if holds_features(place)]
+        if held:
+            message = f"--page shows pictures, but {held[0]} holds features"
+            raise click.UsageError(message)
     check_device(device)
     with working(quiet) as stdout:
         network = load_backbone(backbone).with_size(size)
         try:
-            found = select_source(
-                target,
-                source,
-                network if device is None else network.to(device),
-                compare=page is not None,
-                batch_size=batch_size or 32,
-                verbose=0 if quiet else 1,
-                **options,
-            )
+            network = network if device is None else network.to(device)
+            options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
+            found = select_source(target, source, network, **options)
         except KeyboardInterrupt:
             if cache is not None and not quiet:
                 click.echo(f"note: what was done is kept in {cache}; the same command goes on", err=True)
             raise
         if page is not None:  # first: it is the one that can fail
-            write_selection_page(page, found.manifest, target, overlap=found.overlap, n_jobs=n_jobs)
+            write_selection_page(page, found.manifest, target, n_jobs=n_jobs)
         write_manifest(out, found.manifest)
     if as_json:
-        print_json(_document(found, out, page))
+        print_json(_document(found.manifest, out, page))
     else:
-        show_selection(found, target, out, page, stdout)
+        show_selection(found.manifest, target, out, page, stdout)
 
 
-def _refuse_features(*places: str) -> None:
-    from tangentune.methods.source_selection.feature_sets import holds_features
-
-    for place in places:
-        if holds_features(place):
-            message = f"--page shows pictures, but {place} holds features"
-            raise click.UsageError(message)
-
-
-def _document(found: Selection, out: str, page: str | None) -> dict[str, Any]:
-    manifest, overlap = found.manifest, found.overlap
-    table = None
-    if overlap is not None:
-        rows = zip(overlap.methods, overlap.shares.tolist(), strict=True)
-        table = {one: dict(zip(overlap.methods, row, strict=True)) for one, row in rows}
+def _document(manifest: Manifest, out: str, page: str | None) -> dict[str, Any]:
     return {
         "manifest": out,
         "page": page,
@@ -179,32 +152,25 @@ def _document(found: Selection, out: str, page: str | None) -> dict[str, Any]:
         **{key: getattr(manifest, key) for key in ("settings", "backbone", "source", "target")},
         "classes": list(manifest.class_table),
         "coverage": list(manifest.coverage),
-        "overlap": table,
         "notes": list(manifest.notes),
     }
 
 
-def show_selection(found: Selection, target: str, out: str, page: str | None, stream: IO[str]) -> None:
+def show_selection(manifest: Manifest, target: str, out: str, page: str | None, stream: IO[str]) -> None:
     """What was chosen from which classes and for which, and how to go on."""
-    from rich.text import Text
-
-    from tangentune.cli.tables import new_table, print_table
+    from tangentune.cli.tables import folded, new_table, percent, print_table
     from tangentune.reports.selection_page import class_rows, coverage_rows
 
-    manifest = found.manifest
-    stream.write(
-        f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, worth {manifest.effective:,.0f} of "
-        "equal weight.\n\n"
-    )
+    stream.write(f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, ")
+    stream.write(f"worth {manifest.effective:,.0f} of equal weight.\n\n")
     rows = class_rows(manifest)
     taken = [row for row in rows if row["chosen"]]
     massive = any(row["mass"] is not None for row in rows)
     names = ("Source class", "Chosen", "of", *(["Mass"] if massive else []), "Mostly for")
     table = new_table(*names, numbers=(1, 2, 3) if massive else (1, 2))
     for row in taken[:_ROWS]:
-        mass = [_percent(row["mass"])] if massive else []
-        cells = [row["name"], f"{row['chosen']:,}", f"{row['of']:,}", *mass, row["target"]]
-        table.add_row(*[Text(cell, overflow="fold") for cell in cells])
+        mass = [percent(row["mass"])] if massive else []
+        table.add_row(*folded(row["name"], f"{row['chosen']:,}", f"{row['of']:,}", *mass, row["target"]))
     print_table(table, stream)
     if len(taken) > _ROWS:
         rest = sum(row["chosen"] for row in taken[_ROWS:])
@@ -213,18 +179,13 @@ def show_selection(found: Selection, target: str, out: str, page: str | None, st
     table = new_table("Target class", "Chosen for it", "Weight", "Covered", "Likeness", numbers=(1, 2, 3, 4))
     for row in coverage_rows(manifest):
         likeness = "" if row["similarity"] is None else f"{row['similarity']:.2f}"
-        cells = [row["target"], f"{row['pictures']:,}", _percent(row["share"]), _percent(row["covered"]), likeness]
-        table.add_row(*[Text(cell, overflow="fold") for cell in cells])
+        cells = (row["target"], f"{row['pictures']:,}", percent(row["share"]), percent(row["covered"]), likeness)
+        table.add_row(*folded(*cells))
     print_table(table, stream)
     for note in manifest.notes:
         stream.write(f"Note: {note}\n")
     stream.write(f"\nManifest written to {out}\n")
     if page is not None:
         stream.write(f"Page written to {page}\n")
-    stream.write(
-        f"Learn from both with: tangentune fit {shlex.quote(target)} --source {shlex.quote(out)} --out MODEL\n"
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    paths = f"{shlex.quote(target)} --source {shlex.quote(out)}"
+    stream.write(f"Learn from both with: tangentune fit {paths} --out MODEL\n")

@@ -1,7 +1,4 @@
-"""An HTML page about a selection: for every target class the pictures chosen for it, and what came from where.
-
-It stands alone, as the other pages do: nothing is loaded, no script is needed.
-"""
+"""An HTML page about a selection: for every target class the pictures chosen for it, and what came from where."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from numpy.typing import NDArray
 
 from tangentune._files import replaced_file
 from tangentune.methods.source_selection.manifest import Manifest, load_selected
-from tangentune.methods.source_selection.select import Overlap
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures
@@ -27,9 +23,10 @@ _ROWS = 12  # of a table before "more"
 _SIDE = 112  # pixels of a picture on the page
 _WANTED, _FOUND = 2, 7  # pictures of a target class, and chosen for it
 _TARGETS = 24  # target classes that are shown with pictures
-# In tables, and after "chosen by".
+# As a term, and after "chosen by".
+_UOT = "unbalanced optimal transport"
 _METHODS = {
-    "uot": ("transport", "unbalanced optimal transport between source and target, in the features of {network}"),
+    "uot": (_UOT, f"{_UOT} between source and target, in the features of {{network}}"),
     "nearest": ("nearest class", "their nearest target class, in the features of {network}"),
     "random": ("random", "chance"),
     "all": ("all", "nothing: all there are were taken"),
@@ -52,12 +49,7 @@ _SETTINGS = {
 @final
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The few pictures that the page shows.
-
-    Attributes:
-        target: labelled target pictures, some of each class.
-        chosen: chosen source pictures, under their ids in the manifest.
-    """
+    """The few pictures that the page shows: labelled ones of each target class; chosen ones, ids as in the manifest."""
 
     target: Pictures
     chosen: Pictures
@@ -81,11 +73,9 @@ def load_examples(
 
 def _part(manifest: Manifest, rows: list[int]) -> Manifest:
     """The manifest of some of its pictures."""
-    columns = {
-        name: tuple(getattr(manifest, name)[row] for row in rows) for name in ("ids", "sha256", "classes", "targets")
-    }
-    arrays = {name: getattr(manifest, name)[rows] for name in ("scores", "weights", "shares")}
-    return replace(manifest, **columns, **arrays)
+    names, arrays = ("ids", "sha256", "classes", "targets"), ("scores", "weights", "shares")
+    columns: dict[str, Any] = {name: tuple(getattr(manifest, name)[row] for row in rows) for name in names}
+    return replace(manifest, **columns, **{name: getattr(manifest, name)[rows] for name in arrays})
 
 
 def _some_of_each(target: Any, labels: Any, contract: DataContract, n_jobs: int | None) -> Pictures:
@@ -137,7 +127,6 @@ def write_selection_page(
     *,
     target_labels: Any = None,
     source: Any = None,
-    overlap: Overlap | None = None,
     n_jobs: int | None = None,
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
@@ -148,7 +137,6 @@ def write_selection_page(
         target: the target set, as it was given to the selection.
         target_labels: its labels, where it has none of its own.
         source: the source, where it was given as arrays or Pictures.
-        overlap: between the methods.
         n_jobs: processes that decode.
 
     Raises:
@@ -156,20 +144,14 @@ def write_selection_page(
         PictureError: a picture to be shown is missing or has changed.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, n_jobs=n_jobs)
-    page = render_selection(manifest, examples, overlap)
+    page = render_selection(manifest, examples)
     with replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | None = None) -> str:
-    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page.
-
-    Args:
-        manifest: what was chosen.
-        examples: of `load_examples`.
-        overlap: between the methods, for the table.
-    """
+def render_selection(manifest: Manifest, examples: Examples) -> str:
+    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page."""
     settings, n = manifest.settings, len(manifest)
     method = settings["method"]  # of an older version perhaps
     by = _METHODS.get(method, (method, f"{method} in the features of {{network}}"))[1]
@@ -187,7 +169,6 @@ def render_selection(manifest: Manifest, examples: Examples, overlap: Overlap | 
         "class_text": "How many pictures of each class were taken, and for which target class most of them."
         + (" Mass: the class's share of what all source classes send to the targets." if mass else ""),
         "coverage": _first_and_rest(coverage_rows(manifest)),
-        "overlap": None if overlap is None else _overlap_rows(overlap),
         "setup": _setup(manifest),
         "notes": manifest.notes,
     }
@@ -200,11 +181,7 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
     served = sum(row["pictures"] > 0 for row in manifest.coverage)
     return [
         {"value": f"{100 * n / count:.3g} %", "name": "of the source", "note": f"{n:,} of {count:,} pictures"},
-        {
-            "value": f"{taken:,}",
-            "name": "source classes",
-            "note": f"of {len(manifest.class_table):,} were taken from",
-        },
+        {"value": f"{taken:,}", "name": "source classes", "note": f"of {len(manifest.class_table):,} were taken from"},
         {
             "value": f"{served:,}",
             "name": "target classes",
@@ -275,28 +252,16 @@ def coverage_rows(manifest: Manifest) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["share"])
 
 
-def _overlap_rows(overlap: Overlap) -> dict[str, Any]:
-    names = [_METHODS[name][0] for name in overlap.methods]
-    rows = [
-        {"name": name, "shares": row, "place": i}
-        for i, (name, row) in enumerate(zip(names, overlap.shares.tolist(), strict=True))
-    ]
-    text = f"Per cent of {overlap.budget} that two methods have in common; 100 means that both choose the same."
-    return {"names": names, "rows": rows, "text": text}
-
-
 def _setup(manifest: Manifest) -> list[tuple[str, str]]:
     """How it was chosen and from what, as (term, description) pairs."""
     settings, method = manifest.settings, manifest.settings["method"]
     known = [(words, settings[key]) for key, words in _SETTINGS.items() if settings.get(key) is not None]
     contract = manifest.backbone["contract"]
     size = contract["input_size"] if contract else None
+    budget = "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}"
     return [
-        ("Method", "unbalanced optimal transport" if method == "uot" else _METHODS.get(method, (method,))[0]),
-        (
-            "Budget",
-            "none" if settings["budget"] is None else f"{_shortly(settings['budget'])} {_UNITS[settings['unit']]}",
-        ),
+        ("Method", _METHODS.get(method, (method,))[0]),
+        ("Budget", budget),
         *((words, _shortly(value)) for words, value in known),
         ("Network", manifest.backbone["name"]),
         ("Pictures seen at", " × ".join(map(str, size[1:])) + " pixels" if size else "features, as they came"),

@@ -1,13 +1,18 @@
-"""Features of pictures in any number, written in shards: stopped and started again, it goes on where it was."""
+"""A target or source set as features with ids and labels, from wherever its pictures are, of which there may be any
+number: features of files are written in shards, so that an extraction that is stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -22,8 +27,8 @@ from tangentune._checks import check_counts
 from tangentune._files import plain, replaced_file
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
-from tangentune.methods.source_selection.features import Features, open_features
-from tangentune.methods.source_selection.manifest import file_digest
+from tangentune.methods.source_selection.features import Features, open_features, read_labels
+from tangentune.methods.source_selection.manifest import file_digest, picture_names
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import label_array, pictures_digest
 from tangentune.pictures.contract import DataContract
@@ -33,103 +38,6 @@ from tangentune.pictures.names import readable, some
 from tangentune.pictures.pictures import Pictures
 
 _KIND, _INDEX = "tangentune features 1", "index.json"
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class PictureList:
-    """Pictures of a source that are read in parts.
-
-    Attributes:
-        ids: n names.
-        labels: n as the source has them, or None.
-        content: changes with the pictures: the sizes of files, or the digest of pixels.
-        read: the pictures of a range of positions.
-        files: where they are files.
-        pictures: where they are in memory.
-    """
-
-    ids: list[str]
-    labels: list[Any] | None
-    content: str
-    read: Callable[[slice], Pictures]
-    files: FileList | None = None
-    pictures: Pictures | None = None
-
-
-def list_pictures(
-    source: Any,
-    labels: Any,
-    contract: DataContract,
-    *,
-    need_labels: bool = True,
-    on_error: str = "raise",
-    n_jobs: int | None = None,
-    verbose: int = 0,
-) -> PictureList:
-    """The pictures of a source; of files only the names are read, so there may be any number.
-
-    Args:
-        source: what `load_pictures` takes.
-        labels: as there.
-        contract: size and preparation.
-        need_labels: False for a source without labels.
-        on_error: "skip" leaves out files that cannot be read, for which all are read at once.
-        n_jobs: processes that decode files.
-        verbose: 1 shows a progress bar where pictures are read.
-
-    Raises:
-        PictureError: a file or folder is missing or cannot be entered.
-        InputError: labels do not fit.
-
-    Example:
-        >>> grey = torch.zeros(3, 4, 4, dtype=torch.uint8)
-        >>> pictures = list_pictures(grey, ["a", "a", "b"], DataContract(input_size=(3, 4, 4)))
-        >>> pictures.ids, len(pictures.read(slice(1, 3)))
-        (['0', '1', '2'], 2)
-    """
-    loading: dict[str, Any] = {"contract": contract, "n_jobs": n_jobs}
-    needed = need_labels and labels is None
-    files = None
-    if isinstance(source, str | os.PathLike):
-        files = find_files(source, needed)
-    elif isinstance(source, list | tuple) and source and isinstance(source[0], str | os.PathLike):
-        files = from_paths(source)
-    if files is None or on_error == "skip":
-        loading |= {"on_error": on_error, "verbose": verbose, "need_labels": need_labels}
-        pictures = load_pictures(source, labels, **loading)
-        seen = hashlib.sha256("".join(pictures_digest(pictures.pixels)).encode()).hexdigest()
-        own = None if pictures.labels is None else pictures.labels.tolist()
-        return PictureList(pictures.ids, own, seen, pictures.select, files, pictures)
-    if files.lost:
-        message = f"{files.lost[0][0]} cannot be read: {files.lost[0][1]}; {len(files.lost)} such places were met"
-        raise PictureError(message)
-    for note in files.notes:
-        warnings.warn(note, stacklevel=3)
-    known = files.labels if labels is None else label_array(labels).tolist()
-    if known is None and need_labels:
-        message = "these pictures have no labels; give labels=, class folders, or need_labels=False"
-        raise InputError(message)
-    if known is not None and len(known) != len(files.paths):
-        message = f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture"
-        raise InputError(message)
-
-    def read(part: slice) -> Pictures:
-        return load_pictures(files.paths[part], need_labels=False, **loading)
-
-    return PictureList(files.ids, known, _sizes(files), read, files)
-
-
-def _sizes(files: FileList) -> str:
-    """A digest of the sizes of all files; their contents would have to be read twice."""
-    seen = hashlib.sha256()
-    for path, name in zip(files.paths, files.ids, strict=True):
-        try:
-            seen.update(f"{os.path.getsize(path)}\n".encode())
-        except OSError as error:
-            message = f"the picture {name} cannot be read ({error.strerror}); correct the list or the folder"
-            raise PictureError(message) from error
-    return seen.hexdigest()
 
 
 @final
@@ -165,6 +73,175 @@ class FeatureSet:
         return [None] * len(rows)
 
 
+@contextmanager
+def open_set(
+    given: Any,
+    backbone: Backbone | None,
+    labels: Any = None,
+    *,
+    labelled: bool = True,
+    cache: Path | None = None,
+    batch_size: int = 32,
+    verbose: int = 0,
+    **loading: Any,
+) -> Iterator[FeatureSet]:
+    """A set of pictures, or of features, ready for the passes of a selection.
+
+    Args:
+        given: what `load_pictures` takes; or features: a directory of `extract_features`, what `open_features` takes
+            from the disk, or, without a backbone, an array (n, d).
+        backbone: whose features; None where they are given.
+        labels: one a picture, where `given` has none itself.
+        labelled: False for sets that need no labels; folders may then have any shape.
+        cache: folder where the features are kept, and found by the next selection; None keeps them in a temporary
+            folder for as long as the set is open.
+        batch_size: pictures of one forward pass.
+        verbose: 1 shows progress bars.
+        loading: `on_error` and `n_jobs`; with "skip" all pixels are held, beyond 1 GiB in a temporary file.
+    """
+    if holds_features(given) or backbone is None:
+        yield _from_features(given, labels)
+        return
+    listed = list_pictures(given, labels, backbone.contract, need_labels=labelled, verbose=verbose, **loading)
+    if listed.files is None:
+        assert listed.pictures is not None
+        ids, root, paths = picture_names(listed.pictures), None, None
+    else:
+        ids, root, paths = _places(given, listed.files, listed.ids)
+    names = None if listed.labels is None else label_array(listed.labels).astype(np.str_)
+    with tempfile.TemporaryDirectory(prefix="tangentune-") as scratch:
+        folder = Path(scratch) / "features" if cache is None else cache / f"features-{_key(backbone, listed)}"
+        features = extract_features(listed, backbone, folder, batch_size=batch_size, verbose=verbose).features
+        yield FeatureSet(features, names, ids, root, paths, listed.pictures, backbone.describe())
+
+
+def holds_features(given: Any) -> bool:
+    """Whether these are features and no pictures: opened ones, a .npy file, or a folder of such."""
+    if not isinstance(given, str | os.PathLike):
+        return isinstance(given, Features)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return (path / _INDEX).exists() or any(path.glob("*.npy"))
+    return path.suffix.lower() == ".npy"
+
+
+def _from_features(given: Any, labels: Any) -> FeatureSet:
+    path = Path(given).expanduser() if isinstance(given, str | os.PathLike) else None
+    if path is not None and (path / _INDEX).exists():
+        found = open_extracted(path)
+        labels = found.labels if labels is None else labels
+    elif isinstance(given, Pictures) or (path is not None and path.exists() and not holds_features(given)):
+        message = "pictures are given without a backbone; give one, or features"
+        raise InputError(message)
+    else:
+        features = open_features(given)
+        found = FeatureSet(features, None, range(features.count))
+    return replace(found, labels=None if labels is None else read_labels(labels, found.features.count))
+
+
+def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """Ids, root and paths of the files that are kept.
+
+    Ids are relative to the folder given, that of the table, or that which holds all paths; of a file that lies
+    elsewhere its path.
+    """
+    if isinstance(given, str | os.PathLike):
+        place = Path(given).expanduser()
+        root = os.path.abspath(place if place.is_dir() else place.parent)
+    else:
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.paths])
+    where = dict(zip(files.ids, files.paths, strict=True))
+    paths = [os.path.abspath(where[name]) for name in kept]
+    ids = [readable(os.path.relpath(path, root) if Path(path).is_relative_to(root) else path) for path in paths]
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        message = f"{twice[0]} is listed more than once ({len(twice)} such); list each picture once"
+        raise InputError(message)
+    return ids, root, paths
+
+
+def _key(backbone: Backbone, listed: PictureList) -> str:
+    """Names a folder of the cache by what its features depend on, so that no other selection's are met there."""
+    known = backbone.describe()
+    paths = [] if listed.files is None or listed.pictures is not None else listed.files.paths
+    changed = [os.stat(path).st_mtime_ns for path in paths]  # `content` has the sizes
+    parts = [known["digest"], known["contract"], listed.content, listed.ids, listed.labels, changed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PictureList:
+    """Pictures that are read in parts, by ranges of positions, from files or memory.
+
+    `labels` are as the source has them. `content` changes with the pictures: the sizes of files, or the digest of
+    pixels.
+    """
+
+    ids: list[str]
+    labels: list[Any] | None
+    content: str
+    read: Callable[[slice], Pictures]
+    files: FileList | None = None
+    pictures: Pictures | None = None
+
+
+def list_pictures(
+    source: Any,
+    labels: Any,
+    contract: DataContract,
+    *,
+    need_labels: bool = True,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> PictureList:
+    """The pictures of what `load_pictures` takes, with its arguments; of files only the names are read.
+
+    With `on_error="skip"`, which leaves out files that cannot be read, all are read at once.
+    """
+    files = None
+    if isinstance(source, str | os.PathLike):
+        files = find_files(source, need_labels and labels is None)
+    elif isinstance(source, list | tuple) and source and isinstance(source[0], str | os.PathLike):
+        files = from_paths(source)
+    if files is None or on_error == "skip":
+        settings: dict[str, Any] = {"on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
+        pictures = load_pictures(source, labels, contract=contract, need_labels=need_labels, **settings)
+        seen = hashlib.sha256("".join(pictures_digest(pictures.pixels)).encode()).hexdigest()
+        own = None if pictures.labels is None else pictures.labels.tolist()
+        return PictureList(pictures.ids, own, seen, pictures.select, files, pictures)
+    if files.lost:
+        message = f"{files.lost[0][0]} cannot be read: {files.lost[0][1]}; {len(files.lost)} such places were met"
+        raise PictureError(message)
+    for note in files.notes:
+        warnings.warn(note, stacklevel=3)
+    known = files.labels if labels is None else label_array(labels).tolist()
+    if known is None and need_labels:
+        message = "these pictures have no labels; give labels=, class folders, or need_labels=False"
+        raise InputError(message)
+    if known is not None and len(known) != len(files.paths):
+        message = f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture"
+        raise InputError(message)
+
+    def read(part: slice) -> Pictures:
+        return load_pictures(files.paths[part], need_labels=False, contract=contract, n_jobs=n_jobs)
+
+    return PictureList(files.ids, known, _sizes(files), read, files)
+
+
+def _sizes(files: FileList) -> str:
+    """A digest of the sizes of all files; their contents would have to be read twice."""
+    seen = hashlib.sha256()
+    for path, name in zip(files.paths, files.ids, strict=True):
+        try:
+            seen.update(f"{os.path.getsize(path)}\n".encode())
+        except OSError as error:
+            message = f"the picture {name} cannot be read ({error.strerror}); correct the list or the folder"
+            raise PictureError(message) from error
+    return seen.hexdigest()
+
+
 def extract_features(
     pictures: PictureList,
     backbone: Backbone,
@@ -174,29 +251,18 @@ def extract_features(
     batch_size: int = 64,
     verbose: int = 0,
 ) -> FeatureSet:
-    """Features of all pictures of a list, in shards of a directory.
+    """Features of all pictures of a list, in shards of a directory, new or one that the same call began.
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
-    of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number.
-
-    Args:
-        pictures: of `list_pictures`.
-        backbone: whose features.
-        directory: made if it is not there; else one that the same call began.
-        shard_size: pictures of a shard, which are in memory together.
-        batch_size: pictures of one forward pass.
-        verbose: 1 shows a progress bar with the time left.
-
-    Returns:
-        FeatureSet. Cost: one forward pass a picture.
+    of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number. Cost: one
+    forward pass a picture.
 
     Raises:
         PictureError: a picture cannot be read; it is named, and the shards before it stay.
         StoreError: the directory holds something else, or features of another backbone, picture size or source.
         InputError: an argument cannot be used.
     """
-    given = SimpleNamespace(shard_size=shard_size, batch_size=batch_size)
-    check_counts(given, {"shard_size": 1, "batch_size": 1})
+    check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
     index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
     folder, count = Path(directory).expanduser(), len(pictures.ids)
@@ -207,7 +273,7 @@ def extract_features(
     with tqdm(total=count, initial=count - left, **settings) as bar:
         for start in starts:
             part = pictures.read(slice(start, min(start + shard_size, count)))
-            rows = feature_matrix(part, backbone, batch_size=batch_size, progress=bar.update)
+            rows = feature_matrix(part, backbone, batch_size, bar.update)
             with replaced_file(_shard(folder, start // shard_size)) as place, place.open("wb") as file:
                 np.save(file, rows.numpy(), allow_pickle=False)
     for stray in folder.glob(".features-*.part"):  # of killed runs
@@ -216,11 +282,7 @@ def extract_features(
 
 
 def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
-    """What `extract_features` wrote.
-
-    Raises:
-        StoreError: the directory is missing, something else, or not finished.
-    """
+    """What `extract_features` wrote; a directory that is missing, something else, or not finished is refused."""
     folder = Path(directory).expanduser()
     index = _read_index(folder)
     if index is None:
@@ -230,8 +292,8 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     shards = [_shard(folder, i) for i in range(-(-count // size))]
     missing = [path.name for path in shards if not path.exists()]
     if missing:
-        message = f"{readable(folder)} is not finished: {some(missing)} of {len(shards)} shards missing"
-        message = f"{message}; run the extraction again"
+        message = f"{readable(folder)} is not finished: {some(missing)} of {len(shards)} shards missing; "
+        message += "run the extraction again"
         raise StoreError(message)
     features = open_features(shards)
     if features.count != count:
@@ -241,36 +303,13 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     return FeatureSet(features, labels, index["ids"], backbone=index["backbone"])
 
 
-def feature_matrix(
-    pictures: Pictures,
-    backbone: Backbone,
-    *,
-    batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
-) -> Tensor:
-    """Features of pictures in memory, (n, d) float32, not brought to length one.
-
-    Args:
-        pictures: at the size of the backbone's contract.
-        backbone: whose features.
-        batch_size: pictures of one forward pass.
-        progress: called with the number of pictures done after each batch.
-
-    Raises:
-        BackboneError: the pictures do not fit, or the features hold NaN or infinity.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-        >>> pictures = Pictures(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), None, ["a", "b", "c"])
-        >>> feature_matrix(pictures, Backbone(net, input_size=(3, 2, 2))).shape
-        torch.Size([3, 2])
-    """
+def feature_matrix(pictures: Pictures, backbone: Backbone, batch_size: int, progress: Callable[[int], Any]) -> Tensor:
+    """Features of pictures in memory, (n, d) float32; `progress` is told the number of each batch."""
     parts = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures.select(slice(start, start + batch_size))
         parts.append(mean_features(backbone, batch, batch_size, False).float().cpu())
-        if progress is not None:
-            progress(len(batch))
+        progress(len(batch))
     return torch.cat(parts)
 
 
@@ -293,8 +332,9 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
         "another backbone": theirs["digest"] == mine["digest"],
         "pictures of another size or preparation": theirs["contract"] == mine["contract"],
         "another list of pictures or labels": all(was[name] == index[name] for name in ("ids", "labels", "content")),
-        f"shard_size {was['shard_size']} and flip {was['flip']}": (was["shard_size"], was["flip"])
-        == (index["shard_size"], index["flip"]),
+        f"shard_size {was['shard_size']} and flip {was['flip']}": all(
+            was[name] == index[name] for name in ("shard_size", "flip")
+        ),
     }
     other = next((what for what, same in checks.items() if not same), None)
     if other is not None:

@@ -30,11 +30,6 @@ class Features:
         parts: (n_i, width) arrays and names of `.npy` files, one after the other.
         ends: (P,) rows up to the end of each part.
         width: numbers of a row.
-
-    Example:
-        >>> features = open_features(np.arange(10.0).reshape(5, 2))
-        >>> features.count, features.rows([3, 0]).tolist()
-        (5, [[6.0, 7.0], [0.0, 1.0]])
     """
 
     parts: tuple[NDArray[Any] | Path, ...]
@@ -47,11 +42,7 @@ class Features:
         return int(self.ends[-1])
 
     def rows(self, indices: Sequence[int] | NDArray[np.integer] | Tensor) -> Tensor:
-        """Some rows, (m, width) float32 in the order asked for.
-
-        Raises:
-            InputError: a file is no longer what it was when it was opened.
-        """
+        """Some rows, (m, width) float32 in the order asked for."""
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         found, place = np.empty((len(wanted), self.width), np.float32), np.searchsorted(self.ends, wanted, "right")
         for i in np.unique(place):
@@ -63,58 +54,41 @@ class Features:
 
 
 def open_features(source: Any) -> Features:
-    """Features as a source that is read in steps.
+    """Features as a source that is read in steps; no row is read yet, but what is no table of floats is refused.
 
-    Args:
-        source: `Features` (returned as they are), an array or tensor (n, d), a `.npy` file, a folder of `.npy` shards
-            of one width (joined in the order of their names), or a list of such files.
-
-    Returns:
-        Features. Cost: opening the files; no row is read.
-
-    Raises:
-        InputError: nothing is there, a part is empty or of another width, or it holds no floating-point table.
-
-    Example:
-        >>> open_features(np.zeros((4, 3), dtype=np.float16)).count
-        4
+    They are `Features` (returned as they are), an array or tensor (n, d), a `.npy` file, a folder of `.npy` shards of
+    one width (joined in the order of their names), or a list of such files.
     """
     if isinstance(source, Features):
         return source
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
-        return _open_files(_shards(path) if path.is_dir() else [path])
+        if not path.is_dir():
+            return _open_files([path])
+        files = sorted(part for part in path.glob("*.npy") if not part.name.startswith("."))
+        if not files:
+            message = f"the folder {readable(path)} holds no .npy file; give the folder with the shards of features"
+            raise InputError(message)
+        return _open_files(files)
     if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
         return _open_files([Path(part).expanduser() for part in source])
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         source = source.float() if source.dtype == torch.bfloat16 else source
     array = np.asarray(source)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        message = f"features of type {array.dtype} cannot be used; give numbers in float16, float32 or float64"
-        raise InputError(message)
-    _check_shape("the feature array", array.shape)
+    _check_table("the feature array", array.shape, array.dtype)
     return Features((array,), np.array([len(array)]), array.shape[1])
-
-
-def _shards(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*.npy") if not path.name.startswith("."))
-    if not files:
-        message = f"the folder {readable(folder)} holds no .npy file; give the folder with the shards of features"
-        raise InputError(message)
-    return files
 
 
 def _open_files(files: Sequence[Path]) -> Features:
     """The files one after the other, once each is seen to hold a table of one width."""
-    shapes = [_shape(path) for path in files]
-    width = shapes[0][1]
-    for path, shape in zip(files, shapes, strict=True):
-        if shape[1] != width:
-            widths = f"{readable(path)} has features of width {shape[1]}, but {readable(files[0])} of width {width}"
-            message = f"{widths}; give features of one backbone"
+    counts, widths = zip(*map(_shape, files), strict=True)
+    for path, width in zip(files, widths, strict=True):
+        if width != widths[0]:
+            message = f"{readable(path)} has features of width {width}, but {readable(files[0])} of width {widths[0]}"
+            message += "; give features of one backbone"
             raise InputError(message)
-    return Features(tuple(files), np.cumsum([shape[0] for shape in shapes]), width)
+    return Features(tuple(files), np.cumsum(counts), widths[0])
 
 
 def _shape(path: Path) -> tuple[int, int]:
@@ -132,10 +106,7 @@ def _shape(path: Path) -> tuple[int, int]:
     except ValueError as error:
         message = f"{name} is no .npy file ({error}); write features with numpy.save"
         raise InputError(message) from error
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        message = f"{name} holds values of type {dtype}; save features as float16, float32 or float64"
-        raise InputError(message)
-    _check_shape(name, shape)
+    _check_table(name, shape, dtype)
     if by_columns and 1 not in shape:
         message = f"{name} is stored column by column; save numpy.ascontiguousarray(features)"
         raise InputError(message)
@@ -145,7 +116,10 @@ def _shape(path: Path) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _check_shape(name: str, shape: tuple[int, ...]) -> None:
+def _check_table(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        message = f"{name} holds values of type {dtype}; give numbers in float16, float32 or float64"
+        raise InputError(message)
     if len(shape) != 2:
         message = f"{name} has the shape {shape}; features are a table (rows, width), one row a picture"
         raise InputError(message)
@@ -164,18 +138,9 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
-    """Euclidean lengths of feature vectors, (m,); cost one pass over `rows`.
+    """Euclidean lengths (m,) of feature vectors (m, d); those without a direction are refused.
 
-    Args:
-        rows: (m, d).
-        numbers: of the rows in their source, for the message: of the first, or (m,) of all.
-
-    Raises:
-        InputError: a row holds NaN or infinity, or has no direction (zero, or too long or short for its type).
-
-    Example:
-        >>> lengths(torch.tensor([[3.0, 4.0]])).tolist()
-        [5.0]
+    `numbers` are those of the rows in their source, for the message: of the first, or (m,) of all.
     """
     found = torch.linalg.vector_norm(rows, dim=1)
     broken = ~(torch.isfinite(found) & (found > 0))
@@ -197,21 +162,9 @@ def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
 def stream(
     features: Features, what: str, *, chunk: int = CHUNK, verbose: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """All rows as `(first row, (m, d) float32 rows, (m,) their lengths)`, `chunk` at a time.
+    """All rows as `(first row, (m, d) float32 rows, (m,) their lengths)`, `chunk` at a time, of which the memory is.
 
-    Args:
-        features: what to read.
-        what: the progress bar's name for the pass.
-        chunk: rows at a time, of which the memory is.
-        verbose: 1 shows a progress bar with the time left on anything over a second.
-
-    Raises:
-        InputError: a row holds NaN or infinity, or has no direction; it is named.
-
-    Example:
-        >>> features = open_features(np.array([[3.0, 4.0], [0.0, 2.0]]))
-        >>> [(first, norms.tolist()) for first, _, norms in stream(features, "lengths")]
-        [(0, [5.0, 2.0])]
+    `what` names the pass on the progress bar; a row that is broken or has no direction is refused by its number.
     """
     settings: dict[str, Any] = {"desc": what, "unit": "row", "unit_scale": True, "delay": 1.0, "disable": not verbose}
     with tqdm(total=features.count, **settings) as bar:
@@ -222,35 +175,12 @@ def stream(
 
 
 def read_labels(source: Any, count: int) -> NDArray[np.str_]:
-    """Names of the classes of all rows.
-
-    Args:
-        source: a `.npy` file of integers or text (never pickled objects), or a list or array of them; (count,).
-        count: of rows.
-
-    Returns:
-        (count,) text.
-
-    Raises:
-        InputError: the file cannot be read, or there is not exactly one label a row.
-
-    Example:
-        >>> read_labels([3, 3, 12], 3).tolist()
-        ['3', '3', '12']
-    """
-    name = "the list of labels"
-    if isinstance(source, str | os.PathLike):
-        name = readable(source)
-        try:
-            source = np.load(source, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            message = f"the labels {name} cannot be read ({error}); write integers or text with numpy.save"
-            raise InputError(message) from error
+    """Names (count,) of the classes of all rows, from a list or array of integers or text, exactly one a row."""
     labels = label_array(source)
     if labels.shape != (count,):
-        message = f"{name} has the shape {labels.shape} for {count} rows of features; give one label a row"
+        message = f"the list of labels has the shape {labels.shape} for {count} rows of features; give one label a row"
         raise InputError(message)
     if labels.dtype.kind == "f":
-        message = f"{name} holds numbers with a fraction ({labels.dtype}); give classes as integers or text"
+        message = f"the list of labels holds numbers with a fraction ({labels.dtype}); give classes as integers or text"
         raise InputError(message)
     return labels.astype(np.str_)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from tangentune._files import plain, replaced_file
+from tangentune._files import existing_ancestor, plain, replaced_file
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
@@ -206,10 +206,8 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise StoreError(message)
     version = document.get("format_version")
     if isinstance(version, int) and version > VERSION:
-        message = (
-            f"{name} has format version {version}, but this tangentune reads up to {VERSION}; "
-            "update it with: pip install --upgrade tangentune"
-        )
+        message = f"{name} has format version {version}, but this tangentune reads up to {VERSION}; "
+        message += "update it with: pip install --upgrade tangentune"
         raise StoreError(message)
     if document.get("digest") != content_digest(document):
         message = f"{name} is damaged or was edited by hand: it does not match its own digest; select again"
@@ -218,11 +216,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def check_manifest_path(path: str | os.PathLike[str]) -> Path:
-    """Refuse, before the work, a path that no manifest could be written to.
-
-    Raises:
-        StoreError: the ending is not .json, or the place cannot be written to.
-    """
+    """Refuse, before the work, a path that no manifest could be written to."""
     target = Path(path).expanduser()
     if target.suffix.lower() != ".json":
         message = f"a manifest ends in .json, which {readable(target)} does not"
@@ -232,15 +226,11 @@ def check_manifest_path(path: str | os.PathLike[str]) -> Path:
 
 
 def check_place(target: Path) -> None:
-    """Refuse, before the work, a path that no file could be written to.
-
-    Raises:
-        StoreError: it is a folder, or lies where nothing can be made.
-    """
+    """Refuse, before the work, a path that no file could be written to: a folder, or where nothing can be made."""
     if target.is_dir():
         message = f"cannot write {readable(target)}: it is a folder"
         raise StoreError(message)
-    above = next(folder for folder in target.absolute().parents if folder.exists())
+    above = existing_ancestor(target.absolute())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "may not be written to" if above.is_dir() else "is no folder"
         message = f"cannot write {readable(target)}: {readable(above)} {reason}"
@@ -248,12 +238,7 @@ def check_place(target: Path) -> None:
 
 
 def content_digest(document: dict[str, Any]) -> str:
-    """The sha256 of a document without its own "digest", as compact JSON with sorted keys.
-
-    Example:
-        >>> content_digest({"b": 1, "a": 2.5, "digest": "x"}) == content_digest({"a": 2.5, "b": 1})
-        True
-    """
+    """The sha256 of a document without its own "digest", as compact JSON with sorted keys."""
     content = {key: value for key, value in document.items() if key != "digest"}
     return hashlib.sha256(_compact(content).encode("ascii")).hexdigest()
 
@@ -300,12 +285,7 @@ def load_selected(
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's bytes, as hexadecimal text; `OSError` where it cannot be read.
-
-    Example:
-        >>> file_digest(os.devnull)[:8]
-        'e3b0c442'
-    """
+    """The sha256 of a file's bytes, as hexadecimal text; `OSError` where it cannot be read."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -338,8 +318,7 @@ def _checked_rows(known: Manifest, source: Any, contract: DataContract, verbose:
     chosen = contract if before is None else DataContract.from_dict(before)
     given = load_pictures(source, contract=chosen, verbose=verbose, need_labels=False)
     places = {name: i for i, name in enumerate(picture_names(given))}
-    problems = [f"{name} is missing" for name in known.ids if name not in places]
-    _refuse(problems, len(known))
+    _refuse([f"{name} is missing" for name in known.ids if name not in places], len(known))
     rows = [places[name] for name in known.ids]
     digests = pictures_digest(given.pixels[rows])
     pairs = zip(known.ids, known.sha256, digests, strict=True)
@@ -356,10 +335,8 @@ def picture_names(pictures: Pictures) -> list[str]:
 
 def _refuse(problems: Sequence[str], count: int, where: str = "") -> None:
     if problems:
-        message = (
-            f"{len(problems)} of {count} selected pictures{where} are not those that were chosen: "
-            f"{some(problems, 1)}; give source= where they are, or select again"
-        )
+        message = f"{len(problems)} of {count} selected pictures{where} are not those that were chosen: "
+        message += f"{some(problems, 1)}; give source= where they are, or select again"
         raise PictureError(message)
 
 

@@ -41,14 +41,7 @@ class ClassSums:
     counts: Tensor
 
     def prototypes(self, centre: Tensor | None = None) -> Tensor:
-        """Mean directions of the classes, (C, d) float64 of length one.
-
-        Args:
-            centre: (d,) what is taken off the mean unit features first.
-
-        Raises:
-            InputError: the features of a class cancel out.
-        """
+        """Mean directions of the classes, (C, d) float64 of length one; `centre` (d,) is taken off the means first."""
         sums = self.sums if centre is None else self.sums - self.counts[:, None] * centre
         norms = sums.norm(dim=1)
         cancelled = (norms <= 1e-12 * self.counts).nonzero().flatten().tolist()
@@ -60,23 +53,10 @@ class ClassSums:
 
 
 def class_sums(source: Any, labels: Any, *, chunk: int = CHUNK, verbose: int = 0) -> ClassSums:
-    """Sums of unit features by class, in one pass over features of any number.
+    """Sums of unit features by class, of what `open_features` takes, one label a row.
 
-    Args:
-        source: what `open_features` takes.
-        labels: what `read_labels` takes, one a row.
-        chunk: rows read at a time; the sums do not depend on it but for float64 rounding.
-        verbose: 1 shows a progress bar with the time left.
-
-    Returns:
-        ClassSums. Cost: reading the features once; memory a chunk and twice the sums.
-
-    Raises:
-        InputError: labels do not fit, or a row has no direction.
-
-    Example:
-        >>> class_sums(np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), ["b", "a", "b"]).sums.tolist()
-        [[0.0, 1.0], [2.0, 0.0]]
+    Cost: reading the features once; memory a chunk of rows, on which nothing but float64 rounding depends, and twice
+    the sums.
     """
     features = open_features(source)
     names, members = np.unique(read_labels(labels, features.count), return_inverse=True)
@@ -96,25 +76,7 @@ def cluster_names(
 
     The sample is chosen by hashing row numbers with the seed, so nothing depends on how the rows are read. Of rows of
     length one, k-means maximises the sum of products with the centres; a row goes to the centre of the largest cosine.
-
-    Args:
-        features: in any number.
-        n_clusters: number of clusters; there can be fewer if directions repeat.
-        seed: of the sample and of k-means.
-        chunk: rows read at a time.
-        verbose: 1 shows a progress bar with the time left.
-
-    Returns:
-        (n,) names. Cost `2 n d K` flops; memory the sample (64 rows a cluster, at least 4,096), a chunk, the names.
-
-    Raises:
-        InputError: more clusters than rows, or a row without a direction.
-
-    Example:
-        >>> rows = open_features(np.array([[1.0, 0.0], [5.0, 0.1], [0.0, 2.0], [0.1, 3.0]]))
-        >>> names = cluster_names(rows, 2)
-        >>> bool(names[0] == names[1] != names[2] == names[3])
-        True
+    There can be fewer clusters if directions repeat. Cost `2 n d K` flops; memory the sample, a chunk, the names.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
@@ -168,17 +130,7 @@ class Prototypes:
 def make_prototypes(
     target: FeatureSet, source: FeatureSet, settings: SelectionSettings, *, verbose: int = 0
 ) -> Prototypes:
-    """Class means of both sides, in one pass over each; with clusters, one more over the source.
-
-    Args:
-        target: with labels of at least two classes.
-        source: with labels, or with clusters.
-        settings: of which the clusters, their seed and the centre matter.
-        verbose: 1 shows progress bars.
-
-    Raises:
-        InputError: one class only, no labels and no clusters, features of different widths, or a broken row.
-    """
+    """Class means of both sides, in one pass over each; with clusters, one more over the source."""
     if target.labels is None:
         message = "the target's pictures have no labels; give class folders, a CSV file with labels, or target_labels="
         raise InputError(message)
@@ -190,10 +142,8 @@ def make_prototypes(
         message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
         raise InputError(message)
     if source.features.width != target.features.width:
-        message = (
-            f"source features have {source.features.width} numbers and target features {target.features.width}; "
-            "take both from one backbone"
-        )
+        message = f"source features have {source.features.width} numbers and target features {target.features.width}; "
+        message += "take both from one backbone"
         raise InputError(message)
     if target.backbone and source.backbone and target.backbone["digest"] != source.backbone["digest"]:
         message = "the target's features come from another backbone than the source's; take both from one"

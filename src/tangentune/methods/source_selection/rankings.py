@@ -45,20 +45,10 @@ class Scorer:
         return self.log_weights is not None
 
     def cosines(self, rows: Tensor, norms: Tensor) -> Tensor:
-        """Cosines (m, K) of features with the prototypes, the centre taken off the unit features first.
+        """Cosines (m, K) of features (m, d) of lengths `norms` with the prototypes, in their precision.
 
-        Args:
-            rows: (m, d) of the prototypes' precision.
-            norms: (m,) their lengths, not 0.
-
-        Returns:
-            (m, K). Cost: one product of matrices; what follows it has K columns instead of d. With unit rows u and
-            centre c the cosine is `(u - c)'p / |u - c|`, where `|u - c|^2 = 1 + |c|^2 - 2 u'c`.
-
-        Example:
-            >>> scorer = Scorer(torch.eye(2), centre=torch.tensor([0.5, 0.0]))
-            >>> scorer.cosines(torch.tensor([[2.0, 0.0]]), torch.tensor([2.0])).tolist()
-            [[1.0, 0.0]]
+        The centre c is taken off the unit features u first: the cosine is `(u - c)'p / |u - c|`, where
+        `|u - c|^2 = 1 + |c|^2 - 2 u'c`. Cost: one product of matrices; what follows it has K columns instead of d.
         """
         found = torch.mm(rows, self.prototypes.mT).mul_(norms.reciprocal()[:, None])
         if self.centre is None:
@@ -68,17 +58,10 @@ class Scorer:
         return found.sub_(torch.mv(self.prototypes, self.centre)).mul_(left.rsqrt_()[:, None])
 
     def scores(self, cosines: Tensor) -> Tensor:
-        """One score a row, (n,), higher is better; of transport the logarithm of the row mass of a source of mass 1.
+        """One score (n,) for each row of cosines (n, K), higher is better.
 
-        Args:
-            cosines: (n, K) with the prototypes, of their precision.
-
-        Returns:
-            (n,) `power * log sum_j exp(log_weights_j - (1 - cosine_j) / temperature)`, or the largest cosine.
-
-        Example:
-            >>> Scorer(torch.eye(2)).scores(torch.tensor([[0.2, 0.5], [0.0, -0.25]])).tolist()
-            [0.5, 0.0]
+        The largest cosine; or of transport `power * log sum_j exp(log_weights_j - (1 - cosine_j) / temperature)`, the
+        logarithm of the row mass of a source of mass 1.
         """
         if self.log_weights is None:
             return cosines.amax(1)
@@ -87,36 +70,16 @@ class Scorer:
         return exponents.sub_(top).exp_().sum(1).log_().add_(top[:, 0]).mul_(self.power)
 
     def shares(self, cosines: Tensor) -> Tensor:
-        """For which target each row would serve, (n, K), rows sum to 1: of its mass in the plan, or its nearest target.
-
-        Args:
-            cosines: (n, K) with the prototypes.
-
-        Example:
-            >>> Scorer(torch.eye(2)).shares(torch.tensor([[0.2, 0.5]])).tolist()
-            [[0.0, 1.0]]
-        """
+        """For which target each row would serve, (n, K), rows sum to 1: of its mass in the plan, or its nearest one."""
         if self.log_weights is None:
             return one_hot(cosines.argmax(1), len(self.prototypes)).to(cosines.dtype)
         return torch.softmax(self._exponents(cosines), 1)
 
     def served(self, cosines: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and what each row gives each target, without exponentials beyond those of the scores.
+        """Scores (n,) and what each row gives each target, (n, K): log of transported mass, or the cosines.
 
-        The plan's entry of a row with score s is `T_ij = exp(s_i) share_ij`, so that its logarithm is
-        `log v_j - (1 - cos_ij) / temperature + s_i (1 - 1 / power)`.
-
-        Args:
-            cosines: (n, K).
-
-        Returns:
-            (n,) scores; (n, K) log of transported mass, or the cosines.
-
-        Example:
-            >>> scorer, cosines = Scorer(torch.eye(2), torch.zeros(2), 0.5, 0.5), torch.tensor([[0.25, 0.5]])
-            >>> scores, served = scorer.served(cosines)
-            >>> torch.allclose(served.exp(), scores.exp()[:, None] * scorer.shares(cosines))
-            True
+        The plan's entry of a row with score s is `T_ij = exp(s_i) share_ij`, so that its logarithm, without further
+        exponentials, is `log v_j - (1 - cos_ij) / temperature + s_i (1 - 1 / power)`.
         """
         scores = self.scores(cosines)
         if self.log_weights is None:
@@ -172,35 +135,17 @@ def rank(
     target_mass: Tensor | None = None,
     centre: Tensor | None = None,
 ) -> Ranking:
-    """Rank source prototypes (classes, clusters) for a set of targets.
+    """Rank source prototypes (n, d) for targets (K, d), both float64, of which the directions count.
 
-    "uot": row mass of unbalanced transport at the cost `(1 - cosine) / cost_scale`. "nearest": cosine with the nearest
-    target. "random": seeded. "all": as given.
+    "uot": row mass of unbalanced transport at the cost `(1 - cosine) / cost_scale`, between `source_mass` (n,) and
+    `target_mass` (K,), None for ones. "nearest": cosine with the nearest target. "random": seeded. "all": as given.
+    `centre` (d,) was taken off the prototypes and is for the scorer to take off the pictures that it scores.
 
-    Args:
-        settings: which method, and with what. The paper's code has a cost scale of 0.1, where the ranking is close to
-            that of plain kernel sums, and 100 for the penalty of the target masses; at infinity every target is served
-            in full, also those that nothing resembles. With no penalty of the source masses the score is the soft
-            nearest target.
-        source: (n, d) float64 prototypes; directions count, lengths do not.
-        target: (K, d) likewise.
-        source_mass: (n,) of "uot", such as class counts; None: ones.
-        target_mass: (K,) of "uot"; None: ones.
-        centre: (d,) what was taken off the prototypes, for the scorer to take off the pictures that it scores.
-
-    Returns:
-        The ranking, the same at every call. With unit source masses the scores of "uot" are the logarithms of the
-        plan's row sums. Cost `n d K`, and that of the transport.
+    The paper's code has a cost scale of 0.1, where the ranking is close to that of plain kernel sums, and 100 for the
+    penalty of the target masses; at infinity every target is served in full, also those that nothing resembles. With no
+    penalty of the source masses the score is the soft nearest target.
 
     Source: Liu, Xu, Xu, Qian, Li, Ji, Chan, Jin 2022, "Improved Fine-tuning by Leveraging Pre-training Data".
-
-    Example:
-        >>> source = torch.eye(3).double()[[2, 0, 1]]
-        >>> rank(SelectionSettings(budget=1, method="nearest"), source, source[1:]).order.tolist()
-        [1, 2, 0]
-        >>> made = rank(SelectionSettings(budget=1), source, source[1:])
-        >>> bool((made.scores.exp() - made.plan.source_mass).abs().max() < 1e-12)
-        True
     """
     source, target = (normalize(rows, dim=1) for rows in (source, target))
     cosines, (sources, targets) = source @ target.mT, (normalize(rows, dim=1) for rows in (source, target))
@@ -231,15 +176,7 @@ def rank(
 
 
 def descending(scores: Tensor) -> Tensor:
-    """Positions from the highest score to the lowest, the earlier first where scores are equal.
-
-    Raises:
-        InputError: a score is NaN.
-
-    Example:
-        >>> descending(torch.tensor([1.0, 3.0, 1.0])).tolist()
-        [1, 0, 2]
-    """
+    """Positions from the highest score to the lowest, the earlier first where scores are equal; NaN is refused."""
     if bool(scores.isnan().any()):
         message = f"{int(scores.isnan().sum())} scores are NaN; look for broken features"
         raise InputError(message)
@@ -247,20 +184,10 @@ def descending(scores: Tensor) -> Tensor:
 
 
 def random_scores(indices: Tensor, seed: int = 0) -> Tensor:
-    """A number in [0, 1) for every index that depends on the index and the seed alone, so not on how many there are.
+    """A number in [0, 1), float64, for every index (n,); it depends on that and the seed alone, not on the others.
 
-    Args:
-        indices: (n,) whole numbers, none negative.
-        seed: another seed gives numbers that have nothing to do with the first one's.
-
-    Returns:
-        (n,) float64, the 53 upper bits of a hash.
-
-    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64's finaliser).
-
-    Example:
-        >>> bool(random_scores(torch.tensor([7]))[0] == random_scores(torch.arange(10))[7])
-        True
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64's finaliser), of whose
+    hash these are the 53 upper bits.
     """
     start = _mixed(np.array([seed % 2**64], dtype=np.uint64))
     bits = _mixed(indices.numpy().astype(np.uint64) + start) >> np.uint64(11)

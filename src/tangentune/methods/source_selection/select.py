@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune.errors import InputError, PictureError
-from tangentune.methods.source_selection.feature_sets import holds_features, open_set
+from tangentune.methods.source_selection.extract import holds_features, open_set
 from tangentune.methods.source_selection.manifest import Manifest
 from tangentune.methods.source_selection.picking import Picked, pick_classes, pick_pictures
 from tangentune.methods.source_selection.prototypes import Prototypes, make_prototypes
@@ -24,24 +24,7 @@ from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.pictures.files import find_files
 from tangentune.pictures.names import readable, some
 
-COMPARED = ("uot", "random", "nearest")
 _DIGITS = 9  # of the tables' shares: what follows depends on the machine
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Overlap:
-    """Of what the rows' methods choose under one budget, the shares that the columns' methods choose as well.
-
-    Attributes:
-        methods: m names.
-        shares: (m, m) in [0, 1], 1 on the diagonal.
-        budget: what each of them was given, in words.
-    """
-
-    methods: tuple[str, ...]
-    shares: NDArray[np.float64]
-    budget: str
 
 
 @final
@@ -53,13 +36,11 @@ class Selection:
         manifest: what `write_manifest` writes and the fits read; its `notes` belong to the user.
         ranking: of the source classes or clusters, `source_classes`, for the target classes.
         source_classes: names, in the order of the ranking's numbers.
-        overlap: with the other methods, where it was asked for.
     """
 
     manifest: Manifest
     ranking: Ranking
     source_classes: tuple[str, ...]
-    overlap: Overlap | None = None
 
 
 def select_source(
@@ -69,7 +50,6 @@ def select_source(
     *,
     target_labels: Any = None,
     source_labels: Any = None,
-    compare: bool = False,
     cache: str | Path | None = None,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -85,7 +65,6 @@ def select_source(
         backbone: whose penultimate features are compared; None where both sides are features already.
         target_labels: one a picture, where the target has none itself.
         source_labels: likewise.
-        compare: also choose by every other method, and say what they have in common.
         cache: folder for extracted features, so that a stopped run goes on; the next selection uses them again.
         batch_size: pictures that go through the network at a time.
         on_error: "raise" or "skip", for files that cannot be read.
@@ -115,7 +94,12 @@ def select_source(
         >>> found.manifest.ids, found.manifest.targets
         (('2', '1'), ('b', 'a'))
     """
-    known = settings_of(settings)
+    names = {one.name for one in fields(SelectionSettings)}
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        message = f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(names))}"
+        raise InputError(message)
+    known = SelectionSettings(**settings)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     folder = None if cache is None else Path(cache).expanduser()
@@ -127,49 +111,12 @@ def select_source(
         open_set(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
     ):
         made = make_prototypes(wanted, offered, known, verbose=verbose)
-        found = select_prototypes(made, known, verbose=verbose)
-        if compare and known.budget is not None:
-            found = replace(found, overlap=compare_methods(made, known, verbose=verbose))
-    return found
+        return select_prototypes(made, known, verbose=verbose)
 
 
 def select_prototypes(made: Prototypes, settings: SelectionSettings, *, verbose: int = 0) -> Selection:
-    """A selection from features that are there already, as `select_source` makes it.
-
-    Args:
-        made: both sides.
-        settings: how to choose; clusters and their seed as in `made`.
-        verbose: 1 shows progress bars.
-    """
+    """A selection from features that are there already, as `select_source` makes it."""
     settings = settings.for_targets(len(made.targets))
-    ranking, picked = _pick(made, settings, verbose)
-    return Selection(_manifest(made, settings, ranking, picked, verbose), ranking, made.source_sums.names)
-
-
-def compare_methods(made: Prototypes, settings: SelectionSettings, *, verbose: int = 0) -> Overlap:
-    """What every method would choose of the same prototypes under the same budget, and how much they have in common.
-
-    Args:
-        made: both sides.
-        settings: whose method does not matter; with a budget. Where masses of classes are divided ("nested"), the
-            methods that have none rank single pictures.
-        verbose: 1 shows progress bars.
-
-    Cost: that of three selections, without the extraction of features.
-    """
-    chosen = []
-    for method in COMPARED:
-        plain = settings.candidates == "nested" and method != "uot"
-        granularity = "pictures" if plain else settings.granularity
-        other = replace(settings, method=method, granularity=granularity).for_targets(len(made.targets))
-        chosen.append(set(_pick(made, other, verbose)[1].rows.tolist()))
-    shares = np.array([[len(mine & its) / len(mine) for its in chosen] for mine in chosen])
-    amount = f"{settings.budget:g}" if settings.unit == "mass" else f"{settings.budget:,.0f}"
-    words = {"pictures": "pictures", "classes": "classes with all their pictures", "mass": "of the mass"}
-    return Overlap(COMPARED, shares, f"{amount} {words[settings.unit]}")
-
-
-def _pick(made: Prototypes, settings: SelectionSettings, verbose: int) -> tuple[Ranking, Picked]:
     source_mass = target_mass = None
     if settings.marginals == "counts":
         counts = (sums.counts.double() for sums in (made.source_sums, made.target_sums))
@@ -177,8 +124,10 @@ def _pick(made: Prototypes, settings: SelectionSettings, verbose: int) -> tuple[
     masses = {"source_mass": source_mass, "target_mass": target_mass}
     ranking = rank(settings, made.sources, made.targets, **masses, centre=made.centre)
     if settings.candidates == "classes":
-        return ranking, pick_classes(made, ranking, settings)
-    return ranking, pick_pictures(made, ranking, settings, verbose=verbose)
+        picked = pick_classes(made, ranking, settings)
+    else:
+        picked = pick_pictures(made, ranking, settings, verbose=verbose)
+    return Selection(_manifest(made, settings, ranking, picked, verbose), ranking, made.source_sums.names)
 
 
 def _manifest(
@@ -189,7 +138,7 @@ def _manifest(
     names, members = made.target_sums.names, made.source_sums.members[rows]
     best, digests, own = picked.shares.argmax(1), source.digests(rows, verbose), target.digests(range(len(target.ids)))
     described = source.backbone or {"name": "features", "contract": None, "digest": None}
-    ids = [str(source.ids[i]) for i in rows]
+    ids, content = [str(source.ids[i]) for i in rows], json.dumps([own, np.asarray(target.labels).tolist()])
     return Manifest(
         settings=settings.recorded(),
         backbone={key: described[key] for key in ("name", "contract", "digest")},
@@ -198,7 +147,7 @@ def _manifest(
             "root": target.root,
             "count": target.features.count,
             "classes": list(names),
-            "digest": None if None in own else _digest([own, np.asarray(target.labels).tolist()]),
+            "digest": None if None in own else hashlib.sha256(content.encode()).hexdigest(),
         },
         ids=tuple(ids),
         sha256=tuple(digests),
@@ -226,19 +175,18 @@ def _class_table(made: Prototypes, ranking: Ranking, members: NDArray[np.int64])
 def _coverage(names: Sequence[str], picked: Picked) -> tuple[dict[str, Any], ...]:
     best, weights = picked.shares.argmax(1).numpy(), picked.weights.numpy()
     share, nearness = weights @ picked.shares.numpy() / weights.sum(), picked.cosines.numpy()[range(len(best)), best]
-    rows = []
-    for k, name in enumerate(names):
-        for_it, covered = best == k, float(picked.coverage[k])
-        rows.append(
-            {
-                "target": name,
-                "pictures": int(for_it.sum()),
-                "share": round(float(share[k]), _DIGITS),
-                "covered": round(min(covered, 1.0), _DIGITS) if np.isfinite(covered) else None,
-                "similarity": round(float(nearness[for_it].mean()), _DIGITS) if for_it.any() else None,
-            }
-        )
-    return tuple(rows)
+    each = (best == k for k in range(len(names)))
+    rows = zip(names, share.tolist(), picked.coverage.tolist(), each, strict=True)
+    return tuple(
+        {
+            "target": name,
+            "pictures": int(for_it.sum()),
+            "share": round(weight, _DIGITS),
+            "covered": round(min(covered, 1.0), _DIGITS) if np.isfinite(covered) else None,
+            "similarity": round(float(nearness[for_it].mean()), _DIGITS) if for_it.any() else None,
+        }
+        for name, weight, covered, for_it in rows
+    )
 
 
 def _copies(target: dict[str | None, Any], digests: Sequence[str | None], ids: Sequence[str]) -> tuple[str, ...]:
@@ -252,10 +200,6 @@ def _copies(target: dict[str | None, Any], digests: Sequence[str | None], ids: S
     return (f"{len(same)} chosen pictures are target pictures themselves: {some(same, 3)}",)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _refuse_unlabelled(source: Any) -> None:
     """A folder or table that would do if it only had classes."""
     if not isinstance(source, str | os.PathLike) or holds_features(source):
@@ -267,22 +211,6 @@ def _refuse_unlabelled(source: Any) -> None:
             find_files(source, need_labels=False)
         except PictureError:
             raise error from None  # it lacks more than classes
-        message = (
-            f"the source {readable(source)} has no classes; sort it into class folders, or set clusters to the number "
-            "of groups to divide it into"
-        )
+        message = f"the source {readable(source)} has no classes; sort it into class folders, or set clusters to the "
+        message += "number of groups to divide it into"
         raise InputError(message) from error
-
-
-def settings_of(given: dict[str, Any]) -> SelectionSettings:
-    """Settings from keyword arguments.
-
-    Raises:
-        InputError: an unknown one, or as `SelectionSettings`.
-    """
-    known = {one.name for one in fields(SelectionSettings)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        message = f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(known))}"
-        raise InputError(message)
-    return SelectionSettings(**given)

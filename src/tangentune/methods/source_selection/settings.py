@@ -26,13 +26,6 @@ class Budget:
         kind: "classes": so many candidates (classes or clusters, each with all its pictures); "pictures": so many
             pictures; "mass": the best candidates that together hold this share of the row mass.
         amount: a whole number, or a share above 0 and up to 1.
-
-    Raises:
-        InputError: another kind, or an amount out of range.
-
-    Example:
-        >>> Budget("mass", 0.5).amount
-        0.5
     """
 
     kind: Literal["classes", "pictures", "mass"]
@@ -78,16 +71,12 @@ class SelectionSettings:
 
     Raises:
         InputError: a setting is out of range, or two do not go together.
-
-    Example:
-        >>> SelectionSettings(budget=10, unit="classes").candidates
-        'classes'
     """
 
     budget: float | None = None
     unit: Literal["pictures", "classes", "mass"] = "pictures"
     method: Literal["uot", "random", "all", "nearest"] = "uot"
-    granularity: str | None = None
+    granularity: Literal["pictures", "classes", "nested", None] = None
     quota: int | None = None
     clusters: int | None = None
     cost_scale: float = COST_SCALE
@@ -101,17 +90,12 @@ class SelectionSettings:
     def __post_init__(self) -> None:
         """Check."""
         check_words(self)
-        if self.quota is not None:
-            check_counts(self, {"quota": 0})
-        if self.clusters is not None:
-            check_counts(self, {"clusters": 2})
+        lowest = {"quota": 0, "clusters": 2}
+        check_counts(self, {name: low for name, low in lowest.items() if getattr(self, name) is not None})
         check_positive(self, "cost_scale", "eps")
         check_numbers(self, ("tau_source",), lambda value: value >= 0, "a number of at least 0")
         if self.tau_target != math.inf:
             check_numbers(self, ("tau_target",), lambda value: value >= 0, "a number of at least 0, or infinite")
-        if self.granularity not in (None, "pictures", "classes", "nested"):
-            message = f"granularity is {self.granularity!r}; use 'pictures', 'classes', 'nested' or None"
-            raise InputError(message)
         if self.granularity == "nested" and self.method != "uot":
             message = f"granularity 'nested' divides masses of classes, which the method {self.method!r} has none of"
             raise InputError(message)
@@ -119,11 +103,9 @@ class SelectionSettings:
             message = "a budget of classes takes whole classes; use unit='pictures' to choose single ones"
             raise InputError(message)
         if (self.budget is None) != (self.method == "all"):
-            message = (
-                "the method 'all' takes every picture; leave the budget out"
-                if self.method == "all"
-                else f"the method {self.method!r} needs a budget"
-            )
+            message = f"the method {self.method!r} needs a budget"
+            if self.method == "all":
+                message = "the method 'all' takes every picture; leave the budget out"
             raise InputError(message)
         self.amount  # noqa: B018  # checks it
 
@@ -139,12 +121,7 @@ class SelectionSettings:
         return self.granularity or ("classes" if self.unit == "classes" else alone)
 
     def for_targets(self, count: int) -> SelectionSettings:
-        """The same settings with the quota that they mean for so many target classes.
-
-        Example:
-            >>> SelectionSettings(budget=35).for_targets(10).quota
-            3
-        """
+        """The same settings with the quota that they mean for so many target classes."""
         if self.quota is not None:
             return self
         even = self.budget is not None and self.unit == "pictures" and self.candidates == "nested"

@@ -111,18 +111,9 @@ def unbalanced_sinkhorn(
     return TransportPlan(plan, plan.sum(1), plan.sum(0), eps * log_u, eps * log_v, iterations, error)
 
 
-def _as_tensor(array: Array) -> Tensor:
-    """A tensor without its gradients; an array, read-only ones too, as a copy."""
-    return array.detach() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-
-
 @final
 class _LogSums:
-    """`log(M w)` for log-scalings `log w`, by the softmax of `log M + log w` for a `log w` nearby.
-
-    Args:
-        log_matrix: (p, q).
-    """
+    """`log(M w)` for log-scalings `log w` of `log M` (p, q), by the softmax of `log M + log w` for a `log w` nearby."""
 
     def __init__(self, log_matrix: Tensor) -> None:
         self.log_matrix = log_matrix
@@ -145,11 +136,7 @@ class _LogSums:
 
 @final
 class _HalfSteps:
-    """Both half-steps' `log(K v)` and `log(K' u)`, from one matrix as long as that is safe.
-
-    Args:
-        log_kernel: (n, m).
-    """
+    """Both half-steps' `log(K v)` and `log(K' u)`, from one matrix `log K` (n, m) as long as that is safe."""
 
     def __init__(self, log_kernel: Tensor) -> None:
         self.over_targets, self._columns = _LogSums(log_kernel), None
@@ -171,12 +158,7 @@ class _HalfSteps:
 
 
 def _rounds(
-    log_kernel: Tensor,
-    log_a: Tensor,
-    log_b: Tensor,
-    powers: tuple[float, float],
-    tolerance: float,
-    max_iterations: int,
+    log_kernel: Tensor, log_a: Tensor, log_b: Tensor, powers: tuple[float, float], tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, int, float]:
     """The logarithms of u and v, the rounds taken and the bound on their error."""
     half_steps, (g, h), balanced = _HalfSteps(log_kernel), powers, powers == (1.0, 1.0)
@@ -188,22 +170,16 @@ def _rounds(
         log_u = g * (log_a - half_steps.over_targets(log_v))
         rounding = smallest * (1 + float(log_v.abs().amax()))
         if iteration > 1:
-            change = _size(log_v - previous, balanced)
+            moved = log_v - previous  # where only differences of potentials matter, up to a constant
+            change = float((moved.amax() - moved.amin()) / 2 if balanced else moved.abs().amax())
         rate = min(change / before, 1.0) if balanced and before < math.inf else g * h
         error = _bound(rate, max(change, rounding))
         if error <= tolerance or change <= rounding:
             return log_u, log_v, iteration, error
-    message = (
-        f"unbalanced Sinkhorn stopped after {max_iterations} rounds with potentials known to {error:.1e} only, not to "
-        f"{tolerance:.1e}; raise max_iterations, or lower the penalties relative to eps"
-    )
+    message = f"unbalanced Sinkhorn stopped after {max_iterations} rounds with potentials known to {error:.1e} only, "
+    message += f"not to {tolerance:.1e}; raise max_iterations, or lower the penalties relative to eps"
     warnings.warn(message, RuntimeWarning, stacklevel=3)
     return log_u, log_v, max_iterations, error
-
-
-def _size(change: Tensor, balanced: bool) -> float:
-    """Largest entry; up to a constant where only differences of potentials matter."""
-    return float((change.amax() - change.amin()) / 2 if balanced else change.abs().amax())
 
 
 def _bound(rate: float, change: float) -> float:
@@ -222,14 +198,13 @@ def _checked(
     cost: Array, a: Array, b: Array, eps: float, tau_source: float, tau_target: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The arrays in one precision on one device, once they state a problem."""
-    cost = _as_tensor(cost)
+    # Without gradients; arrays, read-only ones too, as copies.
+    cost, a, b = (x.detach() if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x in (cost, a, b))
     cost = cost if cost.dtype == torch.float32 else cost.double()
-    a, b = (_as_tensor(masses).to(cost) for masses in (a, b))
+    a, b = a.to(cost), b.to(cost)
     if cost.dim() != 2 or not cost.numel() or a.shape != cost.shape[:1] or b.shape != cost.shape[1:]:
-        message = (
-            f"a cost between n sources and m targets is (n, m) with masses (n,) and (m,), none empty, "
-            f"not {tuple(cost.shape)} with {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        message = "a cost between n sources and m targets is (n, m) with masses (n,) and (m,), none empty, "
+        message += f"not {tuple(cost.shape)} with {tuple(a.shape)} and {tuple(b.shape)}"
         raise InputError(message)
     if not bool(torch.isfinite(cost).all()):
         message = "the cost must be finite; look for broken features or rows of zeros"
@@ -245,16 +220,10 @@ def _checked(
         if not tau >= 0:
             message = f"{name} is {tau}; a marginal's penalty is 0 or more, infinity for an exact marginal"
             raise InputError(message)
-    if _power(tau_source, eps) == _power(tau_target, eps) == 1:
-        _check_totals(a, b)
-    return cost, a, b
-
-
-def _check_totals(a: Tensor, b: Tensor) -> None:
     source, target = float(a.double().sum()), float(b.double().sum())
-    if abs(source - target) > math.sqrt(torch.finfo(a.dtype).eps) * (source + target):
-        message = (
-            f"two exact marginals need the same total mass, and here a sums to {source:g} and b to {target:g}; "
-            "scale one of them, or give one a finite tau"
-        )
+    apart = abs(source - target) > math.sqrt(torch.finfo(a.dtype).eps) * (source + target)
+    if apart and _power(tau_source, eps) == _power(tau_target, eps) == 1:
+        message = f"two exact marginals need the same total mass, and here a sums to {source:g} and b to {target:g}; "
+        message += "scale one of them, or give one a finite tau"
         raise InputError(message)
+    return cost, a, b
