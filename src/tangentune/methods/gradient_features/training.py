@@ -40,13 +40,9 @@ _EPSILON = 1e-8
 @final
 @dataclass(frozen=True, eq=False)
 class CachedActivations:
-    """Activations at the cut.
+    """Activations at the cut."""
 
-    Attributes:
-        views: one (n, ...) tensor, or a second one of the mirrored pictures.
-    """
-
-    views: tuple[Tensor, ...]
+    views: tuple[Tensor, ...]  # one (n, ...) tensor, or a second one of the mirrored pictures
 
     def __call__(self, rows: Tensor, mirrored: Tensor | None) -> Tensor:
         """Activations of some pictures, some of them mirrored."""
@@ -57,15 +53,10 @@ class CachedActivations:
 @final
 @dataclass(frozen=True, eq=False)
 class FreshInputs:
-    """Network inputs, made from the pixels at every step.
+    """Network inputs, made from the pixels at every step."""
 
-    Attributes:
-        backbone: for its contract.
-        pixels: (n, ...).
-    """
-
-    backbone: Backbone
-    pixels: Tensor
+    backbone: Backbone  # for its contract
+    pixels: Tensor  # (n, ...)
 
     def __call__(self, rows: Tensor, mirrored: Tensor | None) -> Tensor:
         """Network inputs of some pictures, some of them mirrored."""
@@ -90,9 +81,6 @@ def train(
         settings: rates and the rest.
         flip: whether there are mirrored inputs to draw from.
         verbose: 1 shows a progress bar.
-
-    Raises:
-        DivergedError: the loss or the tangent became NaN or infinite.
     """
     u, n, losses = dict(lin.tangent.named_parameters()), len(positions), []
 
@@ -134,12 +122,7 @@ def gradient(
 
 
 def ntk_scale(parameter: Tensor) -> float:
-    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors.
-
-    Example:
-        >>> ntk_scale(torch.zeros(50, 3, 3, 3)), ntk_scale(torch.zeros(50))
-        (0.02, 0.1)
-    """
+    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors."""
     return 1 / parameter.shape[0] if parameter.ndim > 1 else VECTOR_SCALE
 
 

@@ -20,11 +20,7 @@ from tangentune.solvers.pcg import pcg
 def conjugate(
     objective: Objective, settings: LQFSettings, progress: Progress, precondition: Precondition
 ) -> TangentVector:
-    """Iterate until the tolerance or the cap (`settings.epochs`) is met; the tangent.
-
-    Raises:
-        InputError: the preconditioned problem is not positive definite, or something is not finite.
-    """
+    """Iterate until the tolerance or the cap (`settings.epochs`) is met; the tangent."""
     zero = objective.lin.zeros()
     gradient = progress.measure(objective, zero)
     steps = _Steps(objective, progress, zero, settings.epochs)
@@ -60,8 +56,8 @@ def shaped(vector: Tensor, like: TangentVector) -> TangentVector:
 class _Steps:
     """Products with the Hessian, and the objective after every step without a product of its own.
 
-    A step s along a direction d is its exact minimiser, so it lowers the objective by `1/2 s^T H s`, and `H s` is
-    `H d` times |s| / |d|.
+    A step s along a direction d is its exact minimiser, so it lowers the objective by `1/2 s^T H s`, and `H s` is `H d`
+    times |s| / |d|.
     """
 
     def __init__(self, objective: Objective, progress: Progress, zero: TangentVector, most: int) -> None:

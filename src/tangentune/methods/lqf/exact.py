@@ -18,30 +18,20 @@ from tangentune.solvers.system import build
 @final
 @dataclass(frozen=True, eq=False)
 class Exact:
-    """The optimum of a squared-loss problem.
+    """The optimum of a squared-loss problem."""
 
-    Attributes:
-        u: the tangent.
-        value: P(u).
-        loo: (n, C) outputs for every picture by the problem without it (both views left out with mirror images, and
-            averaged). The head is not refitted.
-        passes: that it took; one for each output and view, a few more for the rest.
-    """
-
-    u: TangentVector
-    value: float
+    u: TangentVector  # the tangent
+    value: float  # P(u)
+    # (n, C) outputs for every picture by the problem without it (both views left out with mirror images, and averaged).
+    # The head is not refitted
     loo: Tensor
-    passes: float
+    passes: float  # that it took; one for each output and view, a few more for the rest
 
 
 def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     """Solve by one Cholesky factorisation; views count as further pictures of weight 1/2.
 
     Cost: `(n C)^2 p / 2` multiply-adds for p parameters and `(n C)^3`, n counting views.
-
-    Raises:
-        InputError: n C is above 20,000.
-        BudgetError: one parameter's rows do not fit.
     """
     n, views, outputs = len(objective), objective.views, objective.shift.shape[2]
     residual, weight = objective.residual(), views**-0.5

@@ -46,8 +46,8 @@ class LQF(Classifier):
         damping: lambda, absolute.
         unit: mean eigenvalue of K at the start; `damping = settings.damping * unit`.
         unit_error: standard error of `unit`, which is estimated.
-        temperature: what outputs are divided by before the softmax; fitted to probes that have not seen the
-            pictures, since outputs of the training pictures are closer to their labels than others will be.
+        temperature: what outputs are divided by before the softmax; fitted to probes that have not seen the pictures,
+            since outputs of the training pictures are closer to their labels than others will be.
         loo: (n, C) exact leave-one-out outputs of the training pictures from solver "dual", in the last linear problem;
             else None. The head is not refitted: only a "random" one has seen no label of the picture. With
             "cross_fitted" the picture's output has not, but its Jacobian, which is the head's, has: 0.72 right by
@@ -140,12 +140,7 @@ def fit_lqf(
 
 
 def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tuple[TangentVector, Tensor | None]:
-    """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`.
-
-    Raises:
-        InputError: the exact solver would be too large, or training diverged.
-        BudgetError: one parameter's rows do not fit into the exact solver's memory.
-    """
+    """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`."""
     if settings.solver == "dual":
         progress.measure(objective, objective.lin.zeros())
         found = solve_exactly(objective, progress.verbose)
@@ -193,8 +188,8 @@ def relinearise(
         problem: the problem of a damping at weights that have moved by a tangent.
 
     Returns:
-        The share of the step, and the problem there; 0 and None where eleven halvings do not lower F. Cost: one
-        forward pass over the pictures for the old point and one for every step that is tried.
+        The share of the step, and the problem there; 0 and None where eleven halvings do not lower F. Cost: one forward
+        pass over the pictures for the old point and one for every step that is tried.
     """
     before = objective.value_at_point()
     for halving in range(HALVINGS + 1):

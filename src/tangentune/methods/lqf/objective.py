@@ -26,45 +26,28 @@ from tangentune.networks.backbone import Backbone
 @final
 @dataclass(frozen=True)
 class Measured:
-    """The problem at one tangent, from one pass over all pictures and views.
+    """The problem at one tangent, from one pass over all pictures and views."""
 
-    Attributes:
-        value: P(u).
-        gradient_norm: length of P's gradient.
-        bound: P(u) less the least value is at most this. Both losses: `||g||^2 / (2 lambda)`, as P is
-            lambda-strongly convex. Squared loss: the gap to the best dual value along the residual's direction,
-            which is never larger.
-    """
-
-    value: float
-    gradient_norm: float
+    value: float  # P(u)
+    gradient_norm: float  # length of P's gradient
+    # P(u) less the least value is at most this. Both losses: `||g||^2 / (2 lambda)`, as P is lambda-strongly convex.
+    # Squared loss: the gap to the best dual value along the residual's direction, which is never larger
     bound: float
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The problem around one linearisation point.
+    """The problem around one linearisation point."""
 
-    Attributes:
-        lin: the linearised network with its head.
-        backbone: the same network, for its contract.
-        pixels: (n, ...) of the training pictures.
-        targets: (n, C); for the cross-entropy (n,) classes as positions.
-        shift: (views, n, C); the second view is the mirror image.
-        damping: lambda, absolute.
-        centre: d.
-        batch_size: pictures that go through the network at a time.
-    """
-
-    lin: Linearization
-    backbone: Backbone
-    pixels: Tensor
-    targets: Tensor
-    shift: Tensor
-    damping: float
-    centre: TangentVector
-    batch_size: int
+    lin: Linearization  # the linearised network with its head
+    backbone: Backbone  # the same network, for its contract
+    pixels: Tensor  # (n, ...) of the training pictures
+    targets: Tensor  # (n, C); for the cross-entropy (n,) classes as positions
+    shift: Tensor  # (views, n, C); the second view is the mirror image
+    damping: float  # lambda, absolute
+    centre: TangentVector  # d
+    batch_size: int  # pictures that go through the network at a time
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -29,19 +29,13 @@ UNIT_SAMPLES, UNIT_BATCH, FOLDS = 256, 8, 5
 @final
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where LQF begins; made by `start`.
+    """Where LQF begins; made by `start`."""
 
-    Attributes:
-        backbone: a copy of the given one, leaking where that was asked for.
-        head: from features to outputs, not zero.
-        shift: (views, n, C); zero unless the head is cross-fitted.
-        temperature: what outputs are divided by before the softmax, from the outputs of probes that have not seen the
-            picture; 1 for the cross-entropy.
-    """
-
-    backbone: Backbone
-    head: nn.Linear
-    shift: Tensor
+    backbone: Backbone  # a copy of the given one, leaking where that was asked for
+    head: nn.Linear  # from features to outputs, not zero
+    shift: Tensor  # (views, n, C); zero unless the head is cross-fitted
+    # what outputs are divided by before the softmax, from the outputs of probes that have not seen the picture; 1 for
+    # the cross-entropy
     temperature: float
 
     def objective(
@@ -73,12 +67,7 @@ class Start:
 
 
 def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: LQFSettings) -> Start:
-    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions.
-
-    Raises:
-        InputError: there are too few pictures for a probe.
-        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
-    """
+    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions."""
     copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -112,9 +101,6 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
 
     Random signs z in batches of 8 pictures, `||J^T z||^2 / (8 C)` (Hutchinson 1990), on at least 256 pictures, drawn
     again where there are fewer and evenly spaced where there are more.
-
-    Raises:
-        InputError: the Jacobian is zero.
     """
     generator = torch.Generator().manual_seed(seed)
     n, outputs = len(objective), objective.shift.shape[2]

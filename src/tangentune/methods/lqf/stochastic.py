@@ -31,9 +31,6 @@ def train(objective: Objective, settings: LQFSettings, progress: Progress, preco
         settings: solver "sgd", "adam" or "kfac", rates, epochs.
         progress: gets measurements and losses.
         precondition: what a gradient is multiplied by, symmetric and positive definite on any scale.
-
-    Raises:
-        DivergedError: the objective became NaN or infinite.
     """
     u = objective.lin.zeros()
     progress.measure(objective, u)
@@ -65,8 +62,8 @@ def train(objective: Objective, settings: LQFSettings, progress: Progress, preco
 def _stable(objective: Objective, settings: LQFSettings, progress: Progress, precondition: Precondition) -> float:
     """Largest curvature of the preconditioned problem on the first mini-batch, by power iteration; 1 for Adam.
 
-    Curvature of P / n: `J^T L J / b + lambda / n` with the loss's own L, 1 for the squared loss and at most 1/2 for
-    the cross-entropy. Rayleigh quotients approach the largest eigenvalue from below.
+    Curvature of P / n: `J^T L J / b + lambda / n` with the loss's own L, 1 for the squared loss and at most 1/2 for the
+    cross-entropy. Rayleigh quotients approach the largest eigenvalue from below.
     """
     if settings.solver == "adam":
         return 1.0

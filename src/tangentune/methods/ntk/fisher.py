@@ -38,15 +38,14 @@ def fisher_vector_product(
         linearization: the network.
         x: inputs; the sum is over them.
         v: a vector by parameter name.
-        likelihood: "gaussian": outputs are means, H = I / noise; "categorical": outputs are logits,
-            H = diag(p) - p p^T.
+        likelihood: "gaussian": outputs are means, H = I / noise; "categorical": outputs are logits, H = diag(p) - p
+            p^T.
         method: "forward_reverse": J v by forward mode, then one backward pass over the same primal; exact.
             "double_backward": the derivative along v of the gradient of KL(p_w0 || p_w); exact, twice the tape.
-            "finite_difference": that gradient at w0 + epsilon v / |v|, divided by epsilon (Maddox et al. 2021);
-            error of order epsilon and of rounding / epsilon.
+            "finite_difference": that gradient at w0 + epsilon v / |v|, divided by epsilon (Maddox et al. 2021); error
+            of order epsilon and of rounding / epsilon.
         noise: variance of the Gaussian likelihood.
-        epsilon: length of the finite difference's step; None: the square root of the precision's unit, 3e-4 in
-            float32.
+        epsilon: length of the finite difference's step; None: the square root of the precision's unit, 3e-4 in float32.
 
     Returns:
         `F v`, linear in v up to the method's error. Cost in plain forward passes, about: 5, 5 and 3.

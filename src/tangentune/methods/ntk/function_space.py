@@ -19,31 +19,18 @@ from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 @final
 @dataclass(frozen=True, eq=False)
 class Conditioned:
-    """Normal data of covariance A and mean `basis beta`, beta flat: what is left after factoring.
+    """Normal data of covariance A and mean `basis beta`, beta flat: what is left after factoring."""
 
-    Attributes:
-        factor: (B, N, N) lower Cholesky factor L of A.
-        whitened: (B, N, q) `L^-1 basis`.
-        inner: (B, q, q) Cholesky factor of `basis^T A^-1 basis`.
-        dual: (B, N, columns) `A^-1 (targets - basis beta)`.
-        beta: (B, q, columns) generalised least squares.
-        log_likelihood: restricted log marginal likelihood: that of the data's part orthogonal to the basis.
-    """
-
-    factor: Tensor
-    whitened: Tensor
-    inner: Tensor
-    dual: Tensor
-    beta: Tensor
-    log_likelihood: float
+    factor: Tensor  # (B, N, N) lower Cholesky factor L of A
+    whitened: Tensor  # (B, N, q) `L^-1 basis`
+    inner: Tensor  # (B, q, q) Cholesky factor of `basis^T A^-1 basis`
+    dual: Tensor  # (B, N, columns) `A^-1 (targets - basis beta)`
+    beta: Tensor  # (B, q, columns) generalised least squares
+    log_likelihood: float  # restricted log marginal likelihood: that of the data's part orthogonal to the basis
 
 
 def condition(covariance: Tensor, basis: Tensor, targets: Tensor) -> Conditioned:
-    """Condition on (B, N, columns) targets; N^3 / 3 for each of the B problems.
-
-    Raises:
-        InputError: the covariance is not positive definite.
-    """
+    """Condition on (B, N, columns) targets; N^3 / 3 for each of the B problems."""
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if bool(failed.any()):
         message = (
