@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -22,9 +21,7 @@ class Exact:
 
     u: TangentVector  # the tangent
     value: float  # P(u)
-    # (n, C) outputs for every picture by the problem without it (both views left out with mirror images, and averaged).
-    # The head is not refitted
-    loo: Tensor
+    loo: Tensor  # (n, C) outputs at every picture by the problem without it, mean of the views; the head not refitted
     passes: float  # that it took; one for each output and view, a few more for the rest
 
 
@@ -38,7 +35,7 @@ def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     if any(bool(t.any()) for t in objective.centre.values()):  # in v = u + d: r + J d - J v
         for rows, view in objective.batches():
             residual[view, rows] += objective.lin.jvp(objective.inputs(rows, view), objective.centre)
-    kernel = logit_gram(objective.lin, Views(objective), verbose=verbose)
+    kernel = logit_gram(objective.lin, objective.all_inputs(), verbose=verbose)
     shape = (views, n, outputs)
     kernel = kernel.view(*shape, *shape).permute(1, 0, 2, 4, 3, 5).reshape(kernel.shape)
     width = views * outputs
@@ -52,20 +49,3 @@ def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     predictions = objective.targets + left_out - residual.mean(0)
     value = 0.5 * objective.damping * float((weighted * system.dual).sum())
     return Exact(combine(1, v, -1, objective.centre), value, predictions, (outputs + 2.0) * views)
-
-
-@final
-class Views(Collection[Tensor]):
-    """Network inputs of every batch and view of a problem, to be read as often as is needed."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective, self.parts = objective, list(objective.batches())
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self.objective.inputs(rows, view) for rows, view in self.parts)
-
-    def __contains__(self, x: object) -> bool:
-        return any(x is batch for batch in self)

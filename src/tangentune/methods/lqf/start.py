@@ -34,27 +34,19 @@ class Start:
     backbone: Backbone  # a copy of the given one, leaking where that was asked for
     head: nn.Linear  # from features to outputs, not zero
     shift: Tensor  # (views, n, C); zero unless the head is cross-fitted
-    # what outputs are divided by before the softmax, from the outputs of probes that have not seen the picture; 1 for
-    # the cross-entropy
-    temperature: float
+    temperature: float  # of the softmax, from outputs of probes that have not seen the picture; 1 for cross-entropy
 
     def objective(
-        self,
-        pictures: Pictures,
-        positions: Tensor,
-        settings: LQFSettings,
-        damping: float,
-        moved: TangentVector | None = None,
+        self, pictures: Pictures, targets: Tensor, s: LQFSettings, damping: float, moved: TangentVector | None = None
     ) -> Objective:
         """The problem at the pre-trained weights, or at weights that have `moved` from there (a copy)."""
         still = moved is None or not any(bool(t.any()) for t in moved.values())
         backbone, head = (self.backbone, self.head) if still else self._at(moved or {})
-        lin = Linearization(backbone, settings.params, head)
-        targets = positions
-        if settings.loss == "squared":
-            targets = one_hot_targets(positions, head.out_features, alpha=settings.alpha, centred=settings.centred)
+        lin = Linearization(backbone, s.params, head)
+        if s.loss == "squared":
+            targets = one_hot_targets(targets, head.out_features, alpha=s.alpha, centred=s.centred)
         centre = lin.zeros() if moved is None else moved
-        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, settings.batch_size)
+        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, s.batch_size)
 
     def _at(self, moved: TangentVector) -> tuple[Backbone, nn.Linear]:
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)

@@ -48,12 +48,8 @@ def kernel_spectrum(kernel: Tensor, basis: Tensor, targets: Tensor) -> Spectrum:
 def maximise_evidence(spectrum: Spectrum, noise: Scale, prior_variance: Scale, smallest: float) -> tuple[float, float]:
     """Noise variance and prior variance: numbers stay, "evidence" is replaced by the maximiser.
 
-    Args:
-        spectrum: of the data.
-        noise: a variance, or "evidence".
-        prior_variance: likewise. Both: the common scale is known in closed form, the ratio is searched for.
-        smallest: least noise in units of the prior variance times the largest eigenvalue: what the network's precision
-            still resolves.
+    Of both, the common scale is known in closed form and the ratio is searched for. The least noise, in units of the
+    prior variance times the largest eigenvalue, is what the network's precision still resolves.
     """
     if noise != "evidence" and prior_variance != "evidence":
         return float(noise), float(prior_variance)
