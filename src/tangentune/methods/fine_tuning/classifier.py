@@ -17,6 +17,11 @@ from tangentune.networks.heads import probe_head
 from tangentune.pictures.pictures import Pictures
 
 
+def spent(since: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """Wall and processor time in seconds since an earlier reading, which a call without arguments gives."""
+    return time.perf_counter() - since[0], time.process_time() - since[1]
+
+
 class Classifier(ABC):
     """Logits of pictures, and what follows from them."""
 
@@ -91,8 +96,8 @@ def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> P
         >>> fit_probe(Backbone(nn.Linear(2, 3)), train).predict(train).tolist()
         ['low', 'low', 'high', 'high']
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(pictures)
     features = mean_features(backbone, pictures, 64, flip)
     head = probe_head(features, torch.from_numpy(positions).to(features.device), calibrated=True).requires_grad_(False)
-    return Probe(backbone, head, classes, time.perf_counter() - wall, time.process_time() - cpu)
+    return Probe(backbone, head, classes, *spent(began))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import LinearClassifier
+from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
@@ -73,7 +72,7 @@ def fine_tune(
         ['low', 'low', 'high', 'high']
     """
     settings = settings or FineTuneSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(pictures)
     tuned = trainable_copy(backbone, pictures)
     with warm_pages():
@@ -85,6 +84,5 @@ def fine_tune(
             return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], settings)
 
         losses, validation = tune(tuned, (head,), loss, len(data.pictures), others, settings, "fine-tuning", verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     temperature = 1.0 if validation is None else validation.temperature
-    return FineTuned(tuned, head, classes, wall, cpu, losses, validation, temperature, settings)
+    return FineTuned(tuned, head, classes, *spent(began), losses, validation, temperature, settings)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune.errors import DivergedError, InputError
+from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
@@ -92,8 +93,8 @@ def sweep(
         pictures: at the backbone's size, with class labels.
         settings: what all trials share; None takes the defaults.
         rates: learning rates to try.
-        validation_share: share of each class kept aside during the trials, in (0, 1); at least one picture of every
-            class that has two. Where no class has two, the rate of `settings` is used unseen.
+        validation_share: of each class, kept aside during the trials, in (0, 1); at least one picture of every class
+            that has two. Where no class has two, the rate of `settings` is used unseen.
         refit: train again on all pictures with the chosen settings, for as many epochs as early stopping (if `patience`
             is set) found best, at the temperature of the chosen trial. Otherwise the network of the best trial is kept,
             which has not seen the pictures kept aside.
@@ -118,7 +119,7 @@ def sweep(
         >>> len(chosen.trials), chosen.predict(train).tolist()
         (2, ['low', 'low', 'high', 'high'])
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     shared = dataclasses.replace(settings or FineTuneSettings(), seed=seed, validation_share=validation_share)
     if not rates or not validation_share:
         message = "a sweep needs a rate and a validation_share above 0"
@@ -133,8 +134,7 @@ def sweep(
     else:
         problem = "no class has two pictures, so none could be kept aside; the given rate was used unseen"
         tuned = fine_tune(backbone, pictures, dataclasses.replace(shared, validation_share=0.0), verbose=verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Sweep(tuned, tuple(trials), problem, wall, cpu)
+    return Sweep(tuned, tuple(trials), problem, *spent(began))
 
 
 def _try_all(

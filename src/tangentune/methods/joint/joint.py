@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.memory import warm_pages
+from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
@@ -92,7 +92,7 @@ def joint_fine_tune(
         (torch.Size([4, 2]), [7, 8])
     """
     settings = settings or JointSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(target)
     _refuse_other_pictures(target, source)
     draws = SourceDraws(source, source_weights, settings.weighting, settings.fine_tune.seed)
@@ -105,11 +105,10 @@ def joint_fine_tune(
         heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
         loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
         losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     temperature = 1.0 if validation is None else validation.temperature
     own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
     return JointTuned(
-        tuned, head, classes, wall, cpu, losses, validation, temperature, settings, *own, *loss.by_epoch()
+        tuned, head, classes, *spent(began), losses, validation, temperature, settings, *own, *loss.by_epoch()
     )
 
 
@@ -127,9 +126,8 @@ class JointLoss:
     data: LabelledPictures  # target pictures
     source: SourceTask  # draws the source pictures
     settings: JointSettings  # weight, ratio, statistics, and those of the target's loss and views
-    steps: list[tuple[int, float, float]] = field(
-        default_factory=list
-    )  # target pictures, source loss, share that counts
+    # target pictures, mean source loss and share that counts of every step
+    steps: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Of some target pictures, with the next source pictures."""

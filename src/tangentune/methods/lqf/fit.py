@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import Classifier
+from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs
 from tangentune.methods.lqf.conjugate import conjugate
 from tangentune.methods.lqf.exact import solve_exactly
@@ -105,7 +104,7 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
         (['low', 'low', 'high', 'high'], True)
     """
     settings = settings or LQFSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began_at = spent()
     classes, positions = class_positions(pictures)
     labels = torch.from_numpy(positions).to(backbone.device)
     with warm_pages():
@@ -125,10 +124,9 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
             objective, progress = moved, Progress(len(records), verbose)
     objective.lin.set_tangent(u)
     tangent = TaskVector(combine(1, u, 1, objective.centre))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return LQF(
         objective.backbone, objective.lin, tangent, classes, settings, objective.damping, unit, unit_error,
-        began.temperature, loo, tuple(records), wall, cpu,
+        began.temperature, loo, tuple(records), *spent(began_at),
     )  # fmt: skip
 
 
