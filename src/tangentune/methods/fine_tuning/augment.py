@@ -16,18 +16,10 @@ LARGEST_RATIO = 4 / 3
 
 
 def random_views(x: Tensor, generator: torch.Generator, *, flip: bool, crop: float) -> Tensor:
-    """Each picture of the batch mirrored with probability 1/2, then cropped; drawn for each picture alone.
+    """Each picture (n, C, H, W) mirrored with probability 1/2, then cropped to `crop` of its area at least.
 
-    Args:
-        x: (n, C, H, W), or vectors (n, k), which are returned as they are.
-        generator: a processor's, whatever the batch's device; nothing is drawn for what is not asked for.
-        flip: mirror left-right.
-        crop: smallest share of the area that is kept; 1 crops nothing.
-
-    Example:
-        >>> x = torch.rand(2, 3, 8, 8)
-        >>> random_views(x, torch.Generator().manual_seed(0), flip=True, crop=0.5).shape
-        torch.Size([2, 3, 8, 8])
+    Vectors (n, k) are returned as they are. The generator is a processor's whatever the batch's device; nothing is
+    drawn for what is not asked for.
     """
     if x.ndim != 4:
         return x
@@ -42,8 +34,8 @@ def random_views(x: Tensor, generator: torch.Generator, *, flip: bool, crop: flo
 def crop_boxes(n: int, smallest: float, generator: torch.Generator) -> Tensor:
     """Boxes (n, 4) as left, top, width, height, all in shares of the picture, float64.
 
-    The area is uniform in [smallest, 1]; width over height (of a square picture) is log-uniform in [3/4, 4/3],
-    as far as a box of that area has room; the place is uniform.
+    The area is uniform in [smallest, 1]; width over height (of a square picture) is log-uniform in [3/4, 4/3], as far
+    as a box of that area has room; the place is uniform.
     """
     draws = torch.rand(n, 4, generator=generator, dtype=torch.float64)
     area = smallest + (1 - smallest) * draws[:, 0]

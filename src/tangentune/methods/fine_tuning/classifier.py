@@ -17,16 +17,16 @@ from tangentune.networks.heads import probe_head
 from tangentune.pictures.pictures import Pictures
 
 
+def spent(since: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
+    """Wall and processor time in seconds since an earlier reading, which a call without arguments gives."""
+    return time.perf_counter() - since[0], time.process_time() - since[1]
+
+
 class Classifier(ABC):
-    """Logits of pictures, and what follows from them.
+    """Logits of pictures, and what follows from them."""
 
-    Attributes:
-        classes: (C,) labels in the order of the logits, sorted.
-        temperature: what logits are divided by before the softmax.
-    """
-
-    classes: NDArray[Any]
-    temperature: float
+    classes: NDArray[Any]  # (C,) labels in the order of the logits, sorted
+    temperature: float  # what logits are divided by before the softmax
 
     @abstractmethod
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
@@ -42,16 +42,23 @@ class Classifier(ABC):
         return self.classes[best.cpu().numpy()]
 
 
+@dataclass(frozen=True, eq=False)
 class LinearClassifier(Classifier):
-    """A linear head on a backbone's features.
+    """A linear head on a backbone's features, and what fitting it cost.
 
     Attributes:
         backbone: in eval mode, parameters frozen.
         head: linear layer from features to one logit a class.
+        classes: (C,) labels in the order of the logits, sorted.
+        seconds: wall time of the fit, with features and warm starts and without any prediction.
+        cpu_seconds: processor time of the same; fair where other programs share the machine.
     """
 
     backbone: Backbone
     head: nn.Linear
+    classes: NDArray[Any]
+    seconds: float
+    cpu_seconds: float
 
     @torch.no_grad()
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
@@ -62,22 +69,9 @@ class LinearClassifier(Classifier):
 @final
 @dataclass(frozen=True, eq=False)
 class Probe(LinearClassifier):
-    """A linear classifier on frozen features.
+    """A linear classifier on the frozen features of the backbone that was given, which is not copied."""
 
-    Attributes:
-        backbone: as given, not copied.
-        head: from features to logits whose softmax is honest by leave-one-out.
-        classes: (C,) labels in the order of the logits, sorted.
-        seconds: wall time of features and fit.
-        cpu_seconds: processor time of the same.
-    """
-
-    backbone: Backbone
-    head: nn.Linear
-    classes: NDArray[Any]
-    seconds: float
-    cpu_seconds: float
-    temperature = 1.0  # the head has its own in it
+    temperature = 1.0  # the head has its own in it: the softmax of its logits is honest by leave-one-out
 
 
 def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> Probe:
@@ -102,9 +96,8 @@ def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> P
         >>> fit_probe(Backbone(nn.Linear(2, 3)), train).predict(train).tolist()
         ['low', 'low', 'high', 'high']
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(pictures)
     features = mean_features(backbone, pictures, 64, flip)
-    head = probe_head(features, torch.from_numpy(positions).to(features.device), calibrated=True)
-    head.requires_grad_(False)
-    return Probe(backbone, head, classes, time.perf_counter() - wall, time.process_time() - cpu)
+    head = probe_head(features, torch.from_numpy(positions).to(features.device), calibrated=True).requires_grad_(False)
+    return Probe(backbone, head, classes, *spent(began))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import LinearClassifier
+from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
@@ -21,41 +19,32 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 
-@final
 @dataclass(frozen=True, eq=False)
-class FineTuned(LinearClassifier):
-    """A fine-tuned copy of a backbone with its head, and what training it cost.
+class TunedClassifier(LinearClassifier):
+    """A tuned copy of a backbone with its head, and how its training went.
 
     Attributes:
-        backbone: the tuned copy, in eval mode, parameters frozen again.
-        head: linear layer from features to one logit a class.
-        classes: (C,) labels in the order of the logits, sorted.
-        settings: how it was trained.
         losses: mean training loss of each epoch; cross-entropy in nats.
-        seconds: wall time of training, with the head's warm start and without any prediction.
-        cpu_seconds: processor time of the same; fair where other programs share the machine.
         validation: how it did on the pictures kept aside; None where there were none.
-        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1.
-            Logits of a squared loss are near 0 and `target_scale`; without a temperature their softmax is flat.
+        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1. Logits of
+            a squared loss are near 0 and `target_scale`; without a temperature their softmax is flat.
     """
 
-    backbone: Backbone
-    head: nn.Linear
-    classes: NDArray[Any]
-    settings: FineTuneSettings
     losses: tuple[float, ...]
-    seconds: float
-    cpu_seconds: float
-    validation: Validation | None = None
-    temperature: float = 1.0
+    validation: Validation | None
+    temperature: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FineTuned(TunedClassifier):
+    """A fine-tuned copy of a backbone with its head, what training it cost, and the `settings` it was trained by."""
+
+    settings: FineTuneSettings
 
 
 def fine_tune(
-    backbone: Backbone,
-    pictures: Pictures,
-    settings: FineTuneSettings | None = None,
-    *,
-    verbose: int = 0,
+    backbone: Backbone, pictures: Pictures, settings: FineTuneSettings | None = None, *, verbose: int = 0
 ) -> FineTuned:
     """Train a copy of the backbone and a linear head on labelled pictures, all layers moving.
 
@@ -66,24 +55,24 @@ def fine_tune(
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        The tuned copy with its head. Cost: `epochs` forward and backward passes over the pictures, and one
-        forward pass (two with `flip`) for the probe; a forward pass an epoch over pictures kept aside.
+        The tuned copy with its head. Cost: `epochs` forward and backward passes over the pictures, and one forward pass
+        (two with `flip`) for the probe; a forward pass an epoch over pictures kept aside.
 
     Raises:
-        InputError: labels are missing or of one class only, pictures are to be kept aside but no class has
-            two, or training diverged (`DivergedError`).
+        InputError: labels are missing or of one class only, pictures are to be kept aside but no class has two, or
+            training diverged (`DivergedError`).
         BackboneError: the backbone's `features` function uses another module than it is given.
 
     Example:
         >>> import numpy as np
         >>> dots = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]])
         >>> train = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
-        >>> tuned = fine_tune(Backbone(nn.Linear(2, 3)), train, FineTuneSettings(epochs=2, head_start="probe"))
+        >>> tuned = fine_tune(Backbone(torch.nn.Linear(2, 3)), train, FineTuneSettings(epochs=2, head_start="probe"))
         >>> tuned.predict(train).tolist()
         ['low', 'low', 'high', 'high']
     """
     settings = settings or FineTuneSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(pictures)
     tuned = trainable_copy(backbone, pictures)
     with warm_pages():
@@ -91,11 +80,9 @@ def fine_tune(
         head = start_head(tuned, data, settings.head_start, settings.flip, settings.seed)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = training_views(tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
+            x = training_views(tuned, data.pictures.pixels[rows], generator, settings)
             return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], settings)
 
-        count = len(data.pictures)
-        losses, validation = tune(tuned, (head,), loss, count, others, settings, name="fine-tuning", verbose=verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        losses, validation = tune(tuned, (head,), loss, len(data.pictures), others, settings, "fine-tuning", verbose)
     temperature = 1.0 if validation is None else validation.temperature
-    return FineTuned(tuned, head, classes, settings, losses, wall, cpu, validation, temperature)
+    return FineTuned(tuned, head, classes, *spent(began), losses, validation, temperature, settings)

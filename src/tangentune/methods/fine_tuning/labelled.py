@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.methods.fine_tuning.augment import random_views
+from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures, normalise
 
@@ -27,24 +28,12 @@ class LabelledPictures:
 
 
 def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sorted classes (C,) and every picture's position among them (n,).
-
-    Raises:
-        InputError: labels are missing, are no classes, or name one class only.
-    """
+    """Sorted classes (C,) and every picture's position among them (n,)."""
     return label_positions(pictures.labels, "fine-tuning")
 
 
 def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages.
-
-    Raises:
-        InputError: labels are missing, are no classes, or name one class only.
-
-    Example:
-        >>> label_positions(np.array([7, 9, 7]), "fine-tuning")[1].tolist()
-        [0, 1, 0]
-    """
+    """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages."""
     if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
         message = f"{what} needs one class label per picture; give labels= or class folders"
         raise InputError(message)
@@ -69,11 +58,7 @@ def view_outputs(
 
 
 def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool) -> Tensor:
-    """(n, d) features; `flip` averages those of each picture and its mirror image.
-
-    Raises:
-        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
-    """
+    """(n, d) features; `flip` averages those of each picture and its mirror image."""
     return view_outputs(backbone.features, backbone, pictures, batch_size, flip).mean(0)
 
 
@@ -85,7 +70,7 @@ def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:
 
 
 def training_views(
-    backbone: Backbone, pixels: Tensor, generator: torch.Generator, *, flip: bool, crop: float
+    backbone: Backbone, pixels: Tensor, generator: torch.Generator, settings: FineTuneSettings
 ) -> Tensor:
     """Network inputs of random views of some pictures; see `random_views`."""
-    return random_views(network_input(backbone, pixels), generator, flip=flip, crop=crop)
+    return random_views(network_input(backbone, pixels), generator, flip=settings.flip, crop=settings.crop)

@@ -30,11 +30,7 @@ def trainable_copy(backbone: Backbone, pictures: Pictures) -> Backbone:
 def keep_aside(
     tuned: Backbone, pictures: Pictures, positions: NDArray[np.int64], share: float, seed: int
 ) -> tuple[LabelledPictures, LabelledPictures | None]:
-    """Pictures to train on, and the share of each class to validate on (None for a share of 0).
-
-    Raises:
-        InputError: a share is to be kept aside but no class has two pictures.
-    """
+    """Pictures to train on, and the share of each class to validate on (None for a share of 0)."""
     targets = torch.from_numpy(positions).to(next(tuned.module.parameters()).device)
     if not share:
         return LabelledPictures(pictures, targets), None
@@ -47,14 +43,9 @@ def keep_aside(
 
 
 def start_head(tuned: Backbone, data: LabelledPictures, start: HeadStart, flip: bool, seed: int) -> nn.Linear:
-    """The head before the first step, in the features' dtype and on their device.
+    """The head before the first step, in the features' dtype and on their device; `flip` averages a probe's features.
 
-    Args:
-        tuned: gives the features.
-        data: of positions 0..C-1, the last of them at least once.
-        start: "zero", "probe", "calibrated_probe" or "random".
-        flip: the probe's features are means over each picture and its mirror image.
-        seed: of a random head.
+    The data's positions are 0..C-1, the last of them at least once; the seed is that of a random head.
     """
     if start in ("probe", "calibrated_probe"):
         features = mean_features(tuned, data.pictures, 64, flip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune.errors import DivergedError, InputError
+from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
@@ -48,7 +49,7 @@ class Sweep:
 
     Attributes:
         tuned: the network that predicts, with the settings that were chosen in `tuned.settings`.
-        trials: all that was tried, in the order given; empty where nothing could be kept aside.
+        trials: all that was tried, in order; empty where nothing could be kept aside.
         problem: why nothing was chosen, or why the best trial was not; else empty.
         seconds: wall time of everything, trials included.
         cpu_seconds: processor time of the same.
@@ -80,7 +81,6 @@ def sweep(
     settings: FineTuneSettings | None = None,
     *,
     rates: Sequence[float] = RATES,
-    changes: Sequence[Mapping[str, Any]] = ({},),
     validation_share: float = 0.2,
     refit: bool = True,
     seed: int = 0,
@@ -93,22 +93,21 @@ def sweep(
         pictures: at the backbone's size, with class labels.
         settings: what all trials share; None takes the defaults.
         rates: learning rates to try.
-        changes: settings to try with each rate, such as `[{}, {"crop": 0.5}]`.
-        validation_share: share of each class kept aside during the trials, in (0, 1); at least one picture of
-            every class that has two. Where no class has two, the rate of `settings` is used unseen.
-        refit: train again on all pictures with the chosen settings, for as many epochs as early stopping (if
-            `patience` is set) found best, at the temperature of the chosen trial. Otherwise the network of
-            the best trial is kept, which has not seen the pictures kept aside.
+        validation_share: of each class, kept aside during the trials, in (0, 1); at least one picture of every class
+            that has two. Where no class has two, the rate of `settings` is used unseen.
+        refit: train again on all pictures with the chosen settings, for as many epochs as early stopping (if `patience`
+            is set) found best, at the temperature of the chosen trial. Otherwise the network of the best trial is kept,
+            which has not seen the pictures kept aside.
         seed: takes the place of that of `settings`.
         verbose: 1 shows progress bars with the time left.
 
     Returns:
-        The network with the table of trials: highest validation accuracy, ties by log-loss. A rate that
-        diverges is noted and passed over. Cost: a fine-tuning for each trial, and one more with `refit`.
+        The network with the table of trials: highest validation accuracy, ties by log-loss. A rate that diverges is
+        noted and passed over. Cost: a fine-tuning for each trial, and one more with `refit`.
 
     Raises:
-        InputError: labels are missing or of one class only, there is nothing to try, a setting is out of
-            range, or everything diverged (`DivergedError`).
+        InputError: labels are missing or of one class only, there is nothing to try, a setting is out of range, or
+            everything diverged (`DivergedError`).
         BackboneError: the backbone's `features` function uses another module than it is given.
 
     Example:
@@ -120,12 +119,12 @@ def sweep(
         >>> len(chosen.trials), chosen.predict(train).tolist()
         (2, ['low', 'low', 'high', 'high'])
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     shared = dataclasses.replace(settings or FineTuneSettings(), seed=seed, validation_share=validation_share)
-    if not rates or not changes or not validation_share:
-        message = "a sweep needs a rate, a change ({} for none) and a validation_share above 0"
+    if not rates or not validation_share:
+        message = "a sweep needs a rate and a validation_share above 0"
         raise InputError(message)
-    candidates = [dataclasses.replace(shared, **{"learning_rate": r, **change}) for change in changes for r in rates]
+    candidates = [dataclasses.replace(shared, learning_rate=rate) for rate in rates]
     trials: list[Trial] = []
     problem = ""
     if len(split_rows(class_positions(pictures)[1], validation_share, seed)[1]):
@@ -135,16 +134,14 @@ def sweep(
     else:
         problem = "no class has two pictures, so none could be kept aside; the given rate was used unseen"
         tuned = fine_tune(backbone, pictures, dataclasses.replace(shared, validation_share=0.0), verbose=verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Sweep(tuned, tuple(trials), problem, wall, cpu)
+    return Sweep(tuned, tuple(trials), problem, *spent(began))
 
 
 def _try_all(
     backbone: Backbone, pictures: Pictures, candidates: list[FineTuneSettings], keep: bool, verbose: int
 ) -> tuple[list[Trial], FineTuned | None]:
     """Every trial, and the best network if it is to be kept."""
-    trials: list[Trial] = []
-    best: FineTuned | None = None
+    trials, best = [], None
     for candidate in tqdm(candidates, desc="rates", disable=not verbose, delay=1.0):
         start = time.perf_counter()
         try:
@@ -163,7 +160,7 @@ def _try_all(
 
 def _refit(backbone: Backbone, pictures: Pictures, trials: list[Trial], verbose: int) -> tuple[FineTuned, str]:
     """Train on all pictures with the best settings, or the next best where those diverge; say so."""
-    problems: list[str] = []
+    problems = []
     for trial, validation in _ranked(trials):
         settings = dataclasses.replace(trial.settings, validation_share=0.0, epochs=validation.kept)
         try:

@@ -23,24 +23,21 @@ class FineTuneSettings:
         warmup: share of all steps in which the rate rises linearly from nearly zero, in [0, 1).
         schedule: what the rate does after the warm-up: "cosine" decay to zero or "constant".
         flip: mirror each picture left-right with probability 1/2 at every step (vectors are left alone).
-        head_start: "zero", "probe" or "calibrated_probe" (see `probe_head`; "linear probe, then fine-tune":
-            Kumar et al. 2022, ICLR, section 3.4), or "random".
+        head_start: "zero", "random", or, to probe and then fine-tune (Kumar et al. 2022, ICLR, section 3.4), "probe" or
+            "calibrated_probe" (see `probe_head`).
         batchnorm: "eval" keeps the pre-trained statistics, "train" uses and updates those of the batches.
         seed: order of the pictures, mirroring, crops, a random head and the validation split.
-        crop: smallest share of a picture's area that a random crop keeps at every step, in (0, 1]; crops are
-            resized to the whole (see `tangentune.methods.fine_tuning.augment`). 1 crops nothing.
-        loss: "cross_entropy", or "squared": half the squared distance of the logits to `target_scale` times
-            the one-hot label, summed over classes, averaged over the batch.
+        crop: smallest share of the area that a random crop, resized to the whole, keeps at every step, in (0, 1].
+        loss: "cross_entropy", or "squared": `1/2 ||logits - target_scale one_hot||^2`, averaged over the batch.
         target_scale: length of the one-hot targets of the squared loss.
         label_smoothing: share of the cross-entropy's target that is spread over all classes, in [0, 1).
         optimiser: "adamw", or "sgd" with momentum 0.9.
-        layer_decay: rates fall by this factor from block to block, the head's being 1, that of the last block
-            `layer_decay`; in (0, 1] (Clark et al. 2020, ICLR, section 3.1). 1: all layers alike.
-        validation_share: share of each class kept aside to validate after every epoch, in [0, 1); one picture
-            at least of a class that has two. 0 keeps none.
-        patience: epochs without a better validation result (accuracy, then log-loss) after which training
-            stops; the weights of the best epoch are kept. 0, or no validation pictures: all epochs run and
-            the last weights are kept.
+        layer_decay: in (0, 1], by which rates fall from block to block, the last block's being `layer_decay` and the
+            head's 1 (Clark et al. 2020, ICLR, section 3.1).
+        validation_share: of each class, kept aside to validate after every epoch, in [0, 1); if not 0, one picture at
+            least of a class that has two.
+        patience: epochs without a better validation result (accuracy, then log-loss) after which training stops; the
+            best epoch's weights are kept. 0, or nobody to validate on: all epochs run and the last weights are kept.
 
     Raises:
         InputError: a number is out of range or a choice is unknown.

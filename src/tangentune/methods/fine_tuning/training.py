@@ -40,22 +40,15 @@ class LoopSettings(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Gradient steps on batches of pictures, which every epoch cuts anew.
+    """Gradient steps on batches of pictures, which every epoch cuts anew."""
 
-    Attributes:
-        count: pictures of an epoch.
-        learn: leaves the gradient of a batch in the parameters, given its rows and the generator of its random views;
-            what it returns is summed over the epoch.
-        optimiser: makes the optimiser after the first gradient. Each of its groups holds a `factor`.
-        rate: peak rate of a group of factor 1.
-        name: what the progress bar says.
-    """
-
-    count: int
+    count: int  # pictures of an epoch
+    # leaves the gradient of a batch, by rows and generator of its views; what it returns is summed over the epoch
     learn: Callable[[Tensor, torch.Generator], float]
+    # makes the optimiser after the first gradient. Each of its groups holds a `factor`
     optimiser: Callable[[], torch.optim.Optimizer]
-    rate: float
-    name: str
+    rate: float  # peak rate of a group of factor 1
+    name: str  # what the progress bar says
 
     def epochs(
         self, settings: LoopSettings, generators: Iterable[torch.Generator], verbose: int = 0
@@ -86,28 +79,13 @@ def tune(
     count: int,
     kept_aside: LabelledPictures | None,
     settings: FineTuneSettings,
-    *,
     name: str,
     verbose: int,
 ) -> tuple[tuple[float, ...], Validation | None]:
-    """Train a backbone and its heads in place, then freeze them.
+    """Train a backbone and its heads in place, then freeze them: mean loss of each epoch, and the validation.
 
-    Args:
-        tuned: its module's parameters move.
-        heads: so do those of these; the first is judged by the pictures kept aside.
-        loss: mean loss of some pictures, given their rows and the generator of their random views.
-        count: pictures of an epoch.
-        kept_aside: judge each epoch and may end training; None where there are none.
-        settings: of these the loss, the head's start and the share kept aside are not read here.
-        name: what the progress bar says.
-        verbose: 1 shows a progress bar with the time left.
-
-    Returns:
-        Mean loss of each epoch, and what the pictures kept aside said.
-
-    Raises:
-        DivergedError: the loss, a weight or a validation logit became NaN or infinite.
-        BackboneError: the backbone's `features` function uses another module than it is given.
+    `loss` is the mean of some of the `count` pictures, given their rows and the generator of their random views. The
+    pictures kept aside judge each epoch by the first head, and may end training.
     """
     parts, losses = (tuned.module, *heads), []
     watch = None if kept_aside is None else Watch(tuned, heads, kept_aside, settings.patience)
@@ -140,11 +118,6 @@ def loss_of(
     """Mean loss of a batch of (n, C) logits, or ("none") that of each of its rows.
 
     Cross-entropy in nats, or `1/2 sum_c (logit_c - target_scale [c = class])^2`.
-
-    Example:
-        >>> settings = FineTuneSettings(loss="squared", target_scale=2.0)
-        >>> loss_of(torch.tensor([[1.0, 1.0]]), torch.tensor([0]), settings).item()
-        1.0
     """
     if settings.loss == "cross_entropy":
         return F.cross_entropy(logits, positions, label_smoothing=settings.label_smoothing, reduction=reduction)
@@ -175,9 +148,7 @@ def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
 def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     """What the rate of each parameter is multiplied by: `decay` in the last block, `decay ** 2` in the one before.
 
-    Args:
-        names: parameters in network order, the head (factor 1) not among them.
-        decay: in (0, 1].
+    Names are in network order, the head (factor 1) not among them; decay is in (0, 1].
 
     Example:
         >>> layer_factors(["layers.0.weight", "layers.1.weight", "layers.1.bias"], 0.5)
@@ -188,11 +159,7 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
 
 
 def _optimiser(module: nn.Module, heads: Iterable[nn.Linear], settings: FineTuneSettings) -> torch.optim.Optimizer:
-    """Made after the first backward pass, which tells the parameters that the features depend on.
-
-    Raises:
-        BackboneError: no parameter of the module has a gradient.
-    """
+    """Made after the first backward pass, which tells the parameters that the features depend on."""
     names = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
     if not names:
         message = "the backbone's `features` must use the module that it is given; it uses another"

@@ -50,13 +50,8 @@ class Validation:
 def split_rows(positions: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to train on and rows kept aside, both ascending, class by class.
 
-    Of a class with two pictures or more one at least is kept aside and one at least is trained on; a class with
-    a single picture is trained on.
-
-    Example:
-        >>> train, held = split_rows(np.array([0, 0, 0, 0, 0, 1, 1, 2]), 0.2, seed=0)
-        >>> len(train), len(held)
-        (6, 2)
+    Of a class with two pictures or more one at least is kept aside and one at least is trained on; a class with a
+    single picture is trained on.
     """
     rng = np.random.default_rng(seed)
     held = []
@@ -70,13 +65,9 @@ def split_rows(positions: NDArray[np.int64], share: float, seed: int) -> tuple[N
 
 @final
 class Watch:
-    """Judges the network after each epoch and remembers the best weights if training may stop early.
+    """Judges the network, with the first head, after each epoch.
 
-    Args:
-        tuned: judged with the first head.
-        heads: linear layers that are trained; their weights of the best epoch come back too.
-        kept_aside: what the network is judged by.
-        patience: epochs without a better result after which it is enough; 0 never stops.
+    With a `patience` training may stop early, and the weights of the best epoch, those of all heads too, come back.
     """
 
     def __init__(
@@ -89,11 +80,7 @@ class Watch:
         self.weights: list[dict[str, Tensor]] = []
 
     def is_enough(self) -> bool:
-        """Look once more; whether `patience` epochs went by without a better result.
-
-        Raises:
-            DivergedError: a feature or a logit is NaN or infinite.
-        """
+        """Look once more; whether `patience` epochs went by without a better result."""
         self.tuned.module.eval()
         try:
             features = mean_features(self.tuned, self.kept_aside.pictures, 64, False)

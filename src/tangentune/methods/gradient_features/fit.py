@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,10 +14,10 @@ from tangentune.errors import BackboneError, InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import Classifier
+from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input, view_outputs
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
-from tangentune.methods.gradient_features.training import HEAD, CachedActivations, FreshInputs, train
+from tangentune.methods.gradient_features.training import HEAD, cached_inputs, fresh_inputs, train
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import probe_head
 from tangentune.networks.split_network import SplitNetwork, parameters_above, split_network
@@ -100,8 +99,7 @@ def fit_gradient_features(
         backbone: left as it is.
         pictures: at the backbone's size, with class labels.
         settings: where to cut, rates and the rest; None takes the defaults.
-        head: om_bar, features' width -> C, copied; None takes the linear probe of the pictures' features
-            (`probe_head`).
+        head: om_bar, features' width -> C, copied; None takes the linear probe of the features (`probe_head`).
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
@@ -123,7 +121,7 @@ def fit_gradient_features(
         ('2', ['2.bias', '2.weight', 'head.bias', 'head.weight'])
     """
     settings = settings or GradientFeatureSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, labels = class_positions(pictures)
     flip = settings.flip and pictures.pixels.ndim == 4
     with warm_pages():
@@ -141,11 +139,10 @@ def fit_gradient_features(
         names = [*theta2, *(() if settings.variant == "gradient" else HEAD)]
         whole = Linearization(backbone, names, frozen)
         training = whole if parts is None else Linearization(above, names, frozen)
-        inputs = FreshInputs(backbone, pictures.pixels) if kept is None else kept
+        inputs = fresh_inputs(backbone, pictures.pixels) if kept is None else cached_inputs(kept)
         losses = train(training, inputs, positions, settings, flip, verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cut, tangent = "" if parts is None else parts.block, training.task_vector()
-    return GradientFeatures(backbone, whole, tangent, frozen, classes, settings, tuple(losses), cut, problem, wall, cpu)
+    return GradientFeatures(backbone, whole, tangent, frozen, classes, settings, losses, cut, problem, *spent(began))
 
 
 def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[SplitNetwork | None, str]:
@@ -156,28 +153,22 @@ def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[SplitNe
         return None, f"every step ran the whole network: {error}"
 
 
-def _keep(parts: SplitNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> CachedActivations:
-    """Activations at the cut of all pictures, and of their mirror images."""
-    rows: list[list[Tensor]] = [[], []]
-    for pixels in pictures.pixels.split(_BATCH):
-        x = network_input(backbone, pixels)
-        for view, kept in zip([x, x.flip(-1)] if flip else [x], rows, strict=False):
-            kept.append(parts.below(view))
-    return CachedActivations(tuple(torch.cat(kept) for kept in rows if kept))
+def _keep(parts: SplitNetwork, backbone: Backbone, pictures: Pictures, flip: bool) -> list[Tensor]:
+    """(n, ...) activations at the cut of all pictures, and of their mirror images."""
+    batches = (network_input(backbone, pixels) for pixels in pictures.pixels.split(_BATCH))
+    rows = [[parts.below(view) for view in ([x, x.flip(-1)] if flip else [x])] for x in batches]
+    return [torch.cat(view) for view in zip(*rows, strict=True)]
 
 
 @torch.no_grad()
-def _features(above: Backbone, kept: CachedActivations) -> Tensor:
+def _features(above: Backbone, kept: list[Tensor]) -> Tensor:
     """(n, d) features, averaged over the views."""
-    views = [torch.cat([above.features(z) for z in view.split(_BATCH)]) for view in kept.views]
-    return torch.stack(views).mean(0)
+    return torch.stack([torch.cat([above.features(z) for z in view.split(_BATCH)]) for view in kept]).mean(0)
 
 
 def _copied(head: nn.Linear, width: int, outputs: int, backbone: Backbone) -> nn.Linear:
     """A frozen copy of the head, where and as the backbone's parameters are."""
     if (head.in_features, head.out_features) != (width, outputs) or head.bias is None:
-        message = (
-            f"head must be a linear layer with an intercept from {width} features to {outputs} classes, not {head}"
-        )
-        raise InputError(message)
+        message = f"head must be a linear layer with an intercept from {width} features to {outputs} classes, not "
+        raise InputError(message + str(head))
     return copy.deepcopy(head).requires_grad_(False).to(backbone.device, backbone.dtype)

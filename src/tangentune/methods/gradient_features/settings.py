@@ -35,8 +35,8 @@ class GradientFeatureSettings:
             way, so those of the squared loss are flat.
         warmup: share of all steps in which the rates rise linearly from nearly zero, in [0, 1).
         schedule: what the rates do then: "cosine" decay to zero or "constant".
-        flip: mirror each picture left-right with probability 1/2 at every step (vectors are left alone), and fit
-            om_bar to features averaged over both views.
+        flip: mirror each picture left-right with probability 1/2 at every step (vectors are left alone), and fit om_bar
+            to features averaged over both views.
         cache: keep the activations at the cut, of both views with `flip`: for each, n times their size. Without, and
             where the network cannot be cut there, every step runs the whole network, with the same result.
         seed: order of the pictures and mirroring.

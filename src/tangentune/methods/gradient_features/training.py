@@ -16,10 +16,9 @@ fall (`head_learning_rate = learning_rate / C` does as they do).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,62 +36,35 @@ VECTOR_SCALE = 0.1
 _EPSILON = 1e-8
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class CachedActivations:
-    """Activations at the cut.
-
-    Attributes:
-        views: one (n, ...) tensor, or a second one of the mirrored pictures.
-    """
-
-    views: tuple[Tensor, ...]
-
-    def __call__(self, rows: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Activations of some pictures, some of them mirrored."""
-        z = self.views[0][rows]
-        return _layout(z if mirrored is None else _choose(mirrored, self.views[1][rows], z))
+Inputs = Callable[[Tensor, Tensor | None], Tensor]  # network inputs by rows and, where some are mirrored, by which
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class FreshInputs:
-    """Network inputs, made from the pixels at every step.
+def cached_inputs(views: Sequence[Tensor]) -> Inputs:
+    """Activations at the cut that were kept: (n, ...), and with mirror images a second time of those."""
 
-    Attributes:
-        backbone: for its contract.
-        pixels: (n, ...).
-    """
+    def inputs(rows: Tensor, mirrored: Tensor | None) -> Tensor:
+        z = views[0][rows]
+        return _layout(z if mirrored is None else _choose(mirrored, views[1][rows], z))
 
-    backbone: Backbone
-    pixels: Tensor
+    return inputs
 
-    def __call__(self, rows: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Network inputs of some pictures, some of them mirrored."""
-        x = network_input(self.backbone, self.pixels[rows])
+
+def fresh_inputs(backbone: Backbone, pixels: Tensor) -> Inputs:
+    """Network inputs, made from the pixels at every step."""
+
+    def inputs(rows: Tensor, mirrored: Tensor | None) -> Tensor:
+        x = network_input(backbone, pixels[rows])
         return x if mirrored is None else _layout(_choose(mirrored, x.flip(-1), x))
+
+    return inputs
 
 
 def train(
-    lin: Linearization,
-    inputs: CachedActivations | FreshInputs,
-    positions: Tensor,
-    settings: GradientFeatureSettings,
-    flip: bool,
-    verbose: int,
-) -> list[float]:
+    lin: Linearization, inputs: Inputs, positions: Tensor, settings: GradientFeatureSettings, flip: bool, verbose: int
+) -> tuple[float, ...]:
     """Train the linearisation's own tangent in place; mean loss of each epoch.
 
-    Args:
-        lin: the network, or its part above the cut, with om_bar as its head.
-        inputs: from rows and mirroring to what `lin` takes.
-        positions: (n,) classes as positions.
-        settings: rates and the rest.
-        flip: whether there are mirrored inputs to draw from.
-        verbose: 1 shows a progress bar.
-
-    Raises:
-        DivergedError: the loss or the tangent became NaN or infinite.
+    `lin` is the network, or its part above the cut, with om_bar as its head; `flip`: there are mirrored inputs.
     """
     u, n, losses = dict(lin.tangent.named_parameters()), len(positions), []
 
@@ -109,7 +81,7 @@ def train(
         if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in u.values()):
             message = f"gradient features diverged in epoch {len(losses)}; lower the learning rate"
             raise DivergedError(message)
-    return losses
+    return tuple(losses)
 
 
 def gradient(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -13,55 +12,34 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import LinearClassifier
+from tangentune.methods.fine_tuning.classifier import spent
+from tangentune.methods.fine_tuning.fit import TunedClassifier
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
 from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.training import batch_norms, loss_of, tune
-from tangentune.methods.fine_tuning.validation import Validation
 from tangentune.methods.joint.settings import JointSettings
-from tangentune.methods.joint.source import (
-    LabelledSource,
-    SourceDraws,
-    SourceTask,
-    checked_weights,
-    in_eval,
-    source_task,
-)
+from tangentune.methods.joint.source import LabelledSource, SourceDraws, SourceTask, in_eval, source_task
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class JointTuned(LinearClassifier):
+class JointTuned(TunedClassifier):
     """A copy of a backbone tuned on target and source pictures, with the target's head, and what it cost.
 
+    `losses` are means of `target loss + source_weight * source loss`.
+
     Attributes:
-        backbone: the tuned copy, in eval mode, parameters frozen again.
-        head: linear layer from features to one logit a target class; predictions are its.
-        classes: (C,) target labels in the order of the logits, sorted.
         settings: how it was trained.
-        losses: mean `target loss + source_weight * source loss` of each epoch.
-        seconds: wall time of training, with the heads' warm starts and without any prediction.
-        cpu_seconds: processor time of the same; fair where other programs share the machine.
-        validation: how it did on the target pictures kept aside; None where there were none.
-        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1.
         source_head: one logit a source class; None with pseudo-labels.
         source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted; or None.
         source_losses: mean source loss of each epoch; empty if no source picture was looked at.
-        source_shares: share of the drawn source pictures that counted in each epoch: 1 with labels, with
-            pseudo-labels those that reached the threshold; empty as above.
+        source_shares: share of the drawn source pictures that counted in each epoch: 1 with labels, with pseudo-labels
+            those that reached the threshold; empty as above.
     """
 
-    backbone: Backbone
-    head: nn.Linear
-    classes: NDArray[Any]
     settings: JointSettings
-    losses: tuple[float, ...]
-    seconds: float
-    cpu_seconds: float
-    validation: Validation | None
-    temperature: float
     source_head: nn.Linear | None
     source_classes: NDArray[Any] | None
     source_losses: tuple[float, ...]
@@ -85,21 +63,21 @@ def joint_fine_tune(
         target: at the backbone's size, with class labels. Validation pictures come from these alone.
         source: pre-training pictures of the same size and type; with class labels for `SourceLabels`.
         settings: rate, epochs, weight of the source and the rest; None takes the defaults.
-        source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a
-            picture of weight 0 is as good as absent. None: all alike, which did better than the weights of a
-            selection (docs/results/source_study.md).
+        source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a picture of
+            weight 0 is as good as absent. None: all alike, which did better than the weights of a selection
+            (docs/results/source_study.md).
         source_head: a linear layer to start the source head from in place of `SourceLabels.start`, such as
             `pretrained_head(backbone, rows)`; its rows are the sorted source classes. Left as it is.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`; a forward pass more
-        over the source part with pseudo-labels.
+        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`; a forward pass more over the
+        source part with pseudo-labels.
 
     Raises:
-        InputError: labels are missing or of one class only, target and source differ in size or type, there is
-            no source picture, weights are not finite and at least 0 or are all 0, a head does not fit, no class
-            has two pictures to keep one aside, or training diverged (`DivergedError`).
+        InputError: labels are missing or of one class only, target and source differ in size or type, there is no
+            source picture, weights are not finite and at least 0 or are all 0, a head does not fit, no class has two
+            pictures to keep one aside, or training diverged (`DivergedError`).
         BackboneError: the backbone's `features` function uses another module than it is given.
 
     Source: Liu et al. 2022, section 3 and public code: `L = CE(target) + lambda CE(source)` on one backbone.
@@ -114,11 +92,10 @@ def joint_fine_tune(
         (torch.Size([4, 2]), [7, 8])
     """
     settings = settings or JointSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = spent()
     classes, positions = class_positions(target)
     _refuse_other_pictures(target, source)
-    weights = checked_weights(source_weights, len(source))
-    draws = SourceDraws(source, weights, settings.weighting, settings.fine_tune.seed)
+    draws = SourceDraws(source, source_weights, settings.weighting, settings.fine_tune.seed)
     base = dataclasses.replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
     tuned = trainable_copy(backbone, target)
     with warm_pages():
@@ -127,43 +104,35 @@ def joint_fine_tune(
         task = source_task(tuned, head, draws, source_head, settings)
         heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
         loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
-        losses, validation = tune(tuned, heads, loss, count, others, base, name="joint fine-tuning", verbose=verbose)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
     temperature = 1.0 if validation is None else validation.temperature
     own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
     return JointTuned(
-        tuned, head, classes, settings, losses, wall, cpu, validation, temperature, *own, *loss.by_epoch()
+        tuned, head, classes, *spent(began), losses, validation, temperature, settings, *own, *loss.by_epoch()
     )
 
 
 @final
 @dataclass(eq=False)
 class JointLoss:
-    """`target loss + source_weight * source loss` of one step; remembers both parts.
+    """`target loss + source_weight * source loss` of one step; remembers the second part.
 
-    Where statistics are not those of the batch, or those of the mixture, both parts are one batch of one forward
-    pass. Their order in it does not matter: statistics are of the whole batch.
-
-    Attributes:
-        tuned: in the modes of the training loop.
-        head: one logit a target class.
-        data: target pictures.
-        source: draws the source pictures.
-        settings: weight, ratio, statistics, and those of the target's loss and views.
-        steps: target pictures, mean source loss and share that counts of every step.
+    Where statistics are not those of the batch, or those of the mixture, both parts are one batch of one forward pass.
+    Their order in it does not matter: statistics are of the whole batch.
     """
 
-    tuned: Backbone
-    head: nn.Linear
-    data: LabelledPictures
-    source: SourceTask
-    settings: JointSettings
+    tuned: Backbone  # in the modes of the training loop
+    head: nn.Linear  # one logit a target class
+    data: LabelledPictures  # target pictures
+    source: SourceTask  # draws the source pictures
+    settings: JointSettings  # weight, ratio, statistics, and those of the target's loss and views
+    # target pictures, mean source loss and share that counts of every step
     steps: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Of some target pictures, with the next source pictures."""
         settings, data = self.settings.fine_tune, self.data
-        x = training_views(self.tuned, data.pictures.pixels[rows], generator, flip=settings.flip, crop=settings.crop)
+        x = training_views(self.tuned, data.pictures.pixels[rows], generator, settings)
         if not self.settings.source_weight and self.settings.batchnorm != "mixed":
             return loss_of(self.head(self._features(x)), data.positions[rows], settings)
         batch = self.source.batch(max(1, round(self.settings.batch_ratio * len(rows))))
@@ -175,15 +144,14 @@ class JointLoss:
 
     def by_epoch(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of each epoch: mean source loss, and share of source pictures that counted; empty if none was seen."""
-        means: list[tuple[float, float]] = []
-        seen, sums = 0, [0.0, 0.0]
-        for count, *values in self.steps:
-            seen += count
-            sums = [total + count * value for total, value in zip(sums, values, strict=True)]
+        losses, shares, seen, loss, share = [], [], 0, 0.0, 0.0
+        for count, own_loss, own_share in self.steps:
+            seen, loss, share = seen + count, loss + count * own_loss, share + count * own_share
             if seen == len(self.data.pictures):
-                means.append((sums[0] / seen, sums[1] / seen))
-                seen, sums = 0, [0.0, 0.0]
-        return tuple(loss for loss, _ in means), tuple(share for _, share in means)
+                losses.append(loss / seen)
+                shares.append(share / seen)
+                seen, loss, share = 0, 0.0, 0.0
+        return tuple(losses), tuple(shares)
 
     def _both_features(self, x: Tensor, source_x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, d) of the target and (m, d) of the source pictures."""
@@ -203,11 +171,11 @@ def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
     if not len(source):
         message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
         raise InputError(message)
-    shapes = [tuple(pictures.pixels.shape[1:]) for pictures in (target, source)]
-    if shapes[0] != shapes[1]:
-        message = f"target pictures are {shapes[0]} but source pictures {shapes[1]}; load both for the same backbone"
+    a, b = (tuple(pictures.pixels.shape[1:]) for pictures in (target, source))
+    if a != b:
+        message = f"target pictures are {a} but source pictures {b}; load both for the same backbone"
         raise InputError(message)
-    types = [str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source)]
-    if types[0] != types[1]:
-        message = f"target pictures are {types[0]} but source pictures {types[1]}; give both as one type"
+    a, b = (str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source))
+    if a != b:
+        message = f"target pictures are {a} but source pictures {b}; give both as one type"
         raise InputError(message)

@@ -16,9 +16,8 @@ class SourceLabels:
     """The source pictures' own labels, with a head of their own.
 
     Attributes:
-        start: the source head before the first step, as `FineTuneSettings.head_start`. The probes ("warm") are
-            ridge regressions on the features of at most `PROBE_LIMIT` source pictures; a pre-trained classifier
-            may be given to `joint_fine_tune` instead.
+        start: the source head before the first step, as `FineTuneSettings.head_start`. Probes are ridge regressions on
+            at most `PROBE_LIMIT` source pictures. `joint_fine_tune` takes a pre-trained head in its place.
 
     Raises:
         InputError: the choice is unknown.
@@ -36,16 +35,15 @@ class PseudoLabels:
     """No source labels: the network's own opinion of a weak view, in target classes, is what a strong view learns.
 
     The weak view is made as `FineTuneSettings.flip` and `.crop` say and judged by the network as it predicts (eval
-    mode, no gradient); the strong one is made by `strong_views`, mirrored as `FineTuneSettings.flip` says. The loss
-    is the cross-entropy to the soft opinion `softmax(logits / temperature)`, averaged over the batch; pictures below
-    the threshold count as 0 in that mean.
+    mode, no gradient); the strong one is made by `strong_views`, mirrored as `FineTuneSettings.flip` says. The loss is
+    the cross-entropy to the soft opinion `softmax(logits / temperature)`, averaged over the batch; pictures below the
+    threshold count as 0 in that mean.
 
     Attributes:
         temperature: below 1 sharpens the opinion.
         threshold: least probability of the most likely class for a picture to count, in [0, 1); 0: all count.
         crop: smallest share of the area that the strong view's random crop keeps, in (0, 1].
-        jitter: reach of brightness, contrast and saturation: factors are uniform in [1 - jitter, 1 + jitter];
-            in [0, 1).
+        jitter: in [0, 1); factors of brightness, contrast and saturation are uniform in [1 - jitter, 1 + jitter].
         cutout: side of the grey square as a share of the picture's shorter side, in [0, 1).
 
     Raises:
@@ -70,20 +68,17 @@ class JointSettings:
     """Choices of joint fine-tuning.
 
     Attributes:
-        fine_tune: rate, epochs, batches, views, target head, validation and seed, all as in ordinary
-            fine-tuning; the epoch is one pass over the target pictures. Its `batchnorm` must stay "eval".
-        source_weight: lambda, the factor of the source loss. 0 is ordinary fine-tuning, bit for bit, and
-            learns from no source picture ("mixed" statistics still see them).
+        fine_tune: rate, epochs, batches, views, target head, validation and seed, all as in ordinary fine-tuning; the
+            epoch is one pass over the target pictures. Its `batchnorm` must stay "eval".
+        source_weight: lambda, the factor of the source loss. 0 is ordinary fine-tuning, bit for bit, and learns from no
+            source picture ("mixed" statistics still see them).
         batch_ratio: mu, source pictures in a step for each target picture; at least one is drawn.
-        weighting: how source weights act; both give the same loss in expectation. "sampling" draws pictures in
-            proportion to their weights, so that each forward pass is spent on what counts; in a pass of n
-            draws a picture comes up n w / sum(w) times, rounded up or down at random. "loss" draws all
-            alike and multiplies their losses by w / mean(w): exact in every pass, but most of the work goes to
-            pictures that hardly count when weights are uneven.
-        batchnorm: "frozen" keeps the pre-trained statistics. "mixed" normalises by those of the step's target
-            and source pictures together, and updates the running ones by them. "target" normalises target
-            pictures by their own batch, which alone updates the running statistics; source pictures go
-            through a second forward pass that uses the running ones.
+        weighting: how source weights act, with the same loss in expectation. "sampling" draws pictures in proportion:
+            in a pass of n draws n w / sum(w) times, rounded up or down at random. "loss" draws all alike and multiplies
+            losses by w / mean(w): exact in every pass, but uneven weights waste most of the work.
+        batchnorm: "frozen" keeps the pre-trained statistics. "mixed" normalises by those of the step's target and
+            source pictures together, and updates the running ones by them. "target" does so with the target pictures
+            alone; source pictures go through a second forward pass that uses the running ones.
         source_task: what is learnt from source pictures: `SourceLabels` (two heads) or `PseudoLabels` (one).
 
     Raises:

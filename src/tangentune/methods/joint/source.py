@@ -1,7 +1,4 @@
-"""Source pictures: how they are weighed and drawn, and what is learnt from them.
-
-That is their own labels, with a head of their own, or what the network itself thinks of them.
-"""
+"""Source pictures: how they are weighed and drawn; their labels, or the network's opinion of them, are learnt."""
 
 from __future__ import annotations
 
@@ -28,20 +25,11 @@ from tangentune.methods.joint.strong_views import strong_views
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
-PROBE_LIMIT = 2000
-"""Source pictures that a warm start takes its ridge regression from: it costs the square of their number."""
+PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which costs the square of their number
 
 
 def checked_weights(weights: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
-    """Weights (n,) float64 of mean 1 over the pictures that count; None is even.
-
-    Raises:
-        InputError: they are not one finite number of at least 0 a picture, or all are 0.
-
-    Example:
-        >>> checked_weights(np.array([0.0, 3.0, 1.0]), 3).tolist()
-        [0.0, 1.5, 0.5]
-    """
+    """Weights (n,) float64 of mean 1 over the pictures that count; None is even."""
     if weights is None:
         return np.ones(count)
     given = np.asarray(weights)
@@ -66,20 +54,11 @@ def checked_weights(weights: NDArray[Any] | None, count: int) -> NDArray[np.floa
 
 @final
 class Stream:
-    """Positions 0..n-1 in passes without end, each shuffled anew.
+    """Positions 0..n-1 in passes without end, each shuffled anew, in proportion to (n,) positive shares.
 
-    A pass is n draws in which position i comes up n w_i / sum(w) times, rounded up or down at random so that the
-    mean is exact (systematic sampling of a shuffled order; Madow 1949, Ann. Math. Statist. 20). With even weights
-    that is every position once.
-
-    Args:
-        shares: (n,) positive weights.
-        generator: a processor's.
-
-    Example:
-        >>> stream = Stream(np.ones(3), torch.Generator().manual_seed(0))
-        >>> sorted(stream.take(3).tolist()), len(stream.take(7))
-        ([0, 1, 2], 7)
+    A pass is n draws in which position i comes up n w_i / sum(w) times, rounded up or down at random so that the mean
+    is exact (systematic sampling of a shuffled order; Madow 1949, Ann. Math. Statist. 20). With even weights that is
+    every position once.
     """
 
     def __init__(self, shares: NDArray[np.float64], generator: torch.Generator) -> None:
@@ -109,28 +88,16 @@ class Stream:
 
 @final
 class SourceDraws:
-    """Source pictures with weight, drawn without end.
+    """Source pictures with weight, `rows`, drawn without end: in proportion to their weights, or with them as factors.
 
-    Args:
-        pictures: all source pictures.
-        weights: (n,) of mean 1 over those that are not 0.
-        weighting: "sampling" draws in proportion to them, "loss" puts them into the factors.
-        seed: of a generator of its own, which also makes the views: target pictures come in the same order and
-            in the same views whatever the source is.
-
-    Attributes:
-        pictures: as given.
-        rows: (k,) those with weight, ascending.
-        generator: of order and views.
+    Order and views come from a generator of its own: target pictures come in the same order and in the same views
+    whatever the source is.
     """
 
     def __init__(
-        self,
-        pictures: Pictures,
-        weights: NDArray[np.float64],
-        weighting: Literal["sampling", "loss"],
-        seed: int,
+        self, pictures: Pictures, weights: NDArray[Any] | None, weighting: Literal["sampling", "loss"], seed: int
     ) -> None:
+        weights = checked_weights(weights, len(pictures))
         self.pictures, self.rows = pictures, np.flatnonzero(weights)
         self.generator = torch.Generator().manual_seed(other_seed(seed))
         even, kept = np.ones(len(self.rows)), weights[self.rows]
@@ -144,31 +111,19 @@ class SourceDraws:
 
 
 def other_seed(seed: int) -> int:
-    """A seed for draws that must have nothing to do with those of `seed` itself.
-
-    Example:
-        >>> other_seed(0) == other_seed(0), other_seed(0) == other_seed(1)
-        (True, False)
-    """
+    """A seed for draws that must have nothing to do with those of `seed` itself."""
     return int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SourceBatch:
-    """Some source pictures, ready to learn from.
+    """Some source pictures, ready to learn from."""
 
-    Attributes:
-        x: network inputs (m, ...).
-        targets: (m,) positions among the source classes, or (m, C) probabilities of the target classes.
-        factors: (m,) what each picture's loss is multiplied by before the mean over all m.
-        counted: share of the pictures that count; below 1 where the network is not sure enough.
-    """
-
-    x: Tensor
-    targets: Tensor
-    factors: Tensor
-    counted: float
+    x: Tensor  # network inputs (m, ...)
+    targets: Tensor  # (m,) positions among the source classes, or (m, C) probabilities of the target classes
+    factors: Tensor  # (m,) what each picture's loss is multiplied by before the mean over all m
+    counted: float  # share of the pictures that count; below 1 where the network is not sure enough
 
 
 class SourceTask(ABC):
@@ -190,29 +145,20 @@ class SourceTask(ABC):
 @final
 @dataclass(frozen=True, eq=False)
 class LabelledSource(SourceTask):
-    """A head of its own learns the source pictures' labels.
+    """A head of its own learns the source pictures' labels."""
 
-    Attributes:
-        tuned: says how pictures are normalised.
-        head: one logit a source class.
-        classes: (S,) labels of the pictures with weight, sorted.
-        positions: (n,) classes of all source pictures; those of pictures without weight are not read.
-        draws: of the source pictures.
-        settings: loss and views.
-    """
-
-    tuned: Backbone
-    head: nn.Linear
-    classes: NDArray[Any]
-    positions: Tensor
-    draws: SourceDraws
-    settings: FineTuneSettings
+    tuned: Backbone  # says how pictures are normalised
+    head: nn.Linear  # one logit a source class
+    classes: NDArray[Any]  # (S,) labels of the pictures with weight, sorted
+    positions: Tensor  # (n,) classes of all source pictures; those of pictures without weight are not read
+    draws: SourceDraws  # of the source pictures
+    settings: FineTuneSettings  # loss and views
 
     def batch(self, count: int) -> SourceBatch:
         """Views made as those of the target pictures are."""
         rows, factors = self.draws.take(count)
-        pixels, settings = self.draws.pictures.pixels[rows], self.settings
-        x = training_views(self.tuned, pixels, self.draws.generator, flip=settings.flip, crop=settings.crop)
+        pixels = self.draws.pictures.pixels[rows]
+        x = training_views(self.tuned, pixels, self.draws.generator, self.settings)
         return SourceBatch(x, self.positions[rows.to(x.device)], factors.to(x), 1.0)
 
     def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
@@ -223,35 +169,25 @@ class LabelledSource(SourceTask):
 @final
 @dataclass(frozen=True, eq=False)
 class UnlabelledSource(SourceTask):
-    """The target head learns to say of a strong view what it says of a weak one.
+    """The target head learns to say of a strong view what it says of a weak one."""
 
-    Attributes:
-        tuned: judges the weak views as it predicts: in eval mode.
-        head: the target head.
-        draws: of the source pictures.
-        settings: the weak views.
-        choices: temperature, threshold and the strong views.
-    """
-
-    tuned: Backbone
-    head: nn.Linear
-    draws: SourceDraws
-    settings: FineTuneSettings
-    choices: PseudoLabels
+    tuned: Backbone  # judges the weak views as it predicts: in eval mode
+    head: nn.Linear  # the target head
+    draws: SourceDraws  # of the source pictures
+    settings: FineTuneSettings  # the weak views
+    choices: PseudoLabels  # temperature, threshold and the strong views
 
     def batch(self, count: int) -> SourceBatch:
         """Strong views with the opinion of the weak ones; a picture below the threshold has the factor 0."""
         rows, factors = self.draws.take(count)
-        settings, choices, generator = self.settings, self.choices, self.draws.generator
+        choices, generator = self.choices, self.draws.generator
         pixels = self.draws.pictures.pixels[rows].to(self.head.weight.device)
-        weak = training_views(self.tuned, pixels, generator, flip=settings.flip, crop=settings.crop)
+        weak = training_views(self.tuned, pixels, generator, self.settings)
         opinion = self._opinion(weak)
         sure = opinion.amax(1) >= choices.threshold
         exact = torch.promote_types(self.head.weight.dtype, torch.float32)
         values = pixels.to(exact) / 255 if pixels.dtype == torch.uint8 else pixels
-        strong = strong_views(
-            values, generator, flip=settings.flip, crop=choices.crop, jitter=choices.jitter, cutout=choices.cutout
-        )
+        strong = strong_views(values, generator, self.settings.flip, choices)
         factors = factors.to(opinion) * sure
         return SourceBatch(network_input(self.tuned, strong), opinion, factors, float(sure.double().mean()))
 
@@ -270,18 +206,7 @@ class UnlabelledSource(SourceTask):
 def source_task(
     tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
 ) -> SourceTask:
-    """What `settings` say is learnt from the source pictures.
-
-    Args:
-        tuned: the network that learns.
-        head: the target head.
-        draws: of the source pictures.
-        given: what to start the source head from; None makes one.
-        settings: all of them.
-
-    Raises:
-        InputError: pseudo-labels and a source head, or vectors; labels are missing or the head does not fit.
-    """
+    """What is learnt from the source pictures; `head` is the target's, `given` what the source head starts from."""
     base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
     if isinstance(choices, PseudoLabels):
         if given is not None:
@@ -314,11 +239,7 @@ def _start_head(
 
 
 def _checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
-    """A trainable copy of a given head, on the device and in the type of another on the same features.
-
-    Raises:
-        InputError: it is no linear layer, or has another number of features or classes.
-    """
+    """A trainable copy of a given head, on the device and in the type of another on the same features."""
     if not isinstance(given, nn.Linear):
         message = f"source_head is a {type(given).__name__}; give a torch.nn.Linear, such as pretrained_head makes"
         raise InputError(message)
@@ -332,12 +253,7 @@ def _checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
 
 
 def spread_rows(positions: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
-    """At most `limit` rows (more if there are more classes), ascending, of every class as alike as there are.
-
-    Example:
-        >>> np.bincount(np.array([0] * 90 + [1] * 7 + [2] * 3)[spread_rows(np.repeat([0, 1, 2], [90, 7, 3]), 12, 0)])
-        array([5, 4, 3])
-    """
+    """At most `limit` rows (more if there are more classes), ascending, of every class as alike as there are."""
     order = np.random.default_rng(seed).permutation(len(positions))
     by_class = order[np.argsort(positions[order], kind="stable")]
     starts = np.searchsorted(positions[by_class], positions[by_class])

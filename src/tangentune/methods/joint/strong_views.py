@@ -10,46 +10,29 @@ import torch
 from torch import Tensor
 
 from tangentune.methods.fine_tuning.augment import random_views
+from tangentune.methods.joint.settings import PseudoLabels
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, what greyscale pictures are usually made with
 MIDDLE_GREY = 0.5
 
 
-def strong_views(
-    x: Tensor, generator: torch.Generator, *, flip: bool, crop: float, jitter: float, cutout: float
-) -> Tensor:
+def strong_views(x: Tensor, generator: torch.Generator, flip: bool, choices: PseudoLabels) -> Tensor:
     """A strong view of each picture: mirrored or not, cropped, its light and colour changed, a square cut out.
 
-    Args:
-        x: (n, C, H, W) pixel values in [0, 1].
-        generator: a processor's, whatever the batch's device.
-        flip: mirror left-right with probability 1/2.
-        crop: smallest share of the area that is kept.
-        jitter: reach of brightness, contrast and (of three channels) saturation.
-        cutout: side of the grey square over the shorter side.
-
-    Returns:
-        (n, C, H, W) in [0, 1].
-
-    Example:
-        >>> x = torch.rand(2, 3, 8, 8)
-        >>> strong_views(x, torch.Generator().manual_seed(0), flip=True, crop=0.5, jitter=0.4, cutout=0.5).shape
-        torch.Size([2, 3, 8, 8])
+    From and to (n, C, H, W) in [0, 1]; the generator is a processor's, whatever the batch's device.
     """
-    x = random_views(x, generator, flip=flip, crop=crop)
-    if jitter:
-        x = jittered(x, 1 + jitter * (2 * torch.rand(3, len(x), generator=generator, dtype=torch.float64) - 1))
-    if cutout:
-        x = cut_out(x, torch.rand(2, len(x), generator=generator, dtype=torch.float64), cutout)
+    x = random_views(x, generator, flip=flip, crop=choices.crop)
+    if choices.jitter:
+        x = jittered(x, 1 + choices.jitter * (2 * torch.rand(3, len(x), generator=generator, dtype=torch.float64) - 1))
+    if choices.cutout:
+        x = cut_out(x, torch.rand(2, len(x), generator=generator, dtype=torch.float64), choices.cutout)
     return x
 
 
 def jittered(x: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation: distances from black, from the mean light and from grey times a factor.
+    """Brightness, contrast, saturation: distances from black, from the mean light and from grey times (3, n) factors.
 
-    Args:
-        x: (n, C, H, W) in [0, 1]; what leaves [0, 1] is clamped after each step.
-        factors: (3, n); 1 changes nothing. Saturation acts on three channels only.
+    What leaves [0, 1] is clamped after each step; saturation acts on three channels only.
     """
     brightness, contrast, saturation = factors.to(x)[:, :, None, None, None]
     x = (x * brightness).clamp(0, 1)
@@ -64,10 +47,7 @@ def jittered(x: Tensor, factors: Tensor) -> Tensor:
 def cut_out(x: Tensor, centres: Tensor, side: float) -> Tensor:
     """A grey square in each picture, its centre anywhere; what lies beyond the border is lost.
 
-    Args:
-        x: (n, C, H, W).
-        centres: (2, n) in [0, 1): down and across, in shares of the picture.
-        side: over the shorter side; rounded to whole pixels.
+    Centres (2, n) are in shares of the picture, down and across; the side, of the shorter one, is in whole pixels.
     """
     height, width = x.shape[2:]
     length = round(side * min(height, width))

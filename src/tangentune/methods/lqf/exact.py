@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -18,37 +17,25 @@ from tangentune.solvers.system import build
 @final
 @dataclass(frozen=True, eq=False)
 class Exact:
-    """The optimum of a squared-loss problem.
+    """The optimum of a squared-loss problem."""
 
-    Attributes:
-        u: the tangent.
-        value: P(u).
-        loo: (n, C) outputs for every picture by the problem without it (both views left out with mirror images, and
-            averaged). The head is not refitted.
-        passes: that it took; one for each output and view, a few more for the rest.
-    """
-
-    u: TangentVector
-    value: float
-    loo: Tensor
-    passes: float
+    u: TangentVector  # the tangent
+    value: float  # P(u)
+    loo: Tensor  # (n, C) outputs at every picture by the problem without it, mean of the views; the head not refitted
+    passes: float  # that it took; one for each output and view, a few more for the rest
 
 
 def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     """Solve by one Cholesky factorisation; views count as further pictures of weight 1/2.
 
     Cost: `(n C)^2 p / 2` multiply-adds for p parameters and `(n C)^3`, n counting views.
-
-    Raises:
-        InputError: n C is above 20,000.
-        BudgetError: one parameter's rows do not fit.
     """
     n, views, outputs = len(objective), objective.views, objective.shift.shape[2]
     residual, weight = objective.residual(), views**-0.5
     if any(bool(t.any()) for t in objective.centre.values()):  # in v = u + d: r + J d - J v
         for rows, view in objective.batches():
             residual[view, rows] += objective.lin.jvp(objective.inputs(rows, view), objective.centre)
-    kernel = logit_gram(objective.lin, Views(objective), verbose=verbose)
+    kernel = logit_gram(objective.lin, objective.all_inputs(), verbose=verbose)
     shape = (views, n, outputs)
     kernel = kernel.view(*shape, *shape).permute(1, 0, 2, 4, 3, 5).reshape(kernel.shape)
     width = views * outputs
@@ -62,20 +49,3 @@ def solve_exactly(objective: Objective, verbose: int = 0) -> Exact:
     predictions = objective.targets + left_out - residual.mean(0)
     value = 0.5 * objective.damping * float((weighted * system.dual).sum())
     return Exact(combine(1, v, -1, objective.centre), value, predictions, (outputs + 2.0) * views)
-
-
-@final
-class Views(Collection[Tensor]):
-    """Network inputs of every batch and view of a problem, to be read as often as is needed."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective, self.parts = objective, list(objective.batches())
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self.objective.inputs(rows, view) for rows, view in self.parts)
-
-    def __contains__(self, x: object) -> bool:
-        return any(x is batch for batch in self)

@@ -6,7 +6,7 @@ The outputs couple: picture i owns C rows of the dual system (2 C with mirror im
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import final
@@ -18,10 +18,9 @@ from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
-from tangentune.methods.fine_tuning.labelled import class_positions
-from tangentune.methods.lqf.exact import Views
+from tangentune.methods.fine_tuning.labelled import class_positions, network_input
 from tangentune.methods.lqf.fit import LQF
-from tangentune.methods.lqf.objective import Objective
+from tangentune.methods.lqf.objective import Batches
 from tangentune.methods.lqf.start import start
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs
@@ -34,23 +33,6 @@ MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
 
 
 @final
-class BothViews(Collection[Inputs]):
-    """Batches to be read as often as is needed, then their mirror images if `flip`."""
-
-    def __init__(self, batches: Collection[Inputs], flip: bool) -> None:
-        self.batches, self.flip = batches, flip
-
-    def __iter__(self) -> Iterator[Inputs]:
-        return chain(self.batches, map(_mirrored, self.batches)) if self.flip else iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches) * (2 if self.flip else 1)
-
-    def __contains__(self, x: object) -> bool:
-        return any(x is batch for batch in self)
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
@@ -59,14 +41,16 @@ class LogitExplanations:
 
     Attributes:
         lin: the linearised network.
-        inputs: network inputs of the training pictures; with mirror images the loss is the mean over both.
-        system: width C, or 2 C with mirror images, without intercept; targets are what is left to fit at u = -d.
+        inputs: network inputs of the training pictures, and then of their mirror images if the loss is both's mean.
+        views: 1, or 2 with mirror images.
+        system: of width views C, without intercept; targets are what is left to fit at u = -d.
         base: (n views C, 1) outputs at u = -d: `f0 + s - J d`.
         centre: d; None is zero.
     """
 
     lin: Linearization
-    inputs: BothViews
+    inputs: Collection[Inputs]
+    views: int
     system: System
     base: Tensor
     centre: TangentVector | None
@@ -108,7 +92,7 @@ class LogitExplanations:
             >>> torch.allclose(by_itself.double(), solved.loo(), atol=1e-6)
             True
         """
-        inputs, views = BothViews(batches, flip), 2 if flip else 1
+        inputs, views = _with_mirrored(batches) if flip else batches, 2 if flip else 1
         base = _base(lin, inputs, centre, views)
         pictures, outputs = base.shape[1:]
         if targets.shape != (pictures, outputs) or (shift is not None and shift.shape != base.shape):
@@ -122,7 +106,7 @@ class LogitExplanations:
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = build(kernel, left, damping, weights, intercept=False, width=views * outputs)
         kept = None if centre is None else {name: centre[name].detach() for name in lin.names}
-        return cls(lin, inputs, system, rows, kept)
+        return cls(lin, inputs, views, system, rows, kept)
 
     def outputs(self, batches: Collection[Inputs]) -> Tensor:
         """(m, C) outputs `f0 + J u` at other pictures."""
@@ -143,7 +127,7 @@ class LogitExplanations:
     def cross(self, batches: Collection[Inputs]) -> Tensor:
         """(m C, n views C) kernel between other pictures and the training pictures."""
         columns = logit_cross_gram(self.lin, self.inputs, batches, memory_bytes=MEMORY)
-        return _by_picture(columns, self._views, self._outputs).T
+        return _by_picture(columns, self.views, self._outputs).T
 
     def influence(self, batches: Collection[Inputs]) -> Tensor:
         """(m, n, C): outputs less those of the solution without training picture i (its mirror image with it)."""
@@ -154,10 +138,7 @@ class LogitExplanations:
         return self._by_output(leave_out.contributions(self.system, self.cross(batches)))
 
     def unique_information(self, batches: Collection[Inputs] | None = None) -> Tensor:
-        """(n,) squared change of outputs by leaving a picture out, mean over pictures; of the tangent, if None.
-
-        See `tangentune.solvers.leave_out.unique_information`.
-        """
+        """(n,) squared change of outputs by leaving a picture out, mean over pictures; of the tangent, if None."""
         if batches is None:
             return leave_out.unique_information(self.system)
         return self._outputs * leave_out.unique_information(self.system, self.cross(batches))
@@ -171,16 +152,12 @@ class LogitExplanations:
         return self._parts(self.base + leave_out.leave_out(self.system, groups)).mean(0)
 
     @property
-    def _views(self) -> int:
-        return 2 if self.inputs.flip else 1
-
-    @property
     def _outputs(self) -> int:
-        return self.system.width // self._views
+        return self.system.width // self.views
 
     def _parts(self, rows: Tensor) -> Tensor:
         """(n views C, 1) -> (views, n, C)."""
-        return rows.view(-1, self._views, self._outputs).transpose(0, 1)
+        return rows.view(-1, self.views, self._outputs).transpose(0, 1)
 
     def _by_output(self, found: Tensor) -> Tensor:
         """(m C, n, 1) -> (m, n, C)."""
@@ -221,13 +198,9 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
     if settings.head == "cross_fitted":
         shift = start(backbone, pictures, positions, settings).shift
     centre = combine(1, fitted.tangent, -1, fitted.lin.task_vector())
-    plain = targets.new_zeros(1, *targets.shape)
-    objective = Objective(
-        fitted.lin, fitted.backbone, pictures.pixels, targets, plain, fitted.damping, centre, settings.batch_size
-    )
-    return LogitExplanations.of(
-        fitted.lin, Views(objective), targets, fitted.damping, flip=flip, shift=shift, centre=centre
-    )
+    parts = pictures.pixels.split(settings.batch_size)
+    plain = Batches(len(parts), lambda: (network_input(fitted.backbone, part) for part in parts))
+    return LogitExplanations.of(fitted.lin, plain, targets, fitted.damping, flip=flip, shift=shift, centre=centre)
 
 
 def _base(lin: Linearization, inputs: Iterable[Inputs], centre: Mapping[str, Tensor] | None, views: int) -> Tensor:
@@ -244,6 +217,10 @@ def _flat(parts: Tensor) -> Tensor:
 def _by_picture(rows: Tensor, views: int, outputs: int) -> Tensor:
     """(views n C, k) with all plain pictures first -> (n views C, k)."""
     return rows.unflatten(0, (views, -1, outputs)).transpose(0, 1).flatten(0, 2)
+
+
+def _with_mirrored(batches: Collection[Inputs]) -> Batches:
+    return Batches(2 * len(batches), lambda: chain(batches, map(_mirrored, batches)))
 
 
 def _mirrored(x: Inputs) -> Tensor:

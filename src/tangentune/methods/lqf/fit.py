@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,10 +16,10 @@ from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.tangents import TangentVector, combine
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.memory import warm_pages
-from tangentune.methods.fine_tuning.classifier import Classifier
+from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs
 from tangentune.methods.lqf.conjugate import conjugate
-from tangentune.methods.lqf.exact import Views, solve_exactly
+from tangentune.methods.lqf.exact import solve_exactly
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.progress import Progress, Record
 from tangentune.methods.lqf.settings import LQFSettings
@@ -46,12 +45,11 @@ class LQF(Classifier):
         damping: lambda, absolute.
         unit: mean eigenvalue of K at the start; `damping = settings.damping * unit`.
         unit_error: standard error of `unit`, which is estimated.
-        temperature: what outputs are divided by before the softmax; fitted to probes that have not seen the
-            pictures, since outputs of the training pictures are closer to their labels than others will be.
+        temperature: what outputs are divided by before the softmax; fitted to probes that have not seen the pictures,
+            since outputs of the training pictures are closer to their labels than others will be.
         loo: (n, C) exact leave-one-out outputs of the training pictures from solver "dual", in the last linear problem;
-            else None. The head is not refitted: only a "random" one has seen no label of the picture. With
-            "cross_fitted" the picture's output has not, but its Jacobian, which is the head's, has: 0.72 right by
-            leave-one-out where 0.62 of other pictures were (CIFAR-10, 10 a class).
+            else None. The head is not refitted: only a "random" one has seen no label of the picture. A "cross_fitted"
+            one's output has not, but its Jacobian has: .72 right where .62 of others were (CIFAR-10, 10 a class).
         records: one a linearisation.
         seconds: wall time of training, without any prediction.
         cpu_seconds: processor time of the same.
@@ -76,13 +74,7 @@ class LQF(Classifier):
         return view_outputs(self.lin, self.backbone, pictures, batch_size, flip).mean(0)
 
 
-def fit_lqf(
-    backbone: Backbone,
-    pictures: Pictures,
-    settings: LQFSettings | None = None,
-    *,
-    verbose: int = 0,
-) -> LQF:
+def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None = None, *, verbose: int = 0) -> LQF:
     """Linearise a backbone with a head around its weights and fit the linear model to labelled pictures.
 
     Linear quadratic fine-tuning (LQF: Achille et al. 2021, CVPR); every default is our own choice.
@@ -112,7 +104,7 @@ def fit_lqf(
         (['low', 'low', 'high', 'high'], True)
     """
     settings = settings or LQFSettings()
-    wall, cpu = time.perf_counter(), time.process_time()
+    began_at = spent()
     classes, positions = class_positions(pictures)
     labels = torch.from_numpy(positions).to(backbone.device)
     with warm_pages():
@@ -132,20 +124,14 @@ def fit_lqf(
             objective, progress = moved, Progress(len(records), verbose)
     objective.lin.set_tangent(u)
     tangent = TaskVector(combine(1, u, 1, objective.centre))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return LQF(
         objective.backbone, objective.lin, tangent, classes, settings, objective.damping, unit, unit_error,
-        began.temperature, loo, tuple(records), wall, cpu,
+        began.temperature, loo, tuple(records), *spent(began_at),
     )  # fmt: skip
 
 
 def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tuple[TangentVector, Tensor | None]:
-    """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`.
-
-    Raises:
-        InputError: the exact solver would be too large, or training diverged.
-        BudgetError: one parameter's rows do not fit into the exact solver's memory.
-    """
+    """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`."""
     if settings.solver == "dual":
         progress.measure(objective, objective.lin.zeros())
         found = solve_exactly(objective, progress.verbose)
@@ -168,10 +154,8 @@ def preconditioner(objective: Objective, kind: str, settings: LQFSettings, progr
     """
     if kind == "none":
         return lambda gradient: gradient
-    curvature = kfac(
-        objective.lin, Views(objective), kind=kind, cotangents="signs", draws=DRAWS, seed=settings.seed,
-        verbose=progress.verbose,
-    )  # fmt: skip
+    shared = {"cotangents": "signs", "draws": DRAWS, "seed": settings.seed, "verbose": progress.verbose}
+    curvature = kfac(objective.lin, objective.all_inputs(), kind=kind, **shared)
     progress.passes += DRAWS * objective.views * (2 if kind == "ekfac" else 1)
     damping = objective.damping * objective.views  # the curvature is a sum over views, the problem's a mean
     return lambda gradient: curvature.solve(gradient, damping)
@@ -187,14 +171,8 @@ def relinearise(
     penalty always pulls towards w0, never towards the last point, so that more steps do not undo the damping; and the
     step is halved until F falls.
 
-    Args:
-        objective: the problem that was solved.
-        u: its solution.
-        problem: the problem of a damping at weights that have moved by a tangent.
-
-    Returns:
-        The share of the step, and the problem there; 0 and None where eleven halvings do not lower F. Cost: one
-        forward pass over the pictures for the old point and one for every step that is tried.
+    Returns the share of the step by the solution u, and the problem there; 0 and None where eleven halvings do not
+    lower F. Cost: one forward pass over the pictures for the old point and one for every step that is tried.
     """
     before = objective.value_at_point()
     for halving in range(HALVINGS + 1):

@@ -1,15 +1,14 @@
 """The convex problem that LQF solves, its value and gradient over all pictures, and what they certify.
 
 `P(u) = sum_i loss(f0(x_i) + s_i + J(x_i) u, y_i) + 1/2 lambda ||u + d||^2`. The shift s is zero, or what a head that
-has not seen picture i says less what the head at the linearisation point says (cross-fitting). The centre d is zero
-at the pre-trained weights, and after re-linearising what the weights have moved so far. With mirror images the loss
-is the mean of both views'.
+has not seen picture i says less what the head at the linearisation point says (cross-fitting). The centre d is what
+the weights had moved when they were linearised again, at first zero. With mirror images the loss is both views' mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -21,50 +20,51 @@ from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.tangents import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
 from tangentune.networks.backbone import Backbone
+from tangentune.networks.network_function import Inputs
+
+
+@final
+class Batches(Collection[Inputs]):
+    """Network inputs that are made anew whenever they are read."""
+
+    def __init__(self, count: int, read: Callable[[], Iterator[Inputs]]) -> None:
+        self.count, self.read = count, read
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return self.read()
+
+    def __contains__(self, x: object) -> bool:
+        return any(x is batch for batch in self)
 
 
 @final
 @dataclass(frozen=True)
 class Measured:
-    """The problem at one tangent, from one pass over all pictures and views.
+    """The problem at one tangent, from one pass over all pictures and views."""
 
-    Attributes:
-        value: P(u).
-        gradient_norm: length of P's gradient.
-        bound: P(u) less the least value is at most this. Both losses: `||g||^2 / (2 lambda)`, as P is
-            lambda-strongly convex. Squared loss: the gap to the best dual value along the residual's direction,
-            which is never larger.
-    """
-
-    value: float
-    gradient_norm: float
+    value: float  # P(u)
+    gradient_norm: float  # length of P's gradient
+    # P(u) less the least value is at most this: `||g||^2 / (2 lambda)`, as P is lambda-strongly convex; for the squared
+    # loss the gap to the best dual value along the residual's direction, which is never larger
     bound: float
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The problem around one linearisation point.
+    """The problem around one linearisation point."""
 
-    Attributes:
-        lin: the linearised network with its head.
-        backbone: the same network, for its contract.
-        pixels: (n, ...) of the training pictures.
-        targets: (n, C); for the cross-entropy (n,) classes as positions.
-        shift: (views, n, C); the second view is the mirror image.
-        damping: lambda, absolute.
-        centre: d.
-        batch_size: pictures that go through the network at a time.
-    """
-
-    lin: Linearization
-    backbone: Backbone
-    pixels: Tensor
-    targets: Tensor
-    shift: Tensor
-    damping: float
-    centre: TangentVector
-    batch_size: int
+    lin: Linearization  # the linearised network with its head
+    backbone: Backbone  # the same network, for its contract
+    pixels: Tensor  # (n, ...) of the training pictures
+    targets: Tensor  # (n, C); for the cross-entropy (n,) classes as positions
+    shift: Tensor  # (views, n, C); the second view is the mirror image
+    damping: float  # lambda, absolute
+    centre: TangentVector  # d
+    batch_size: int  # pictures that go through the network at a time
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -92,6 +92,11 @@ class Objective:
         for view in range(self.views):
             for rows in torch.arange(len(self)).split(self.batch_size):
                 yield rows, view
+
+    def all_inputs(self) -> Batches:
+        """Network inputs of every batch and view."""
+        parts = list(self.batches())
+        return Batches(len(parts), lambda: (self.inputs(rows, view) for rows, view in parts))
 
     def losses(self, outputs: Tensor, rows: Tensor) -> tuple[float, Tensor]:
         """Sum of the losses of (n, C) outputs, in float64, and its gradient in them."""
@@ -133,28 +138,23 @@ class Objective:
             yield rows, view, self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
 
     def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
-        """Value, certificate and gradient at u; one pass (two with mirror images)."""
+        """Value, what it and the gradient prove, and the gradient at u; one pass (two with mirror images)."""
         loss, gradient = 0.0, self.lin.zeros()
         for rows, view in self.batches():
             value, grads = self.learn(u, rows, view)
             loss += value / self.views
             gradient = combine(1, gradient, 1 / self.views, grads)
-        total = combine(1, u, 1, self.centre)
-        gradient = combine(1, gradient, self.damping, total)
-        return self.certify(loss + 0.5 * self.damping * dot(total, total), u, gradient), gradient
-
-    def certify(self, value: float, u: TangentVector, gradient: TangentVector) -> Measured:
-        """What value and gradient at u prove; no pass."""
-        norm, penalty = dot(gradient, gradient) ** 0.5, self.damping
+        penalty, total = self.damping, combine(1, u, 1, self.centre)
+        gradient = combine(1, gradient, penalty, total)
+        value, norm = loss + 0.5 * penalty * dot(total, total), dot(gradient, gradient) ** 0.5
         bound = norm**2 / (2 * penalty)
         if self.quadratic:
-            total = combine(1, u, 1, self.centre)
             pulled = combine(penalty, total, -1, gradient)
             squares = 2 * value - penalty * dot(total, total)
             gap = value - _dual_value(squares, dot(pulled, total), dot(pulled, pulled), penalty)
             if gap > torch.finfo(self.shift.dtype).eps ** 0.5 * value:  # else it is mostly rounding
                 bound = min(bound, gap)
-        return Measured(value, norm, bound)
+        return Measured(value, norm, bound), gradient
 
     def normal(self, v: TangentVector) -> TangentVector:
         """`sum_i J_i^T J_i v`, the mean of both views' with mirror images; one pass (two)."""
@@ -168,13 +168,8 @@ def _dual_value(squares: float, inner: float, pulled: float, damping: float) -> 
     """Best value of the dual along the residual's direction: no tangent has a smaller objective.
 
     With e the residual at u and v = u + d: `max over t` of `t r^T e - t^2/2 (||e||^2 + ||J^T e||^2 / lambda)`, where
-    `r^T e = ||e||^2 + v^T J^T e`; t = 1 is the bound by the gradient's length (papers: weak duality).
-
-    Args:
-        squares: ||e||^2.
-        inner: v^T J^T e.
-        pulled: ||J^T e||^2.
-        damping: lambda.
+    `r^T e = ||e||^2 + v^T J^T e`; t = 1 is the bound by the gradient's length (papers: weak duality). Squares are
+    `||e||^2`, inner `v^T J^T e`, pulled `||J^T e||^2`.
     """
     denominator = squares + pulled / damping
     return 0.5 * (squares + inner) ** 2 / denominator if denominator > 0 and math.isfinite(denominator) else 0.0

@@ -42,8 +42,8 @@ class Record:
         points: measurements in order; the first is at u = 0, the last at the solution.
         losses: objective of each epoch as the mini-batches saw it, each before its step; stochastic solvers only.
         optimum: the least value, where it was solved for exactly; else None.
-        step: share of this solution by which the weights moved before the next linearisation; None after the last.
-            0: no share lowered the network's own objective, so re-linearising ended.
+        step: share of this solution by which the weights moved before the next linearisation; None after the last. 0:
+            no share lowered the network's own objective, so re-linearising ended.
     """
 
     points: tuple[Point, ...]
@@ -79,43 +79,25 @@ class Record:
 @final
 @dataclass(eq=False)
 class Progress:
-    """How far one linearised problem is solved; solvers write it down as they go.
+    """How far one linearised problem is solved; solvers write it down as they go."""
 
-    Attributes:
-        stage: linearisations before this one.
-        verbose: 1 shows progress bars.
-        epoch: epochs or iterations finished.
-        passes: passes over the pictures.
-        points: measurements in order.
-        losses: running objective of each epoch.
-        optimum: exact least value, where it was asked for.
-    """
-
-    stage: int = 0
-    verbose: int = 0
-    epoch: int = 0
-    passes: float = 0.0
-    points: list[Point] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    optimum: float | None = None
+    stage: int = 0  # linearisations before this one
+    verbose: int = 0  # 1 shows progress bars
+    epoch: int = 0  # epochs or iterations finished
+    passes: float = 0.0  # passes over the pictures
+    points: list[Point] = field(default_factory=list)  # measurements in order
+    losses: list[float] = field(default_factory=list)  # running objective of each epoch
+    optimum: float | None = None  # exact least value, where it was asked for
 
     def measure(self, objective: Objective, u: TangentVector) -> TangentVector:
-        """Write down one exact measurement; the gradient.
-
-        Raises:
-            DivergedError: the objective is NaN or infinite.
-        """
+        """Write down one exact measurement; the gradient."""
         measured, gradient = objective.measure(u)
         self.passes += objective.views
         self.note(measured)
         return gradient
 
     def note(self, measured: Measured) -> None:
-        """Write down a measurement that the solver made by itself.
-
-        Raises:
-            DivergedError: the objective is NaN or infinite.
-        """
+        """Write down a measurement that the solver made by itself."""
         if not measured.value < float("inf") or not measured.gradient_norm < float("inf"):
             message = f"LQF diverged in epoch {max(self.epoch, 1)}; lower the learning rate or raise the damping"
             raise DivergedError(message)

@@ -23,34 +23,31 @@ class LQFSettings:
 
     Attributes:
         params: which layers move, in words of `select_parameters`; the head always does.
-        head: the head at the linearisation point. "probe": ridge regression on one-hot labels; "calibrated_probe":
-            the same in logits of honest probabilities; "cross_fitted": the probe, but every picture's error in
-            training starts from the output of a head that has not seen it; "random": normal weights.
+        head: at the linearisation point. "probe": ridge regression on one-hot labels; "calibrated_probe": the same in
+            logits of honest probabilities; "cross_fitted": the probe, but every picture's error in training starts
+            from the output of a head that has not seen it; "random": normal weights.
         head_scale: what the head is multiplied by; the body's Jacobian is proportional to it, the head's is not.
         alpha: value of the one-hot target at the picture's own class (squared loss only).
         centred: subtract alpha / C from the targets (squared loss only).
         damping: lambda in units of the mean eigenvalue of `K = J J^T`, trace / (n C), at the start.
         slope: of the leak that replaces every ReLU (`tangentune.networks.leaky`); None leaves them.
         loss: "squared", `1/2 ||f - y||^2`, or "cross_entropy" in nats: convex in u, but not quadratic.
-        solver: "dual", exact, for small n C; "pcg", preconditioned conjugate gradients over all pictures at every
-            step; or stochastic: "sgd", "adam", "kfac" (SGD on K-FAC-preconditioned gradients).
+        solver: "dual", exact, for small n C; "pcg", preconditioned conjugate gradients over all pictures at every step;
+            or stochastic: "sgd", "adam", "kfac" (SGD on K-FAC-preconditioned gradients).
         preconditioner: of "pcg": "kfac", "ekfac", "block_diagonal" or "none".
         epochs: passes over the pictures of a stochastic solver; most iterations of "pcg".
-        batch_size: largest mini-batch; an epoch is cut into equal ones. "dual" and "pcg" give the same result
-            whatever it is.
-        learning_rate: peak rate. "sgd" and "kfac": in units of 1 / the largest curvature that a mini-batch shows
-            (of the preconditioned problem): 0.3 was stable in our tests, 1 with momentum was not; "adam": plain. None
-            takes 0.3, 0.3 and 1e-4.
+        batch_size: largest mini-batch; an epoch is cut into equal ones. The results of "dual" and "pcg" hang not on it.
+        learning_rate: peak rate, plain for "adam" (None: 1e-4); for "sgd" and "kfac" (None: 0.3) in units of 1 / the
+            largest curvature of a mini-batch (preconditioned): 0.3 was stable in our tests, 1 with momentum was not.
         momentum: of "sgd" and "kfac", in [0, 1).
         warmup: share of all steps in which the rate rises linearly from nearly zero, in [0, 1).
         schedule: what the rate does then: "cosine" decay to zero or "constant".
-        flip: the loss is the mean over each picture and its mirror image; stochastic solvers draw one of the two
-            at every step (vectors are left alone).
+        flip: the loss is the mean over each picture and its mirror image, of which stochastic solvers draw one at every
+            step (vectors are left alone).
         tolerance: "pcg" stops when the gradient has fallen to this share of its start.
-        outer_steps: linearisations. After each but the last the weights move to the solution, or part of the way
-            (see `tangentune.methods.lqf.fit.relinearise`), and the network is linearised again there.
-        measure_every: epochs between exact measurements of objective and gradient, one pass over the pictures each;
-            0 measures at the start and at the end only. "pcg" has its own at every iteration.
+        outer_steps: linearisations; after each but the last the weights move (see `fit.relinearise`).
+        measure_every: epochs between exact measurements of objective and gradient, one pass over the pictures each; 0:
+            only at the start and at the end. "pcg" has its own at every iteration.
         exact_optimum: also solve by "dual", for the record alone.
         seed: order of the pictures, mirroring, folds, a random head, estimates.
 

@@ -29,38 +29,24 @@ UNIT_SAMPLES, UNIT_BATCH, FOLDS = 256, 8, 5
 @final
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where LQF begins; made by `start`.
+    """Where LQF begins; made by `start`."""
 
-    Attributes:
-        backbone: a copy of the given one, leaking where that was asked for.
-        head: from features to outputs, not zero.
-        shift: (views, n, C); zero unless the head is cross-fitted.
-        temperature: what outputs are divided by before the softmax, from the outputs of probes that have not seen the
-            picture; 1 for the cross-entropy.
-    """
-
-    backbone: Backbone
-    head: nn.Linear
-    shift: Tensor
-    temperature: float
+    backbone: Backbone  # a copy of the given one, leaking where that was asked for
+    head: nn.Linear  # from features to outputs, not zero
+    shift: Tensor  # (views, n, C); zero unless the head is cross-fitted
+    temperature: float  # of the softmax, from outputs of probes that have not seen the picture; 1 for cross-entropy
 
     def objective(
-        self,
-        pictures: Pictures,
-        positions: Tensor,
-        settings: LQFSettings,
-        damping: float,
-        moved: TangentVector | None = None,
+        self, pictures: Pictures, targets: Tensor, s: LQFSettings, damping: float, moved: TangentVector | None = None
     ) -> Objective:
         """The problem at the pre-trained weights, or at weights that have `moved` from there (a copy)."""
         still = moved is None or not any(bool(t.any()) for t in moved.values())
         backbone, head = (self.backbone, self.head) if still else self._at(moved or {})
-        lin = Linearization(backbone, settings.params, head)
-        targets = positions
-        if settings.loss == "squared":
-            targets = one_hot_targets(positions, head.out_features, alpha=settings.alpha, centred=settings.centred)
+        lin = Linearization(backbone, s.params, head)
+        if s.loss == "squared":
+            targets = one_hot_targets(targets, head.out_features, alpha=s.alpha, centred=s.centred)
         centre = lin.zeros() if moved is None else moved
-        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, settings.batch_size)
+        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, s.batch_size)
 
     def _at(self, moved: TangentVector) -> tuple[Backbone, nn.Linear]:
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
@@ -73,12 +59,7 @@ class Start:
 
 
 def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: LQFSettings) -> Start:
-    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions.
-
-    Raises:
-        InputError: there are too few pictures for a probe.
-        BackboneError: the pictures do not fit the contract or the features hold NaN or infinity.
-    """
+    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions."""
     copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -112,9 +93,6 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
 
     Random signs z in batches of 8 pictures, `||J^T z||^2 / (8 C)` (Hutchinson 1990), on at least 256 pictures, drawn
     again where there are fewer and evenly spaced where there are more.
-
-    Raises:
-        InputError: the Jacobian is zero.
     """
     generator = torch.Generator().manual_seed(seed)
     n, outputs = len(objective), objective.shift.shape[2]

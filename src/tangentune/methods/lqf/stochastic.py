@@ -24,21 +24,13 @@ POWER_ITERATIONS = 8
 
 
 def train(objective: Objective, settings: LQFSettings, progress: Progress, precondition: Precondition) -> TangentVector:
-    """Run the epochs; the tangent after the last.
+    """Run the epochs of "sgd", "adam" or "kfac"; the tangent after the last.
 
-    Args:
-        objective: the problem.
-        settings: solver "sgd", "adam" or "kfac", rates, epochs.
-        progress: gets measurements and losses.
-        precondition: what a gradient is multiplied by, symmetric and positive definite on any scale.
-
-    Raises:
-        DivergedError: the objective became NaN or infinite.
+    What a gradient is multiplied by, `precondition`, is symmetric and positive definite on any scale.
     """
     u = objective.lin.zeros()
     progress.measure(objective, u)
     parameters = {name: nn.Parameter(t) for name, t in u.items()}  # steps move u, which shares their memory
-
     shrink = objective.damping / len(objective)
 
     def learn(rows: Tensor, generator: torch.Generator) -> float:
@@ -65,8 +57,8 @@ def train(objective: Objective, settings: LQFSettings, progress: Progress, preco
 def _stable(objective: Objective, settings: LQFSettings, progress: Progress, precondition: Precondition) -> float:
     """Largest curvature of the preconditioned problem on the first mini-batch, by power iteration; 1 for Adam.
 
-    Curvature of P / n: `J^T L J / b + lambda / n` with the loss's own L, 1 for the squared loss and at most 1/2 for
-    the cross-entropy. Rayleigh quotients approach the largest eigenvalue from below.
+    Curvature of P / n: `J^T L J / b + lambda / n` with the loss's own L, 1 for the squared loss and at most 1/2 for the
+    cross-entropy. Rayleigh quotients approach the largest eigenvalue from below.
     """
     if settings.solver == "adam":
         return 1.0
@@ -78,10 +70,8 @@ def _stable(objective: Objective, settings: LQFSettings, progress: Progress, pre
     def hessian(v: TangentVector) -> TangentVector:
         return combine(scale, objective.lin.normal(x, v), objective.damping / n, v)
 
-    v = {
-        name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-        for name, p in objective.lin.point().items()
-    }
+    point = objective.lin.point()
+    v = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for name, p in point.items()}
     w, quotient = hessian(v), 0.0
     for _ in range(POWER_ITERATIONS):
         v = precondition(w)

@@ -20,17 +20,11 @@ GRID, LOWEST, HIGHEST = 81, 1e-12, 1e8  # of noise over prior variance, in units
 @final
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Data in the kernel's eigenbasis: under `N(0, v K + noise I)` they are independent, variance `v values + noise`.
+    """Data in the kernel's eigenbasis, independent under `N(0, v K + noise I)` and of variance `v values + noise`."""
 
-    Attributes:
-        values: (k,) distinct eigenvalues, not negative.
-        squares: (k,) sums of the squared data at each.
-        counts: (k,) how many data each stands for.
-    """
-
-    values: Tensor
-    squares: Tensor
-    counts: Tensor
+    values: Tensor  # (k,) distinct eigenvalues, not negative
+    squares: Tensor  # (k,) sums of the squared data at each
+    counts: Tensor  # (k,) how many data each stands for
 
     def log_likelihood(self, noise: float, prior_variance: float) -> float:
         """Log density of the data."""
@@ -54,15 +48,8 @@ def kernel_spectrum(kernel: Tensor, basis: Tensor, targets: Tensor) -> Spectrum:
 def maximise_evidence(spectrum: Spectrum, noise: Scale, prior_variance: Scale, smallest: float) -> tuple[float, float]:
     """Noise variance and prior variance: numbers stay, "evidence" is replaced by the maximiser.
 
-    Args:
-        spectrum: of the data.
-        noise: a variance, or "evidence".
-        prior_variance: likewise. Both: the common scale is known in closed form, the ratio is searched for.
-        smallest: least noise in units of the prior variance times the largest eigenvalue: what the network's
-            precision still resolves.
-
-    Raises:
-        InputError: the data are all zero, or the kernel is.
+    Of both, the common scale is known in closed form and the ratio is searched for. The least noise, in units of the
+    prior variance times the largest eigenvalue, is what the network's precision still resolves.
     """
     if noise != "evidence" and prior_variance != "evidence":
         return float(noise), float(prior_variance)

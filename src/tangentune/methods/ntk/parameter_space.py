@@ -17,21 +17,13 @@ from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 @final
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Sums over one task's rows of `[J, basis]` (B, N, p + q), for q constants.
+    """Sums over one task's rows of `[J, basis]` (B, N, p + q), for q constants."""
 
-    Attributes:
-        normal: (B, p + q, p + q) `[J, basis]^T [J, basis]`.
-        pulled: (B, p + q, columns) `[J, basis]^T targets`.
-        squares: (B, columns) squared targets.
-        count: rows of one problem, N.
-        constants: q.
-    """
-
-    normal: Tensor
-    pulled: Tensor
-    squares: Tensor
-    count: int
-    constants: int
+    normal: Tensor  # (B, p + q, p + q) `[J, basis]^T [J, basis]`
+    pulled: Tensor  # (B, p + q, columns) `[J, basis]^T targets`
+    squares: Tensor  # (B, columns) squared targets
+    count: int  # rows of one problem, N
+    constants: int  # q
 
 
 def features(prior: Prior, x: Tensor) -> Tensor:

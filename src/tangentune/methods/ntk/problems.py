@@ -21,21 +21,13 @@ Mean = Literal["network", "zero", "constant"]
 @final
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """What is believed of f before data, but for its scale: mean plus a process with the network's kernel.
+    """What is believed of f before data, but for its scale: mean plus a process with the network's kernel."""
 
-    Attributes:
-        rows: the network.
-        outputs: how outputs are tied, as `tangent_kernel`.
-        mean: "network": f0; "zero": 0; "constant": an unknown constant per output, with a flat prior.
-        batch_size: inputs that pass through the network at a time.
-        memory_bytes: for rows that are held.
-    """
-
-    rows: TangentRows
-    outputs: Outputs = "full"
-    mean: Mean = "network"
-    batch_size: int = 64
-    memory_bytes: int = MEMORY_BYTES
+    rows: TangentRows  # the network
+    outputs: Outputs = "full"  # how outputs are tied, as `tangent_kernel`
+    mean: Mean = "network"  # "network": f0; "zero": 0; "constant": an unknown constant per output, with a flat prior
+    batch_size: int = 64  # inputs that pass through the network at a time
+    memory_bytes: int = MEMORY_BYTES  # for rows that are held
 
     @property
     def width(self) -> int:

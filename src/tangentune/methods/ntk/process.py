@@ -42,8 +42,8 @@ class NTKGaussianProcess:
         mean: "network": the network's own outputs, so that without data the prediction is the network; "zero"; or
             "constant": an unknown constant per output, with a flat prior, whose doubt enters the variance.
         outputs: "full": the (n C, n C) kernel, outputs correlated; "independent": C kernels (n, n), the blocks between
-            different outputs left out; "shared": one kernel (n, n), the mean of the C diagonal blocks, for all
-            targets, whose number is then free unless the mean is the network's. For C = 1 the three agree.
+            different outputs left out; "shared": one kernel (n, n), the mean of the C diagonal blocks, for all targets,
+            whose number is then free unless the mean is the network's. For C = 1 the three agree.
         space: "function": Cholesky of the kernel of all data; "parameter": of the (p, p) precision of the weights;
             "matrix-free": conjugate gradients and a low rank, for large n and p; "auto": "parameter" where it is the
             smaller, else "function" up to 10,000 rows, else "matrix-free". The first two agree to rounding.
@@ -99,8 +99,7 @@ class NTKGaussianProcess:
     def fit(self, x: Tensor, y: Tensor) -> NTKGaussianProcess:
         """Condition on (n, ...) inputs and (n, T) or (n,) targets; what was fitted before is forgotten.
 
-        Cost besides the kernel: "function" `(n C)^3 / 3`, some nine times that by evidence; "parameter"
-        `n C p^2 + p^3 / 3`.
+        Cost besides the kernel: "function" `(n C)^3 / 3`, nine times that by evidence; "parameter" `n C p^2 + p^3 / 3`.
 
         Raises:
             InputError: data are not finite, shapes do not fit, or the problem is too large.
@@ -126,8 +125,8 @@ class NTKGaussianProcess:
             keep: False: condition on the new task's data only (Maddox et al.). True: on the old data too, each task
                 with a noise of its own; the prior variance stays.
             scales: noise and prior variance. "fit": as the settings say, "evidence" being that of the new data (with
-                `keep`: of the new noise given the old data). "inherit": those of this process. "ratio": their ratio
-                is this process's, their size fits the new data by evidence: for a few data of another unit.
+                `keep`: of the new noise given the old data). "inherit": those of this process. "ratio": their ratio is
+                this process's, their size fits the new data by evidence: for a few data of another unit.
             noise: of the new task, in place of what `scales` gives.
 
         Raises:
@@ -238,11 +237,7 @@ class NTKGaussianProcess:
 
 
 def _check_data(prior: Prior, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Prepared inputs (n, ...) and targets (n, T) less the fixed part of the mean, float64.
-
-    Raises:
-        InputError: data are not finite, or shapes do not fit.
-    """
+    """Prepared inputs (n, ...) and targets (n, T) less the fixed part of the mean, float64."""
     x = prior.rows.prepare(x)
     y = torch.as_tensor(y).to(x.device, torch.float64)
     y = y[:, None] if y.dim() == 1 else y
@@ -299,11 +294,7 @@ def _condition_on(
 
 
 def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residuals: Tensor, noise: Scale) -> Posterior:
-    """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data.
-
-    Raises:
-        InputError: the tasks have different numbers of targets.
-    """
+    """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data."""
     prior, count = posterior.prior, posterior.tasks[0].residuals.shape[1]
     if residuals.shape[1] != count:
         message = f"the new task has {residuals.shape[1]} targets, the kept one {count}; they must agree"
@@ -323,11 +314,7 @@ def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residua
 
 
 def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -> Moments:
-    """Moments without data.
-
-    Raises:
-        InputError: the prior is improper, or its scale is to be found from data.
-    """
+    """Moments without data."""
     if prior.mean == "constant" or (prior_variance == "evidence" and want != "mean"):
         message = "before fit there is no constant mean and no prior variance by evidence; call fit, or give a number"
         raise InputError(message)

@@ -41,11 +41,7 @@ class Settings:
         parse_bytes(self.memory)
 
     def choose_space(self, rows: int, width: int, noise: Scale, prior_variance: Scale) -> Space:
-        """The space for a problem of so many rows and weights.
-
-        Raises:
-            InputError: the problem is too large for what the settings allow.
-        """
+        """The space for a problem of so many rows and weights."""
         if self.space in ("function", "parameter"):
             return self.space
         if self.space == "auto":
@@ -69,11 +65,7 @@ class Settings:
 
 
 def check_scale(name: str, value: object) -> None:
-    """Refuse what is neither "evidence" nor a positive number.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """Refuse what is neither "evidence" nor a positive number."""
     if value == "evidence" or (is_number(value) and 0 < float(value) < float("inf")):  # type: ignore[arg-type]
         return
     message = f"{name} is {value!r}; it must be a variance above 0, or 'evidence'"
