@@ -42,13 +42,7 @@ class InvertedResidual(nn.Module):
 
 @final
 class MobileNetV2(nn.Module):
-    """Width 1.0: 3,504,872 parameters with the 1,000-class head; features are 1,280 wide.
-
-    Example:
-        >>> import torch
-        >>> MobileNetV2().eval().pooled(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 1280])
-    """
+    """Width 1.0: 3,504,872 parameters with the 1,000-class head; features are 1,280 wide."""
 
     def __init__(self, classes: int = 1000):
         super().__init__()

@@ -112,8 +112,7 @@ class Pictures:
 def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels as a network wants them: `(x / 255 - mean) / std` for uint8, `(x - mean) / std` for floats.
 
-    Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded
-    once, at the end.
+    Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded once, at the end.
 
     Raises:
         InputError: the contract's mean or std fits neither 1 nor the number of channels.
