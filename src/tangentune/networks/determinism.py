@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, TangentuneError, first_line
-from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in, used_of
+from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in
+from tangentune.networks.parameters import used_parameters
 
 
 def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
@@ -30,13 +31,13 @@ def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor
         _check_repeats(module, features, batch, first)
         _check_mates(module, features, batch, first)
         tap = features.extract if isinstance(features.extract, Tap) else None
-        floats = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+        floats = [name for name, p in module.named_parameters() if p.is_floating_point()]
         if tap and (calls := tap.calls(module, batch[:1])) > 1:
             problem = (
                 f"the submodule {tap.name!r}, named as features, is called {calls} times a pass; name one that is "
                 "called once, or give features=lambda module, x: ..."
             )
-        elif not used_of(module, features, floats, batch[:1]):
+        elif not used_parameters(module, features, batch[:1], floats):
             problem = (
                 "no parameter of the network has a gradient in the features: the forward pass runs under "
                 "torch.no_grad or detaches, or `features` uses another network than the module it is given"

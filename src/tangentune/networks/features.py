@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -212,19 +211,3 @@ def features_at(module: nn.Module, features: Features, params: dict[str, Tensor]
     """Features (n, d) with some of the module's parameters replaced: a pure function of `(params, x)`."""
     prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
     return functional_call(_Caller(module, features), prefixed, (x,))
-
-
-def used_of(module: nn.Module, features: Features, params: Mapping[str, Tensor], x: Tensor) -> list[str]:
-    """Those of some of the module's parameters that the features of x depend on; one forward and one backward pass.
-
-    Autograd says so by giving a gradient at all, whatever its value.
-    """
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
-    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, start[0].clone() if start else x)
-        if not phi.requires_grad:
-            return []
-        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
-    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]

@@ -94,12 +94,7 @@ class CrossFittedProbe:
 
 
 def cross_fitted_probe(
-    features: Tensor,
-    positions: Tensor,
-    *,
-    folds: int | Tensor = 5,
-    calibrated: bool = False,
-    seed: int = 0,
+    features: Tensor, positions: Tensor, *, folds: int | Tensor = 5, calibrated: bool = False, seed: int = 0
 ) -> CrossFittedProbe:
     """Ridge probes such that every picture's output comes from a head that has not seen it.
 

@@ -6,10 +6,11 @@ import fnmatch
 import re
 from collections.abc import Collection, Iterable
 
+import torch
 from torch import Tensor, nn
 
 from tangentune.errors import InputError
-from tangentune.networks.features import Features, used_of
+from tangentune.networks.features import Features, features_at
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -79,6 +80,20 @@ def group_blocks(names: Iterable[str]) -> dict[str, list[str]]:
     return blocks
 
 
-def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
-    """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
-    return used_of(module, features, dict(module.named_parameters()), x)
+def used_parameters(
+    module: nn.Module, features: Features, x: Tensor, names: Collection[str] | None = None
+) -> list[str]:
+    """Those of a module's parameters (of some names, or all) that the features of x depend on, in network order.
+
+    Autograd says so by giving a gradient at all, whatever its value. Cost: one forward and one backward pass.
+    """
+    given = module.named_parameters()
+    leaves = {name: p.detach().requires_grad_() for name, p in given if names is None or name in names}
+    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
+    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
+    with torch.enable_grad():
+        phi = features_at(module, features, leaves, start[0].clone() if start else x)
+        if not phi.requires_grad:
+            return []
+        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
+    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]

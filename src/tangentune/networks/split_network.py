@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
-from tangentune.networks.features import Extractor, FeatureFunction, used_of, value_at
+from tangentune.networks.features import Extractor, FeatureFunction, value_at
 from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
 
 
@@ -150,7 +150,7 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
 
 def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
     """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
-    used = used_of(backbone.module, reach, {name: backbone.module.get_parameter(name) for name in names}, x)
+    used = used_parameters(backbone.module, reach, x, names)
     if used:
         message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
         raise BackboneError(message)
