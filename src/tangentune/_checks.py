@@ -11,11 +11,7 @@ from tangentune.errors import InputError
 
 
 def check_words(settings: Any) -> None:
-    """Every field of a `Literal` of words holds one of them, every `bool` field a bool.
-
-    Raises:
-        InputError: naming the first that does not.
-    """
+    """Every field of a `Literal` of words holds one of them, every `bool` field a bool; else an InputError names it."""
     for name, annotation in get_type_hints(type(settings)).items():
         value, choices = getattr(settings, name), get_args(annotation)
         if any(isinstance(choice, str) for choice in choices) and value not in choices:
@@ -27,11 +23,7 @@ def check_words(settings: Any) -> None:
 
 
 def check_counts(settings: Any, lowest: Mapping[str, int]) -> None:
-    """Fields that are whole numbers of at least the given ones.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Fields that are whole numbers of at least the given ones; an InputError names the first that is not."""
     for name, low in lowest.items():
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
@@ -40,11 +32,7 @@ def check_counts(settings: Any, lowest: Mapping[str, int]) -> None:
 
 
 def check_numbers(settings: Any, names: Iterable[str], fits: Callable[[float], bool], what: str) -> None:
-    """Fields that are finite numbers and pass a test; `what` ends the sentence "it must be ...".
-
-    Raises:
-        InputError: naming the first that does not.
-    """
+    """Fields that are finite numbers and pass a test; `what` ends the InputError's sentence "it must be ..."."""
     for name in names:
         value = getattr(settings, name)
         if not is_number(value) or not math.isfinite(value) or not fits(value):
@@ -53,20 +41,12 @@ def check_numbers(settings: Any, names: Iterable[str], fits: Callable[[float], b
 
 
 def check_positive(settings: Any, *names: str) -> None:
-    """Fields that are numbers above 0.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Fields that are numbers above 0; an InputError names the first that is not."""
     check_numbers(settings, names, lambda value: value > 0, "a number above 0")
 
 
 def check_shares(settings: Any, *names: str) -> None:
-    """Fields in [0, 1).
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Fields in [0, 1); an InputError names the first that is not."""
     check_numbers(settings, names, lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 

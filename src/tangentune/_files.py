@@ -53,13 +53,9 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_tensors(
     path: str | os.PathLike[str], kind: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """One safetensors file, in one move: named tensors, and in its header what they are.
+    """One safetensors file, in one move: tensors by name, and in its header what they are.
 
-    Args:
-        path: of the file.
-        kind: what the file is, such as "task vector"; `read_tensors` takes no other.
-        facts: what goes with the tensors: text, and mappings or lists that JSON can hold.
-        tensors: by name, on any device.
+    The facts are text, and mappings or lists that JSON can hold; `read_tensors` takes no file of another kind.
 
     Raises:
         StoreError: if the file cannot be written.
@@ -76,10 +72,7 @@ def read_tensors(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `write_tensors` wrote, `(facts, tensors)`: bit for bit, on the CPU, in memory of their own.
 
-    Args:
-        path: of the file.
-        kind: as written.
-        foreign: take any safetensors file, whoever wrote it, and its header as it stands.
+    `foreign` takes any safetensors file, whoever wrote it, and its header as it stands.
 
     Raises:
         StoreError: there is no such file, it is damaged, or it holds something else.
@@ -214,11 +207,7 @@ def existing_ancestor(path: Path) -> Path:
 
 
 def plain(value: Any, where: str = "value") -> Any:
-    """JSON's own types from common Python and numpy ones; anything else is refused by its place.
-
-    Args:
-        value: nested mappings, lists, tuples, arrays, numpy numbers, paths, str, int, float, bool, None.
-        where: name of the value, for the error.
+    """JSON's own types from common Python and numpy ones, nested in any way; `where` names the value in errors.
 
     Raises:
         InputError: a key is no string, a number is not finite, or a type has no JSON form.

@@ -38,21 +38,11 @@ class MissingExtraError(TangentuneError, ImportError):
 
 
 def diverged(epoch: int) -> DivergedError:
-    """What to raise when fine-tuning diverges in an epoch, counted from 1.
-
-    Example:
-        >>> str(diverged(3))
-        'fine-tuning diverged in epoch 3; lower the learning rate'
-    """
+    """What to raise when fine-tuning diverges in an epoch, counted from 1."""
     return DivergedError(f"fine-tuning diverged in epoch {epoch}; lower the learning rate")
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error, also one of somebody else's, says in its first line; its type where it says nothing.
-
-    Example:
-        >>> first_line(ValueError("bad shape\nlong story")), first_line(EOFError())
-        ('bad shape', 'EOFError')
-    """
+    """What an error, also one of somebody else's, says in its first line; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

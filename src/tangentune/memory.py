@@ -29,15 +29,7 @@ _GROUP_FILES = {
 
 
 def parse_bytes(text: str | int | float) -> int:
-    """Read a memory size: a number of bytes, or text such as "4GiB", "500 MB".
-
-    Raises:
-        InputError: if it is neither, or not positive.
-
-    Example:
-        >>> parse_bytes("4GiB"), parse_bytes("500MB")
-        (4294967296, 500000000)
-    """
+    """Read a memory size: a number of bytes, or text such as "4GiB", "500 MB"; what is neither is an InputError."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
         message = f"memory size {text!r} is not understood; write it as '4GiB', '500MB' or a number of bytes"
@@ -55,12 +47,9 @@ def available_bytes(device: torch.device) -> int:
 def room_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float:
     """Bytes that Linux control groups still leave this process; infinite where none sets a limit.
 
-    A limit may stand at any group above the process. A container may see its own group as the root, whatever the
-    path says, so the root is asked too. Files kept in memory count as used there, but give way to a new job.
-
-    Args:
-        root: where the groups are mounted.
-        groups: the groups of the process, one `number:kinds:path` a line; version 2 names no kinds.
+    A limit may stand at any group above the process. A container may see its own group as the root, whatever the path
+    says, so the root is asked too. Files kept in memory count as used there, but give way to a new job. `root` is where
+    groups are mounted; `groups` names those of the process, `number:kinds:path` a line; version 2 names no kinds.
     """
     room = math.inf
     lines = groups.read_text().splitlines() if groups.exists() else []

@@ -28,11 +28,8 @@ _LEVEL = 2 * float(ndtr(1.959964)) - 1  # 95 %, by the usual seven digits of the
 class Reliability:
     """How often predictions of a given confidence are right; one entry per bin, empty bins are NaN.
 
-    Attributes:
-        edges: bin edges in [0, 1], shape (bins + 1,).
-        confidence: mean probability of the predicted class in each bin, shape (bins,).
-        accuracy: share of right predictions in each bin, shape (bins,).
-        counts: predictions in each bin, shape (bins,).
+    Bin edges in [0, 1], shape (bins + 1,); mean probability of the predicted class in each bin, shape (bins,), share of
+    right predictions, and number of predictions.
     """
 
     edges: FloatArray
@@ -43,9 +40,6 @@ class Reliability:
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """Share of predictions equal to the label; names or positions, shape (n,) both.
-
-    Raises:
-        InputError: the lengths differ or there is nothing to score.
 
     Example:
         >>> accuracy(["cat", "dog", "dog"], ["cat", "dog", "cat"])
@@ -69,17 +63,10 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
 
 
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:
-    """Mean negative log-probability of the given class, in nats; lower is better.
+    """Mean negative log-probability of the given class, in nats; labels (n,) are positions, probabilities (n, C).
 
-    A probability of zero counts as the smallest step of its own precision (as in scikit-learn's `log_loss`),
-    so the answer is always finite.
-
-    Args:
-        labels: class positions, shape (n,).
-        proba: probabilities, shape (n, C).
-
-    Raises:
-        InputError: the shapes disagree, or a label is no column of `proba`.
+    A probability of zero counts as the smallest step of its own precision (as in scikit-learn's `log_loss`), so the
+    answer is always finite.
 
     Example:
         >>> round(nll([0, 1], [[0.5, 0.5], [0.5, 0.5]]), 4)
@@ -112,17 +99,7 @@ def brier(labels: ArrayLike, proba: ArrayLike) -> float:
 def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliability:
     """Confidence against accuracy of the predicted class, in bins of equal width (upper edges included).
 
-    Args:
-        labels: class positions, shape (n,).
-        proba: probabilities, shape (n, C).
-        bins: number of bins, at least 1.
-
-    Raises:
-        InputError: the shapes disagree, a label is no column of `proba`, or there is no bin.
-
-    Example:
-        >>> reliability([0, 1], [[0.9, 0.1], [0.9, 0.1]], bins=2).accuracy
-        array([nan, 0.5])
+    Labels are positions (n,), probabilities (n, C).
     """
     if bins < 1:
         message = f"a reliability curve needs at least one bin, not {bins}"
@@ -155,16 +132,7 @@ def ece(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> float:
 
 
 def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) -> IntArray:
-    """Counts of (given, predicted) pairs, shape (C, C); row = given class, column = predicted class.
-
-    Raises:
-        InputError: the lengths differ, or a position is outside 0..C-1.
-
-    Example:
-        >>> confusion_matrix([0, 1, 1], [0, 1, 0], 2)
-        array([[1, 0],
-               [1, 1]])
-    """
+    """Counts of (given, predicted) pairs, shape (C, C); row = given class, column = predicted class."""
     given, guess = np.asarray(labels), np.asarray(predicted)
     _same_length(given, guess)
     _check_positions(given, n_classes, "label")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, final
 
@@ -80,7 +81,8 @@ class Backbone:
         sha256: str | None = None,
         name: str = "custom",
     ):
-        size = None if input_size is None else tuple(_plain(n) for n in input_size)
+        whole = [int(n) if isinstance(n, Integral) else n for n in input_size or ()]  # numpy's too, which JSON refuses
+        size = None if input_size is None else tuple(whole)
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
         contract = DataContract(size, mean, std, interpolation, crop, licence, source, sha256)
         copied = frozen_copy(module)
@@ -99,8 +101,7 @@ class Backbone:
         self.module, self.contract, self.name = loaded.module, loaded.contract, name
         self.feature_function = FeatureFunction(loaded.features)
         if self.contract.sha256 is None:
-            fields = {**self.contract.to_dict(), "sha256": parameter_digest(self.module)}
-            self.contract = DataContract.from_dict(fields)
+            self.contract = replace(self.contract, sha256=parameter_digest(self.module))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,10 +202,8 @@ class Backbone:
         Raises:
             BackboneError: if parameters, or the features they give, are different.
         """
-        was = (
-            f"{description['name']!r} ({description['class']}, {description['parameters']:,} parameters, "
-            f"{description['dtype']})"
-        )
+        kind = f"{description['class']}, {description['parameters']:,} parameters, {description['dtype']}"
+        was = f"{description['name']!r} ({kind})"
         if parameter_digest(self.module) != description["digest"]:
             message = (
                 f"backbone {self.name!r} has other parameters than {was}, with which the model was fitted; "
@@ -240,20 +239,19 @@ class Backbone:
         size = self.contract.input_size
         if size is None:
             return x.to(self._weight) if x.is_floating_point() else x.to(self.device)
-        fits = x.dim() == 1 + len(size) and x.shape[1] == size[0]
-        if not fits or not x.is_floating_point():
-            message = (
-                f"backbone {self.name!r} takes normalised floating-point inputs of shape (n, "
-                f"{', '.join(map(str, size))}), not {tuple(x.shape)} of {x.dtype}"
-            )
-            raise BackboneError(message)
-        return x.to(self._weight)
+        if x.dim() == 1 + len(size) and x.shape[1] == size[0] and x.is_floating_point():
+            return x.to(self._weight)
+        message = (
+            f"backbone {self.name!r} takes normalised floating-point inputs of shape (n, {', '.join(map(str, size))}), "
+            f"not {tuple(x.shape)} of {x.dtype}"
+        )
+        raise BackboneError(message)
 
     def __eq__(self, other: object) -> bool:
         """Same name, contract, features and parameters."""
         if not isinstance(other, Backbone):
             return NotImplemented
-        same = self.name == other.name and self.contract == other.contract
+        same = (self.name, self.contract) == (other.name, other.contract)
         same = same and self.feature_function == other.feature_function
         return same and parameter_digest(self.module) == parameter_digest(other.module)
 
@@ -302,13 +300,6 @@ def parameter_digest(module: nn.Module) -> str:
     """sha256 over names, types, shapes and values of all parameters and saved buffers, in order.
 
     The same on every device. Cost: reads every value once, about a second per gigabyte.
-
-    Example:
-        >>> net = nn.Linear(2, 1)
-        >>> before = parameter_digest(net)
-        >>> _ = net.weight.data.add_(1)
-        >>> before == parameter_digest(net)
-        False
     """
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
@@ -317,11 +308,6 @@ def parameter_digest(module: nn.Module) -> str:
             values = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _plain(number: Any) -> Any:
-    """NumPy's whole numbers as Python's, which JSON takes."""
-    return int(number) if isinstance(number, Integral) else number
 
 
 def _check_contract(contract: DataContract) -> None:

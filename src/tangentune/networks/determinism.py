@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, TangentuneError, first_line
-from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in, used_of
-
-Same = Callable[[Tensor, Tensor], bool]
+from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in
+from tangentune.networks.parameters import used_parameters
 
 
 def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
     """Refuse a network whose features are not a fixed, differentiable function of each picture alone.
 
-    Args:
-        module: frozen network in eval mode.
-        features: its feature function.
-        x: network inputs, (n, ...), n >= 1; at most two are used.
+    At most two of the inputs x (n, ...), n >= 1, are used. Cost: 13 pictures forward and one backward. The global
+    random state is left as it was.
 
     Raises:
-        BackboneError: if a forward pass fails; overwrites its input; differs from the one before (dropout or
-            noise left on); depends on batch mates; gives NaN or infinity; or carries no gradient. Names the
-            likely part.
-
-    Cost: 13 pictures forward and one backward. The global random state is left as it was.
+        BackboneError: if a forward pass fails; overwrites its input; differs from the one before (dropout or noise left
+            on); depends on batch mates; gives NaN or infinity; or carries no gradient. Names the likely part.
     """
     batch = _with_mates(x)
     devices = [batch.device] if batch.device.type == "cuda" else []
@@ -38,23 +30,31 @@ def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor
         refuse_not_finite(first)
         _check_repeats(module, features, batch, first)
         _check_mates(module, features, batch, first)
-        _check_tap(module, features, batch)
-        _check_gradient(module, features, batch[:1])
+        tap = features.extract if isinstance(features.extract, Tap) else None
+        floats = [name for name, p in module.named_parameters() if p.is_floating_point()]
+        if tap and (calls := tap.calls(module, batch[:1])) > 1:
+            problem = (
+                f"the submodule {tap.name!r}, named as features, is called {calls} times a pass; name one that is "
+                "called once, or give features=lambda module, x: ..."
+            )
+        elif not used_parameters(module, features, batch[:1], floats):
+            problem = (
+                "no parameter of the network has a gradient in the features: the forward pass runs under "
+                "torch.no_grad or detaches, or `features` uses another network than the module it is given"
+            )
+        else:
+            return
+    raise BackboneError(problem)
 
 
 def refuse_not_finite(phi: Tensor) -> None:
-    """Raise if features (n, d) hold NaN or infinity.
-
-    Raises:
-        BackboneError: with the count and the first row.
-    """
+    """Raise a BackboneError with the count and the first row if features (n, d) hold NaN or infinity."""
     bad = ~torch.isfinite(phi).all(1)
     if bool(bad.any()):
         rows = bad.nonzero()[:, 0].tolist()
         message = (
-            f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row "
-            f"{rows[0]}); check the weights, the normalisation and the precision (half precision overflows "
-            "above 65,504)"
+            f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row {rows[0]}); check "
+            "the weights, the normalisation and the precision (half precision overflows above 65,504)"
         )
         raise BackboneError(message)
 
@@ -124,7 +124,7 @@ def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: 
     if close(first, _run(module, features, batch), allowed):
         return
     one, two = _trace(module, features, batch), _trace(module, features, batch)
-    where = _first_difference(one, two, lambda a, b: close(a, b, allowed))
+    where = _first_difference(one, two, allowed)
     message = (
         "two passes over the same pictures give different features: randomness (dropout, noise, drop path) "
         f"stays on in eval mode{where}; make it depend on module.training"
@@ -141,7 +141,7 @@ def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Te
     one = _rows(_trace(module, features, batch[:2]), 0, 2)
     for other, row in ((batch[[0, 0]], 0), (batch[[1, 0]], 1), (batch[:1], 0)):  # other mates, place, number
         two = _rows(_trace(module, features, other), row, len(other))
-        where = where or _first_difference(one, two, lambda a, b: close(a, b, allowed))
+        where = where or _first_difference(one, two, allowed)
     message = (
         "the features of a picture depend on the other pictures of its batch (normalisation by the batch, or "
         f"pictures mixed up){where}; use running statistics or treat each picture alone"
@@ -149,51 +149,29 @@ def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Te
     raise BackboneError(message)
 
 
-def _check_tap(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
-    if isinstance(features.extract, Tap):
-        calls = features.extract.calls(module, x[:1])
-        if calls > 1:
-            message = (
-                f"the submodule {features.extract.name!r}, named as features, is called {calls} times a "
-                "pass; name one that is called once, or give features=lambda module, x: ..."
-            )
-            raise BackboneError(message)
-
-
-def _check_gradient(module: nn.Module, features: Features, x: Tensor) -> None:
-    floats = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
-    if not used_of(module, features, floats, x):
-        message = (
-            "no parameter of the network has a gradient in the features: the forward pass runs under "
-            "torch.no_grad or detaches, or `features` uses another network than the module it is given"
-        )
-        raise BackboneError(message)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a submodule: its name and type, and the tensors that went in and came out."""
-
-    label: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+_Call = tuple[str, list[Tensor], list[Tensor]]
+"""One call of a submodule: its name and type, and the tensors that went in and came out."""
 
 
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
+
+    def copies(tree: Any) -> list[Tensor]:  # in-place layers change them later
+        return [t.clone() for t in tensors_in(tree)]
+
     with ExitStack() as hooks:
         for name, part in module.named_modules():
             label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
             entered: list[list[Tensor]] = []
 
             def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-                stack.append([t.clone() for t in tensors_in(inputs)])  # in-place layers change them later
+                stack.append(copies(inputs))
 
             def after(
                 _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
             ) -> None:
-                calls.append(_Call(label, stack.pop(), [t.clone() for t in tensors_in(output)]))
+                calls.append((label, stack.pop(), copies(output)))
 
             hooks.enter_context(part.register_forward_pre_hook(before))
             hooks.enter_context(part.register_forward_hook(after))
@@ -201,13 +179,17 @@ def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     return calls
 
 
-def _first_difference(one: list[_Call], two: list[_Call], same: Same) -> str:
+def _first_difference(one: list[_Call], two: list[_Call], allowed: float) -> str:
     """Text naming the innermost call that turns equal inputs into different outputs; empty if none does."""
-    for a, b in zip(one, two, strict=False):
-        if a.label != b.label or len(a.outputs) != len(b.outputs):
+
+    def same(a: list[Tensor], b: list[Tensor]) -> bool:
+        return all(close(t, u, allowed) for t, u in zip(a, b, strict=False))
+
+    for (label, inputs, outputs), (other, inputs_too, outputs_too) in zip(one, two, strict=False):
+        if label != other or len(outputs) != len(outputs_too):
             break
-        if all(map(same, a.inputs, b.inputs)) and not all(map(same, a.outputs, b.outputs)):
-            return f", most likely at {a.label}"
+        if same(inputs, inputs_too) and not same(outputs, outputs_too):
+            return f", most likely at {label}"
     return ""
 
 
@@ -217,4 +199,4 @@ def _rows(calls: list[_Call], row: int, n: int) -> list[_Call]:
     def part(tensors: list[Tensor]) -> list[Tensor]:
         return [t.unflatten(0, (n, -1))[row] for t in tensors if t.dim() and len(t) and len(t) % n == 0]
 
-    return [_Call(call.label, part(call.inputs), part(call.outputs)) for call in calls]
+    return [(label, part(inputs), part(outputs)) for label, inputs, outputs in calls]

@@ -21,12 +21,7 @@ STAGES = (
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after an axis for ceil(size / stride) outputs; the odd one goes after.
-
-    Example:
-        >>> same_padding(224, 3, 2), same_padding(15, 3, 2)
-        ((0, 1), (1, 1))
-    """
+    """Zeros before and after an axis for ceil(size / stride) outputs; the odd one goes after."""
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -43,9 +38,10 @@ class SameConv2d(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         top, bottom = same_padding(input.shape[2], kernel, stride)
         left, right = same_padding(input.shape[3], kernel, stride)
-        if top == bottom and left == right:  # the library pads for free
-            return F.conv2d(input, self.weight, None, self.stride, (top, left), 1, self.groups)
-        return F.conv2d(F.pad(input, (left, right, top, bottom)), self.weight, None, self.stride, 0, 1, self.groups)
+        around = (top, left)  # the library pads for free where both sides are equal
+        if top != bottom or left != right:
+            input, around = F.pad(input, (left, right, top, bottom)), 0
+        return F.conv2d(input, self.weight, None, self.stride, around, 1, self.groups)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -80,14 +76,7 @@ class LiteBlock(nn.Module):
 class EfficientNetLite(nn.Module):
     """Lite0 (depth 1.0: 4,652,008 parameters) and Lite1 (depth 1.1: 5,416,680); features are 1,280 wide.
 
-    Args:
-        depth: multiplies the repeats of every stage but the first and the last.
-        classes: width of the head.
-
-    Example:
-        >>> import torch
-        >>> EfficientNetLite().eval().pooled(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 1280])
+    The depth multiplies the repeats of every stage but the first and the last.
     """
 
     def __init__(self, depth: float = 1.0, classes: int = 1000):

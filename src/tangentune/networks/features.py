@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -54,8 +53,7 @@ class _Reached(Exception):
 def value_at(part: nn.Module, side: Literal["input", "output"], run: Callable[[], Any]) -> list[Any]:
     """What goes into or comes out of a part of a network on the first call that `run` makes of it; `run` ends there.
 
-    Returns:
-        The one value (first input or output); nothing if `run` never calls the part.
+    A list of the one value (first input or output); empty if `run` never calls the part.
     """
     reached: list[Any] = []
 
@@ -78,14 +76,7 @@ def value_at(part: nn.Module, side: Literal["input", "output"], run: Callable[[]
 @final
 @dataclass(frozen=True)
 class Tap:
-    """What goes into or comes out of a named submodule; the forward pass ends there.
-
-    Example:
-        >>> import torch
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> Tap("1")(net, torch.ones(5, 4)).shape, Tap("2", "input")(net, torch.ones(5, 4)).shape
-        (torch.Size([5, 3]), torch.Size([5, 3]))
-    """
+    """What goes into or comes out of a named submodule; the forward pass ends there."""
 
     name: str
     side: Literal["input", "output"] = "output"
@@ -100,15 +91,10 @@ class Tap:
 
     def calls(self, module: nn.Module, x: Tensor) -> int:
         """How often a whole forward pass calls the submodule."""
-        count = 0
-
-        def add(_module: nn.Module, _inputs: Any) -> None:
-            nonlocal count
-            count += 1
-
-        with module.get_submodule(self.name).register_forward_pre_hook(add):
+        calls: list[None] = []
+        with module.get_submodule(self.name).register_forward_pre_hook(lambda *_: calls.append(None)):
             module(x)
-        return count
+        return len(calls)
 
 
 def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
@@ -130,16 +116,11 @@ def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
 
 
 def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
-    """Bring a network's output to one row of features a picture.
+    """Bring the output of a network for inputs x (n, ...) to one row of features a picture.
 
-    (n, d) stays; (n,) becomes (n, 1); (n, d, h, w) and (n, d, t, h, w) are averaged over positions; of an
-    output object the `pooler_output`, else the `last_hidden_state` (class token if the network has one,
-    else the mean over tokens), else the `logits` are taken.
-
-    Args:
-        output: what the network or feature function returned.
-        module: the network, asked only whether it has a class token.
-        x: the input, (n, ...).
+    (n, d) stays; (n,) becomes (n, 1); (n, d, h, w) and (n, d, t, h, w) are averaged over positions; of an output object
+    the `pooler_output`, else the `last_hidden_state` (class token if the network has one, else the mean over tokens),
+    else the `logits` are taken.
 
     Raises:
         BackboneError: if there is no single reading of the output as rows of pictures.
@@ -147,32 +128,29 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(output, Tensor):
         output = _tensor_of(output, module)
     shape = tuple(output.shape)
+    square = x.dim() == 4 and x.shape[2] == x.shape[3]
     if not shape or shape[0] != len(x):
-        message = (
+        problem = (
             f"the network returns features of shape {shape} for {len(x)} pictures; the first axis must be "
             "the pictures (no squeeze, no sum over the batch)"
         )
-        raise BackboneError(message)
-    if len(shape) == 1:
-        return output[:, None]
-    if len(shape) == 2:
-        return output
-    if len(shape) in (4, 5):
-        if _channels_last(shape, x):
-            message = (
-                f"features of shape {shape} look channels-last (n, h, w, d), which cannot be averaged "
-                "safely; give features=lambda module, x: ... that returns (n, d)"
-            )
-            raise BackboneError(message)
-        return output.mean(tuple(range(2, len(shape))))
-    if len(shape) == 3 and shape[2] == 1:
+    elif len(shape) <= 2:
+        return output if len(shape) == 2 else output[:, None]
+    elif len(shape) == 3 and shape[2] == 1:
         return output[:, :, 0]
-    message = (
-        f"features of shape {shape} are not (n, d), and which of the {shape[1]} positions counts is not "
-        "known; give features=lambda module, x: ... that returns (n, d), for instance a class token [:, 0] "
-        "or a mean(1)"
-    )
-    raise BackboneError(message)
+    elif len(shape) not in (4, 5):
+        problem = (
+            f"features of shape {shape} are not (n, d), and which of the {shape[1]} positions counts is not known; "
+            "give features=lambda module, x: ... that returns (n, d), for instance a class token [:, 0] or a mean(1)"
+        )
+    elif len(shape) == 4 and square and shape[1] == shape[2] != shape[3]:  # from a square picture, only (n, h, w, d)
+        problem = (
+            f"features of shape {shape} look channels-last (n, h, w, d), which cannot be averaged "
+            "safely; give features=lambda module, x: ... that returns (n, d)"
+        )
+    else:
+        return output.mean(tuple(range(2, len(shape))))
+    raise BackboneError(problem)
 
 
 def pool_tokens(tokens: Tensor, module: nn.Module) -> Tensor:
@@ -211,18 +189,9 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
+    elif isinstance(tree, tuple | list | dict):
+        for item in tree.values() if isinstance(tree, dict) else tree:
             yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item)
-
-
-def _channels_last(shape: tuple[int, ...], x: Tensor) -> bool:
-    """Whether (n, a, b, c) from a square picture can only be (n, h, w, d)."""
-    square = x.dim() == 4 and x.shape[2] == x.shape[3]
-    return len(shape) == 4 and square and shape[1] == shape[2] != shape[3]
 
 
 @final
@@ -242,19 +211,3 @@ def features_at(module: nn.Module, features: Features, params: dict[str, Tensor]
     """Features (n, d) with some of the module's parameters replaced: a pure function of `(params, x)`."""
     prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
     return functional_call(_Caller(module, features), prefixed, (x,))
-
-
-def used_of(module: nn.Module, features: Features, params: Mapping[str, Tensor], x: Tensor) -> list[str]:
-    """Those of some of the module's parameters that the features of x depend on; one forward and one backward pass.
-
-    Autograd says so by giving a gradient at all, whatever its value.
-    """
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
-    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, start[0].clone() if start else x)
-        if not phi.requires_grad:
-            return []
-        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
-    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]

@@ -32,11 +32,7 @@ def frozen_copy(module: object) -> nn.Module:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Put a network into eval mode and freeze its parameters, in place.
-
-    Raises:
-        BackboneError: if it cannot be linearised.
-    """
+    """Put a network that can be linearised (`refuse_unusable`) into eval mode and freeze its parameters, in place."""
     refuse_unusable(module)
     module.eval()
     for part in module.modules():  # also where a `train` of its own kept a part in training mode
@@ -45,11 +41,7 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def refuse_unusable(module: nn.Module) -> None:
-    """Raise for networks that have no fixed function of their parameters.
-
-    Raises:
-        BackboneError: naming the part and the reason.
-    """
+    """Raise a BackboneError, with the part and the reason, for networks without a fixed function of parameters."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     meta = [name for name, tensor in tensors if tensor.is_meta]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -94,12 +94,7 @@ class CrossFittedProbe:
 
 
 def cross_fitted_probe(
-    features: Tensor,
-    positions: Tensor,
-    *,
-    folds: int | Tensor = 5,
-    calibrated: bool = False,
-    seed: int = 0,
+    features: Tensor, positions: Tensor, *, folds: int | Tensor = 5, calibrated: bool = False, seed: int = 0
 ) -> CrossFittedProbe:
     """Ridge probes such that every picture's output comes from a head that has not seen it.
 
@@ -157,10 +152,6 @@ def stratified_folds(positions: Tensor, folds: int, seed: int = 0) -> Tensor:
 
     Raises:
         InputError: fewer than two folds are asked for.
-
-    Example:
-        >>> stratified_folds(torch.tensor([0, 0, 0, 0, 1, 1]), 2).bincount().tolist()
-        [3, 3]
     """
     if isinstance(folds, bool) or not isinstance(folds, Integral) or folds < 2:
         message = f"folds is {folds!r}; cross-fitting needs a whole number of at least 2"
@@ -210,14 +201,7 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
 
 
 def refuse_zero_head(head: nn.Linear) -> None:
-    """Refuse a head under which the body cannot be linearised.
-
-    Raises:
-        InputError: all weights are zero.
-
-    Example:
-        >>> refuse_zero_head(random_head(4, 2))
-    """
+    """Raise an InputError if all weights of a head are zero: the body below it cannot be linearised."""
     if not bool((head.weight != 0).any()):
         message = (
             "the head's weights are all zero: the body's Jacobian is then exactly zero, and the linearised model stays "
@@ -255,14 +239,12 @@ def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
         raise InputError(message)
     given = backbone.sample() if x is None else x
     given = given.to(backbone.device, backbone.dtype if given.is_floating_point() else None)
-    phi, scores = backbone.features(given), _scores(backbone.module(given))
-    wide = {
-        name: part
-        for name, part in backbone.module.named_modules()
-        if isinstance(part, nn.Linear) and part.in_features == phi.shape[1]
-    }
+    phi, output = backbone.features(given), backbone.module(given)
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    parts = backbone.module.named_modules()
+    wide = {name: part for name, part in parts if isinstance(part, nn.Linear) and part.in_features == phi.shape[1]}
     for part in reversed(wide.values()):
-        if scores is not None and close(part(phi), scores, tolerance(phi)):
+        if isinstance(scores, Tensor) and scores.dim() == 2 and close(part(phi), scores, tolerance(phi)):
             return part
     found = f"of {', '.join(wide)} none gives" if wide else "no linear layer is that wide, so none gives"
     message = (
@@ -271,9 +253,3 @@ def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
         "probe_head or random_head"
     )
     raise BackboneError(message)
-
-
-def _scores(output: Any) -> Tensor | None:
-    """Class scores of a network's output: the tensor itself, or what it calls `logits`."""
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    return scores if isinstance(scores, Tensor) and scores.dim() == 2 else None

@@ -13,71 +13,35 @@ CONVNEXT_SQUASH = 384  # from this size on, crop_pct no longer crops there
 
 
 def timm_contract(config: dict[str, Any], licence: str | None, source: str) -> DataContract:
-    """From `timm.data.resolve_model_data_config`.
-
-    Example:
-        >>> config = {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        >>> timm_contract(config | {"interpolation": "bicubic", "crop_pct": 0.9}, None, "timm").crop
-        0.9
-    """
-    centre = config.get("crop_mode", "center") == "center"
-    return DataContract(
-        input_size=tuple(config["input_size"]),
-        mean=tuple(map(float, config["mean"])),
-        std=tuple(map(float, config["std"])),
-        interpolation=_interpolation(config["interpolation"]),
-        crop=min(float(config["crop_pct"]), 1.0) if centre else None,
-        licence=licence or "unknown",
-        source=source,
-    )
+    """From `timm.data.resolve_model_data_config`."""
+    mean, std = (tuple(map(float, config[name])) for name in ("mean", "std"))
+    crop = min(float(config["crop_pct"]), 1.0) if config.get("crop_mode", "center") == "center" else None
+    interpolation = _interpolation(config["interpolation"])
+    return DataContract(tuple(config["input_size"]), mean, std, interpolation, crop, licence or "unknown", source)
 
 
 def torchvision_contract(transforms: Any, source: str) -> DataContract:
     """From the transforms that come with torchvision's classification weights (their licence is not stated)."""
     size, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
     mean, std = tuple(map(float, transforms.mean)), tuple(map(float, transforms.std))
-    return DataContract(
-        input_size=(len(mean), size, size),
-        mean=mean,
-        std=std,
-        interpolation=_interpolation(transforms.interpolation.value),
-        crop=min(size / resize, 1.0),
-        source=source,
-    )
+    interpolation = _interpolation(transforms.interpolation.value)
+    return DataContract((len(mean), size, size), mean, std, interpolation, min(size / resize, 1.0), source=source)
 
 
 def hf_contract(fields: dict[str, Any], channels: int, licence: str | None, source: str) -> DataContract:
-    """From a `preprocessor_config.json` of transformers.
-
-    Args:
-        fields: the file's content.
-        channels: channels the model takes.
-        licence: as stated by the model card, if it is.
-        source: where the weights came from.
+    """From the fields of a `preprocessor_config.json` of transformers, for a model of so many channels.
 
     Raises:
         BackboneError: if the file does not fix a picture size or a normalisation.
     """
     height, width, crop = _geometry(fields)
     mean, std = _normalisation(fields, channels)
-    return DataContract(
-        input_size=(channels, height, width),
-        mean=mean,
-        std=std,
-        interpolation=RESAMPLING.get(fields.get("resample", 3), "bicubic"),
-        crop=crop,
-        licence=licence or "unknown",
-        source=source,
-    )
+    interpolation = RESAMPLING.get(fields.get("resample", 3), "bicubic")
+    return DataContract((channels, height, width), mean, std, interpolation, crop, licence or "unknown", source)
 
 
 def card_licence(card: str) -> str | None:
-    r"""The `license:` line in the header (between --- lines) of a model card.
-
-    Example:
-        >>> card_licence("---\nlicense: apache-2.0\ntags: [vision]\n---\n# A model")
-        'apache-2.0'
-    """
+    """The `license:` line in the header (between --- lines) of a model card."""
     parts = card.split("---")
     lines = parts[1].splitlines() if card.startswith("---") and len(parts) > 2 else []
     found = [line.removeprefix("license:").strip() for line in lines if line.startswith("license:")]

@@ -42,12 +42,7 @@ def load_from_hub(name: str) -> Loaded:
 
 
 def install_command(package: str) -> str:
-    """The command that adds a hub package to the torch that is here, without changing torch.
-
-    Example:
-        >>> install_command("transformers")
-        'pip install transformers'
-    """
+    """The command that adds a hub package to the torch that is here, without changing torch."""
     if package == "transformers":
         return "pip install transformers"
     major, minor = torch.__version__.split(".")[:2]

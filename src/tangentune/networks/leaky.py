@@ -8,7 +8,6 @@ and the feature function of a Backbone, run under a torch function mode that rep
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,7 +20,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import Extractor, Loaded, own_output
+from tangentune.networks.features import Extractor, Loaded
 
 Network = TypeVar("Network", nn.Module, Backbone)
 
@@ -34,28 +33,22 @@ class Leaky(Generic[Network]):
     Attributes:
         network: the copy, a Backbone or a module as was given.
         slope: slope of the leak.
-        modules: names of the modules replaced.
-        functional: functional uses replaced, counted on one pass: name of the module that makes them ("" is the
-            network itself) -> how many. None where there was no input to count with; they are replaced all the same.
+        modules: names of the modules replaced; functional uses are replaced where they happen.
         unreached: what may still be a ReLU, one sentence each.
     """
 
     network: Network
     slope: float
     modules: tuple[str, ...]
-    functional: dict[str, int] | None
     unreached: tuple[str, ...]
 
     def __str__(self) -> str:
         """All of it in a line or a few."""
-        uses = "functional uses not counted"
-        if self.functional is not None:
-            uses = f"{sum(self.functional.values())} functional uses in {len(self.functional)} modules"
-        told = [f"slope {self.slope:g}: {len(self.modules)} modules and {uses} replaced"]
-        return "; ".join([*told, *self.unreached])
+        told = f"slope {self.slope:g}: {len(self.modules)} modules and all functional uses within reach replaced"
+        return "; ".join([told, *self.unreached])
 
 
-def leaky(network: Network, slope: float = 0.01, *, x: Tensor | None = None) -> Leaky[Network]:
+def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
     """A copy of a network in which every ReLU and ReLU6 that can be found leaks.
 
     ReLU becomes `max(z, slope z)` (Maas et al. 2013). ReLU6 becomes leaky on both sides (`leaky_relu6`), our choice:
@@ -66,19 +59,18 @@ def leaky(network: Network, slope: float = 0.01, *, x: Tensor | None = None) -> 
     Args:
         network: a module or a Backbone, left as it is; the copy has the same parameters under the same names.
         slope: of the leak, in [0, 1).
-        x: a few inputs to count functional uses with; by default, for a Backbone, a fixed made-up one.
 
     Returns:
-        The copy with an account of what was replaced. Cost: a copy and, for the count, another and one forward pass.
+        The copy with an account of what was replaced. Cost: a copy.
 
     Raises:
         InputError: the slope is out of range or the network leaks already.
         BackboneError: the network is scripted.
 
     Example:
-        >>> result = leaky(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 0.1, x=torch.ones(1, 2))
+        >>> result = leaky(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 0.1)
         >>> print(result)
-        slope 0.1: 1 modules and 0 functional uses in 0 modules replaced
+        slope 0.1: 1 modules and all functional uses within reach replaced
         >>> result.network[1](torch.tensor([-1.0, 2.0]))
         tensor([-0.1000,  2.0000])
     """
@@ -87,49 +79,21 @@ def leaky(network: Network, slope: float = 0.01, *, x: Tensor | None = None) -> 
         raise InputError(message)
     module = network.module if isinstance(network, Backbone) else network
     _refuse(network, module)
-    extract = network.feature_function.extract if isinstance(network, Backbone) else own_output
-    if x is None and isinstance(network, Backbone) and network.contract.input_size is not None:
-        x = network.sample()
     copied = copy.deepcopy(module)
-    modules, uses, unreached = (), {}, []
     if slope:
-        modules, unreached = tuple(_replace_modules(copied, slope)), _out_of_reach(copied)
-        uses, clamps = (None, []) if x is None else _functional_uses(copied, extract, x, slope)
+        modules, unreached = _replace_modules(copied, slope), _out_of_reach(copied)
         for part in copied.modules():
             if _runs_own_code(part):
                 _become(part, leaking_class(type(part)), leaky_slope=slope)
-        unreached += clamps
+    else:
+        modules, unreached = (), ()
     if not isinstance(network, Backbone):
-        return Leaky(copied, slope, modules, uses, tuple(unreached))
-    name = network.name
+        return Leaky(copied, slope, modules, unreached)
+    extract, name = network.feature_function.extract, network.name
     if slope:
         extract, name = LeakyFeatures(extract, slope), f"{name}, leaky {slope:g}"
     changed = Backbone.from_loaded(Loaded(copied, network.contract, extract), name)
-    return Leaky(changed, slope, modules, uses, tuple(unreached))
-
-
-# Calls that may be a ReLU in disguise when they start at zero; as often they only guard a root or a logarithm.
-_CLAMPS = {
-    F.threshold, torch.threshold, torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip,
-    Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_, Tensor.clip,
-}  # fmt: skip
-
-
-@final
-class _Clamps(TorchFunctionMode):
-    """Counts clamps at zero from below, by calling module."""
-
-    def __init__(self, inside: list[str]):
-        super().__init__()
-        self.inside, self.found = inside, Counter[str]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`; note a clamp."""
-        kwargs = kwargs or {}
-        if func in _CLAMPS and first_tensor(args, kwargs).is_floating_point():
-            low = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("threshold"))
-            self.found[self.inside[-1]] += isinstance(low, int | float) and low == 0
-        return func(*args, **kwargs)
+    return Leaky(changed, slope, modules, unreached)
 
 
 def _refuse(network: nn.Module | Backbone, module: nn.Module) -> None:
@@ -148,7 +112,7 @@ def _become(part: Any, kind: type[nn.Module], **fields: float) -> None:
     vars(part).update(fields)
 
 
-def _replace_modules(module: nn.Module, slope: float) -> list[str]:
+def _replace_modules(module: nn.Module, slope: float) -> tuple[str, ...]:
     """Let ReLU modules leak; names of those changed."""
     names = []
     for name, part in module.named_modules():
@@ -159,34 +123,7 @@ def _replace_modules(module: nn.Module, slope: float) -> list[str]:
         else:
             continue
         names.append(name)
-    return names
-
-
-def _functional_uses(
-    module: nn.Module, extract: Extractor, x: Tensor, slope: float
-) -> tuple[dict[str, int], list[str]]:
-    """Functional uses of ReLU by calling module, and a sentence on every clamp at zero; one forward pass."""
-    watched, inside, uses = copy.deepcopy(module).eval(), [""], Counter[str]()
-    for name, part in watched.named_modules():
-        if not isinstance(part, torch.jit.ScriptModule):
-            part.register_forward_pre_hook(partial(_enter, inside, name))
-            part.register_forward_hook(partial(_leave, inside), always_call=True)
-    with torch.no_grad(), _Clamps(inside) as clamps, Leak(slope, lambda: uses.update(inside[-1:])):
-        extract(watched, x.clone())
-    told = [
-        f"{count} clamp(s) at zero in {name or 'the network itself'}: no ReLU by name, left alone"
-        for name, count in clamps.found.items()
-        if count
-    ]
-    return dict(uses), told
-
-
-def _enter(inside: list[str], name: str, _part: nn.Module, _inputs: Any) -> None:
-    inside.append(name)
-
-
-def _leave(inside: list[str], _part: nn.Module, _inputs: Any, _output: Any) -> None:
-    inside.pop()
+    return tuple(names)
 
 
 def _runs_own_code(part: nn.Module) -> bool:
@@ -197,7 +134,7 @@ def _runs_own_code(part: nn.Module) -> bool:
     return home == "torch.nn.modules.transformer" or not home.startswith(("torch.nn.modules.", "torch.nn.utils."))
 
 
-def _out_of_reach(module: nn.Module) -> list[str]:
+def _out_of_reach(module: nn.Module) -> tuple[str, ...]:
     """A sentence on each part whose code cannot be looked into."""
     told = []
     for name, part in module.named_modules():
@@ -211,17 +148,13 @@ def _out_of_reach(module: nn.Module) -> list[str]:
             told.append(f"{named} has a forward set on the instance: functional uses in it may stay as they are")
         elif hasattr(part, "_orig_mod"):
             told.append(f"{named} is compiled: functional uses in it may stay as they are")
-    return told
+    return tuple(told)
 
 
 def leaky_relu6(z: Tensor, slope: float, inplace: bool = False) -> Tensor:
     """`z` inside [0, 6], slope `slope` on both sides of it; at the kinks the derivative is `slope`.
 
     Seen by torch function modes as one call, like the functions of torch.nn.functional.
-
-    Example:
-        >>> leaky_relu6(torch.tensor([-2.0, 3.0, 8.0]), 0.5)
-        tensor([-1.,  3.,  7.])
     """
     if has_torch_function_unary(z):
         return handle_torch_function(leaky_relu6, (z,), z, slope, inplace=inplace)
@@ -232,12 +165,7 @@ def leaky_relu6(z: Tensor, slope: float, inplace: bool = False) -> Tensor:
 
 @final
 class LeakyReLU6(nn.Module):
-    """`leaky_relu6` as a module; takes the place of `nn.ReLU6` and `nn.Hardtanh(0, 6)`.
-
-    Example:
-        >>> LeakyReLU6(0.1)(torch.tensor([-1.0, 16.0]))
-        tensor([-0.1000,  7.0000])
-    """
+    """`leaky_relu6` as a module; takes the place of `nn.ReLU6` and `nn.Hardtanh(0, 6)`."""
 
     def __init__(self, leaky_slope: float, inplace: bool = False):
         super().__init__()
@@ -248,7 +176,7 @@ class LeakyReLU6(nn.Module):
         return leaky_relu6(z, self.leaky_slope, self.inplace)
 
     def extra_repr(self) -> str:
-        """Slope and kind, for `print(network)`."""
+        """Slope and whether in place, for `print(network)`."""
         return f"leaky_slope={self.leaky_slope}, inplace={self.inplace}"
 
 
@@ -278,41 +206,25 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor | None]] = {
 
 @final
 class Leak(TorchFunctionMode):
-    """While it is on, ReLU and ReLU6 of floating-point tensors leak; `noted` is called at each.
+    """While it is on, ReLU and ReLU6 of floating-point tensors leak."""
 
-    Example:
-        >>> with Leak(0.1):
-        ...     F.relu(torch.tensor([-1.0, 2.0]))
-        tensor([-0.1000,  2.0000])
-    """
-
-    def __init__(self, slope: float, noted: Callable[[], None] | None = None):
+    def __init__(self, slope: float):
         super().__init__()
-        self.slope, self.noted = slope, noted
+        self.slope = slope
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`, or what stands in for it."""
         kwargs = kwargs or {}
-        replacement = _REPLACEMENTS.get(func)
-        if replacement is None or not first_tensor(args, kwargs).is_floating_point():
-            return func(*args, **kwargs)
-        output = replacement(self.slope, *args, **kwargs)
-        if output is None:
-            return func(*args, **kwargs)
-        if self.noted is not None:
-            self.noted()
-        return output
+        replacement, output = _REPLACEMENTS.get(func), None
+        if replacement is not None and (args[0] if args else kwargs["input"]).is_floating_point():
+            output = replacement(self.slope, *args, **kwargs)
+        return func(*args, **kwargs) if output is None else output
 
 
 @final
 @dataclass(frozen=True)
 class LeakyFeatures:
-    """A feature function that runs with the leak, also in methods that are no module's forward.
-
-    Example:
-        >>> LeakyFeatures(lambda module, x: F.relu(module(x)), 0.5)(nn.Identity(), torch.tensor([-1.0]))
-        tensor([-0.5000])
-    """
+    """A feature function that runs with the leak, also in methods that are no module's forward."""
 
     extract: Extractor
     slope: float
@@ -344,11 +256,6 @@ def leaking_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The subclass of a network's class whose forward leaks; made once."""
     fields = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     return type(f"Leaky{kind.__name__}", (LeakingForward, kind), fields)
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor that an activation is applied to."""
-    return args[0] if args else kwargs["input"]
 
 
 def _blank(kind: type[nn.Module]) -> nn.Module:

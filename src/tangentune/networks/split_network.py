@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
-from tangentune.networks.features import Extractor, FeatureFunction, used_of, value_at
+from tangentune.networks.features import Extractor, FeatureFunction, value_at
 from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
 
 
@@ -40,20 +40,13 @@ class SplitNetwork:
 
 
 def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
-    """Names of the parameters from a block on, in network order.
+    """Names of the parameters from a block on, in network order: those that the features of x depend on.
 
-    Args:
-        backbone: the network.
-        cut: name of a block, such as "features.15" (see `block_of`), or "last:K" for the last K blocks.
-        x: two normalised inputs or more; parameters that their features do not depend on are not counted.
+    The cut is the name of a block, such as "features.15" (see `block_of`), or "last:K" for the last K blocks; x holds
+    two normalised inputs or more.
 
     Raises:
         InputError: there is no such block, or K is 0; some that are there are named.
-
-    Example:
-        >>> net = Backbone(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False)))
-        >>> parameters_above(net, "2", torch.ones(2, 4)), len(parameters_above(net, "last:2", torch.ones(2, 4)))
-        (['2.weight'], 3)
     """
     used = used_parameters(backbone.module, backbone.feature_function, x)
     if cut.startswith("last:"):
@@ -67,41 +60,23 @@ def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
 
 
 def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> SplitNetwork:
-    """Cut at the first block, in the order of running, that holds one of the parameters.
+    """Cut a backbone (shared, not copied) at the first block, in the order of running, that holds a parameter of these.
 
-    Args:
-        backbone: shared, not copied.
-        names: parameters that must all be above the cut; none of them cuts behind the features.
-        x: two different normalised inputs or more, on which the cut is tried.
-
-    Returns:
-        Both parts. Cost: four forward passes and a backward one of x. Below, a picture costs the share of the network
-        under the cut; above, the rest, and the calls of the lower layers on an empty batch.
+    No names cut behind the features. The cut is tried on x, two different normalised inputs or more. Cost: four
+    forward passes and a backward one of x. Below, a picture costs the share of the network under the cut; above, the
+    rest, and the calls of the lower layers on an empty batch.
 
     Raises:
         BackboneError: the network cannot be cut there, with the reason: a block is reached in another way than by
             calling it, a parameter is used below, or something flows around the cut (long skip connections).
-
-    Example:
-        >>> net = Backbone(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
-        >>> x = torch.randn(5, 4)
-        >>> parts = split_network(net, ["2.weight"], x)
-        >>> parts.block, parts.below(x).shape, torch.equal(parts.above.features(parts.below(x)), net.features(x))
-        ('2', torch.Size([5, 3]), True)
     """
     if not names:
         return SplitNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
     block = _first_called(backbone, names, x)
-    extract = backbone.feature_function.extract
-    reach = _Reach(extract, block)
-
-    @torch.no_grad()
-    def below(given: Tensor) -> Tensor:
-        return reach(backbone.module, given)
-
-    above = _fed_by(backbone, _Resumed(extract, block, tuple(x.shape[1:]), x.dtype))
+    reach = _Reach(backbone.feature_function.extract, block)
     _refuse_use_below(backbone, reach, names, x)
-    parts = SplitNetwork(block, below, above)
+    resumed = _Resumed(reach.extract, block, tuple(x.shape[1:]), x.dtype)
+    parts = SplitNetwork(block, torch.no_grad()(partial(reach, backbone.module)), _fed_by(backbone, resumed))
     _refuse_other_result(backbone, parts, x)
     return parts
 
@@ -162,13 +137,10 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
     modules = dict(backbone.module.named_modules())
     blocks = [block for block in dict.fromkeys(map(block_of, names)) if block in modules]
     called: list[str] = []
-
-    def note(block: str, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
-        called.append(block)
-
     with ExitStack() as hooks, torch.no_grad():
         for block in blocks:
-            hooks.enter_context(modules[block].register_forward_pre_hook(partial(note, block)))
+            note = partial(lambda block, *_: called.append(block), block)
+            hooks.enter_context(modules[block].register_forward_pre_hook(note))
         backbone.feature_function(backbone.module, x)
     if not called:
         message = f"the network calls no block that holds {next(iter(names))} as a module"
@@ -178,7 +150,7 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
 
 def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
     """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
-    used = used_of(backbone.module, reach, {name: backbone.module.get_parameter(name) for name in names}, x)
+    used = used_parameters(backbone.module, reach, x, names)
     if used:
         message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
         raise BackboneError(message)

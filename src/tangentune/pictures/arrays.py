@@ -25,16 +25,11 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey
 def load_array(source: Any, contract: DataContract, verbose: int = 0, alone: bool = False) -> Tensor:
     """Copy an array of pictures (or vectors), checked and at the contract's size, into a tensor of its own.
 
-    Pictures: (n, C, H, W), (n, H, W, C) or grey (n, H, W). uint8 stays uint8 and is resized by Pillow;
-    uint16 is scaled to 8 bits; other integers must lie in 0..255; floats are [0, 1] pixel values, stay
-    float32 or float64, and are resized by torch with antialias. Pictures already of the contract's size
-    are not cropped. With an `input_size` of None, or not of three numbers, rows are passed on as they come.
-
-    Args:
-        source: numpy array, tensor, or what numpy makes an array of.
-        contract: what the network takes.
-        verbose: 1 shows a progress bar.
-        alone: no labels say how many pictures there are, so (3, H, W) could be one colour picture.
+    Pictures: (n, C, H, W), (n, H, W, C) or grey (n, H, W). uint8 stays uint8 and is resized by Pillow; uint16 is scaled
+    to 8 bits; other integers must lie in 0..255; floats are [0, 1] pixel values, stay float32 or float64, and are
+    resized by torch with antialias. Pictures already of the contract's size are not cropped. With an `input_size` of
+    None, or not of three numbers, rows are passed on as they come. `alone`: no labels say how many pictures there are,
+    so (3, H, W) could be one colour picture.
 
     Raises:
         InputError: NaN or inf (names the first bad row), an ambiguous layout, a type or shape of no use.
@@ -92,21 +87,17 @@ def _chunks(array: NDArray[Any] | Tensor, room: Tensor, verbose: int) -> Iterato
             if chunk.dtype.kind == "f" and chunk.dtype != np.float32:
                 chunk = chunk.astype(np.float64)
             chunk = np.array(chunk, dtype=chunk.dtype.newbyteorder("="), order="C")
-            _refuse_not_finite(chunk, start)
+            if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
+                bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
+                message = f"Row {start + int(np.argmax(bad))} of the array holds NaN or inf; correct or remove it."
+                raise InputError(message)
             yield start, chunk
             bar.update(len(chunk))
 
 
-def _refuse_not_finite(chunk: NDArray[Any], start: int) -> None:
-    if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
-        bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
-        message = f"Row {start + int(np.argmax(bad))} of the array holds NaN or inf; correct or remove it."
-        raise InputError(message)
-
-
 def _copy_rows(array: NDArray[Any] | Tensor, contract: DataContract, verbose: int) -> Tensor:
-    if contract.input_size is not None and tuple(array.shape[1:]) != tuple(contract.input_size):
-        shape = tuple(array.shape[1:])
+    shape = tuple(array.shape[1:])
+    if contract.input_size is not None and shape != tuple(contract.input_size):
         message = f"Rows of the array have shape {shape}; the backbone takes {contract.input_size}."
         raise InputError(message)
     whole = torch.uint8 if array.dtype in (np.uint8, torch.uint8) else torch.int64
@@ -160,8 +151,7 @@ def _refuse_single_picture(shape: tuple[int, ...], contract: DataContract, alone
     """(H, W, 3) and (3, H, W) are more often one colour picture than several grey ones."""
     want, rows, columns = picture_shape(contract)
     colour_last = shape[2] in (3, 4) and shape[1:] != (rows, columns)
-    colour_first = alone and want == 3 and shape[0] == 3
-    if colour_last or colour_first:
+    if colour_last or (alone and want == shape[0] == 3):
         message = (
             f"An array of shape {shape} looks like one colour picture; give picture[None] for one picture, "
             "or shape (n, 1, H, W) for n grey ones."
@@ -191,10 +181,8 @@ def _fit_uint8(chunk: NDArray[np.uint8], contract: DataContract) -> NDArray[np.u
     want, rows, columns = picture_shape(contract)
     channels, same_size = chunk.shape[1], chunk.shape[2:] == (rows, columns)
     _refuse_channels(channels, want)
-    if same_size and channels == want:
-        return chunk
-    if same_size and channels == 1:
-        return chunk.repeat(want, axis=1)
+    if same_size and channels in (1, want):
+        return chunk if channels == want else chunk.repeat(want, axis=1)
     if same_size:  # only the channels change, so the centre is not cut either
         contract = DataContract(contract.input_size, interpolation=contract.interpolation)
     if channels in (1, 3, 4) and want in (1, 3):
@@ -213,20 +201,14 @@ def _fit_float(chunk: Tensor, contract: DataContract) -> Tensor:
         chunk = chunk[:, :3] * alpha + (1 - alpha)
     if chunk.shape[1] == 3 and want == 1:
         chunk = (chunk * chunk.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
-    if tuple(chunk.shape[2:]) != (rows, columns):
-        chunk = _resize_float(chunk, contract)
+    if tuple(chunk.shape[2:]) != (rows, columns):  # by the filters that Pillow uses
+        new_w, new_h, left, top = resize_plan(chunk.shape[3], chunk.shape[2], contract)
+        mode = "nearest-exact" if contract.interpolation == "nearest" else contract.interpolation
+        low, high = chunk.amin((1, 2, 3), keepdim=True), chunk.amax((1, 2, 3), keepdim=True)
+        chunk = F.interpolate(chunk, size=(new_h, new_w), mode=mode, antialias=mode != "nearest-exact")
+        # Overshoot is cut at [0, 1] or the picture's own range.
+        chunk = chunk.clamp(low.clamp(max=0), high.clamp(min=1))[:, :, top : top + rows, left : left + columns]
     return chunk.expand(-1, want, -1, -1)
-
-
-def _resize_float(chunk: Tensor, contract: DataContract) -> Tensor:
-    """Resize by the filters that Pillow uses; overshoot is cut at [0, 1] or the picture's own range."""
-    _, rows, columns = picture_shape(contract)
-    new_w, new_h, left, top = resize_plan(chunk.shape[3], chunk.shape[2], contract)
-    mode = "nearest-exact" if contract.interpolation == "nearest" else contract.interpolation
-    resized = F.interpolate(chunk, size=(new_h, new_w), mode=mode, antialias=mode != "nearest-exact")
-    low = chunk.amin(dim=(1, 2, 3), keepdim=True).clamp(max=0)
-    high = chunk.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
-    return resized.clamp(low, high)[:, :, top : top + rows, left : left + columns]
 
 
 def _refuse_channels(channels: int, want: int) -> None:

@@ -18,15 +18,11 @@ from tangentune.pictures.names import some
 def label_array(labels: Any) -> NDArray[Any]:
     """Labels as one numpy array of text, integers, booleans or floats, checked to have no gap.
 
-    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns; shape (n,), or (n, k)
-    for regression on several targets.
+    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns; shape (n,), or (n, k) for regression
+    on several targets.
 
     Raises:
         InputError: a label is missing (None, NaN, "") or infinite, or text and numbers are mixed.
-
-    Example:
-        >>> label_array(["cat", "dog"])
-        array(['cat', 'dog'], dtype='<U3')
     """
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
@@ -87,10 +83,6 @@ def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float
 
     Raises:
         InputError: a label is not a finite number; the message names its picture.
-
-    Example:
-        >>> numeric_labels(np.array(["1", "2.5"]), ["a.jpg", "b.jpg"])
-        array([1. , 2.5])
     """
     if labels.dtype.kind != "U":
         return labels.astype(np.float64)
@@ -107,29 +99,15 @@ def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float
 
 
 def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
-    """Refuse labels of a single class; return one sentence per thing the user should know.
-
-    Args:
-        labels: (n,) labels.
-        ids: (n,) names of the pictures.
-
-    Raises:
-        InputError: all pictures have the same label, or there are none.
-
-    Example:
-        >>> check_classes(np.array(["cat", "cat", "dog"]), ["1.jpg", "2.jpg", "3.jpg"])
-        ["Class 'dog' has only one picture (3.jpg), so its leave-one-out prediction cannot be right."]
-    """
+    """Refuse labels (n,) of a single class, or none; return one sentence per thing the user should know."""
     values = labels.tolist()
     counts = Counter(values)
     if not counts:
         message = "There are no pictures to learn from."
         raise InputError(message)
     if len(counts) == 1:
-        message = (
-            f"All {len(values)} pictures have the label {values[0]!r}; "
-            "a classifier needs pictures of at least two classes."
-        )
+        same = f"All {len(values)} pictures have the label {values[0]!r}"
+        message = f"{same}; a classifier needs pictures of at least two classes."
         raise InputError(message)
     lonely = [i for i, label in enumerate(values) if counts[label] == 1]
     if not lonely:
@@ -138,22 +116,12 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
         which = f"Class {values[lonely[0]]!r} has only one picture ({ids[lonely[0]]})"
         return [f"{which}, so its leave-one-out prediction cannot be right."]
     named = some([f"{values[i]!r}: {ids[i]}" for i in lonely])
-    return [
-        f"{len(lonely)} classes have only one picture each ({named}), so the leave-one-out predictions "
-        "of these pictures cannot be right."
-    ]
+    which = f"{len(lonely)} classes have only one picture each ({named})"
+    return [f"{which}, so the leave-one-out predictions of these pictures cannot be right."]
 
 
 def pictures_digest(pixels: Tensor) -> list[str]:
-    """The sha256 of every picture's pixels, type and shape, as hexadecimal text, for audit logs.
-
-    Cost: one pass over the pixels, about 1 GB/s.
-
-    Example:
-        >>> import torch
-        >>> pictures_digest(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))[0][:8]
-        '9825a62b'
-    """
+    """The sha256 of every picture's pixels, type and shape, as hexadecimal text, for audit logs; about 1 GB/s."""
     head = f"{pixels.dtype} {tuple(pixels.shape[1:])} ".encode()
     digests = []
     for row in pixels:
@@ -167,11 +135,6 @@ def find_duplicates(pixels: Tensor) -> list[list[int]]:
     """Groups of positions whose pictures are equal in every pixel, each of two or more, in order.
 
     Compared after resizing, as the network sees them. Cost: one pass over the pixels.
-
-    Example:
-        >>> import torch
-        >>> find_duplicates(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
-        [[0, 2]]
     """
     groups: dict[str, list[int]] = {}
     for i, digest in enumerate(pictures_digest(pixels)):
@@ -180,12 +143,7 @@ def find_duplicates(pixels: Tensor) -> list[list[int]]:
 
 
 def conflicting_groups(groups: Sequence[Sequence[int]], labels: NDArray[Any]) -> list[list[int]]:
-    """Those groups of equal pictures whose labels differ.
-
-    Example:
-        >>> conflicting_groups([[0, 2], [1, 3]], np.array(["cat", "dog", "cow", "dog"]))
-        [[0, 2]]
-    """
+    """Those groups of equal pictures whose labels differ."""
     return [list(group) for group in groups if (labels[list(group)] != labels[group[0]]).any()]
 
 

@@ -27,11 +27,7 @@ def is_item(entry: Any) -> bool:
 
 
 def count_items(source: Any) -> int:
-    """The length of a map-style dataset.
-
-    Raises:
-        InputError: it has no length or cannot be indexed (an iterable dataset, a DataLoader).
-    """
+    """The length of a map-style dataset; what has none or cannot be indexed (a DataLoader) is an InputError."""
     try:
         count = len(source) if hasattr(source, "__getitem__") and not isinstance(source, Mapping) else None
     except (TypeError, NotImplementedError):
@@ -73,11 +69,8 @@ def one_picture(picture: Any, contract: DataContract) -> Tensor:
     if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:
         message = f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor"
         raise InputError(message)
-    if isinstance(picture, Tensor):
-        finite = not picture.is_floating_point() or picture.isfinite().all()
-    else:
-        finite = picture.dtype.kind != "f" or np.isfinite(picture).all()
-    if not finite:
+    floats = picture.is_floating_point() if isinstance(picture, Tensor) else picture.dtype.kind == "f"
+    if floats and not (picture.isfinite() if isinstance(picture, Tensor) else np.isfinite(picture)).all():
         message = "it holds NaN or inf"
         raise InputError(message)
     return load_array(picture[None], contract)[0]

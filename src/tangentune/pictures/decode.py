@@ -41,37 +41,31 @@ def picture_shape(contract: DataContract, files: bool = False) -> tuple[int, int
     """The contract's `(channels, height, width)`, checked to be one that pictures can be brought to.
 
     Raises:
-        InputError: the network takes vectors, or the interpolation or crop is not a known one; with
-            `files`, also when it takes neither 1 nor 3 channels.
+        InputError: the network takes vectors, or the interpolation or crop is not a known one; with `files`, also when
+            it takes neither 1 nor 3 channels.
     """
     size = contract.input_size
     if size is None or len(size) != 3 or min(size) < 1:
-        message = (
+        problem = (
             f"This backbone's input_size is {size}, so it takes no pictures; "
             "make it with Backbone(module, input_size=(3, height, width), ...)."
         )
-        raise InputError(message)
-    if contract.interpolation not in RESAMPLING:
-        message = f"Unknown interpolation {contract.interpolation!r}; use one of {', '.join(RESAMPLING)}."
-        raise InputError(message)
-    if contract.crop is not None and not 0 < contract.crop <= 1:
-        message = f"The contract's crop is {contract.crop}; it must be None or a share in (0, 1]."
-        raise InputError(message)
-    if files and size[0] not in (1, 3):
-        message = f"The backbone takes {size[0]} channels, but picture files have 1 or 3; pass arrays."
-        raise InputError(message)
-    return size[0], size[1], size[2]
+    elif contract.interpolation not in RESAMPLING:
+        problem = f"Unknown interpolation {contract.interpolation!r}; use one of {', '.join(RESAMPLING)}."
+    elif contract.crop is not None and not 0 < contract.crop <= 1:
+        problem = f"The contract's crop is {contract.crop}; it must be None or a share in (0, 1]."
+    elif files and size[0] not in (1, 3):
+        problem = f"The backbone takes {size[0]} channels, but picture files have 1 or 3; pass arrays."
+    else:
+        return size[0], size[1], size[2]
+    raise InputError(problem)
 
 
 def resize_plan(width: int, height: int, contract: DataContract) -> tuple[int, int, int, int]:
     """How a picture comes to the contract's size: `(new width, new height, left, top)` of resize, then cut.
 
-    With `crop=None` the picture is squashed. With a share `c` it is scaled, keeping its shape, until it
-    just covers size / c (rounded down, as timm does), and the centre is taken.
-
-    Example:
-        >>> resize_plan(640, 480, DataContract(input_size=(3, 224, 224), crop=0.875))
-        (341, 256, 58, 16)
+    With `crop=None` the picture is squashed. With a share `c` it is scaled, keeping its shape, until it just covers
+    size / c (rounded down, as timm does), and the centre is taken.
     """
     _, rows, columns = picture_shape(contract)
     if contract.crop is None:
@@ -87,16 +81,8 @@ def resize_plan(width: int, height: int, contract: DataContract) -> tuple[int, i
 def prepare_picture(image: Image.Image, contract: DataContract) -> NDArray[np.uint8]:
     """A Pillow picture of any mode as a `(channels, height, width)` uint8 array at the contract's size.
 
-    Turned by its EXIF orientation, transparency laid on white, 16-bit grey scaled to 8 bits, grey repeated
-    over three channels or colour reduced to luma as the network needs. Colour profiles are not applied.
-    Cost: one pass over the picture's pixels.
-
-    Raises:
-        InputError: the network takes neither 1 nor 3 channels.
-
-    Example:
-        >>> prepare_picture(Image.new("L", (8, 6), 200), DataContract(input_size=(3, 4, 4))).shape
-        (3, 4, 4)
+    Turned by its EXIF orientation, transparency laid on white, 16-bit grey scaled to 8 bits, grey repeated over three
+    channels or colour reduced to luma as the network needs. Colour profiles are not applied.
     """
     channels, rows, columns = picture_shape(contract, files=True)
     image.load()
@@ -112,13 +98,11 @@ def prepare_picture(image: Image.Image, contract: DataContract) -> NDArray[np.ui
 
 
 def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
-    """One picture file as a `(channels, height, width)` uint8 array at the contract's size.
+    """One picture file as a `(channels, height, width)` uint8 array at the contract's size, or why there is none.
 
-    Of animated or many-page files the first frame is taken. Large JPEGs are decoded at a fraction of
-    their size where that still leaves three times the pixels needed.
-
-    Returns:
-        The pixels; or, if it is missing, empty, truncated, over-large or no picture, the reason as text.
+    The reason is text: it is missing, empty, truncated, over-large or no picture. Of animated or many-page files the
+    first frame is taken. Large JPEGs are decoded at a fraction of their size where that still leaves three times the
+    pixels needed.
 
     Raises:
         InputError: the contract is not one for pictures.

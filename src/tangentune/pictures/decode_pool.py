@@ -29,15 +29,7 @@ _WORTH_WORKERS_S = 6.0
 
 
 def worker_count(n_jobs: int) -> int:
-    """How many processes an `n_jobs` means; negative counts back from all cores, as in scikit-learn.
-
-    Raises:
-        InputError: `n_jobs` is 0 or not an integer.
-
-    Example:
-        >>> worker_count(3)
-        3
-    """
+    """How many processes an `n_jobs` means; negative counts back from all cores, as in scikit-learn."""
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0:
         message = f"n_jobs is {n_jobs!r}; use None, a number of processes, or -1 for all cores."
         raise InputError(message)

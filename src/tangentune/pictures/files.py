@@ -14,24 +14,16 @@ from tangentune.errors import InputError, PictureError
 from tangentune.pictures.names import PICTURE_SUFFIXES, is_picture_name, readable, some
 
 # What operating systems, archives and disk stations leave behind.
-_JUNK_FOLDERS = frozenset(
-    ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-)
-_SPLIT_NAMES = frozenset(
-    ["train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"]
-)
+_JUNK_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+_SPLIT_NAMES = {"train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"}
 
 
 @dataclass(frozen=True)
 class FileList:
     """Picture files in their fixed order, found but not yet read.
 
-    Attributes:
-        paths: names for the file system.
-        ids: printable names, relative to the source's root.
-        labels: one text per file, or None.
-        notes: sentences the user should see (empty class folders, files left out).
-        lost: `(id, reason)` of folders that could not be entered.
+    `ids` are printable names relative to the source's root; `labels` one text per file; `notes` sentences that the user
+    should see (empty class folders, files left out); `lost` the `(id, reason)` of folders that could not be entered.
     """
 
     paths: list[str]
@@ -65,28 +57,20 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> File
 
 
 def from_paths(paths: Iterable[str | os.PathLike[str]]) -> FileList:
-    """A list of picture paths, kept in the order given.
-
-    Raises:
-        InputError: an entry is not a path.
-    """
-    names: list[str] = []
-    for position, path in enumerate(paths):
+    """A list of picture paths, kept in the order given."""
+    given = list(paths)
+    for position, path in enumerate(given):
         if not isinstance(path, (str, os.PathLike)):
             message = f"Entry {position} of the list of paths is {type(path).__name__}, not a path."
             raise InputError(message)
-        names.append(os.fspath(path))
-    return FileList([os.path.expanduser(name) for name in names], [readable(name) for name in names])
+    return FileList([os.path.expanduser(os.fspath(path)) for path in given], [readable(path) for path in given])
 
 
 def _read_table(path: Path, need_labels: bool) -> tuple[list[str], list[str], list[str] | None]:
     """Read columns `path` and `label` of a table: `(file names, ids, labels or None)`.
 
-    Paths are relative to the table's folder; ids are the paths as written. Comma, semicolon or tab may
-    separate; further columns are ignored; labels stay text.
-
-    Raises:
-        PictureError: not a readable table, a column is missing, or a line has no path or label.
+    Paths are relative to the table's folder; ids are the paths as written. Comma, semicolon or tab may separate;
+    further columns are ignored; labels stay text.
     """
     name, rows = readable(path), _rows(path)
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
@@ -227,13 +211,24 @@ def _class_folders(root: Path) -> FileList:
     if not paths and not lost:
         message = f"None of the class folders in {name} holds a picture: {some(empty)}."
         raise PictureError(message)
-    _refuse_split_folders(root, folders, paths)
+    inside = [os.path.relpath(path, root).split(os.sep) for path in paths]
+    nested = all(len(parts) > 2 for parts in inside)
+    # `train` and `test` are splits when folders lie between them and their pictures, not classes.
+    if paths and nested and all(entry.name.lower() in _SPLIT_NAMES for entry in folders):
+        message = (
+            f"{name} holds the splits {some([entry.name for entry in folders])}, not classes; "
+            f"give one of them, such as {readable(root / folders[0].name)}."
+        )
+        raise PictureError(message)
     if empty:
         notes.append(f"Class folders of {name} without a picture are left out: {some(empty)}.")
     if loose:
         named = some([readable(picture) for picture in loose])
         notes.append(f"Pictures beside the class folders of {name} are left out ({len(loose)}): {named}.")
-    notes += _nesting_note(root, folders, paths)
+    below = {parts[1] for parts in inside}
+    if len(folders) == 1 and len(below) > 1 and nested:  # unpacking an archive often puts one around the class folders
+        only = readable(root / folders[0].name)
+        notes.append(f"All pictures lie in {only}; if the {len(below)} folders in it are the classes, give that.")
     return FileList(paths, _relative(paths, root), labels, notes, lost)
 
 
@@ -249,27 +244,3 @@ def _refuse_folder_without_classes(name: str, entries: list[os.DirEntry[str]], l
     else:
         message = f"The folder {name} is empty."
     raise PictureError(message)
-
-
-def _refuse_split_folders(root: Path, folders: list[os.DirEntry[str]], paths: list[str]) -> None:
-    """`train` and `test` are splits when folders lie between them and their pictures, not classes."""
-    names = [entry.name for entry in folders]
-    if paths and all(n.lower() in _SPLIT_NAMES for n in names) and all(_depth(p, root) > 2 for p in paths):
-        message = (
-            f"{readable(root)} holds the splits {some(names)}, not classes; "
-            f"give one of them, such as {readable(root / names[0])}."
-        )
-        raise PictureError(message)
-
-
-def _nesting_note(root: Path, folders: list[os.DirEntry[str]], paths: list[str]) -> list[str]:
-    """A hint for the folder that unpacking an archive often puts around the class folders."""
-    below = {os.path.relpath(path, root).split(os.sep)[1] for path in paths}
-    if len(folders) == 1 and len(below) > 1 and all(_depth(path, root) > 2 for path in paths):
-        only = readable(root / folders[0].name)
-        return [f"All pictures lie in {only}; if the {len(below)} folders in it are the classes, give that."]
-    return []
-
-
-def _depth(path: str, root: Path) -> int:
-    return os.path.relpath(path, root).count(os.sep) + 1

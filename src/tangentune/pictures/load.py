@@ -146,12 +146,7 @@ def _fitting(labels: NDArray[Any], count: int) -> NDArray[Any]:
 
 
 def _from_files(
-    files: FileList,
-    given: NDArray[Any] | None,
-    contract: DataContract,
-    on_error: str,
-    n_jobs: int | None,
-    verbose: int,
+    files: FileList, given: NDArray[Any] | None, contract: DataContract, on_error: str, n_jobs: int | None, verbose: int
 ) -> Pictures:
     picture_shape(contract, files=True)
     labels = label_array(files.labels) if given is None and files.labels is not None else given
@@ -165,7 +160,13 @@ def _from_files(
     decoded = decode_files(files.paths, contract, n_jobs)
     with closing(decoded):  # stops the workers when a picture is refused
         pixels, kept, skipped = _collect(decoded, files.ids, on_error, verbose)
-    _warn_if_dark(pixels, labels is not None)
+    highest = int(pixels.max())
+    if labels is not None and highest < 32:
+        message = (
+            f"All {len(pixels)} pictures are nearly black (highest value {highest} of 255); if they are "
+            "16-bit files that hold 10- or 12-bit values, scale them to the full range first."
+        )
+        warnings.warn(message, stacklevel=3)
     ids = [files.ids[i] for i in kept]
     return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
 
@@ -200,8 +201,7 @@ def _collect(
     for position, result in enumerate(tqdm(results, total=len(ids), disable=not verbose, **settings)):
         name = ids[position]
         if isinstance(result, (str, Exception)):
-            cause = result if isinstance(result, Exception) else None
-            reason = result if cause is None else _told(cause)
+            cause, reason = (result, _told(result)) if isinstance(result, Exception) else (None, result)
             if on_error == "raise":
                 message = f'Cannot read picture {name}: {reason}. Correct or remove it, or use on_error="skip".'
                 raise PictureError(message) from cause
@@ -242,16 +242,6 @@ def _refuse(problems: Sequence[tuple[str, str]], count: int) -> None:
             'Correct or remove them, or use on_error="skip" to leave them out.'
         )
         raise PictureError(message)
-
-
-def _warn_if_dark(pixels: Tensor, labelled: bool) -> None:
-    highest = int(pixels.max())
-    if labelled and highest < 32:
-        message = (
-            f"All {len(pixels)} pictures are nearly black (highest value {highest} of 255); if they are "
-            "16-bit files that hold 10- or 12-bit values, scale them to the full range first."
-        )
-        warnings.warn(message, stacklevel=4)
 
 
 def _range_sentence(pixels: Tensor, contract: DataContract) -> str:

@@ -32,21 +32,11 @@ def _escapes_only(text: str) -> bool:
 
 
 def is_picture_name(name: str) -> bool:
-    """True when the name ends like a picture (any case) and is not hidden.
-
-    Example:
-        >>> [is_picture_name(n) for n in ("IMG_1.JPG", "Thumbs.db", "._IMG_1.JPG")]
-        [True, False, False]
-    """
+    """True when the name ends like a picture (any case) and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are.
-
-    Example:
-        >>> some(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
+    """The first few names, and how many more there are, such as "a, b and 1 more"."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

@@ -83,8 +83,7 @@ class Pictures:
     def select(self, indices: Any) -> Pictures:
         """A copy of some pictures: positions, a boolean mask, or a slice; `skipped` is kept."""
         rows = np.arange(len(self))
-        rows = rows[indices] if isinstance(indices, slice) or np.size(indices) else rows[:0]
-        rows = np.atleast_1d(rows)
+        rows = np.atleast_1d(rows[indices] if isinstance(indices, slice) or np.size(indices) else rows[:0])
         labels = None if self.labels is None else self.labels[rows]
         pixels = take_rows(self.pixels, torch.from_numpy(rows))
         return Pictures(pixels, labels, [self.ids[i] for i in rows], list(self.skipped))
@@ -112,16 +111,10 @@ class Pictures:
 def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels as a network wants them: `(x / 255 - mean) / std` for uint8, `(x - mean) / std` for floats.
 
-    Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded
-    once, at the end.
+    Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded once, at the end.
 
     Raises:
         InputError: the contract's mean or std fits neither 1 nor the number of channels.
-
-    Example:
-        >>> contract = DataContract(input_size=(1, 1, 2), mean=(0.5,), std=(0.5,))
-        >>> normalise(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), contract).tolist()
-        [[[[-1.0, 1.0]]]]
     """
     if contract.input_size is None or len(contract.input_size) != 3:
         return pixels.to(dtype, copy=True)
@@ -143,14 +136,8 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
 def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor; over `RAM_LIMIT` bytes it lies in an unnamed temporary file.
 
-    The file is in the folder that `tempfile` picks (set TMPDIR to move it) and vanishes with the tensor.
-
-    Raises:
-        BudgetError: the disk has no room for the file.
-
-    Example:
-        >>> allocate((2, 3), torch.uint8).shape
-        torch.Size([2, 3])
+    The file is in the folder that `tempfile` picks (set TMPDIR to move it) and vanishes with the tensor; a disk
+    without room for it is a BudgetError.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= RAM_LIMIT:
