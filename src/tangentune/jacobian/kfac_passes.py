@@ -27,12 +27,9 @@ Layout = tuple[int, int, int]
 @final
 @dataclass(frozen=True)
 class Cotangents:
-    """Which cotangents stand for the network's outputs: all of them, or random signs. Never residuals.
+    """Which cotangents stand for the outputs: all of them, one backward pass each, if `exact`, or random signs.
 
-    Attributes:
-        exact: one backward pass an output; otherwise `draws` passes with independent random signs.
-        draws: also of the estimates for parameters without a rule.
-        generator: of the signs.
+    Never residuals. `draws` independent signs also estimate the parameters without a rule.
     """
 
     exact: bool

@@ -24,14 +24,7 @@ FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
 
 
 def survey(module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int = 0) -> RowPlan:
-    """Sort parameters into ruled, generic and unused, proven as `find_ways` says.
-
-    Args:
-        module: frozen network in eval mode.
-        features: `(module, x) -> (n, d)`.
-        names: parameters that may move; those the features do not depend on are left out of the result.
-        x: two or three inputs.
-        seed: of the random probe and weights.
+    """Sort `names` into ruled, generic and unused, proven as `find_ways` says on two or three inputs.
 
     Raises:
         LayerError: if some parameter's per-sample gradient cannot be computed correctly.
@@ -115,17 +108,12 @@ def find_ways(
 ) -> Ways:
     """Choose a way for every parameter, and prove the choice on a few pictures.
 
-    Rows, weighted at random, must add up to what autograd gives for the same weighting; a parameter that fails one
-    way moves to the next, and `single` needs no proof. The proof runs in float64 on a copy, where rounding cannot
-    hide or fake a fault. Parameters that the outputs do not depend on are left out.
+    Rows, weighted at random, must add up to what autograd gives for the same weighting; a parameter that fails one way
+    moves to the next, and `single` needs no proof. The proof runs in float64 on a copy, where rounding cannot hide or
+    fake a fault. Parameters that the outputs do not depend on are left out.
 
-    Args:
-        function: the network.
-        twin: gives its copy in float64; may fail where there is no float64, or a fixed precision in the network.
-        names: parameters that may move.
-        x: two or three inputs.
-        seed: of the random probe and weights.
-        together: as `rows` will be called.
+    `twin` gives the copy; it may fail where there is no float64, or a fixed precision in the network. `seed` is of the
+    random probe and weights; `together` as `rows` will be called.
     """
     try:
         doubled = mapped(x, lambda t: t.double() if t.is_floating_point() else t)

@@ -48,15 +48,9 @@ def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
 def collect(
     tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
 ) -> RowSet:
-    """Rows of every picture, kept in memory.
+    """Rows of `count` pictures, kept in memory, averaged with those of the mirrored ones if asked; probes (R, d).
 
-    Args:
-        tangent: network and parameters.
-        batches: gives the network inputs, afresh at every call.
-        count: number of pictures.
-        probes: (R, d).
-        mirrored: average rows and features with those of the mirrored pictures.
-        factors: also sum what K-FAC needs.
+    `factors` also sums what K-FAC needs.
     """
     phi, entries, samples = None, {}, {}
     # K-FAC sums need not see every picture; an even spread of batches does.
@@ -108,9 +102,6 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     """Split parameters, last layers first, into groups whose rows fit the budget; one pass over the pictures each.
 
     Working room is two further copies of the largest entry (its metric version and a tile).
-
-    Raises:
-        BudgetError: if a single parameter does not fit.
     """
     for name, size in reversed(sizes.items()):
         if 3 * size * count > budget:

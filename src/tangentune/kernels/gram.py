@@ -132,11 +132,7 @@ def block_grams(
 ) -> dict[str, Tensor]:
     """(n, n) Gram of every block, probes averaged, float64: passes then add up to the same bits or nearly.
 
-    Args:
-        entries: rows by parameter name.
-        factors: K-FAC factors by parameter name; not needed for power 0.
-        power: of the metric.
-        tick: called after every parameter.
+    `factors` are not needed for power 0; `tick` is called after every parameter.
     """
     out: dict[str, Tensor] = {}
     for block, names in group_blocks(entries).items():

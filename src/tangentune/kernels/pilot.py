@@ -46,8 +46,8 @@ def _spread(count: int, wanted: int) -> list[int]:
 def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
-    Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
-    costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
+    Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it costs
+    least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
     settings = job.settings
     rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)

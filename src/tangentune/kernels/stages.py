@@ -91,11 +91,7 @@ class FitJob:
 
 
 def room_for_rows(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
-    """Bytes of the memory budget left for rows, after kernels, network and primal weights.
-
-    Raises:
-        BudgetError: if nothing is left.
-    """
+    """Bytes of the memory budget left for rows, after kernels, network and primal weights."""
     count, blocks = pictures.count, len(group_blocks(tangent.names))
     parameters = list(tangent.module.parameters())
     size = parameters[0].element_size()
