@@ -38,7 +38,6 @@ class FactorSums:
         return self.a, self.s
 
     def __add__(self, other: FactorSums) -> FactorSums:
-        """Sums over both shards."""
         return FactorSums(_added(self.a, other.a), _added(self.s, other.s), self.count + other.count)
 
 

@@ -194,13 +194,6 @@ def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: in
     return rows(plan, ways, x, probes, views=len(views), positions=positions, together=False)
 
 
-def explicit_rows(plan: RowPlan, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
-    """Rows written out in the parameters' own shapes: name -> (n, R, *shape). For tests and small nets."""
-    shapes = {name: p.shape for name, p in plan.parameters().items()}
-    entries = batch_rows(plan, [x], probes).entries
-    return {name: e.explicit().reshape(len(x), len(probes), *shapes[name]) for name, e in entries.items()}
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class TangentRows:
@@ -261,10 +254,6 @@ class TangentRows:
             zeros = p.new_zeros(()).expand(len(x), self.outputs, p.numel())
             parts.append(entries[name].explicit().flatten(2) if name in entries else zeros)
         return torch.cat(parts, 2)
-
-    def groups(self, pictures: int, memory_bytes: int) -> list[list[str]]:
-        """Parameters whose rows of so many pictures fit into memory together; a lone one may be larger."""
-        return memory_groups(self.held, pictures, memory_bytes)
 
 
 def memory_groups(held: Mapping[str, int], pictures: int, budget: int, spare: int = 0) -> list[list[str]]:

@@ -48,12 +48,10 @@ class TaskVector(Mapping[str, Tensor]):
         return TaskVector({name: tensor + other[name] for name, tensor in self.items()})
 
     def __sub__(self, other: TaskVector) -> TaskVector:
-        """Difference over the same parameters."""
         self._refuse_other(other)
         return TaskVector({name: tensor - other[name] for name, tensor in self.items()})
 
     def __mul__(self, factor: float) -> TaskVector:
-        """Every entry times a number."""
         return TaskVector({name: tensor * factor for name, tensor in self.items()})
 
     __rmul__ = __mul__
@@ -63,11 +61,9 @@ class TaskVector(Mapping[str, Tensor]):
         return self * -1.0
 
     def __truediv__(self, factor: float) -> TaskVector:
-        """Every entry divided by a number."""
         return self * (1.0 / factor)
 
     def __repr__(self) -> str:
-        """Size and norm."""
         return f"TaskVector({len(self)} parameters, {sum(t.numel() for t in self.values()):,} entries)"
 
     def dot(self, other: TaskVector) -> float:

@@ -25,11 +25,11 @@ SCALES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """One way to build the kernel from its blocks, made with the metric `power`; cosines of head and body apart if
-    `normalize`.  Attributes:     body_scale: factor of the body, head at 1 (0: a linear probe).     slope: block scales
-    grow like exp(slope * depth), depth from 0 (first block kept) to 1 (last).     first: first block kept; blocks
-    before it have scale 0.     factors: what further multiplies each block kept, in network order; empty: nothing.
-    Lengths are without them.
+    """One way to build the kernel from its blocks, made with the metric `power`.
+
+    With `normalize` head and body are cosines, each apart. `body_scale` is the factor of the body, head at 1 (0: a
+    linear probe); block scales grow like exp(slope * depth), depth from 0 (`first` block kept; those before it have
+    scale 0) to 1 (last). `factors` further multiply each block kept, in network order; lengths are without them.
     """
 
     power: float

@@ -11,7 +11,7 @@ from torch import Tensor
 from tangentune.errors import BudgetError
 from tangentune.jacobian.kfac_factors import FactorSums
 from tangentune.jacobian.layers import Entry, Pairs, Rows
-from tangentune.jacobian.rows import RowPlan, batch_rows, memory_groups
+from tangentune.jacobian.rows import RowPlan, Ways, batch_rows, memory_groups
 from tangentune.kernels.batches import Batches
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
@@ -116,9 +116,8 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
 
 def restrict(tangent: RowPlan, names: Iterable[str]) -> RowPlan:
     """The same linearisation with fewer parameters moving."""
-    kept = set(names)
-    ruled = tuple(name for name in tangent.ruled if name in kept)
-    return replace(tangent, ruled=ruled, generic=tuple(n for n in tangent.generic if n in kept))
+    ways = Ways(tangent.ruled, tangent.generic).restrict(names)
+    return replace(tangent, ruled=ways.ruled, generic=ways.generic)
 
 
 def _allocate(entry: Entry, count: int) -> Entry:

@@ -152,9 +152,9 @@ def _small_kernels(job: FitJob) -> _Kernels:
     with job.meter.stage("metric"):
         factors = kronecker_factors(rows) if job.settings.power != 0 else {}
     with job.meter.stage("kernels"):
-        best = choose_on_all(job, rows, factors)
-    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in best.blocks)
-    return _Kernels(rows.phi, best.blocks, factors, best.power, kept, 1, best.tried)
+        power, blocks, tried = choose_on_all(job, rows, factors)
+    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in blocks)
+    return _Kernels(rows.phi, blocks, factors, power, kept, 1, tried)
 
 
 def _feature_map(job: FitJob, choice: KernelChoice, made: _Kernels) -> TangentMap:

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.layers import Entry, Pairs, Rows, join_entries
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.rows import TangentRows, mapped, sample_count
+from tangentune.jacobian.rows import TangentRows, mapped, memory_groups, sample_count
 from tangentune.jacobian.survey import survey_linearization
-from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram
+from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram, mirrored
 from tangentune.networks.network_function import Inputs
 
 Outputs = Literal["full", "independent", "shared"]
@@ -50,7 +50,7 @@ def logit_gram(
     for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
         for _, entry in _collected(rows, batches, names):
             add_gram(out, entry)
-    return _mirrored(out)
+    return mirrored(out)
 
 
 def logit_cross_gram(
@@ -131,7 +131,7 @@ def tangent_kernel(
     count = rows.outputs if outputs == "full" else 1
     n, m = len(x) * count, (len(x) if second is None else len(second)) * count
     out = torch.zeros(rows.outputs if outputs == "independent" else 1, n, m, dtype=torch.float64, device=x.device)
-    groups = [list(rows.held)] if held is not None else rows.groups(len(x), memory_bytes)
+    groups = [list(rows.held)] if held is not None else memory_groups(rows.held, len(x), memory_bytes)
     for names in groups:
         own = held if held is not None else dict(_collected(rows, x.split(batch_size), names))
         if second is None:
@@ -146,7 +146,7 @@ def tangent_kernel(
     if not bool(torch.isfinite(out).all()):
         message = "the tangent kernel holds NaN or infinite values; the network overflows on these inputs"
         raise InputError(message)
-    return _mirrored(out) if second is None else out
+    return mirrored(out) if second is None else out
 
 
 def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
@@ -278,7 +278,7 @@ def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list
                 "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
             )
             raise BudgetError(message)
-    return rows.groups(pictures, memory_bytes)
+    return memory_groups(rows.held, pictures, memory_bytes)
 
 
 def _cross_by_products(linearization: Linearization, batches: Collection[Inputs], others: Collection[Inputs]) -> Tensor:
@@ -290,8 +290,3 @@ def _cross_by_products(linearization: Linearization, batches: Collection[Inputs]
             pulled = linearization.vjp(one, unit[None])
             columns.append(torch.cat([linearization.jvp(x, pulled).double().reshape(-1) for x in batches]))
     return torch.stack(columns, 1)
-
-
-def _mirrored(out: Tensor) -> Tensor:
-    """(..., n, n) from its upper triangle."""
-    return torch.triu(out) + torch.triu(out, 1).mT

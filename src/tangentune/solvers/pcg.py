@@ -44,21 +44,11 @@ def pcg(
 ) -> PCGResult:
     """Solve `A x = b` for a symmetric positive definite A that is only known by its products `matvec`, v -> A v.
 
-    Args:
-        matvec: takes and gives flat tensors like b.
-        b: right-hand side (p,).
-        precondition: r -> M^{-1} r with M symmetric positive definite; None: none.
-        x0: where to start; None: zero.
-        tolerance: stop when `||b - A x|| <= tolerance ||b||`.
-        max_iterations: cap on the steps.
-        callback: called after every step with its number, the relative residual and x.
-
-    Returns:
-        Vectors in b's precision, inner products in float64. Cost: one product with A and one with M^{-1} a step, four
-        vectors. Steps are exact minimisers along conjugate directions (Hestenes and Stiefel 1952).
-
-    Warns:
-        RuntimeWarning: stopped before the tolerance was met: at the cap, or because rounding allows no better.
+    b (p,); `precondition` is r -> M^{-1} r with M symmetric positive definite; it starts from `x0` or zero, and stops
+    when `||b - A x|| <= tolerance ||b||`, or warns (RuntimeWarning) at the cap, or where rounding allows no better;
+    `callback` gets the number, relative residual and x of every step. Vectors in b's precision, inner products in
+    float64. Cost: one product with A and one with M^{-1} a step, four vectors. Steps are exact minimisers along
+    conjugate directions (Hestenes and Stiefel 1952).
     """
     size = float(torch.linalg.vector_norm(b, dtype=torch.float64))
     x = torch.zeros_like(b) if x0 is None else x0.detach().to(b).clone()

@@ -83,19 +83,10 @@ def improve_weights(
     to 6.5 points) and cost 0.2 points where no label was wrong; the default, `bounded` at the median squared
     leave-one-out error, 22 to 46 % and 1.2 points.
 
-    Args:
-        kernel: (n, n).
-        targets: (n, C).
-        damping: absolute; the best for even weights.
-        loss: bounded, if labels may be wrong: `expected_error` at the calibrated temperature for classes.
-        weights: (n,) to start from and never to exceed; None means ones.
-        evaluate: as in `weight_gradient`.
-        steps: projected gradient steps, each one `build` and one `weight_gradient`.
-        rate: root mean square change of a step, in units of the largest weight.
-        intercept: whether there is an unpenalised b.
-
-    Returns:
-        Weights (n,) from 0 to what they were, and the loss (steps + 1,) before every step and at the end.
+    `damping` is the best for even weights; `weights` (n,), ones if None, are never exceeded; `evaluate` as in
+    `weight_gradient`. Each of the `steps` is one `build` and one `weight_gradient`, and moves the weights by `rate`,
+    root mean square, in units of the largest. Gives weights (n,) from 0 to what they were, and the loss (steps + 1,)
+    before every step and at the end.
     """
     system = build(kernel, targets, damping, weights, intercept=intercept)
     most = system.weights
