@@ -7,10 +7,19 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tangentune.jacobian.rows import RowPlan, batch_rows
+
 
 def forward(module: nn.Module, x: Tensor) -> Tensor:
     """Feature function of a module that returns its features."""
     return module(x)
+
+
+def explicit_rows(plan: RowPlan, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
+    """The library's rows written out in the parameters' own shapes: name -> (n, R, *shape)."""
+    shapes = {name: p.shape for name, p in plan.parameters().items()}
+    entries = batch_rows(plan, [x], probes).entries
+    return {name: e.explicit().reshape(len(x), len(probes), *shapes[name]) for name, e in entries.items()}
 
 
 def dense_rows(module: nn.Module, x: Tensor, probes: Tensor) -> dict[str, Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES, GENERIC, RULED, Case, Seq, images, seeded, sequences
-from reference import closeness, dense_rows, forward, looped_rows
+from reference import closeness, dense_rows, explicit_rows, forward, looped_rows
 from torch import Tensor, nn
 
 from tangentune.errors import LayerError
 from tangentune.jacobian.layers import Pairs, Rows
-from tangentune.jacobian.rows import RowPlan, batch_rows, explicit_rows
+from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.jacobian.survey import survey
 from tangentune.networks.parameters import used_parameters
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import flatten
+from tangentune.jacobian.task_vector import flatten
 from tangentune.methods.ntk import fisher_vector_product
 
 

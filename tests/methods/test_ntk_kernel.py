@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tangentune.errors import InputError
 from tangentune.jacobian.layers import Pairs
 from tangentune.jacobian.linearization import Linearization
+from tangentune.jacobian.rows import memory_groups
 from tangentune.kernels.output_gram import hold_rows
 from tangentune.methods.ntk import TangentRows, kernel_diagonal, survey_rows, tangent_kernel
 
@@ -89,7 +90,7 @@ def test_pairs_and_rows_both_occur_and_rows_are_in_the_parameters_order() -> Non
 def test_groups_and_held_rows_give_the_same(mode) -> None:
     _, rows, x = problem()
     whole = tangent_kernel(rows, x, x[:3], outputs=mode)
-    assert len(rows.groups(len(x), 20_000)) > 2
+    assert len(memory_groups(rows.held, len(x), 20_000)) > 2
     assert closeness(tangent_kernel(rows, x, x[:3], outputs=mode, memory_bytes=20_000), whole) < 1e-12
     held = hold_rows(rows, x, 2, 10**9)
     assert held is not None

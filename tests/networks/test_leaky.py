@@ -11,13 +11,12 @@ import torch
 from cases import seeded
 from conftest import SIZE, Around
 from leaky_cases import SLOPE, Written, Z, pushed, relu6_by_hand, relu_by_hand
-from reference import closeness, dense_rows
+from reference import closeness, dense_rows, explicit_rows
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from tangentune.errors import BackboneError, InputError, MissingExtraError
-from tangentune.jacobian.rows import explicit_rows
 from tangentune.jacobian.survey import survey
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.leaky import Leak, leaky

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.layers import Pairs, Rows
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import flatten, unflatten
+from tangentune.jacobian.task_vector import flatten, unflatten
 from tangentune.kernels.output_gram import add_gram, logit_gram
 from tangentune.solvers.leave_out import loo
 from tangentune.solvers.pcg import pcg

@@ -252,11 +252,16 @@ def batch_norm(
     return out if slope is None else out.addcmul_(input, slope.view(shape))
 
 
+def _slope(backward: Callable[..., Tensor], x: Tensor, *settings: Any) -> Tensor | None:
+    """An elementwise function's own backward, which multiplies by the derivative, on the tangent."""
+    tangent = tangent_of(x)
+    return None if tangent is None else backward(tangent, x, *settings)
+
+
 @rule(F.relu, F.relu_, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_)
 def relu(input: Tensor, inplace: bool = False) -> Tensor | None:
     """ReLU; derivative 0 at exactly 0, as autograd has it."""
-    tangent = tangent_of(input)
-    return None if tangent is None else torch.ops.aten.threshold_backward(tangent, input, 0)
+    return _slope(torch.ops.aten.threshold_backward, input, 0)
 
 
 @rule(F.relu6)
@@ -268,15 +273,20 @@ def relu6(input: Tensor, inplace: bool = False) -> Tensor | None:
 @rule(F.hardtanh)
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor | None:
     """A clamp; derivative 0 at its ends."""
-    tangent = tangent_of(input)
-    return None if tangent is None else torch.ops.aten.hardtanh_backward(tangent, input, min_val, max_val)
+    return _slope(torch.ops.aten.hardtanh_backward, input, min_val, max_val)
 
 
 @rule(F.leaky_relu)
 def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor | None:
     """Leaky ReLU."""
-    tangent = tangent_of(input)
-    return None if tangent is None else torch.ops.aten.leaky_relu_backward(tangent, input, negative_slope, False)
+    return _slope(torch.ops.aten.leaky_relu_backward, input, negative_slope, False)
+
+
+@rule(leaky_relu6)
+def leaky_clamp(z: Tensor, slope: float, inplace: bool = False) -> Tensor | None:
+    """ReLU6 with a leak on both sides."""
+    tangent = tangent_of(z)
+    return None if tangent is None else torch.ops.aten.hardtanh_backward(tangent, z, 0.0, 6.0).lerp_(tangent, slope)
 
 
 def _without_padding(tangent: Tensor, padding_idx: int | None) -> Tensor:
@@ -319,10 +329,3 @@ def embedding_bag(
     if scale is not None:
         out = call(weight, scale) if out is None else out + call(weight, scale)
     return out
-
-
-@rule(leaky_relu6)
-def leaky_clamp(z: Tensor, slope: float, inplace: bool = False) -> Tensor | None:
-    """ReLU6 with a leak on both sides."""
-    tangent = tangent_of(z)
-    return None if tangent is None else torch.ops.aten.hardtanh_backward(tangent, z, 0.0, 6.0).lerp_(tangent, slope)

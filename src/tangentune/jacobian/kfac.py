@@ -14,11 +14,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tangentune._files import read_tensors, write_tensors
 from tangentune.errors import InputError
 from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
-from tangentune.jacobian.kfac_passes import Cotangents, FactorPass, SecondMomentPass, plan, progress
+from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, second_moments
 from tangentune.jacobian.linearization import Linearization
 from tangentune.networks.network_function import Inputs
 
@@ -173,17 +174,15 @@ def kfac(
     def given() -> Cotangents:
         return Cotangents(cotangents == "exact", draws, torch.Generator().manual_seed(seed))
 
-    factors = FactorPass(linearization, treatment, given())
-    for x in progress(chain([first], items), "factors", verbose):
-        factors.add(x)
-    sums = factors.sums()
+    def shown(batches: Iterable[Inputs], what: str) -> Iterable[Inputs]:
+        return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
+
+    sums = factor_sums(linearization, treatment, given(), shown(chain([first], items), "factors"))
     point = linearization.point()
     blocks = {name: decompose(s, kind, treatment.layouts[name], point[name].dtype) for name, s in sums.items()}
     if kind == "ekfac":
-        moments = SecondMomentPass(linearization, treatment, given(), blocks)
-        for x in progress(batches, "second moments", verbose):
-            moments.add(x)
-        blocks |= {name: blocks[name].with_values(value) for name, value in moments.moments.items()}
+        moments = second_moments(linearization, treatment, given(), shown(batches, "second moments"), blocks)
+        blocks |= {name: blocks[name].with_values(value) for name, value in moments.items()}
     return KroneckerCurvature(kind, sums, blocks)
 
 

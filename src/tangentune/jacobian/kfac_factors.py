@@ -19,12 +19,11 @@ KINDS = ("kfac", "ekfac", "block_diagonal")
 @final
 @dataclass(frozen=True, eq=False)
 class FactorSums:
-    """Sums over data; two shards' sums add up to those of all data.
+    """Sums over data; two shards' sums add up to those of all data: the block is `S (x) A / count`.
 
-    Attributes:
-        a: (groups, inputs, inputs) sum of `a a^T` over samples and positions; None where there is no such factor.
-        s: (groups, outputs, outputs) sum of `g g^T` over samples, positions and network outputs; None likewise.
-        count: positions of all samples: the block is `S (x) A / count`; 0 where there is only one factor.
+    `a` (groups, inputs, inputs) of `a a^T` over samples and positions, `s` (groups, outputs, outputs) of `g g^T` over
+    samples, positions and outputs, None where there is no such factor; `count` positions of all samples, 0 for one
+    factor.
     """
 
     a: Tensor | None
@@ -39,7 +38,6 @@ class FactorSums:
         return self.a, self.s
 
     def __add__(self, other: FactorSums) -> FactorSums:
-        """Sums over both shards."""
         return FactorSums(_added(self.a, other.a), _added(self.s, other.s), self.count + other.count)
 
 
@@ -51,13 +49,10 @@ def outer_sums(a: Tensor, g: Tensor) -> FactorSums:
 @final
 @dataclass(frozen=True, eq=False)
 class EigenBlock:
-    """One block as `Q_S (x) Q_A diag(values) Q_S^T (x) Q_A^T`.
+    """One block as `Q_S (x) Q_A diag(values) Q_S^T (x) Q_A^T`; None for the identity.
 
-    Attributes:
-        left: (groups, o, o) eigenvectors of S; None: the identity.
-        right: (groups, i, i) eigenvectors of A; None: the identity.
-        values: eigenvalues, not negative, broadcast over (groups, o, i).
-        layout: (groups, o, i), the parameter as a stack of matrices.
+    `left` (groups, o, o) eigenvectors of S, `right` (groups, i, i) of A; `values`, not negative, broadcast over the
+    `layout` (groups, o, i), the parameter as a stack of matrices.
     """
 
     left: Tensor | None
@@ -93,11 +88,7 @@ class EigenBlock:
 def decompose(sums: FactorSums, kind: str, layout: tuple[int, int, int], dtype: torch.dtype) -> EigenBlock:
     """Eigendecompose the factors in float64, once; cost `groups (o^3 + i^3)`.
 
-    Args:
-        sums: the factors.
-        kind: "block_diagonal" keeps the diagonal of S only; "ekfac" starts as "kfac".
-        layout: (groups, outputs, inputs) of the parameter.
-        dtype: precision of the result.
+    "block_diagonal" keeps the diagonal of S only; "ekfac" starts as "kfac". `dtype` is the result's.
     """
     left, s_values = _eigh(sums.s, diagonal=kind == "block_diagonal")
     right, a_values = _eigh(sums.a)

@@ -105,16 +105,10 @@ class Linearization(nn.Module):
     def step(
         self, x: Inputs, v: Mapping[str, Tensor], cotangent: Cotangent
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Outputs f0, `J v`, and `J^T cotangent(f0, J v)`: all that one training step needs.
+        """Outputs f0 (n, C), `J v` (n, C), and `J^T cotangent(f0, J v)` by name: all that one training step needs.
 
-        Args:
-            x: the batch.
-            v: where the linear model is.
-            cotangent: gradient of the loss in the outputs (n, C), from f0 and `J v`; for the squared loss
-                `lambda f0, jv: f0 + jv - targets`.
-
-        Returns:
-            `f0` (n, C), `J v` (n, C), and the gradient by name. Cost: one dual forward, one plain backward.
+        `cotangent` is the loss's gradient in the outputs, for the squared loss `lambda f0, jv: f0 + jv - targets`.
+        Cost: one dual forward, one plain backward.
         """
         leaves = self._leaves()
         with torch.enable_grad():
@@ -158,10 +152,7 @@ class Linearization(nn.Module):
                 p.copy_(given[name])
 
     def from_finetuned(self, weights: Mapping[str, Tensor] | nn.Module | Backbone) -> TaskVector:
-        """A fine-tuned checkpoint as a tangent: its weights minus those of the linearisation point.
-
-        Args:
-            weights: a state dict, a module, or a Backbone, with the network's own parameter names.
+        """A fine-tuned checkpoint (state dict, module or Backbone) as a tangent: its weights minus those of the point.
 
         Raises:
             InputError: a parameter that moves is missing, or has another shape; it is named.

@@ -31,10 +31,8 @@ WAITING_BYTES = 2**24  # cotangents of one call that wait for those of further o
 class Ways:
     """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them.
 
-    Attributes:
-        ruled: by layer rules.
-        generic: by `vmap(grad)`; about one more forward and backward pass a cotangent.
-        single: by a forward pass a picture, and a backward pass a picture and cotangent.
+    `ruled` by layer rules; `generic` by `vmap(grad)`, about one more forward and backward pass a cotangent; `single` by
+    a forward pass a picture, and a backward pass a picture and cotangent.
     """
 
     ruled: tuple[str, ...] = ()
@@ -186,27 +184,14 @@ class RowPlan:
 
 
 def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
-    """Features and tangent rows of one batch, averaged over its views.
+    """Features and tangent rows of one batch, averaged over its views (n, ...), say plain and mirrored.
 
-    Args:
-        plan: network and parameters, from `survey`.
-        views: the batch (n, ...) seen in one or more ways (say plain and mirrored), same shape each.
-        probes: directions in feature space, (R, d).
-        positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
-
-    Returns:
-        Rows of every parameter that moves. Cost: one forward, R backwards, no weight gradients.
+    `probes` (R, d) are directions in feature space; `positions` a picture enter the K-FAC sums of explicit rows. Cost:
+    one forward, R backwards, no weight gradients.
     """
     x = torch.cat(views) if len(views) > 1 else views[0]
     ways = Ways(plan.ruled, plan.generic)
     return rows(plan, ways, x, probes, views=len(views), positions=positions, together=False)
-
-
-def explicit_rows(plan: RowPlan, x: Tensor, probes: Tensor) -> dict[str, Tensor]:
-    """Rows written out in the parameters' own shapes: name -> (n, R, *shape). For tests and small nets."""
-    shapes = {name: p.shape for name, p in plan.parameters().items()}
-    entries = batch_rows(plan, [x], probes).entries
-    return {name: e.explicit().reshape(len(x), len(probes), *shapes[name]) for name, e in entries.items()}
 
 
 @final
@@ -244,11 +229,7 @@ class TangentRows:
         return self.like.dtype
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Inputs as the network wants them: its device, precision and memory order.
-
-        Raises:
-            InputError: there is no input, or one holds NaN or infinite values.
-        """
+        """Inputs as the network wants them: its device, precision and memory order; finite, and at least one."""
         x = torch.as_tensor(x)
         if x.dim() < 2 or not len(x):
             message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
@@ -274,19 +255,12 @@ class TangentRows:
             parts.append(entries[name].explicit().flatten(2) if name in entries else zeros)
         return torch.cat(parts, 2)
 
-    def groups(self, pictures: int, memory_bytes: int) -> list[list[str]]:
-        """Parameters whose rows of so many pictures fit into memory together; a lone one may be larger."""
-        return memory_groups(self.held, pictures, memory_bytes)
-
 
 def memory_groups(held: Mapping[str, int], pictures: int, budget: int, spare: int = 0) -> list[list[str]]:
     """Parameters, last layers first, in groups whose rows fit into a budget: a sweep over the pictures each.
 
-    Args:
-        held: bytes a picture of each parameter's rows, in network order.
-        pictures: how many.
-        budget: bytes; a parameter that does not fit even alone gets a group of its own.
-        spare: further copies of a group's largest entry that must fit too.
+    `held` are bytes a picture of each parameter's rows, in network order; what does not fit even alone gets a group of
+    its own. `spare` further copies of a group's largest entry must fit too.
     """
     groups: list[list[str]] = []
     total = largest = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,22 +25,15 @@ Network = nn.Module | Backbone
 FAULTS = (RuntimeError, ValueError, IndexError, TypeError)
 
 
-def survey(module: nn.Module, features: Features, names: list[str], x: Tensor, seed: int = 0) -> RowPlan:
-    """Sort parameters into ruled, generic and unused, proven as `find_ways` says.
-
-    Args:
-        module: frozen network in eval mode.
-        features: `(module, x) -> (n, d)`.
-        names: parameters that may move; those the features do not depend on are left out of the result.
-        x: two or three inputs.
-        seed: of the random probe and weights.
+def survey(module: nn.Module, features: Features, names: list[str], x: Tensor) -> RowPlan:
+    """Sort `names` into ruled, generic and unused, proven as `find_ways` says on two or three inputs.
 
     Raises:
         LayerError: if some parameter's per-sample gradient cannot be computed correctly.
     """
     plan = RowPlan(module, features, (), ())
     twin = lambda: replace(plan, module=copy.deepcopy(module).double())  # noqa: E731
-    ways = find_ways(plan, twin, names, x, seed, together=False)
+    ways = find_ways(plan, twin, names, x, together=False)
     if ways.single:
         message = (
             f"per-sample gradients of {', '.join(sorted(ways.single)[:5])} cannot be computed: the network mixes "
@@ -78,19 +73,23 @@ def survey_rows(network: Network | Linearization, x: Tensor, params: str | Itera
     return survey_linearization(lin, x, channels_last)
 
 
+# What was proven of a linearisation, by the inputs' kind: the proof costs more than the rows of a small batch.
+_PROVEN: WeakKeyDictionary[Linearization, dict[Any, tuple[Ways, dict[str, int], int]]] = WeakKeyDictionary()
+
+
 def survey_linearization(linearization: Linearization, x: Inputs, channels_last: bool = False) -> TangentRows:
-    """Rows of a linearised network as it is, proven on up to three of the inputs."""
-    ways = linearization_ways(linearization, x)
-    one = rows(linearization.function, ways, first_samples(x, 1))
-    held = {name: one.entries[name].nbytes for name in linearization.names if name in one.entries}
-    return TangentRows(linearization, ways, held, one.phi.shape[1], channels_last)
-
-
-def linearization_ways(linearization: Linearization, x: Inputs) -> Ways:
-    """`find_ways` of the parameters that move."""
-    function = linearization.function
-    twin = lambda: replace(function, network=copy.deepcopy(function.network).double())  # noqa: E731
-    return find_ways(function, twin, linearization.names, first_samples(x, 3))
+    """Rows of a linearised network as it is, proven on up to three of the inputs; once for inputs of one kind."""
+    x, function = first_samples(x, 3), linearization.function
+    parts = [*({"": x} if isinstance(x, Tensor) else x).items(), *linearization.point().items()]
+    kind = tuple((name, t.shape, t.stride()[1:], t.dtype, t.device) for name, t in parts)
+    known = _PROVEN.setdefault(linearization, {})
+    if kind not in known:
+        twin = lambda: replace(function, network=copy.deepcopy(function.network).double())  # noqa: E731
+        ways = find_ways(function, twin, linearization.names, x)
+        one = rows(function, ways, first_samples(x, 1))
+        held = {name: one.entries[name].nbytes for name in linearization.names if name in one.entries}
+        known[kind] = ways, held, one.phi.shape[1]
+    return TangentRows(linearization, *known[kind], channels_last)
 
 
 @dataclass(frozen=True)
@@ -106,32 +105,22 @@ class _Truth:
 
 
 def find_ways(
-    function: Function,
-    twin: Callable[[], Function],
-    names: Collection[str],
-    x: Inputs,
-    seed: int = 0,
-    together: bool = True,
+    function: Function, twin: Callable[[], Function], names: Collection[str], x: Inputs, together: bool = True
 ) -> Ways:
     """Choose a way for every parameter, and prove the choice on a few pictures.
 
-    Rows, weighted at random, must add up to what autograd gives for the same weighting; a parameter that fails one
-    way moves to the next, and `single` needs no proof. The proof runs in float64 on a copy, where rounding cannot
-    hide or fake a fault. Parameters that the outputs do not depend on are left out.
+    Rows, weighted at random, must add up to what autograd gives for the same weighting; a parameter that fails one way
+    moves to the next, and `single` needs no proof. The proof runs in float64 on a copy, where rounding cannot hide or
+    fake a fault. Parameters that the outputs do not depend on are left out.
 
-    Args:
-        function: the network.
-        twin: gives its copy in float64; may fail where there is no float64, or a fixed precision in the network.
-        names: parameters that may move.
-        x: two or three inputs.
-        seed: of the random probe and weights.
-        together: as `rows` will be called.
+    `twin` gives the copy; it may fail where there is no float64, or a fixed precision in the network. `together` is as
+    `rows` will be called.
     """
     try:
         doubled = mapped(x, lambda t: t.double() if t.is_floating_point() else t)
-        return _sorted_ways(_truth(twin(), names, doubled, seed, 1e-9), names, together)
+        return _sorted_ways(_truth(twin(), names, doubled, 1e-9), names, together)
     except (RuntimeError, TypeError):
-        return _sorted_ways(_truth(function, names, x, seed, 1e-2), names, together)
+        return _sorted_ways(_truth(function, names, x, 1e-2), names, together)
 
 
 def _sorted_ways(truth: _Truth, names: Collection[str], together: bool) -> Ways:
@@ -149,9 +138,9 @@ def _sorted_ways(truth: _Truth, names: Collection[str], together: bool) -> Ways:
     )
 
 
-def _truth(function: Function, names: Collection[str], x: Inputs, seed: int, tolerance: float) -> _Truth:
+def _truth(function: Function, names: Collection[str], x: Inputs, tolerance: float) -> _Truth:
     """What autograd says of a random sum of probe outputs."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     weights = torch.randn(sample_count(x), generator=generator, dtype=torch.float64)
     parameters = function.parameters()
     leaves = {name: parameters[name].detach().requires_grad_() for name in names}

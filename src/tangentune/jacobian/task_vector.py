@@ -1,4 +1,4 @@
-"""A tangent as an object: weights minus pre-trained weights, to add, scale, subtract and save."""
+"""Tangents, weights minus pre-trained weights: as an object, by parameter name, and end to end as solvers want them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tangentune._files import read_tensors, write_tensors
 from tangentune.errors import InputError
+
+TangentVector = dict[str, Tensor]
 
 
 @final
@@ -46,12 +48,10 @@ class TaskVector(Mapping[str, Tensor]):
         return TaskVector({name: tensor + other[name] for name, tensor in self.items()})
 
     def __sub__(self, other: TaskVector) -> TaskVector:
-        """Difference over the same parameters."""
         self._refuse_other(other)
         return TaskVector({name: tensor - other[name] for name, tensor in self.items()})
 
     def __mul__(self, factor: float) -> TaskVector:
-        """Every entry times a number."""
         return TaskVector({name: tensor * factor for name, tensor in self.items()})
 
     __rmul__ = __mul__
@@ -61,11 +61,9 @@ class TaskVector(Mapping[str, Tensor]):
         return self * -1.0
 
     def __truediv__(self, factor: float) -> TaskVector:
-        """Every entry divided by a number."""
         return self * (1.0 / factor)
 
     def __repr__(self) -> str:
-        """Size and norm."""
         return f"TaskVector({len(self)} parameters, {sum(t.numel() for t in self.values()):,} entries)"
 
     def dot(self, other: TaskVector) -> float:
@@ -78,11 +76,7 @@ class TaskVector(Mapping[str, Tensor]):
         return self.dot(self) ** 0.5
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, in one move.
-
-        Raises:
-            StoreError: if the file cannot be written.
-        """
+        """Write one safetensors file, in one move; raises StoreError if it cannot be written."""
         write_tensors(path, "task vector", {}, self)
 
     @classmethod
@@ -123,3 +117,24 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tas
             message = f"{name} has shape {tuple(after[name].shape)} after and {tuple(tensor.shape)} before fine-tuning"
             raise InputError(message)
     return TaskVector({name: torch.sub(after[name].to(tensor), tensor) for name, tensor in before.items()})
+
+
+def dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Inner product over all parameters, in float64."""
+    return float(sum((x.double() * b[name].double()).sum() for name, x in a.items()))
+
+
+def combine(a: float, x: Mapping[str, Tensor], b: float, y: Mapping[str, Tensor]) -> TangentVector:
+    """`a x + b y`, in the parameters' dtype."""
+    return {name: torch.add(a * value, y[name], alpha=b) for name, value in x.items()}
+
+
+def flatten(v: Mapping[str, Tensor]) -> Tensor:
+    """All tensors end to end, (p,)."""
+    return torch.cat([tensor.reshape(-1) for tensor in v.values()])
+
+
+def unflatten(v: Tensor, shapes: Mapping[str, torch.Size]) -> TangentVector:
+    """The inverse of `flatten`: views of v."""
+    parts = v.split([shape.numel() for shape in shapes.values()])
+    return {name: part.reshape(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}

@@ -25,15 +25,11 @@ SCALES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """One way to build the kernel from its blocks.
+    """One way to build the kernel from its blocks, made with the metric `power`.
 
-    Attributes:
-        power: metric power the block kernels were made with.
-        normalize: cosines of head and body apart, or raw inner products.
-        body_scale: factor of the body, head at 1 (0: a linear probe).
-        slope: block scales grow like exp(slope * depth), depth from 0 (first block kept) to 1 (last).
-        first: first block kept; blocks before it have scale 0.
-        factors: what further multiplies each block kept, in network order; empty: nothing. Lengths are without them.
+    With `normalize` head and body are cosines, each apart. `body_scale` is the factor of the body, head at 1 (0: a
+    linear probe); block scales grow like exp(slope * depth), depth from 0 (`first` block kept; those before it have
+    scale 0) to 1 (last). `factors` further multiply each block kept, in network order; lengths are without them.
     """
 
     power: float
@@ -195,12 +191,9 @@ def search(
     slopes: Sequence[float] = SLOPES,
     refine: bool = True,
 ) -> tuple[Scored, list[Scored]]:
-    """Best choice for block kernels of one power: coarse grid, then steps along scale and slope while they help.
+    """Best choice for block kernels of one power, and all that was tried: 10 to 25 choices, an n^3 factorisation each.
 
-    Cost: one n^3 factorisation a choice, 10 to 25 choices.
-
-    Returns:
-        The winner and everything tried.
+    A coarse grid, then steps along scale and slope while they help.
     """
     tried: dict[KernelChoice, Scored] = {}
 
@@ -223,15 +216,9 @@ def search(
 def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
     """A choice whose blocks each have a scale of their own, with the damping, by evidence with gradients.
 
-    A weak prior keeps scales near the start (`maximise_block_evidence`). Rows keep the lengths that they were given.
-
-    Args:
-        problem: block kernels.
-        scored: the best of a search by evidence, its body not switched off.
-
-    Returns:
-        The new choice; the old one where every block kernel is zero. Cost about 30 evaluations of the evidence with
-        gradient.
+    A weak prior keeps scales near those of `scored`, the best of a search by evidence, its body not switched off
+    (`maximise_block_evidence`). Rows keep the lengths that they were given. The old choice comes back where every block
+    kernel is zero. Cost about 30 evaluations of the evidence with gradient.
     """
     choice, names = scored.choice, list(problem.blocks)
     lengths = body_lengths(problem, choice)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tangentune.errors import BudgetError
 from tangentune.jacobian.kfac_factors import FactorSums
 from tangentune.jacobian.layers import Entry, Pairs, Rows
-from tangentune.jacobian.rows import RowPlan, batch_rows, memory_groups
+from tangentune.jacobian.rows import RowPlan, Ways, batch_rows, memory_groups
 from tangentune.kernels.batches import Batches
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
@@ -48,15 +48,9 @@ def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
 def collect(
     tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
 ) -> RowSet:
-    """Rows of every picture, kept in memory.
+    """Rows of `count` pictures, kept in memory, averaged with those of the mirrored ones if asked; probes (R, d).
 
-    Args:
-        tangent: network and parameters.
-        batches: gives the network inputs, afresh at every call.
-        count: number of pictures.
-        probes: (R, d).
-        mirrored: average rows and features with those of the mirrored pictures.
-        factors: also sum what K-FAC needs.
+    `factors` also sums what K-FAC needs.
     """
     phi, entries, samples = None, {}, {}
     # K-FAC sums need not see every picture; an even spread of batches does.
@@ -108,9 +102,6 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     """Split parameters, last layers first, into groups whose rows fit the budget; one pass over the pictures each.
 
     Working room is two further copies of the largest entry (its metric version and a tile).
-
-    Raises:
-        BudgetError: if a single parameter does not fit.
     """
     for name, size in reversed(sizes.items()):
         if 3 * size * count > budget:
@@ -125,9 +116,8 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
 
 def restrict(tangent: RowPlan, names: Iterable[str]) -> RowPlan:
     """The same linearisation with fewer parameters moving."""
-    kept = set(names)
-    ruled = tuple(name for name in tangent.ruled if name in kept)
-    return replace(tangent, ruled=ruled, generic=tuple(n for n in tangent.generic if n in kept))
+    ways = Ways(tangent.ruled, tangent.generic).restrict(names)
+    return replace(tangent, ruled=ways.ruled, generic=ways.generic)
 
 
 def _allocate(entry: Entry, count: int) -> Entry:

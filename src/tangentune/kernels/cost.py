@@ -17,14 +17,8 @@ from tangentune.kernels.stages import FitSettings, room_for_rows
 
 
 def estimate_cost(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> dict[str, Any]:
-    """Estimate a fit before starting it; usually within a factor of two.
-
-    Returns:
-        `n`, `seconds`, `peak_bytes`, `passes`, `parameters`, `layers` (name, how rows are held, Gram strategy, bytes a
-        picture).
-
-    Raises:
-        BudgetError: if the memory budget cannot be kept.
+    """Estimate a fit before starting it, usually within a factor of two; `layers` say how rows are held, and Gram
+    strategy.
     """
     count = pictures.count
     x = next(iter(pictures.batches(list(range(min(16, count))))))

@@ -60,12 +60,8 @@ class TangentModel:
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureRows:
-    """Rows of n pictures in one feature map.
-
-    Attributes:
-        phi: (n, d) float64 features, of length one if the map normalises.
-        entries: body rows by parameter name, in the metric.
-        lengths: (n,) float64 inverse lengths of the whole body rows; ones if the map does not normalise.
+    """Rows of n pictures in one feature map: `phi` (n, d) float64, of length one if the map normalises; body `entries`
+    by parameter name, in the metric; `lengths` (n,) float64, inverse ones of the whole body rows, or ones.
     """
 
     phi: Tensor
@@ -163,13 +159,8 @@ def row_parts(
 def primal(
     feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor, bias: Tensor
 ) -> TangentModel:
-    """The fitted function of a dual solution, with weights instead of pictures; one pass over the rows.
-
-    Args:
-        feature_map: of the rows.
-        parts: positions of some pictures and their rows, until all have been.
-        dual: (n, C) coefficients.
-        bias: (C,) intercept.
+    """The fitted function of a dual solution (n, C), with weights instead of pictures; one pass over the `parts` of the
+    rows.
     """
     head: Tensor | None = None
     body: dict[str, Tensor] = {}

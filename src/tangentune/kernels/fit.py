@@ -33,16 +33,8 @@ from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_er
 class Fitted:
     """A solved problem, and how it was chosen.
 
-    Attributes:
-        model: feature map and primal weights.
-        solution: dual coefficients, intercept, leave-one-out predictions.
-        factor: of the kernel.
-        rows: of all pictures, if they were in memory at once.
-        scored: the kernel's choice.
-        tried: everything that was tried.
-        shares: of the solution's squared norm, by block.
-        passes: over the pictures.
-        path: dampings, and the leave-one-out error along them.
+    `rows` of all pictures, if they were in memory at once; `tried` is everything that was; `shares` of the solution's
+    squared norm, by block; `passes` over the pictures; `path`: dampings, and the leave-one-out error along them.
     """
 
     model: TangentModel
@@ -59,18 +51,9 @@ class Fitted:
 def fit_tangent(
     tangent: RowPlan, pictures: PictureBatches, targets: Tensor, weights: Tensor, settings: FitSettings, meter: Meter
 ) -> Fitted:
-    """Solve the least-squares problem of the feature linearisation.
+    """Solve the least-squares problem of the feature linearisation, for targets (n, C) and weights (n,) > 0 in float64.
 
-    Args:
-        tangent: network and parameters, from `survey`.
-        pictures: the pictures.
-        targets: (n, C) float64.
-        weights: (n,) positive float64.
-        settings: what is fixed, and how to choose the rest.
-        meter: filled with the seconds and bytes of each stage.
-
-    Raises:
-        BudgetError: if the memory budget cannot be kept.
+    `meter` is filled with the seconds and bytes of each stage.
     """
     if settings.fixed.body_scale == 0:
         tangent = restrict(tangent, ())
@@ -169,9 +152,9 @@ def _small_kernels(job: FitJob) -> _Kernels:
     with job.meter.stage("metric"):
         factors = kronecker_factors(rows) if job.settings.power != 0 else {}
     with job.meter.stage("kernels"):
-        best = choose_on_all(job, rows, factors)
-    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in best.blocks)
-    return _Kernels(rows.phi, best.blocks, factors, best.power, kept, 1, best.tried)
+        power, blocks, tried = choose_on_all(job, rows, factors)
+    kept = rows.restrict(name for name in job.tangent.names if block_of(name) in blocks)
+    return _Kernels(rows.phi, blocks, factors, power, kept, 1, tried)
 
 
 def _feature_map(job: FitJob, choice: KernelChoice, made: _Kernels) -> TangentMap:

@@ -34,25 +34,22 @@ def gram(entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES)
     Cost: "rows" n m w multiply-adds for row width w, "pairs" n m T^2 (i + R o). Temporary memory about
     `tile_bytes`.
     """
-    tile = _pair_tile if strategy(entry, other) == "pairs" else _row_tile
-    edges = _edges(entry, other)
+    pairs, device = strategy(entry, other) == "pairs", (entry.a if isinstance(entry, Pairs) else entry.values).device
+    out = torch.zeros(len(entry), len(entry if other is None else other), dtype=torch.float64, device=device)
     if other is not None:
-        out = torch.zeros(len(entry), len(other), dtype=torch.float64, device=_device(entry))
-        tile(out, entry, other, tile_bytes)
+        (_pair_tile if pairs else _row_tile)(out, entry, other, tile_bytes)
         return out
-    out = torch.zeros(len(entry), len(entry), dtype=torch.float64, device=_device(entry))
-    if tile is _row_tile:
-        _symmetric_rows(out, entry, edges, tile_bytes)
-    else:
+    edges = _edges(len(entry))
+    if pairs:
+        strips = [entry.select(slice(start, stop)) for start, stop in edges]
         for i, (start, stop) in enumerate(edges):
-            for low, high in edges[i:]:
-                tile(
-                    out[start:stop, low:high],
-                    entry.select(slice(start, stop)),
-                    entry.select(slice(low, high)),
-                    tile_bytes,
-                )
-    return _mirror(out)
+            for (low, high), strip in zip(edges[i:], strips[i:], strict=True):
+                _pair_tile(out[start:stop, low:high], strips[i], strip, tile_bytes)
+        return mirrored(out)
+    for _, part in row_chunks(entry, tile_bytes):  # rows formed once a chunk, upper tiles only
+        for start, stop in edges:
+            out[start:stop, start:] += part[start:stop] @ part[start:].T
+    return mirrored(out)
 
 
 def row_chunks(entry: Entry, tile_bytes: int = TILE_BYTES) -> Iterator[tuple[slice, Tensor]]:
@@ -81,13 +78,6 @@ def _row_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
         out += left @ (part if lead is other else _columns(other, columns)).T
 
 
-def _symmetric_rows(out: Tensor, entry: Entry, edges: list[tuple[int, int]], tile_bytes: int) -> None:
-    """Upper tiles only, rows formed once per chunk."""
-    for _, part in row_chunks(entry, tile_bytes):
-        for start, stop in edges:
-            out[start:stop, start:] += part[start:stop] @ part[start:].T
-
-
 def _pair_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None:
     assert isinstance(entry, Pairs)
     assert isinstance(other, Pairs)
@@ -103,20 +93,15 @@ def _pair_tile(out: Tensor, entry: Entry, other: Entry, tile_bytes: int) -> None
         out[low : low + step] += product
 
 
-def _edges(entry: Entry, other: Entry | None) -> list[tuple[int, int]]:
+def _edges(n: int) -> list[tuple[int, int]]:
     """Strips of samples: ten of them nearly halve the symmetric work, and products stay large."""
-    n = len(entry)
-    step = n if other is not None else max(64, -(-n // 10))
+    step = max(64, -(-n // 10))
     return [(low, min(low + step, n)) for low in range(0, n, step)]
 
 
-def _mirror(out: Tensor) -> Tensor:
-    upper = torch.triu(out)
-    return upper + torch.triu(out, 1).T
-
-
-def _device(entry: Entry) -> torch.device:
-    return entry.a.device if isinstance(entry, Pairs) else entry.values.device
+def mirrored(out: Tensor) -> Tensor:
+    """(..., n, n) from its upper triangle."""
+    return torch.triu(out) + torch.triu(out, 1).mT
 
 
 def whitened(entry: Entry, factors: KroneckerFactors | None, power: float) -> Entry:
@@ -132,11 +117,7 @@ def block_grams(
 ) -> dict[str, Tensor]:
     """(n, n) Gram of every block, probes averaged, float64: passes then add up to the same bits or nearly.
 
-    Args:
-        entries: rows by parameter name.
-        factors: K-FAC factors by parameter name; not needed for power 0.
-        power: of the metric.
-        tick: called after every parameter.
+    `factors` are not needed for power 0; `tick` is called after every parameter.
     """
     out: dict[str, Tensor] = {}
     for block, names in group_blocks(entries).items():

@@ -23,10 +23,9 @@ FACTOR_DAMPING = 1.0  # in mean eigenvalues; less makes leave-one-out optimistic
 class KroneckerFactors:
     """K-FAC factors of one parameter, as eigen-decompositions with mean eigenvalue 1.
 
-    Attributes:
-        a_values: (groups, i) eigenvalues of the input factor; `a_vectors` (groups, i, i) its eigenvectors.
-        g_values: (groups, o) eigenvalues of the cotangent factor; `g_vectors` (groups, o, o).
-        mean_square: mean square of a row's entries, the mean eigenvalue of the block's Fisher matrix.
+    `a_values` (groups, i) and `a_vectors` (groups, i, i) of the input factor, `g_values` (groups, o) and `g_vectors`
+    (groups, o, o) of the cotangents'; `mean_square` of a row's entries is the mean eigenvalue of the block's Fisher
+    matrix.
     """
 
     a_values: Tensor

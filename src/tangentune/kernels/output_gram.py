@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.layers import Entry, Pairs, Rows, join_entries
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.rows import TangentRows, mapped, sample_count
+from tangentune.jacobian.rows import TangentRows, mapped, memory_groups, sample_count
 from tangentune.jacobian.survey import survey_linearization
-from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram
+from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram, mirrored
 from tangentune.networks.network_function import Inputs
 
 Outputs = Literal["full", "independent", "shared"]
@@ -31,29 +31,10 @@ DUAL_FORWARD, BACKWARD = 3, 2  # in plain forward passes
 def logit_gram(
     linearization: Linearization, batches: Collection[Inputs], *, memory_bytes: int = 2 * 2**30, verbose: int = 0
 ) -> Tensor:
-    """`J J^T` over all pictures and outputs, row i C + c for picture i, output c.
+    """`J J^T` over all pictures and outputs, (n C, n C) float64, row i C + c for picture i, output c.
 
-    Args:
-        linearization: the network.
-        batches: inputs, in the order of the rows.
-        memory_bytes: for the rows that are held at a time; parameters are taken in groups that fit, each group
-            costing one more sweep over the data.
-        verbose: 1 shows progress.
-
-    Returns:
-        (n C, n C), float64. Cost: one forward and C backwards a picture and sweep, and about `(n C)^2 p / 2`
-        multiply-adds, less in late layers.
-
-    Raises:
-        InputError: n C is above 20,000; solve by `tangentune.solvers.pcg` instead.
-        BudgetError: one parameter alone needs more than `memory_bytes`.
-
-    Example:
-        >>> from torch import nn
-        >>> lin, x = Linearization(nn.Linear(3, 2, bias=False)), torch.randn(4, 3)
-        >>> kernel = logit_gram(lin, [x])      # a linear layer: the outputs share one kernel and do not mix
-        >>> torch.allclose(kernel, torch.kron((x @ x.T).double(), torch.eye(2).double()), atol=1e-5)
-        True
+    Cost: one forward and C backwards a picture and sweep, and about `(n C)^2 p / 2` multiply-adds, less in late layers.
+    A sweep for each group of parameters whose rows fit into `memory_bytes`.
     """
     count, first = sum(map(sample_count, batches)), next(iter(batches))
     size = count * linearization.f0(first).shape[1]
@@ -69,7 +50,7 @@ def logit_gram(
     for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
         for _, entry in _collected(rows, batches, names):
             add_gram(out, entry)
-    return _mirrored(out)
+    return mirrored(out)
 
 
 def logit_cross_gram(
@@ -79,28 +60,10 @@ def logit_cross_gram(
     *,
     memory_bytes: int = 2 * 2**30,
 ) -> Tensor:
-    """`J(X) J(X')^T` between all outputs of two sets of pictures, row i C + c and column j C + d.
+    """`J(X) J(X')^T` between all outputs of two sets of pictures, (n C, m C), row i C + c and column j C + d.
 
-    Args:
-        linearization: the network.
-        batches: inputs X, in the order of the rows.
-        others: inputs X', in the order of the columns.
-        memory_bytes: as for `logit_gram`.
-
-    Returns:
-        (n C, m C), float64. The cheaper of two ways: rows of both sets, at one forward and C backwards a picture and
-        sweep; or one dual forward over X for every output of X', which holds no rows and wins for few pictures X' and
-        many sweeps.
-
-    Raises:
-        InputError: n C or m C is above 20,000.
-
-    Example:
-        >>> from torch import nn
-        >>> lin, x = Linearization(nn.Linear(3, 2, bias=False)), torch.randn(4, 3)
-        >>> kernel = logit_cross_gram(lin, [x], [x[:1]])
-        >>> torch.allclose(kernel, logit_gram(lin, [x])[:, :2], atol=1e-5)
-        True
+    The cheaper of two ways: rows of both sets, as in `logit_gram`; or one dual forward over X for every output of X',
+    which holds no rows and wins for few pictures X' and many sweeps.
     """
     left, right = (sum(map(sample_count, part)) for part in (batches, others))
     rows = survey_linearization(linearization, next(iter(batches)))
@@ -168,7 +131,7 @@ def tangent_kernel(
     count = rows.outputs if outputs == "full" else 1
     n, m = len(x) * count, (len(x) if second is None else len(second)) * count
     out = torch.zeros(rows.outputs if outputs == "independent" else 1, n, m, dtype=torch.float64, device=x.device)
-    groups = [list(rows.held)] if held is not None else rows.groups(len(x), memory_bytes)
+    groups = [list(rows.held)] if held is not None else memory_groups(rows.held, len(x), memory_bytes)
     for names in groups:
         own = held if held is not None else dict(_collected(rows, x.split(batch_size), names))
         if second is None:
@@ -183,7 +146,7 @@ def tangent_kernel(
     if not bool(torch.isfinite(out).all()):
         message = "the tangent kernel holds NaN or infinite values; the network overflows on these inputs"
         raise InputError(message)
-    return _mirrored(out) if second is None else out
+    return mirrored(out) if second is None else out
 
 
 def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
@@ -307,11 +270,7 @@ def _collected(rows: TangentRows, batches: Iterable[Inputs], names: list[str]) -
 
 
 def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list[list[str]]:
-    """Groups of parameters whose rows fit into memory together.
-
-    Raises:
-        BudgetError: one parameter alone does not fit.
-    """
+    """Groups of parameters whose rows fit into memory together."""
     for name, size in reversed(rows.held.items()):
         if pictures * size > memory_bytes:
             message = (
@@ -319,7 +278,7 @@ def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list
                 "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
             )
             raise BudgetError(message)
-    return rows.groups(pictures, memory_bytes)
+    return memory_groups(rows.held, pictures, memory_bytes)
 
 
 def _cross_by_products(linearization: Linearization, batches: Collection[Inputs], others: Collection[Inputs]) -> Tensor:
@@ -331,8 +290,3 @@ def _cross_by_products(linearization: Linearization, batches: Collection[Inputs]
             pulled = linearization.vjp(one, unit[None])
             columns.append(torch.cat([linearization.jvp(x, pulled).double().reshape(-1) for x in batches]))
     return torch.stack(columns, 1)
-
-
-def _mirrored(out: Tensor) -> Tensor:
-    """(..., n, n) from its upper triangle."""
-    return torch.triu(out) + torch.triu(out, 1).mT

@@ -14,7 +14,7 @@ from torch import Tensor
 from tangentune.kernels.choice import KernelCandidates, Scored, energies, picture_errors, search, solution_of
 from tangentune.kernels.collect import RowSet
 from tangentune.kernels.metric import KroneckerFactors
-from tangentune.kernels.stages import FitJob
+from tangentune.kernels.stages import FitJob, spread
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
@@ -35,19 +35,14 @@ class Pilot:
 def pilot_pictures(count: int, outputs: int) -> list[int]:
     """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted)."""
     wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs)
-    return _spread(count, count if 1.5 * wanted >= count else wanted)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` positions, evenly spaced."""
-    return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
+    return spread(count, count if 1.5 * wanted >= count else wanted)
 
 
 def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
-    Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it
-    costs least. The plain metric and unmirrored pictures decide the same for a third of the cost.
+    Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it costs
+    least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
     settings = job.settings
     rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)
@@ -66,17 +61,13 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     return Pilot(tuple(problem.blocks), leading, tried)
 
 
-@dataclass(frozen=True)
-class BestOnAll:
-    """The best power and first block of a small set, tried all against all; the kernels of that choice."""
+def choose_on_all(
+    job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]
+) -> tuple[float, dict[str, Tensor], list[Scored]]:
+    """The best metric power, its kernels from the best first block on, and all that was tried: every pair of the two.
 
-    power: float
-    blocks: dict[str, Tensor]
-    tried: list[Scored]
-
-
-def choose_on_all(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> BestOnAll:
-    """Every metric power with every first block on all pictures: what small sets can afford."""
+    What small sets can afford.
+    """
     settings, head = job.settings, _head(rows)
     best: tuple[Scored, dict[str, Tensor]] | None = None
     tried: list[Scored] = []
@@ -89,15 +80,13 @@ def choose_on_all(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors
             if best is None or scored.criterion < best[0].criterion:
                 best = scored, kept
     assert best is not None
-    return BestOnAll(best[0].choice.power, best[1], tried)
+    return best[0].choice.power, best[1], tried
 
 
 def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Block kernels from each possible first block on, most blocks first."""
-    names = list(blocks)
-    return [
-        {name: blocks[name] for name in names[first:]} for first in sorted({int(s * len(names)) for s in FIRST_BLOCKS})
-    ]
+    firsts = sorted({int(share * len(blocks)) for share in FIRST_BLOCKS})
+    return [dict(list(blocks.items())[first:]) for first in firsts]
 
 
 def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
@@ -106,7 +95,7 @@ def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]
     One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
     more than a standard error, paired by picture.
     """
-    chosen = torch.tensor(_spread(len(rows.phi), POWER_PICTURES))
+    chosen = torch.tensor(spread(len(rows.phi), POWER_PICTURES))
     part = rows.select(chosen)
     head = _head(part)
     best: dict[float, tuple[Scored, Tensor]] = {}

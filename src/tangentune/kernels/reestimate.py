@@ -26,21 +26,10 @@ def reestimate(
     power: float,
     outputs: int,
 ) -> tuple[TangentMap, Tensor]:
-    """Probes and metric from other pictures, and their kernel.
+    """Probes and metric from other pictures, and their (n, n) kernel; the map's scales and normalisation stay.
 
-    Args:
-        feature_map: whose block scales, body scale and normalisation stay.
-        tangent: network and the parameters of the map.
-        pictures: those.
-        settings: of the probes, and the memory budget.
-        power: of the metric.
-        outputs: columns of the targets, for the memory plan.
-
-    Returns:
-        The map and the (n, n) kernel. Cost: rows of the pictures, in as many passes as memory demands, and the Grams.
-
-    Raises:
-        BudgetError: if the memory budget cannot be kept.
+    `outputs` columns of the targets count in the memory plan. Cost: rows of the pictures, in as many passes as memory
+    demands, and the Grams.
     """
     probes = draw_probes(tangent, pictures, settings)
     blank = torch.zeros(pictures.count, outputs, dtype=torch.float64)

@@ -57,8 +57,8 @@ class FitJob:
         total = self.pictures.count if index is None else len(index)
 
         def run() -> Iterator[Portion]:
-            settings = {"total": total, "desc": label, "unit": "picture", "delay": 1.0}
-            with tqdm(disable=not self.settings.verbose, **settings) as bar:
+            hidden = not self.settings.verbose
+            with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=hidden) as bar:
                 for portion in self.pictures.portions(index):
                     yield portion
                     bar.update(len(portion.x))
@@ -75,8 +75,8 @@ class FitJob:
 
     def grams(self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float) -> dict[str, Tensor]:
         """Block kernels, in network order, with a progress bar."""
-        settings = {"desc": "kernels", "unit": "layer", "delay": 1.0, "disable": not self.settings.verbose}
-        with tqdm(total=len(entries), **settings) as bar:
+        hidden = not self.settings.verbose
+        with tqdm(total=len(entries), desc="kernels", unit="layer", delay=1.0, disable=hidden) as bar:
             grams = block_grams(entries, factors, power, tick=bar.update)
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 
@@ -91,11 +91,7 @@ class FitJob:
 
 
 def room_for_rows(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
-    """Bytes of the memory budget left for rows, after kernels, network and primal weights.
-
-    Raises:
-        BudgetError: if nothing is left.
-    """
+    """Bytes of the memory budget left for rows, after kernels, network and primal weights."""
     count, blocks = pictures.count, len(group_blocks(tangent.names))
     parameters = list(tangent.module.parameters())
     size = parameters[0].element_size()
@@ -112,17 +108,20 @@ def room_for_rows(tangent: RowPlan, pictures: PictureBatches, settings: FitSetti
     return left
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` positions, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, wanted)).round().long().unique().tolist()
+
+
 def draw_probes(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings) -> Tensor:
     """(R, d) random directions: anywhere, or in the span of the pictures' top principal components."""
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator, still = torch.Generator().manual_seed(settings.seed), restrict(tangent, ())
     if settings.probe_space == "isotropic" or not tangent.names:
         x = next(iter(pictures.batches([0])))
-        width = batch_rows(restrict(tangent, ()), [x], torch.empty(0)).phi.shape[1]
+        width = batch_rows(still, [x], torch.empty(0)).phi.shape[1]
         return torch.randn(settings.probes, width, generator=generator, dtype=torch.float64).to(x)
-    index = torch.linspace(0, pictures.count - 1, min(pictures.count, PCA_PICTURES)).round().long().unique().tolist()
-    still = restrict(tangent, ())
-    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in pictures.batches(index)]
-    phi = torch.cat(parts)
+    x = pictures.batches(spread(pictures.count, PCA_PICTURES))
+    phi = torch.cat([batch_rows(still, [part], torch.empty(0)).phi for part in x])
     centred = phi.double() - phi.double().mean(0)
     components = torch.linalg.svd(centred, full_matrices=False).Vh[: min(PCA_COMPONENTS, max(1, len(phi) - 1))]
     # Fix the signs: the factorisation leaves them to chance.

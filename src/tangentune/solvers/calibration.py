@@ -26,17 +26,9 @@ DOUBT = 0.3  # mean variance in log odds that the search for the spread starts f
 
 
 def fit_temperature(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> float:
-    """Temperature t that makes softmax(scores / t) most likely; scores must be held-out (leave-one-out).
+    """Temperature t > 0 that makes softmax(scores / t) most likely; scores (n, C) must be held-out (leave-one-out).
 
-    Args:
-        scores: (n, C) leave-one-out predictions.
-        classes: (n,) class positions.
-        weights: (n,) sample weights; None means ones.
-
-    Returns:
-        A positive temperature; cost about 40 passes over the scores.
-
-    Source: Guo et al. (2017).
+    For classes (n,) and sample weights (n,), None being ones. Cost about 40 passes over the scores. Guo et al. (2017).
     """
     return _best_temperature(scores, _smoothed_labels(scores, classes, weights))
 
@@ -51,11 +43,8 @@ def probabilities(scores: Tensor, temperature: float) -> Tensor:
 class Calibration:
     """`softmax(scores / temperature + offsets)`, averaged over `spread` times the scores' covariance.
 
-    Attributes:
-        temperature: what divides the scores.
-        offsets: (C,) what is added in log odds.
-        spread: what multiplies the scores' covariance; 0 where none was given or none helped.
-        loss: what was minimised: held-out log-loss with one imaginary mistake, plus the offsets' prior.
+    `offsets` (C,) in log odds; `spread` is 0 where no covariance was given or none helped; `loss` is what was
+    minimised, held-out log-loss with one imaginary mistake, plus the offsets' prior.
     """
 
     temperature: float
@@ -67,27 +56,10 @@ class Calibration:
 def fit_calibration(
     scores: Tensor, classes: Tensor, weights: Tensor | None = None, covariance: Tensor | None = None
 ) -> Calibration:
-    """The calibration that makes held-out labels most likely.
+    """The calibration that makes held-out labels most likely, from leave-one-out scores (n, C) and classes (n,).
 
-    Args:
-        scores: (n, C) leave-one-out predictions.
-        classes: (n,) class positions.
-        weights: (n,) sample weights; None means ones.
-        covariance: (n, C, C) of the same predictions, or (n, C) variances of independent ones, in any unit.
-
-    Returns:
-        The calibration; cost about 60 passes over the scores, and with a covariance 60 of `softmax_gaussian`.
-
-    Raises:
-        InputError: a label is no class.
-
-    Source: Guo et al. (2017), temperature and bias of "vector scaling".
-
-    Example:
-        >>> scores = torch.tensor([[0.6, 0.4]]).repeat(8, 1)
-        >>> found = fit_calibration(scores, torch.tensor([1] * 7 + [0]))
-        >>> bool(found.offsets[1] > found.offsets[0])
-        True
+    `covariance` (n, C, C) of the same predictions, or (n, C) variances of independent ones, in any unit. Cost about 60
+    passes over the scores, with a covariance 60 of `softmax_gaussian`. Guo et al. (2017): temperature and bias.
     """
     scores = scores.double()
     n, count = scores.shape
@@ -110,13 +82,7 @@ def fit_calibration(
 
 
 def calibrated(calibration: Calibration, scores: Tensor, covariance: Tensor | None = None) -> Tensor:
-    """Probabilities (m, C) of new scores (m, C).
-
-    Args:
-        calibration: from `fit_calibration`.
-        scores: (m, C).
-        covariance: theirs, in the shape and unit of the fit; needed only if the spread is not 0.
-    """
+    """Probabilities (m, C) of new scores (m, C); their covariance, as in the fit, is needed if the spread is not 0."""
     logits = scores.double() / calibration.temperature + calibration.offsets
     if calibration.spread == 0:
         return torch.softmax(logits, 1)
@@ -127,7 +93,7 @@ def calibrated(calibration: Calibration, scores: Tensor, covariance: Tensor | No
 def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) -> Tensor:
     """(n, C) one-hot labels, each row times its picture's share of the weight, with one imaginary mistake in all.
 
-    Without the mistake perfect scores would ask for infinite confidence.
+    Without it perfect scores would ask for infinite confidence.
     """
     n, count = scores.shape
     smoothing = 1 / (n + 1)

@@ -31,19 +31,9 @@ class DirichletSolution:
     """A solved classification: latents `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
 
     With `S_c` the noise of class c, `A_c = D^1/2 (scale K + INTERCEPT) D^1/2 + S_c` and all classes share
-    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` that belong to the pictures of class c.
-
-    Attributes:
-        dual: (n, C).
-        inverse: (n, n).
-        updates: (n, n).
-        roots: (n,) square roots of the sample weights.
-        classes: (n,) class positions.
-        scale: what multiplies the kernel.
-        pseudocount: e, the prior count of every class.
-        calibration: temperature and offsets for the logarithms of the probabilities, from leave-one-out.
-        loo: (n, C) calibrated probabilities of every picture by the problem without it, exact but for the choice of
-            scale, pseudocount and calibration.
+    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` (n, n) that belong to the pictures of class c. `roots`
+    (n,) of the weights; `calibration` is for the logarithms of the probabilities; `loo` (n, C) calibrated probabilities
+    without the own picture, exact but for the choice of scale, pseudocount and calibration.
     """
 
     dual: Tensor
@@ -68,29 +58,8 @@ def fit_dirichlet(
 ) -> DirichletSolution:
     """Solve the C regressions; scale and pseudocount by exact leave-one-out log-loss unless given.
 
-    Args:
-        kernel: (n, n) Gram matrix.
-        classes: (n,) class positions.
-        count: C.
-        weights: (n,) positive sample weights (the noise is divided by them); None means ones.
-        scale: what multiplies the kernel.
-        pseudocount: prior count e of every class.
-
-    Returns:
-        The solution; cost n^3 + n^2 C for each of about 50 trials, one if both are given. Two noises a class differ
-        only at the class's own pictures, so that one inverse serves all classes.
-
-    Raises:
-        InputError: fewer than two pictures or classes, a kernel that is not finite, a weight, scale or pseudocount
-            that is not positive.
-
-    Source: Milios, Camoriano, Michiardi, Rosasco, Filippone (2018).
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 12, dtype=torch.float64)
-        >>> solution = fit_dirichlet(torch.outer(x, x), (x > 0).long(), 2)
-        >>> bool(solution.loo[0, 0] > 0.9), bool(solution.loo[-1, 1] > 0.9)
-        (True, True)
+    The noise is divided by the weights. Cost n^3 + n^2 C for each of about 50 trials, one if both are given: two noises
+    differ only at the class's own pictures, so that one inverse serves all classes. Milios et al. (2018).
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if any(given is not None and not given > 0 for given in (scale, pseudocount)):
@@ -102,15 +71,9 @@ def fit_dirichlet(
 
 
 def predict_dirichlet(solution: DirichletSolution, cross: Tensor, own: Tensor) -> Tensor:
-    """Class probabilities (m, C) of new pictures.
+    """Class probabilities (m, C) from kernels (m, n) with the problem's pictures and (m,) of each with itself; m n^2.
 
-    Args:
-        solution: from `fit_dirichlet`.
-        cross: (m, n) kernel between new pictures and the problem's.
-        own: (m,) kernel of each new picture with itself.
-
-    Returns:
-        Mean of the softmax over the latents' posterior, calibrated; cost m n^2.
+    Mean of the softmax over the latents' posterior, calibrated.
     """
     return calibrated(solution.calibration, _logs(softmax_gaussian(*latents(solution, cross, own))))
 

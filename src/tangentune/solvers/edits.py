@@ -18,23 +18,9 @@ TILE = 128  # rows
 
 
 def remove(system: System, pictures: Tensor) -> System:
-    """The problem without some pictures.
+    """The problem without some pictures, named by position; `k^2 R + R^3`, or a new solution where that is cheaper.
 
     `W'^-1 = W^-1_kk - W^-1_kR (W^-1_RR)^-1 W^-1_Rk` for the kept rows k, the intercept among them, and the removed R.
-    Cost `k^2 R + R^3`, or a new solution where that is cheaper.
-
-    Args:
-        system: the problem.
-        pictures: (r,) their positions; repeated ones count once.
-
-    Raises:
-        InputError: a position does not exist, or fewer than 2 pictures with weight would be left.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(4), torch.tensor([[1.0], [1.0], [0.0], [0.0]]), damping=1.0)
-        >>> remove(system, torch.tensor([3])).bias
-        tensor([0.6667], dtype=torch.float64)
     """
     gone = rows_of(system, pictures)
     if not len(gone):
@@ -62,21 +48,7 @@ def remove(system: System, pictures: Tensor) -> System:
 def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor | None = None) -> System:
     """The problem with k more pictures at the end; cost `N^2 k` for width 1.
 
-    Args:
-        system: the problem.
-        cross: (k width, N) kernel between the new rows and the old.
-        own: (k width, k width) kernel of the new rows.
-        targets: (k width, C).
-        weights: (k width,) not negative; None means ones.
-
-    Raises:
-        InputError: a shape does not fit, a number is not finite, or a weight is negative.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.tensor([[1.0], [1.0], [0.0]]), damping=1.0)
-        >>> append(system, torch.zeros(1, 3), torch.eye(1), torch.zeros(1, 1)).bias
-        tensor([0.5000], dtype=torch.float64)
+    `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,).
     """
     cross, own, targets = (tensor.to(system.kernel) for tensor in (cross, own, targets))
     weights = own.new_ones(len(own)) if weights is None else weights.to(own)
@@ -106,17 +78,7 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
 
 
 def retarget(system: System, targets: Tensor) -> System:
-    """The problem with other targets, (N, C) for any C; cost `N^2 C`.
-
-    Raises:
-        InputError: another number of rows, or a number that is not finite.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(2), torch.tensor([[1.0], [0.0]]), damping=1.0)
-        >>> retarget(system, torch.ones(2, 3)).bias.tolist()
-        [1.0, 1.0, 1.0]
-    """
+    """The problem with other targets, (N, C) for any C; cost `N^2 C`."""
     targets = targets.to(system.kernel)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         message = f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}"
@@ -125,23 +87,9 @@ def retarget(system: System, targets: Tensor) -> System:
 
 
 def reweight(system: System, weights: Tensor) -> System:
-    """The problem with other sample weights.
+    """The problem with other sample weights (N,), 0 leaving a row out; `4 N^2 R` multiply-adds for R changed ones.
 
-    Rows whose weight changes are taken out of the inverse and put back: `4 N^2 R` multiply-adds for R of them; where
-    solving anew is cheaper, that.
-
-    Args:
-        system: the problem.
-        weights: (N,) not negative; 0 leaves a row out.
-
-    Raises:
-        InputError: another number of weights, a negative or infinite one, or fewer than 2 pictures with weight.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
-        >>> reweight(system, torch.tensor([1.0, 1.0, 0.0])).bias
-        tensor([0.5000], dtype=torch.float64)
+    Their rows are taken out of the inverse and put back; where solving anew is cheaper, that.
     """
     weights = weights.to(system.kernel)
     if weights.shape != system.weights.shape or not bool(torch.isfinite(weights).all()):
@@ -159,11 +107,7 @@ def reweight(system: System, weights: Tensor) -> System:
 
 
 def rows_of(system: System, pictures: Tensor) -> Tensor:
-    """Rows of pictures, ascending, each once.
-
-    Raises:
-        InputError: a position does not exist.
-    """
+    """Rows of pictures, ascending, each once."""
     if pictures.dtype == torch.bool or pictures.is_floating_point():
         message = f"pictures are named by their positions, as integers, not by {pictures.dtype}"
         raise InputError(message)

@@ -28,13 +28,8 @@ SPREAD = 0.25  # on real pictures wider ones, and none, overfit small sets
 @final
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What was found.
-
-    Attributes:
-        scales: (B,) scale of every block; their geometric mean is that of the start.
-        damping: lambda.
-        noise: (C,) variance of the noise at weight 1, each output at its own optimum.
-        value: log evidence there, without the prior of the scales.
+    """What was found: `scales` (B,) of the blocks, their geometric mean that of the start; `damping`; `noise` (C,),
+    variance at weight 1, each output at its own optimum; log evidence `value`, without the prior of the scales.
     """
 
     scales: Tensor
@@ -46,27 +41,10 @@ class Evidence:
 def block_log_evidence(
     kernels: Tensor, targets: Tensor, scales: Tensor, damping: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Restricted log marginal likelihood, the common scale t at its best; differentiable in scales and damping.
+    """Restricted log marginal likelihood, the common scale t at its best; differentiable in scales (B,) and damping.
 
-    Args:
-        kernels: (B, n, n) kernels of the blocks.
-        targets: (n, C).
-        scales: (B,).
-        damping: number.
-        weights: (n,) positive sample weights; None means ones.
-
-    Returns:
-        Number; cost B n^2 + n^3 / 3, the gradient about four times as much.
-
-    Source: Patterson and Thompson (1971); Rasmussen and Williams (2006), sections 2.7 and 5.4.
-
-    Example:
-        >>> scales = torch.ones(1, dtype=torch.float64, requires_grad=True)
-        >>> kernels, targets = torch.eye(4, dtype=torch.float64)[None], torch.arange(4.0).double()[:, None]
-        >>> value = block_log_evidence(kernels, targets, scales, torch.tensor(1.0))
-        >>> value.backward()
-        >>> bool(abs(scales.grad) < 1e-12)  # a multiple of the identity tells nothing
-        True
+    For block kernels (B, n, n) and targets (n, C). Cost B n^2 + n^3 / 3, the gradient about four times as much.
+    Patterson and Thompson (1971); Rasmussen and Williams (2006), sections 2.7 and 5.4.
     """
     squares, logdet = _parts(kernels, targets, scales, damping, weights)
     count = (len(targets) - 1) * targets.shape[1]
@@ -82,28 +60,10 @@ def maximise_block_evidence(
     start: Tensor | None = None,
     spread: float | None = SPREAD,
 ) -> Evidence:
-    """Scales of all blocks and damping at once, by L-BFGS in logarithms.
+    """Scales of all blocks (B, n, n) and damping at once, by L-BFGS in logarithms; about 30 evaluations with gradient.
 
-    Args:
-        kernels: (B, n, n) kernels of the blocks.
-        targets: (n, C).
-        weights: (n,) positive sample weights; None means ones.
-        start: (B,) scales to start from; None makes the blocks' centred kernels equal in trace.
-        spread: width, in natural logarithms, of a log-normal prior of each scale around its start; None is no prior
-            (many blocks then overfit small sets).
-
-    Returns:
-        The most likely scales, damping and noise; cost about 30 evaluations with gradient.
-
-    Raises:
-        InputError: a scale of the start or the spread is not positive, shapes do not fit, or a block is zero.
-
-    Example:
-        >>> x = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        >>> kernels = torch.stack([torch.outer(column, column) for column in x.T])
-        >>> found = maximise_block_evidence(kernels, x[:, :1], spread=None)
-        >>> bool(found.scales[0] > 1e3 * found.scales[1])
-        True
+    `start` (B,) scales; None makes the centred kernels equal in trace. `spread` is the width, in natural logarithms, of
+    a log-normal prior of each scale around its start; None is no prior (many blocks then overfit small sets).
     """
     kernels, targets = kernels.double(), targets.double()
     roots = torch.ones_like(targets[:, 0]) if weights is None else weights.double().sqrt()

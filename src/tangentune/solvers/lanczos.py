@@ -13,22 +13,10 @@ from torch import Tensor
 
 
 def lanczos_pairs(matvec: Callable[[Tensor], Tensor], start: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Eigenpairs of a matrix of rank at most `rank` that is below A in the semi-definite order.
+    """Eigenpairs (r,) descending and (r, p) orthonormal of a matrix of at most `rank` that is below A semi-definitely.
 
-    Args:
-        matvec: v -> A v, A symmetric positive semi-definite (p, p).
-        start: (p,) not zero; directions that A maps to 0 from here are never found.
-        rank: steps.
-
-    Returns:
-        Values (r,) descending and orthonormal vectors (r, p). Cost: `rank` products, `rank` + 1 vectors held, every
-        one orthogonalised twice against the others (Lanczos 1950; Nystrom: Halko, Martinsson and Tropp 2011).
-
-    Example:
-        >>> a = torch.diag(torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64))
-        >>> values, vectors = lanczos_pairs(lambda v: a @ v, torch.ones(3, dtype=torch.float64), 3)
-        >>> [round(float(v), 6) for v in values]
-        [3.0, 1.0]
+    `matvec` is v -> A v, A (p, p) positive semi-definite; what A maps to 0 from `start` is never found. Cost: `rank`
+    products and `rank` + 1 vectors, each orthogonalised twice (Lanczos 1950; Nystrom: Halko, Martinsson, Tropp 2011).
     """
     rank = min(rank, len(start))
     basis = start.new_zeros(rank + 1, len(start))

@@ -35,14 +35,9 @@ STEPS, PASSES, HALVINGS = 100, 500, 40
 class LaplaceSolution:
     """A solved classification: mode `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
 
-    Attributes:
-        dual: (n, C) weighted residuals `a (y - p)` at the mode.
-        shrink: (C, n, n) `E_c = (prior + D_c^-1)^-1`: what the data take off the prior of a class alone.
-        joint: (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes.
-        scale: what multiplies the kernel.
-        calibration: temperature, offsets and share of the latents' covariance, from leave-one-out.
-        evidence: Laplace's log marginal likelihood.
-        loo: (n, C) probabilities of every picture without its own observation, approximate.
+    `dual` (n, C) weighted residuals `a (y - p)`; `shrink` (C, n, n) `E_c = (prior + D_c^-1)^-1`, what the data take off
+    the prior of a class alone; `joint` (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes;
+    `evidence` Laplace's log marginal likelihood; `loo` (n, C) probabilities without the own observation, approximate.
     """
 
     dual: Tensor
@@ -57,30 +52,10 @@ class LaplaceSolution:
 def fit_laplace(
     kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None = None, *, scale: float | None = None
 ) -> LaplaceSolution:
-    """Find the mode and its curvature; scale and calibration by approximate leave-one-out log-loss.
+    """Find the mode and its curvature; scale and calibration by approximate leave-one-out log-loss, unless it is given.
 
-    Args:
-        kernel: (n, n) Gram matrix.
-        classes: (n,) class positions.
-        count: C.
-        weights: (n,) positive sample weights; None means ones.
-        scale: what multiplies the kernel; None chooses it.
-
-    Returns:
-        The solution; cost one eigendecomposition, then for each of about 12 scales C n^3 for the curvature and
-        n^2 C for every pass of conjugate gradients. Memory C n^2.
-
-    Raises:
-        InputError: fewer than two pictures or classes, a kernel that is not finite, a weight or scale that is not
-            positive.
-
-    Source: Rasmussen and Williams (2006), section 3.5; Vehtari et al. (2016) for leave-one-out.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 12, dtype=torch.float64)
-        >>> solution = fit_laplace(torch.outer(x, x), (x > 0).long(), 2)
-        >>> bool(solution.loo[0, 0] > 0.8), bool(solution.loo[-1, 1] > 0.8)
-        (True, True)
+    Cost one eigendecomposition, then for each of about 12 scales C n^3 and n^2 C for every pass of conjugate gradients;
+    memory C n^2. Rasmussen and Williams (2006), section 3.5; Vehtari et al. (2016) for leave-one-out.
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if scale is not None and not scale > 0:
@@ -98,15 +73,9 @@ def fit_laplace(
 
 
 def predict_laplace(solution: LaplaceSolution, cross: Tensor, own: Tensor) -> Tensor:
-    """Class probabilities (m, C) of new pictures.
+    """Class probabilities (m, C) from kernels (m, n) with the problem's pictures and (m,) of each with itself; m C n^2.
 
-    Args:
-        solution: from `fit_laplace`.
-        cross: (m, n) kernel between new pictures and the problem's.
-        own: (m,) kernel of each new picture with itself.
-
-    Returns:
-        Mean of the softmax over the latents' posterior, calibrated; cost m C n^2.
+    Mean of the softmax over the latents' posterior, calibrated.
     """
     return calibrated(solution.calibration, *latents(solution, cross, own))
 

@@ -21,12 +21,6 @@ def loo(system: System) -> Tensor:
     """Prediction at every row by the fit without its picture, (N, C); `n width^3 + N C`, width 1 without solves.
 
     Rows of weight 0 get the plain prediction, which never used them.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
-        >>> [round(value, 6) for value in loo(system).flatten().tolist()]     # others' mean: K knows no likeness
-        [2.5, 3.0, 0.5]
     """
     scaled = scaled_residuals(system)
     return _left_out(system, torch.arange(system.pictures, device=scaled.device), scaled.flatten(0, 1))
@@ -35,21 +29,7 @@ def loo(system: System) -> Tensor:
 def leave_out(system: System, groups: Tensor) -> Tensor:
     """Prediction at every row by the fit without its picture's group, (N, C): K folds, a class, one photographer.
 
-    Args:
-        system: the problem.
-        groups: (n,) integers, one a picture; equal ones are left out together.
-
-    Returns:
-        (N, C). Cost the sum of `R^3` over groups of R rows.
-
-    Raises:
-        InputError: not one integer a picture, or a group holds all pictures that have weight.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(4), torch.tensor([[1.0], [0.0], [5.0], [7.0]]), damping=1.0)
-        >>> [round(value, 6) for value in leave_out(system, torch.tensor([0, 0, 1, 1])).flatten().tolist()]
-        [6.0, 6.0, 0.5, 0.5]
+    `groups` (n,) integers, one a picture. Cost the sum of `R^3` over groups of R rows.
     """
     groups = groups.to(system.kernel.device)
     if groups.shape != (system.pictures,) or groups.is_floating_point():
@@ -69,43 +49,15 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
 
 
 def influence(system: System, cross: Tensor) -> Tensor:
-    """Change of predictions by every training picture: `f(x) - f_without_i(x)`, (m, n, C).
+    """Change of predictions by every training picture: `f(x) - f_without_i(x)`, (m, n, C); `m N^2 + m N C`.
 
-    Args:
-        system: the problem.
-        cross: (m, N) kernel between new rows and the system's.
-
-    Returns:
-        (m, n, C). Cost `m N^2 + m N C`. Positive: picture i pushes the output up.
-
-    Raises:
-        InputError: `cross` has another number of columns.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
-        >>> [round(value, 6) for value in influence(system, torch.zeros(1, 3)).flatten().tolist()]   # on the mean
-        [-0.5, -1.0, 1.5]
+    `cross` (m, N) is the kernel between new rows and the system's. Positive: picture i pushes the output up.
     """
     return torch.einsum("mnw,nwc->mnc", _through(system, cross), scaled_residuals(system))
 
 
 def contributions(system: System, cross: Tensor) -> Tensor:
-    """Share of every training picture in predictions: `k(x, x_i) c_i`, (m, n, C); with the bias they sum to f(x).
-
-    Args:
-        system: the problem.
-        cross: (m, N) kernel between new rows and the system's.
-
-    Raises:
-        InputError: `cross` has another number of columns.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(2), torch.tensor([[1.0], [0.0]]), damping=1.0)
-        >>> [round(value, 6) for value in contributions(system, torch.eye(2)).diagonal().flatten().tolist()]
-        [0.25, -0.25]
-    """
+    """Share of every training picture in predictions: `k(x, x_i) c_i`, (m, n, C); with the bias they sum to f(x)."""
     by_picture = checked_cross(system, cross).unflatten(1, (system.pictures, system.width))
     return torch.einsum("mnw,nwc->mnc", by_picture, system.dual.unflatten(0, (system.pictures, system.width)))
 
@@ -113,24 +65,11 @@ def contributions(system: System, cross: Tensor) -> Tensor:
 def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
     """How much a fit without a picture differs from the fit with it, (n,): its smooth unique information.
 
-    On predictions: the mean over the rows of `cross` of `||f - f_-i||^2`, outputs summed; `m N^2`. On weights, where
-    `cross` is None: `||u - u_-i||^2`, the squared norm of `f - f_-i` in the kernel's space; `N^2`. Times
+    On predictions: the mean over the rows of `cross` (m, N) of `||f - f_-i||^2`, outputs summed; `m N^2`. On weights,
+    where `cross` is None: `||u - u_-i||^2`, the squared norm of `f - f_-i` in the kernel's space; `N^2`. Times
     `1 / (2 sigma^2)` it is the divergence of noisy predictions or weights; that factor is left to the caller. For a
-    picture of several rows a mean over rows is `width` times smaller than one over new pictures.
-    Source: Harutyunyan et al. 2021, "Estimating informativeness of samples with smooth unique information".
-
-    Args:
-        system: the problem.
-        cross: (m, N) kernel between new rows and the system's.
-
-    Raises:
-        InputError: `cross` has another number of columns, or no rows.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.tensor([[1.0], [0.0], [5.0]]), damping=1.0)
-        >>> [round(value, 6) for value in unique_information(system, torch.zeros(1, 3)).tolist()]
-        [0.25, 1.0, 2.25]
+    picture of several rows a mean over rows is `width` times smaller than one over new pictures. Source: Harutyunyan et
+    al. 2021, "Estimating informativeness of samples with smooth unique information".
     """
     scaled = scaled_residuals(system)
     if cross is not None:
@@ -150,26 +89,11 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
 def suspicion(system: System) -> Tensor:
     """How doubtful every label is: its squared distance to the leave-one-out prediction, (n,); larger is worse.
 
-    For one-hot targets 0 means that the other pictures fully agree with the label, and 2 that they are sure of
-    another one. Nothing is tuned. The predictions are those of `distrusting`, with more damping than has the lowest
-    error, which fits labels as they are given, mistakes included: at one mean eigenvalue of the kernel, where a
-    picture's signal is believed to be as large as its noise, a few more of the mistakes come to the very top, and the
-    rest are ranked as well (docs/results/label_mistakes.md).
-
-    Args:
-        system: the solved problem; targets in any number of columns, regression too.
-
-    Returns:
-        (n,) float64; a picture of several rows has the sum over them. Cost `N^3` where the damping has to be raised,
-        else `N C`.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> kernel = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
-        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])                          # the fourth is wrong
-        >>> targets = torch.nn.functional.one_hot(labels).double()
-        >>> suspicion(build(kernel, targets, damping=0.1)).argmax().item()
-        3
+    For one-hot targets 0 means that the other pictures fully agree with the label, and 2 that they are sure of another
+    one. Nothing is tuned. The predictions are those of `distrusting`, with more damping than has the lowest error,
+    which fits labels as they are given, mistakes included: at one mean eigenvalue of the kernel, where a picture's
+    signal is believed to be as large as its noise, a few more of the mistakes come to the very top, and the rest are
+    ranked as well (docs/results/label_mistakes.md). Cost `N^3` where the damping has to be raised, else `N C`.
     """
     squares = (system.targets - loo(distrusting(system))).square().sum(1)
     return squares.unflatten(0, (-1, system.width)).sum(1)
@@ -185,11 +109,6 @@ def mean_eigenvalue(system: System) -> float:
     """Mean eigenvalue of the weighted kernel over rows with weight, the intercept's direction projected out; N^2.
 
     The unit in which relative damping is given.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> mean_eigenvalue(build(2 * torch.eye(3), torch.zeros(3, 1), damping=1.0))
-        2.0
     """
     weights = system.weights
     trace, count = float(weights @ system.kernel.diagonal()), int((weights > 0).sum())

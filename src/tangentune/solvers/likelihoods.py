@@ -25,10 +25,7 @@ def check_likelihood(name: Any) -> None:
 
 
 def fit_likelihood(name: str, system: System, known: dict[str, float] | None = None) -> LikelihoodSolution:
-    """Solve for the one-hot targets of a system; `known` are parameters found before, which saves the search.
-
-    Pictures of weight 0 take no part. Cost as `fit_dirichlet` and `fit_laplace`.
-    """
+    """Solve for a system's one-hot targets, weight 0 taking no part; `known` parameters save the search."""
     kept = torch.nonzero(system.weights > 0)[:, 0]
     kernel, classes = system.kernel[kept][:, kept], system.targets[kept].argmax(1)
     fit = fit_dirichlet if name == "dirichlet" else fit_laplace

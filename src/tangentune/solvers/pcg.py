@@ -18,15 +18,11 @@ Map = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class PCGResult:
-    """Where conjugate gradients ended.
+    """Where conjugate gradients ended: `x`, in the shape and precision of b, and how.
 
-    Attributes:
-        x: the solution, in the shape and precision of b.
-        relative_residuals: `||b - A x|| / ||b||` at the start and after every iteration; the last one is measured
-            from x itself, the others follow the recursion, which drifts from the truth by rounding only.
-        iterations: steps taken.
-        products: products with A, one a step, one a check of the residual, one for a start x0.
-        converged: whether the measured residual is within the tolerance.
+    `relative_residuals` are `||b - A x|| / ||b||` at the start and after every iteration; the last one is measured from
+    x itself, the others follow the recursion, which drifts from the truth by rounding only. `products` with A: one a
+    step, one a check of the residual, one for a start x0.
     """
 
     x: Tensor
@@ -46,32 +42,13 @@ def pcg(
     max_iterations: int,
     callback: Callable[[int, float, Tensor], None] | None = None,
 ) -> PCGResult:
-    """Solve `A x = b` for a symmetric positive definite A that is only known by its products.
+    """Solve `A x = b` for a symmetric positive definite A that is only known by its products `matvec`, v -> A v.
 
-    Args:
-        matvec: v -> A v, flat tensors like b.
-        b: right-hand side (p,).
-        precondition: r -> M^{-1} r with M symmetric positive definite; None: none.
-        x0: where to start; None: zero.
-        tolerance: stop when `||b - A x|| <= tolerance ||b||`.
-        max_iterations: cap on the steps.
-        callback: called after every step with its number, the relative residual and x.
-
-    Returns:
-        The result; vectors in b's precision, inner products in float64. Cost: one product with A and one with
-        M^{-1} a step, four vectors. Steps are exact minimisers along conjugate directions (Hestenes and Stiefel 1952).
-
-    Raises:
-        InputError: A or M turns out not to be positive definite, or something is not finite.
-
-    Warns:
-        RuntimeWarning: stopped before the tolerance was met: at the cap, or because rounding allows no better.
-
-    Example:
-        >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
-        >>> result = pcg(lambda v: a @ v, torch.ones(2, dtype=torch.float64), max_iterations=2)
-        >>> result.converged, result.iterations, torch.allclose(a @ result.x, torch.ones(2, dtype=torch.float64))
-        (True, 2, True)
+    b (p,); `precondition` is r -> M^{-1} r with M symmetric positive definite; it starts from `x0` or zero, and stops
+    when `||b - A x|| <= tolerance ||b||`, or warns (RuntimeWarning) at the cap, or where rounding allows no better;
+    `callback` gets the number, relative residual and x of every step. Vectors in b's precision, inner products in
+    float64. Cost: one product with A and one with M^{-1} a step, four vectors. Steps are exact minimisers along
+    conjugate directions (Hestenes and Stiefel 1952).
     """
     size = float(torch.linalg.vector_norm(b, dtype=torch.float64))
     x = torch.zeros_like(b) if x0 is None else x0.detach().to(b).clone()

@@ -20,28 +20,10 @@ CANCELLATION = 1e-6
 
 
 def variance(system: System, cross: Tensor, own: Tensor) -> Tensor:
-    """Posterior variance of the function, without the noise of a new observation, in units of noise / damping.
+    """Posterior variance (m,) of the function, not of a new observation, in units of noise / damping; m N^2.
 
-    `k(x, x) - [k D^1/2, 1] W^-1 [D^1/2 k; 1]`; the variance of output c is `noise_c / damping` times it.
-
-    Args:
-        system: the solved problem.
-        cross: (m, N) kernel between new rows and the problem's.
-        own: (m,) kernel of each new row with itself.
-
-    Returns:
-        (m,), not negative; cost m N^2.
-
-    Raises:
-        InputError: the shapes do not fit.
-
-    Source: Rasmussen and Williams (2006), sections 2.2 and 2.7 (flat prior of the intercept).
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(2), torch.tensor([[0.0], [1.0]]), damping=1.0)
-        >>> variance(system, torch.zeros(1, 2), torch.ones(1)).tolist()  # own variance 1, that of the mean (1 + 1) / 2
-        [2.0]
+    `k(x, x) - [k D^1/2, 1] W^-1 [D^1/2 k; 1]` from `cross` (m, N) and `own` (m,); that of output c is
+    `noise_c / damping` times it. Rasmussen and Williams (2006), sections 2.2 and 2.7 (flat prior of the intercept).
     """
     _check(system, cross, own, (len(cross),))
     bordered = design(system, cross)
@@ -49,24 +31,9 @@ def variance(system: System, cross: Tensor, own: Tensor) -> Tensor:
 
 
 def covariance(system: System, cross: Tensor, own: Tensor) -> Tensor:
-    """Posterior covariance of the function at new rows, (m, m), in units of noise / damping.
+    """Posterior covariance (m, m) of the function at new rows, in units of noise / damping; m N^2 + m^2 N.
 
-    Args:
-        system: the solved problem.
-        cross: (m, N) kernel between new rows and the problem's.
-        own: (m, m) kernel among the new rows.
-
-    Returns:
-        (m, m), symmetric; its diagonal is `variance`. Cost m N^2 + m^2 N.
-
-    Raises:
-        InputError: the shapes do not fit.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(2), torch.tensor([[0.0], [1.0]]), damping=1.0)
-        >>> covariance(system, torch.zeros(2, 2), torch.eye(2)).round(decimals=9).tolist()  # they share the intercept
-        [[2.0, 1.0], [1.0, 2.0]]
+    From `cross` (m, N) and `own` (m, m); its diagonal is `variance`.
     """
     _check(system, cross, own, (len(cross), len(cross)))
     bordered = design(system, cross)
@@ -77,16 +44,8 @@ def covariance(system: System, cross: Tensor, own: Tensor) -> Tensor:
 def noise_variance(system: System) -> Tensor:
     """Variance of the noise at weight 1 that makes each output most likely, (C,); cost N C.
 
-    The common scale of prior and noise at the maximum of the restricted likelihood, times the damping. Rows of
-    weight 0 do not count.
-
-    Source: Patterson and Thompson (1971), restricted likelihood.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.zeros(3, 3), torch.tensor([[0.0], [1.0], [2.0]]), damping=1.0)
-        >>> noise_variance(system).tolist()  # no kernel: the sample variance
-        [1.0]
+    The common scale of prior and noise at the maximum of the restricted likelihood (Patterson and Thompson 1971), times
+    the damping. Rows of weight 0 do not count.
     """
     count = int((system.weights > 0).sum()) - int(system.intercept)
     assert count > 0, "a system holds two pictures of positive weight"
@@ -96,21 +55,11 @@ def noise_variance(system: System) -> Tensor:
 
 
 def loo_variance(system: System) -> Tensor:
-    """Posterior variance at every row from the problem without its picture, in units of noise / damping.
+    """Posterior variance (N,) at every row from the problem without its picture, in units of noise / damping.
 
-    `(1 / [W^-1]_ii - damping) / a_i` where a picture owns one row, the diagonal of the same with blocks otherwise.
-    What `variance` would say of each picture had it not been seen: honest to compare new pictures with.
-
-    Returns:
-        (N,), not negative; cost N width^2, and N^2 more for every row of (nearly) no weight.
-
-    Source: Rasmussen and Williams (2006), section 5.4.2.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(3), torch.zeros(3, 1), damping=1.0)
-        >>> [round(v, 9) for v in loo_variance(system).tolist()]  # own 1, that of the mean of two (1 + 1) / 2
-        [2.0, 2.0, 2.0]
+    `(1 / [W^-1]_ii - damping) / a_i` where a picture owns one row, the diagonal of the same with blocks otherwise: what
+    `variance` would say had it not been seen. Cost N width^2, and N^2 more for every row of (nearly) no weight.
+    Rasmussen and Williams (2006), section 5.4.2.
     """
     total, width = len(system.kernel), system.width
     observed = torch.linalg.inv(diagonal_blocks(system)).diagonal(dim1=1, dim2=2).reshape(-1)
@@ -126,25 +75,10 @@ def loo_variance(system: System) -> Tensor:
 
 
 def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw functions from the posterior, jointly over rows.
+    """Draw `count` functions from the posterior, jointly over rows: (m, C, count), without the noise of an observation.
 
-    Args:
-        mean: (m, C) predictions.
-        covariance: (m, m) from `covariance`; it may be singular (equal pictures).
-        scales: (C,) what multiplies it for each output: `noise_variance(system) / system.damping`.
-        count: functions to draw.
-        generator: of random numbers.
-
-    Returns:
-        (m, C, count), without the noise of an observation; cost m^3 + m^2 C count.
-
-    Raises:
-        InputError: `count` is not positive.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> sample(torch.zeros(3, 2), torch.ones(3, 3), torch.ones(2), 5, generator).shape
-        torch.Size([3, 2, 5])
+    `mean` (m, C), `covariance` (m, m), perhaps singular (equal pictures), and `scales` (C,) that multiply it for each
+    output: `noise_variance(system) / system.damping`. Cost m^3 + m^2 C count.
     """
     if count < 1:
         message = f"count is {count}; draw at least one function"

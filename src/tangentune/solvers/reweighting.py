@@ -27,44 +27,20 @@ def squared(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def expected_error(temperature: float) -> Loss:
-    """Probability that a label drawn from `softmax(predictions / temperature)` is wrong; at most 1, so mistakes are.
-
-    Example:
-        >>> expected_error(1.0)(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
-        tensor([0.5000])
-    """
+    """Probability that a label drawn from `softmax(predictions / temperature)` is wrong; at most 1, so mistakes are."""
     return lambda predictions, targets: 1 - (torch.softmax(predictions / temperature, 1) * targets).sum(1)
 
 
 def bounded(scale: float) -> Loss:
-    """`1 - exp(-e^2 / (2 scale))` of the squared error e^2 (Welsch): at most 1, for targets of any kind.
-
-    Example:
-        >>> bounded(1.0)(torch.zeros(1, 1), torch.tensor([[100.0]]))
-        tensor([1.])
-    """
+    """`1 - exp(-e^2 / (2 scale))` of the squared error e^2 (Welsch): at most 1, for targets of any kind."""
     return lambda predictions, targets: 1 - torch.exp(-squared(predictions, targets) / (2 * scale))
 
 
 def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | None = None) -> Tensor:
     """Derivative of the mean leave-one-out loss by every weight, (n,): negative where more would help the others.
 
-    Args:
-        system: the solved problem, width 1.
-        loss: (n, C) predictions and targets -> (n,).
-        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
-
-    Returns:
-        (n,) float64; `n^2 C` multiply-adds, and n^2 more for each picture of weight 0.
-
-    Raises:
-        InputError: a picture has several rows, or the loss is counted on no picture.
-
-    Example:
-        >>> from tangentune.solvers.system import build
-        >>> system = build(torch.eye(4), torch.tensor([[0.0], [0.1], [-0.1], [9.0]]), damping=1.0)
-        >>> int(weight_gradient(system, evaluate=torch.tensor([1.0, 1.0, 1.0, 0.0])).argmax())    # the odd one harms
-        3
+    `evaluate` (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly. `n^2 C`
+    multiply-adds, and n^2 more for each picture of weight 0.
     """
     if system.width != 1:
         message = f"the weight gradient is for one row a picture, not {system.width}"
@@ -100,38 +76,17 @@ def improve_weights(
 ) -> tuple[Tensor, Tensor]:
     """Learn sample weights by a few steps down the leave-one-out loss: pictures that mislead the others lose weight.
 
-    A wrong label also counts in the loss, and there it pulls the wrong way: with the squared error or the
-    cross-entropy test accuracy fell. A bounded loss gives up on it. More steps go on lowering the loss and no longer
-    the test error: stop early, and keep the damping, which the learned weights would choose too small.
-    On 600 CIFAR-10 pictures of which 20 or 40 % had a wrong label, `expected_error` closed 39 to 55 % of the gap to
-    leaving the wrong ones out (0.8 to 6.5 points) and cost 0.2 points where no label was wrong; the default 22 to 46 %
-    and 1.2 points.
+    A wrong label also counts in the loss, and there it pulls the wrong way: with the squared error or the cross-entropy
+    test accuracy fell. A bounded loss gives up on it. More steps go on lowering the loss and no longer the test error:
+    stop early, and keep the damping, which the learned weights would choose too small. On 600 CIFAR-10 pictures of
+    which 20 or 40 % had a wrong label, `expected_error` closed 39 to 55 % of the gap to leaving the wrong ones out (0.8
+    to 6.5 points) and cost 0.2 points where no label was wrong; the default, `bounded` at the median squared
+    leave-one-out error, 22 to 46 % and 1.2 points.
 
-    Args:
-        kernel: (n, n).
-        targets: (n, C).
-        damping: absolute; the best for even weights.
-        loss: bounded, if labels may be wrong: `expected_error` at the calibrated temperature for classes; None is
-            `bounded` at the median squared leave-one-out error.
-        weights: (n,) to start from and never to exceed; None means ones.
-        evaluate: (n,) weights, or a mask, of the pictures on which the loss is counted; None is all, evenly.
-        steps: projected gradient steps.
-        rate: root mean square change of a step, in units of the largest weight.
-        intercept: whether there is an unpenalised b.
-
-    Returns:
-        Weights (n,) from 0 to what they were, and the loss (steps + 1,) before every step and at the end. Cost: one
-        `build` and one `weight_gradient` a step.
-
-    Raises:
-        InputError: as `build` and `weight_gradient`.
-
-    Example:
-        >>> kernel = torch.block_diag(torch.ones(4, 4), torch.ones(4, 4))
-        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])                          # the last of each four is wrong
-        >>> weights, losses = improve_weights(kernel, torch.nn.functional.one_hot(labels), damping=0.5)
-        >>> (weights < 0.5).nonzero().flatten().tolist(), bool(losses[-1] < losses[0])
-        ([3, 7], True)
+    `damping` is the best for even weights; `weights` (n,), ones if None, are never exceeded; `evaluate` as in
+    `weight_gradient`. Each of the `steps` is one `build` and one `weight_gradient`, and moves the weights by `rate`,
+    root mean square, in units of the largest. Gives weights (n,) from 0 to what they were, and the loss (steps + 1,)
+    before every step and at the end.
     """
     system = build(kernel, targets, damping, weights, intercept=intercept)
     most = system.weights

@@ -16,13 +16,8 @@ from tangentune.errors import InputError
 
 @dataclass(frozen=True)
 class RidgeFactor:
-    """What is kept of a kernel: eigenpairs of the weighted kernel, the intercept's direction projected out.
-
-    Attributes:
-        values: (n-1,) eigenvalues, ascending.
-        vectors: (n, n-1) eigenvectors, orthogonal to `border`.
-        roots: (n,) square roots of the sample weights; they are also the border direction before scaling.
-        kernel: (n, n) the kernel itself.
+    """What is kept of a kernel (n, n): `values` (n-1,), ascending, and `vectors` (n, n-1) of the weighted kernel, the
+    intercept's direction projected out; `roots` (n,) of the weights, which are that direction before scaling.
     """
 
     values: Tensor
@@ -43,13 +38,8 @@ class RidgeFactor:
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved problem: `f(x) = intercept + k(x, X) dual`.
-
-    Attributes:
-        dual: (n, C) coefficients; column sums are zero.
-        intercept: (C,).
-        damping: the lambda it was solved for.
-        loo: (n, C) prediction of every sample by the solution fitted without it, exact.
+    """A solved problem `f(x) = intercept + k(x, X) dual`: `dual` (n, C), column sums zero; `intercept` (C,); and `loo`
+    (n, C), exact predictions of every sample by the solution fitted without it.
     """
 
     dual: Tensor
@@ -59,15 +49,7 @@ class Solution:
 
 
 def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
-    """Factor an (n, n) positive semi-definite kernel; n^3 once, in float64.
-
-    Args:
-        kernel: Gram matrix.
-        weights: (n,) positive sample weights; None means ones.
-
-    Raises:
-        InputError: if there are fewer than two samples, a weight is not positive or the kernel is not finite.
-    """
+    """Factor an (n, n) positive semi-definite kernel under positive sample weights; n^3 once, in float64."""
     n = len(kernel)
     if n < 2:
         message = f"least squares with an intercept needs at least 2 samples, got {n}"
@@ -90,11 +72,7 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
 
 
 def checked_kernel(kernel: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A kernel (n, n) and sample weights (n,), ones if None, in float64.
-
-    Raises:
-        InputError: the kernel is not finite, or a weight is not positive.
-    """
+    """A kernel (n, n) and sample weights (n,), ones if None, in float64, proven finite and positive."""
     if not bool(torch.isfinite(kernel).all()):
         message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
         raise InputError(message)
@@ -106,11 +84,7 @@ def checked_kernel(kernel: Tensor, weights: Tensor | None) -> tuple[Tensor, Tens
 
 
 def solve(factor: RidgeFactor, targets: Tensor, damping: float) -> Solution:
-    """Solve for (n, C) targets at one damping; cost n^2 C.
-
-    Raises:
-        InputError: if `damping` is not positive enough to make the problem well posed.
-    """
+    """Solve for (n, C) targets at one damping; cost n^2 C."""
     spectrum = _spectrum(factor, damping)
     weighted = factor.roots[:, None] * targets
     dual = factor.vectors @ ((factor.vectors.T @ weighted) / spectrum[:, None])

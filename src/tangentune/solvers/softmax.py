@@ -38,12 +38,7 @@ class LabelledKernel:
 
 
 def labelled_kernel(kernel: Tensor, classes: Tensor, count: int, weights: Tensor | None) -> LabelledKernel:
-    """Check a classification problem.
-
-    Raises:
-        InputError: fewer than two pictures or classes, a label that is no class, a kernel that is not finite, a
-            weight that is not positive.
-    """
+    """Check a classification problem of `count` classes."""
     check_classes(len(kernel), classes, count)
     kernel, weights = checked_kernel(kernel, weights)
     classes = classes.long()
@@ -51,11 +46,7 @@ def labelled_kernel(kernel: Tensor, classes: Tensor, count: int, weights: Tensor
 
 
 def check_classes(n: int, classes: Tensor, count: int) -> None:
-    """N pictures have a label each that is one of `count` classes.
-
-    Raises:
-        InputError: if not, or there are fewer than two of either.
-    """
+    """Refuse all but n >= 2 pictures with a label each that is one of `count` >= 2 classes."""
     if n < 2 or count < 2 or len(classes) != n or not bool(((classes >= 0) & (classes < count)).all()):
         message = (
             f"classification needs at least two pictures, a label in 0..C-1 for each and at least two classes; got "
@@ -65,23 +56,10 @@ def check_classes(n: int, classes: Tensor, count: int) -> None:
 
 
 def softmax_gaussian(mean: Tensor, covariance: Tensor) -> Tensor:
-    """E softmax(f) for f ~ N(mean, covariance), one row at a time, by fixed quasi-random points.
+    """E softmax(f) for f ~ N(mean, covariance), (m, C), one row at a time; cost m C (512 + C^2).
 
-    Scrambled Sobol points with a fixed seed, each with its mirror image: the answer is deterministic and smooth in
-    mean and covariance.
-
-    Args:
-        mean: (m, C) latents.
-        covariance: (m, C, C), or (m, C) variances if the latents are independent.
-
-    Returns:
-        (m, C) probabilities; cost m C (512 + C^2).
-
-    Source: Owen (1998), scrambled nets.
-
-    Example:
-        >>> softmax_gaussian(torch.zeros(1, 2), torch.ones(1, 2)).tolist()
-        [[0.5, 0.5]]
+    `covariance` (m, C, C), or (m, C) variances of independent latents. Scrambled Sobol points (Owen 1998) with a fixed
+    seed, each with its mirror image: the answer is deterministic and smooth in both.
     """
     mean, covariance = mean.double(), covariance.double()
     count = mean.shape[1]

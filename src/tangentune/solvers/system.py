@@ -73,22 +73,7 @@ def build(
 ) -> System:
     """Solve a problem and invert its matrix: one Cholesky factorisation, N^3 multiply-adds in all.
 
-    Args:
-        kernel: (N, N) positive semi-definite.
-        targets: (N, C).
-        damping: absolute, positive.
-        weights: (N,) not negative; None means ones.
-        intercept: whether to fit an unpenalised b, one a column of the targets.
-        width: rows of a picture.
-
-    Raises:
-        InputError: a shape does not fit, a number is not finite, a weight is negative, fewer than 2 pictures have
-            weight, or the damping is too small for the kernel.
-
-    Example:
-        >>> system = build(torch.eye(4), torch.tensor([[1.0], [1.0], [0.0], [0.0]]), damping=1.0)
-        >>> [round(value, 6) for value in fitted(system).flatten().tolist()]
-        [0.75, 0.75, 0.25, 0.25]
+    Kernel (N, N) positive semi-definite, targets (N, C), damping absolute, weights (N,) not negative, None being ones.
     """
     kernel, targets = kernel.double(), targets.to(kernel.device, torch.float64)
     weights = kernel.new_ones(len(kernel)) if weights is None else weights.to(kernel)
@@ -109,23 +94,13 @@ def build(
 
 
 def refresh(system: System, **changes: Any) -> System:
-    """The same problem, or one with `changes` of its fields, solved anew from its kernel; cost as `build`.
-
-    Rounding gathered by edits is gone.
-    """
+    """The same problem, or one with `changes`, solved anew from its kernel: rounding gathered by edits is gone."""
     new = replace(system, **changes)
     return build(new.kernel, new.targets, new.damping, new.weights, intercept=new.intercept, width=new.width)
 
 
 def with_inverse(system: System, inverse: Tensor, unknowns: Tensor | None = None, **changes: Any) -> System:
-    """The problem with `changes` of its fields, whose inverse is known.
-
-    Args:
-        system: what is changed.
-        inverse: of the new problem.
-        unknowns: `[e; b]` of it; None: by a product with the inverse, N^2 C.
-        **changes: other fields, all float64 and of shapes that fit.
-    """
+    """The problem with `changes` of its fields, whose inverse is known; finding `unknowns` `[e; b]` costs N^2 C."""
     new = replace(system, inverse=inverse, **changes)
     n, roots = len(new.kernel), new.roots[:, None]
     if unknowns is None:
@@ -135,25 +110,13 @@ def with_inverse(system: System, inverse: Tensor, unknowns: Tensor | None = None
 
 
 def design(system: System, cross: Tensor) -> Tensor:
-    """What multiplies `[e; b]` in predictions: `[k(x, X) D^1/2, 1]`, (m, N+1), or (m, N) without intercept.
-
-    Args:
-        system: the problem.
-        cross: (m, N) kernel between new rows and the system's.
-
-    Raises:
-        InputError: `cross` has another number of columns.
-    """
+    """What multiplies `[e; b]` in predictions: `[k(x, X) D^1/2, 1]`, (m, N+1), or (m, N) without intercept."""
     scaled = checked_cross(system, cross) * system.roots
     return torch.cat([scaled, torch.ones_like(scaled[:, :1])], 1) if system.intercept else scaled
 
 
 def checked_cross(system: System, cross: Tensor) -> Tensor:
-    """The (m, N) kernel between new rows and the system's, in float64.
-
-    Raises:
-        InputError: it has another number of columns.
-    """
+    """The (m, N) kernel between new rows and the system's, in float64."""
     n = len(system.kernel)
     if cross.dim() != 2 or cross.shape[1] != n:
         message = f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}"
@@ -238,11 +201,7 @@ def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, wid
 
 
 def check_weights(weights: Tensor, width: int) -> None:
-    """Refuse weights that leave no problem: negative ones, or fewer than 2 pictures with any.
-
-    Raises:
-        InputError: as said.
-    """
+    """Refuse weights that leave no problem: negative ones, or fewer than 2 pictures with any."""
     if not bool((weights >= 0).all()):
         message = "sample weights must not be negative; 0 leaves a picture out"
         raise InputError(message)

@@ -19,17 +19,10 @@ from tangentune.errors import InputError
 
 
 def one_hot_targets(positions: Tensor, outputs: int, *, alpha: float = 1.0, centred: bool = False) -> Tensor:
-    """Scaled one-hot targets `alpha e_y`, (n, C) in float64.
+    """Scaled one-hot targets `alpha e_y`, (n, C) in float64, of positions (n,), whole numbers in 0..C-1.
 
-    Args:
-        positions: (n,) classes as whole numbers in 0..C-1.
-        outputs: C, the number of classes.
-        alpha: value at the picture's own class. The ridge solution is affine in it: with an unpenalised intercept and
-            no network output f0 to correct, alpha only scales the scores; with f0 it sets how far they must move.
-        centred: subtract alpha / C, so that each row sums to zero over the classes. Balancing classes is not done here.
-
-    Raises:
-        InputError: positions are not whole numbers in range, or alpha is not a positive number.
+    The ridge solution is affine in `alpha`: with an unpenalised intercept and no network output f0 to correct, it only
+    scales the scores; with f0 it sets how far they must move. `centred` takes alpha / C off, so that rows sum to zero.
 
     Example:
         >>> one_hot_targets(torch.tensor([1, 0]), 2, alpha=4.0, centred=True).tolist()

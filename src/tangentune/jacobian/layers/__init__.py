@@ -1,22 +1,8 @@
 """Per-sample gradient rules, one file per layer family; importing this package registers them all."""
 
-from tangentune.jacobian.layers import conv, embedding, linear, norm
+from tangentune.jacobian.layers import conv, linear, norm
 from tangentune.jacobian.layers.entry import Entry, Pairs, Rows, add_uses, average_views, join_entries, stack_probes
 from tangentune.jacobian.layers.use import RULES, LayoutError, Use
 
-__all__ = [
-    "RULES",
-    "Entry",
-    "LayoutError",
-    "Pairs",
-    "Rows",
-    "Use",
-    "add_uses",
-    "average_views",
-    "conv",
-    "embedding",
-    "join_entries",
-    "linear",
-    "norm",
-    "stack_probes",
-]
+__all__ = ["RULES", "Entry", "LayoutError", "Pairs", "Rows", "Use", "add_uses", "average_views", "join_entries"]
+__all__ += ["conv", "linear", "norm", "stack_probes"]

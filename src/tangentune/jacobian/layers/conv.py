@@ -102,9 +102,7 @@ class ConvUse(Use):
         axis of the picture, which `as_strided` names directly. The last pixel touched is s (h - 1) + d (k - 1), within
         the padded input by the definition of h.
         """
-        (top, bottom), (left, right) = self.padding
-        x = self.x.permute(0, 2, 3, 1)
-        x = F.pad(x, (0, 0, left, right, top, bottom)) if top or bottom or left or right else x
+        x = self._padded().permute(0, 2, 3, 1)
         (sy, sx), (dy, dx) = self.stride, self.dilation
         picture, row, column, channel = x.stride()
         strides = (picture, sy * row, sx * column, dy * row, dx * column, channel)
@@ -174,14 +172,9 @@ def _pair(value: Any, height: int | None) -> tuple[int, int]:
 
 @rule(torch.conv2d, torch.conv1d)
 def convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
-) -> Use:
+) -> Use:  # fmt: skip
     """Parse `torch.conv2d`, which every `nn.Conv2d` ends in after its own padding; `torch.conv1d` has height 1."""
     one = 1 if weight.dim() == 3 else None
     x, kernel = (input, tuple(weight.shape[2:])) if one is None else (input.unsqueeze(-2), (1, weight.shape[2]))

@@ -20,7 +20,6 @@ class Rows:
     values: Tensor
 
     def __len__(self) -> int:
-        """Number of pictures."""
         return len(self.values)
 
     @property
@@ -69,7 +68,6 @@ class Pairs:
     g: Tensor
 
     def __len__(self) -> int:
-        """Number of pictures."""
         return len(self.a)
 
     @property

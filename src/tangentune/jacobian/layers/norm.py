@@ -61,15 +61,9 @@ class FeatureAffineUse(Use):
 
 @rule(F.batch_norm)
 def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Use | None:
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Use | None:  # fmt: skip
     """Parse `batch_norm` in eval mode; in train mode samples mix and there is no per-sample gradient."""
     if training or running_mean is None or running_var is None:
         return None
@@ -89,12 +83,9 @@ def group_norm(
 
 @rule(F.layer_norm)
 def layer_norm(
-    input: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Use:
+) -> Use:  # fmt: skip
     """Parse `layer_norm`."""
     return FeatureAffineUse(F.layer_norm(input.detach(), normalized_shape, None, None, eps), weight, bias)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune.jacobian.tangents import TangentVector, flatten, unflatten
+from tangentune.jacobian.task_vector import TangentVector, flatten, unflatten
 from tangentune.methods.lqf.objective import Measured, Objective
 from tangentune.methods.lqf.progress import Progress
 from tangentune.methods.lqf.settings import LQFSettings

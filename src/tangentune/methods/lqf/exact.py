@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from tangentune.jacobian.tangents import TangentVector, combine
+from tangentune.jacobian.task_vector import TangentVector, combine
 from tangentune.kernels.output_gram import logit_gram
 from tangentune.methods.lqf.objective import Objective
 from tangentune.solvers.leave_out import loo

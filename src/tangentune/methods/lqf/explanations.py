@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import TangentVector, combine
+from tangentune.jacobian.task_vector import TangentVector, combine
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
 from tangentune.methods.fine_tuning.labelled import class_positions, network_input
 from tangentune.methods.lqf.fit import LQF

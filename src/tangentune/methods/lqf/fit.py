@@ -13,8 +13,7 @@ from torch import Tensor
 
 from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import TangentVector, combine
-from tangentune.jacobian.task_vector import TaskVector
+from tangentune.jacobian.task_vector import TangentVector, TaskVector, combine
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs

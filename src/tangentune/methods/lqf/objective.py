@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import TangentVector, combine, dot
+from tangentune.jacobian.task_vector import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from tangentune.errors import DivergedError
-from tangentune.jacobian.tangents import TangentVector
+from tangentune.jacobian.task_vector import TangentVector
 from tangentune.methods.lqf.objective import Measured, Objective
 
 

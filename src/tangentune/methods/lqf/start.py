@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.tangents import TangentVector, dot
+from tangentune.jacobian.task_vector import TangentVector, dot
 from tangentune.methods.fine_tuning.labelled import view_outputs
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.settings import LQFSettings

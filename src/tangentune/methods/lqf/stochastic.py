@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tangentune.jacobian.tangents import TangentVector, combine, dot
+from tangentune.jacobian.task_vector import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.training import Training
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.progress import Progress

@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.tangents import flatten, unflatten
+from tangentune.jacobian.task_vector import flatten, unflatten
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 from tangentune.solvers.lanczos import lanczos_pairs
 from tangentune.solvers.pcg import PCGResult, pcg

@@ -32,17 +32,11 @@ LEAST_GAIN = 1e-6  # of the error; below it all is rounding
 @final
 @dataclass(frozen=True, eq=False)
 class SourceProblem:
-    """Target and source pictures as kernels.
+    """Target and source pictures as kernels: `kernel` (n, n), `cross` (n, m), `own` (m, m).
 
-    Attributes:
-        kernel: (n, n) of the target pictures.
-        cross: (n, m) between target and source pictures.
-        own: (m, m) of the source pictures.
-        targets: (n, C) one-hot.
-        weights: (n,) of the target pictures, not negative.
-        positions: (m,) class of each source picture, 0 to S - 1.
-        given: (m,) relative weights of the source pictures, positive.
-        named: (S, C) true where a source class has the name of a target class.
+    `targets` (n, C) one-hot and `weights` (n,) of the target pictures; `positions` (m,), class 0 to S - 1 of each
+    source picture, and their relative weights `given` (m,), positive; `named` (S, C) true where a source class has the
+    name of a target class.
     """
 
     kernel: Tensor
@@ -65,13 +59,8 @@ class SourceProblem:
 @final
 @dataclass(frozen=True, eq=False)
 class SourceSetting:
-    """One way to count the source.
-
-    Attributes:
-        strength: factor of all source weights; 0: nothing of the source counts.
-        deviation: prior variance of the source task's own part, relative to the shared one.
-        damping: absolute, for both.
-        class_weights: (S,) relative weight of each source class, at most 1.
+    """One way to count the source: `strength` times all source weights, 0 being none of it; `deviation`, prior variance
+    of the source task's own part, relative to the shared one; absolute `damping` for both; `class_weights` (S,) <= 1.
     """
 
     strength: float
@@ -83,14 +72,9 @@ class SourceSetting:
 @final
 @dataclass(frozen=True, eq=False)
 class SourceChoice:
-    """What leave-one-out made of the source.
-
-    Attributes:
-        setting: the best; of strength 0 if the source does not help.
-        error_without: mean squared leave-one-out error of the target pictures without source.
-        error: with it.
-        standard_error: of the difference between the best setting and no source at the best damping that was tried.
-        tried: what was tried, with its error.
+    """The best setting, of strength 0 if the source does not help, mean squared leave-one-out errors of the target
+    pictures without source and with it, the `standard_error` of the difference to no source at the best damping tried,
+    and all that was `tried` with its error.
     """
 
     setting: SourceSetting
@@ -103,26 +87,8 @@ class SourceChoice:
 def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -> SourceChoice:
     """Strength, deviation, damping and class weights by leave-one-out of the target pictures.
 
-    Args:
-        problem: the kernels.
-        damping: best without source, absolute.
-        fixed: whether it must stay.
-
-    Returns:
-        The choice. Cost: `10 m^3` for each set of class weights, and `n^3 + n^2 m` for each of 24 settings of it.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
-        >>> right = (x[:, 0] > 0).long()
-        >>> def kernel(p, q):
-        ...     return torch.exp(-4 * (p - q.T) ** 2)
-        >>> problem = SourceProblem(
-        ...     kernel(x[::3], x[::3]), kernel(x[::3], x), kernel(x, x), torch.eye(2).double()[right[::3]],
-        ...     torch.ones(4).double(), right, torch.ones(12).double(), torch.eye(2, dtype=torch.bool),
-        ... )
-        >>> choice = choose_source(problem, 0.01)
-        >>> choice.setting.strength > 0, choice.error < choice.error_without
-        (True, True)
+    `damping` is the best without source, absolute, and stays if `fixed`. Cost: `10 m^3` for each set of class weights,
+    and `n^3 + n^2 m` for each of 24 settings of it.
     """
     means, weights = problem.means(), problem.weights
     mass = transport(means).sum(1)
@@ -162,18 +128,10 @@ def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """Derivative of every target picture's squared leave-one-out error by every source picture's weight, (n, m).
 
-    Its mean over the target pictures is the dataset derivative of the source, judged by the target alone: negative
-    where more of a source picture would help. Finite, and true, at weight 0; where no source picture has weight, that
-    of the step in which all gain it as `given`. The coupling of the classes is held.
-
-    Args:
-        problem: the kernels.
-        setting: at which the derivative is taken.
-
-    Returns:
-        (n, m) float64, 0 for target pictures of weight 0; cost 2 m^3 + n m^2 + n^2 m.
-
-    Source: Achille et al. 2022, "DIVA: Dataset Derivative of a Learning Task", for a problem with two tasks.
+    Its mean over the target pictures is the dataset derivative of the source (Achille et al. 2022, "DIVA: Dataset
+    Derivative of a Learning Task"), judged by the target alone: negative where more of a source picture would help.
+    Finite, and true, at weight 0; where no source picture has weight, that of the step in which all gain it as `given`.
+    The coupling of the classes is held. 0 for target pictures of weight 0; cost 2 m^3 + n m^2 + n^2 m.
     """
     a = setting.strength * setting.class_weights[problem.positions] * problem.given
     labels, damping = coupling(problem.means())[problem.positions], setting.damping

@@ -22,15 +22,9 @@ CANCELLED = 1e-4  # share of a class's squared norm; what is left of less is sum
 @final
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """Target pictures with their labels, and inner products with source classes: all that the coupling depends on.
-
-    Attributes:
-        kernel: (n, n) between target pictures.
-        between: (n, S) between target pictures and the means of source classes.
-        norms: (S,) of the means of source classes.
-        named: (S, C) true where a source class has the name of a target class.
-        targets: (n, C) one-hot.
-        weights: (n,) of the target pictures.
+    """All that the coupling depends on: `kernel` (n, n) of target pictures, `between` (n, S) them and the means of
+    source classes, whose lengths are `norms` (S,); `named` (S, C) true where a source class has the name of a target
+    class; `targets` (n, C) one-hot and `weights` (n,) of the target pictures.
     """
 
     kernel: Tensor
@@ -42,14 +36,7 @@ class ClassMeans:
 
 
 def transport(means: ClassMeans) -> Tensor:
-    """The plan (S, C): columns sum to 1; 0 for a target class without weight.
-
-    Example:
-        >>> unnamed, ones = torch.zeros(2, 2, dtype=torch.bool), torch.ones(2)
-        >>> means = ClassMeans(torch.eye(2), torch.eye(2), ones, unnamed, torch.eye(2), ones)
-        >>> transport(means).round(decimals=3).tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-    """
+    """The plan (S, C): columns sum to 1; 0 for a target class without weight."""
     sums, squares = _class_sums(means, means.targets, means.weights)
     return _plan(_cosines(sums, squares, means.norms))
 
@@ -68,14 +55,9 @@ def coupling_without(means: ClassMeans, rows: Tensor) -> Tensor:
 def coupling_shift(means: ClassMeans, gains: Tensor, groups: Tensor | None = None) -> Tensor:
     """How leave-one-out scores change because the coupling, too, is made without the picture: (n, C).
 
-    Args:
-        means: as in `coupling`.
-        gains: (n, S) what a picture's score without it gains by one unit more of a source class's target.
-        groups: (n,) integers; equal ones are left out together. None: every picture by itself.
-
-    Returns:
-        `sum_s gains_is (L_without_i - L)_sc`. Cost n S C exponentials; with groups S C, and n^2 for each class of it,
-        for each group.
+    `sum_s gains_is (L_without_i - L)_sc`, `gains` (n, S) being what a picture's score without it gains by one unit more
+    of a source class's target. `groups` (n,): equal ones are left out together. Cost n S C exponentials; with groups S
+    C, and n^2 for each class of it, for each group.
     """
     targets, whole = means.targets, coupling(means)
     found = _class_sums(means, targets, means.weights)

@@ -31,10 +31,8 @@ from tangentune.solvers.system import System
 class SourcePrediction:
     """What source pictures alone predict for target pictures: the prior mean of the target problem.
 
-    Attributes:
-        means: what the coupling of the classes is made from, the same pictures' labels among it.
-        response: (n, S) R: what a picture's prior mean gains by one unit of a source class's target.
-        labels: (S, C) L: those targets.
+    `means` are what the coupling is made from, the same pictures' labels among it; `response` (n, S) is R, what a
+    picture's prior mean gains by one unit of a source class's target; `labels` (S, C) is L, those targets.
     """
 
     means: ClassMeans
@@ -50,12 +48,7 @@ class SourcePrediction:
 def target_loo(system: System, source: SourcePrediction) -> Tensor:
     """Predictions (n, C) for every target picture by the fit without it, its label gone from the coupling as well.
 
-    Args:
-        system: of the target pictures, its targets less `source.offset`.
-        source: its prediction for the same pictures.
-
-    Returns:
-        (n, C); n^2 S, and n S C exponentials.
+    The system's targets are less `source.offset`. Cost n^2 S, and n S C exponentials.
     """
     # R_i - g[R]_i is the leave-one-out residual (W^-1 D^1/2 R)_i / ([W^-1]_ii d_i), d the roots of the weights. At
     # weight 0 it is 0 / 0, and the label is not in the coupling: no correction.
@@ -69,13 +62,7 @@ def target_loo(system: System, source: SourcePrediction) -> Tensor:
 def target_leave_out(system: System, source: SourcePrediction, groups: Tensor) -> Tensor:
     """As `target_loo`, without a picture's whole group: (n, C).
 
-    Args:
-        system: of the target pictures, its targets less `source.offset`.
-        source: its prediction for the same pictures.
-        groups: (n,) integers; equal ones are left out together.
-
-    Returns:
-        (n, C). Cost n^2 S, the sum of `R^3` over groups of R pictures, and n^2 for each class of each group.
+    Cost n^2 S, the sum of `R^3` over groups of R pictures, and n^2 for each class of each group.
     """
     groups = groups.to(source.response.device)
     residual = source.response - leave_out(retarget(system, source.response), groups)

@@ -23,11 +23,8 @@ from torch import Tensor
 class Spectrum:
     """The source kernel under its weights, `D^1/2 K D^1/2`, by eigenvalues: every strength and deviation is cheap.
 
-    Attributes:
-        values: (m,) eigenvalues.
-        through: (m, m) `D^1/2` times the eigenvectors: takes a cross kernel into the basis.
-        roots: (m,) the roots of the weights in the basis.
-        classes: (m, S) sums over source classes in the basis.
+    `values` (m,); `through` (m, m), `D^1/2` times the eigenvectors, takes a cross kernel into the basis; in it `roots`
+    (m,) of the weights and the sums over source classes, `classes` (m, S).
     """
 
     values: Tensor
@@ -37,14 +34,7 @@ class Spectrum:
 
 
 def spectrum(own: Tensor, weights: Tensor, positions: Tensor, count: int) -> Spectrum:
-    """Decompose the kernel of the source pictures; about 10 m^3.
-
-    Args:
-        own: (m, m) kernel.
-        weights: (m,) relative weights, not negative.
-        positions: (m,) class of each, 0 to count - 1.
-        count: S.
-    """
+    """Decompose the kernel (m, m) of the source pictures under weights (m,), of classes `positions`; about 10 m^3."""
     roots = weights.to(own).sqrt()
     values, vectors = torch.linalg.eigh(roots[:, None] * own * roots)
     through = roots[:, None] * vectors
@@ -57,10 +47,9 @@ def spectrum(own: Tensor, weights: Tensor, positions: Tensor, count: int) -> Spe
 class Prior:
     """Source pictures at one strength, as other pictures meet them; the source pictures themselves unless said.
 
-    Attributes:
-        gain: (m, m) Q; for n other pictures (n, n) `k(x, S) Q k(S, x')`, what the source takes off their kernel.
-        response: (m, S) Q times the sums over source classes; for others (n, S) `k(x, S)` times it, so that their
-            prior mean is it times the targets of source classes.
+    `gain` (m, m) is Q; for n other pictures (n, n) `k(x, S) Q k(S, x')`, what the source takes off their kernel.
+    `response` (m, S) is Q times the sums over source classes; for others (n, S) `k(x, S)` times it, so that their prior
+    mean is it times the targets of source classes.
     """
 
     gain: Tensor
@@ -68,21 +57,11 @@ class Prior:
 
 
 def prior(basis: Spectrum, ridge: float, deviation: float, crossed: Tensor | None = None) -> Prior:
-    """Q of a strength, or what other pictures meet of it.
+    """Q of a strength, or what other pictures meet of it; m^3, for others n^2 m + n m S.
 
-    Args:
-        basis: of the source pictures.
-        ridge: the damping over the strength, that multiplies all source weights.
-        deviation: prior variance of g relative to f; 0 ties the tasks together.
-        crossed: (n, m) kernel of other pictures with the source pictures times `basis.through`; None: of no others.
-
-    Returns:
-        The prior; m^3, for others n^2 m + n m S.
-
-    Example:
-        >>> basis = spectrum(torch.eye(2).double(), torch.ones(2), torch.tensor([0, 1]), 2)
-        >>> prior(basis, 1.0, 0.0).gain.tolist()
-        [[0.25, -0.25], [-0.25, 0.25]]
+    `ridge` is the damping over the strength, that multiplies all source weights; `deviation` the prior variance of g
+    relative to f, 0 tying the tasks together; `crossed` (n, m) the kernel of others with the source times
+    `basis.through`.
     """
     # Up to a factor source targets have the covariance (1 + deviation) K + ridge D^-1. Its inverse A is diagonal in the
     # basis; solving for the intercept b' too makes Q = A - A 1 1^T A / (1^T A 1) of it, which maps constants to 0.
