@@ -147,14 +147,13 @@ def _show(comparison: Comparison, directory: str, stream: IO[str]) -> None:
     from rich.text import Text
 
     from tangentune.cli.tables import new_table, print_table
-    from tangentune.comparison.tables import COLUMNS, notes, table_lines
+    from tangentune.comparison.page import COLUMNS, notes, table_lines
 
     table = new_table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
-    for entries in table_lines(comparison.rows):
-        marked = [f"{entry.text} *" if entry.best else entry.text for entry in entries]
-        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in marked])
+    for line in table_lines(comparison.rows):
+        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in line])
     print_table(table, stream)
     stream.write("\n")
-    for note in notes(comparison.settings, comparison.cells, comparison.rows):
+    for note in notes(comparison):
         stream.write(f"{note}\n")
     stream.write(f"Table, figure and all results written to {directory}\n")
