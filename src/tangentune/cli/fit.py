@@ -11,6 +11,7 @@ import click
 from tangentune.cli.models import PICTURES, load, skipped
 from tangentune.cli.options import STREAMS, Command, fit_options, option
 from tangentune.cli.run import check_device, print_json, working
+from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
@@ -35,16 +36,7 @@ if TYPE_CHECKING:
     type=PICTURES,
 )
 @fit_options
-def fit(
-    pictures: str,
-    out: str,
-    source: str | None,
-    regression: bool,
-    on_error: str,
-    as_json: bool,
-    quiet: bool,
-    **options: Any,
-) -> None:
+def fit(pictures: str, out: str, source: str | None, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -57,7 +49,7 @@ def fit(
 
     check_destination(out)
     with working(quiet) as stdout:
-        model = _new_model(regression, quiet, options)
+        model = _new_model(quiet, **options)
         if source is not None:
             model.check_source()
         backbone = model.backbone
@@ -89,7 +81,7 @@ def fit(
     print_json(document)
 
 
-def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Estimator:
+def _new_model(quiet: bool, regression: bool, **options: Any) -> Estimator:
     """An estimator with the user's options, its backbone loaded."""
     from tangentune import TangentClassifier, TangentRegressor
     from tangentune.memory import parse_bytes
@@ -107,7 +99,6 @@ def _new_model(regression: bool, quiet: bool, options: dict[str, Any]) -> Estima
 
 def _show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
     """The cost of a fit before it starts: one sentence, and how the layers' kernels will be computed."""
-    from tangentune.cli.tables import new_table, print_table
     from tangentune.estimators.summary import nice_bytes, nice_seconds
 
     passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
@@ -120,9 +111,8 @@ def _show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
         "pictures.\n"
     )
     table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
-    words = {"pairs": "patch pairs"}
-    for (held, gram), sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
-        names = (words.get(held, held), words.get(gram, gram))
+    for ways, sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
+        names = ("patch pairs" if way == "pairs" else way for way in ways)
         table.add_row(str(len(sizes)), *names, nice_bytes(sum(sizes)))
     if groups:
         print_table(table, stream)
@@ -130,16 +120,12 @@ def _show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
 
 def _show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     """The leave-one-out scores and the choices of a finished fit."""
-    from tangentune.cli.tables import new_table, print_table, score_rows
     from tangentune.estimators.summary import nice_bytes, nice_seconds, nice_settings
 
-    table = new_table("", "", header=False)
-    for name, value in score_rows(facts.scores, facts.interval):
-        table.add_row(f"leave-one-out {name}", value)
-    for name, value in nice_settings(facts):
-        table.add_row(name, value)
-    table.add_row("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}")
+    rows = [(f"leave-one-out {name}", value) for name, value in score_rows(facts.scores, facts.interval)]
+    rows += nice_settings(facts)
+    rows.append(("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}"))
     if facts.skipped:
-        table.add_row("pictures left out", str(len(facts.skipped)))
-    print_table(table, stream)
+        rows.append(("pictures left out", str(len(facts.skipped))))
+    print_facts(rows, stream)
     stream.write(f"Model written to {directory}\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, final
@@ -20,13 +21,14 @@ STREAMS = "Input and output"
 
 
 @final
+@dataclass(eq=False)
 class WordOrNumber(click.ParamType):
     """One of some words, or a number that passes a test: "loo" stays text, "0.25" becomes 0.25."""
 
-    def __init__(
-        self, words: dict[str, Any], fits: Callable[[float], bool] | None, what: str, name: str = "value"
-    ) -> None:
-        self.words, self.fits, self.what, self.name = words, fits, what, name
+    words: dict[str, Any]
+    fits: Callable[[float], bool] | None
+    what: str
+    name: str = "value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The word's meaning or the number; otherwise a usage error that lists what may be given."""
@@ -131,7 +133,7 @@ _HELP = {
 
 
 def _option(section: str, names: str, **settings: Any) -> Callable[..., Any]:
-    """An option with its sentence of the table above."""
+    """An option with its sentence of the table above, found by its first name."""
     return option(section, names, _HELP[names.split()[0].strip("-").replace("-", "_")], **settings)
 
 
@@ -171,27 +173,18 @@ _READING = (
 _OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))
 
 
-def fit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Every option of the estimators, then the shared ones."""
-    return _attach(_NETWORK + _FIT + _DEVICE + _READING + _OUTPUT, function)
+def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """One decorator for several options, which stand in the help in this order."""
+
+    def attach(function: Callable[..., Any]) -> Callable[..., Any]:
+        for one in reversed(options):  # each puts its option before those already there
+            function = one(function)
+        return function
+
+    return attach
 
 
-def network_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Which network, and for pictures of what size."""
-    return _attach(_NETWORK, function)
-
-
-def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What every command that reads pictures takes."""
-    return _attach(_DEVICE + _READING + _OUTPUT, function)
-
-
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What a command takes that reads nothing but a model."""
-    return _attach(_DEVICE + _OUTPUT, function)
-
-
-def _attach(decorators: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> Callable[..., Any]:
-    for decorator in reversed(decorators):  # each puts its option before those already there
-        function = decorator(function)
-    return function
+fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
+network_options = _together(*_NETWORK)  # which network, and for pictures of what size
+shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
+model_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # rich is imported when a table is made, so that help and mistakes in the options are quick
+    from rich.table import Table
+    from rich.text import Text
 
 
 def new_table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True) -> Table:
     """An empty table in the style of every command; `numbers` are the columns that are right-aligned."""
+    from rich.table import Table
+
     table = Table(box=None, show_header=header, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         table.add_column(name, justify="right" if i in numbers else "left", no_wrap=i in numbers)
@@ -19,15 +21,27 @@ def new_table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True)
 
 def folded(*cells: str) -> list[Text]:
     """Cells that hold the user's own words: shown as they are, to their last letter."""
+    from rich.text import Text
+
     return [Text(cell, overflow="fold") for cell in cells]
 
 
 def print_table(table: Table, stream: IO[str]) -> None:
     """As wide as the terminal; in a file or pipe no line is folded. No blanks at the ends of lines."""
+    from rich.console import Console
+
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 4000)
     with console.capture() as capture:
         console.print(table)
     stream.writelines(line.rstrip() + "\n" for line in capture.get().splitlines())
+
+
+def print_facts(rows: list[tuple[str, str]], stream: IO[str]) -> None:
+    """Names and values, one pair a line."""
+    table = new_table("", "", header=False)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table, stream)
 
 
 def percent(share: float | None) -> str:

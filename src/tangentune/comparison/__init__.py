@@ -6,12 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tangentune.comparison.run import CompareSettings, Comparison, compare
+    from tangentune.comparison.run import compare
+    from tangentune.comparison.store import Comparison
     from tangentune.comparison.summary import Cell, Row
 
-__all__ = ["Cell", "CompareSettings", "Comparison", "Row", "compare"]
+__all__ = ["Cell", "Comparison", "Row", "compare"]
 
-_HOMES = {"Cell": "summary", "CompareSettings": "run", "Comparison": "run", "Row": "summary", "compare": "run"}
+_HOMES = {"Cell": "summary", "Comparison": "store", "Row": "summary", "compare": "run"}
 
 
 def __getattr__(name: str) -> Any:

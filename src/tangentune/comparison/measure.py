@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tangentune import metrics
 from tangentune._files import plain
 from tangentune._version import __version__
-from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
+from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.splits import draw
 from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line
+from tangentune.estimators.scores import class_scores
 from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone, parameter_digest
 from tangentune.pictures.load import Pictures, check_classes, pictures_digest
@@ -34,44 +34,30 @@ _FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # tor
 @final
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all cells have in common.
+    """What all cells have in common; refuses labels that are missing, of one class only, or of the test only."""
 
-    Attributes:
-        backbone: at the pictures' size.
-        train: pictures to draw from, with labels.
-        test: pictures to score on, with labels that `train` has too.
-        settings: what methods are told; the seed is each cell's own.
-
-    Raises:
-        InputError: labels are missing, of one class only, or the test has a class that is not in `train`.
-    """
-
-    backbone: Backbone
-    train: Pictures
-    test: Pictures
-    settings: MethodSettings
+    backbone: Backbone  # at the pictures' size
+    train: Pictures  # to draw from, with labels
+    test: Pictures  # to score on, with labels that `train` has too
+    settings: MethodSettings  # what methods are told; the seed is each cell's own
 
     def __post_init__(self) -> None:
-        known = np.unique(class_labels(self.train))
-        check_classes(class_labels(self.train), self.train.ids)
-        strange = np.flatnonzero(~np.isin(class_labels(self.test), known))
+        known, given = class_labels(self.train), class_labels(self.test)
+        check_classes(known, self.train.ids)
+        strange = np.flatnonzero(~np.isin(given, known))
         if len(strange):
-            first = int(strange[0])
             message = (
                 f"{len(strange)} of {len(self.test)} test pictures have labels that no training picture has, such "
-                f"as {class_labels(self.test)[first].item()!r} of {self.test.ids[first]}"
+                f"as {given[strange[0]].item()!r} of {self.test.ids[strange[0]]}"
             )
             raise InputError(message)
 
     def describe(self, test_share: float | None) -> dict[str, Any]:
-        """Settings that make cells comparable, as JSON-able values.
-
-        Warns if test pictures are among the training pictures, equal in every pixel.
-        """
+        """Settings that make cells comparable, for JSON; warns of test pictures that are training pictures as well."""
         counts = Counter(str(label) for label in class_labels(self.train).tolist())
-        digests = [pictures_digest(part.pixels) for part in (self.train, self.test)]
-        known = set(digests[0])
-        shared = sum(digest in known for digest in digests[1])
+        train, test = (pictures_digest(part.pixels) for part in (self.train, self.test))
+        known = set(train)
+        shared = sum(digest in known for digest in test)
         if shared:
             sentence = (
                 f"{shared} of {len(self.test)} test pictures are also among the training pictures, equal in every "
@@ -89,8 +75,8 @@ class Bench:
             "device": str(self.backbone.device),
             "threads": torch.get_num_threads(),
             "backbone_digest": parameter_digest(self.backbone.module),
-            "train_digest": _digest(digests[0], self.train),
-            "test_digest": _digest(digests[1], self.test),
+            "train_digest": _digest(train, self.train),
+            "test_digest": _digest(test, self.test),
             "classes": dict(sorted(counts.items())),
             "train_pictures": len(self.train),
             "test_pictures": len(self.test),
@@ -104,11 +90,7 @@ class Bench:
         return len(self._rows(shots, 0))
 
     def warm_up(self, methods: Collection[str]) -> None:
-        """Import what the methods need and run the network once, so that the first cell does not pay for it.
-
-        Raises:
-            BackboneError: the network cannot be used.
-        """
+        """Import what the methods need and run the network once, so that the first cell does not pay for it."""
         for name in methods:
             import_module(METHODS[name].module)
         contract, dtype, device = self.backbone.contract, self.backbone.dtype, self.backbone.device
@@ -139,17 +121,21 @@ class Bench:
             pass
         with warm_pages(), meter.stage("fit"):
             fitted = METHODS[cell.method].fit(self.backbone, train, replace(self.settings, seed=cell.seed))
-            _wait(device)
+            if device.type == "cuda":  # accelerators work on after a call returns
+                torch.cuda.synchronize(device)
         cpu = time.process_time() - cpu
         with warm_pages(), meter.stage("predict"):
             # One precision for all: a probability of zero then costs every method the same.
-            proba = np.asarray(fitted.predict_proba(self.test), np.float32)
+            proba: NDArray[Any] = np.asarray(fitted.predict_proba(self.test), np.float32)
         before, fit, predict = meter.stages
-        scores, right = self._score(fitted, proba)
+        if not np.isfinite(proba).all():
+            message = "its probabilities are not all finite numbers"
+            raise InputError(message)
+        positions = np.searchsorted(fitted.classes, class_labels(self.test))
         return replace(
             cell,
-            scores=scores,
-            right=pack_right(right),
+            scores=class_scores(positions, proba),
+            right=pack_right(proba.argmax(axis=1) == positions),
             seconds=fit["seconds"],
             cpu_seconds=cpu,
             predict_seconds=predict["seconds"],
@@ -158,27 +144,9 @@ class Bench:
             chosen=plain(fitted.chosen),
         )
 
-    def _score(self, fitted: FittedMethod, proba: NDArray[np.float32]) -> tuple[dict[str, float], NDArray[np.bool_]]:
-        if not np.isfinite(proba).all():
-            message = "its probabilities are not all finite numbers"
-            raise InputError(message)
-        positions = np.searchsorted(fitted.classes, class_labels(self.test))
-        right = proba.argmax(axis=1) == positions
-        scores = {
-            "accuracy": float(right.mean()),
-            "nll": metrics.nll(positions, proba),
-            "ece": metrics.ece(positions, proba),
-            "brier": metrics.brier(positions, proba),
-        }
-        return scores, right
-
 
 def class_labels(pictures: Pictures) -> NDArray[Any]:
-    """The (n,) class labels.
-
-    Raises:
-        InputError: there are none, or they are numbers to predict.
-    """
+    """The (n,) class labels; an InputError where there are none, or they are numbers to predict."""
     labels = pictures.labels
     if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
         message = "a comparison needs one class label per picture; give class folders or a CSV file with labels"
@@ -190,9 +158,3 @@ def _digest(digests: list[str], pictures: Pictures) -> str:
     """One hash over pixels and labels, in their order."""
     lines = [f"{digest} {label}" for digest, label in zip(digests, class_labels(pictures).tolist(), strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _wait(device: torch.device) -> None:
-    """Accelerators work on after a call returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -21,49 +21,31 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class MethodSettings:
-    """What every method is told; all else each method chooses from the pictures it is given.
+    """What every method is told; all else each method chooses from the pictures it is given."""
 
-    Attributes:
-        seed: of everything a method draws at random.
-        flip: a picture and its mirror image show the same class; of no effect on vectors.
-        batch_size: pictures that go through the network at a time where this does not change the result.
-    """
-
-    seed: int = 0
-    flip: bool = True
-    batch_size: int = 32
+    seed: int = 0  # of everything a method draws at random
+    flip: bool = True  # a picture and its mirror image show the same class; of no effect on vectors
+    batch_size: int = 32  # pictures that go through the network at a time where this does not change the result
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FittedMethod:
-    """What a method learnt, whatever the method.
+    """What a method learnt, whatever the method."""
 
-    Attributes:
-        classes: (C,) labels, sorted; the columns of the probabilities.
-        predict_proba: from n pictures to (n, C) probabilities, an array or a tensor on the processor.
-        chosen: what the method chose (damping, rate, ...), as JSON-able values, for the record.
-    """
-
-    classes: NDArray[Any]
-    predict_proba: Callable[[Pictures], Any]
-    chosen: dict[str, Any]
+    classes: NDArray[Any]  # (C,) labels, sorted; the columns of the probabilities
+    predict_proba: Callable[[Pictures], Any]  # n pictures to (n, C), an array or a tensor on the processor
+    chosen: dict[str, Any]  # damping, rate, ..., as JSON can hold it, for the record
 
 
 @final
 @dataclass(frozen=True)
 class Method:
-    """A way to learn, and where its code is.
+    """A way to learn, and where its code is."""
 
-    Attributes:
-        title: what it is, in a few words.
-        module: what `fit` imports; imported beforehand where time is measured.
-        fit: from a backbone (left as it is), labelled pictures and settings to what was learnt.
-    """
-
-    title: str
-    module: str
-    fit: Callable[[Backbone, Pictures, MethodSettings], FittedMethod]
+    title: str  # what it is, in a few words
+    module: str  # in tangentune, what `fit` imports; imported beforehand where time is measured
+    fit: Callable[[Backbone, Pictures, MethodSettings], FittedMethod]  # the backbone is left as it is
 
 
 def _least_squares(
@@ -95,8 +77,7 @@ def _finetune(backbone: Backbone, train: Pictures, settings: MethodSettings) -> 
 def _gaf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
     from tangentune.methods.gradient_features import GradientFeatureSettings, fit_gradient_features
 
-    chosen = GradientFeatureSettings(flip=settings.flip, seed=settings.seed)
-    found = fit_gradient_features(backbone, train, chosen)
+    found = fit_gradient_features(backbone, train, GradientFeatureSettings(flip=settings.flip, seed=settings.seed))
     return _trained(found, settings, {"cut": found.cut, "problem": found.problem, "last_loss": found.losses[-1]})
 
 
@@ -118,10 +99,9 @@ def _trained(model: Any, settings: MethodSettings, chosen: dict[str, Any]) -> Fi
     return FittedMethod(model.classes, predict_proba, chosen)
 
 
+_CLASSIFIER = "tangentune.estimators.classifier"
 METHODS: dict[str, Method] = {
-    "probe": Method(
-        "linear probe, damping by leave-one-out", "tangentune.estimators.classifier", partial(_least_squares, "none", 0)
-    ),
+    "probe": Method("linear probe, damping by leave-one-out", _CLASSIFIER, partial(_least_squares, "none", 0)),
     "finetune": Method(
         "ordinary fine-tuning of all layers, learning rate by a validation split",
         "tangentune.methods.fine_tuning",
@@ -132,8 +112,6 @@ METHODS: dict[str, Method] = {
     ),
     "lqf": Method("linear quadratic fine-tuning of all layers, default settings", "tangentune.methods.lqf", _lqf),
     "tangent": Method(
-        "tangent kernel of all layers, choices by leave-one-out",
-        "tangentune.estimators.classifier",
-        partial(_least_squares, "all", "loo"),
+        "tangent kernel of all layers, choices by leave-one-out", _CLASSIFIER, partial(_least_squares, "all", "loo")
     ),
 }

@@ -1,7 +1,9 @@
-"""A comparison for people: a figure of accuracy against pictures and against time, and the table as a document."""
+"""A comparison for people: its table, the notes to judge it by, a figure of accuracy, and all of it as a document."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +16,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFor
 from tangentune._files import replaced_file
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.plan import ALL, Shots
-from tangentune.comparison.run import Comparison
-from tangentune.comparison.summary import Row
-from tangentune.comparison.tables import COLUMNS, notes, table_lines
+from tangentune.comparison.store import Comparison
+from tangentune.comparison.summary import Mean, Row
+from tangentune.estimators.summary import nice_bytes, nice_seconds
+from tangentune.pictures.names import some
 from tangentune.reports.figures import PALETTE, house_style
 
+COLUMNS = ("Pictures a class", "Method", "Accuracy", "NLL", "ECE", "Fit", "Peak memory", "Paired difference (points)")
 FIGURE, DOCUMENT = "comparison.png", "comparison.md"
 # Okabe and Ito's colours, told apart by nearly all eyes, each with its own mark.
 _LOOKS = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#b8860b", "v"), ("#56b4e9", "P"))
 
 
 def write_files(comparison: Comparison, folder: Path) -> None:
-    """Write comparison.md and comparison.png into the folder.
-
-    Raises:
-        StoreError: they cannot be written.
-    """
+    """Write comparison.md and comparison.png into the folder; a StoreError where they cannot be written."""
     with replaced_file(folder / DOCUMENT) as part:
         part.write_text(document(comparison), encoding="utf-8")
     figure = comparison_figure(comparison.rows, comparison.settings)
@@ -41,6 +41,8 @@ def document(comparison: Comparison) -> str:
     """The comparison as Markdown: what was compared, the table, the figure and the notes."""
     settings = comparison.settings
     size = "" if settings["input_size"] is None else f" at {settings['input_size'][-1]} pixels"
+    table = [[re.sub(r"^(.*) \*$", r"**\1** \\*", entry) for entry in line] for line in table_lines(comparison.rows)]
+    used = dict.fromkeys(row.method for row in comparison.rows)
     lines = [
         f"# Comparison on {settings['backbone']}{size}",
         "",
@@ -49,15 +51,113 @@ def document(comparison: Comparison) -> str:
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join(["---:", "---", *["---:"] * (len(COLUMNS) - 2)]) + "|",
+        *[f"| {' | '.join(line)} |" for line in table],
+        *["", f"![Accuracy against pictures a class and against time]({FIGURE})", ""],
+        *[f"- {note}" for note in notes(comparison)],
+        *["", *[f"- `{name}`: {METHODS[name].title}" for name in used if name in METHODS], ""],
     ]
-    for entries in table_lines(comparison.rows):
-        words = [f"**{entry.text}** \\*" if entry.best else entry.text for entry in entries]
-        lines.append("| " + " | ".join(words) + " |")
-    lines += ["", f"![Accuracy against pictures a class and against time]({FIGURE})", ""]
-    lines += [f"- {note}" for note in notes(settings, comparison.cells, comparison.rows)]
-    used = dict.fromkeys(row.method for row in comparison.rows)
-    lines += ["", *[f"- `{name}`: {METHODS[name].title}" for name in used if name in METHODS], ""]
     return "\n".join(lines)
+
+
+def table_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """One line a row, one entry a column of `COLUMNS`; after the best a star; each number of pictures stands once."""
+    lines, last = [], None
+    for row in rows:
+        line = ["" if row.shots == last else str(row.shots), row.method]
+        last, means = row.shots, row.means
+        if means:
+            shown = {"accuracy": f"{with_error(means['accuracy'], 1, 100)} %", "nll": with_error(means["nll"], 3)}
+            shown["ece"] = f"{with_error(means['ece'], 1, 100)} %"
+            line += [f"{text} *" if score in row.best else text for score, text in shown.items()]
+            line += [_seconds(means["seconds"]), nice_bytes(means["peak_bytes"].mean), _difference(row)]
+        lines.append(line if means else [*line, "failed", *[""] * (len(COLUMNS) - 3)])
+    return lines
+
+
+def with_error(value: Mean, digits: int, factor: float = 1.0) -> str:
+    """A mean with its standard error, both times `factor`, such as "50.0 ± 1.0"."""
+    error = "" if value.error is None else f" ± {factor * value.error:.{digits}f}"
+    return f"{factor * value.mean:.{digits}f}{error}"
+
+
+def _seconds(value: Mean) -> str:
+    if value.mean >= 60:
+        return nice_seconds(value.mean)
+    return f"{with_error(value, 2 if value.mean < 1 else 1)} s"
+
+
+def _difference(row: Row) -> str:
+    found = row.difference
+    if found is None:
+        return ""
+    draws = "" if found.error_draws is None else f" ± {100 * found.error_draws:.1f}"
+    return f"{100 * found.mean:+.1f}{draws} ± {100 * found.error_tests:.1f} on {found.other}"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """Sentences on the test part, the errors, time and memory, small classes and failures."""
+    settings, cells, rows = comparison.settings, comparison.cells, comparison.rows
+    before = [cell.before_bytes for cell in cells if cell.before_bytes is not None]
+    sentences = [_test(settings, rows), _errors(rows), _costs(settings, before) if before else ""]
+    sentences.append(_small_classes(settings["classes"], [row.shots for row in rows]))
+    for row in rows:
+        place = (row.method, row.shots)
+        failed = len({cell.seed for cell in cells if cell.failed is not None and cell.key[:2] == place})
+        if failed:
+            of = failed + len(row.seeds)
+            reasons = "; ".join(reason.rstrip(".") for reason in row.failures)
+            sentences.append(f"{row.method}, {row.shots} a class: {failed} of {of} seeds failed: {reasons}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def _test(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    n, share = settings["test_pictures"], settings["test_share"]
+    origin = "given apart" if share is None else f"{100 * share:.3g} % of each class, set aside before every draw"
+    text = f"Scored on the same {n:,} test pictures throughout ({origin})."
+    measured = [row.means["accuracy"].mean for row in rows if row.means]
+    if measured:
+        middle = float(np.median(measured))
+        points = 100 * math.sqrt(middle * (1 - middle) / n)  # binomial: n independent pictures
+        text += (
+            f" Their number alone gives an accuracy of {100 * middle:.0f} % a standard error of {points:.1f} points."
+        )
+    if settings["shared_pictures"]:
+        text += f" {settings['shared_pictures']} of them are also training pictures, so all accuracies are optimistic."
+    return text
+
+
+def _errors(rows: Sequence[Row]) -> str:
+    several = sorted({len(row.seeds) for row in rows if len(row.seeds) > 1})
+    parts = []
+    if several:
+        how_many = " or ".join(map(str, several))
+        parts.append(f"± is the standard error over {how_many} seeds, each with its own draw of training pictures.")
+    if any(row.best for row in rows):
+        parts.append("* marks the best of the methods with as many pictures.")
+    if any(row.difference for row in rows):
+        errors = "± over the draws, then ± over the test pictures" if several else "± over the test pictures"
+        parts.append(
+            f"The last column is the accuracy less that of the best other method, on the same pictures: {errors}."
+        )
+    return " ".join(parts)
+
+
+def _costs(settings: Mapping[str, Any], before: Sequence[int]) -> str:
+    threads = settings["threads"]
+    where = f"on {settings['device']} with {threads} thread{'' if threads == 1 else 's'}"
+    text = f"Time and memory are those of the fit with every choice it makes, {where}; "
+    if settings["peak_of"] != "each fit":
+        return f"{text}this system cannot reset the peak of memory, so it is that of all cells so far."
+    held = " to ".join(dict.fromkeys((nice_bytes(min(before)), nice_bytes(max(before)))))
+    return f"{text}{held} of the memory was held before it began."
+
+
+def _small_classes(counts: Mapping[str, int], shots: Sequence[Shots]) -> str:
+    highest = max((int(count) for count in shots if count != ALL), default=0)
+    small = [f"{name} has {count}" for name, count in counts.items() if count < highest]
+    if not small:
+        return ""
+    return f"Classes with fewer training pictures than asked for give all they have: {some(small, 8)}."
 
 
 def comparison_figure(rows: Sequence[Row], settings: Mapping[str, Any]) -> Figure:
@@ -102,10 +202,9 @@ def _draw_line(
     left.fill_between(shots, share - error, share + error, color=look["color"], alpha=0.14, linewidth=0)
     right.plot(seconds, share, **line)
     right.vlines(seconds, share - error, share + error, color=look["color"], alpha=0.45, linewidth=1)
+    small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": PALETTE["muted"]}
     for row, x, y in zip(rows, seconds, share, strict=True):
-        right.annotate(
-            str(row.shots), (x, y), xytext=(6, -8), textcoords="offset points", fontsize=7, color=PALETTE["muted"]
-        )
+        right.annotate(str(row.shots), (x, y), xytext=(6, -8), **small)
 
 
 def _places(shots: Sequence[Shots], settings: Mapping[str, Any]) -> dict[Shots, float]:

@@ -21,15 +21,7 @@ def shots_order(shots: Shots) -> float:
 
 
 def read_shots(word: Any) -> Shots:
-    """A number of pictures a class, at least 1, or "all"; given as a number or as text.
-
-    Raises:
-        InputError: it is neither.
-
-    Example:
-        >>> read_shots("5"), read_shots("all")
-        (5, 'all')
-    """
+    """A number of pictures a class, at least 1, or "all", from a number or text; anything else is an InputError."""
     text = str(word).strip().lower()
     if text == ALL:
         return ALL
@@ -40,15 +32,7 @@ def read_shots(word: Any) -> Shots:
 
 
 def read_methods(words: Iterable[Any]) -> list[str]:
-    """Names of methods, each once, in the order given.
-
-    Raises:
-        InputError: there is no such method, or none is named; the message lists what there is.
-
-    Example:
-        >>> read_methods(["tangent", " Probe", "tangent"])
-        ['tangent', 'probe']
-    """
+    """Names of methods, each once, in the order given; an InputError lists what there is."""
     names = list(dict.fromkeys(str(word).strip().lower() for word in words))
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
@@ -61,22 +45,9 @@ def read_methods(words: Iterable[Any]) -> list[str]:
 def plan_cells(
     methods: Sequence[str], shots: Sequence[Shots], seeds: int | Sequence[int]
 ) -> list[tuple[str, Shots, int]]:
-    """Every cell wanted: all of one seed before the next, so that a part of them is a comparison already.
+    """Every cell wanted, (method, shots, seed), each once, shots ascending.
 
-    Args:
-        methods: names in `tangentune.comparison.methods.METHODS`.
-        shots: what `read_shots` reads.
-        seeds: how many (0, 1, ...), or which.
-
-    Returns:
-        Triples (method, shots, seed), each once; numbers of pictures ascending.
-
-    Raises:
-        InputError: a name or number is not what it must be, or there is nothing to compare.
-
-    Example:
-        >>> plan_cells(["probe"], ["all", 5], 1)
-        [('probe', 5, 0), ('probe', 'all', 0)]
+    All of one seed come before the next, so that a part of them is a comparison already. Seeds are how many, or which.
     """
     names = read_methods(methods)
     counts = sorted(dict.fromkeys(read_shots(count) for count in shots), key=shots_order)

@@ -14,22 +14,9 @@ IntArray = NDArray[np.int64]
 
 
 def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
-    """Positions `(train, test)`: of every class the given share, always the same, is kept for the test.
+    """Sorted positions `(train, test)`: of every class (n,) the given share, always the same, is kept for the test.
 
-    Args:
-        labels: (n,) class labels.
-        share: of each class, in (0, 1), rounded; at least one picture where a class has two, and never all.
-
-    Returns:
-        Both parts, sorted.
-
-    Raises:
-        InputError: the share is out of range, or no class has two pictures.
-
-    Example:
-        >>> train, test = split_test(np.array(["a"] * 4 + ["b"] * 8), 0.25)
-        >>> len(train), sum(test < 4).item(), sum(test >= 4).item()
-        (9, 1, 2)
+    The share, in (0, 1), is rounded: at least one picture where a class has two, and never all.
     """
     if not 0 < share < 1:
         message = f"the test share is {share}; it must be between 0 and 1"
@@ -47,22 +34,9 @@ def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
 
 
 def draw(labels: NDArray[Any], shots: int | None, seed: int) -> IntArray:
-    """Positions of `shots` random pictures of every class; a class with fewer gives all it has.
+    """Sorted positions of `shots` (None: all) random pictures of every class (n,); a class with fewer gives all it has.
 
     Draws of the same seed are nested: the 5 are among the 10.
-
-    Args:
-        labels: (n,) class labels.
-        shots: pictures a class; None takes every picture.
-        seed: of the draw.
-
-    Returns:
-        Sorted positions.
-
-    Example:
-        >>> labels = np.array(["a"] * 6 + ["b"] * 2)
-        >>> set(draw(labels, 1, seed=0)) < set(draw(labels, 3, seed=0)), len(draw(labels, 3, seed=0))
-        (True, 5)
     """
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]

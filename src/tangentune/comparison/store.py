@@ -1,4 +1,4 @@
-"""The file of a comparison: what was compared and every cell so far; written anew, in one move, after each cell.
+"""A comparison and its file: what was compared and every cell so far; written anew, in one move, after each cell.
 
 One process at a time may work on a file.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from tangentune._files import plain, replaced_file
 from tangentune.comparison.summary import Cell, Row
@@ -18,15 +17,32 @@ from tangentune.errors import StoreError, first_line
 
 FILE = "comparison.json"
 FORMAT, VERSION = "tangentune comparison", 1
-_NEEDED = {field.name for field in fields(Cell)}
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare`.
+
+    Attributes:
+        settings: what all cells have in common: backbone, pictures, test part, machine.
+        cells: every measurement, in the order in which they were made.
+        rows: means over seeds, one row a method and number of pictures a class.
+    """
+
+    settings: dict[str, Any]
+    cells: tuple[Cell, ...]
+    rows: tuple[Row, ...]
+
+    def document(self) -> dict[str, Any]:
+        """All of it in plain numbers, text, lists and dicts, as its file holds it."""
+        rows, cells = ([asdict(one) for one in part] for part in (self.rows, self.cells))
+        head = {"format": FORMAT, "format_version": VERSION}
+        return plain(head | {"settings": self.settings, "rows": rows, "cells": cells})
 
 
 def prepare_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder, before any work is done.
-
-    Raises:
-        StoreError: something else is there, or it cannot be made or written to.
-    """
+    """Make the folder, before any work is done; a StoreError where it cannot be made or written to."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         message = f"{folder} is a file; name a directory for the comparison"
@@ -42,36 +58,18 @@ def prepare_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def as_document(settings: Mapping[str, Any], cells: Iterable[Cell], rows: Iterable[Row]) -> dict[str, Any]:
-    """A comparison as its file holds it: plain numbers, text, lists and dicts."""
-    return plain(
-        {
-            "format": FORMAT,
-            "format_version": VERSION,
-            "settings": settings,
-            "rows": [asdict(row) for row in rows],
-            "cells": [asdict(cell) for cell in cells],
-        }
-    )
-
-
-def write_cells(folder: Path, settings: Mapping[str, Any], cells: Iterable[Cell], rows: Iterable[Row]) -> None:
-    """Write the whole file in one move: a reader, or a crash, meets the old one or the new one.
-
-    Raises:
-        StoreError: the disk is full or the folder is gone.
-    """
-    text = json.dumps(as_document(settings, cells, rows), indent=1, allow_nan=False)
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write the whole file in one move: a reader, or a crash, meets the old one or the new one."""
+    text = json.dumps(comparison.document(), indent=1, allow_nan=False)
     with replaced_file(folder / FILE) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def read_cells(folder: Path, settings: Mapping[str, Any]) -> list[Cell]:
+def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
     """The cells measured so far with the same settings; none where there is no file yet.
 
-    Raises:
-        StoreError: the file is damaged or foreign, of a newer version, or was measured with other settings;
-            their rows could not be compared, so they are never mixed.
+    A StoreError where the file is damaged or foreign, of a newer version, or was measured with other settings: their
+    rows could not be compared, so they are never mixed.
     """
     path = folder / FILE
     try:
@@ -87,8 +85,8 @@ def read_cells(folder: Path, settings: Mapping[str, Any]) -> list[Cell]:
     if document.get("format_version") != VERSION:
         message = f"{path} was written by a newer tangentune; use that one or give another --out"
         raise StoreError(message)
-    rows = document.get("cells")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == _NEEDED for row in rows):
+    rows, needed = document.get("cells"), {field.name for field in fields(Cell)}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == needed for row in rows):
         message = f"{path} is damaged: its cells are not as they were written; remove it or give another --out"
         raise StoreError(message)
     _refuse_other_settings(path, document.get("settings"), plain(settings))

@@ -71,20 +71,12 @@ class Mean:
 @final
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy less that of another method, on the same draws and the same test pictures.
-
-    Attributes:
-        other: the other method.
-        mean: mean difference over the seeds that both have, as a share.
-        error_draws: its standard error over the draws of training pictures; None from one seed.
-        error_tests: its standard error over the test pictures, paired: the spread over pictures of each
-            picture's mean difference.
-    """
+    """Accuracy less that of another method, on the same draws and the same test pictures, as a share."""
 
     other: str
-    mean: float
-    error_draws: float | None
-    error_tests: float
+    mean: float  # over the seeds that both have
+    error_draws: float | None  # its standard error over the draws of training pictures; None from one seed
+    error_tests: float  # and over the test pictures, paired: the spread of each picture's mean difference
 
 
 @final
@@ -118,36 +110,20 @@ def pack_right(right: NDArray[np.bool_]) -> str:
     return np.packbits(right).tobytes().hex()
 
 
-def right_pictures(text: str, n: int) -> NDArray[np.bool_]:
-    """(n,) which pictures are right, from what `pack_right` wrote.
-
-    Example:
-        >>> right_pictures(pack_right(np.array([True, False, True])), 3)
-        array([ True, False,  True])
-    """
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
+def right_pictures(text: str, n: int) -> NDArray[np.float64]:
+    """(n,) 1 for each picture that is right and 0 for the others, from what `pack_right` wrote."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(np.float64)
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean:
-    """Mean and standard error `s / sqrt(k)` of k values, s with k - 1 in the denominator.
-
-    Example:
-        >>> mean_over_seeds([1.0, 3.0])
-        Mean(mean=2.0, error=1.0)
-    """
+    """Mean and standard error `s / sqrt(k)` of k values, s with k - 1 in the denominator."""
     array = np.asarray(values, np.float64)
     error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else None
     return Mean(float(array.mean()), error)
 
 
 def summarise_cells(cells: Sequence[Cell], order: Sequence[str], n_test: int) -> tuple[Row, ...]:
-    """Rows in the order of the numbers of pictures, then of the methods.
-
-    Args:
-        cells: of one comparison.
-        order: names of methods in the order wanted; those not named come last.
-        n_test: test pictures.
-    """
+    """Rows in the order of the numbers of pictures, then of the methods as named; those not named come last."""
     place = {name: i for i, name in enumerate(order)}
     rows = []
     for shots in sorted({cell.shots for cell in cells}, key=shots_order):
@@ -181,9 +157,7 @@ def _means(cells: Sequence[Cell]) -> dict[str, Mean]:
     if not cells:
         return {}
     means = {score: mean_over_seeds([cell.scores[score] for cell in cells]) for score in SCORES}
-    for cost in COSTS:
-        means[cost] = mean_over_seeds([getattr(cell, cost) for cell in cells])
-    return means
+    return means | {cost: mean_over_seeds([getattr(cell, cost) for cell in cells]) for cost in COSTS}
 
 
 def _is_best(score: str, name: str, means: dict[str, dict[str, Mean]]) -> bool:
@@ -202,6 +176,6 @@ def _difference(
     best = max(rivals, key=lambda other: means[other]["accuracy"].mean)
     pairs = [(own[cell.seed], cell) for cell in done[best] if cell.seed in own]
     over_seeds = mean_over_seeds([a.scores["accuracy"] - b.scores["accuracy"] for a, b in pairs])
-    right = [right_pictures(a.right, n_test) * 1.0 - right_pictures(b.right, n_test) for a, b in pairs]
+    right = [right_pictures(a.right, n_test) - right_pictures(b.right, n_test) for a, b in pairs]
     over_pictures = mean_over_seeds(np.mean(right, axis=0).tolist())
     return Difference(best, over_seeds.mean, over_seeds.error, over_pictures.error or 0.0)
