@@ -135,11 +135,7 @@ def undo(fitted: FittedModel) -> FittedModel:
 
 
 def _edited(
-    fitted: FittedModel,
-    edit: str,
-    pictures: list[str],
-    active: ActivePictures,
-    training: TrainingSet | None = None,
+    fitted: FittedModel, edit: str, pictures: list[str], active: ActivePictures, training: TrainingSet | None = None
 ) -> FittedModel:
     """The model of another choice of pictures, labels and weights, perhaps from a training set that has grown."""
     training, before = fitted.training if training is None else training, solved(fitted)

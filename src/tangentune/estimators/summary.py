@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from tangentune import metrics
 from tangentune._version import __version__
-from tangentune.estimators.scores import (
-    FittedClassifier,
-    FittedEstimator,
-    class_scores,
-    is_classifier,
-    number_scores,
-)
+from tangentune.estimators.scores import FittedClassifier, FittedEstimator, class_scores, is_classifier, number_scores
 
 SETTINGS = {
     "outer_steps": "outer steps",
