@@ -138,8 +138,8 @@ def test_other_likelihoods_follow_edits(likelihood: str, tmp_path: Path) -> None
     options: Options = FIXED | {"likelihood": likelihood}
     clf = TangentClassifier(BACKBONE, **options).fit(X[:18], Y[:18]).forget([0, 1])
     fresh = TangentClassifier(BACKBONE, **options).fit(X[2:18], Y[2:18])
-    figures = replace(fresh.fitted_.figures, parameters=clf.likelihood_)  # stay as the first fit chose them
-    fresh.fitted_ = replace(fresh.fitted_, figures=figures)
+    outcome = replace(fresh.fitted_.outcome, parameters=clf.likelihood_)  # stay as the first fit chose them
+    fresh.fitted_ = replace(fresh.fitted_, outcome=outcome)
     fresh.reweight(np.ones(16))
     assert_allclose(clf.predict_proba(NEW), fresh.predict_proba(NEW), rtol=0, atol=near)
     assert_allclose(clf.loo_proba_, fresh.loo_proba_, rtol=0, atol=near)

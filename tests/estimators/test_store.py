@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 
 from tangentune import _files
 from tangentune.errors import InputError, StoreError
+from tangentune.estimators import audit
 from tangentune.estimators import model_directory as store
-from tangentune.estimators import model_files as files
-from tangentune.estimators.model_directory import check_destination, read_config, read_model, write_model
-from tangentune.estimators.model_files import ENVELOPE
+from tangentune.estimators.model_directory import ENVELOPE, check_destination, read_config, read_model, write_model
 
 SETTINGS = {"estimator": "TangentClassifier", "damping": 0.1 + 0.2, "classes": ["a", "ü", "猫"], "seed": None}
 
@@ -92,13 +91,13 @@ def test_views_shared_and_transposed_tensors_are_saved_by_value(tmp_path: Path) 
     write_model(tmp_path / "m", {}, arrays, "")
     _, read = read_model(tmp_path / "m")
     assert all(torch.equal(read[k], v) for k, v in arrays.items())
-    assert (tmp_path / "m" / files.TENSORS).stat().st_size < 1000
+    assert (tmp_path / "m" / store.TENSORS).stat().st_size < 1000
 
 
 def test_read_tensors_are_ordinary_memory(model: Path) -> None:
     """Aligned like new tensors and not mapped from the file, else products may differ in the last bit."""
     _, arrays = read_model(model)
-    with (model / files.TENSORS).open("r+b") as stream:
+    with (model / store.TENSORS).open("r+b") as stream:
         stream.write(b"\0" * 64)
     assert torch.equal(arrays["solution"], tensors()["solution"])
     assert arrays["solution"].data_ptr() % 64 == 0
@@ -114,7 +113,7 @@ def test_file_names_that_are_no_text_survive(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9.jpg"), "猫.jpg"]
     write_model(tmp_path / "m", {"ids": names}, {}, f"# {names[0]}")
     assert read_config(tmp_path / "m") == {"ids": names}
-    assert "猫" in (tmp_path / "m" / files.CONFIG).read_text(encoding="utf-8")
+    assert "猫" in (tmp_path / "m" / store.CONFIG).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +132,11 @@ def test_settings_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path: 
 
 def test_replacing_keeps_mode_and_report_goes_with_the_old_model(model: Path) -> None:
     model.chmod(0o750)
-    (model / files.REPORT).write_text("old report")
+    (model / store.REPORT).write_text("old report")
     write_model(model, {"v": 2}, {}, "")
     assert read_config(model) == {"v": 2}
     assert stat.S_IMODE(model.stat().st_mode) == 0o750
-    assert not (model / files.REPORT).exists()
+    assert not (model / store.REPORT).exists()
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
 
@@ -202,7 +201,7 @@ def crash(path):
     calls += 1
     if calls == int(sys.argv[2]):
         os._exit(9)
-store.directories.flush = crash
+_files.flush = crash
 store.write_model(sys.argv[1], {"v": 2}, {"x": torch.zeros(9)}, "new")
 """
 
@@ -225,7 +224,7 @@ def test_killed_half_way_old_model_stays_and_debris_is_swept(model: Path) -> Non
 
 def test_half_written_directory_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / files.TENSORS).write_bytes(b"partly")
+    (tmp_path / "m" / store.TENSORS).write_bytes(b"partly")
     refused(lambda: read_model(tmp_path / "m"), "not a tangentune model", "config.json")
 
 
@@ -287,13 +286,13 @@ def test_empty_directory_nested_parents_and_link_are_fine(tmp_path: Path) -> Non
 
 def edit(model: Path, **changes: object) -> None:
     """Change config.json and put its checksum right again."""
-    config = json.loads((model / files.CONFIG).read_text(encoding="utf-8")) | changes
-    config["config_sha256"] = files.config_sha256(config)
-    (model / files.CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    config = json.loads((model / store.CONFIG).read_text(encoding="utf-8")) | changes
+    config["config_sha256"] = audit.seal(config, "config_sha256")
+    (model / store.CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 def test_damage_is_named(model: Path, tmp_path: Path) -> None:
-    file, config = model / files.TENSORS, model / files.CONFIG
+    file, config = model / store.TENSORS, model / store.CONFIG
     whole, text = file.read_bytes(), config.read_bytes()
 
     refused(lambda: read_model(tmp_path / "none"), "does not exist")
@@ -321,9 +320,9 @@ def test_damage_is_named(model: Path, tmp_path: Path) -> None:
 def test_every_single_byte_of_the_settings_is_guarded(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     write_model(folder, {"damping": 0.25}, {}, "")
-    text = (folder / files.CONFIG).read_bytes()
+    text = (folder / store.CONFIG).read_bytes()
     for position in range(0, len(text), 3):
-        (folder / files.CONFIG).write_bytes(text[:position] + bytes([text[position] ^ 4]) + text[position + 1 :])
+        (folder / store.CONFIG).write_bytes(text[:position] + bytes([text[position] ^ 4]) + text[position + 1 :])
         try:
             assert read_config(folder) == {"damping": 0.25}  # a blank between tokens carries nothing
         except StoreError:
@@ -339,7 +338,7 @@ def test_newer_version(model: Path) -> None:
 
 
 def test_array_names_must_match(model: Path) -> None:
-    listed = json.loads((model / files.CONFIG).read_text(encoding="utf-8"))["tensors"]
+    listed = json.loads((model / store.CONFIG).read_text(encoding="utf-8"))["tensors"]
     edit(model, tensors={**listed, "names": ["solution"]})
     refused(lambda: read_model(model), "does not hold the arrays")
 

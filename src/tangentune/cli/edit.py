@@ -130,8 +130,7 @@ def _change_saved(
     device and the like, for this run only.
     """
     from tangentune.errors import StoreError
-    from tangentune.estimators.model_directory import check_destination, read_config
-    from tangentune.estimators.model_files import REPORT, read_text
+    from tangentune.estimators.model_directory import REPORT, check_destination, read_config, read_text
     from tangentune.estimators.summary import summarise
 
     start = time.perf_counter()

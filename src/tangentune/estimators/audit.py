@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,19 +18,7 @@ FIRST = "0" * 64
 
 
 def entry(previous: Sequence[dict[str, Any]], edit: str, pictures: Iterable[str], **facts: Any) -> dict[str, Any]:
-    """The next line of a log.
-
-    Args:
-        previous: the lines so far.
-        edit: what was done: "forget", "add", "relabel", "reweight" or "undo".
-        pictures: SHA-256 of the pixels of every picture concerned.
-        facts: figures to keep with it; JSON must be able to hold them.
-
-    Example:
-        >>> line = entry([], "forget", ["ab12"], n=99)
-        >>> line["edit"], line["pictures"], line["previous"] == FIRST
-        ('forget', ['ab12'], True)
-    """
+    """The next line of a log: the edit's name, the SHA-256 of every picture concerned, and facts JSON can hold."""
     line: dict[str, Any] = {
         "edit": edit,
         "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -41,9 +29,9 @@ def entry(previous: Sequence[dict[str, Any]], edit: str, pictures: Iterable[str]
     return line | {"seal": seal(line)}
 
 
-def seal(line: dict[str, Any]) -> str:
-    """SHA-256 of a line without its own seal, whatever the order of its keys."""
-    rest = {key: value for key, value in line.items() if key != "seal"}
+def seal(record: Mapping[str, Any], key: str = "seal") -> str:
+    """SHA-256 of a record without its own seal (what stands under `key`), whatever the order of its keys."""
+    rest = {name: value for name, value in record.items() if name != key}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
@@ -53,16 +41,7 @@ def dump(lines: Iterable[dict[str, Any]]) -> str:
 
 
 def parse(text: str, where: str) -> list[dict[str, Any]]:
-    """A log read back, every seal checked.
-
-    Raises:
-        StoreError: a line is no JSON, was changed, or the chain is broken; `where` names the file.
-
-    Example:
-        >>> log = [entry([], "forget", ["ab12"])]
-        >>> parse(dump(log), "audit.jsonl") == log
-        True
-    """
+    """A log read back; a line that is no JSON or was changed, or a broken chain, is a StoreError naming `where`."""
     lines: list[dict[str, Any]] = []
     previous = FIRST
     rows = text.removesuffix("\n").split("\n") if text else []  # JSON escapes this one line break only

@@ -13,40 +13,15 @@ _CLASSES_LISTED = 50
 
 
 def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
-    """The model card of a fitted model, as Markdown with a YAML head.
+    """The model card, as Markdown with a YAML head; names and sources are escaped, so that they cannot break the page.
 
-    Args:
-        facts: of the model.
-        edits: how many lines its log has.
-        kept: whether its training pictures lie beside it.
-
-    Class names and sources are escaped, so that they cannot break the page.
+    `edits` is the number of lines of the model's log, `kept` whether its training pictures lie beside it.
     """
-    classes = sorted(zip(facts.classes, facts.counts, strict=True), key=lambda pair: -pair[1])
-    if len(classes) <= _CLASSES_LISTED:
-        classes = list(zip(facts.classes, facts.counts, strict=True))
+    classes = list(zip(facts.classes, facts.counts, strict=True))
+    if len(classes) > _CLASSES_LISTED:
+        classes.sort(key=lambda pair: -pair[1])
     size = facts.contract["input_size"]
     options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
-    return (
-        _environment()
-        .get_template("card.md.j2")
-        .render(
-            facts=facts,
-            estimator="TangentClassifier" if facts.classification else "TangentRegressor",
-            classes=classes[:_CLASSES_LISTED],
-            more=max(0, len(classes) - _CLASSES_LISTED),
-            more_pictures=sum(count for _, count in classes[_CLASSES_LISTED:]),
-            size=" × ".join(str(side) for side in size) if size else "nothing: vectors as they come",
-            settings=nice_settings(facts) + options,
-            seconds=nice_seconds(facts.seconds),
-            memory=nice_bytes(facts.peak_bytes),
-            kept=kept,
-            edits=edits,
-        )
-    )
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown, escaped by the filter below
@@ -57,7 +32,19 @@ def _environment() -> Environment:
     )
     environment.filters["md"] = escape_markdown
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    return environment
+    return environment.get_template("card.md.j2").render(
+        facts=facts,
+        estimator="TangentClassifier" if facts.classification else "TangentRegressor",
+        classes=classes[:_CLASSES_LISTED],
+        more=max(0, len(classes) - _CLASSES_LISTED),
+        more_pictures=sum(count for _, count in classes[_CLASSES_LISTED:]),
+        size=" × ".join(str(side) for side in size) if size else "nothing: vectors as they come",
+        settings=nice_settings(facts) + options,
+        seconds=nice_seconds(facts.seconds),
+        memory=nice_bytes(facts.peak_bytes),
+        kept=kept,
+        edits=edits,
+    )
 
 
 def escape_markdown(text: object) -> str:

@@ -93,9 +93,9 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     """
 
     _kind = Classification
-    classes_ = fitted_attribute(lambda fitted: fitted.figures.classes)
-    loo_proba_ = fitted_attribute(lambda fitted: fitted.figures.proba)
-    temperature_ = fitted_attribute(lambda fitted: fitted.figures.temperature)
+    classes_ = fitted_attribute(lambda fitted: fitted.outcome.classes)
+    loo_proba_ = fitted_attribute(lambda fitted: fitted.outcome.proba)
+    temperature_ = fitted_attribute(lambda fitted: fitted.outcome.temperature)
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
@@ -112,10 +112,10 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         if self.likelihood == LEAST_SQUARES:
             return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
         system = self.solution_.system
-        solution = self.fitted_.figures.likelihood
+        solution = self.fitted_.outcome.likelihood
         if solution is None:  # a loaded model's
             solution = fit_likelihood(self.likelihood, system, self.likelihood_)
-            self.fitted_ = replace(self.fitted_, figures=replace(self.fitted_.figures, likelihood=solution))
+            self.fitted_ = replace(self.fitted_, outcome=replace(self.fitted_.outcome, likelihood=solution))
         found = [predict_likelihood(solution, system, new.kernel, new.own) for new in self.kernel_to_training(X)]
         return torch.cat(found).cpu().numpy()
 

@@ -58,7 +58,7 @@ def forget_strictly(fitted: FittedModel, ids: Any, reader: PictureReader, settin
 
 def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     """Numbers of the pictures of a class."""
-    classes = fitted.figures.classes
+    classes = fitted.outcome.classes
     known = classes.tolist()
     if not known:
         message = "a regressor has no classes to forget; name the pictures in forget"
@@ -135,11 +135,7 @@ def undo(fitted: FittedModel) -> FittedModel:
 
 
 def _edited(
-    fitted: FittedModel,
-    edit: str,
-    pictures: list[str],
-    active: ActivePictures,
-    training: TrainingSet | None = None,
+    fitted: FittedModel, edit: str, pictures: list[str], active: ActivePictures, training: TrainingSet | None = None
 ) -> FittedModel:
     """The model of another choice of pictures, labels and weights, perhaps from a training set that has grown."""
     training, before = fitted.training if training is None else training, solved(fitted)
@@ -153,14 +149,14 @@ def _logged(
     fitted: FittedModel, edit: str, pictures: list[str], solution: Solution, before: float, **facts: Any
 ) -> FittedModel:
     """The model with its new solution, and the edit in its log; `before` is the former error of the inverse."""
-    figures = {
+    measured = {
         "n": len(fitted.active),
         "residual_before": before,
         "residual_after": solution.error,
         "verification": refinement(solution.system),
     }
     changed = with_solution(fitted, solution)
-    return replace(changed, edits=[*fitted.edits, audit.entry(fitted.edits, edit, pictures, **facts, **figures)])
+    return replace(changed, edits=[*fitted.edits, audit.entry(fitted.edits, edit, pictures, **facts, **measured)])
 
 
 def _reestimated(
@@ -178,7 +174,7 @@ def _reestimated(
         tangent = replace(tangent, module=expansion.mean, points=expansion.points)
         points = tuple(expansion.fold.tolist())
     with warm_pages():
-        inputs, outputs = reader.open(used, points), len(fitted.figures.intercept)
+        inputs, outputs = reader.open(used, points), len(fitted.outcome.intercept)
         feature_map, kernel = reestimate(former, tangent, inputs, settings, facts.metric_power, outputs)
         training = first_set(used, numbers[kept], points, kernel, None, fitted.room)
         if not kept.all():

@@ -51,7 +51,12 @@ def about(
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:
     """(n, C) predictions without a picture's whole group, or fold."""
     labels = fitted.active.labels
-    names = fitted.task.folds(labels, int(groups)) if isinstance(groups, int | np.integer) else np.asarray(groups)
+    if isinstance(groups, int | np.integer):
+        if not 2 <= groups <= len(labels):
+            message = f"{groups} folds of {len(labels)} pictures cannot be; use 2 to {len(labels)}"
+            raise InputError(message)
+        groups = fitted.task.folds(labels, int(groups))
+    names = np.asarray(groups)
     if names.shape != (len(labels),):
         message = f"groups are {names.shape}, but the model stands on {len(labels)} pictures; give one for each"
         raise InputError(message)
@@ -76,7 +81,7 @@ def informativeness(solution: Solution, found: Iterable[KernelToTraining] | None
 
 def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     """Pictures whose labels lie far from what the others predict, worst first."""
-    solution, labels, figures = solved(fitted), fitted.active.labels, fitted.figures
+    solution, labels = solved(fitted), fitted.active.labels
     count = len(labels) if k is None else k
     if count < 1:
         message = f"k is {k}; ask for at least one suspect"
@@ -85,7 +90,7 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     given = solution.targets.targets.to(others)
     score = (given - others).square().sum(1).cpu().numpy()
     worst = np.argsort(-score, kind="stable")[:count].tolist()
-    suggestions, sure = fitted.task.second_opinions(others, given, figures, labels)
+    suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
     return [Suspect(fitted.ids[i], i, labels[i], suggestions[i], sure[i], float(score[i])) for i in worst]
 
 

@@ -123,7 +123,7 @@ class Procedure:
                 training, facts, told = fit_source(training, rows, source, active, targets, facts, fixed=fixed)
         with meter.stage("system"):
             solution = solve(training, active, task.encode, facts.damping)
-            figures = task.figures(solution, {})
+            outcome = task.outcome(solution, {})
         report = meter.report() | {
             "n": len(pictures),
             "outputs": targets.targets.shape[1],
@@ -142,7 +142,7 @@ class Procedure:
             training=training,
             active=active,
             solution=solution,
-            figures=figures,
+            outcome=outcome,
             primal=found.model if training.source is None else None,
             facts=facts,
             source=told_source(told, training, solution.targets),

@@ -21,7 +21,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.source_kernels import class_facts
-from tangentune.estimators.tasks import Figures, Task
+from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, own_diagonal, primal
@@ -79,7 +79,7 @@ class FittedModel:
         training: pictures, kernel, rows.
         active: which of them count, as what.
         solution: None: of a loaded model, until it is asked for.
-        figures: what is told of the solution.
+        outcome: of the solution.
         primal: weights; None: after an edit, until they are asked for.
         facts: of the fit.
         source: what came of a source, as plain values; None without one.
@@ -97,7 +97,7 @@ class FittedModel:
     training: TrainingSet
     active: ActivePictures
     solution: Solution | None
-    figures: Figures
+    outcome: Outcome
     primal: TangentModel | None
     facts: FitFacts
     source: dict[str, Any] | None
@@ -156,7 +156,7 @@ def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     return replace(
         fitted,
         solution=solution,
-        figures=fitted.task.figures(solution, fitted.figures.parameters),
+        outcome=fitted.task.outcome(solution, fitted.outcome.parameters),
         source=told_source(fitted.source, fitted.training, solution.targets),
         primal=None,
     )
@@ -186,7 +186,7 @@ def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
     with warm_pages(), torch.no_grad():
         fitted = with_rows(fitted, reader)
         training, rows = fitted.training, fitted.rows(reader)
-        dual = training.kernel.new_zeros(count, len(fitted.figures.intercept))
+        dual = training.kernel.new_zeros(count, len(fitted.outcome.intercept))
         dual[torch.from_numpy(fitted.active.positions)] = solution.system.dual
         parts: Iterator[tuple[Tensor, FeatureRows]] = training.parts(rows)
         if (source := training.source) is not None:  # after the training pictures those of the source
@@ -230,7 +230,7 @@ def kernel_to_training(
             found = new.collect(pictures.select(slice(start, start + step)))
             kernel, own = training.cross(rows, found)[:, active], own_diagonal(fitted.feature_map, found)
             if (source := training.source) is None:
-                yield KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.figures.intercept)), found)
+                yield KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
                 continue
             crossed, alone = source.pictures.kernel(rows, found), solved(fitted).targets.source
             assert alone is not None

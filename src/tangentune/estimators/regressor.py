@@ -38,7 +38,7 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
     """
 
     _kind = Regression
-    noise_ = fitted_attribute(lambda fitted: fitted.figures.noise)
+    noise_ = fitted_attribute(lambda fitted: fitted.outcome.noise)
     flat_ = fitted_attribute(lambda fitted: fitted.active.labels.ndim == 1)
 
     def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Any:

@@ -16,7 +16,7 @@ from tangentune.estimators.model_directory import read_edits, read_model, write_
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.solution import ActivePictures
 from tangentune.estimators.source_kernels import with_source
-from tangentune.estimators.tasks import Classification, Figures, Task
+from tangentune.estimators.tasks import Classification, Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
@@ -77,7 +77,7 @@ def save(
             "length_scales": feature_map.length_scales,
         },
         "fitted": _facts(fitted, features),
-        "classes": _labels(fitted.figures.classes) if isinstance(fitted.task, Classification) else None,
+        "classes": _labels(fitted.outcome.classes) if isinstance(fitted.task, Classification) else None,
         "targets": _labels(fitted.active.labels),
         "skipped": [list(pair) for pair in training.pictures.skipped],
         "points": [training.points[i] for i in fitted.active.positions],
@@ -110,14 +110,14 @@ def _map_tensors(fitted: FittedModel) -> Tensors:
 
 def _arrays(fitted: FittedModel) -> Tensors:
     """What fitted attributes tell as arrays, and the pictures' weights and numbers."""
-    figures, facts = fitted.figures, fitted.facts
-    own = {"loo_proba_": figures.proba} if isinstance(fitted.task, Classification) else {"noise_": figures.noise}
+    outcome, facts = fitted.outcome, fitted.facts
+    own = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
     arrays = {
-        "loo_predictions_": figures.loo,
+        "loo_predictions_": outcome.loo,
         **own,
         "kernel_": solved(fitted).system.kernel.cpu().numpy(),
-        "dual_coef_": figures.dual,
-        "intercept_": figures.intercept,
+        "dual_coef_": outcome.dual,
+        "intercept_": outcome.intercept,
         "probes_": fitted.feature_map.probes.cpu().numpy(),
         "source_effects_": facts.source_effects,
         **{f"path.{key}": values for key, values in facts.damping_path.items()},
@@ -129,12 +129,12 @@ def _arrays(fitted: FittedModel) -> Tensors:
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     """What fitted attributes tell as plain values."""
-    figures, classification = fitted.figures, isinstance(fitted.task, Classification)
+    outcome, classification = fitted.outcome, isinstance(fitted.task, Classification)
     told = {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
-    told |= {"loo_score_": figures.score, "ids_": fitted.ids, "likelihood_": figures.parameters}
+    told |= {"loo_score_": outcome.score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
     told |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
     if classification:
-        return told | {"temperature_": figures.temperature}
+        return told | {"temperature_": outcome.temperature}
     return told | {"flat_": fitted.active.labels.ndim == 1}
 
 
@@ -210,7 +210,7 @@ class SavedModel:
         arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
         vector = _task_vector(tensors, "moved.")
         primal = self._primal(self.backbone.module if vector is None else moved(self.backbone.module, vector))
-        figures = Figures(
+        outcome = Outcome(
             arrays["dual_coef_"],
             arrays["intercept_"],
             arrays["loo_predictions_"],
@@ -219,9 +219,9 @@ class SavedModel:
         )
         if isinstance(task, Classification):
             calibration = {"proba": arrays["loo_proba_"], "temperature": told["temperature_"]}
-            figures = replace(figures, classes=_array(config["classes"]), **calibration)
+            outcome = replace(outcome, classes=_array(config["classes"]), **calibration)
         else:
-            figures = replace(figures, noise=arrays["noise_"])
+            outcome = replace(outcome, noise=arrays["noise_"])
         facts = FitFacts(
             **{name: told[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in told},
             damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
@@ -240,7 +240,7 @@ class SavedModel:
             training=self._training(),
             active=active,
             solution=None,
-            figures=figures,
+            outcome=outcome,
             primal=primal,
             facts=facts,
             source=told.get("source_"),

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tangentune import metrics
 from tangentune._version import __version__
-from tangentune.estimators.scores import (
-    FittedClassifier,
-    FittedEstimator,
-    class_scores,
-    is_classifier,
-    number_scores,
-)
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
 
 SETTINGS = {
     "outer_steps": "outer steps",
@@ -28,6 +23,29 @@ SETTINGS = {
     "temperature": "temperature",
 }
 OPTIONS = ("subset", "probes", "probe_space", "class_weight", "augment", "random_state")
+
+
+class FittedEstimator(Protocol):
+    """What is read of a fitted estimator, all of it public; a regressor, or a classifier, which has more."""
+
+    backbone_: Backbone
+    pictures_: Pictures
+    targets_: NDArray
+    loo_predictions_: NDArray[np.float64]
+    source_: dict[str, Any] | None
+    fit_report_: dict[str, Any]
+
+
+class FittedClassifier(FittedEstimator, Protocol):
+    """What a classifier has besides."""
+
+    classes_: NDArray
+    loo_proba_: NDArray[np.float64]
+
+
+def is_classifier(model: FittedEstimator) -> TypeGuard[FittedClassifier]:
+    """Whether a fitted estimator is a classifier."""
+    return hasattr(model, "classes_")
 
 
 @dataclass(frozen=True)
@@ -44,22 +62,14 @@ class Summary:
     """What was fitted on what, how, and how well; every score is a leave-one-out score.
 
     Attributes:
-        classification: False for a regressor.
-        n: pictures fitted.
-        classes: names of the classes in the order of the probability columns; empty for a regressor.
-        counts: pictures of each class.
-        backbone: name of the network.
-        contract: its data contract as plain fields (input size, licence, source, sha256, ...).
+        classes: names in the order of the probability columns; empty for a regressor, as are the `counts` of pictures.
+        contract: the network's data contract as plain fields (input size, licence, source, sha256, ...).
         scores: "accuracy", "nll", "ece", "brier"; or "r2", "rmse".
         interval: 95 % interval of the accuracy, None for a regressor.
-        settings: what the fit chose or was told, by the keys of `SETTINGS`.
-        options: constructor arguments worth repeating, by the names in `OPTIONS`.
-        stages: the steps of the fit.
-        seconds: wall time of the whole fit, None if unknown.
-        peak_bytes: peak memory of the whole fit, None if unknown.
+        settings: of the fit, given or chosen, by the keys of `SETTINGS`; `options` by the names in `OPTIONS`.
+        seconds, peak_bytes: of the whole fit, None if unknown.
         source: what came of a source, as in `source_` without what was tried; None without one.
         skipped: unreadable pictures left out, as (path, reason).
-        version: of tangentune.
     """
 
     classification: bool
@@ -87,9 +97,7 @@ class Summary:
 
 def summarise(model: FittedEstimator) -> Summary:
     """Read the fitted attributes of a `TangentClassifier` or `TangentRegressor`; cost O(n C)."""
-    fit, contract = model.fit_report_, model.backbone_.contract
-    classes: list[Any] = []
-    counts, interval = np.zeros(0, int), None
+    fit, classes, counts, interval = model.fit_report_, [], np.zeros(0, int), None
     if is_classifier(model):
         classes, labels = model.classes_.tolist(), label_positions(model)
         counts = np.bincount(labels, minlength=len(classes))
@@ -98,14 +106,14 @@ def summarise(model: FittedEstimator) -> Summary:
     else:
         targets = np.asarray(model.targets_, np.float64)
         scores = number_scores(targets, np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape))
-    told = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
+    source = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
         classification=is_classifier(model),
         n=len(model.targets_),
         classes=tuple(str(name) for name in classes),
         counts=tuple(int(count) for count in counts),
         backbone=str(model.backbone_.name),
-        contract=contract.to_dict(),
+        contract=model.backbone_.contract.to_dict(),
         scores=scores,
         interval=interval,
         settings={key: getattr(model, f"{key}_", None) for key in SETTINGS},
@@ -113,10 +121,21 @@ def summarise(model: FittedEstimator) -> Summary:
         stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),
-        source=told or None,
+        source=source or None,
         skipped=tuple((str(path), str(reason)) for path, reason in model.pictures_.skipped),
         version=__version__,
     )
+
+
+def class_scores(labels: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
+    """Accuracy, NLL, ECE and Brier score of probabilities (n, C) for classes by position (n,)."""
+    scores = {"nll": metrics.nll(labels, proba), "ece": metrics.ece(labels, proba)}
+    return {"accuracy": metrics.accuracy(labels, proba.argmax(axis=1)), **scores, "brier": metrics.brier(labels, proba)}
+
+
+def number_scores(targets: NDArray, predicted: NDArray) -> dict[str, float]:
+    """R2 and RMSE."""
+    return {"r2": metrics.r2(targets, predicted), "rmse": metrics.rmse(targets, predicted)}
 
 
 def label_positions(model: FittedClassifier) -> NDArray[np.int64]:
@@ -142,12 +161,10 @@ def nice_seconds(seconds: float | None) -> str:
         return "not measured"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def nice_setting(value: Any) -> str:
@@ -168,12 +185,7 @@ def nice_settings(facts: Summary) -> list[tuple[str, str]]:
 
 
 def nice_source(source: dict[str, Any]) -> str:
-    """What came of a source, in one line for people.
-
-    Example:
-        >>> nice_source({"pictures": 40, "strength": 0.0, "loo_error_without": 0.5, "loo_error": 0.5, "classes": []})
-        '40 pictures, which do not help: they count for nothing'
-    """
+    """What came of a source, in one line for people."""
     if not source["strength"]:
         return f"{source['pictures']} pictures, which do not help: they count for nothing"
     classes = sorted((one for one in source["classes"] if one["weight"] > 0), key=lambda one: -one["weight"])

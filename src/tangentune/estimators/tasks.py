@@ -1,11 +1,11 @@
-"""What classification and regression differ in: labels, targets, what leave-one-out tells, how the network may move."""
+"""What classification and regression differ in: labels, targets, outcome of a solution, how the network may move."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -30,12 +30,13 @@ from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import noise_variance
 
 USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
+Moves = list[dict[str, float]]  # numbers of outer steps that were tried, with their leave-one-out errors
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Figures:
-    """What is told of a solved problem, as plain arrays.
+class Outcome:
+    """What came of a solved problem, as plain arrays.
 
     Attributes:
         dual: (n, C) coefficients.
@@ -43,8 +44,7 @@ class Figures:
         loo: (n, C) predictions of each picture by the fit without it.
         score: accuracy of those, or R^2.
         classes: (C,) names; empty for numbers.
-        proba: (n, C) class probabilities of each picture left out.
-        temperature: of class probabilities.
+        proba: (n, C) class probabilities of each picture left out, at `temperature`.
         parameters: of the likelihood of a classifier, as its search found them; empty for least squares.
         likelihood: its solution; None for least squares, and of a loaded model.
         noise: (k,) variance of a new observation, of numbers.
@@ -62,70 +62,16 @@ class Figures:
     noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
 
-class Task(Protocol):
-    """Classification or regression, with the options of the estimator that every edit follows."""
-
-    def read_labels(self, pictures: Pictures) -> NDArray:
-        """The labels of some pictures, refused if this task cannot use them."""
-        ...
-
-    def check_options(self, labels: NDArray) -> None:
-        """Refuse options that no fit to these labels can follow."""
-
-    def check_source(self, outer_steps: str | int) -> None:
-        """Refuse a source, or options under which its leave-one-out would not be exact."""
-
-    def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
-        """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
-        ...
-
-    def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
-        """Labels as (n, C) targets, and sample weights with class weights."""
-        ...
-
-    def outputs(self, pictures: Pictures) -> int:
-        """Columns of the targets."""
-        ...
-
-    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        """FitSettings without the choices that leave-one-out cannot make with these targets."""
-        ...
-
-    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
-        """What `expand` will take."""
-        ...
-
-    def expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
-        """Points of expansion moved towards the labels, if asked for, and what was tried."""
-        ...
-
-    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
-        """What is told of a solution; parameters of the likelihood that are known are kept."""
-        ...
-
-    def second_opinions(
-        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
-    ) -> tuple[NDArray, Sequence[float | None]]:
-        """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
-        ...
-
-    def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
-        """(n,) fold of each picture."""
-        ...
-
-
 @final
 @dataclass(frozen=True)
 class Classification:
-    """Classes, as one-hot targets."""
+    """Classes, as one-hot targets; the options of the estimator that every edit follows."""
 
     likelihood: str
     class_weight: Any
 
     def read_labels(self, pictures: Pictures) -> NDArray:
-        """One class a picture; a column of them is flattened, with a warning."""
+        """The labels of some pictures, one class each; a column of them is flattened, with a warning."""
         labels = pictures.labels
         if labels is None:
             message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
@@ -138,10 +84,12 @@ class Classification:
         return np.asarray(labels)
 
     def check_options(self, labels: NDArray) -> None:
+        """Refuse options that no fit to these labels can follow."""
         likelihoods.check_likelihood(self.likelihood)
         compute_sample_weight(self.class_weight, labels)
 
     def check_source(self, outer_steps: str | int) -> None:
+        """Refuse a source where its leave-one-out would not be exact."""
         if self.likelihood != LEAST_SQUARES:
             message = f"source= needs likelihood='least_squares', not {self.likelihood!r}"
             raise InputError(message)
@@ -150,9 +98,11 @@ class Classification:
             raise InputError(message)
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
         return check_classes(labels, ids)
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
+        """Labels as (n, C) targets, and sample weights with class weights."""
         classes, positions = np.unique(labels, return_inverse=True)
         given, weights = self.class_weight, sample_weight
         if isinstance(given, dict):  # a class may have been forgotten
@@ -163,6 +113,7 @@ class Classification:
         return Targets(classes, targets, torch.from_numpy(weights))
 
     def outputs(self, pictures: Pictures) -> int:
+        """Columns of the targets."""
         return len(np.unique(pictures.labels)) if pictures.labels is not None else 1
 
     def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
@@ -175,19 +126,22 @@ class Classification:
         return replace(settings, power=power, fixed=FixedChoices(**(usual | given)))
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        """What `expand` will take."""
         count = STEPS if steps == "loo" else int(steps)
         return moving_seconds(backbone, _numbered(pictures), count, flip=settings.mirrored) if count else 0.0
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+    ) -> tuple[Expansion | None, Moves]:
+        """Points of expansion moved towards the labels, if asked for, and what was tried."""
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
         if steps == "loo":
             return choose_steps(backbone, pictures, **common)
         return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
 
-    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
+    def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
+        """What came of a solution; parameters of the likelihood that are known are kept."""
         targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
         assert targets.classes is not None
         positions, kept, found = targets.targets.argmax(1), targets.weights > 0, None
@@ -197,27 +151,20 @@ class Classification:
             found = likelihoods.fit_likelihood(self.likelihood, system, parameters)
             parameters = likelihoods.parameters(found)
             proba = likelihoods.loo_likelihood(found, system).cpu()
-        return Figures(
-            system.dual.cpu().numpy(),
-            system.bias.cpu().numpy(),
-            scores.numpy(),
-            float((proba.argmax(1) == positions).double().mean()),
-            targets.classes,
-            proba.numpy(),
-            temperature,
-            parameters,
-            found,
-        )
+        dual, intercept = system.dual.cpu().numpy(), system.bias.cpu().numpy()
+        score, loo = float((proba.argmax(1) == positions).double().mean()), scores.numpy()
+        return Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), temperature, parameters, found)
 
     def second_opinions(
-        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+        self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray
     ) -> tuple[NDArray, Sequence[float | None]]:
+        """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
         best = others.masked_fill(given > 0, -torch.inf).argmax(1).cpu().numpy()
-        proba = figures.proba[np.arange(len(labels)), np.searchsorted(figures.classes, labels)]
-        return figures.classes[best], proba.tolist()
+        proba = outcome.proba[np.arange(len(labels)), np.searchsorted(outcome.classes, labels)]
+        return outcome.classes[best], proba.tolist()
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
-        _check_folds(count, len(labels))
+        """(n,) fold of each picture, classes spread evenly."""
         positions = np.unique(labels, return_inverse=True)[1]
         return stratified_folds(torch.from_numpy(positions), count).numpy()
 
@@ -225,7 +172,7 @@ class Classification:
 @final
 @dataclass(frozen=True)
 class Regression:
-    """One number a picture, or several."""
+    """One number a picture, or several; what `Classification` is to classes."""
 
     likelihood: str
     class_weight: Any
@@ -269,26 +216,28 @@ class Regression:
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, list[dict[str, float]]]:
+    ) -> tuple[Expansion | None, Moves]:
         if steps not in ("loo", 0):
             message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
             raise InputError(message)
         return None, []
 
-    def figures(self, solution: Solution, parameters: dict[str, float]) -> Figures:
+    def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         targets, system, found = solution.targets.targets.numpy(), solution.system, solution.loo.cpu().numpy()
         noise = noise_variance(system).cpu().numpy()
         score = float(r2_score(targets, found)) if len(targets) > 1 else float("nan")
-        return Figures(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
+        return Outcome(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
 
     def second_opinions(
-        self, others: Tensor, given: Tensor, figures: Figures, labels: NDArray
+        self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray
     ) -> tuple[NDArray, Sequence[float | None]]:
         return as_given(others.cpu().numpy(), labels), [None] * len(labels)
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
-        _check_folds(count, len(labels))
         return np.random.default_rng(0).permutation(len(labels)) % count
+
+
+Task = Classification | Regression
 
 
 def as_given(values: NDArray, labels: NDArray) -> NDArray:
@@ -300,10 +249,3 @@ def _numbered(pictures: Pictures) -> Pictures:
     """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
     assert pictures.labels is not None
     return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])
-
-
-def _check_folds(count: int, n: int) -> None:
-    """Refuse what is no number of folds for n pictures."""
-    if not 2 <= count <= n:
-        message = f"{count} folds of {n} pictures cannot be; use 2 to {n}"
-        raise InputError(message)
