@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+AGAIN = False  # whether `fill` measures rows again that came from code that no commit holds
 CODE = ("src", "benchmarks", "pyproject.toml", "constraints.txt")  # what a result depends on
 Row = dict[str, Any]
 
@@ -80,10 +81,16 @@ def append(name: str, key: Mapping[str, Any], values: Mapping[str, Any], section
     record(name, payload)
 
 
+def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
+    """The rows measured with these settings, whatever their others."""
+    return [row for row in rows if key.items() <= row["key"].items()]
+
+
 def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, Any]], section: str = "rows") -> None:
     """Measure and store the rows that are missing, one after the other."""
     for key in keys:
-        if done(name, key, section) is None:
+        row = done(name, key, section)
+        if row is None or (AGAIN and row.get("dirty", True)):
             values = measure(key)
             append(name, key, values, section)
             short = {title: value for title, value in values.items() if isinstance(value, (bool, int, float))}

@@ -30,6 +30,7 @@ def study_parser(description: str | None, *, runs: int | None = None) -> argpars
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = "a trial: results go to this folder (.cache/scratch), whatever the state of the code"
     parser.add_argument("--scratch", type=Path, nargs="?", const=SCRATCH, metavar="FOLDER", help=words)
+    parser.add_argument("--again", action="store_true", help="also measure again what uncommitted code has measured")
     if runs is not None:
         parser.add_argument("--runs", type=int, default=runs, help="measurements of each figure")
     return parser
@@ -49,6 +50,7 @@ def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
     given = parser.parse_args()
     if given.scratch:
         record.RESULTS = given.scratch
+    record.AGAIN = given.again
     return given
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
-from benchmarks.source_study.results import DISTRACTOR, HALF, SHOTS
+from benchmarks.source_study.page import DISTRACTOR, HALF
 from benchmarks.study import labels_of
 from tangentune import Backbone, Pictures, load_pictures
 
-SIZE, TEST, BLUR = 64, 1000, 0.6  # BLUR: radius in pixels of 32
+SIZE, SHOTS, TEST, BLUR = 64, 10, 1000, 0.6  # BLUR: radius in pixels of 32
 TARGET_SHARE = 10_000  # of a shuffle of CIFAR-10's training pictures; targets are drawn from these, pools from the rest
 RELATIVES = {"dog": "cat", "horse": "deer", "automobile": "truck", "airplane": "ship"}  # source class: target class
 
@@ -44,11 +44,6 @@ class SourceTask:
     right: dict[str, str]
 
 
-def distractors(pictures: Pictures) -> NDArray[np.bool_]:
-    """Which pictures of a pool, or of a choice from it, are of Fashion-MNIST."""
-    return np.array([str(label).startswith(DISTRACTOR) for label in labels_of(pictures)], dtype=bool)
-
-
 def task(name: str, seed: int, backbone: Backbone) -> SourceTask:
     """The pictures of one draw of a target: "grey", "other classes" or "traffic".
 
@@ -56,36 +51,27 @@ def task(name: str, seed: int, backbone: Backbone) -> SourceTask:
     classes: cat, deer, truck and ship; the pool has only the other six classes, four of them relatives. Traffic: red,
     yellow and green lights; nothing in the pool is like them.
     """
-    data, (own, rest) = cifar10(), parts_of(seed)
+    data = cifar10()
+    order = np.random.default_rng(seed).permutation(len(data.train))
+    own, rest = order[:TARGET_SHARE], order[TARGET_SHARE:]
     if name == "traffic":
         train, test = traffic_lights("train"), traffic_lights("test")
         shown = few_shot(train.labels, SHOTS, seed)
         target = named([train.paths[i] for i in shown], train.labels[shown], train.names, backbone)
-        return SourceTask(
-            target, named(list(test.paths), test.labels, test.names, backbone), pool(rest[:HALF], seed, backbone), {}
-        )
-    order = held_out(len(data.test), len(data.test))
+        kept = named(list(test.paths), test.labels, test.names, backbone)
+        return SourceTask(target, kept, pool(rest[:HALF], seed, backbone), {})
+    tested = held_out(len(data.test), len(data.test))
     if name == "grey":
-        shown, kept, changed = target_rows(seed), order[:TEST], grey_blurred
-        others, right = rest, {name: name for name in CIFAR10_NAMES}
+        changed, right = grey_blurred, {name: name for name in CIFAR10_NAMES}
     else:
-        wanted = np.array([CIFAR10_NAMES.index(name) for name in RELATIVES.values()])
-        own = own[np.isin(data.train_labels[own], wanted)]
-        shown = own[few_shot(data.train_labels[own], SHOTS, seed)]
-        kept = order[np.isin(data.test_labels[order], wanted)][:TEST]
-        others, right, changed = rest[~np.isin(data.train_labels[rest], wanted)], RELATIVES, np.asarray
-    return SourceTask(
-        named(changed(data.train[shown]), data.train_labels[shown], CIFAR10_NAMES, backbone),
-        named(changed(data.test[kept]), data.test_labels[kept], CIFAR10_NAMES, backbone),
-        pool(others[:HALF], seed, backbone),
-        right,
-    )
-
-
-def target_rows(seed: int) -> NDArray[np.int64]:
-    """Positions of the grey target's pictures among CIFAR-10's training pictures."""
-    own = parts_of(seed)[0]
-    return own[few_shot(cifar10().train_labels[own], SHOTS, seed)]
+        changed, right = np.asarray, RELATIVES
+        wanted = [CIFAR10_NAMES.index(name) for name in RELATIVES.values()]
+        own, rest = own[np.isin(data.train_labels[own], wanted)], rest[~np.isin(data.train_labels[rest], wanted)]
+        tested = tested[np.isin(data.test_labels[tested], wanted)]
+    shown, tested = own[few_shot(data.train_labels[own], SHOTS, seed)], tested[:TEST]
+    target = named(changed(data.train[shown]), data.train_labels[shown], CIFAR10_NAMES, backbone)
+    test = named(changed(data.test[tested]), data.test_labels[tested], CIFAR10_NAMES, backbone)
+    return SourceTask(target, test, pool(rest[:HALF], seed, backbone), right)
 
 
 def pool(chosen: NDArray[np.int64], seed: int, backbone: Backbone) -> Pictures:
@@ -110,14 +96,13 @@ def grey_blurred(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
-def parts_of(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of CIFAR-10's training pictures that targets, and that pools, are drawn from."""
-    order = np.random.default_rng(seed).permutation(len(cifar10().train))
-    return order[:TARGET_SHARE], order[TARGET_SHARE:]
-
-
 def named(
     pictures: NDArray[np.uint8] | list[Path], labels: NDArray[np.int64], names: Sequence[str], backbone: Backbone
 ) -> Pictures:
     """Pictures whose labels are names."""
     return load_pictures(pictures, np.array(names)[labels], contract=backbone.contract)
+
+
+def distractors(pictures: Pictures) -> NDArray[np.bool_]:
+    """Which pictures of a pool, or of a choice from it, are of Fashion-MNIST."""
+    return np.array([str(label).startswith(DISTRACTOR) for label in labels_of(pictures)], dtype=bool)
