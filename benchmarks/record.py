@@ -86,6 +86,11 @@ def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
     return [row for row in rows if key.items() <= row["key"].items()]
 
 
+def by_seed(rows: Iterable[Row], value: str, **key: Any) -> dict[int, Any]:
+    """A value of the rows measured with these settings, for each seed; rows that have none are left out."""
+    return {row["key"]["seed"]: row[value] for row in matching(rows, **key) if row.get(value) is not None}
+
+
 def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, Any]], section: str = "rows") -> None:
     """Measure and store the rows that are missing, one after the other."""
     for key in keys:

@@ -38,25 +38,18 @@ def study_parser(description: str | None, *, runs: int | None = None) -> argpars
 
 def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line of a study that measures: one thread, fixed random numbers, a clean tree or --scratch."""
-    given = read_arguments(parser)
+    given = parser.parse_args()
+    record.RESULTS, record.AGAIN = given.scratch or record.RESULTS, given.again
     record.check_clean()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return given
 
 
-def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line of what measures nothing, such as a page: only the folder of the results is set."""
-    given = parser.parse_args()
-    if given.scratch:
-        record.RESULTS = given.scratch
-    record.AGAIN = given.again
-    return given
-
-
-def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A type of arguments: some numbers with commas between."""
-    return lambda text: tuple(kind(part) for part in text.split(","))
+def publishing(publish: Callable[[], None], description: str | None) -> None:
+    """The command line of a page, which measures nothing: only the folder of the results is set."""
+    record.RESULTS = study_parser(description).parse_args().scratch or record.RESULTS
+    publish()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from benchmarks import record
 from benchmarks.calibration.summary import Comparison, Line, chosen_by_validation, compare, complete, lines_of
 from benchmarks.plots import COLOURS, MUTED, legend_below, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import mean_error, read_arguments, study_parser
+from benchmarks.study import mean_error, publishing
 
 NAME = "calibration"
 SEEDS = {"cifar10": 3, "fashion_mnist": 3, "traffic_lights": 3, "plankton": 5}  # data sets, and the draws each may have
@@ -190,5 +190,4 @@ def some_methods(lines: Sequence[Line], dataset: str) -> dict[str, Line]:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, legend_below, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import read_arguments, standard_error, study_parser
+from benchmarks.study import publishing, standard_error
 
 NAME, SIZE, BALANCED = "loo_honesty", 64, "CIFAR-10, balanced"
 SPLITS = {50: 12, 150: 7, 500: 2}  # pictures: splits of each data set
@@ -195,5 +195,4 @@ def bias_figure(summary: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

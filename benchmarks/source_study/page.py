@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks import record
 from benchmarks.plots import COLOURS, INK, MUTED, panels, styled
-from benchmarks.study import mean_error, mean_spread, read_arguments, standard_error, study_parser
+from benchmarks.study import mean_error, mean_spread, publishing, standard_error
 
 NAME = "source_study"
 WAYS = {"joint": "joint training", "closed": "the closed form"}
@@ -51,8 +51,7 @@ def publish() -> None:
 
 def values(value: str, section: str = "rows", **key: Any) -> dict[int, Any]:
     """A value of all rows with these settings, by seed; rows that have none are left out."""
-    rows = record.matching(record.load(NAME)[section], **key)
-    return {row["key"]["seed"]: row[value] for row in rows if row.get(value) is not None}
+    return record.by_seed(record.load(NAME)[section], value, **key)
 
 
 def accuracy(target: str, way: str, ranking: str, budget: int) -> dict[int, float]:
@@ -274,5 +273,4 @@ def outcome(gains: Sequence[float]) -> int:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)
