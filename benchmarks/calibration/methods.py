@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.calibration.networks import NETWORKS, Cost, Tuned, measured, network, split_of, tuned_network
+from benchmarks.calibration.networks import Cost, Tuned, measured, network, split_of, together, tuned_networks
 from benchmarks.study import labels_of, network_inputs
 from tangentune import TangentClassifier
 from tangentune.metrics import nll
@@ -44,7 +44,6 @@ PRIORS = {  # of each structure of the curvature: ways to choose the prior, and 
     "kron": {"marglik": "scalar", "gridsearch": None},
     "diag": {"marglik": "scalar", "gridsearch": None, "marglik per weight": "diag"},
 }
-FREE = Cost(seconds=0, cpu_seconds=0, peak_bytes=0)
 
 
 @final
@@ -100,12 +99,12 @@ def _tangent(name: str, family: str, options: dict[str, Any], dataset: str, seed
 
 def _fine_tuning(dataset: str, seed: int) -> Iterator[Answer]:
     """Both networks, as they are and at the temperature of the pictures kept aside."""
-    split, tuned = split_of(dataset, seed), {which: tuned_network(dataset, seed, which) for which in NETWORKS}
+    split, tuned = split_of(dataset, seed), tuned_networks(dataset, seed)
     kept_aside = tuned["split"].validation_rows
     aside = tuned["split"].logits("train")[kept_aside].double()
     temperature = fit_temperature(aside, torch.from_numpy(labels_of(split.train))[kept_aside])
     for which, found in tuned.items():
-        predict = found.feature_costs["test"] + found.feature_costs["foreign"]
+        predict = together(found.feature_costs["test"], found.feature_costs["foreign"])
         for divisor, title in ((1.0, "fine-tuning"), (temperature, "fine-tuning + temperature")):
             test, foreign = ((found.logits(part) / divisor).softmax(1).numpy() for part in ("test", "foreign"))
             facts = found.chosen | {"temperature": divisor, "network": which}
@@ -115,35 +114,31 @@ def _fine_tuning(dataset: str, seed: int) -> Iterator[Answer]:
 def _laplace(structure: str, prior: str, dataset: str, seed: int) -> Iterator[Answer]:
     """The approximation around both networks; the prior of a grid search comes from the first one."""
     torch.manual_seed(seed)
-    labels = torch.from_numpy(labels_of(split_of(dataset, seed).train))
-    tuned = {which: tuned_network(dataset, seed, which) for which in NETWORKS}
+    labels, tuned = torch.from_numpy(labels_of(split_of(dataset, seed).train)), tuned_networks(dataset, seed)
     fits, found = {}, {}
     for which, own in tuned.items():
         with measured() as fits[which]:
             found[which] = approximated(own, structure, labels)
     kept = tuned["split"].validation_rows
-    aside = (tuned["split"].features["train"][kept], labels[kept])
+    aside = tuned["split"].features["train"][kept], labels[kept]
     for links in [(link,) for link in LINKS] if prior == "gridsearch" else [LINKS]:
         with measured() as choosing:
-            choose_prior(
-                found["split"], structure, prior, links[0], (tuned["split"].features["train"][kept], labels[kept])
-            )
-        validation, _ = answers(found["split"], links, tuned["split"].features["train"][kept])
+            choose_prior(found["split"], structure, prior, links[0], aside)
+        validation, _ = answers(found["split"], links, aside[0])
         judged = {link: nll(aside[1], validation[link].numpy()) for link in links}
-        searched = FREE
         with measured() as again:
             if prior == "gridsearch":
                 found["refit"].prior_precision = found["split"].prior_precision.detach().clone()
-                searched = fits["split"] + choosing
             else:
                 choose_prior(found["refit"], structure, prior, links[0], None)
-        costs = {"refit": searched + fits["refit"] + again, "split": fits["split"] + choosing}
-        for which, cost in costs.items():
-            own, title = tuned[which], f"last-layer {structure}, {prior}"
-            fit = own.training + own.feature_costs["train"] + cost
+        searched = [fits["split"], choosing]
+        costs = {"refit": [*(searched if prior == "gridsearch" else []), fits["refit"], again], "split": searched}
+        for which, own in tuned.items():
+            title = f"last-layer {structure}, {prior}"
+            fit = together(own.training, own.feature_costs["train"], *costs[which])
             with measured() as predict:
                 test, foreign = (answers(found[which], links, own.features[part]) for part in ("test", "foreign"))
-            predict += own.feature_costs["test"] + own.feature_costs["foreign"]
+            predict = together(predict, own.feature_costs["test"], own.feature_costs["foreign"])
             precision = torch.as_tensor(found[which].prior_precision).detach()
             facts = {"network": which, "prior_precision": float(precision.double().log().mean().exp())}
             strangeness = (test[1].numpy(), foreign[1].numpy())

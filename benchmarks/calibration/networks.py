@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -26,8 +25,9 @@ from tangentune.methods.fine_tuning.validation import split_rows
 
 SIZE, SHOTS, POOL, TEST, FOREIGN = 96, 50, 600, 1000, 500  # POOL and the draws are those of benchmarks.few_shot
 TEST_SHARE = 1 / 3  # of the plankton, which come without a test set
-NETWORKS, PARTS, VALIDATION_SHARE = ("split", "refit"), ("train", "test", "foreign"), 0.2
+PARTS, VALIDATION_SHARE = ("train", "test", "foreign"), 0.2
 CACHE = ROOT / ".cache" / "calibration"
+Cost = dict[str, float]  # seconds, processor seconds and peak bytes
 
 
 @final
@@ -56,8 +56,7 @@ def network() -> Backbone:
 def split_of(dataset: str, seed: int) -> Split:
     """The pictures of one draw."""
     other = fashion_mnist() if dataset == "cifar10" else cifar10()
-    foreign = other.test[held_out(len(other.test), FOREIGN)]
-    contract = network().contract
+    foreign, contract = other.test[held_out(len(other.test), FOREIGN)], network().contract
     train, test = (load_pictures(*given, contract=contract) for given in drawn(dataset, seed))
     return Split(train, test, load_pictures(foreign, contract=contract, need_labels=False))
 
@@ -88,23 +87,19 @@ def shots(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:count] for k in np.unique(labels)]))
 
 
-@final
-class Cost(dict[str, float]):
-    """Seconds, processor seconds and peak bytes; `+` adds times and takes the higher peak."""
-
-    def __add__(self, other: Cost) -> Cost:
-        """What one after the other costs."""
-        added = {name: self[name] + other[name] for name in ("seconds", "cpu_seconds")}
-        return Cost(added, peak_bytes=max(self["peak_bytes"], other["peak_bytes"]))
-
-
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """A `Cost` that is filled in at the end of the block."""
+    """A cost that is filled in at the end of the block."""
     cost, meter = Cost(), Meter(torch.device("cpu"))
     with stopwatch() as spent, meter.stage("all"):
         yield cost
     cost.update(spent, peak_bytes=meter.stages[0]["peak_bytes"])
+
+
+def together(*costs: Cost) -> Cost:
+    """What one after the other costs: times add up, the highest peak counts."""
+    total = {name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")}
+    return {**total, "peak_bytes": max(cost["peak_bytes"] for cost in costs)}
 
 
 @final
@@ -137,9 +132,18 @@ class Tuned:
         return self.features[part] @ self.weight.T + self.bias
 
 
-def tune(dataset: str, seed: int) -> None:
-    """Fine-tune both networks of a draw and write them to the cache."""
-    split, backbone = split_of(dataset, seed), network()
+def tuned_networks(dataset: str, seed: int) -> dict[str, Tuned]:
+    """Networks "split" and "refit" of a draw, from the cache or, the first time, fine-tuned."""
+    path = CACHE / f"{dataset}-{seed}.pt"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        torch.save(_tune(dataset, seed), path)
+    return {which: Tuned(**kept) for which, kept in torch.load(path, weights_only=True).items()}
+
+
+def _tune(dataset: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Both networks of a draw as the arguments of `Tuned`."""
+    split, backbone, out = split_of(dataset, seed), network(), {}
     known = {"validation_share": VALIDATION_SHARE, "refit": False, "seed": seed}
     with measured() as sweeping:
         found = baselines.sweep(backbone, split.train, baselines.FineTuneSettings(), **known).tuned
@@ -148,33 +152,22 @@ def tune(dataset: str, seed: int) -> None:
     with measured() as refitting:
         refit = baselines.fine_tune(backbone, split.train, settings)
     fit, kept = split_rows(labels_of(split.train), VALIDATION_SHARE, seed)
-    chosen = {"learning_rate": settings.learning_rate, "epochs": settings.epochs}
     for which, tuned, rows, training in (
         ("split", found, fit, sweeping),
-        ("refit", refit, np.arange(len(split.train)), sweeping + refitting),
+        ("refit", refit, np.arange(len(split.train)), together(sweeping, refitting)),
     ):
         features, costs = {}, {}
         for part in PARTS:
             with measured() as costs[part]:
                 features[part] = mean_features(tuned.backbone, getattr(split, part), flip=True)
-        made = {"features": features, "weight": tuned.head.weight.detach(), "bias": tuned.head.bias.detach()}
-        made |= {"fit_rows": torch.from_numpy(rows), "validation_rows": torch.from_numpy(kept), "chosen": chosen}
-        made |= {"training": dict(training), "feature_costs": {part: dict(cost) for part, cost in costs.items()}}
-        CACHE.mkdir(parents=True, exist_ok=True)
-        torch.save(made, _path(dataset, seed, which))
-
-
-def is_tuned(dataset: str, seed: int) -> bool:
-    """Whether both networks of a draw are in the cache."""
-    return _path(dataset, seed, "refit").exists()
-
-
-def tuned_network(dataset: str, seed: int, which: str) -> Tuned:
-    """One of both networks."""
-    kept = torch.load(_path(dataset, seed, which), weights_only=True)
-    costs = {part: Cost(cost) for part, cost in kept.pop("feature_costs").items()}
-    return Tuned(**kept | {"training": Cost(kept["training"]), "feature_costs": costs})
-
-
-def _path(dataset: str, seed: int, which: str) -> Path:
-    return CACHE / f"{dataset}-{seed}-{which}.pt"
+        out[which] = {
+            "features": features,
+            "weight": tuned.head.weight.detach(),
+            "bias": tuned.head.bias.detach(),
+            "fit_rows": torch.from_numpy(rows),
+            "validation_rows": torch.from_numpy(kept),
+            "training": training,
+            "feature_costs": costs,
+            "chosen": {"learning_rate": settings.learning_rate, "epochs": settings.epochs},
+        }
+    return out
