@@ -105,7 +105,7 @@ def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, A
 def provenance() -> Row:
     """Commit, machine, threads, versions and date, for the foot of a results file."""
     return {
-        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
         "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -158,12 +158,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def _changed() -> str:
-    return _git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
+    return git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str, folder: Path | None = None) -> str:
+    """What git says of our repository, or that of a folder; nothing where it has nothing to say."""
     try:
-        ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        ran = subprocess.run(["git", *arguments], cwd=folder or ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return ran.stdout.rstrip() if ran.returncode == 0 else ""
