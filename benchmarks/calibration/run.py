@@ -18,8 +18,7 @@ from scipy.special import entr
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import record
-from benchmarks.calibration.methods import Answer, groups
-from benchmarks.calibration.networks import split_of
+from benchmarks.calibration.methods import Answer, groups, split_of
 from benchmarks.calibration.page import NAME, SEEDS, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, study_parser

@@ -14,8 +14,17 @@ from itertools import product
 
 from benchmarks import record
 from benchmarks.record import Row
-from benchmarks.source_study.data import SIZE, task
-from benchmarks.source_study.methods import RANKINGS, Drawn, chosen, closed_form, drawn, facts, joint_training
+from benchmarks.source_study.methods import (
+    RANKINGS,
+    SIZE,
+    Drawn,
+    chosen,
+    closed_form,
+    drawn,
+    facts,
+    joint_training,
+    task,
+)
 from benchmarks.source_study.page import ALL, EVEN, HALF, NAME, NONE, TARGETS, TRAINED, publish
 from benchmarks.study import begin, quietly, study_parser
 from tangentune import load_backbone
