@@ -30,7 +30,6 @@ bench: $(STAMP)
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)
-	$(BIN)/python -m benchmarks.finetune_accuracy.run
 	$(BIN)/python -m benchmarks.accuracy.run
 	$(BIN)/python -m benchmarks.loo_honesty.run
 

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+AGAIN = False  # whether `fill` measures rows again that came from code that no commit holds
 CODE = ("src", "benchmarks", "pyproject.toml", "constraints.txt")  # what a result depends on
 Row = dict[str, Any]
 
@@ -80,10 +81,21 @@ def append(name: str, key: Mapping[str, Any], values: Mapping[str, Any], section
     record(name, payload)
 
 
+def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
+    """The rows measured with these settings, whatever their others."""
+    return [row for row in rows if key.items() <= row["key"].items()]
+
+
+def by_seed(rows: Iterable[Row], value: str, **key: Any) -> dict[int, Any]:
+    """A value of the rows measured with these settings, for each seed; rows that have none are left out."""
+    return {row["key"]["seed"]: row[value] for row in matching(rows, **key) if row.get(value) is not None}
+
+
 def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, Any]], section: str = "rows") -> None:
     """Measure and store the rows that are missing, one after the other."""
     for key in keys:
-        if done(name, key, section) is None:
+        row = done(name, key, section)
+        if row is None or (AGAIN and row.get("dirty", True)):
             values = measure(key)
             append(name, key, values, section)
             short = {title: value for title, value in values.items() if isinstance(value, (bool, int, float))}
@@ -93,7 +105,7 @@ def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, A
 def provenance() -> Row:
     """Commit, machine, threads, versions and date, for the foot of a results file."""
     return {
-        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
         "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -146,12 +158,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 
 
 def _changed() -> str:
-    return _git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
+    return git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str, folder: Path | None = None) -> str:
+    """What git says of our repository, or that of a folder; nothing where it has nothing to say."""
     try:
-        ran = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        ran = subprocess.run(["git", *arguments], cwd=folder or ROOT, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return ran.stdout.rstrip() if ran.returncode == 0 else ""

@@ -30,6 +30,7 @@ def study_parser(description: str | None, *, runs: int | None = None) -> argpars
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     words = "a trial: results go to this folder (.cache/scratch), whatever the state of the code"
     parser.add_argument("--scratch", type=Path, nargs="?", const=SCRATCH, metavar="FOLDER", help=words)
+    parser.add_argument("--again", action="store_true", help="also measure again what uncommitted code has measured")
     if runs is not None:
         parser.add_argument("--runs", type=int, default=runs, help="measurements of each figure")
     return parser
@@ -37,24 +38,18 @@ def study_parser(description: str | None, *, runs: int | None = None) -> argpars
 
 def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line of a study that measures: one thread, fixed random numbers, a clean tree or --scratch."""
-    given = read_arguments(parser)
+    given = parser.parse_args()
+    record.RESULTS, record.AGAIN = given.scratch or record.RESULTS, given.again
     record.check_clean()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return given
 
 
-def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line of what measures nothing, such as a page: only the folder of the results is set."""
-    given = parser.parse_args()
-    if given.scratch:
-        record.RESULTS = given.scratch
-    return given
-
-
-def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """A type of arguments: some numbers with commas between."""
-    return lambda text: tuple(kind(part) for part in text.split(","))
+def publishing(publish: Callable[[], None], description: str | None) -> None:
+    """The command line of a page, which measures nothing: only the folder of the results is set."""
+    record.RESULTS = study_parser(description).parse_args().scratch or record.RESULTS
+    publish()
 
 
 @contextmanager

@@ -9,15 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import record
-from benchmarks.finetune_accuracy import run as tuning
 from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import read_arguments, standard_error, study_parser
+from benchmarks.study import publishing, standard_error
 
 NAME = "accuracy"
 SEEDS, SHOTS = range(5), (10, 50)
-
-
 METHODS: dict[str, dict[str, Any]] = {
     "linear probe, flip": {"body_scale": 0, "augment": "flip"},
     "tangent kernel, flip": {"augment": "flip"},
@@ -33,49 +30,44 @@ COLUMNS = ("accuracy", "nll", "ece")
 def publish() -> None:
     """Write the table as Markdown and the figure."""
     found = digest()
-    verdicts = "\n".join(map(sentence, found["verdicts"]))
     lines = [
         {name: cell(line, name) for name in ("shots", "method", "seeds")} | scores(line) for line in found["summary"]
     ]
-    parts = {"verdicts": verdicts, "table": record.markdown_table(lines)}
+    parts = {"verdicts": "\n".join(map(sentence, found["verdicts"])), "table": record.markdown_table(lines)}
     record.write_page(NAME, __file__, parts, {NAME: figure(found["summary"])})
 
 
 def digest() -> Row:
     """What the rows say: a line a method, the gaps between methods, and whether rows are missing."""
-    rows, tuned = record.load(NAME).get("rows", []), fine_tuning_rows()
-    summary = summarise([*rows, *tuned])
+    own = record.load(NAME).get("rows", [])
+    rows, methods = [*own, *fine_tuning_rows()], (*METHODS, *FINE_TUNING)
+    groups = [
+        (shots, method, record.matching(rows, shots=shots, method=method)) for shots in SHOTS for method in methods
+    ]
+    summary = [
+        {"shots": shots, "method": method, "seeds": len(group), **spread(group)}
+        for shots, method, group in groups
+        if group
+    ]
     others = ("linear probe, flip", "tangent kernel, flip", *FINE_TUNING)
-    verdicts = [verdict([*rows, *tuned], shots, other) for shots in SHOTS for other in others]
-    complete = len(rows) == len(SEEDS) * len(SHOTS) * len(METHODS)
+    verdicts = [verdict(rows, shots, other) for shots in SHOTS for other in others]
+    complete = len(own) == len(SEEDS) * len(SHOTS) * len(METHODS)
     complete = complete and all(line["seeds"] == len(SEEDS) for line in summary)
     return {"complete": complete, "summary": summary, "verdicts": [line for line in verdicts if line]}
 
 
 def fine_tuning_rows() -> list[Row]:
     """Runs of the best learning rate for each shots, as rows of this table (plain and mirrored predictions)."""
-    out, rows = [], record.load(tuning.NAME).get("rows", [])
-    for shots, best in tuning.summarise(rows)["best_of_sweep"].items():
-        wanted = {"shots": int(shots), "learning_rate": best["learning_rate"], **tuning.VARIANT}
-        for row in rows:
-            if wanted.items() <= row["key"].items() and "accuracy" in row:
-                for method, suffix in FINE_TUNING.items():
-                    values = {name: row[name + suffix] for name in COLUMNS}
-                    key = {"shots": int(shots), "seed": row["key"]["seed"], "method": method}
-                    more = {"fit_cpu_seconds": row["train_cpu_seconds"], "learning_rate": best["learning_rate"]}
-                    out.append({"key": key, **values, **more})
+    out, tuned = [], record.load("finetune_accuracy")
+    for shots, best in tuned["best_of_sweep"].items():
+        key = {"shots": int(shots), "learning_rate": best["learning_rate"], **tuned["variant"]}
+        for row in record.matching(tuned["rows"], **key):
+            for method, suffix in FINE_TUNING.items() if "accuracy" in row else ():
+                values = {name: row[name + suffix] for name in COLUMNS}
+                own = {"shots": int(shots), "seed": row["key"]["seed"], "method": method}
+                more = {"fit_cpu_seconds": row["train_cpu_seconds"], "learning_rate": best["learning_rate"]}
+                out.append({"key": own, **values, **more})
     return out
-
-
-def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Mean and standard deviation over seeds of every method, by shots."""
-    lines = []
-    for shots in SHOTS:
-        for method in (*METHODS, *FINE_TUNING):
-            group = [row for row in rows if row["key"]["shots"] == shots and row["key"]["method"] == method]
-            if group:
-                lines.append({"shots": shots, "method": method, "seeds": len(group), **spread(group)})
-    return lines
 
 
 def spread(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -90,15 +82,7 @@ def spread(rows: Sequence[Row]) -> dict[str, float | None]:
 
 def verdict(rows: Sequence[Row], shots: int, other: str) -> Row | None:
     """Tangent kernel (flip) minus another method in accuracy, paired by seed, with its standard error."""
-    both = (
-        {
-            row["key"]["seed"]: row["accuracy"]
-            for row in rows
-            if (row["key"]["shots"], row["key"]["method"]) == (shots, m)
-        }
-        for m in (KERNEL, other)
-    )
-    kernel, its = both
+    kernel, its = (record.by_seed(rows, "accuracy", shots=shots, method=method) for method in (KERNEL, other))
     gaps = [kernel[seed] - its[seed] for seed in SEEDS if seed in kernel and seed in its]
     if len(gaps) < 2:
         return None
@@ -150,5 +134,4 @@ def figure(summary: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

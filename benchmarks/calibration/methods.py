@@ -1,4 +1,7 @@
-"""What the calibration study compares: each group of methods answers with probabilities and what they cost.
+"""What the calibration study compares: pictures, fine-tuned networks, and methods with their probabilities and costs.
+
+Two networks a draw, used by all that start from one. "split" was trained on four fifths of the pictures, its learning
+rate chosen on the other fifth; "refit" again on all of them with that rate. Their cost counts in full for each method.
 
 laplace-torch gets the features, made once, as a network of one linear layer (its results are the same, and it need not
 run the network at each step), with mirrored pictures averaged, as all methods here have it. Grid searches get the plain
@@ -11,21 +14,174 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, final
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.calibration.networks import NETWORKS, Cost, Tuned, measured, network, split_of, tuned_network
-from benchmarks.study import labels_of, network_inputs
-from tangentune import TangentClassifier
+from benchmarks.datasets import ROOT, cifar10, fashion_mnist, few_shot, held_out, plankton, traffic_lights
+from benchmarks.study import labels_of, mean_features, network_inputs, stopwatch
+from tangentune import Backbone, Pictures, TangentClassifier, baselines, load_backbone, load_pictures
+from tangentune.memory import Meter
+from tangentune.methods.fine_tuning.validation import split_rows
 from tangentune.metrics import nll
 from tangentune.solvers.calibration import fit_temperature
+
+SIZE, SHOTS, POOL, TEST, FOREIGN = 96, 50, 600, 1000, 500  # POOL and the draws are those of benchmarks.few_shot
+TEST_SHARE = 1 / 3  # of the plankton, which come without a test set
+PARTS, VALIDATION_SHARE = ("train", "test", "foreign"), 0.2
+CACHE = ROOT / ".cache" / "calibration"
+Cost = dict[str, float]  # seconds, processor seconds and peak bytes
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One draw of one data set at the network's size; labels are class positions.
+
+    Attributes:
+        train: at most 50 pictures a class.
+        test: held out; never used for a choice.
+        foreign: pictures of another data set, to be told from the test pictures; without labels.
+    """
+
+    train: Pictures
+    test: Pictures
+    foreign: Pictures
+
+
+@cache
+def network() -> Backbone:
+    """The network of all methods, at the study's picture size."""
+    return load_backbone("mobilenet_v2").with_size(SIZE)
+
+
+@cache
+def split_of(dataset: str, seed: int) -> Split:
+    """The pictures of one draw."""
+    other = fashion_mnist() if dataset == "cifar10" else cifar10()
+    foreign, contract = other.test[held_out(len(other.test), FOREIGN)], network().contract
+    train, test = (load_pictures(*given, contract=contract) for given in drawn(dataset, seed))
+    return Split(train, test, load_pictures(foreign, contract=contract, need_labels=False))
+
+
+def drawn(dataset: str, seed: int) -> list[tuple[Any, NDArray[np.int64]]]:
+    """Training and test pictures with their labels; of plankton a third of each class for the test."""
+    if dataset in ("cifar10", "fashion_mnist"):
+        data = cifar10() if dataset == "cifar10" else fashion_mnist()
+        pool, kept = few_shot(data.train_labels, POOL, seed=0), held_out(len(data.test), TEST)
+        rows = pool[shots(data.train_labels[pool], SHOTS, seed)]
+        return [(data.train[rows], data.train_labels[rows]), (data.test[kept], data.test_labels[kept])]
+    if dataset == "traffic_lights":
+        train, test = traffic_lights("train"), traffic_lights("test")
+        rows = shots(train.labels, SHOTS, seed)
+        return [([train.paths[i] for i in rows], train.labels[rows]), (list(test.paths), test.labels)]
+    data, rng, held = plankton(), np.random.default_rng(seed), []
+    for label in np.unique(data.labels):
+        members = rng.permutation(np.flatnonzero(data.labels == label))
+        held.append(members[: round(TEST_SHARE * len(members))])
+    kept = np.sort(np.concatenate(held))
+    rest = np.setdiff1d(np.arange(len(data.labels)), kept)
+    return [([data.paths[i] for i in rows], data.labels[rows]) for rows in (rest, kept)]
+
+
+def shots(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Sorted positions of `count` pictures of every class, all of a class that has fewer; drawn as `compare` does."""
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:count] for k in np.unique(labels)]))
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """A cost that is filled in at the end of the block."""
+    cost, meter = Cost(), Meter(torch.device("cpu"))
+    with stopwatch() as spent, meter.stage("all"):
+        yield cost
+    cost.update(spent, peak_bytes=meter.stages[0]["peak_bytes"])
+
+
+def together(*costs: Cost) -> Cost:
+    """What one after the other costs: times add up, the highest peak counts."""
+    total = {name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")}
+    return {**total, "peak_bytes": max(cost["peak_bytes"] for cost in costs)}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A fine-tuned network of a draw, as what it makes of all pictures.
+
+    Attributes:
+        features: "train", "test" and "foreign" -> (n, d), means over each picture and its mirror image.
+        weight: (C, d) of the head.
+        bias: (C,) of the head.
+        fit_rows: training pictures that it was trained on.
+        validation_rows: training pictures kept aside, the same for both networks.
+        training: cost of the network with the choice of its rate.
+        feature_costs: cost of the features of each part.
+        chosen: learning rate and epochs.
+    """
+
+    features: dict[str, Tensor]
+    weight: Tensor
+    bias: Tensor
+    fit_rows: Tensor
+    validation_rows: Tensor
+    training: Cost
+    feature_costs: dict[str, Cost]
+    chosen: dict[str, Any]
+
+    def logits(self, part: str) -> Tensor:
+        """(n, C) logits of a part of the pictures."""
+        return self.features[part] @ self.weight.T + self.bias
+
+
+def tuned_networks(dataset: str, seed: int) -> dict[str, Tuned]:
+    """Networks "split" and "refit" of a draw, from the cache or, the first time, fine-tuned."""
+    path = CACHE / f"{dataset}-{seed}.pt"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        torch.save(_tune(dataset, seed), path)
+    return {which: Tuned(**kept) for which, kept in torch.load(path, weights_only=True).items()}
+
+
+def _tune(dataset: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Both networks of a draw as the arguments of `Tuned`."""
+    split, backbone, out = split_of(dataset, seed), network(), {}
+    known = {"validation_share": VALIDATION_SHARE, "refit": False, "seed": seed}
+    with measured() as sweeping:
+        found = baselines.sweep(backbone, split.train, baselines.FineTuneSettings(), **known).tuned
+    assert found.validation is not None
+    settings = replace(found.settings, validation_share=0.0, epochs=found.validation.kept)
+    with measured() as refitting:
+        refit = baselines.fine_tune(backbone, split.train, settings)
+    fit, kept = split_rows(labels_of(split.train), VALIDATION_SHARE, seed)
+    for which, tuned, rows, training in (
+        ("split", found, fit, sweeping),
+        ("refit", refit, np.arange(len(split.train)), together(sweeping, refitting)),
+    ):
+        features, costs = {}, {}
+        for part in PARTS:
+            with measured() as costs[part]:
+                features[part] = mean_features(tuned.backbone, getattr(split, part), flip=True)
+        out[which] = {
+            "features": features,
+            "weight": tuned.head.weight.detach(),
+            "bias": tuned.head.bias.detach(),
+            "fit_rows": torch.from_numpy(rows),
+            "validation_rows": torch.from_numpy(kept),
+            "training": training,
+            "feature_costs": costs,
+            "chosen": {"learning_rate": settings.learning_rate, "epochs": settings.epochs},
+        }
+    return out
+
 
 _FLIP: dict[str, Any] = {"augment": "flip"}
 _STEPS: dict[str, Any] = {"augment": "flip", "outer_steps": "loo"}
@@ -44,7 +200,6 @@ PRIORS = {  # of each structure of the curvature: ways to choose the prior, and 
     "kron": {"marglik": "scalar", "gridsearch": None},
     "diag": {"marglik": "scalar", "gridsearch": None, "marglik per weight": "diag"},
 }
-FREE = Cost(seconds=0, cpu_seconds=0, peak_bytes=0)
 
 
 @final
@@ -100,12 +255,12 @@ def _tangent(name: str, family: str, options: dict[str, Any], dataset: str, seed
 
 def _fine_tuning(dataset: str, seed: int) -> Iterator[Answer]:
     """Both networks, as they are and at the temperature of the pictures kept aside."""
-    split, tuned = split_of(dataset, seed), {which: tuned_network(dataset, seed, which) for which in NETWORKS}
+    split, tuned = split_of(dataset, seed), tuned_networks(dataset, seed)
     kept_aside = tuned["split"].validation_rows
     aside = tuned["split"].logits("train")[kept_aside].double()
     temperature = fit_temperature(aside, torch.from_numpy(labels_of(split.train))[kept_aside])
     for which, found in tuned.items():
-        predict = found.feature_costs["test"] + found.feature_costs["foreign"]
+        predict = together(found.feature_costs["test"], found.feature_costs["foreign"])
         for divisor, title in ((1.0, "fine-tuning"), (temperature, "fine-tuning + temperature")):
             test, foreign = ((found.logits(part) / divisor).softmax(1).numpy() for part in ("test", "foreign"))
             facts = found.chosen | {"temperature": divisor, "network": which}
@@ -115,35 +270,31 @@ def _fine_tuning(dataset: str, seed: int) -> Iterator[Answer]:
 def _laplace(structure: str, prior: str, dataset: str, seed: int) -> Iterator[Answer]:
     """The approximation around both networks; the prior of a grid search comes from the first one."""
     torch.manual_seed(seed)
-    labels = torch.from_numpy(labels_of(split_of(dataset, seed).train))
-    tuned = {which: tuned_network(dataset, seed, which) for which in NETWORKS}
+    labels, tuned = torch.from_numpy(labels_of(split_of(dataset, seed).train)), tuned_networks(dataset, seed)
     fits, found = {}, {}
     for which, own in tuned.items():
         with measured() as fits[which]:
             found[which] = approximated(own, structure, labels)
     kept = tuned["split"].validation_rows
-    aside = (tuned["split"].features["train"][kept], labels[kept])
+    aside = tuned["split"].features["train"][kept], labels[kept]
     for links in [(link,) for link in LINKS] if prior == "gridsearch" else [LINKS]:
         with measured() as choosing:
-            choose_prior(
-                found["split"], structure, prior, links[0], (tuned["split"].features["train"][kept], labels[kept])
-            )
-        validation, _ = answers(found["split"], links, tuned["split"].features["train"][kept])
+            choose_prior(found["split"], structure, prior, links[0], aside)
+        validation, _ = answers(found["split"], links, aside[0])
         judged = {link: nll(aside[1], validation[link].numpy()) for link in links}
-        searched = FREE
         with measured() as again:
             if prior == "gridsearch":
                 found["refit"].prior_precision = found["split"].prior_precision.detach().clone()
-                searched = fits["split"] + choosing
             else:
                 choose_prior(found["refit"], structure, prior, links[0], None)
-        costs = {"refit": searched + fits["refit"] + again, "split": fits["split"] + choosing}
-        for which, cost in costs.items():
-            own, title = tuned[which], f"last-layer {structure}, {prior}"
-            fit = own.training + own.feature_costs["train"] + cost
+        searched = [fits["split"], choosing]
+        costs = {"refit": [*(searched if prior == "gridsearch" else []), fits["refit"], again], "split": searched}
+        for which, own in tuned.items():
+            title = f"last-layer {structure}, {prior}"
+            fit = together(own.training, own.feature_costs["train"], *costs[which])
             with measured() as predict:
                 test, foreign = (answers(found[which], links, own.features[part]) for part in ("test", "foreign"))
-            predict += own.feature_costs["test"] + own.feature_costs["foreign"]
+            predict = together(predict, own.feature_costs["test"], own.feature_costs["foreign"])
             precision = torch.as_tensor(found[which].prior_precision).detach()
             facts = {"network": which, "prior_precision": float(precision.double().log().mean().exp())}
             strangeness = (test[1].numpy(), foreign[1].numpy())

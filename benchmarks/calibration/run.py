@@ -2,22 +2,23 @@
 
 What is measured already is not measured again, so the study may be stopped, and new groups are added by running it once
 more. The fine-tuned networks that many methods start from are trained once a draw and kept in the cache; their cost
-counts for each. `--groups`, `--datasets` and `--seeds` choose.
+counts for each.
 """
 
 from __future__ import annotations
 
 import traceback
 import warnings
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import record
-from benchmarks.calibration.methods import Answer, groups
-from benchmarks.calibration.networks import is_tuned, split_of, tune
+from benchmarks.calibration.methods import Answer, groups, split_of
 from benchmarks.calibration.page import NAME, SEEDS, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, study_parser
@@ -27,23 +28,18 @@ from tangentune import metrics
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = study_parser(__doc__)
-    parser.add_argument("--datasets", default=",".join(SEEDS))
     parser.add_argument("--seeds", type=int, default=1, help="draws; every data set has at most its own number")
-    parser.add_argument("--groups", default="", help="beginnings of names, separated by semicolons; default: all")
-    given = begin(parser)
+    seeds = begin(parser).seeds
     warnings.simplefilter("ignore")
-    for group in [name for name in groups() if name.startswith(tuple(given.groups.split(";")))]:
-        for dataset in given.datasets.split(","):
-            for seed in range(min(given.seeds, SEEDS[dataset])):
-                record.fill(NAME, [{"dataset": dataset, "seed": seed, "group": group}], measure, "groups")
+    every = product(groups(), SEEDS, range(seeds))
+    keys = [{"dataset": d, "seed": seed, "group": group} for group, d, seed in every if seed < SEEDS[d]]
+    record.fill(NAME, keys, measure, "groups")
     publish()
 
 
 def measure(key: Row) -> Row:
     """The rows of one group, stored as they come, and how it ended."""
     draw, group, rows, failed = {"dataset": key["dataset"], "seed": key["seed"]}, key["group"], 0, []
-    if not is_tuned(**draw):
-        tune(**draw)
     labels = labels_of(split_of(**draw).test)
     try:
         for found in groups()[group](*draw.values()):
@@ -70,18 +66,12 @@ def scored(answer: Answer, labels: NDArray[np.int64]) -> Row:
         "ece": metrics.ece(labels, test),
         "brier": metrics.brier(labels, test),
         "auroc_probability": auroc(-test.max(1), -foreign.max(1)),
-        "auroc_entropy": auroc(entropy(test), entropy(foreign)),
+        "auroc_entropy": auroc(*(entr(p.astype(np.float64)).sum(1) for p in (test, foreign))),
         "auroc_own": None if answer.strangeness is None else auroc(*answer.strangeness),
         "fit": answer.fit,
         "predict": answer.predict,
         "facts": answer.facts,
     }
-
-
-def entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of each row."""
-    table = probabilities.astype(np.float64)
-    return -(table * np.log(np.clip(table, 1e-300, None))).sum(1)
 
 
 def auroc(test: NDArray[Any], foreign: NDArray[Any]) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks import record
-from benchmarks.study import mean_error, read_arguments, study_parser
+from benchmarks.record import Row
+from benchmarks.study import mean_error, publishing
 from tangentune.comparison.methods import METHODS
 
 
@@ -19,7 +20,6 @@ class Task:
     backbone: str
     size: int
     shots: tuple[int, ...]
-    seeds: int = 3
 
 
 TASKS = {
@@ -44,34 +44,33 @@ def publish() -> None:
     record.write_page("few_shot", __file__, {"tasks": "\n".join(lines)})
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def table(cells: list[Row]) -> str:
     """A line for each number of pictures and method."""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, str], list[Row]] = {}
     for cell in sorted(cells, key=lambda cell: (cell["shots"], list(METHODS).index(cell["method"]))):
         if cell["failed"] is None:
             groups.setdefault((cell["shots"], cell["method"]), []).append(cell)
     rows = []
     for (shots, method), group in groups.items():
-        means = {
-            name: statistics.fmean(cell[name] for cell in group) for name in ("cpu_seconds", "seconds", "peak_bytes")
-        }
-        means |= {name: statistics.fmean(cell["scores"][name] for cell in group) for name in ("nll", "ece")}
+
+        def mean(of: Callable[[Row], float], digits: int, group: list[Row] = group) -> str:
+            return f"{statistics.fmean(map(of, group)):.{digits}f}"
+
         rows.append(
             {
-                "a class": str(shots),
+                "a class": shots,
                 "method": method,
                 "accuracy": mean_error([cell["scores"]["accuracy"] for cell in group]),
-                "NLL": f"{means['nll']:.3f}",
-                "ECE": f"{means['ece']:.3f}",
-                "CPU seconds": f"{means['cpu_seconds']:.1f}",
-                "seconds": f"{means['seconds']:.1f}",
-                "peak GiB": f"{means['peak_bytes'] / 2**30:.2f}",
-                "seeds": str(len(group)),
+                "NLL": mean(lambda cell: cell["scores"]["nll"], 3),
+                "ECE": mean(lambda cell: cell["scores"]["ece"], 3),
+                "CPU seconds": mean(lambda cell: cell["cpu_seconds"], 1),
+                "seconds": mean(lambda cell: cell["seconds"], 1),
+                "peak GiB": mean(lambda cell: cell["peak_bytes"] / 2**30, 2),
+                "seeds": len(group),
             }
         )
     return record.markdown_table(rows)
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

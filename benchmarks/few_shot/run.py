@@ -11,30 +11,26 @@ import numpy as np
 
 from benchmarks import datasets, record
 from benchmarks.few_shot.page import TASKS, publish
-from benchmarks.study import begin, numbers, study_parser
+from benchmarks.study import begin, study_parser
 from tangentune import Backbone, Pictures, load_backbone, load_pictures
 from tangentune.comparison import compare
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.page import write_files
 
-POOL, TEST = 600, 1000  # pictures a class to draw from, and test pictures, of the large sets
+POOL, TEST, SEEDS = 600, 1000, 3  # pictures a class to draw from, and test pictures, of the large sets
 
 
 def main() -> None:
     """Measure what is missing of one task, then write its table and plot, and the page."""
     parser = study_parser(__doc__)
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--shots", type=numbers(int), help="pictures a class; default: the task's own")
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--methods", default=",".join(METHODS), help="names, with commas between")
     given = begin(parser)
     task, folder = TASKS[given.task], record.RESULTS / "few_shot" / given.task
     backbone = load_backbone(task.backbone).with_size(task.size)
     train, test = read(given.task, backbone)
-    settings = {"methods": given.methods.split(","), "shots": list(given.shots or task.shots)}
-    result = compare(
-        train, test=test, backbone=backbone, seeds=given.seeds or task.seeds, out=folder, verbose=1, **settings
-    )
+    settings = {"methods": given.methods.split(","), "shots": list(task.shots), "seeds": SEEDS}
+    result = compare(train, test=test, backbone=backbone, out=folder, verbose=1, **settings)
     write_files(result, folder)
     record.record(f"few_shot/{given.task}/made_by", {"task": given.task})
     publish()

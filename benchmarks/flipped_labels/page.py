@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks import record
 from benchmarks.record import Row
-from benchmarks.study import mean_error, read_arguments, study_parser
+from benchmarks.study import mean_error, publishing
 
 NAME = "flipped_labels"
 DATASETS = {"CIFAR-10": "cifar10", "Fashion-MNIST": "fashion"}  # in the rows, and in page.md
@@ -50,5 +50,4 @@ def gains(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import read_arguments, study_parser
+from benchmarks.study import publishing
 
 NAME = "label_mistakes"
 DATASETS = {"traffic lights": "lights", "CIFAR-10": "cifar10"}  # in the rows, and in page.md
@@ -126,5 +126,4 @@ def figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
@@ -11,14 +11,12 @@ from scipy.stats import t as student
 from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, legend_below, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import read_arguments, standard_error, study_parser
+from benchmarks.study import publishing, standard_error
 
 NAME, SIZE, BALANCED = "loo_honesty", 64, "CIFAR-10, balanced"
 SPLITS = {50: 12, 150: 7, 500: 2}  # pictures: splits of each data set
 LEGEND = "squared error; larger dot: more pictures"
 REFERENCES = {"against_probe": "probe", "against_p0": "p = 0"}
-
-
 POWERS = {"p = 0": 0.0, "p = 1/4": 0.25, "p = 1/2": 0.5}
 METHODS = ("probe", *POWERS, "default")
 
@@ -42,29 +40,32 @@ def publish() -> None:
 def digest(payload: Row) -> Row:
     """Every table of the study, computed from its rows."""
     rows = payload.get("rows", [])
-    summary = summarise(rows)
-    losses = [against_probe(rows, dataset) for dataset in dict.fromkeys(row["key"]["dataset"] for row in rows)]
+    sets = {dataset: record.matching(rows, dataset=dataset) for dataset in of_key(rows, "dataset")}
+    sizes = sorted(of_key(rows, "n"))
+    by_size = [({"dataset": name, "n": n}, record.matching(own, n=n)) for name, own in sets.items() for n in sizes]
+    summary = summarised(({"dataset": name}, own) for name, own in sets.items())
     return {
         "complete": len(rows) >= 71,  # three data sets at every size, and 8 balanced splits
         "summary": summary,
         "pooled": pooled(summary),
-        "by_size": summarise(rows, by_size=True),
-        "default_against_probe": [loss for loss in losses if loss],
+        "by_size": summarised(by_size),
+        "default_against_probe": [against_probe(name, own) for name, own in sets.items() if len(own) > 1],
     }
 
 
-def summarise(rows: Sequence[Row], by_size: bool = False) -> list[Row]:
-    """Mean errors and bias of every method on every data set (and, if asked, number of pictures)."""
-    lines = []
-    for dataset in dict.fromkeys(row["key"]["dataset"] for row in rows):
-        sizes = sorted({row["key"]["n"] for row in rows}) if by_size else [None]
-        for n in sizes:
-            group = [row for row in rows if row["key"]["dataset"] == dataset and n in (None, row["key"]["n"])]
-            for method in METHODS:
-                if len(group) > 1:
-                    head = {"dataset": dataset} | ({"n": n} if by_size else {}) | {"method": method}
-                    lines.append(head | {"splits": len(group)} | bias_of(group, method))
-    return lines
+def of_key(rows: Iterable[Row], name: str) -> list[str]:
+    """The values of a setting, in the order of the rows."""
+    return list(dict.fromkeys(row["key"][name] for row in rows))
+
+
+def summarised(groups: Iterable[tuple[Row, list[Row]]]) -> list[Row]:
+    """Mean errors and bias of every method over each group of two rows or more."""
+    return [
+        {**head, "method": method, "splits": len(group), **bias_of(group, method)}
+        for head, group in groups
+        for method in METHODS
+        if len(group) > 1
+    ]
 
 
 def bias_of(rows: Sequence[Row], method: str) -> Row:
@@ -77,34 +78,33 @@ def bias_of(rows: Sequence[Row], method: str) -> Row:
         }
         for side in ("loo", "held_out"):
             out[f"{side}_{suffix}"] = statistics.fmean(row["methods"][method][f"{side}_{suffix}"] for row in rows)
-        out[f"bias{tag}"], out[f"bias{tag}_standard_error"] = mean_and_error(gaps[method])
+        out |= mean_and_error(f"bias{tag}", gaps[method])
         for name, other in REFERENCES.items():
-            extra = [own - its for own, its in zip(gaps[method], gaps[other], strict=True)]
-            out[f"{name}{tag}"], out[f"{name}{tag}_standard_error"] = mean_and_error(extra)
+            out |= mean_and_error(
+                f"{name}{tag}", [own - its for own, its in zip(gaps[method], gaps[other], strict=True)]
+            )
     return out
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    return statistics.fmean(values), standard_error(values)
+def mean_and_error(name: str, values: Sequence[float]) -> Row:
+    """Mean and its standard error, by names."""
+    return {name: statistics.fmean(values), f"{name}_standard_error": standard_error(values)}
 
 
-def against_probe(rows: Sequence[Row], dataset: str) -> Row | None:
+def against_probe(dataset: str, rows: Sequence[Row]) -> Row:
     """Held-out error of the default minus that of its linear probe, and how often it is worse beyond noise."""
-    points = [row["methods"] for row in rows if row["key"]["dataset"] == dataset]
-    if len(points) < 2:
-        return None
-    out: Row = {"dataset": dataset, "splits": len(points)}
-    for suffix in ("error", "error_rate"):
-        gaps = [p["default"][f"held_out_{suffix}"] - p["probe"][f"held_out_{suffix}"] for p in points]
-        out[suffix], out[f"{suffix}_standard_error"] = mean_and_error(gaps)
-    scores = [p["default"]["probe_gap"] / max(p["default"]["probe_gap_standard_error"], 1e-6) for p in points]
+    out: Row = {"dataset": dataset, "splits": len(rows)}
+    pairs = [(row["methods"]["default"], row["methods"]["probe"]) for row in rows]
+    for name in ("error", "error_rate"):
+        out |= mean_and_error(name, [own[f"held_out_{name}"] - its[f"held_out_{name}"] for own, its in pairs])
+    scores = [own["probe_gap"] / max(own["probe_gap_standard_error"], 1e-6) for own, _ in pairs]
     return out | {"worse": sum(z > 0.01 for z in scores), "worse beyond 2 s.e.": sum(z > 2 for z in scores)}
 
 
-def beyond_noise(bias: float, error: float, splits: int) -> bool:
+def beyond_noise(line: Row, name: str) -> bool:
     """Is a bias outside its 95 % interval (Student's t over splits)?"""
-    return error > 0 and abs(bias) > error * float(student.ppf(0.975, splits - 1))
+    error = line[f"{name}_standard_error"]
+    return error > 0 and abs(line[name]) > error * float(student.ppf(0.975, line["splits"] - 1))
 
 
 def pooled(summary: Sequence[Row]) -> list[Row]:
@@ -126,39 +126,32 @@ def sentence(line: Row) -> str:
     """One method's verdict in words, from the pooled biases."""
     said = []
     for name, other in {"bias": "", **REFERENCES}.items():
-        if other and line["method"] in ("probe", other):
-            continue
-        size, error, where = line[name], line[f"{name}_standard_error"], f" against {other}" if other else " alone"
-        word = "no bias beyond noise"
-        if beyond_noise(size, error, line["splits"]):
-            word = "optimistic" if size < 0 else "pessimistic"
-        said.append(f"{word}{where} ({100 * size:+.1f} ± {100 * error:.1f} %)")
+        if not other or line["method"] not in ("probe", other):
+            size, error, where = line[name], line[f"{name}_standard_error"], f" against {other}" if other else " alone"
+            word = ("optimistic" if size < 0 else "pessimistic") if beyond_noise(line, name) else "no bias beyond noise"
+            said.append(f"{word}{where} ({100 * size:+.1f} ± {100 * error:.1f} %)")
     return f"- {line['method']}: " + ", ".join(said) + f", {line['splits']} splits."
 
 
 def table(summary: Sequence[Row]) -> str:
     """Lines of a summary as Markdown, biases in % of the held-out error."""
-    shown = []
+    shown, titles = [], {"bias": "bias %", "against_probe": "against probe %", "against_p0": "against p = 0 %"}
     for line in summary:
-        head = {name: line[name] for name in ("dataset", "n", "method", "splits") if name in line}
-        errors = {"LOO": f"{line['loo_error']:.4f}", "held out": f"{line['held_out_error']:.4f}"}
+        row = {name: line[name] for name in ("dataset", "n", "method", "splits") if name in line}
+        row |= {"LOO": f"{line['loo_error']:.4f}", "held out": f"{line['held_out_error']:.4f}"}
         scale = 100 / line["held_out_error"]
-        biases = {}
-        titles = {"bias": "bias %", "against_probe": "against probe %", "against_p0": "against p = 0 %"}
         for name, title in titles.items():
-            size, error = line[name], line[f"{name}_standard_error"]
-            star = " *" if beyond_noise(size, error, line["splits"]) else ""
-            biases[title] = f"{scale * size:+.1f} ± {scale * error:.1f}{star}"
-        rate = f"{line['loo_error_rate']:.3f} / {line['held_out_error_rate']:.3f}"
-        shown.append(head | errors | biases | {"error rate LOO / held out": rate})
+            star = " *" if beyond_noise(line, name) else ""
+            row[title] = f"{scale * line[name]:+.1f} ± {scale * line[f'{name}_standard_error']:.1f}{star}"
+        row["error rate LOO / held out"] = f"{line['loo_error_rate']:.3f} / {line['held_out_error_rate']:.3f}"
+        shown.append(row)
     return record.markdown_table(shown)
 
 
 @styled
 def honesty_figure(rows: Sequence[Row]) -> Figure:
     """Leave-one-out against held-out squared error, one dot a split: dots below the diagonal are optimistic."""
-    datasets = list(dict.fromkeys(row["key"]["dataset"] for row in rows))
-    sizes = sorted({row["key"]["n"] for row in rows})
+    datasets, sizes = of_key(rows, "dataset"), sorted(of_key(rows, "n"))
     figure, axes_of = panels((2.4 * len(METHODS), 3.6), 1, len(METHODS), sharex=True, sharey=True)
     for axes, method in zip(axes_of[0], METHODS, strict=True):
         for row in rows:
@@ -195,5 +188,4 @@ def bias_figure(summary: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

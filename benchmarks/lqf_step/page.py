@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 from benchmarks import record
-from benchmarks.study import met, read_arguments, study_parser
+from benchmarks.study import met, publishing
 
 NAME, BAR, LAYOUTS = "lqf_step", 1.7, ("plain", "channels_last")
 STEPS = {
@@ -40,5 +40,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

@@ -12,7 +12,6 @@ import copy
 import gc
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,17 @@ from benchmarks.study import alternating, begin, medians, study_parser
 from tangentune import Backbone, Linearization, heads, load_backbone
 from tangentune.memory import Meter, warm_pages
 
-SIZE, CLASSES = 96, 10
+SIZE, BATCH, CLASSES = 96, 32, 10
 
 
 def main() -> None:
     """Measure, write docs/results/lqf_step.json and the page."""
-    parser = study_parser(__doc__, runs=15)
-    parser.add_argument("--batch", type=int, default=32)
-    given = begin(parser)
-    results: dict[str, Any] = {"batch": given.batch, "size": SIZE, "runs": given.runs}
+    runs = begin(study_parser(__doc__, runs=15)).runs
+    results: dict[str, Any] = {"batch": BATCH, "size": SIZE, "runs": runs}
     for layout in LAYOUTS:
-        steps = all_steps(layout, given.batch)
+        steps = all_steps(layout)
         with warm_pages():
-            taken = alternating(steps, given.runs)
+            taken = alternating(steps, runs)
         seconds = medians(taken)
         results[layout] = {
             "seconds": seconds,
@@ -57,15 +54,6 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
     return {f"{name}_to_fine_tuning": seconds[name] / seconds["fine_tuning"] for name in ("lqf", "func_jvp")}
 
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Inputs (n, 3, H, W), labels (n,), and these one-hot (n, C)."""
-
-    x: Tensor
-    labels: Tensor
-    targets: Tensor
-
-
 class Network(nn.Module):
     """A backbone's features through a head, sharing no tensor with others."""
 
@@ -78,72 +66,56 @@ class Network(nn.Module):
         """Logits (n, C)."""
         return self.head(self.extract(self.body, x))
 
+    def moving(self, x: Tensor) -> dict[str, nn.Parameter]:
+        """The parameters that outputs depend on: a classifier behind the features has no gradient."""
+        self.requires_grad_(True)
+        self(x[:1]).sum().backward()
+        found = {name: p for name, p in self.named_parameters() if p.grad is not None}
+        self.zero_grad()
+        return found
 
-def all_steps(name: str, batch: int) -> dict[str, Callable[[], None]]:
-    """The three steps, each with a network, a tangent and optimiser state of its own."""
+
+def all_steps(name: str) -> dict[str, Callable[[], None]]:
+    """The three steps on one batch, each with a network, a tangent and optimiser state of its own."""
     layout = torch.channels_last if name == "channels_last" else torch.contiguous_format
     backbone = load_backbone("mobilenet_v2").with_size(SIZE)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, SIZE, SIZE, generator=generator).contiguous(memory_format=layout)
-    labels = torch.randint(0, CLASSES, (batch,), generator=generator)
-    data = Batch(x, labels, F.one_hot(labels, CLASSES).to(x))
-    head = heads.random_head(backbone.features(x[:1]).shape[1], CLASSES)
+    x = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator).contiguous(memory_format=layout)
+    labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+    targets, head = F.one_hot(labels, CLASSES).to(x), heads.random_head(backbone.features(x[:1]).shape[1], CLASSES)
+    tuned, frozen, mine = Network(backbone, head, layout), Network(backbone, head, layout), copy.copy(backbone)
+    mine.module = copied(backbone.module, layout)
+    lin, point = Linearization(mine, "all", head), {name: p.detach() for name, p in frozen.moving(x).items()}
+    frozen.requires_grad_(False)
+
+    def fine_tuning() -> None:
+        F.cross_entropy(tuned(x), labels).backward()
+
+    def lqf(tangent: dict[str, nn.Parameter]) -> None:
+        grads = lin.step(x, tangent, lambda f0, jv: (f0 + jv - targets) / len(targets))[2]
+        for name, gradient in grads.items():
+            tangent[name].grad = gradient
+
+    def func_jvp(tangent: dict[str, nn.Parameter]) -> None:
+        f0, jv = jvp(lambda parameters: functional_call(frozen, parameters, (x,)), (point,), (tangent,))[:2]
+        (0.5 * (f0 + jv - targets).square().sum() / len(targets)).backward()
+
+    own, zeros = (
+        {name: nn.Parameter(torch.zeros_like(p)) for name, p in start.items()} for start in (lin.zeros(), point)
+    )
     return {
-        "fine_tuning": fine_tuning_step(Network(backbone, head, layout), data),
-        "lqf": lqf_step(backbone, head, data, layout),
-        "func_jvp": func_jvp_step(Network(backbone, head, layout), data),
+        "fine_tuning": optimised(tuned.moving(x), fine_tuning),
+        "lqf": optimised(own, lambda: lqf(own)),
+        "func_jvp": optimised(zeros, lambda: func_jvp(zeros)),
     }
 
 
-def moving(network: Network, data: Batch) -> dict[str, nn.Parameter]:
-    """The parameters that outputs depend on: a classifier behind the features has no gradient."""
-    network.requires_grad_(True)
-    network(data.x[:1]).sum().backward()
-    found = {name: p for name, p in network.named_parameters() if p.grad is not None}
-    network.zero_grad()
-    return found
-
-
-def fine_tuning_step(network: Network, data: Batch) -> Callable[[], None]:
-    """(a)."""
-    optimiser = torch.optim.AdamW(moving(network, data).values(), lr=1e-9, fused=True)
+def optimised(parameters: dict[str, nn.Parameter], gradients: Callable[[], None]) -> Callable[[], None]:
+    """A step of fused AdamW on parameters that a function fills the gradients of."""
+    optimiser = torch.optim.AdamW(parameters.values(), lr=1e-9, fused=True)
 
     def step() -> None:
-        F.cross_entropy(network(data.x), data.labels).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return step
-
-
-def lqf_step(backbone: Backbone, head: nn.Linear, data: Batch, layout: torch.memory_format) -> Callable[[], None]:
-    """(b)."""
-    mine = copy.copy(backbone)
-    mine.module = copied(backbone.module, layout)
-    lin = Linearization(mine, "all", head)
-    tangent = {name: nn.Parameter(t) for name, t in lin.zeros().items()}
-    optimiser, targets = torch.optim.AdamW(tangent.values(), lr=1e-9, fused=True), data.targets
-
-    def step() -> None:
-        grads = lin.step(data.x, tangent, lambda f0, jv: (f0 + jv - targets) / len(targets))[2]
-        for name, gradient in grads.items():
-            tangent[name].grad = gradient
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return step
-
-
-def func_jvp_step(network: Network, data: Batch) -> Callable[[], None]:
-    """(c)."""
-    point = {name: p.detach() for name, p in moving(network, data).items()}
-    network.requires_grad_(False)
-    tangent = {name: nn.Parameter(torch.zeros_like(p)) for name, p in point.items()}
-    optimiser, targets = torch.optim.AdamW(tangent.values(), lr=1e-9, fused=True), data.targets
-
-    def step() -> None:
-        f0, jv = jvp(lambda parameters: functional_call(network, parameters, (data.x,)), (point,), (tangent,))[:2]
-        (0.5 * (f0 + jv - targets).square().sum() / len(targets)).backward()
+        gradients()
         optimiser.step()
         optimiser.zero_grad()
 

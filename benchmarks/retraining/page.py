@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import record
-from benchmarks.study import read_arguments, study_parser
+from benchmarks.study import publishing
 
 NAME = "retraining"
 
@@ -45,5 +45,4 @@ def publish() -> None:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

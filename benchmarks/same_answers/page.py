@@ -13,8 +13,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import RESULTS
+
 BOUNDS = {"float64": 1e-12, "float32": 1e-6}
-RESULT = Path(__file__).parents[2] / "docs" / "results" / "same_answers.json"
+RESULT = RESULTS / "same_answers.json"
+
+
+def unequal(old: float, new: float) -> bool:
+    """NaN equals NaN."""
+    return old != new and not (math.isnan(old) and math.isnan(new))
 
 
 def difference(before: list[float], after: list[float]) -> float:
@@ -24,7 +31,7 @@ def difference(before: list[float], after: list[float]) -> float:
     finite = [abs(value) for value in before if math.isfinite(value)]
     scale, worst = max(finite, default=0.0) or 1.0, 0.0
     for old, new in zip(before, after, strict=True):
-        if old != new and not (math.isnan(old) and math.isnan(new)):
+        if unequal(old, new):
             gap = abs(old - new) / scale
             worst = max(worst, gap if math.isfinite(gap) else math.inf)
     return worst
@@ -37,7 +44,7 @@ def compared(before: dict[str, list[float]], after: dict[str, list[float]]) -> d
     pairs = [(old, new) for key in before if key in after for old, new in zip(before[key], after[key], strict=False)]
     return {
         "numbers": sum(map(len, before.values())),
-        "bit_equal": sum(old == new or (math.isnan(old) and math.isnan(new)) for old, new in pairs),
+        "bit_equal": sum(not unequal(old, new) for old, new in pairs),
         "worst": worst,
         "difference": gaps[worst],
     }
@@ -52,16 +59,13 @@ def main() -> int:
     options = parser.parse_args()
     before, after = (json.loads(path.read_text()) for path in (options.before, options.after))
     rows = {name: compared(case, after["cases"].get(name, {})) for name, case in before["cases"].items()}
-    broken = []
+    broken = [name for name, row in rows.items() if not row["difference"] <= BOUNDS[name.rsplit(", ", 1)[1]]]
     for name, row in rows.items():
-        bound = BOUNDS[name.rsplit(", ", 1)[1]]
-        ok = row["difference"] <= bound
-        broken += [] if ok else [name]
         equal = f"{row['bit_equal']} of {row['numbers']} bit-equal"
-        print(f"{'  ' if ok else '! '}{name}: {equal}, worst {row['difference']:.1e} ({row['worst']})")
-    sides = {side: {key: run[key] for key in ("commit", "dirty", "torch", "date")} for side, run in
-             (("before", before), ("after", after))}  # fmt: skip
-    options.out.write_text(json.dumps({**sides, "bounds": BOUNDS, "broken": broken, "cases": rows}, indent=1) + "\n")
+        print(f"{'! ' if name in broken else '  '}{name}: {equal}, worst {row['difference']:.1e} ({row['worst']})")
+    sides = {"before": before, "after": after}
+    found = {side: {key: run[key] for key in ("commit", "dirty", "torch", "date")} for side, run in sides.items()}
+    options.out.write_text(json.dumps({**found, "bounds": BOUNDS, "broken": broken, "cases": rows}, indent=1) + "\n")
     print(f"{len(rows) - len(broken)} of {len(rows)} cases within the bounds")
     return bool(broken)
 

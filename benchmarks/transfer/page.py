@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, panels, styled
-from benchmarks.study import read_arguments, study_parser
+from benchmarks.study import publishing
 
 TANGENT, TUNED, LAST, RBF = "tangent GP", "fine-tuning, all layers", "last layer, Bayesian", "RBF GP on features"
 SHOWN = {TANGENT: COLOURS[0], TUNED: COLOURS[1], LAST: COLOURS[2], RBF: COLOURS[3], "RBF GP on x": MUTED}
@@ -150,5 +150,4 @@ def _number(study: Study, value: float) -> str:
 
 
 if __name__ == "__main__":
-    read_arguments(study_parser(__doc__))
-    publish()
+    publishing(publish, __doc__)

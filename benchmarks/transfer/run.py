@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from benchmarks import record
 from benchmarks.study import begin, study_parser
-from benchmarks.transfer import angles, classes, sines
+from benchmarks.transfer import studies
 from benchmarks.transfer.page import publish
 
-STUDIES = {"sines": sines, "angles": angles, "classes": classes}
+STUDIES = {"sines": studies.sines, "angles": studies.angles, "classes": studies.classes}
 
 
 def main() -> None:
@@ -21,10 +21,9 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--study", choices=list(STUDIES), action="append", help="only this one; repeatable")
     for name in begin(parser).study or STUDIES:
-        study = STUDIES[name]
-        record.fill(study.NAME, study.keys(), lambda key, study=study: study.measure(**key))
-        if study is sines:
-            sines.example().savefig(record.RESULTS / f"{sines.NAME}.png", dpi=140)
+        record.fill(f"transfer_{name}", studies.keys(name), lambda key, name=name: STUDIES[name](**key))
+        if name == "sines":
+            studies.example().savefig(record.RESULTS / "transfer_sines.png", dpi=140)
     publish()
 
 
