@@ -128,11 +128,9 @@ def score_rows(
 
     Args:
         features: (n, d).
-        scorer: with K targets of the same width.
+        scorer: with K targets.
         of: (n,) int64 class of each row, where what each class gives is to be told apart.
         unit: a logarithm near the largest, with `of`.
-        chunk: rows at a time.
-        verbose: 1 shows a progress bar.
 
     Returns:
         (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
