@@ -131,17 +131,8 @@ def write_selection_page(
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
 
-    Args:
-        path: of the page.
-        manifest: what was chosen.
-        target: the target set, as it was given to the selection.
-        target_labels: its labels, where it has none of its own.
-        source: the source, where it was given as arrays or Pictures.
-        n_jobs: processes that decode.
-
-    Raises:
-        StoreError: the file cannot be written.
-        PictureError: a picture to be shown is missing or has changed.
+    `target` and `target_labels` are as they were given to the selection, and so is `source` where it is no file or
+    folder. A picture to be shown that is missing or has changed is a PictureError.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, n_jobs=n_jobs)
     page = render_selection(manifest, examples)

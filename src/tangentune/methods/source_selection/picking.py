@@ -124,21 +124,13 @@ def score_rows(
     """Score every row once, in float32.
 
     Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of features, a few
-    of cosines, and 12 bytes a row.
-
-    Args:
-        features: (n, d).
-        scorer: with K targets of the same width.
-        of: (n,) int64 class of each row, where what each class gives is to be told apart.
-        unit: a logarithm near the largest, with `of`.
-        chunk: rows at a time.
-        verbose: 1 shows a progress bar.
+    of cosines, and 12 bytes a row. `of` (n,) is the class of each row, where what each class gives is to be told apart.
 
     Returns:
         (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
         of what all pictures give each target: transported mass, or for scores without masses the number of pictures
         nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
-        `exp(-unit)`.
+        `exp(-unit)`, `unit` being a logarithm near the largest.
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
     scores, best = torch.empty(features.count), torch.empty(features.count, dtype=torch.int64)

@@ -29,8 +29,7 @@ class Scorer:
         log_weights: (K,) `log v` of transport; None: the score is the cosine with the nearest target.
         temperature: that of transport's kernel `exp(-(1 - cosine) / temperature)`.
         power: exponent of the weighted kernel sum, `1 - ts / (ts + eps)`.
-        centre: (d,) what is taken off unit features before they are compared, as it was off the prototypes; None:
-            nothing.
+        centre: (d,) what is taken off unit features before they are compared, as it was off the prototypes, or None.
     """
 
     prototypes: Tensor
