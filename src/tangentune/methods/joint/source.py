@@ -26,18 +26,16 @@ from tangentune.pictures.pictures import Pictures
 PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which costs the square of their number
 
 
-def checked_weights(weights: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]:
     """Weights (n,) float64 of mean 1 over the pictures that count; None is even."""
     if weights is None:
-        return np.ones(count)
+        return np.ones(n)
     given = np.asarray(weights)
     if given.dtype.kind not in "iufb":
         message = f"source_weights are of type {given.dtype}; give one number a source picture"
         raise InputError(message)
-    if given.shape != (count,):
-        message = (
-            f"source_weights have the shape {given.shape}; give one number for each of the {count} source pictures"
-        )
+    if given.shape != (n,):
+        message = f"source_weights have the shape {given.shape}; give one number for each of the {n} source pictures"
         raise InputError(message)
     wrong = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
     if len(wrong):
