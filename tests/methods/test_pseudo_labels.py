@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentune.methods.fine_tuning import fine_tune
+from tangentune.methods.fine_tuning.augment import cut_out, jittered, strong_views
 from tangentune.methods.joint import PseudoLabels, joint_fine_tune
-from tangentune.methods.joint.strong_views import cut_out, jittered, strong_views
 from tangentune.pictures.pictures import Pictures
 
 WHOLE: dict[str, Any] = {"crop": 1.0, "jitter": 0.0, "cutout": 0.0}
@@ -138,12 +138,12 @@ def test_a_square_is_cut_out_around_its_centre() -> None:
 
 def test_strong_views_are_drawn_for_each_picture_and_fixed_by_the_seed() -> None:
     x = torch.rand(1, 3, 16, 16, generator=generator(5)).expand(6, 3, 16, 16)
-    choices = PseudoLabels(crop=0.5, jitter=0.4, cutout=0.5)
-    views = strong_views(x, generator(1), True, choices)
-    assert torch.equal(views, strong_views(x, generator(1), True, choices))
-    assert not torch.equal(views, strong_views(x, generator(2), True, choices))
+    choices: Any = {"flip": True, "crop": 0.5, "jitter": 0.4, "cutout": 0.5}
+    views = strong_views(x, generator(1), **choices)
+    assert torch.equal(views, strong_views(x, generator(1), **choices))
+    assert not torch.equal(views, strong_views(x, generator(2), **choices))
     assert len({view.sum().item() for view in views}) == 6
     assert 0 <= float(views.min()) <= float(views.max()) <= 1
-    assert torch.equal(strong_views(x, generator(1), False, PseudoLabels(**WHOLE)), x)
-    mirrored = strong_views(x, generator(1), True, PseudoLabels(**WHOLE))
+    assert torch.equal(strong_views(x, generator(1), flip=False, **WHOLE), x)
+    mirrored = strong_views(x, generator(1), flip=True, **WHOLE)
     assert all(torch.equal(view, x[0]) or torch.equal(view, x[0].flip(-1)) for view in mirrored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -22,11 +22,23 @@ def spent(since: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
     return time.perf_counter() - since[0], time.process_time() - since[1]
 
 
+@dataclass(frozen=True, eq=False)
 class Classifier(ABC):
-    """Logits of pictures, and what follows from them."""
+    """Logits of pictures, and what follows from them; and what fitting it cost.
 
-    classes: NDArray[Any]  # (C,) labels in the order of the logits, sorted
-    temperature: float  # what logits are divided by before the softmax
+    Attributes:
+        backbone: the network, in eval mode, parameters frozen.
+        classes: (C,) labels in the order of the logits, sorted.
+        seconds: wall time of the fit, with features and warm starts and without any prediction.
+        cpu_seconds: processor time of the same; fair where other programs share the machine.
+        temperature: what logits are divided by before the softmax.
+    """
+
+    backbone: Backbone
+    classes: NDArray[Any]
+    seconds: float
+    cpu_seconds: float
+    temperature: float = field(default=1.0, kw_only=True)
 
     @abstractmethod
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
@@ -44,21 +56,9 @@ class Classifier(ABC):
 
 @dataclass(frozen=True, eq=False)
 class LinearClassifier(Classifier):
-    """A linear head on a backbone's features, and what fitting it cost.
+    """A linear `head`, from features to one logit a class, on a backbone's features."""
 
-    Attributes:
-        backbone: in eval mode, parameters frozen.
-        head: linear layer from features to one logit a class.
-        classes: (C,) labels in the order of the logits, sorted.
-        seconds: wall time of the fit, with features and warm starts and without any prediction.
-        cpu_seconds: processor time of the same; fair where other programs share the machine.
-    """
-
-    backbone: Backbone
     head: nn.Linear
-    classes: NDArray[Any]
-    seconds: float
-    cpu_seconds: float
 
     @torch.no_grad()
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
@@ -69,9 +69,10 @@ class LinearClassifier(Classifier):
 @final
 @dataclass(frozen=True, eq=False)
 class Probe(LinearClassifier):
-    """A linear classifier on the frozen features of the backbone that was given, which is not copied."""
+    """A linear classifier on the frozen features of the backbone that was given, which is not copied.
 
-    temperature = 1.0  # the head has its own in it: the softmax of its logits is honest by leave-one-out
+    The softmax of its logits is honest by leave-one-out: the head has the temperature in it.
+    """
 
 
 def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> Probe:
@@ -100,4 +101,4 @@ def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> P
     classes, positions = class_positions(pictures)
     features = mean_features(backbone, pictures, 64, flip)
     head = probe_head(features, torch.from_numpy(positions).to(features.device), calibrated=True).requires_grad_(False)
-    return Probe(backbone, head, classes, *spent(began))
+    return Probe(backbone, classes, *spent(began), head)

@@ -11,10 +11,9 @@ from torch import Tensor
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, training_views
-from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
-from tangentune.methods.fine_tuning.training import loss_of, tune
-from tangentune.methods.fine_tuning.validation import Validation
+from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
+from tangentune.methods.fine_tuning.validation import Validation, keep_aside
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -26,13 +25,12 @@ class TunedClassifier(LinearClassifier):
     Attributes:
         losses: mean training loss of each epoch; cross-entropy in nats.
         validation: how it did on the pictures kept aside; None where there were none.
-        temperature: what logits are divided by before the softmax: fitted to the pictures kept aside, else 1. Logits of
-            a squared loss are near 0 and `target_scale`; without a temperature their softmax is flat.
+        temperature: fitted to the pictures kept aside, else 1. Logits of a squared loss are near 0 and `target_scale`;
+            without a temperature their softmax is flat.
     """
 
     losses: tuple[float, ...]
     validation: Validation | None
-    temperature: float
 
 
 @final
@@ -85,4 +83,4 @@ def fine_tune(
 
         losses, validation = tune(tuned, (head,), loss, len(data.pictures), others, settings, "fine-tuning", verbose)
     temperature = 1.0 if validation is None else validation.temperature
-    return FineTuned(tuned, head, classes, *spent(began), losses, validation, temperature, settings)
+    return FineTuned(tuned, classes, *spent(began), head, losses, validation, settings, temperature=temperature)

@@ -6,14 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune.errors import DivergedError, InputError
-from tangentune.methods.fine_tuning.classifier import spent
+from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
@@ -44,35 +43,22 @@ class Trial:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """A fine-tuned network whose settings were chosen on pictures kept aside.
+class Sweep(Classifier):
+    """A fine-tuned network whose settings were chosen on pictures kept aside; the time is that of all trials.
 
     Attributes:
         tuned: the network that predicts, with the settings that were chosen in `tuned.settings`.
         trials: all that was tried, in order; empty where nothing could be kept aside.
         problem: why nothing was chosen, or why the best trial was not; else empty.
-        seconds: wall time of everything, trials included.
-        cpu_seconds: processor time of the same.
     """
 
     tuned: FineTuned
     trials: tuple[Trial, ...]
     problem: str
-    seconds: float
-    cpu_seconds: float
 
-    @property
-    def classes(self) -> NDArray[Any]:
-        """(C,) sorted labels."""
-        return self.tuned.classes
-
-    def predict_proba(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
-        """(n, C) class probabilities; `flip` averages logits over each picture and its mirror image."""
-        return self.tuned.predict_proba(pictures, batch_size=batch_size, flip=flip)
-
-    def predict(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> NDArray[Any]:
-        """(n,) most likely labels."""
-        return self.tuned.predict(pictures, batch_size=batch_size, flip=flip)
+    def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
+        """(n, C) logits; `flip` averages them over each picture and its mirror image."""
+        return self.tuned.logits(pictures, batch_size=batch_size, flip=flip)
 
 
 def sweep(
@@ -96,8 +82,7 @@ def sweep(
         validation_share: of each class, kept aside during the trials, in (0, 1); at least one picture of every class
             that has two. Where no class has two, the rate of `settings` is used unseen.
         refit: train again on all pictures with the chosen settings, for as many epochs as early stopping (if `patience`
-            is set) found best, at the temperature of the chosen trial. Otherwise the network of the best trial is kept,
-            which has not seen the pictures kept aside.
+            is set) found best, at the chosen trial's temperature. Else the network of the best trial is kept.
         seed: takes the place of that of `settings`.
         verbose: 1 shows progress bars with the time left.
 
@@ -134,7 +119,8 @@ def sweep(
     else:
         problem = "no class has two pictures, so none could be kept aside; the given rate was used unseen"
         tuned = fine_tune(backbone, pictures, dataclasses.replace(shared, validation_share=0.0), verbose=verbose)
-    return Sweep(tuned, tuple(trials), problem, *spent(began))
+    found = (tuned, tuple(trials), problem)
+    return Sweep(tuned.backbone, tuned.classes, *spent(began), *found, temperature=tuned.temperature)
 
 
 def _try_all(

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tangentune.errors import BackboneError, diverged
+from tangentune.errors import BackboneError, InputError, diverged
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.metrics import accuracy, nll
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.calibration import fit_temperature, probabilities
 
 
@@ -63,6 +64,21 @@ def split_rows(positions: NDArray[np.int64], share: float, seed: int) -> tuple[N
     return np.setdiff1d(np.arange(len(positions)), kept_aside), kept_aside
 
 
+def keep_aside(
+    tuned: Backbone, pictures: Pictures, positions: NDArray[np.int64], share: float, seed: int
+) -> tuple[LabelledPictures, LabelledPictures | None]:
+    """Pictures to train on, and the share of each class to validate on (None for a share of 0)."""
+    targets = torch.from_numpy(positions).to(next(tuned.module.parameters()).device)
+    if not share:
+        return LabelledPictures(pictures, targets), None
+    split = split_rows(positions, share, seed)
+    if not len(split[1]):
+        message = "validation_share needs a class of two pictures at least; every class here has one: set it to 0"
+        raise InputError(message)
+    training, kept_aside = (LabelledPictures(pictures.select(rows), targets[rows]) for rows in split)
+    return training, kept_aside
+
+
 @final
 class Watch:
     """Judges the network, with the first head, after each epoch.
@@ -91,7 +107,7 @@ class Watch:
         if not bool(torch.isfinite(logits).all()):
             raise diverged(len(self.scores) + 1)
         self.scores.append(_judged(logits, self.kept_aside.positions))
-        better = self.kept == 0 or _order(self.scores[-1]) > _order(self.scores[self.kept - 1])
+        better = self.kept == 0 or self.scores[-1][:2] > self.scores[self.kept - 1][:2]
         if better or not self.patience:
             self.kept = len(self.scores)
         if better and self.patience:
@@ -102,18 +118,14 @@ class Watch:
         """The curve; brings the best weights back if training could stop early."""
         for part, weights in zip(self.parts, self.weights, strict=False):
             part.load_state_dict(weights)
-        accuracies, nlls, temperatures = zip(*self.scores, strict=True)
-        return Validation(len(self.kept_aside.pictures), accuracies, nlls, self.kept, temperatures[self.kept - 1])
+        accuracies, likelihoods, temperatures = zip(*self.scores, strict=True)
+        nlls, count = tuple(-value for value in likelihoods), len(self.kept_aside.pictures)
+        return Validation(count, accuracies, nlls, self.kept, temperatures[self.kept - 1])
 
 
 def _judged(logits: Tensor, positions: Tensor) -> tuple[float, float, float]:
-    """Accuracy, log-loss at the fitted temperature, and that temperature, of (n, C) logits."""
+    """Of (n, C) logits accuracy, then minus the log-loss (higher is better) at the fitted temperature, and that."""
     scores, given = logits.double(), positions.cpu().numpy()
     temperature = fit_temperature(scores, positions)
     proba = probabilities(scores, temperature).cpu().numpy()
-    return accuracy(given, proba.argmax(1)), nll(given, proba), temperature
-
-
-def _order(score: tuple[float, float, float]) -> tuple[float, float]:
-    """Higher is better: accuracy, then log-loss."""
-    return score[0], -score[1]
+    return accuracy(given, proba.argmax(1)), -nll(given, proba), temperature

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, InputError
@@ -37,27 +36,19 @@ class GradientFeatures(Classifier):
         tangent: what was learnt, by parameter name: w2, and under "head.weight" and "head.bias" what w1 and b have
             moved from om_bar and its bias. The gradient variant has no head, the activation variant no w2.
         frozen_head: om_bar with its bias; shares no memory with anything else.
-        classes: (C,) labels in the order of the outputs, sorted.
         settings: how it was trained.
         losses: mean training loss of each epoch; cross-entropy in nats.
         cut: block whose inputs were kept in training; empty where nothing was kept, or the features themselves were.
         problem: why nothing was kept although it was asked for; else empty.
-        seconds: wall time of training, with om_bar and the kept activations and without any prediction.
-        cpu_seconds: processor time of the same.
     """
 
-    backbone: Backbone
     linearization: Linearization
     tangent: TaskVector
     frozen_head: nn.Linear
-    classes: NDArray[Any]
     settings: GradientFeatureSettings
     losses: tuple[float, ...]
     cut: str
     problem: str
-    seconds: float
-    cpu_seconds: float
-    temperature = 1.0
 
     @property
     def head(self) -> nn.Linear | None:
@@ -142,7 +133,7 @@ def fit_gradient_features(
         inputs = fresh_inputs(backbone, pictures.pixels) if kept is None else cached_inputs(kept)
         losses = train(training, inputs, positions, settings, flip, verbose)
     cut, tangent = "" if parts is None else parts.block, training.task_vector()
-    return GradientFeatures(backbone, whole, tangent, frozen, classes, settings, losses, cut, problem, *spent(began))
+    return GradientFeatures(backbone, classes, *spent(began), whole, tangent, frozen, settings, losses, cut, problem)
 
 
 def _cut(backbone: Backbone, theta2: list[str], sample: Tensor) -> tuple[SplitNetwork | None, str]:

@@ -19,8 +19,7 @@ class GradientFeatureSettings:
     With n pictures, decay d under "sgd" is the prior `1/2 n d ||u||^2` beside the sum of the losses.
 
     Attributes:
-        cut: block at which theta2 begins, such as "features.15", or "last:K" for the last K blocks. Their parameters
-            are what w2 moves to first order.
+        cut: block at which theta2, what w2 moves, begins, such as "features.15", or "last:K" for the last K blocks.
         variant: "full", both terms; "gradient", the second alone, without an intercept; "activation", the first alone.
         learning_rate: peak rate of w2. "gradient" wants some ten times the default: w2 then does all the work.
         head_learning_rate: peak rate of w1 and the intercept.
@@ -29,16 +28,14 @@ class GradientFeatureSettings:
         optimiser: "adamw" or "sgd".
         momentum: of "sgd", in [0, 1).
         weight_decay: decoupled for "adamw" (0 is plain Adam); added to the gradient for "sgd".
-        ntk_scaling: train w2 in the parametrisation of the authors' code, as rates of its parts (see
-            `tangentune.methods.gradient_features.training`).
-        loss: "cross_entropy" in nats, or "squared", `1/2 ||g - one_hot||^2`. Probabilities are the softmax of g either
-            way, so those of the squared loss are flat.
+        ntk_scaling: train w2 in the parametrisation of the authors' code, as rates of its parts (see `training`).
+        loss: "cross_entropy" in nats, or "squared", `1/2 ||g - one_hot||^2`, whose probabilities, softmax g, are flat.
         warmup: share of all steps in which the rates rise linearly from nearly zero, in [0, 1).
         schedule: what the rates do then: "cosine" decay to zero or "constant".
         flip: mirror each picture left-right with probability 1/2 at every step (vectors are left alone), and fit om_bar
             to features averaged over both views.
-        cache: keep the activations at the cut, of both views with `flip`: for each, n times their size. Without, and
-            where the network cannot be cut there, every step runs the whole network, with the same result.
+        cache: keep the n activations at the cut, twice with `flip`. Without, and where the network cannot be cut there,
+            every step runs the whole network, with the same result.
         seed: order of the pictures and mirroring.
 
     Raises:

@@ -15,8 +15,8 @@ from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
-from tangentune.methods.fine_tuning.preparation import keep_aside, start_head, trainable_copy
-from tangentune.methods.fine_tuning.training import batch_norms, loss_of, tune
+from tangentune.methods.fine_tuning.training import batch_norms, loss_of, start_head, trainable_copy, tune
+from tangentune.methods.fine_tuning.validation import keep_aside
 from tangentune.methods.joint.settings import JointSettings
 from tangentune.methods.joint.source import LabelledSource, SourceDraws, SourceTask, in_eval, source_task
 from tangentune.networks.backbone import Backbone
@@ -105,10 +105,10 @@ def joint_fine_tune(
         heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
         loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
         losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
-    temperature = 1.0 if validation is None else validation.temperature
+    by_epoch, temperature = loss.by_epoch(), 1.0 if validation is None else validation.temperature
     own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
     return JointTuned(
-        tuned, head, classes, *spent(began), losses, validation, temperature, settings, *own, *loss.by_epoch()
+        tuned, classes, *spent(began), head, losses, validation, settings, *own, *by_epoch, temperature=temperature
     )
 
 
@@ -137,7 +137,8 @@ class JointLoss:
             return loss_of(self.head(self._features(x)), data.positions[rows], settings)
         batch = self.source.batch(max(1, round(self.settings.batch_ratio * len(rows))))
         features, source_features = self._both_features(x, batch.x)
-        source_loss = self.source.mean_loss(source_features, batch)
+        source_losses = batch.factors * self.source.losses(source_features, batch)
+        source_loss = source_losses.sum() / len(source_losses)  # exactly 0, as its gradient, where no picture counts
         self.steps.append((len(rows), float(source_loss.detach()), batch.counted))
         loss = loss_of(self.head(features), data.positions[rows], settings)
         return loss + self.settings.source_weight * source_loss

@@ -16,8 +16,7 @@ class SourceLabels:
     """The source pictures' own labels, with a head of their own.
 
     Attributes:
-        start: the source head before the first step, as `FineTuneSettings.head_start`. Probes are ridge regressions on
-            at most `PROBE_LIMIT` source pictures. `joint_fine_tune` takes a pre-trained head in its place.
+        start: of the source head, as `FineTuneSettings.head_start`; probes see at most 2,000 source pictures.
 
     Raises:
         InputError: the choice is unknown.

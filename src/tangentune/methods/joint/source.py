@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,30 +15,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentune.errors import InputError
+from tangentune.methods.fine_tuning.augment import strong_views
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, label_positions, network_input, training_views
-from tangentune.methods.fine_tuning.preparation import start_head
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
-from tangentune.methods.fine_tuning.training import loss_of
+from tangentune.methods.fine_tuning.training import loss_of, start_head
 from tangentune.methods.joint.settings import JointSettings, PseudoLabels
-from tangentune.methods.joint.strong_views import strong_views
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which costs the square of their number
 
 
-def checked_weights(weights: NDArray[Any] | None, count: int) -> NDArray[np.float64]:
+def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]:
     """Weights (n,) float64 of mean 1 over the pictures that count; None is even."""
     if weights is None:
-        return np.ones(count)
+        return np.ones(n)
     given = np.asarray(weights)
     if given.dtype.kind not in "iufb":
         message = f"source_weights are of type {given.dtype}; give one number a source picture"
         raise InputError(message)
-    if given.shape != (count,):
-        message = (
-            f"source_weights have the shape {given.shape}; give one number for each of the {count} source pictures"
-        )
+    if given.shape != (n,):
+        message = f"source_weights have the shape {given.shape}; give one number for each of the {n} source pictures"
         raise InputError(message)
     wrong = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
     if len(wrong):
@@ -126,25 +122,9 @@ class SourceBatch:
     counted: float  # share of the pictures that count; below 1 where the network is not sure enough
 
 
-class SourceTask(ABC):
-    """Draws batches of source pictures and says what their features cost."""
-
-    @abstractmethod
-    def batch(self, count: int) -> SourceBatch:
-        """The next pictures of the stream."""
-
-    @abstractmethod
-    def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """(m,) loss of each picture, its factor not yet in it."""
-
-    def mean_loss(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """Mean over the batch; exactly 0 with a gradient of 0 when no picture counts."""
-        return (batch.factors * self.losses(features, batch)).sum() / len(batch.factors)
-
-
 @final
 @dataclass(frozen=True, eq=False)
-class LabelledSource(SourceTask):
+class LabelledSource:
     """A head of its own learns the source pictures' labels."""
 
     tuned: Backbone  # says how pictures are normalised
@@ -162,13 +142,13 @@ class LabelledSource(SourceTask):
         return SourceBatch(x, self.positions[rows.to(x.device)], factors.to(x), 1.0)
 
     def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """The loss of ordinary fine-tuning, on the source head."""
+        """(m,) losses of ordinary fine-tuning, on the source head."""
         return loss_of(self.head(features), batch.targets, self.settings, "none")
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class UnlabelledSource(SourceTask):
+class UnlabelledSource:
     """The target head learns to say of a strong view what it says of a weak one."""
 
     tuned: Backbone  # judges the weak views as it predicts: in eval mode
@@ -187,12 +167,13 @@ class UnlabelledSource(SourceTask):
         sure = opinion.amax(1) >= choices.threshold
         exact = torch.promote_types(self.head.weight.dtype, torch.float32)
         values = pixels.to(exact) / 255 if pixels.dtype == torch.uint8 else pixels
-        strong = strong_views(values, generator, self.settings.flip, choices)
+        reach = {"crop": choices.crop, "jitter": choices.jitter, "cutout": choices.cutout}
+        strong = strong_views(values, generator, flip=self.settings.flip, **reach)
         factors = factors.to(opinion) * sure
         return SourceBatch(network_input(self.tuned, strong), opinion, factors, float(sure.double().mean()))
 
     def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """Cross-entropy to the soft opinion, in nats."""
+        """(m,) cross-entropies to the soft opinion, in nats."""
         return F.cross_entropy(self.head(features), batch.targets, reduction="none")
 
     @torch.no_grad()
@@ -201,6 +182,9 @@ class UnlabelledSource(SourceTask):
         with in_eval(module.modules()):
             logits = self.head(self.tuned.feature_function(module, x))
         return (logits / self.choices.temperature).softmax(1)
+
+
+SourceTask = LabelledSource | UnlabelledSource
 
 
 def source_task(

@@ -1,7 +1,7 @@
 """What every training picture does in an exactly solved logit problem.
 
-The outputs couple: picture i owns C rows of the dual system (2 C with mirror images), and everything that
-`tangentune.solvers` calculates on a system holds block by block, without refitting.
+The outputs couple: picture i owns C rows of the dual system (2 C with mirror images), and all that `tangentune.solvers`
+calculates on a system holds block by block, without refitting.
 """
 
 from __future__ import annotations

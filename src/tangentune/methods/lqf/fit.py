@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, final
+from typing import final
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.jacobian.kfac import kfac
@@ -36,37 +35,29 @@ class LQF(Classifier):
     """A network that is linear in its weights around where it was linearised last.
 
     Attributes:
-        backbone: the network at the last linearisation point, for its contract.
+        backbone: the network at the last linearisation point.
         lin: the same network with its head, linearised; the module's own tangent is the solution.
         tangent: how far the weights are from the pre-trained ones, and the head from where it started.
-        classes: (C,) labels in the order of the outputs, sorted.
         settings: how it was trained.
         damping: lambda, absolute.
         unit: mean eigenvalue of K at the start; `damping = settings.damping * unit`.
         unit_error: standard error of `unit`, which is estimated.
-        temperature: what outputs are divided by before the softmax; fitted to probes that have not seen the pictures,
-            since outputs of the training pictures are closer to their labels than others will be.
+        temperature: fitted to the outputs of probes that have not seen the pictures, since outputs of the training
+            pictures are closer to their labels than others will be.
         loo: (n, C) exact leave-one-out outputs of the training pictures from solver "dual", in the last linear problem;
             else None. The head is not refitted: only a "random" one has seen no label of the picture. A "cross_fitted"
             one's output has not, but its Jacobian has: .72 right where .62 of others were (CIFAR-10, 10 a class).
         records: one a linearisation.
-        seconds: wall time of training, without any prediction.
-        cpu_seconds: processor time of the same.
     """
 
-    backbone: Backbone
     lin: Linearization
     tangent: TaskVector
-    classes: NDArray[Any]
     settings: LQFSettings
     damping: float
     unit: float
     unit_error: float
-    temperature: float
     loo: Tensor | None
     records: tuple[Record, ...]
-    seconds: float
-    cpu_seconds: float
 
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) outputs `f0 + J u`; `flip` averages them over each picture and its mirror image."""
@@ -117,16 +108,14 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
             u, loo = solve(objective, settings, progress)
             last = len(records) + 1 == settings.outer_steps
             step, moved = (None, None) if last else relinearise(objective, u, problem)
-            records.append(progress.record(step))
+            records.append(Record(tuple(progress.points), tuple(progress.losses), progress.optimum, step))
             if moved is None:
                 break
             objective, progress = moved, Progress(len(records), verbose)
     objective.lin.set_tangent(u)
     tangent = TaskVector(combine(1, u, 1, objective.centre))
-    return LQF(
-        objective.backbone, objective.lin, tangent, classes, settings, objective.damping, unit, unit_error,
-        began.temperature, loo, tuple(records), *spent(began_at),
-    )  # fmt: skip
+    found = (objective.lin, tangent, settings, objective.damping, unit, unit_error, loo, tuple(records))
+    return LQF(objective.backbone, classes, *spent(began_at), *found, temperature=began.temperature)
 
 
 def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tuple[TangentVector, Tensor | None]:

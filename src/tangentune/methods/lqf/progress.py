@@ -106,7 +106,3 @@ class Progress:
         self.points.append(
             Point(self.epoch, self.passes, measured.value, measured.gradient_norm, share, measured.bound)
         )
-
-    def record(self, step: float | None = None) -> Record:
-        """What is left of it; `step` is the share of the solution by which the weights move on."""
-        return Record(tuple(self.points), tuple(self.losses), self.optimum, step)

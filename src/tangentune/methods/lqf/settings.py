@@ -42,8 +42,7 @@ class LQFSettings:
         momentum: of "sgd" and "kfac", in [0, 1).
         warmup: share of all steps in which the rate rises linearly from nearly zero, in [0, 1).
         schedule: what the rate does then: "cosine" decay to zero or "constant".
-        flip: the loss is the mean over each picture and its mirror image, of which stochastic solvers draw one at every
-            step (vectors are left alone).
+        flip: the loss is the mean over a picture and its mirror image (not of vectors); stochastic solvers draw one.
         tolerance: "pcg" stops when the gradient has fallen to this share of its start.
         outer_steps: linearisations; after each but the last the weights move (see `fit.relinearise`).
         measure_every: epochs between exact measurements of objective and gradient, one pass over the pictures each; 0:

@@ -48,8 +48,8 @@ def train(objective: Objective, settings: LQFSettings, progress: Progress, preco
         moved = combine(1, u, 1, objective.centre)
         progress.losses.append(loss + 0.5 * objective.damping * dot(moved, moved))
         progress.epoch, progress.passes = progress.epoch + 1, progress.passes + 1
-        every = settings.measure_every
-        if progress.epoch == settings.epochs or (every and progress.epoch % every == 0):
+        done, every = progress.epoch, settings.measure_every
+        if done == settings.epochs or (every and done % every == 0):
             progress.measure(objective, u)
     return u
 

@@ -42,6 +42,7 @@ def fisher_vector_product(
         InputError: the likelihood is not known, v lacks a name, or the noise is not positive.
 
     Example:
+        >>> import torch
         >>> lin = Linearization(torch.nn.Linear(3, 2, bias=False).double())
         >>> x, v = torch.randn(5, 3).double(), {"weight": torch.ones(2, 3).double()}
         >>> product = fisher_vector_product(lin, x, v, likelihood="gaussian")

@@ -23,9 +23,6 @@ class MatrixFree:
     With prior variance v and noise s2 the weights' precision is `G + I / v`, `G = sum over tasks of J^T J / s2`.
     Variances use eigenpairs (l, q) of a matrix below G: `v (|J_x|^2 - sum_k l_k v / (l_k v + 1) (J_x q_k)^2)`, which is
     never below the true one, never above the prior's, and is the prior's where the data say nothing.
-
-    Attributes:
-        result: of conjugate gradients: residuals, steps, whether they converged.
     """
 
     space: Literal["matrix-free"] = "matrix-free"
@@ -37,12 +34,9 @@ class MatrixFree:
         start = pulled if bool(pulled.any()) else torch.ones_like(pulled)
         self.values, self.vectors = lanczos_pairs(self._data_product, start, rank)
         self.result: PCGResult = pcg(
-            lambda v: self._data_product(v) + v / prior_variance,
-            pulled,
-            precondition=self._deflate,
-            tolerance=tolerance,
-            max_iterations=CAP,
-        )
+            lambda v: self._data_product(v) + v / prior_variance, pulled,
+            precondition=self._deflate, tolerance=tolerance, max_iterations=CAP,
+        )  # fmt: skip
 
     def predict(self, x: Tensor, want: Want) -> Moments:
         """Moments of f, less the fixed part of the mean, at inputs x."""

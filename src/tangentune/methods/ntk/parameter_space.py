@@ -77,11 +77,7 @@ def normal_spectrum(sums: Sums) -> Spectrum:
 
 @final
 class ParameterSpace:
-    """The posterior of the weights; sums of earlier tasks can be used again.
-
-    Attributes:
-        log_likelihood: restricted log marginal likelihood, as in function space.
-    """
+    """The posterior of the weights; sums of earlier tasks can be used again, and likelihoods are restricted ones."""
 
     space: Literal["parameter"] = "parameter"
 
