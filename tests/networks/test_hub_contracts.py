@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tangentune.errors import BackboneError
-from tangentune.networks.hub_contracts import card_licence, hf_contract, timm_contract, torchvision_contract
+from tangentune.networks.hubs import card_licence, hf_contract, timm_contract, torchvision_contract
 
 VIT = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
 

@@ -213,7 +213,7 @@ class Backbone:
         size = DataContract.from_dict(description["contract"]).input_size
         sized = self.with_size(size[1:]) if size and len(size) == 3 else self
         now, then = sized._fingerprint(), description["fingerprint"]
-        if now is None or then is None:
+        if not now or not then:
             return
         if now[0] != then[0] or not close(torch.tensor(now[1:]), torch.tensor(then[1:]), FINGERPRINT_TOLERANCE):
             message = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,14 +182,12 @@ def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
 
 def _first_difference(one: list[_Call], two: list[_Call], allowed: float) -> str:
     """Text naming the innermost call that turns equal inputs into different outputs; empty if none does."""
-
-    def same(a: list[Tensor], b: list[Tensor]) -> bool:
-        return all(close(t, u, allowed) for t, u in zip(a, b, strict=False))
+    same = partial(close, allowed=allowed)
 
     for (label, inputs, outputs), (other, inputs_too, outputs_too) in zip(one, two, strict=False):
         if label != other or len(outputs) != len(outputs_too):
             break
-        if same(inputs, inputs_too) and not same(outputs, outputs_too):
+        if all(map(same, inputs, inputs_too)) and not all(map(same, outputs, outputs_too)):
             return f", most likely at {label}"
     return ""
 

@@ -13,11 +13,7 @@ from tangentune.pictures.names import some
 
 
 def frozen_copy(module: object) -> nn.Module:
-    """A deep copy in eval mode whose parameters take no gradient; the given network stays as it is.
-
-    Raises:
-        BackboneError: if it is no network, or one that cannot be copied or linearised.
-    """
+    """A frozen deep copy in eval mode; a BackboneError if it is no network or cannot be copied or linearised."""
     module = _unwrapped(module)
     refuse_unusable(module)
     try:

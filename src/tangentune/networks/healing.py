@@ -50,7 +50,10 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
     """
     networks = [network] if reference is None else [network, reference]
     modules = [copy.deepcopy(n.module if isinstance(n, Backbone) else n).eval() for n in networks]
-    norms = [_tracked_norms(module) for module in modules]
+    norms: list[list[Any]] = [
+        [part for part in module.modules() if isinstance(part, _BATCH_NORM) and part.running_mean is not None]
+        for module in modules
+    ]
     if not norms[0] or len({len(own) for own in norms}) > 1:
         counts = " and ".join(str(len(own)) for own in norms)
         message = f"healing needs BatchNorm with running statistics, as many in the reference; there are {counts}"
@@ -68,10 +71,6 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
     source = f"{network.contract.source}; batch statistics re-estimated"
     contract = replace(network.contract, sha256=None, source=source)  # the hash of the weight file no longer holds
     return Backbone.from_loaded(Loaded(freeze(modules[0]), contract, network.feature_function.extract), network.name)
-
-
-def _tracked_norms(module: nn.Module) -> list[Any]:
-    return [part for part in module.modules() if isinstance(part, _BATCH_NORM) and part.running_mean is not None]
 
 
 def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[Any]], inputs: Iterable[Tensor]) -> None:

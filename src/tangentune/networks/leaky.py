@@ -1,8 +1,7 @@
 """Leaky ReLU in place of ReLU, in a copy of a network whose parameters keep their names.
 
 A unit whose input is negative has exactly zero rows of the Jacobian under ReLU; a leak keeps it alive. Modules change
-their class. Functional uses (`F.relu(x)`, `x.relu_()`) are met where they happen: the network's own forward methods,
-and the feature function of a Backbone, run under a torch function mode that replaces the call.
+their class. Functional uses (`F.relu(x)`) are replaced under a torch function mode around forwards and features.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import Extractor, Loaded
+from tangentune.networks.features import Extractor, Loaded, own_output
 
 Network = TypeVar("Network", nn.Module, Backbone)
 
@@ -52,9 +51,10 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
     """A copy of a network in which every ReLU and ReLU6 that can be found leaks.
 
     ReLU becomes `max(z, slope z)` (Maas et al. 2013). ReLU6 becomes leaky on both sides (`leaky_relu6`), our choice:
-    the Jacobian is dead on both. Other activations (GELU, SiLU, hard swish) are left alone, but a hard sigmoid
-    written by hand as `relu6(x + 3) / 6` cannot be told apart. Slope 0 gives a plain copy; 0.01 is our default, the
-    LQF paper's slope is not known to us. The features drift: `networks.healing` brings BatchNorm statistics back.
+    the Jacobian is dead on both. Other activations (GELU, SiLU, hard swish) and clamps at zero are left alone, but a
+    hard sigmoid written by hand as `relu6(x + 3) / 6` cannot be told apart. Slope 0 gives a plain copy; 0.01 is our
+    default, the LQF paper's slope is not known to us. The features drift: `networks.healing` brings BatchNorm
+    statistics back.
 
     Args:
         network: a module or a Backbone, left as it is; the copy has the same parameters under the same names.
@@ -78,7 +78,13 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
         message = f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)"
         raise InputError(message)
     module = network.module if isinstance(network, Backbone) else network
-    _refuse(network, module)
+    extract = network.feature_function.extract if isinstance(network, Backbone) else own_output
+    if isinstance(module, torch.jit.ScriptModule):
+        message = "a scripted or traced network hides its activations; give the network it was made from"
+        raise BackboneError(message)
+    if isinstance(extract, LeakyFeatures) or any(isinstance(p, LeakingForward | LeakyReLU6) for p in module.modules()):
+        message = "the network leaks already; start from the original to give it another slope"
+        raise InputError(message)
     copied = copy.deepcopy(module)
     if slope:
         modules, unreached = _replace_modules(copied, slope), _out_of_reach(copied)
@@ -89,21 +95,11 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
         modules, unreached = (), ()
     if not isinstance(network, Backbone):
         return Leaky(copied, slope, modules, unreached)
-    extract, name = network.feature_function.extract, network.name
+    name = network.name
     if slope:
         extract, name = LeakyFeatures(extract, slope), f"{name}, leaky {slope:g}"
     changed = Backbone.from_loaded(Loaded(copied, network.contract, extract), name)
     return Leaky(changed, slope, modules, unreached)
-
-
-def _refuse(network: nn.Module | Backbone, module: nn.Module) -> None:
-    if isinstance(module, torch.jit.ScriptModule):
-        message = "a scripted or traced network hides its activations; give the network it was made from"
-        raise BackboneError(message)
-    extract = network.feature_function.extract if isinstance(network, Backbone) else None
-    if isinstance(extract, LeakyFeatures) or any(isinstance(p, LeakingForward | LeakyReLU6) for p in module.modules()):
-        message = "the network leaks already; start from the original to give it another slope"
-        raise InputError(message)
 
 
 def _become(part: Any, kind: type[nn.Module], **fields: float) -> None:

@@ -84,8 +84,7 @@ def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> 
 def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
     names = [name for name, p in backbone.module.named_parameters() if p.is_floating_point()]
     if backbone.contract.input_size is not None:
-        sample = backbone.sample()
-        used = set(used_parameters(backbone.module, backbone.feature_function, sample))
+        used = set(used_parameters(backbone.module, backbone.feature_function, backbone.sample()))
         names = [name for name in names if name in used]
     if head is not None:
         refuse_zero_head(head)

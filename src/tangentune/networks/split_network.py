@@ -74,7 +74,10 @@ def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> Spli
         return SplitNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
     block = _first_called(backbone, names, x)
     reach = _Reach(backbone.feature_function.extract, block)
-    _refuse_use_below(backbone, reach, names, x)
+    used = used_parameters(backbone.module, reach, x, names)
+    if used:  # activations that depend on it would be out of date once it has a tangent
+        message = f"{used[0]} is also used below {block}, where the network would be cut"
+        raise BackboneError(message)
     resumed = _Resumed(reach.extract, block, tuple(x.shape[1:]), x.dtype)
     parts = SplitNetwork(block, torch.no_grad()(partial(reach, backbone.module)), _fed_by(backbone, resumed))
     _refuse_other_result(backbone, parts, x)
@@ -146,14 +149,6 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
         message = f"the network calls no block that holds {next(iter(names))} as a module"
         raise BackboneError(message)
     return called[0]
-
-
-def _refuse_use_below(backbone: Backbone, reach: _Reach, names: Collection[str], x: Tensor) -> None:
-    """Activations that depend on a parameter of the upper part would be out of date once it has a tangent."""
-    used = used_parameters(backbone.module, reach, x, names)
-    if used:
-        message = f"{used[0]} is also used below {reach.block}, where the network would be cut"
-        raise BackboneError(message)
 
 
 def _refuse_other_result(backbone: Backbone, parts: SplitNetwork, x: Tensor) -> None:

@@ -45,10 +45,9 @@ def count_items(source: Any) -> int:
 
 
 def read_items(source: Any, contract: DataContract) -> Iterator[tuple[Tensor | Exception, Any]]:
-    """Yield every item's `(pixels at the contract's size, label or None)` in order.
+    """Yield every item's `(pixels at the contract's size, label or None)` in order, read in this process.
 
-    An item that cannot be read gives its exception in place of the pixels. Items are read in this
-    process, one at a time.
+    An item that cannot be read gives its exception in place of the pixels.
     """
     for position in range(count_items(source)):
         try:

@@ -1,7 +1,4 @@
-"""One picture file (or Pillow picture) to one uint8 array at the contract's size.
-
-This file imports no torch, so that decoding workers start quickly.
-"""
+"""One picture file (or Pillow picture) to one uint8 array; without torch, so that decoding workers start quickly."""
 
 from __future__ import annotations
 
