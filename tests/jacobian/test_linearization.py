@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from tangentune import Backbone
 from tangentune.errors import BackboneError, InputError
+from tangentune.jacobian import survey
 from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
 from tangentune.kernels.output_gram import logit_gram
@@ -367,3 +368,14 @@ def test_nothing_outlives_a_pass(solver: str) -> None:
     del x
     gc.collect()
     assert alive() is None
+
+
+def test_rows_are_proven_once_for_inputs_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs, find = [], survey.find_ways
+    monkeypatch.setattr(survey, "find_ways", lambda *args: proofs.append(find(*args)) or proofs[-1])
+    lin, x = Linearization(nn.Linear(3, 2)), torch.randn(4, 3)
+    first, again = survey.survey_linearization(lin, x), survey.survey_linearization(lin, x + 1)
+    assert (first.ways, first.held, len(proofs)) == (again.ways, again.held, 1)
+    survey.survey_linearization(lin, x[:1])  # one picture proves less than three: it cannot show that pictures mix
+    survey.survey_linearization(lin.double(), x.double())
+    assert len(proofs) == 3

@@ -21,11 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from tangentune.errors import LayerError
+from tangentune.jacobian.layers.use import registry
 from tangentune.networks.features import tensors_in
 from tangentune.networks.leaky import leaky_relu6
 
-Rule = Callable[..., Tensor | None]
-RULES: dict[Any, Rule] = {}  # the tangent of a call's output from the call's own arguments; None: dual numbers, please
+# The tangent of a call's output from the call's own arguments; None: dual numbers, please.
+RULES: dict[Any, Callable[..., Tensor | None]] = {}
+rule = registry(RULES)
 _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__imatmul__")
 
 
@@ -184,17 +186,6 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 # -- rules for the functions that take most of the time: each in as few passes over the data as it needs ---------------
-
-
-def rule(*functions: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for some functions, which share a signature."""
-
-    def register(given: Rule) -> Rule:
-        for function in functions:
-            RULES[function] = given
-        return given
-
-    return register
 
 
 def _bilinear(call: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:

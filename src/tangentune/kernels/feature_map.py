@@ -24,17 +24,12 @@ from tangentune.networks.parameters import block_of
 
 @dataclass(frozen=True)
 class TangentMap:
-    """The feature map, frozen after `fit`.
+    """The feature map of `tangent`, network and parameters that move, frozen after `fit`.
 
-    Attributes:
-        tangent: network and parameters that move.
-        probes: (R, d) directions in feature space.
-        mirrored: features and rows are means over a picture and its mirror image.
-        metric: whitening of each parameter's rows; empty for power 0.
-        block_scales: scale of each block's kernel.
-        body_scale: scale of the body's kernel against the head's.
-        normalize: head rows and body rows have length one.
-        length_scales: scale of each block in the lengths of body rows.
+    `probes` (R, d) are directions in feature space; with `mirrored`, features and rows are means over a picture and
+    its mirror image; `metric` whitens each parameter's rows, and is empty for power 0. `body_scale` is the scale of
+    the body's kernel against the head's. With `normalize` head rows and body rows have length one, `length_scales`
+    being the scale of each block in the lengths of body rows.
     """
 
     tangent: RowPlan

@@ -59,7 +59,8 @@ def fit_calibration(
     """The calibration that makes held-out labels most likely, from leave-one-out scores (n, C) and classes (n,).
 
     `covariance` (n, C, C) of the same predictions, or (n, C) variances of independent ones, in any unit. Cost about 60
-    passes over the scores, with a covariance 60 of `softmax_gaussian`. Guo et al. (2017): temperature and bias.
+    passes over the scores, with a covariance 60 of `softmax_gaussian`. Guo et al. (2017): temperature and bias of
+    "vector scaling".
     """
     scores = scores.double()
     n, count = scores.shape

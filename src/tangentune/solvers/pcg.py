@@ -22,7 +22,7 @@ class PCGResult:
 
     `relative_residuals` are `||b - A x|| / ||b||` at the start and after every iteration; the last one is measured from
     x itself, the others follow the recursion, which drifts from the truth by rounding only. `products` with A: one a
-    step, one a check of the residual, one for a start x0.
+    step, one a check of the residual, one for a start x0. `converged`: the measured residual is within the tolerance.
     """
 
     x: Tensor

@@ -58,8 +58,8 @@ def loo_variance(system: System) -> Tensor:
     """Posterior variance (N,) at every row from the problem without its picture, in units of noise / damping.
 
     `(1 / [W^-1]_ii - damping) / a_i` where a picture owns one row, the diagonal of the same with blocks otherwise: what
-    `variance` would say had it not been seen. Cost N width^2, and N^2 more for every row of (nearly) no weight.
-    Rasmussen and Williams (2006), section 5.4.2.
+    `variance` would say had it not been seen, honest to compare new pictures with. Cost N width^2, and N^2 more for
+    every row of (nearly) no weight. Rasmussen and Williams (2006), section 5.4.2.
     """
     total, width = len(system.kernel), system.width
     observed = torch.linalg.inv(diagonal_blocks(system)).diagonal(dim1=1, dim2=2).reshape(-1)

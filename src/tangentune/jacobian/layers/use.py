@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,19 +62,24 @@ class LayoutError(ValueError):
     """The call does not keep samples on its first axis: the parameter needs the generic rule."""
 
 
-Parser = Callable[..., Use | None]  # None: this call has no rule
-RULES: dict[Any, Parser] = {}
+RuleT = TypeVar("RuleT", bound=Callable[..., Any])
 
 
-def rule(*functions: Any) -> Callable[[Parser], Parser]:
-    """Register a parser (same signature as the function) that turns a call into a `Use`."""
+def registry(table: dict[Any, Any]) -> Callable[..., Callable[[RuleT], RuleT]]:
+    """A decorator `rule(function, ...)` that enters a rule, of the functions' own signature, into a table."""
 
-    def register(parser: Parser) -> Parser:
-        for function in functions:
-            RULES[function] = parser
-        return parser
+    def rule(*functions: Any) -> Callable[[RuleT], RuleT]:
+        def register(given: RuleT) -> RuleT:
+            table.update(dict.fromkeys(functions, given))
+            return given
 
-    return register
+        return register
+
+    return rule
+
+
+RULES: dict[Any, Callable[..., Use | None]] = {}  # turns a call into a `Use`; None: this call has no rule
+rule = registry(RULES)
 
 
 def roles(**tensors: Tensor | None) -> dict[str, Tensor]:
