@@ -126,8 +126,7 @@ def _change_saved(
 ) -> dict[str, Any]:
     """The facts of the change, for JSON: "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    `change` does one edit of the estimator in place, and what it returns joins the facts; `options` are batch size,
-    device and the like, for this run only.
+    What `change` returns joins the facts; `options` (batch size, device) are for this run only.
     """
     from tangentune.errors import StoreError
     from tangentune.estimators.model_directory import REPORT, check_destination, read_config, read_text
@@ -158,12 +157,13 @@ def _change_saved(
         "edit": model.edits_[-1],
         "n": {"before": before.n, "after": after.n},
         "loo": {"before": _finite(before.scores), "after": _finite(after.scores)},
-        "classes": {
-            "new": [name for name in after.classes if name not in before.classes],
-            "gone": [name for name in before.classes if name not in after.classes],
-        },
+        "classes": {"new": _others(after.classes, before.classes), "gone": _others(before.classes, after.classes)},
         "seconds": time.perf_counter() - start,
     } | more
+
+
+def _others(names: tuple[str, ...], known: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name not in known]
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float | None]:

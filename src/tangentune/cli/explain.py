@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST = 20  # pictures that one page explains
 _OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=click.Path())
+_FILE = click.Path(dir_okay=False)
 _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 
 
@@ -128,13 +129,7 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
 
 @click.command(cls=Command, short_help="Write an HTML page about a model.")
 @click.argument("model", type=MODEL)
-@option(
-    STREAMS,
-    "--out",
-    "The page to write; MODEL/report.html if not given.",
-    metavar="FILE.html",
-    type=click.Path(dir_okay=False),
-)
+@option(STREAMS, "--out", "The page to write; MODEL/report.html if not given.", metavar="FILE.html", type=_FILE)
 def report(model: str, out: str | None) -> None:
     """Write an HTML page about the saved MODEL.
 

@@ -85,11 +85,7 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
 
 def check_device(name: str | None) -> None:
-    """Refuse a device that torch does not know or this machine does not have; None is none in particular.
-
-    Raises:
-        InputError: with torch's reason.
-    """
+    """Refuse, with torch's reason, a device that it does not know or this machine lacks; None is none in particular."""
     import torch
 
     from tangentune.errors import InputError

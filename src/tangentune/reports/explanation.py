@@ -31,6 +31,7 @@ from tangentune.solvers.source.coupling import coupling_without
 from tangentune.solvers.source.leave_out import SourcePrediction
 from tangentune.solvers.system import System
 
+_Without = Callable[[int], "Prediction | None"]  # the answer of a model fitted without one of the problem's pictures
 EDGE = 0.95  # a share of training pictures beyond which a picture is called unusual
 
 
@@ -46,51 +47,32 @@ class Prediction:
 @final
 @dataclass(frozen=True)
 class PictureEffect:
-    """What one training picture did to one answer.
+    """What one training picture did to one answer."""
 
-    Attributes:
-        position: in `ids_`.
-        id: its name.
-        label: given.
-        influence: what the lead (or number) would lose if the model had been fitted without it; exact.
-        contribution: its term in the sum that the lead (or number) is.
-        without: the answer of the model fitted without it; None where only another likelihood could tell.
-    """
-
-    position: int
+    position: int  # in `ids_`
     id: str
-    label: str
-    influence: float
-    contribution: float
-    without: Prediction | None
+    label: str  # given
+    influence: float  # what the lead (or number) would lose if the model had been fitted without it; exact
+    contribution: float  # its term in the sum that the lead (or number) is
+    without: Prediction | None  # the answer of the model fitted without it; None where another likelihood answers
 
 
 @final
 @dataclass(frozen=True)
 class Attribution:
-    """Where one lead, or one predicted number, comes from.
+    """Where one lead, or one predicted number, comes from."""
 
-    Attributes:
-        name: of the target, if there are several; else empty.
-        answer: what is explained; `against` is the runner-up, None for numbers.
-        total: the lead, or the number: the sum of `intercept` and the contributions of all training pictures.
-        raised, lowered: the pictures of the largest influence in either direction, largest first.
-        largest: the pictures of the largest contributions, largest first.
-        counts: how many pictures raised and lowered it.
-        error, scatter: standard deviations of the number, and of a new observation of it; None for classes.
-    """
-
-    name: str
-    answer: Prediction
-    against: Prediction | None
-    total: float
+    name: str  # of the target, if there are several; else empty
+    answer: Prediction  # what is explained
+    against: Prediction | None  # the runner-up, None for numbers
+    total: float  # the lead, or the number: `intercept` and the contributions of all training pictures together
     intercept: float
-    raised: tuple[PictureEffect, ...]
-    lowered: tuple[PictureEffect, ...]
-    largest: tuple[PictureEffect, ...]
-    counts: tuple[int, int]
-    error: float | None = None
-    scatter: float | None = None
+    raised: tuple[PictureEffect, ...]  # the pictures of the largest influence, largest first
+    lowered: tuple[PictureEffect, ...]  # and those in the other direction
+    largest: tuple[PictureEffect, ...]  # the pictures of the largest contributions, largest first
+    counts: tuple[int, int]  # how many pictures raised and lowered it
+    error: float | None = None  # standard deviation of the number; None for classes
+    scatter: float | None = None  # and of a new observation of it
 
     @property
     def strongest(self) -> PictureEffect | None:
@@ -101,57 +83,40 @@ class Attribution:
 @final
 @dataclass(frozen=True)
 class Explanation:
-    """One answer explained.
+    """One answer explained."""
 
-    Attributes:
-        id: of the picture.
-        position: among the pictures that were asked about.
-        given: its label, if it is a training picture, which the answer then leaves out; else None.
-        answers: classes with their probabilities, likeliest first; of a regressor its numbers.
-        distance: its `ood_score`.
-        attributions: one for a classifier, one a target for a regressor.
-    """
-
-    id: str
-    position: int
-    given: str | None
-    answers: tuple[Prediction, ...]
-    distance: float
-    attributions: tuple[Attribution, ...]
+    id: str  # of the picture
+    position: int  # among the pictures that were asked about
+    given: str | None  # its label, if it is a training picture, which the answer then leaves out
+    answers: tuple[Prediction, ...]  # classes with their probabilities, likeliest first; of a regressor its numbers
+    distance: float  # its `ood_score`
+    attributions: tuple[Attribution, ...]  # one for a classifier, one a target for a regressor
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """One picture as the problem sees it that answers: kernel (1, N), scores (C,), variance and prior variance.
-
-    `before` (C,) are the scores before any training picture is heard: the intercept, and what a source says. `places`
-    are positions of the problem's pictures in `ids_`; `same` those of training pictures left out of it.
-    """
+    """One picture as the problem sees it that answers."""
 
     system: System
-    kernel: Tensor
-    scores: Tensor
-    before: Tensor
+    kernel: Tensor  # (1, N)
+    scores: Tensor  # (C,)
+    before: Tensor  # (C,) before any training picture is heard: the intercept, and what a source says
     variance: Tensor
-    own: Tensor
-    places: NDArray[np.int64]
-    same: list[int]
+    own: Tensor  # prior variance
+    places: NDArray[np.int64]  # positions of the problem's pictures in `ids_`
+    same: list[int]  # those of training pictures left out of it
 
 
 def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
-    """Explain a model's answer about each of a few pictures.
+    """Explain a fitted model's answer about each of m pictures, naming up to `top` training pictures either way.
 
-    Args:
-        model: a fitted `TangentClassifier` or `TangentRegressor`.
-        pictures: m of them, as its network takes them.
-        top: how many training pictures to name in either direction.
-
-    Returns:
-        m explanations. Cost as `influence`; a training picture costs n^2 more.
+    Cost as `influence`; a picture that is one of the n training pictures costs n^2 more.
     """
     proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
-    ours = _positions_by_pixels(model)
+    ours: dict[str, list[int]] = {}  # positions of training pictures by their pixels
+    for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
+        ours.setdefault(digest, []).append(i)
     digests = pictures_digest(pictures.pixels)
     state = model.solution_
     out: list[Explanation] = []
@@ -170,13 +135,6 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
             distance = float(ood_scores(state.system, open_share(asked.variance, asked.own))[0])
             out.append(Explanation(pictures.ids[i], i, given, answers, distance, attributions))
     return out
-
-
-def _positions_by_pixels(model: Estimator) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
-        found.setdefault(digest, []).append(i)
-    return found
 
 
 def _asked(state: Solution, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
@@ -228,7 +186,7 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
         return Prediction(names[int(proba.argmax())], float(proba.max()))
 
     shares = lead(exact.contributions(asked.system, asked.kernel)[0])
-    found = _largest(model, asked.places, lead(influence), shares, without, top)
+    found = _largest(model, asked, lead(influence), shares, without, top)
     total, intercept = float(lead(asked.scores)), float(lead(asked.before))
     return Attribution("", answers[0], answers[1], total, intercept, **found)
 
@@ -244,49 +202,31 @@ def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) 
         return Prediction(short_number(value - influence[place]), None)
 
     name = f"target {k + 1}" if len(asked.scores) > 1 else ""
-    found = _largest(model, asked.places, influence, shares, without, top)
+    found = _largest(model, asked, influence, shares, without, top)
     bars = {"error": spread**0.5, "scatter": (spread + noise) ** 0.5}
     return Attribution(name, Prediction(short_number(value), None), None, value, float(asked.before[k]), **found | bars)
 
 
 def _largest(
-    model: Estimator,
-    places: NDArray,
-    influence: NDArray,
-    shares: NDArray,
-    without: Callable[[int], Prediction | None],
-    top: int,
+    model: Estimator, asked: _Asked, influence: NDArray, shares: NDArray, without: _Without, top: int
 ) -> dict[str, Any]:
     """The pictures with the largest effect, as fields of an attribution."""
 
-    def effects(order: NDArray) -> tuple[PictureEffect, ...]:
-        out = []
-        for i in order.tolist():
-            position = int(places[i])
-            names = (str(model.ids_[position]), label_text(model, model.targets_[position]))
-            out.append(PictureEffect(position, *names, float(influence[i]), float(shares[i]), without(i)))
-        return tuple(out)
+    def effect(i: int) -> PictureEffect:
+        position = int(asked.places[i])
+        names = (str(model.ids_[position]), label_text(model, model.targets_[position]))
+        return PictureEffect(position, *names, float(influence[i]), float(shares[i]), without(i))
 
     order = np.argsort(-influence, kind="stable")
     up, down = order[influence[order] > 0], order[influence[order] < 0][::-1]
-    largest = np.argsort(-np.abs(shares), kind="stable")[:top]
-    return {
-        "raised": effects(up[:top]),
-        "lowered": effects(down[:top]),
-        "largest": effects(largest),
-        "counts": (len(up), len(down)),
-    }
+    largest = np.argsort(-np.abs(shares), kind="stable")
+    lists = {"raised": up, "lowered": down, "largest": largest}
+    found = {name: tuple(map(effect, which[:top].tolist())) for name, which in lists.items()}
+    return {**found, "counts": (len(up), len(down))}
 
 
 def familiarity(distance: float) -> str:
-    """An out-of-distribution score in words.
-
-    Example:
-        >>> familiarity(0.2)
-        'Familiar: nearer to the training pictures than 80 % of them are to the others.'
-        >>> familiarity(1.3)
-        'Unlike every training picture: 30 % more uncertain than the most distant of them. Do not rely on the answer.'
-    """
+    """An out-of-distribution score in words."""
     if distance > 1:
         excess = f"{100 * (distance - 1):.0f} %" if distance < 10 else f"{distance:.0f} times"
         words = "more uncertain than the most distant of them. Do not rely on the answer."

@@ -17,13 +17,7 @@ DOUBTFUL = 0.5  # a probability below which the suggestion is likelier to be rig
 
 
 def render_explanations(model: Estimator, pictures: Pictures, explanations: Sequence[Explanation]) -> str:
-    """Explanations of a fitted model's answers as one HTML page, a section for each picture.
-
-    Args:
-        model: fitted.
-        pictures: what was asked about.
-        explanations: of `explain`.
-    """
+    """Explanations of a fitted model's answers about pictures as one HTML page, a section for each picture."""
     classification = is_classifier(model)
     image = cache(partial(thumbnail, model.pictures_))  # a picture may be on several lists
 
@@ -86,7 +80,6 @@ def _verdict(attribution: Attribution) -> str:
 
 def render_suspects(model: Estimator, suspects: Sequence[Suspect]) -> str:
     """Labels that may be mistakes as one HTML page, worst first."""
-    kept = model.pictures_
     largest = max((one.score for one in suspects), default=0.0) or 1.0
     context = {
         "network": _network(model),
@@ -97,7 +90,7 @@ def render_suspects(model: Estimator, suspects: Sequence[Suspect]) -> str:
                 "one": one,
                 "given": label_text(model, one.label),
                 "suggestion": label_text(model, one.suggestion),
-                "image": thumbnail(kept, one.position),
+                "image": thumbnail(model.pictures_, one.position),
                 "share": one.score / largest,
                 "wrong": one.probability is None or one.probability < DOUBTFUL,
             }

@@ -18,6 +18,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
@@ -75,7 +76,9 @@ def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> F
     usable = (x > 0) & np.isfinite(y) & (y > 0)
     x, y = x[usable], y[usable]
     with house_style():
-        figure, axes = _figure(2.5)
+        figure = _figure(2.5)
+        axes = figure.subplots()
+        axes.set_facecolor("none")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         if len(x):
@@ -91,8 +94,7 @@ def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> F
                 axes.set_xlim(x[0] / 10, x[0] * 10)
             if chosen > 0:
                 _mark_chosen(axes, x, y, chosen)
-        axes.set_xlabel("damping λ")
-        axes.set_ylabel("leave-one-out error")
+        axes.set(xlabel="damping λ", ylabel="leave-one-out error")
     return figure
 
 
@@ -106,23 +108,16 @@ def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> Non
     axes.axvline(chosen, color=PALETTE["muted"], linewidth=0.7, linestyle=(0, (3, 3)))
     axes.plot([chosen], [height], "o", color=PALETTE["warm"], markersize=6.5, markeredgecolor=PALETTE["surface"])
     right = math.log(chosen) > np.log(x).mean()
-    axes.annotate(
-        f"chosen: λ = {chosen:.3g}",
-        (chosen, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6 if right else 6, 0),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        va="top",
-    )
+    side: dict[str, Any] = {"xytext": (-6, 0), "ha": "right"} if right else {"xytext": (6, 0), "ha": "left"}
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+    axes.annotate(f"chosen: λ = {chosen:.3g}", (chosen, 0.97), **place, **side)
 
 
 def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     """Which blocks of the network carry the solution: one bar each, input first, head last in its own colour.
 
-    Args:
-        shares: block -> share of the solution's squared norm (sums to 1).
-        scales: block -> its weight in the kernel, written at the right where the body's blocks differ.
+    `shares` are of the solution's squared norm and sum to 1; `scales`, weights in the kernel, are written at the right
+    where the body's blocks differ.
     """
     names = [name for name in shares if name != "head"]
     if len(names) > MANY_BLOCKS:  # keep the order of the network, drop the smallest
@@ -131,7 +126,9 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     names += [name for name in shares if name == "head"]
     values = np.array([shares[name] for name in names], np.float64)
     with house_style():
-        figure, axes = _figure(0.62 + 0.172 * len(names))
+        figure = _figure(0.62 + 0.172 * len(names))
+        axes = figure.subplots()
+        axes.set_facecolor("none")
         colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
         rows = np.arange(len(names))[::-1]
         axes.barh(rows, values, height=0.66, color=colours)
@@ -157,18 +154,17 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
 def reliability_figure(curve: Reliability) -> Figure:
     """Accuracy against confidence with 95 % bars, above a histogram of the confidences."""
     filled = curve.counts > 0
+    confidence, accuracy, counts = (values[filled] for values in (curve.confidence, curve.accuracy, curve.counts))
     width = float(curve.edges[1] - curve.edges[0])
     centre = curve.edges[:-1] + width / 2
     with house_style():
-        figure = Figure(figsize=(_WIDTH, 3.7), layout="constrained", facecolor="none")
+        figure = _figure(3.7)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-        for x, share, count in zip(curve.confidence[filled], curve.accuracy[filled], curve.counts[filled], strict=True):
+        for x, share, count in zip(confidence, accuracy, counts, strict=True):
             upper.plot([x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45)
-        area = 14 + 90 * curve.counts[filled] / max(int(curve.counts.max()), 1)
-        upper.scatter(
-            curve.confidence[filled], curve.accuracy[filled], s=area, color=PALETTE["accent"], zorder=3, clip_on=False
-        )
+        area = 14 + 90 * counts / max(int(curve.counts.max()), 1)
+        upper.scatter(confidence, accuracy, s=area, color=PALETTE["accent"], zorder=3, clip_on=False)
         upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
         lower.bar(centre, curve.counts, width * 0.9, color=PALETTE["accent"], alpha=0.55)
         lower.set(xlabel="confidence of the predicted class", ylabel="pictures")
@@ -188,7 +184,7 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
     columns = 1 if panels == 1 else 2
     with house_style():
         rows = math.ceil(panels / columns)
-        figure = Figure(figsize=(_WIDTH, rows * (3.9 if columns == 1 else 2.3)), layout="constrained", facecolor="none")
+        figure = _figure(rows * (3.9 if columns == 1 else 2.3))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for i, axes in enumerate(grid):
             if i >= panels:
@@ -207,27 +203,19 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     many = len(given) > _MANY_POINTS
     axes.set_facecolor("none")
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-    size = 4 if many else 16
-    axes.scatter(
-        given, guess, s=size, color=PALETTE["accent"], alpha=0.3 if many else 0.6, linewidths=0, rasterized=many
-    )
+    size, alpha = (4, 0.3) if many else (16, 0.6)
+    axes.scatter(given, guess, s=size, color=PALETTE["accent"], alpha=alpha, linewidths=0, rasterized=many)
     axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel="leave-one-out prediction", aspect="equal")
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
-    axes = figure.subplots()
-    axes.set_facecolor("none")
-    return figure, axes
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
 
 
-def to_svg(figure: Figure, *, key: str, alt: str) -> str:
-    """An `<svg>` element for use inside HTML: scalable, described for screen readers, in the page's colours.
+def to_svg(figure: Figure, *, key: str, alt: str) -> Markup:
+    """An `<svg>` element for use inside HTML: scalable, in the page's colours, described for screen readers by `alt`.
 
-    Args:
-        figure: any figure of this file.
-        key: short name, unique on the page; put before every id of the drawing.
-        alt: what the figure shows, in words.
+    `key` is a short name, unique on the page; it is put before every id of the drawing.
     """
     stream = io.StringIO()
     with house_style(), warnings.catch_warnings():
@@ -244,4 +232,5 @@ def to_svg(figure: Figure, *, key: str, alt: str) -> str:
         text = text.replace(colour, f"var(--{name}, {colour})")
     text = text.replace("'DejaVu Sans'", _FONT)
     label = escape(alt, quote=True)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).replace(">", f"><title>{label}</title>", 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return Markup(text.replace(">", f"><title>{label}</title>", 1))

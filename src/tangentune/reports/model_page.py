@@ -46,10 +46,7 @@ def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
 
 
 def render_report(model: Estimator) -> str:
-    """The report of a fitted `TangentClassifier` or `TangentRegressor` as one HTML page.
-
-    Cost: seconds, mostly drawing; memory for 24 thumbnails. The same model gives the same page.
-    """
+    """A fitted model as one HTML page, always the same; costs seconds, mostly drawing, and 24 thumbnails in memory."""
     facts = summarise(model)
     context = {
         "facts": facts,
@@ -116,7 +113,7 @@ def _damping(model: Estimator) -> Markup:
     path = model.damping_path_
     figure = plots.damping_figure(path["damping"], path["loo_error"], model.damping_)
     alt = f"Leave-one-out error against damping; the chosen damping is {model.damping_:.3g}."
-    return Markup(plots.to_svg(figure, key="damping", alt=alt))
+    return plots.to_svg(figure, key="damping", alt=alt)
 
 
 def _blocks(model: Estimator) -> Markup:
@@ -125,7 +122,7 @@ def _blocks(model: Estimator) -> Markup:
     words = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in top)
     alt = f"Share of the solution in each block of the network; largest: {words}."
     scales = {str(name): float(scale) for name, scale in model.block_scales_.items()}
-    return Markup(plots.to_svg(plots.blocks_figure(shares, scales), key="blocks", alt=alt))
+    return plots.to_svg(plots.blocks_figure(shares, scales), key="blocks", alt=alt)
 
 
 def _scales(model: Estimator) -> str:
@@ -135,8 +132,8 @@ def _scales(model: Estimator) -> str:
         return "Only the head: no block of the network was worth moving, so this is a linear probe."
     share = 100 * float(model.block_shares_.get("head", 0.0))
     words = f"The head carries {share:.0f} % of the solution, the blocks {100 - share:.0f} %. Input at the top."
-    if len(model.block_shares_) - 1 > plots.MANY_BLOCKS:
-        count = len(model.block_shares_) - 1
+    count = len(model.block_shares_) - 1
+    if count > plots.MANY_BLOCKS:
         words += f" Only the {plots.MANY_BLOCKS} largest of {count} blocks are drawn."
     if len(body) != 1:
         return f"{words} The numbers at the right are the blocks' weights in the kernel."
@@ -151,7 +148,7 @@ def _classification(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
     error = 100 * facts.scores["ece"]
     alt = f"Share right against confidence; the expected calibration error is {error:.1f} percent."
     return {
-        "reliability_svg": Markup(plots.to_svg(figure, key="reliability", alt=alt)),
+        "reliability_svg": plots.to_svg(figure, key="reliability", alt=alt),
         "confusion": tables.confusion_rows(table, facts.classes),
         "per_class": tables.class_rows(table, facts.classes),
         "pairs": tables.commonest_confusions(table, facts.classes),
@@ -163,4 +160,4 @@ def _regression(model: Estimator) -> dict[str, Any]:
     predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
     alt = "Leave-one-out predictions against true values; perfect predictions lie on the diagonal."
     figure = plots.scatter_figure(targets, predicted)
-    return {"scatter_svg": Markup(plots.to_svg(figure, key="scatter", alt=alt))}
+    return {"scatter_svg": plots.to_svg(figure, key="scatter", alt=alt)}

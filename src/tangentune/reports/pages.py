@@ -32,12 +32,9 @@ def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
     environment.filters["shortened"] = _shortened
@@ -45,11 +42,7 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def write_page(page: str, path: str | os.PathLike[str]) -> Path:
-    """Write a page to a file, whole or not at all; folders above it are made; returns the path.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
+    """Write a page to a file, whole or not at all; folders above it are made; returns the path."""
     with replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)

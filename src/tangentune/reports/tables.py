@@ -23,7 +23,7 @@ def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """Cells with their share of the row; of many classes the most confused, the others in one column."""
     shown = np.arange(len(names))
     if len(names) > CLASSES_SHOWN:
-        wrong = table - np.diag(np.diag(table))
+        wrong = _mistakes(table)
         order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")
         shown = np.sort(order[:_CLASSES_IN_LARGE])
     rows = []
@@ -48,7 +48,7 @@ def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
     order = np.arange(len(names))
     if len(names) > CLASSES_SHOWN:
         order = np.lexsort((-count, found))[:_CLASSES_IN_LARGE]
-    wrong = table - np.diag(np.diag(table))
+    wrong = _mistakes(table)
     return [
         {
             "name": names[i],
@@ -63,10 +63,14 @@ def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
 
 def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, str, int]]:
     """The ten most frequent confusions as (given, predicted, times)."""
-    wrong = table - np.diag(np.diag(table))
+    wrong = _mistakes(table)
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     rows, columns = np.unravel_index(order, wrong.shape)
     return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
+
+
+def _mistakes(table: np.ndarray) -> np.ndarray:
+    return table - np.diag(np.diag(table))
 
 
 def suspects(model: Estimator, facts: Summary) -> list[dict[str, Any]]:
@@ -149,12 +153,5 @@ def _equal(left: Any, right: Any) -> bool:
 def stage_rows(facts: Summary) -> list[dict[str, Any]]:
     """The steps of the fit with their share of the time."""
     total = sum(stage.seconds for stage in facts.stages) or 1.0
-    return [
-        {
-            "name": s.name,
-            "time": nice_seconds(s.seconds),
-            "share": s.seconds / total,
-            "memory": nice_bytes(s.peak_bytes),
-        }
-        for s in facts.stages
-    ]
+    rows = ((s.name, nice_seconds(s.seconds), s.seconds / total, nice_bytes(s.peak_bytes)) for s in facts.stages)
+    return [dict(zip(("name", "time", "share", "memory"), row, strict=True)) for row in rows]
