@@ -14,7 +14,6 @@ from small import MEAN, STD, network
 
 from tangentune import Backbone, TangentClassifier, _files
 from tangentune.cli.app import main
-from tangentune.estimators import model_directory
 
 pytestmark = pytest.mark.usefixtures("loadable")
 
@@ -82,7 +81,7 @@ def test_mistakes_are_one_sentence_and_change_nothing(
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (model_directory, "save_file", 2),  # while the pixels are written
+        (_files, "save_tensors", 2),  # while the pixels are written
         (_files, "flush", 3),
         (_files, "put_in_place", 1),
         (TangentClassifier, "save_pretrained", 1),

@@ -31,8 +31,7 @@ from torch import nn
 from tangentune import Backbone, TangentClassifier, TangentRegressor
 from tangentune.errors import BudgetError, InputError, PictureError
 from tangentune.estimators.source import _check_room
-from tangentune.estimators.source_kernels import source_kernels, source_pictures
-from tangentune.estimators.training_set import PictureReader, RowReader, problem
+from tangentune.estimators.training_set import PictureReader, RowReader, problem, source_kernels, source_pictures
 from tangentune.methods.source_selection.manifest import Manifest, file_digest, write_manifest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.load import Pictures

@@ -1,1 +1,1 @@
-"""The classifier and the regressor, and what a fitted model can be asked and told."""
+"""The classifier and the regressor: fitting, predicting, explaining, editing, saving."""

@@ -1,4 +1,4 @@
-"""What both estimators are made of: options, `fit`, and what a fitted model can be asked and told."""
+"""What both estimators share: options, `fit`, prediction, explanations, edits, storage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
-from tangentune.estimators.fit import Procedure, read_settings
+from tangentune.estimators.fit import Procedure
 from tangentune.estimators.fitted import (
     FittedModel,
     KernelToTraining,
@@ -29,27 +29,28 @@ from tangentune.estimators.fitted import (
 from tangentune.estimators.solution import Solution
 from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import summarise
-from tangentune.estimators.tasks import Classification, Regression, Task
+from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
-from tangentune.estimators.user_input import load_vectors
+from tangentune.estimators.user_input import load_vectors, read_settings
 from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.solvers import leave_out as exact
+from tangentune.solvers.posterior import variance
+from tangentune.solvers.reweighting import weight_gradient
 
 
 class TangentEstimator(BaseEstimator):
-    """Options, and a few lines for everything that is done in a module of its own; all that is fitted is `fitted_`.
+    """The options of an estimator, and `fitted_`, which holds all that is fitted; the modules beside do the work.
 
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
     as they were chosen. Pictures are named by their id: the path, or the position at `fit`; added ones get new ids, and
     no id is used twice. `edits_` is the log.
 
-    Of a fit with a source, influence, contributions, informativeness and the weight gradient hold the target classes
-    that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out of that
-    choice as well.
+    Of a fit with a source, influence, contributions, informativeness and the weight gradient keep the target classes
+    that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out there too.
     """
 
     fitted_: FittedModel
@@ -79,7 +80,7 @@ class TangentEstimator(BaseEstimator):
         n_jobs: int | None = None,
         verbose: int = 0,
     ):
-        self.backbone = backbone
+        self.backbone = backbone  # one line each: scikit-learn clones estimators by these names
         self.subset = subset
         self.probes = probes
         self.probe_space = probe_space
@@ -99,8 +100,7 @@ class TangentEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    # -- fitted attributes, described by the classes ------------------------------------------------------------------
-
+    # fitted attributes, described by the classes
     backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
     task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
     probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
@@ -139,15 +139,13 @@ class TangentEstimator(BaseEstimator):
 
     @property
     def solution_(self) -> Solution:
-        """The solved problem; a loaded model's is solved, once, when it is asked for: n^3."""
+        """The solved problem; a loaded model's is solved, once, when it is needed: n^3."""
         return solved(self._solved())
 
     @property
     def kernel_(self) -> NDArray[np.float64]:
         """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
         return self.solution_.system.kernel.cpu().numpy()
-
-    # -- fitting ------------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None) -> Self:
         """Solve for the whole network at once.
@@ -195,7 +193,7 @@ class TangentEstimator(BaseEstimator):
         """Refuse a source (InputError) that this estimator with its options cannot use."""
         self._task().check_source(self.outer_steps)
 
-    def _task(self) -> Task:
+    def _task(self) -> Classification | Regression:
         return self._kind(self.likelihood, self.class_weight)
 
     def _reader(self) -> PictureReader:
@@ -204,18 +202,13 @@ class TangentEstimator(BaseEstimator):
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
             return load_vectors(self, X, y, labelled, reset)
-        return load_pictures(
-            X, y, contract=backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose, need_labels=labelled
-        )
-
-    # -- prediction ---------------------------------------------------------------------------------------------------
-
-    def _new(self, X: Any) -> Pictures:
-        return self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
+        jobs, contract = self.n_jobs, backbone.contract
+        return load_pictures(X, y, contract=contract, n_jobs=jobs, verbose=self.verbose, need_labels=labelled)
 
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
-        pictures, model = self._new(X), self.model_
+        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
+        model = self.model_
         with warm_pages(), torch.no_grad():
             parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()
@@ -223,10 +216,10 @@ class TangentEstimator(BaseEstimator):
     def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
         """Pictures loaded once with their labels, for scoring a folder."""
         contract = self._fitted().backbone.contract
-        if y is not None:
-            return X, np.asarray(y)
-        pictures = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
-        return pictures, np.asarray(pictures.labels)
+        if y is None:
+            X = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
+            y = X.labels
+        return X, np.asarray(y)
 
     # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
 
@@ -238,7 +231,8 @@ class TangentEstimator(BaseEstimator):
 
         Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
         """
-        return explanations.about(self.solution_, self.kernel_to_training(X), exact.influence)
+        system, found = self.solution_.system, self.kernel_to_training(X)
+        return torch.cat([exact.influence(system, new.kernel) for new in found]).cpu().numpy()
 
     def contributions(self, X: Any) -> NDArray[np.float64]:
         """The additive split of each answer over training pictures, (m, n, C): `k(x, x_i) c_i`.
@@ -246,7 +240,8 @@ class TangentEstimator(BaseEstimator):
         They sum to `f(x) - intercept_`. A picture may contribute much and have little influence: others would stand in
         for it.
         """
-        return explanations.about(self.solution_, self.kernel_to_training(X), exact.contributions)
+        system, found = self.solution_.system, self.kernel_to_training(X)
+        return torch.cat([exact.contributions(system, new.kernel) for new in found]).cpu().numpy()
 
     def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
         """Predictions (n, C) for every training picture by the model fitted without its whole group, exact.
@@ -261,7 +256,7 @@ class TangentEstimator(BaseEstimator):
         return explanations.leave_out(self._solved(), groups)
 
     def informativeness(self, X: Any = None) -> NDArray[np.float64]:
-        """What each training picture adds that no other says, (n,): its smooth unique information, in nats.
+        """What each training picture adds that no other has, (n,): its smooth unique information, in nats.
 
         Args:
             X: pictures on which it is judged: `mean_x ||f(x) - f_without_i(x)||^2 / (2 s^2)`; None judges by the
@@ -275,8 +270,8 @@ class TangentEstimator(BaseEstimator):
     def suspects(self, k: int | None = None) -> list[Suspect]:
         """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
 
-        Each label is held against what all other pictures say in its place, at a damping that does not trust single
-        labels. Cost n^3.
+        Each label is held against what all other pictures predict in its place, at a damping that does not trust
+        single labels. Cost n^3.
 
         Raises:
             InputError: k is below 1.
@@ -296,7 +291,8 @@ class TangentEstimator(BaseEstimator):
 
         Source: Achille et al. (2022), "DIVA: Dataset Derivative of a Learning Task".
         """
-        return explanations.weight_gradient(self.solution_, evaluate)
+        shares = None if evaluate is None else torch.from_numpy(np.asarray(evaluate, np.float64))
+        return weight_gradient(self.solution_.system, evaluate=shares).cpu().numpy()
 
     def ood_score(self, X: Any) -> NDArray[np.float64]:
         """How far each picture lies from all training pictures, as the model sees them: out-of-distribution score (m,).
@@ -305,14 +301,17 @@ class TangentEstimator(BaseEstimator):
         data included, as the share of training pictures that had a smaller one when they were left out. Both exact. Up
         to 1 a quantile among the training pictures; beyond the most distant of them, 1 plus the relative excess.
         """
-        return explanations.ood_score(self.solution_, self.kernel_to_training(X))
+        system, found = self.solution_.system, self.kernel_to_training(X)
+        shares = [explanations.open_share(variance(system, new.kernel, new.own), new.own) for new in found]
+        return explanations.ood_scores(system, torch.cat(shares))
 
     def kernel_to_training(self, X: Any, *, whole: bool = False) -> Iterator[KernelToTraining]:
         """New pictures as the solved problem sees them, in portions, unless they are wanted as a whole.
 
         The rows of the training pictures stay in memory from now on if there is room.
         """
-        pictures, reader = self._new(X), self._reader()
+        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
+        reader = self._reader()
         self.fitted_ = with_rows(self._solved(), reader)
         return kernel_to_training(self.fitted_, reader, pictures, whole=whole)
 
@@ -350,10 +349,9 @@ class TangentEstimator(BaseEstimator):
         Raises:
             InputError: pictures or labels cannot be used, or a path is there already.
         """
-        fitted = self._fitted()
-        fitted.check_pictures()
-        loaded = self._load(X, y, fitted.backbone, labelled=True, reset=False)
-        return self._become(edits.add(fitted, loaded, sample_weight, self._reader()))
+        self._fitted().check_pictures()
+        loaded = self._load(X, y, self.fitted_.backbone, labelled=True, reset=False)
+        return self._become(edits.add(self.fitted_, loaded, sample_weight, self._reader()))
 
     def relabel(self, ids: Any, y: Any) -> Self:
         """Give pictures other labels; cost n^2 C.
@@ -389,8 +387,6 @@ class TangentEstimator(BaseEstimator):
         self.fitted_ = fitted
         return self
 
-    # -- the fitted model ----------------------------------------------------------------------------------------------
-
     def _fitted(self) -> FittedModel:
         check_is_fitted(self)
         return self.fitted_
@@ -401,15 +397,13 @@ class TangentEstimator(BaseEstimator):
             self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
         return self.fitted_
 
-    # -- storage ---------------------------------------------------------------------------------------------------
-
     def save_pretrained(self, directory: str | os.PathLike[str], *, pictures: bool = True) -> None:
         """Write the model: safetensors, JSON, the log of its edits, and a README.md a person can read; atomic.
 
         Args:
             directory: where; a model there is replaced.
             pictures: keep the training pictures at the network's size, which explanations and edits of the saved model
-                need; without them it predicts, and tells its leave-one-out predictions.
+                need; without them it predicts, and has its leave-one-out predictions.
 
         Raises:
             StoreError: if the directory cannot be written or holds something else.

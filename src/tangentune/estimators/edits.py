@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.estimators import audit
 from tangentune.estimators.fitted import FittedModel, UndoStep, solved, with_rows, with_solution
 from tangentune.estimators.outer_steps import Expansion
 from tangentune.estimators.solution import ActivePictures, Solution, solve, update
-from tangentune.estimators.source_kernels import source_kernels, with_source
-from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, extend, first_set
+from tangentune.estimators.training_set import (
+    PictureReader,
+    RowReader,
+    TrainingSet,
+    extend,
+    first_set,
+    source_kernels,
+    with_source,
+)
 from tangentune.estimators.user_input import check_weights, find_pictures, join_labels, read_weights
 from tangentune.kernels.feature_map import TangentMap
 from tangentune.kernels.reestimate import reestimate
@@ -44,14 +50,9 @@ def forget_strictly(fitted: FittedModel, ids: Any, reader: PictureReader, settin
     former = replace(fitted.training, rows=None)  # they can be taken again
     step = UndoStep("forget", fitted.active, former, fitted.feature_map, fitted.task_vector)
     active = replace(active, positions=np.argsort(training.numbers))
-    changed = replace(
-        fitted,
-        feature_map=feature_map,
-        task_vector=None if expansion is None else expansion.task,
-        training=training,
-        active=active,
-        undo=(*fitted.undo, step),
-    )
+    task = None if expansion is None else expansion.task
+    changed = replace(fitted, feature_map=feature_map, task_vector=task, training=training, active=active)
+    changed = replace(changed, undo=(*fitted.undo, step))
     solution = solve(training, active, fitted.task.encode, fitted.facts.damping)
     return _logged(changed, "forget", _hashes(fitted, gone), solution, before.error, strict=True)
 
@@ -74,7 +75,12 @@ def add(fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, 
     """Pictures added, with their labels."""
     labels, before = fitted.task.read_labels(loaded), fitted.active
     ids, numbers = _named(fitted, loaded)
-    pictures = Pictures(_like_ours(fitted, loaded.pixels), None, ids)
+    given, ours = loaded.pixels.dtype, fitted.training.pictures.pixels.dtype
+    if given != ours and torch.uint8 in (given, ours):
+        scales = f"the new pictures are {given}, but those of the model {ours}, which have another scale"
+        message = f"{scales}; give them as the others were given".replace("torch.", "")
+        raise InputError(message)
+    pictures = Pictures(loaded.pixels.to(ours), None, ids)
     active = ActivePictures(
         np.concatenate([before.positions, len(fitted.training) + np.arange(len(ids))]),
         join_labels(before.labels, labels),
@@ -91,7 +97,8 @@ def add(fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, 
 
 def relabel(fitted: FittedModel, ids: Any, y: Any) -> FittedModel:
     """Pictures given other labels: one for all, or one for each."""
-    found, old = _found(fitted, ids), fitted.active.labels
+    fitted.check_pictures()
+    found, old = find_pictures(ids, fitted.ids, fitted.numbers), fitted.active.labels
     single = np.ndim(y) < (1 if old.size == len(old) else 2)
     given = label_array([y] if single else y)
     given = np.repeat(given, len(found), 0) if len(given) == 1 else given
@@ -131,9 +138,6 @@ def undo(fitted: FittedModel) -> FittedModel:
     return _logged(changed, "undo", [], solution, before.error, undone=step.edit)
 
 
-# -- how an edit is carried out ----------------------------------------------------------------------------------------
-
-
 def _edited(
     fitted: FittedModel, edit: str, pictures: list[str], active: ActivePictures, training: TrainingSet | None = None
 ) -> FittedModel:
@@ -149,14 +153,10 @@ def _logged(
     fitted: FittedModel, edit: str, pictures: list[str], solution: Solution, before: float, **facts: Any
 ) -> FittedModel:
     """The model with its new solution, and the edit in its log; `before` is the former error of the inverse."""
-    measured = {
-        "n": len(fitted.active),
-        "residual_before": before,
-        "residual_after": solution.error,
-        "verification": refinement(solution.system),
-    }
+    facts |= {"n": len(fitted.active), "residual_before": before, "residual_after": solution.error}
+    facts["verification"] = refinement(solution.system)
     changed = with_solution(fitted, solution)
-    return replace(changed, edits=[*fitted.edits, audit.entry(fitted.edits, edit, pictures, **facts, **measured)])
+    return replace(changed, edits=[*fitted.edits, audit.entry(fitted.edits, edit, pictures, **facts)])
 
 
 def _reestimated(
@@ -178,26 +178,18 @@ def _reestimated(
         feature_map, kernel = reestimate(former, tangent, inputs, settings, facts.metric_power, outputs)
         training = first_set(used, numbers[kept], points, kernel, None, fitted.room)
         if not kept.all():
-            rest = replace(pictures.select(~kept), labels=None)
-            training = extend(training, RowReader(feature_map, reader.open, fitted.room), rest, numbers[~kept])
+            rows = RowReader(feature_map, reader.open, fitted.room)
+            training = extend(training, rows, pictures.select(~kept), numbers[~kept])
         if (source := fitted.training.source) is not None:
             rows = RowReader(feature_map, reader.open_training, fitted.room)
             training = with_source(training, *source_kernels(training, rows, source.pictures), source.setting)
     return feature_map, expansion, training
 
 
-# -- what the user names -----------------------------------------------------------------------------------------------
-
-
-def _found(fitted: FittedModel, ids: Any) -> list[list[int]]:
-    """Positions in `ids` of the pictures that each id means, of a model that can be edited."""
-    fitted.check_pictures()
-    return find_pictures(ids, fitted.ids, fitted.numbers)
-
-
 def _without(fitted: FittedModel, ids: Any) -> tuple[NDArray[np.int64], ActivePictures]:
     """Positions of the pictures that are named, and what is left."""
-    gone = np.unique(np.concatenate(_found(fitted, ids)))
+    fitted.check_pictures()
+    gone = np.unique(np.concatenate(find_pictures(ids, fitted.ids, fitted.numbers)))
     rest = np.setdiff1d(np.arange(len(fitted.active)), gone)
     active = fitted.active.keep(rest)
     _check(fitted, active, [fitted.ids[i] for i in rest])
@@ -217,26 +209,11 @@ def _named(fitted: FittedModel, loaded: Pictures) -> tuple[list[str], NDArray[np
     if all(name.isdecimal() for name in loaded.ids):  # positions in an array
         return [str(number) for number in numbers], numbers
     known = set(fitted.ids)
-    for name in loaded.ids:
-        if name in known:
-            message = (
-                f"the model already stands on a picture {name!r}; relabel or forget that one, or give the new one "
-                "another name"
-            )
-            raise InputError(message)
+    if twins := [name for name in loaded.ids if name in known]:
+        hint = "relabel or forget that one, or give the new one another name"
+        message = f"the model already stands on a picture {twins[0]!r}; {hint}"
+        raise InputError(message)
     return loaded.ids, numbers
-
-
-def _like_ours(fitted: FittedModel, pixels: Tensor) -> Tensor:
-    """New pixels in the type of the model's own."""
-    ours = fitted.training.pictures.pixels.dtype
-    if pixels.dtype != ours and torch.uint8 in (pixels.dtype, ours):
-        message = (
-            f"the new pictures are {pixels.dtype}, but those of the model {ours}, which have another scale; give "
-            "them as the others were given"
-        )
-        raise InputError(message.replace("torch.", ""))
-    return pixels.to(ours)
 
 
 def _check(fitted: FittedModel, active: ActivePictures, ids: list[str]) -> None:

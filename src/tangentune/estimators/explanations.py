@@ -1,8 +1,8 @@
-"""What a fitted model can say about itself: why it answers so, what each picture is worth, which labels look wrong."""
+"""Explanations of a fitted model: why it answers so, what each picture is worth, which labels look wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ from tangentune.estimators.fitted import FittedModel, KernelToTraining, solved
 from tangentune.estimators.solution import Solution
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.leave_out import distrusting
-from tangentune.solvers.posterior import loo_variance, variance
-from tangentune.solvers.reweighting import weight_gradient as loo_weight_gradient
+from tangentune.solvers.posterior import loo_variance
 from tangentune.solvers.system import System
 
 
@@ -25,12 +24,10 @@ class Suspect(NamedTuple):
     """A picture whose label may be wrong.
 
     Attributes:
-        id: of the picture.
         position: in `ids_` and every fitted attribute.
-        label: given.
-        suggestion: what the other pictures say instead.
+        label: given; `suggestion` is what the other pictures predict instead.
         probability: of the given label, by the model fitted without the picture; None for numbers.
-        score: squared distance of the label from what the others say; 0 agrees, 2 is another class for certain.
+        score: squared distance of the label from what the others predict; 0 agrees, 2 is another class for certain.
     """
 
     id: str
@@ -39,13 +36,6 @@ class Suspect(NamedTuple):
     suggestion: Any
     probability: float | None
     score: float
-
-
-def about(
-    solution: Solution, found: Iterable[KernelToTraining], explain: Callable[[System, Tensor], Tensor]
-) -> NDArray[np.float64]:
-    """Influence or contributions, whichever `explain` gives, on the answers about new pictures, (m, n, C)."""
-    return torch.cat([explain(solution.system, new.kernel) for new in found]).cpu().numpy()
 
 
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:
@@ -92,18 +82,6 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     worst = np.argsort(-score, kind="stable")[:count].tolist()
     suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
     return [Suspect(fitted.ids[i], i, labels[i], suggestions[i], sure[i], float(score[i])) for i in worst]
-
-
-def weight_gradient(solution: Solution, evaluate: ArrayLike | None) -> NDArray[np.float64]:
-    """(n,) derivative of the mean squared leave-one-out error by each weight."""
-    shares = None if evaluate is None else torch.from_numpy(np.asarray(evaluate, np.float64))
-    return loo_weight_gradient(solution.system, evaluate=shares).cpu().numpy()
-
-
-def ood_score(solution: Solution, found: Iterable[KernelToTraining]) -> NDArray[np.float64]:
-    """(m,) distance of new pictures from all training pictures, as ranks among theirs."""
-    system = solution.system
-    return ood_scores(system, torch.cat([open_share(variance(system, new.kernel, new.own), new.own) for new in found]))
 
 
 def open_share(variance: Tensor, own: Tensor) -> Tensor:

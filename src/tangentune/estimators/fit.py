@@ -12,20 +12,19 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_random_state
 
 from tangentune.errors import InputError
-from tangentune.estimators.fitted import FitFacts, FittedModel, told_source
-from tangentune.estimators.options import read_options
+from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
 from tangentune.estimators.tasks import Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
-from tangentune.estimators.user_input import check_weights
+from tangentune.estimators.user_input import check_weights, read_settings
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
-from tangentune.memory import Meter, default_budget
+from tangentune.memory import Meter
 from tangentune.networks.backbone import Backbone, load_backbone
 from tangentune.networks.parameters import select_parameters, used_parameters
 from tangentune.pictures.load import Pictures, duplicate_sentences
@@ -34,16 +33,7 @@ from tangentune.pictures.load import Pictures, duplicate_sentences
 @final
 @dataclass(frozen=True)
 class Procedure:
-    """What a fit works with.
-
-    Attributes:
-        task: classification or regression.
-        settings: of the kernel.
-        reader: of pictures.
-        subset: which parameters move.
-        outer_steps: as the estimator's option.
-        meter: filled with the seconds and bytes of each stage.
-    """
+    """What a fit works with; the meter is filled with the seconds and bytes of each stage."""
 
     task: Task
     settings: FitSettings
@@ -74,21 +64,14 @@ class Procedure:
 
     def plan(self, pictures: Pictures) -> dict[str, Any]:
         """What `fit` would cost, from one small trial batch."""
-        task, settings, source = self.task, self.settings, self.reader.open(pictures)
-        plan = estimate_cost(
-            survey_network(self.backbone, source, self.subset), source, settings, task.outputs(pictures)
-        )
+        task, settings, inputs = self.task, self.settings, self.reader.open(pictures)
+        tangent = survey_network(self.backbone, inputs, self.subset)
+        plan = estimate_cost(tangent, inputs, settings, task.outputs(pictures))
         plan["seconds"] += task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
         return plan
 
     def fit(self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None) -> FittedModel:
-        """Solve for the whole network at once.
-
-        Args:
-            pictures: with labels.
-            given: (n,) sample weights.
-            source: pictures with labels, and their relative weights.
-        """
+        """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
         task, backbone, reader, meter = self.task, self.backbone, self.reader, self.meter
         labels = task.read_labels(pictures)
         task.check_options(labels)
@@ -115,12 +98,12 @@ class Procedure:
                 rest = np.flatnonzero(targets.weights.numpy() == 0)
                 training = extend(training, RowReader(feature_map, reader.open, room), pictures.select(rest), rest)
             active = ActivePictures(np.argsort(training.numbers), labels, given)
-        facts, told = fit_facts(found), None
+        facts, gained = fit_facts(found), None
         if source is not None:
             fixed = self.settings.fixed.damping is not None
             with meter.stage("source"), torch.no_grad():
                 rows = RowReader(feature_map, reader.open_training, room)
-                training, facts, told = fit_source(training, rows, source, active, targets, facts, fixed=fixed)
+                training, facts, gained = fit_source(training, rows, source, active, targets, facts, fixed=fixed)
         with meter.stage("system"):
             solution = solve(training, active, task.encode, facts.damping)
             outcome = task.outcome(solution, {})
@@ -132,30 +115,25 @@ class Procedure:
             "threads": torch.get_num_threads(),
             "device": str(backbone.device),
         }
-        steps = 0 if expansion is None else expansion.steps
+        steps, task_vector = (0, None) if expansion is None else (expansion.steps, expansion.task)
         facts = replace(facts, outer_steps=steps, outer_selection=moves, fit_report=report)
         return FittedModel(
             task=task,
             backbone=backbone,
             feature_map=feature_map,
-            task_vector=None if expansion is None else expansion.task,
+            task_vector=task_vector,
             training=training,
             active=active,
             solution=solution,
             outcome=outcome,
             primal=found.model if training.source is None else None,
             facts=facts,
-            source=told_source(told, training, solution.targets),
+            source=source_facts(gained, training, solution.targets),
             next_number=len(pictures),
             seed=settings.seed,
             room=room,
             edits=[],
         )
-
-
-def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
-    """The kernel's settings among the options of an estimator."""
-    return read_options(options, seed, default_budget(backbone.device), backbone.contract.input_size is not None)
 
 
 def fit_facts(found: Fitted) -> FitFacts:
@@ -186,7 +164,7 @@ def survey_network(backbone: Backbone, source: PictureBatches, subset: str) -> R
 
 
 def warn(sentences: list[str], pictures: Pictures) -> None:
-    """Tell what looks odd about labelled pictures; vectors may look as they like."""
+    """Warnings of what looks odd about labelled pictures; vectors may look as they like."""
     if pictures.pixels.dim() == 4:
         for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
             warnings.warn(sentence, stacklevel=4)

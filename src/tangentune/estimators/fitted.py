@@ -1,7 +1,7 @@
-"""The fitted model: one frozen record that everything an estimator can be asked or told starts from.
+"""The fitted model: one frozen record that predictions, explanations, edits and saving start from.
 
 An edit makes a new record. What costs something and need not be there at once (the solution of a loaded model, the
-primal weights after an edit, rows in memory) is None until somebody asks; the functions here give what is there, or
+primal weights after an edit, rows in memory) is None until it is needed; the functions here give what is there, or
 make it.
 """
 
@@ -20,9 +20,8 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
-from tangentune.estimators.source_kernels import class_facts
 from tangentune.estimators.tasks import Outcome, Task
-from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet
+from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, own_diagonal, primal
 from tangentune.memory import warm_pages
@@ -72,22 +71,17 @@ class FittedModel:
     """Everything of a fitted estimator but its options.
 
     Attributes:
-        task: classification or regression.
         backbone: the network as it came.
         feature_map: frozen after the fit.
         task_vector: what outer steps changed of the weights; None at the pre-trained ones.
         training: pictures, kernel, rows.
         active: which of them count, as what.
-        solution: None: of a loaded model, until it is asked for.
-        outcome: of the solution.
-        primal: weights; None: after an edit, until they are asked for.
-        facts: of the fit.
+        solution: None of a loaded model, until it is needed.
+        primal: weights; None after an edit, until they are needed.
         source: what came of a source, as plain values; None without one.
         next_number: of the next picture that is added.
         seed: of the probes and the outer steps.
         room: bytes that the rows of the training set may take.
-        edits: the log.
-        undo: what takes edits back, the last one last.
     """
 
     task: Task
@@ -146,23 +140,21 @@ def fitted_attribute(read: Callable[[FittedModel], T]) -> T:
 
 def solved(fitted: FittedModel) -> Solution:
     """The solution; a loaded model's from its kernel, n^3."""
-    if fitted.solution is not None:
-        return fitted.solution
-    return solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
+    return fitted.solution or solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
 
 
 def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
-    """All that follows from another solution; the primal weights are summed anew when they are asked for."""
+    """All that follows from another solution; the primal weights are summed anew when they are needed."""
     return replace(
         fitted,
         solution=solution,
         outcome=fitted.task.outcome(solution, fitted.outcome.parameters),
-        source=told_source(fitted.source, fitted.training, solution.targets),
+        source=source_facts(fitted.source, fitted.training, solution.targets),
         primal=None,
     )
 
 
-def told_source(facts: dict[str, Any] | None, training: TrainingSet, targets: Targets) -> dict[str, Any] | None:
+def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: Targets) -> dict[str, Any] | None:
     """Facts of a source with what its classes stand for at the moment."""
     if facts is None or training.source is None or targets.source is None:
         return facts
@@ -188,11 +180,11 @@ def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
         training, rows = fitted.training, fitted.rows(reader)
         dual = training.kernel.new_zeros(count, len(fitted.outcome.intercept))
         dual[torch.from_numpy(fitted.active.positions)] = solution.system.dual
-        parts: Iterator[tuple[Tensor, FeatureRows]] = training.parts(rows)
+        parts: Iterator[tuple[Tensor, FeatureRows]] = rows.parts(training)
         if (source := training.source) is not None:  # after the training pictures those of the source
             assert solution.targets.source is not None
             active = torch.from_numpy(fitted.active.positions).to(dual.device)
-            parts = chain(parts, ((index + count, found) for index, found in source.pictures.parts(rows)))
+            parts = chain(parts, ((index + count, found) for index, found in rows.parts(source.pictures)))
             dual = torch.cat([dual, source.dual(active, solution.system.dual, solution.targets.source.labels)])
         model = primal(fitted.feature_map, parts, dual, solution.system.bias)
     return replace(fitted, solution=solution, primal=model)
@@ -201,13 +193,10 @@ def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
 @final
 @dataclass(frozen=True, eq=False)
 class KernelToTraining:
-    """New pictures as the solved problem sees them.
+    """New pictures as the solved problem sees them: kernels less what a source takes of them.
 
-    Attributes:
-        kernel: (m, n) with the pictures of the model; less what a source takes of it.
-        own: (m,) of each with itself, likewise.
-        source: (m, C) what a source alone predicts for them; zeros without one.
-        rows: theirs.
+    `kernel` (m, n) with the pictures of the model, `own` (m,) of each with itself; `source` (m, C) is what a source
+    alone predicts for them, zeros without one.
     """
 
     kernel: Tensor
@@ -228,11 +217,11 @@ def kernel_to_training(
         step = len(pictures) if whole else PORTION
         for start in range(0, len(pictures), step):
             found = new.collect(pictures.select(slice(start, start + step)))
-            kernel, own = training.cross(rows, found)[:, active], own_diagonal(fitted.feature_map, found)
+            kernel, own = rows.cross(found, training)[:, active], own_diagonal(fitted.feature_map, found)
             if (source := training.source) is None:
                 yield KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
                 continue
-            crossed, alone = source.pictures.kernel(rows, found), solved(fitted).targets.source
+            crossed, alone = rows.cross(found, source.pictures), solved(fitted).targets.source
             assert alone is not None
             taken = crossed @ source.prior.gain  # of the kernel k(x, x') the source leaves k - k_xs Q k_sx'
             own = own - (taken * crossed).sum(1)

@@ -47,15 +47,8 @@ def write_model(
 ) -> None:
     """Write a model directory, or leave everything as it was.
 
-    An older model in the same place is replaced after the new one is complete and on the disk.
-
-    Args:
-        directory: where the model shall be; parents are made.
-        config: settings that `plain` makes JSON of; the keys in `ENVELOPE` belong to this module.
-        tensors: arrays of any shape, dtype and device.
-        card: the text of README.md.
-        pictures: pixels to keep in a file of their own.
-        edits: lines of the audit log.
+    An older model in the same place is replaced after the new one is complete and on the disk. The keys in `ENVELOPE`
+    belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log.
 
     Raises:
         StoreError: the place cannot be used (see `check_destination`), the disk is full, or the settings hold
@@ -101,9 +94,7 @@ def write_model(
 def check_destination(directory: str | os.PathLike[str]) -> Path:
     """Find out before the work whether a model could be written here; the resolved path.
 
-    Raises:
-        StoreError: the place is a file, a directory of something else, holds files that would be lost, or may
-            not be written.
+    A StoreError: the place is a file, a directory of something else, holds files that would be lost, or is read-only.
     """
     target = Path(os.path.realpath(directory))
     if target.exists():
@@ -129,16 +120,12 @@ def _check_replaceable(target: Path) -> None:
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:
-        message = (
-            f"{target} exists and is not a tangentune model, so it is left alone; "
-            "choose another directory or empty this one"
-        )
+        hint = "choose another directory or empty this one"
+        message = f"{target} exists and is not a tangentune model, so it is left alone; {hint}"
         raise StoreError(message)
     if foreign := [name for name in inside if name not in (CONFIG, TENSORS, CARD, REPORT, PICTURES, AUDIT)]:
-        message = (
-            f"replacing the model in {target} would delete {foreign[0]!r}, which tangentune did not write; "
-            "move it away or choose another directory"
-        )
+        lost = f"{foreign[0]!r}, which tangentune did not write; move it away or choose another directory"
+        message = f"replacing the model in {target} would delete {lost}"
         raise StoreError(message)
 
 
@@ -214,12 +201,8 @@ def read_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same
     bits as before saving: a file mapped into memory has another alignment, and products may round otherwise.
 
-    Returns:
-        The settings, without the keys of this module, and the tensors on the CPU, kept pictures among them as
-        "pixels".
-
-    Raises:
-        StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
+    The settings come without the keys of this module, the tensors on the CPU, kept pictures among them as "pixels".
+    A StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
     """
 
     def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -232,11 +215,7 @@ def read_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
 
 
 def read_edits(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The audit log of a model, every line checked; empty if it was never changed.
-
-    Raises:
-        StoreError: no model is there, or the log is damaged.
-    """
+    """The audit log of a model, every line checked; empty if it was never changed. Damage is a StoreError."""
 
     def read(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
         file, expected = folder / AUDIT, config["edits"]
@@ -255,11 +234,7 @@ def read_edits(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of a model, checked, without reading its tensors.
-
-    Raises:
-        StoreError: no model is there, config.json is damaged, or a newer tangentune wrote it.
-    """
+    """The settings of a model, checked as by `read_model`, without reading its tensors."""
     folder = Path(directory)
     return _settings(_parse(folder, read_text(folder)))
 
@@ -313,10 +288,8 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
         raise StoreError(message)
     version = config.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        message = (
-            f"{file} has format version {version}, but this tangentune reads up to {FORMAT_VERSION}; "
-            "update it with: pip install --upgrade tangentune"
-        )
+        known = f"this tangentune reads up to {FORMAT_VERSION}; update it with: pip install --upgrade tangentune"
+        message = f"{file} has format version {version}, but {known}"
         raise StoreError(message)
     if isinstance(version, int) and 0 < version < FORMAT_VERSION:
         message = f"{file} has format version {version} of an older tangentune; fit the model again"

@@ -40,14 +40,10 @@ RELATIVE_DAMPINGS = torch.logspace(-4, 3, 29, dtype=torch.float64)
 @final
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    """Points of expansion of one fit.
+    """Points of expansion of one fit, after `steps` minibatches: one network a fold, moved without the fold's pictures.
 
-    Attributes:
-        steps: minibatch steps that each network was moved.
-        fold: (n,) fold of each picture.
-        points: one network a fold, moved without the fold's pictures.
-        mean: the network at the mean of their weights, for pictures that none has seen.
-        task: the mean's weights minus the pre-trained ones.
+    `fold` (n,) is each picture's; `mean`, for pictures that none has seen, is the network at the mean of the points'
+    weights, and `task` those weights minus the pre-trained ones.
     """
 
     steps: int
@@ -60,22 +56,10 @@ class Expansion:
 def cross_fitted_expansion(
     backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, seed: int = 0, verbose: int = 0
 ) -> Expansion:
-    """Move the network towards the labels of all folds but one, for each of four folds.
+    """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
-    Args:
-        backbone: left as it is.
-        pictures: with class labels.
-        steps: minibatches of 32 pictures; at least one pass over the pictures is made.
-        flip: half of the pictures are mirrored, at random.
-        seed: of folds, order and mirroring.
-        verbose: 1 shows a progress bar.
-
-    Returns:
-        The points of expansion. Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is, up to
-        the one pass.
-
-    Raises:
-        InputError: there are fewer than two classes, or training diverged.
+    Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
+    made. With `flip` half of them are mirrored, at random.
     """
     positions = torch.from_numpy(class_positions(pictures)[1])
     fold = stratified_folds(positions, FOLDS, seed).numpy()
@@ -119,13 +103,10 @@ def _settings(count: int, steps: int, flip: bool, seed: int) -> FineTuneSettings
 def choose_steps(
     backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0
 ) -> tuple[Expansion | None, list[dict[str, float]]]:
-    """Move or not: whatever gives a ridge probe on the features the lower leave-one-out error.
+    """Move or not (None): whatever gives a ridge probe on the features the lower leave-one-out error (sum of squares).
 
-    Each picture's features come from the network that has not seen it, so that the error is honest.
-
-    Returns:
-        The expansion (None: stay at the pre-trained weights), and what was tried: "outer_steps" and "loo_error", the
-        sum of squared errors. Cost: that of `cross_fitted_expansion`, and two forward passes.
+    Each picture's features come from the network that has not seen it, so that the error is honest. Cost: that of
+    `cross_fitted_expansion`, and two forward passes.
     """
     if len(pictures) < 2 * FOLDS:  # too few to tell
         return None, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
@@ -15,9 +16,8 @@ from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import read_edits, read_model, write_model
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.solution import ActivePictures
-from tangentune.estimators.source_kernels import with_source
 from tangentune.estimators.tasks import Classification, Outcome, Task
-from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet
+from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -30,8 +30,6 @@ from tangentune.solvers.source.choice import SourceSetting
 
 Tensors = dict[str, Tensor]
 PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping_path", "source_effects")]
-
-# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def save(
@@ -46,22 +44,15 @@ def save(
 ) -> None:
     """Write a fitted model, its primal weights at hand: nothing of pictures that it has forgotten.
 
-    Args:
-        directory: as for `write_model`.
-        name: of the estimator's class.
-        options: of the estimator.
-        fitted: its model.
-        card: for people.
-        pictures: whether to keep the training pictures.
-        features: length of vectors; None for pictures.
-
-    Raises:
-        StoreError: the place cannot be used.
+    `name` is that of the estimator's class, `features` the length of vectors; None for pictures. As for `write_model`,
+    a place that cannot be used is a StoreError.
     """
     training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
     tensors, source = _map_tensors(fitted) | _arrays(fitted), None
-    if pictures and fitted.task_vector is not None:
-        tensors |= _points(fitted)
+    if pictures and fitted.task_vector is not None:  # what each fold's network differs by from the pre-trained one
+        start = dict(fitted.backbone.module.named_parameters())
+        for fold, point in enumerate(feature_map.tangent.points):
+            tensors |= _named(difference(dict(point.named_parameters()), start), f"point.{fold}.")
     if training.source is not None:
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
@@ -102,14 +93,23 @@ def _map_tensors(fitted: FittedModel) -> Tensors:
     model, task = fitted.primal, fitted.task_vector
     assert model is not None
     tensors = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
-    tensors |= {f"body.{name}": weights for name, weights in model.body.items()}
+    tensors |= _named(model.body, "body.")
     for name, metric in model.map.metric.items():
         tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    return tensors if task is None else tensors | {f"moved.{name}": tensor for name, tensor in task.items()}
+    return tensors if task is None else tensors | _named(task, "moved.")
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _under(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _arrays(fitted: FittedModel) -> Tensors:
-    """What fitted attributes tell as arrays, and the pictures' weights and numbers."""
+    """Fitted attributes that are arrays, and the pictures' weights and numbers."""
     outcome, facts = fitted.outcome, fitted.facts
     own = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
     arrays = {
@@ -128,59 +128,31 @@ def _arrays(fitted: FittedModel) -> Tensors:
 
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
-    """What fitted attributes tell as plain values."""
-    outcome, classification = fitted.outcome, isinstance(fitted.task, Classification)
-    told = {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
-    told |= {"loo_score_": outcome.score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
-    told |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
-    if classification:
-        return told | {"temperature_": outcome.temperature}
-    return told | {"flat_": fitted.active.labels.ndim == 1}
-
-
-def _points(fitted: FittedModel) -> Tensors:
-    """What each fold's network differs by from the pre-trained one."""
-    start = dict(fitted.backbone.module.named_parameters())
-    out: Tensors = {}
-    for fold, point in enumerate(fitted.feature_map.tangent.points):
-        task = difference(dict(point.named_parameters()), start)
-        out |= {f"point.{fold}.{name}": tensor for name, tensor in task.items()}
-    return out
+    """Fitted attributes that are plain values."""
+    outcome, plain = fitted.outcome, {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
+    plain |= {"loo_score_": outcome.score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
+    plain |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
+    if isinstance(fitted.task, Classification):
+        return plain | {"temperature_": outcome.temperature}
+    return plain | {"flat_": fitted.active.labels.ndim == 1}
 
 
 def _pack_source(source: SourceSet, active: Tensor, pixels: bool) -> tuple[dict[str, Any], Tensors]:
     """Settings and tensors of a source, with the kernels of the training pictures at some positions (n,) only."""
     pictures, setting = source.pictures, source.setting
-    settings = {
-        "classes": list(pictures.classes),
-        "strength": setting.strength,
-        "deviation": setting.deviation,
-        "damping": setting.damping,
-    }
-    tensors = {
-        "source.positions": pictures.positions,
-        "source.given": pictures.given,
-        "source.class_weights": setting.class_weights,
-        "source.own": source.own,
-        "source.cross": source.cross[active],
-        "source.plain": source.plain[active][:, active],
-    }
-    return settings, tensors | ({"source.pixels": pictures.pictures.pixels} if pixels else {})
+    settings = {"classes": list(pictures.classes)}
+    settings |= {name: getattr(setting, name) for name in ("strength", "deviation", "damping")}
+    tensors = {"positions": pictures.positions, "given": pictures.given, "class_weights": setting.class_weights}
+    tensors |= {"own": source.own, "cross": source.cross[active], "plain": source.plain[active][:, active]}
+    return settings, _named(tensors | ({"pixels": pictures.pictures.pixels} if pixels else {}), "source.")
 
 
 def _labels(values: np.ndarray) -> dict[str, Any]:
     return {"dtype": values.dtype.str, "values": values.tolist()}
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
 def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
-    """Read what `save` wrote.
-
-    Raises:
-        StoreError: if it is another estimator's model, or a network of the user's own must be given.
-    """
+    """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
     config, tensors = read_model(directory)
     if config.get("estimator") != name:
         kind = config.get("estimator")
@@ -206,44 +178,37 @@ class SavedModel:
 
     def fitted(self, task: Task) -> FittedModel:
         """The model; its problem is not solved, for it predicts without."""
-        config, told, tensors = self.config, self.config["fitted"], self.tensors
+        config, plain, tensors = self.config, self.config["fitted"], self.tensors
         arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
-        vector = _task_vector(tensors, "moved.")
+        vector = TaskVector(steps) if (steps := _under(tensors, "moved.")) else None
         primal = self._primal(self.backbone.module if vector is None else moved(self.backbone.module, vector))
-        outcome = Outcome(
-            arrays["dual_coef_"],
-            arrays["intercept_"],
-            arrays["loo_predictions_"],
-            told["loo_score_"],
-            parameters=told.get("likelihood_", {}),
-        )
+        dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
+        outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
         if isinstance(task, Classification):
-            calibration = {"proba": arrays["loo_proba_"], "temperature": told["temperature_"]}
+            calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
             outcome = replace(outcome, classes=_array(config["classes"]), **calibration)
         else:
             outcome = replace(outcome, noise=arrays["noise_"])
         facts = FitFacts(
-            **{name: told[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in told},
+            **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
             damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
             source_effects=arrays.get("source_effects_", np.zeros(0)),
         )
         budget = config["parameters"]["memory_budget"]
         room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
-        active = ActivePictures(
-            np.arange(len(told["ids_"])), _array(config["targets"]), tensors["sample_weight"].numpy()
-        )
+        labels, weights = _array(config["targets"]), tensors["sample_weight"].numpy()
         return FittedModel(
             task=task,
             backbone=self.backbone,
             feature_map=primal.map,
             task_vector=vector,
             training=self._training(),
-            active=active,
+            active=ActivePictures(np.arange(len(labels)), labels, weights),
             solution=None,
             outcome=outcome,
             primal=primal,
             facts=facts,
-            source=told.get("source_"),
+            source=plain.get("source_"),
             next_number=config["next_number"],
             seed=config["seed"],
             room=room // ROWS_SHARE,
@@ -261,10 +226,10 @@ class SavedModel:
 
     def _with_source(self, training: TrainingSet, settings: dict[str, Any]) -> TrainingSet:
         """The training set with the source behind it that `_pack_source` packed; 10 m^3."""
-        ids = self.config["fitted"]["source_ids_"]
-        found = {key.removeprefix("source."): t for key, t in self.tensors.items() if key.startswith("source.")}
+        found = _under(self.tensors, "source.")
         here = {key: tensor.to(training.kernel.device) for key, tensor in found.items() if key != "pixels"}
-        bare = Pictures(found.get("pixels", torch.empty(len(ids), 0)), None, list(ids))
+        ids = list(self.config["fitted"]["source_ids_"])
+        bare = Pictures(found.get("pixels", torch.empty(len(ids), 0)), None, ids)
         pictures = SourcePictures(bare, tuple(settings["classes"]), here["positions"], here["given"])
         numbers = (settings["strength"], settings["deviation"], settings["damping"])
         setting = SourceSetting(*numbers, here["class_weights"])
@@ -274,27 +239,23 @@ class SavedModel:
         """Feature map and weights at a network that has been moved already."""
         saved, tensors, device = self.config["map"], self.tensors, self.backbone.device
         folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
-        tasks = [_task_vector(tensors, f"point.{fold}.") for fold in folds]
-        points = tuple(moved(self.backbone.module, task) for task in tasks if task is not None)
+        points = [moved(self.backbone.module, TaskVector(_under(tensors, f"point.{fold}."))) for fold in folds]
         features = self.backbone.feature_function
-        tangent = RowPlan(module, features, tuple(saved["ruled"]), tuple(saved["generic"]), points)
+        tangent = RowPlan(module, features, tuple(saved["ruled"]), tuple(saved["generic"]), tuple(points))
+        sides = {key: tensor.to(device) for key, tensor in _under(tensors, "metric.").items()}
         metric = {
-            name: Whitening(tensors[f"metric.{name}.left"].to(device), tensors[f"metric.{name}.right"].to(device))
+            name: Whitening(sides[f"{name}.left"], sides[f"{name}.right"])
             for name in tangent.names
-            if f"metric.{name}.left" in tensors
+            if f"{name}.left" in sides
         }
-        told = self.config["fitted"]
+        plain = self.config["fitted"]
         feature_map = TangentMap(
             tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"],
-            told["body_scale_"], told["normalize_"], saved["length_scales"],
+            plain["body_scale_"], plain["normalize_"], saved["length_scales"],
         )  # fmt: skip
-        body = {name: tensors[f"body.{name}"].to(device) for name in tangent.names if f"body.{name}" in tensors}
+        weights = _under(tensors, "body.")
+        body = {name: weights[name].to(device) for name in tangent.names if name in weights}
         return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
-
-
-def _task_vector(tensors: Tensors, prefix: str) -> TaskVector | None:
-    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return TaskVector(found) if found else None
 
 
 def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, directory: Any) -> Backbone:
@@ -308,8 +269,7 @@ def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, 
             raise StoreError(message)
         given = load_backbone(description["name"])
     given.verify(description)
-    contract = DataContract.from_dict(description["contract"])
-    size = contract.input_size
+    size = DataContract.from_dict(description["contract"]).input_size
     backbone = given.with_size(size[1:] if size is not None and len(size) == 3 else None)
     return backbone if device is None else backbone.to(device)
 

@@ -28,12 +28,9 @@ LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solvin
 @final
 @dataclass(frozen=True, eq=False)
 class ActivePictures:
-    """Which pictures of a training set count, as what.
+    """Which pictures of a training set count, by positions (n,) in the order of every fitted attribute, as what.
 
-    Attributes:
-        positions: (n,) in the training set, in the order of every fitted attribute.
-        labels: (n,) or (n, k) as given.
-        sample_weight: (n,) as given, class weights not in it.
+    Labels (n,) or (n, k) and sample weights (n,) are as given, class weights not in them.
     """
 
     positions: NDArray[np.int64]
@@ -51,13 +48,9 @@ class ActivePictures:
 @final
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Labels as the solver takes them.
+    """Labels as the solver takes them: (C,) classes, None for numbers; (n, C) targets; (n,) weights with class weights.
 
-    Attributes:
-        classes: (C,) names; None for numbers.
-        targets: (n, C), one-hot for classes.
-        weights: (n,) sample weights times class weights.
-        source: what a source alone predicts for the pictures; None without one.
+    `source` is what a source alone predicts for the pictures; None without one.
     """
 
     classes: NDArray | None
@@ -108,18 +101,10 @@ def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping
 def update(
     solution: Solution, before: ActivePictures, active: ActivePictures, encode: Encode, training: TrainingSet
 ) -> Solution:
-    """The solution for another choice of pictures, labels and weights, from this one.
+    """The solution that a fit to another choice of pictures, labels and weights would give, to rounding, from this one.
 
-    Args:
-        solution: of the pictures before.
-        before: those.
-        active: pictures that stay must come first, in their order; new ones after them.
-        encode: of the task.
-        training: the training set, which may have grown.
-
-    Returns:
-        The solution a fit of the same feature map and damping would give, to rounding. Cost n^2 for every picture that
-        leaves, comes or changes its weight, and n^2 C for labels.
+    Among the active pictures those that stay must come first, in their order. Cost n^2 for every picture that leaves,
+    comes or changes its weight, and n^2 C for labels.
     """
     stays = np.isin(before.positions, active.positions)
     kept = int(stays.sum())
@@ -139,7 +124,6 @@ def update(
 
 
 def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> Targets:
-    """Labels and weights as the solver takes them, and what a source predicts for the pictures."""
     plain, source = encode(active.labels, active.sample_weight), training.source
     if source is None:
         return plain

@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from tangentune.errors import BudgetError, InputError
 from tangentune.estimators.fitted import FitFacts
 from tangentune.estimators.solution import ActivePictures, Targets
-from tangentune.estimators.source_kernels import source_kernels, source_pictures, with_source
-from tangentune.estimators.training_set import ROWS_SHARE, RowReader, TrainingSet, problem
+from tangentune.estimators.training_set import (
+    ROWS_SHARE,
+    RowReader,
+    TrainingSet,
+    problem,
+    source_kernels,
+    source_pictures,
+    with_source,
+)
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.contract import DataContract
@@ -33,18 +40,9 @@ def read_source(
 ) -> tuple[Pictures, NDArray[np.float64]]:
     """Source pictures with their classes as labels, and relative weights (m,) of mean 1.
 
-    Args:
-        source: a manifest (`tangentune select`), a folder of class folders, a CSV file (path,label),
-            `SelectedPictures`, or labelled `Pictures`.
-        target: the target's pictures; a source picture with the pixels of one is left out, with a warning.
-        contract: how the network takes pictures.
-        n_jobs: processes that decode files.
-        verbose: 1 shows progress bars.
-
-    Raises:
-        InputError: the source has no labels, pictures of another size, or none that the target has not.
-        PictureError: a file is missing or has changed since the selection.
-        StoreError: the manifest is damaged.
+    The source is a manifest (`tangentune select`), a folder of class folders, a CSV file (path,label),
+    `SelectedPictures`, or labelled `Pictures`; a picture with the pixels of a target picture is left out, with a
+    warning. Errors are InputError, PictureError (a file is missing or changed) and StoreError (a damaged manifest).
     """
     weights = None
     named = isinstance(source, str | os.PathLike)
@@ -53,7 +51,14 @@ def read_source(
     if isinstance(source, SelectedPictures):
         source, weights = source.pictures, source.weights
     pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose, need_labels=named)
-    pictures = replace(pictures, labels=_class_of_each(pictures.labels))
+    if pictures.labels is None:
+        message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
+        raise InputError(message)
+    given = label_array(pictures.labels)
+    if given.size != len(given):
+        message = f"source pictures have {given.shape[1]} labels each; give the class of each, one label a picture"
+        raise InputError(message)
+    pictures = replace(pictures, labels=given.reshape(len(given)))
     weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
     if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
         shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]
@@ -72,26 +77,13 @@ def read_source(
     return kept, weights[fresh] / weights[fresh].mean()
 
 
-def _class_of_each(labels: Any) -> NDArray:
-    """Labels of source pictures, (m,)."""
-    if labels is None:
-        message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
-        raise InputError(message)
-    given = label_array(labels)
-    if given.size != len(given):
-        message = f"source pictures have {given.shape[1]} labels each; give the class of each, one label a picture"
-        raise InputError(message)
-    return given.reshape(len(given))
-
-
 def _check_room(m: int, room: int) -> None:
     """Refuse a source whose kernels do not fit into memory; `room` is the share of the budget that rows may take."""
     need, budget = KERNELS * 8 * m**2, room * ROWS_SHARE
     if need > budget:
-        message = (
-            f"{m} source pictures need {need / 2**20:.0f} MiB for their kernels, more than the memory budget of "
-            f"{budget / 2**20:.0f} MiB; choose fewer with `tangentune select`, or raise memory_budget"
-        )
+        kernels = f"{m} source pictures need {need / 2**20:.0f} MiB for their kernels"
+        hint = "choose fewer with `tangentune select`, or raise memory_budget"
+        message = f"{kernels}, more than the memory budget of {budget / 2**20:.0f} MiB; {hint}"
         raise BudgetError(message)
 
 
@@ -105,22 +97,10 @@ def fit_source(
     *,
     fixed: bool,
 ) -> tuple[TrainingSet, FitFacts, dict[str, Any]]:
-    """Weigh a source, and put it behind the training set if it helps.
+    """Weigh a source (`read_source`), and put it behind the training set if it helps; `fixed` if the damping must stay.
 
-    Args:
-        training: without source.
-        reader: of rows in the feature map of the fit.
-        read: source pictures with labels, and their relative weights.
-        active: which training pictures count.
-        plain: as what.
-        facts: of the fit without source.
-        fixed: whether its damping must stay.
-
-    Returns:
-        The training set; the facts with the damping chosen anew; and what came of the source, as plain values.
-
-    Raises:
-        BudgetError: there are more source pictures than the memory budget has room for.
+    `facts` are of the fit without source; they come back with the damping chosen anew, and with them what came of the
+    source, as plain values. More source pictures than the memory budget has room for are a BudgetError.
     """
     _check_room(len(read[0]), reader.room)
     assert plain.classes is not None
@@ -129,26 +109,19 @@ def fit_source(
     positions = torch.from_numpy(active.positions).to(own.device)
     targets, weights = plain.targets.to(own), plain.weights.to(own)
     kernels = (training.kernel[positions][:, positions], crossed[positions], own)
-    asked = problem(pictures, *kernels, targets, weights, plain.classes)
-    found = choose_source(asked, facts.damping, fixed)
+    weighing = problem(pictures, *kernels, targets, weights, plain.classes)
+    found = choose_source(weighing, facts.damping, fixed)
     setting, shares = found.setting, weights / weights.sum()
-    told = {
-        "pictures": len(pictures),
-        "strength": setting.strength,
-        "deviation": setting.deviation,
-        "loo_error_without": found.error_without,
-        "loo_error": found.error,
-        "standard_error": found.standard_error,
-        "classes": [],
-        "tried": found.tried,
-    }
+    gained = {"pictures": len(pictures), "strength": setting.strength, "deviation": setting.deviation}
+    gained |= {"loo_error_without": found.error_without, "loo_error": found.error}
+    gained |= {"standard_error": found.standard_error, "classes": [], "tried": found.tried}
     facts = replace(
         facts,
         damping=setting.damping,
         relative_damping=facts.relative_damping * setting.damping / facts.damping,
         source_ids=read[0].ids,
-        source_effects=(shares @ source_effects(asked, setting)).cpu().numpy(),
+        source_effects=(shares @ source_effects(weighing, setting)).cpu().numpy(),
     )
     if setting.strength > 0:
         training = with_source(training, pictures, own, crossed, setting)
-    return training, facts, told
+    return training, facts, gained

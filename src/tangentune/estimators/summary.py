@@ -26,7 +26,7 @@ OPTIONS = ("subset", "probes", "probe_space", "class_weight", "augment", "random
 
 
 class FittedEstimator(Protocol):
-    """What is read of a fitted estimator, all of it public; a regressor, or a classifier, which has more."""
+    """What is read of a fitted estimator, all of it public."""
 
     backbone_: Backbone
     pictures_: Pictures

@@ -117,7 +117,7 @@ class Classification:
         return len(np.unique(pictures.labels)) if pictures.labels is not None else 1
 
     def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        """One picture a class: without it its class is unknown, so leave-one-out says nothing; take usual values."""
+        """One picture a class: without it its class is unknown, so leave-one-out means nothing; take usual values."""
         if settings.criterion != "loo" or targets.sum(0).max() > 1:
             return settings
         usual = {"normalize": True, "body_scale": 0.5, "damping": 1.0}
@@ -133,7 +133,7 @@ class Classification:
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
     ) -> tuple[Expansion | None, Moves]:
-        """Points of expansion moved towards the labels, if asked for, and what was tried."""
+        """Points of expansion moved towards the labels, if wanted, and what was tried."""
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
         if steps == "loo":

@@ -1,4 +1,4 @@
-"""The pictures a model was fitted to, and those of a source: pixels, kernels, rows; what can be asked starts here.
+"""The pictures a model was fitted to, and those of a source: pixels, kernels, rows.
 
 A set only grows: a forgotten picture stays here, out of use, until the model is saved, so that edits can be taken back
 without the network.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -32,11 +32,10 @@ from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
 from tangentune.solvers.source.coupling import coupling
 from tangentune.solvers.source.leave_out import SourcePrediction
-from tangentune.solvers.source.prior import Prior
+from tangentune.solvers.source.prior import Prior, prior, spectrum
 
+SHOWN = 0.005  # shares of a class below it are not listed
 ROWS_SHARE = 4  # rows are kept where they take at most 1/4 of the memory budget
-
-# -- how pictures are read ---------------------------------------------------------------------------------------------
 
 
 @final
@@ -65,10 +64,8 @@ class PictureReader:
 class RowReader:
     """Takes the rows of pictures in a feature map.
 
-    Attributes:
-        feature_map: of the rows.
-        open: pictures, and the point of expansion of each (-1: the map's own network), as network inputs.
-        room: bytes that the rows of one set may take in memory.
+    `open` gives pictures, each at its point of expansion (-1: the map's own network), as network inputs; `room` is the
+    bytes that the rows of one set may take in memory. Points of None are the map's own network for all.
     """
 
     feature_map: TangentMap
@@ -76,7 +73,7 @@ class RowReader:
     room: int
 
     def portions(self, pictures: Pictures, points: tuple[int, ...] | None = None) -> Iterator[Portion]:
-        """Network inputs, batch by batch; None takes all at the map's own network."""
+        """Network inputs, batch by batch."""
         return self.open(pictures, (-1,) * len(pictures) if points is None else points).portions(None)
 
     def collect(self, pictures: Pictures, points: tuple[int, ...] | None = None) -> FeatureRows:
@@ -88,30 +85,25 @@ class RowReader:
         first = None if points is None else points[:1]
         return portion_rows(self.feature_map, next(self.portions(pictures.select([0]), first))).nbytes
 
-    def cross(
-        self, new: FeatureRows, pictures: Pictures, points: tuple[int, ...] | None, rows: FeatureRows | None
-    ) -> Tensor:
-        """(k, m) kernel between new rows and pictures, whose rows are at hand or taken batch by batch."""
-        out = new.phi.new_empty(len(new), len(pictures))
-        for index, own in row_parts(rows, self.feature_map, partial(self.portions, pictures, points)):
+    def parts(self, known: SourcePictures | TrainingSet) -> Iterator[tuple[Tensor, FeatureRows]]:
+        """Positions and rows of a whole set, from memory or from its pictures, batch by batch."""
+        points = known.points if isinstance(known, TrainingSet) else None
+        return row_parts(known.rows, self.feature_map, partial(self.portions, known.pictures, points))
+
+    def cross(self, new: FeatureRows, known: SourcePictures | TrainingSet) -> Tensor:
+        """(k, m) kernel between new rows and a whole set."""
+        out = new.phi.new_empty(len(new), len(known))
+        for index, own in self.parts(known):
             out[:, index] = cross_kernel(self.feature_map, new, own)
         return out
-
-
-# -- source pictures ---------------------------------------------------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SourcePictures:
-    """Pictures of a source.
+    """m pictures of a source, of S classes: (m,) class of each, (m,) relative weights as given, positive.
 
-    Attributes:
-        pictures: m, without labels.
-        classes: S names.
-        positions: (m,) class of each picture.
-        given: (m,) relative weights as given, positive.
-        rows: theirs, or None: computed again, batch by batch, whenever they are needed.
+    Their rows are None where they are computed again, batch by batch, whenever they are needed.
     """
 
     pictures: Pictures
@@ -123,27 +115,16 @@ class SourcePictures:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def parts(self, reader: RowReader) -> Iterator[tuple[Tensor, FeatureRows]]:
-        """Positions and rows of all, from memory or from the pictures."""
-        return row_parts(self.rows, reader.feature_map, partial(reader.portions, self.pictures))
-
-    def kernel(self, reader: RowReader, new: FeatureRows) -> Tensor:
-        """(k, m) kernel between new pictures and these."""
-        return reader.cross(new, self.pictures, None, self.rows)
-
 
 @final
 @dataclass(frozen=True, eq=False)
 class SourceSet:
-    """PictureBatches pictures at one setting, behind a training set.
+    """Source pictures at one setting, behind a training set, and the prior that follows.
 
     Attributes:
-        pictures: m source pictures.
         own: (m, m) float64 kernel.
         cross: (n, m) with the training set, forgotten pictures included.
         plain: (n, n) kernel of the training set before the source took its part; the set's own is what is left.
-        setting: strength, deviation, damping and class weights.
-        prior: that follows.
     """
 
     pictures: SourcePictures
@@ -161,10 +142,7 @@ class SourceSet:
     def left(self, kernel: Tensor, one: Tensor, two: Tensor) -> Tensor:
         """What is left of a kernel (k, l) once the source has taken its part: less `one Q two^T`.
 
-        Args:
-            kernel: between any pictures.
-            one: (k, m) kernel of the first with the source pictures.
-            two: (l, m) of the second.
+        `one` (k, m) and `two` (l, m) are the kernels of its pictures with those of the source.
         """
         return kernel - one @ self.prior.gain @ two.T
 
@@ -177,10 +155,7 @@ class SourceSet:
     def dual(self, active: Tensor, dual: Tensor, labels: Tensor) -> Tensor:
         """(m, C) coefficients of the source pictures in the fitted function.
 
-        Args:
-            active: (n,) positions of the target pictures.
-            dual: (n, C) their coefficients.
-            labels: (S, C) targets of the source classes.
+        From positions (n,) and coefficients (n, C) of the target pictures, and targets (S, C) of the source classes.
         """
         return self.prior.response @ labels - self.prior.gain @ (self.cross[active].T @ dual)
 
@@ -201,31 +176,21 @@ def problem(
 
 
 def class_names(labels: NDArray) -> NDArray:
-    """Labels as text; whole numbers alike, be they floats or integers.
-
-    Example:
-        >>> class_names(np.array([0.0, 3.0])).tolist(), class_names(np.array(["cat"])).tolist()
-        (['0', '3'], ['cat'])
-    """
+    """Labels as text; whole numbers alike, be they floats or integers."""
     whole = labels.dtype.kind == "f" and (labels == np.rint(labels)).all()
     return (labels.astype(np.int64) if whole else labels).astype(str)
-
-
-# -- training pictures -------------------------------------------------------------------------------------------------
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Pictures of a fit.
+    """Pictures of a fit, in the order in which they came, without labels.
 
     Attributes:
-        pictures: all of them, in the order in which they came, without labels.
         numbers: (n,) what each is called for good: its position at the fit; later ones go on counting.
         points: (n,) point of expansion of each picture's rows; -1 is the feature map's own network.
         kernel: (n, n) float64; less what a source takes of it.
-        rows: their rows, or None: computed again, batch by batch, whenever they are needed.
-        source: source pictures that stand behind the fit.
+        rows: None where they are computed again, batch by batch, whenever they are needed.
     """
 
     pictures: Pictures
@@ -245,19 +210,10 @@ class TrainingSet:
 
     def with_rows(self, reader: RowReader) -> TrainingSet:
         """The same set with its rows in memory, if there is room for them; else as it was."""
-        if self.rows is not None or not len(self):
-            return self
-        if reader.one_row_bytes(self.pictures, self.points) * len(self) > reader.room:
-            return self
-        return replace(self, rows=reader.collect(self.pictures, self.points))
-
-    def parts(self, reader: RowReader) -> Iterator[tuple[Tensor, FeatureRows]]:
-        """Positions and rows of the whole set, from memory or from its pictures."""
-        return row_parts(self.rows, reader.feature_map, partial(reader.portions, self.pictures, self.points))
-
-    def cross(self, reader: RowReader, new: FeatureRows) -> Tensor:
-        """(m, n) kernel between new pictures and the set."""
-        return reader.cross(new, self.pictures, self.points, self.rows)
+        needed = self.rows is None and len(self) > 0
+        if needed and reader.one_row_bytes(self.pictures, self.points) * len(self) <= reader.room:
+            return replace(self, rows=reader.collect(self.pictures, self.points))
+        return self
 
 
 def first_set(
@@ -269,24 +225,88 @@ def first_set(
 
 
 def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers: NDArray) -> TrainingSet:
-    """The set with more pictures of its type at its end, their rows taken at the feature map's own network.
+    """The set with k more pictures of its type at its end, their rows taken at the feature map's own network.
 
-    Rows that were kept still are, if there is room for all. With a source, the kernel to it grows as well: k m^2 more
-    for k pictures.
+    Rows that were kept still are, if there is room for all. With a source, its kernel grows as well: k m^2 more.
     """
     new = reader.collect(pictures)
-    between, own = training.cross(reader, new), own_kernel(reader.feature_map, new)
+    between, own = reader.cross(new, training), own_kernel(reader.feature_map, new)
     source, n = training.source, len(training)
     before = training.kernel if source is None else source.plain
     kernel = torch.cat([torch.cat([before, between.T], 1), torch.cat([between, own], 1)])
     keep = training.rows is not None and training.rows.nbytes + new.nbytes <= reader.room
     rows = join_rows(training.rows, new) if keep and training.rows is not None else None
-    pixels = torch.cat([training.pictures.pixels, pictures.pixels])
-    joined = Pictures(pixels, None, training.pictures.ids + pictures.ids, training.pictures.skipped)
+    known = training.pictures
+    joined = replace(known, pixels=torch.cat([known.pixels, pictures.pixels]), ids=known.ids + pictures.ids)
     numbers, points = np.concatenate([training.numbers, numbers]), training.points + (-1,) * len(pictures)
     if source is not None:
-        crossed = torch.cat([source.cross, source.pictures.kernel(reader, new)])
+        crossed = torch.cat([source.cross, reader.cross(new, source.pictures)])
         source = replace(source, cross=crossed, plain=kernel)
         left, kernel = source.left(kernel[n:], crossed[n:], crossed), kernel.clone()
         kernel[:n, :n], kernel[n:], kernel[:n, n:] = training.kernel, left, left[:, :n].T
     return TrainingSet(joined, numbers, points, kernel, rows, source)
+
+
+# -- a source behind the training set: its setting stays as the fit left it, what its classes stand for does not --
+
+
+def source_pictures(pictures: Pictures, given: NDArray, device: torch.device) -> SourcePictures:
+    """Pictures with their source classes as labels, and relative weights (m,)."""
+    assert pictures.labels is not None
+    classes, positions = np.unique(class_names(pictures.labels), return_inverse=True)
+    weights = torch.from_numpy(np.asarray(given, np.float64)).to(device)
+    bare, places = replace(pictures, labels=None), torch.from_numpy(positions.astype(np.int64)).to(device)
+    return SourcePictures(bare, tuple(map(str, classes)), places, weights)
+
+
+def source_kernels(
+    training: TrainingSet, reader: RowReader, pictures: SourcePictures
+) -> tuple[SourcePictures, Tensor, Tensor]:
+    """The source pictures, with their rows if there is room; (m, m) kernel, (n, m) with the training set.
+
+    Cost: the rows of the source pictures once if there is room for all; else once more for each portion that fits.
+    """
+    m = len(pictures)
+    step = max(1, min(m, reader.room // max(1, reader.one_row_bytes(pictures.pictures))))
+    own, between, rows = training.kernel.new_empty(m, m), training.kernel.new_empty(len(training), m), None
+    for start in range(0, m, step):
+        here = slice(start, min(start + step, m))
+        rows = reader.collect(pictures.pictures.select(here))
+        between[:, here] = reader.cross(rows, training).T
+        own[here, here] = own_kernel(reader.feature_map, rows)
+        for before in range(0, start, step):
+            there = slice(before, before + step)
+            block = cross_kernel(reader.feature_map, rows, reader.collect(pictures.pictures.select(there)))
+            own[here, there], own[there, here] = block, block.T
+    return replace(pictures, rows=rows if step == m else None), own, between
+
+
+def with_source(
+    training: TrainingSet, pictures: SourcePictures, own: Tensor, crossed: Tensor, setting: SourceSetting
+) -> TrainingSet:
+    """The training set with a source behind it, its kernel what is left to it; 10 m^3."""
+    relative = pictures.given * setting.class_weights[pictures.positions]
+    basis = spectrum(own, relative, pictures.positions, len(pictures.classes))
+    found = prior(basis, setting.damping / setting.strength, setting.deviation)
+    source = SourceSet(pictures, own, crossed, training.kernel, setting, found)
+    return replace(training, kernel=source.left(source.plain, crossed, crossed), source=source)
+
+
+def class_facts(source: SourceSet, labels: Tensor, classes: NDArray) -> list[dict[str, Any]]:
+    """For each source class its pictures, its share of the source weight, and the target classes that it stands for.
+
+    `labels` (S, C) are the targets of the source classes, `classes` (C,) the names of the target classes.
+    """
+    pictures = source.pictures
+    weights = torch.zeros_like(source.setting.class_weights).index_add_(0, pictures.positions, source.weights)
+    counts = torch.bincount(pictures.positions, minlength=len(pictures.classes)).tolist()
+    shares, rows = (weights / weights.sum()).tolist(), labels.tolist()
+    return [
+        {
+            "class": name,
+            "pictures": counts[i],
+            "weight": shares[i],
+            "stands_for": {str(c): round(v, 4) for c, v in zip(classes, rows[i], strict=True) if v >= SHOWN},
+        }
+        for i, name in enumerate(pictures.classes)
+    ]

@@ -1,9 +1,11 @@
-"""What users give to fits and edits, read with care: which pictures, which labels, which weights."""
+"""What users give to fits and edits, read with care: options, pictures, labels, weights."""
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,70 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.kernels.choice import FixedChoices
+from tangentune.kernels.stages import FitSettings
+from tangentune.memory import default_budget, parse_bytes
+from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
+
+CRITERIA = ("loo", "evidence")
+POWERS = (0.0, 0.25, 0.5)
+
+
+def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
+    """The options of an estimator, all checked; an InputError names the option, its value and what it may be."""
+    power = _choice(options, "metric_power", lambda v: _number(v) and float(v) in POWERS, "0, 0.25 or 0.5")
+    scale = _choice(options, "body_scale", lambda v: _number(v) and 0 <= v < math.inf, "a number >= 0")
+    damping = _choice(options, "damping", lambda v: _number(v) and 0 < v < math.inf, "a number > 0")
+    normalize = _choice(options, "normalize", lambda v: isinstance(v, bool | np.bool_), "true or false")
+    names = ("metric_power", "body_scale", "damping", "normalize")
+    criteria = {options[name] for name in names if isinstance(options[name], str)}
+    if len(criteria) > 1:
+        message = "metric_power, body_scale, normalize and damping mix 'loo' and 'evidence'; use one of them throughout"
+        raise InputError(message)
+    _check(options, "probes", lambda v: _whole(v) and v >= 1, "a whole number >= 1")
+    _check(options, "probe_space", lambda v: v in ("pca", "isotropic"), "'pca' or 'isotropic'")
+    _check(options, "augment", lambda v: v in (None, "none", "flip"), "'flip' or None")
+    _check(options, "batch_size", lambda v: isinstance(v, numbers.Integral) and int(v) >= 1, "a whole number >= 1")
+    _check(options, "outer_steps", lambda v: v == "loo" or (_whole(v) and v >= 0), "a whole number >= 0 or 'loo'")
+    budget = options["memory_budget"]
+    return FitSettings(
+        probes=int(options["probes"]),
+        probe_space=options["probe_space"],
+        power=None if power is None else float(power),
+        fixed=FixedChoices(
+            None if normalize is None else bool(normalize),
+            None if scale is None else float(scale),
+            None if damping is None else float(damping),
+        ),
+        criterion=criteria.pop() if criteria else "loo",
+        mirrored=options["augment"] == "flip" and backbone.contract.input_size is not None,
+        seed=seed,
+        memory_budget=default_budget(backbone.device) if budget is None else parse_bytes(budget),
+        verbose=int(options["verbose"]),
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _choice(options: dict[str, Any], name: str, fits: Callable[[Any], bool], what: str) -> Any:
+    """The fixed value of an option, or None if it is left to a criterion."""
+    if isinstance(options[name], str) and options[name] in CRITERIA:
+        return None
+    _check(options, name, lambda value: not isinstance(value, str) and fits(value), f"{what}, 'loo' or 'evidence'")
+    return options[name]
+
+
+def _check(options: dict[str, Any], name: str, fits: Callable[[Any], bool], what: str) -> None:
+    if not fits(options[name]):
+        message = f"{name} is {options[name]!r}; it must be {what}"
+        raise InputError(message)
 
 
 def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
@@ -44,15 +109,7 @@ def check_weights(weights: NDArray, ids: list[str]) -> None:
 
 
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:
-    """Positions of the pictures that each id means, in the order of the ids.
-
-    Args:
-        ids: one or several: numbers, or names, which pictures may share.
-        names: of all pictures.
-        numbers: (n,) of all pictures.
-
-    Raises:
-        InputError: there is no id, or one that means no picture.
+    """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 
     Example:
         >>> find_pictures(["b.png", 7], ["a.png", "b.png", "b.png"], np.array([7, 8, 9]))
@@ -67,40 +124,28 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     named: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         named.setdefault(name, []).append(i)
-    found: list[list[int]] = []
+    found = []
     for one in given:
         whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
         places = (numbered.get(int(one)) if whole else None) or named.get(str(one))
         if not places:
-            message = (
-                f"the model does not stand on a picture {one!r}; its {len(names)} pictures are in ids_, the first is "
-                f"{names[0]!r}"
-            )
+            known = f"its {len(names)} pictures are in ids_, the first is {names[0]!r}"
+            message = f"the model does not stand on a picture {one!r}; {known}"
             raise InputError(message)
         found.append(places)
     return found
 
 
 def join_labels(old: NDArray, new: NDArray) -> NDArray:
-    """Labels one after the other, of the old ones' type where it holds the new ones.
-
-    Raises:
-        InputError: the new ones are of another kind (text, numbers, truth values), or of another width.
-
-    Example:
-        >>> join_labels(np.array(["a", "b"]), np.array(["long"])).tolist()
-        ['a', 'b', 'long']
-    """
+    """Labels one after the other, of the old ones' type where it holds the new; another kind or width is refused."""
     if new.size == len(new) and old.size == len(old):  # (n,) and (n, 1) hold the same
         new = new.reshape(len(new), *old.shape[1:])
     if new.shape[1:] != old.shape[1:]:
         message = f"new labels are {new.shape[1:] or (1,)} for each picture, those of the model {old.shape[1:] or (1,)}"
         raise InputError(message)
     if _kind(old) != _kind(new):
-        message = (
-            f"the new label {new.tolist()[0]!r} is of another kind ({_kind(new)}) than those of the model "
-            f"({_kind(old)}), such as {old.tolist()[0]!r}"
-        )
+        first = f"the new label {new.tolist()[0]!r} is of another kind ({_kind(new)})"
+        message = f"{first} than those of the model ({_kind(old)}), such as {old.tolist()[0]!r}"
         raise InputError(message)
     if _kind(old) == "numbers":
         with np.errstate(invalid="ignore"):
@@ -114,15 +159,7 @@ def _kind(labels: NDArray) -> str:
 
 
 def read_weights(given: Any, count: int) -> NDArray[np.float64]:
-    """(count,) finite sample weights; None means ones.
-
-    Raises:
-        InputError: they are not as many, no numbers, or not finite.
-
-    Example:
-        >>> read_weights([2, 0.5], 2).tolist()
-        [2.0, 0.5]
-    """
+    """(count,) finite sample weights; None means ones."""
     try:
         weights = np.ones(count) if given is None else np.array(given, np.float64)
     except (TypeError, ValueError) as error:
