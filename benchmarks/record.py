@@ -121,12 +121,7 @@ def write_page(
 ) -> None:
     """Write docs/results/NAME.md and its figures (name -> figure); print the page.
 
-    Args:
-        name: of the page.
-        script: the study's `__file__`; the text of the page stands in page.md beside it, with $placeholders.
-        parts: placeholder -> what the results say there.
-        figures: name -> figure.
-        dpi: of the figures.
+    Its text stands in page.md beside the study's `__file__`, with a $placeholder for each of the parts.
     """
     text = Template(Path(script).with_name("page.md").read_text()).substitute(parts)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -137,11 +132,7 @@ def write_page(
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
-    """A Markdown table, empty without rows.
-
-    Args:
-        rows: one mapping a line.
-        columns: each column's name -> its format, such as ".3f" or ""; None: those of the first row, as they are.
+    """A Markdown table, a row a line; `columns` are names with their formats, as in ".3f", by default the first row's.
 
     Example:
         >>> print(markdown_table([{"method": "probe", "accuracy": 0.75}], {"method": "", "accuracy": ".3f"}))
@@ -171,9 +162,7 @@ def git(*arguments: str, folder: Path | None = None) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown"

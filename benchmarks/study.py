@@ -152,6 +152,11 @@ def mean_spread(values: Sequence[float], digits: int = 3) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def mean_each(values: Sequence[float]) -> str:
+    """Mean, and every value behind it, as text."""
+    return f"{statistics.fmean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+
+
 def mean_error(values: Sequence[float], spec: str = ".3f") -> str:
     """Mean, and its standard error where there are two values or more, as text; `spec` is the mean's format."""
     mean = format(statistics.fmean(values), spec)
@@ -178,11 +183,8 @@ def solved(kernel: Tensor, targets: Tensor, damping: float) -> tuple[Tensor, Ten
 
 def cross_kernel(model: TangentClassifier, test: Pictures) -> Tensor:
     """(m, n) kernel of new pictures with the training pictures, from `contributions` = k(x, x_i) c_i."""
-    out = []
+    out, dual = [], model.dual_coef_
     for start in range(0, len(test), 250):
-        shares, dual = (
-            model.contributions(replace(test.select(slice(start, start + 250)), labels=None)),
-            model.dual_coef_,
-        )
+        shares = model.contributions(replace(test.select(slice(start, start + 250)), labels=None))
         out.append((shares * dual).sum(2) / np.square(dual).sum(1))
     return torch.from_numpy(np.concatenate(out))

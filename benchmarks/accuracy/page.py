@@ -30,9 +30,7 @@ COLUMNS = ("accuracy", "nll", "ece")
 def publish() -> None:
     """Write the table as Markdown and the figure."""
     found = digest()
-    lines = [
-        {name: cell(line, name) for name in ("shots", "method", "seeds")} | scores(line) for line in found["summary"]
-    ]
+    lines = [{name: line[name] for name in ("shots", "method", "seeds")} | scores(line) for line in found["summary"]]
     parts = {"verdicts": "\n".join(map(sentence, found["verdicts"])), "table": record.markdown_table(lines)}
     record.write_page(NAME, __file__, parts, {NAME: figure(found["summary"])})
 
@@ -100,17 +98,17 @@ def sentence(line: Row) -> str:
 
 def scores(line: Row) -> dict[str, str]:
     """Scores and costs of one line as text."""
-    out = {name: cell(line, name, 3) for name in (*COLUMNS, "loo_accuracy")}
-    out["fit seconds"] = cell(line, "fit_cpu_seconds", 1)
-    peak = line["peak_bytes"]
-    return out | {"peak GiB": "-" if peak is None else f"{peak / 2**30:.1f}"}
+    out = {name: cell(line, name, 3) for name in (*COLUMNS, "loo_accuracy")} | {
+        "fit seconds": cell(line, "fit_cpu_seconds", 1)
+    }
+    return out | {"peak GiB": "-" if line["peak_bytes"] is None else f"{line['peak_bytes'] / 2**30:.1f}"}
 
 
-def cell(line: Row, name: str, digits: int = 0) -> str:
+def cell(line: Row, name: str, digits: int) -> str:
     """One entry of the table, with its spread where there is one."""
     value, deviation = line[name], line.get(f"{name}_std")
-    if not isinstance(value, float):
-        return "-" if value is None else str(value)
+    if value is None:
+        return "-"
     return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, final
 
@@ -43,17 +43,11 @@ Cost = dict[str, float]  # seconds, processor seconds and peak bytes
 @final
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One draw of one data set at the network's size; labels are class positions.
+    """One draw of one data set at the network's size; labels are class positions."""
 
-    Attributes:
-        train: at most 50 pictures a class.
-        test: held out; never used for a choice.
-        foreign: pictures of another data set, to be told from the test pictures; without labels.
-    """
-
-    train: Pictures
-    test: Pictures
-    foreign: Pictures
+    train: Pictures  # at most 50 pictures a class
+    test: Pictures  # held out; never used for a choice
+    foreign: Pictures  # of another data set, to be told from the test pictures; without labels
 
 
 @cache
@@ -115,27 +109,16 @@ def together(*costs: Cost) -> Cost:
 @final
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """A fine-tuned network of a draw, as what it makes of all pictures.
+    """A fine-tuned network of a draw, as what it makes of all pictures."""
 
-    Attributes:
-        features: "train", "test" and "foreign" -> (n, d), means over each picture and its mirror image.
-        weight: (C, d) of the head.
-        bias: (C,) of the head.
-        fit_rows: training pictures that it was trained on.
-        validation_rows: training pictures kept aside, the same for both networks.
-        training: cost of the network with the choice of its rate.
-        feature_costs: cost of the features of each part.
-        chosen: learning rate and epochs.
-    """
-
-    features: dict[str, Tensor]
-    weight: Tensor
-    bias: Tensor
-    fit_rows: Tensor
-    validation_rows: Tensor
-    training: Cost
-    feature_costs: dict[str, Cost]
-    chosen: dict[str, Any]
+    features: dict[str, Tensor]  # of each part (n, d), means over each picture and its mirror image
+    weight: Tensor  # (C, d) of the head
+    bias: Tensor  # (C,) of the head
+    fit_rows: Tensor  # training pictures that it was trained on
+    validation_rows: Tensor  # training pictures kept aside, the same for both networks
+    training: Cost  # with the choice of its rate
+    feature_costs: dict[str, Cost]  # of the features of each part
+    chosen: dict[str, Any]  # learning rate and epochs
 
     def logits(self, part: str) -> Tensor:
         """(n, C) logits of a part of the pictures."""
@@ -205,27 +188,16 @@ PRIORS = {  # of each structure of the curvature: ways to choose the prior, and 
 @final
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a method says of the test pictures and the foreign ones.
-
-    Attributes:
-        method: its name in tables.
-        family: "ours", "laplace" or "other".
-        test: (m, C) probabilities.
-        foreign: (k, C) probabilities.
-        strangeness: the method's own score of both, higher for what it does not know; None if it has none.
-        fit: cost with every choice it makes and every network it starts from.
-        predict: cost of both sets of probabilities.
-        facts: what it chose.
-    """
+    """What a method says of the test pictures and the foreign ones."""
 
     method: str
-    family: str
-    test: NDArray[Any]
-    foreign: NDArray[Any]
-    strangeness: tuple[NDArray[Any], NDArray[Any]] | None
-    fit: Cost
-    predict: Cost
-    facts: dict[str, Any] = field(default_factory=dict)
+    family: str  # "ours", "laplace" or "other"
+    test: NDArray[Any]  # (m, C) probabilities
+    foreign: NDArray[Any]  # (k, C) probabilities
+    strangeness: tuple[NDArray[Any], NDArray[Any]] | None  # its own score of both, higher for what it does not know
+    fit: Cost  # with every choice it makes and every network it starts from
+    predict: Cost  # of both sets of probabilities
+    facts: dict[str, Any]  # what it chose
 
 
 def groups() -> dict[str, Callable[[str, int], Iterator[Answer]]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks import record
 from benchmarks.record import Row
-from benchmarks.study import mean_error, publishing
+from benchmarks.study import mean_each, mean_error, publishing
 
 NAME = "flipped_labels"
 DATASETS = {"CIFAR-10": "cifar10", "Fashion-MNIST": "fashion"}  # in the rows, and in page.md
@@ -29,8 +29,7 @@ def table(rows: Sequence[Row]) -> str:
     for way in rows[0]:
         line = {"sample weights": way}
         for title, name in COLUMNS.items():
-            values = [row[way][name] for row in rows]
-            line[title] = f"{statistics.fmean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+            line[title] = mean_each([row[way][name] for row in rows])
         for label in ("wrong", "right"):
             both = [statistics.fmean(row[way][f"weight_of_{label}"][k] for row in rows) for k in (0, 1)]
             line[f"weight of {label}"] = f"{both[0]:.2f}, {both[1]:.2f}"

@@ -111,12 +111,13 @@ def weightings(problem: Problem, seed: int) -> dict[str, tuple[Tensor, float]]:
         """At the temperature that the estimator would calibrate, on the flipped labels."""
         return expected_error(fit_temperature(loo(build(kernel, targets, damping)), targets.argmax(1)))
 
+    def suspects() -> Tensor:
+        return suspicion(build(kernel, targets, damping)).argsort(descending=True)[:count]
+
     ways: dict[str, Callable[[], Tensor]] = {
         "all, uniform": lambda: ones,
         "a random fifth removed": lambda: without(torch.randperm(n, generator=generator)[:count]),
-        "the most suspicious fifth removed": lambda: without(
-            suspicion(build(kernel, targets, damping)).argsort(descending=True)[:count]
-        ),
+        "the most suspicious fifth removed": lambda: without(suspects()),
         "learned weights": lambda: improve_weights(kernel, targets, damping)[0],
         "learned weights, expected error": lambda: improve_weights(kernel, targets, damping, loss=bounded_loss())[0],
         "without the flipped ones (oracle)": lambda: without(problem.wrong.nonzero().flatten()),

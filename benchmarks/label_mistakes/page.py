@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
-from benchmarks.study import publishing
+from benchmarks.study import mean_each, publishing
 
 NAME = "label_mistakes"
 DATASETS = {"traffic lights": "lights", "CIFAR-10": "cifar10"}  # in the rows, and in page.md
@@ -50,21 +50,17 @@ def means(rows: Sequence[Row]) -> dict[str, Row]:
     for row in rows:
         for name, values in row["methods"].items():
             gathered.setdefault(name, []).append(values)
-    return {name: mean(values) for name, values in gathered.items()}
-
-
-def mean(values: Sequence[Row]) -> Row:
-    picked = {
-        "AUROC": [v["auroc"] for v in values],
-        "in 10 %": [v["recall"][10] for v in values],
-        "in 20 %": [v["recall"][20] for v in values],
-    }
-    return {name: statistics.fmean(each) for name, each in picked.items()} | {
-        "each": picked,
-        "curve": np.mean([v["recall"] for v in values], axis=0).tolist(),
-        "CPU s": statistics.fmean(v.get("cpu_seconds", math.nan) for v in values),
-        "seeds": len(values),
-    }
+    found = {}
+    for name, values in gathered.items():
+        each = {"AUROC": [v["auroc"] for v in values]}
+        each |= {f"in {share} %": [v["recall"][share] for v in values] for share in (10, 20)}
+        found[name] = {figure: statistics.fmean(own) for figure, own in each.items()} | {
+            "each": each,
+            "curve": np.mean([v["recall"] for v in values], axis=0).tolist(),
+            "CPU s": statistics.fmean(v.get("cpu_seconds", math.nan) for v in values),
+            "seeds": len(values),
+        }
+    return found
 
 
 def strongest(prefix: str, methods: Mapping[str, Row]) -> str:
@@ -88,9 +84,8 @@ def table(names: Sequence[str], methods: Mapping[str, Row]) -> str:
     """Every figure with its values over seeds."""
     lines = []
     for name in names:
-        line, figures = methods[name], {}
-        for figure in FIGURES:
-            figures[figure] = f"{line[figure]:.3f} ({', '.join(f'{value:.3f}' for value in line['each'][figure])})"
+        line = methods[name]
+        figures = {figure: mean_each(line["each"][figure]) for figure in FIGURES}
         lines.append({"method": name} | figures | {"CPU s": f"{line['CPU s']:.1f}", "seeds": line["seeds"]})
     return record.markdown_table(lines)
 

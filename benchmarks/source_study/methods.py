@@ -35,19 +35,12 @@ RELATIVES = {"dog": "cat", "horse": "deer", "automobile": "truck", "airplane": "
 @final
 @dataclass(frozen=True, eq=False)
 class SourceTask:
-    """One target with its pool.
+    """One target with its pool."""
 
-    Attributes:
-        target: labelled pictures, 10 a class; labels are names.
-        test: labelled pictures that nothing is chosen by.
-        pool: source pictures; labels are names of source classes, ids tell the data set and the position in it.
-        right: for each source class that has one, the target class that shows the same or the most alike thing.
-    """
-
-    target: Pictures
-    test: Pictures
-    pool: Pictures
-    right: dict[str, str]
+    target: Pictures  # labelled with names, 10 a class
+    test: Pictures  # labelled; nothing is chosen by them
+    pool: Pictures  # labels are names of source classes, ids tell the data set and the position in it
+    right: dict[str, str]  # of source classes, the target class that shows the same or the most alike thing
 
 
 def task(name: str, seed: int, backbone: Backbone) -> SourceTask:

@@ -115,17 +115,11 @@ def gram_speed(runs: int, count: int = 500) -> dict[str, Any]:
         seconds = medians(alternating(ways, runs))
     rate = 2 * count * count * a.shape[1] / seconds["gemm"] / 1e9
     work = {name: count * (count + 1) * entry.width for name, entry in entries.items()}
-    layers = [
-        {
-            "layer": name,
-            "strategy": strategy(entry),
-            "seconds": seconds[name],
-            "gflops": work[name] / seconds[name] / 1e9,
-        }
-        for name, entry in entries.items()
-    ]
-    total = sum(row["seconds"] for row in layers)
-    share = sum(work.values()) / total / 1e9 / rate
+    layers = []
+    for name, entry in entries.items():
+        own = {"seconds": seconds[name], "gflops": work[name] / seconds[name] / 1e9}
+        layers.append({"layer": name, "strategy": strategy(entry), **own})
+    share = sum(work.values()) / sum(row["seconds"] for row in layers) / 1e9 / rate
     return {"n": count, "gemm_gflops": rate, "layers": layers, "share_of_gemm_rate": share}
 
 
@@ -133,23 +127,17 @@ def fit_speed(runs: int) -> dict[str, Any]:
     """A default fit on 500 CIFAR-10 pictures against one 15-epoch fine-tuning run of the same network."""
     backbone = load_backbone("mobilenet_v2").with_size(SIZE)
     pictures, held = cifar_split(backbone, 50, seed=0)
-    tuned: list[baselines.FineTuned] = []
-    fitted: dict[str, TangentClassifier] = {}
-
-    def tangent(name: str, augment: str | None) -> None:
-        fitted[name] = TangentClassifier(backbone, augment=augment).fit(pictures)
-
     settings = baselines.FineTuneSettings(learning_rate=1e-4, epochs=15)
+    fitted: dict[str, Any] = {}
+
+    def tangent(augment: str | None) -> None:
+        fitted[str(augment)] = TangentClassifier(backbone, augment=augment).fit(pictures)
 
     def tune() -> None:
         with warm_pages():  # the same memory settings for both
-            tuned.append(baselines.fine_tune(backbone, pictures, settings))
+            fitted["fine-tuning"] = baselines.fine_tune(backbone, pictures, settings)
 
-    ways = {
-        "tangent": lambda: tangent("None", None),
-        "fine-tuning": tune,
-        "tangent, flip": lambda: tangent("flip", "flip"),
-    }
+    ways = {"tangent": lambda: tangent(None), "fine-tuning": tune, "tangent, flip": lambda: tangent("flip")}
     taken = alternating(ways, runs, warm_up=False)
     median = medians(taken)
     return {
@@ -159,11 +147,11 @@ def fit_speed(runs: int) -> dict[str, Any]:
         "tangent_to_one_run": median["tangent"] / median["fine-tuning"],
         "tangent_to_sweep_of_four": median["tangent"] / median["fine-tuning"] / 4,
         "flip_to_one_run": median["tangent, flip"] / median["fine-tuning"],
-        "stages": {name: model.fit_report_["stages"] for name, model in fitted.items()},
+        "stages": {name: fitted[name].fit_report_["stages"] for name in ("None", "flip")},
         "accuracy_on_1000": {
             "tangent": fitted["None"].score(held),
             "tangent, flip": fitted["flip"].score(held),
-            "fine-tuning": float((tuned[-1].predict(held) == held.labels).mean()),
+            "fine-tuning": float((fitted["fine-tuning"].predict(held) == held.labels).mean()),
         },
     }
 
