@@ -26,7 +26,6 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.edit_speed.run
-	$(BIN)/python -m benchmarks.sinkhorn_speed.run
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tangentune.methods.fine_tuning.classifier import Classifier
     from tangentune.networks.backbone import Backbone
     from tangentune.pictures.load import Pictures
 
@@ -90,7 +91,7 @@ def _lqf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> Fitte
     return _trained(found, settings, facts)
 
 
-def _trained(model: Any, settings: MethodSettings, chosen: dict[str, Any]) -> FittedMethod:
+def _trained(model: Classifier, settings: MethodSettings, chosen: dict[str, Any]) -> FittedMethod:
     """A model that predicts by passes through the network, mirrored pictures averaged where the method may."""
 
     def predict_proba(pictures: Pictures) -> Tensor:
