@@ -230,7 +230,7 @@ def linearised(network: str, dtype: torch.dtype) -> Numbers:
     out["shared kernel"] = ntk.tangent_kernel(rows, x, outputs="shared")
     y = x.flatten(1)[:, :3].contiguous()
     for space in ("function", "matrix-free"):
-        process = ntk.NTKGaussianProcess(lin, noise=0.1, prior_variance=1.0, space=space).fit(x, y)
+        process = ntk.NTKGaussianProcess(lin, noise=10.0, prior_variance=1.0, space=space).fit(x, y)
         mean, std = process.predict(x[:3].flip(-1), return_std=True)
         out |= {f"{space} mean": mean, f"{space} std": std}
     return out | {"leaky": leaky.leaky(net).network.features(x)}
