@@ -121,9 +121,9 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
     state = model.solution_
     out: list[Explanation] = []
     for seen in model.kernel_to_training(pictures):
-        for row, own, said in zip(seen.kernel, seen.own, seen.source, strict=True):
+        for row, own, from_source in zip(seen.kernel, seen.own, seen.source, strict=True):
             i = len(out)
-            asked = _asked(state, row[None], own[None], said, ours.get(digests[i], []))
+            asked = _asked(state, row[None], own[None], from_source, ours.get(digests[i], []))
             if is_classifier(model):
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 attributions = (_attribute_lead(model, asked, answers, top),)
@@ -137,15 +137,15 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
     return out
 
 
-def _asked(state: Solution, kernel: Tensor, own: Tensor, said: Tensor, same: list[int]) -> _Asked:
+def _asked(state: Solution, kernel: Tensor, own: Tensor, from_source: Tensor, same: list[int]) -> _Asked:
     system = state.system
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
     system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
     if same and state.targets.source is not None:
-        system, said = _without(state.targets.source, state.system.weights, system, same)
-    before = system.bias + said
+        system, from_source = _without(state.targets.source, state.system.weights, system, same)
+    before = system.bias + from_source
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
 
