@@ -2,6 +2,7 @@
 
 scikit-learn and scipy give those that are theirs, after our checks. The log-loss is ours, since scikit-learn's also
 clips from above (by 1e-7 in float32), and so is R2, since scikit-learn's has no answer for one case or for infinity.
+Both libraries are loaded where they are used: a second and a half that `tangentune select` need not wait for.
 
 Classes are positions 0..C-1 here (the column of the probability table), never names.
 """
@@ -13,8 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
-from scipy.stats import binomtest
-from sklearn import metrics as sklearn_metrics
 
 from tangentune.errors import InputError
 
@@ -45,9 +44,11 @@ def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
         >>> accuracy(["cat", "dog", "dog"], ["cat", "dog", "cat"])
         0.6666666666666666
     """
+    from sklearn.metrics import accuracy_score
+
     given, guess = np.asarray(labels), np.asarray(predicted)
     _same_length(given, guess)
-    return float(sklearn_metrics.accuracy_score(given, guess))
+    return float(accuracy_score(given, guess))
 
 
 def accuracy_interval(share: float, n: int) -> tuple[float, float]:
@@ -58,6 +59,8 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
+    from scipy.stats import binomtest
+
     interval = binomtest(round(share * n), n).proportion_ci(_LEVEL, "wilson")
     return float(interval.low), float(interval.high)
 
@@ -133,11 +136,13 @@ def ece(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> float:
 
 def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) -> IntArray:
     """Counts of (given, predicted) pairs, shape (C, C); row = given class, column = predicted class."""
+    from sklearn.metrics import confusion_matrix as counts
+
     given, guess = np.asarray(labels), np.asarray(predicted)
     _same_length(given, guess)
     _check_positions(given, n_classes, "label")
     _check_positions(guess, n_classes, "prediction")
-    return sklearn_metrics.confusion_matrix(given, guess, labels=np.arange(n_classes))
+    return counts(given, guess, labels=np.arange(n_classes))
 
 
 def r2(targets: ArrayLike, predicted: ArrayLike) -> float:
