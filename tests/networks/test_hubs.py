@@ -300,11 +300,11 @@ def test_text_models_are_refused(transformers, saved):
 
 def hub_without(monkeypatch: pytest.MonkeyPatch, endpoint: str, loads: Any) -> Any:
     """A timm that loads as `loads(name, hub)` does, beside a hub of that address."""
-    hub = SimpleNamespace(constants=SimpleNamespace(HF_HUB_OFFLINE=False, ENDPOINT=endpoint))
+    hub = SimpleNamespace(HF_HUB_OFFLINE=False, ENDPOINT=endpoint)
     timm = SimpleNamespace(is_model=lambda _: True, create_model=lambda name, **_: loads(name, hub))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(hubs, "PATIENCE", 0.3)
-    for name, module in (("timm", timm), ("huggingface_hub", hub)):
+    for name, module in (("timm", timm), ("huggingface_hub", hub), ("huggingface_hub.constants", hub)):
         monkeypatch.setitem(sys.modules, name, module)
     return hub
 
@@ -314,7 +314,7 @@ def test_without_a_connection_it_fails_at_once(silent: bool, monkeypatch: pytest
     """Whether the connection is refused or nobody answers: the hub is told, and then looks into its cache alone."""
 
     def load(name: str, hub: Any) -> Any:
-        assert hub.constants.HF_HUB_OFFLINE, "a minute of retries"
+        assert hub.HF_HUB_OFFLINE, "a minute of retries"
         message = f"{name} is not in the cache; set HF_HUB_OFFLINE=0"
         raise FileNotFoundError(message)
 
@@ -329,13 +329,13 @@ def test_without_a_connection_it_fails_at_once(silent: bool, monkeypatch: pytest
         ):
             load_backbone("timm:resnet18")
         assert time.perf_counter() - began < 5
-    assert not hub.constants.HF_HUB_OFFLINE
+    assert not hub.HF_HUB_OFFLINE
     assert socket.getdefaulttimeout() is None
 
 
 def test_with_a_connection_the_hub_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: str, hub: Any) -> Any:
-        assert not hub.constants.HF_HUB_OFFLINE
+        assert not hub.HF_HUB_OFFLINE
         message = "no such tag"
         raise ValueError(message)
 
@@ -366,7 +366,7 @@ def test_a_broken_torchvision_is_named_and_not_the_connection(
         return sys.modules[name]
 
     hub = hub_without(monkeypatch, "", load)
-    hub.constants.HF_HUB_OFFLINE = True
+    hub.HF_HUB_OFFLINE = True
     monkeypatch.setattr("importlib.import_module", imports)
     with pytest.raises(
         MissingExtraError, match=r"torchvision is installed but .*--force-reinstall --no-deps .torchvis"

@@ -24,7 +24,15 @@ from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
 from tangentune.kernels.metric import Whitening
 from tangentune.memory import default_budget, parse_bytes
-from tangentune.networks.backbone import FUNCTION, Backbone, as_backbone, is_known, load_backbone, usable_device
+from tangentune.networks.backbone import (
+    FUNCTION,
+    AnyBackbone,
+    Backbone,
+    as_backbone,
+    is_known,
+    load_backbone,
+    usable_device,
+)
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
@@ -152,7 +160,7 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
     return {"dtype": values.dtype.str, "values": values.tolist()}
 
 
-def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
+def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | None, device: Any) -> SavedModel:
     """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
     config, tensors = read_model(directory)
     if config.get("estimator") != name:
@@ -270,8 +278,8 @@ def _backbone(
     if device is not None:
         usable_device(device)  # before the network is loaded
     name, contract = description["name"], DataContract.from_dict(description["contract"])
-    origin = description["origin"] if "origin" in description else name if is_known(name) else None  # of old models
-    if given is None and origin is None:
+    origin: str = description.get("origin", name if is_known(name) else None) or ""  # old models have the name alone
+    if given is None and not origin:
         message = (
             f"the model in {directory} was fitted on a network of your own ({name}, {description['class']}); give it: "
             "from_pretrained(directory, backbone=Backbone(...))"

@@ -224,20 +224,20 @@ def _fetching(name: str) -> Iterator[None]:
 @contextmanager
 def _without_retries(name: str) -> Iterator[None]:
     """Where the Hugging Face hub does not answer: take what its cache holds, or fail at once, not after a minute."""
-    hub = importlib.import_module("huggingface_hub")
-    silence = "" if hub.constants.HF_HUB_OFFLINE else _silence(hub.constants.ENDPOINT)
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    silence = "" if hub.HF_HUB_OFFLINE else _silence(hub.ENDPOINT)
     if not silence:
         yield
         return
-    hub.constants.HF_HUB_OFFLINE = True
+    hub.HF_HUB_OFFLINE = True
     try:
         yield
     except OSError as error:
-        where = f"the weights of {name} are not in the cache of this machine, and {hub.constants.ENDPOINT}"
-        message = f"{where} cannot be reached ({silence}); load them once with a connection, or copy the cache"
+        where = f"the weights of {name} are not in the cache of this machine, and {hub.ENDPOINT} cannot be reached"
+        message = f"{where} ({silence}); load them once with a connection, or copy the cache"
         raise BackboneError(message) from error
     finally:
-        hub.constants.HF_HUB_OFFLINE = False
+        hub.HF_HUB_OFFLINE = False
 
 
 def _silence(address: str) -> str:

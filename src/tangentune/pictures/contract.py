@@ -79,11 +79,11 @@ class DataContract:
 PREPARATION = [one.name for one in fields(DataContract) if one.name not in ("licence", "source", "sha256")]
 
 
-def _read_sides(size: Any) -> tuple[int, ...]:
+def _read_sides(size: Any) -> list[int]:
     """One to three whole numbers of a picture size as people write it: also numpy's and tensors', and 20.0."""
     several = listed(size)
     sides = [whole(side) for side in ([size] if several is None else several)]
     if None in sides or not (1 if several is None else 2) <= len(sides) <= 3:
         message = f"input_size={size!r} must be the side of a square, (height, width) or (channels, height, width)"
         raise BackboneError(message)
-    return tuple(side for side in sides if side is not None)
+    return [side for side in sides if side is not None]
