@@ -330,9 +330,9 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
         return
     theirs, mine = was["backbone"], index["backbone"]
     checks = {
-        "another backbone": theirs["digest"] == mine["digest"]
-        and same_features(theirs["fingerprint"], mine["fingerprint"]),
+        "another backbone": theirs["digest"] == mine["digest"],
         "pictures of another size or preparation": theirs["contract"] == mine["contract"],
+        "another place of the backbone's features": same_features(theirs["fingerprint"], mine["fingerprint"]),
         "another list of pictures or labels": all(was[name] == index[name] for name in ("ids", "labels", "content")),
         f"shard_size {was['shard_size']} and flip {was['flip']}": all(
             was[name] == index[name] for name in ("shard_size", "flip")
