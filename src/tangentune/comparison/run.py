@@ -15,6 +15,7 @@ from tangentune.comparison.plan import Shots, plan_cells
 from tangentune.comparison.splits import split_test
 from tangentune.comparison.store import Comparison, prepare_folder, read_cells, write_comparison
 from tangentune.comparison.summary import summarise_cells
+from tangentune.estimators.user_input import read_count
 from tangentune.networks.backbone import AnyBackbone, as_backbone, usable_device
 from tangentune.pictures.load import load_pictures
 
@@ -86,7 +87,7 @@ def compare(
         >>> [(row.method, row.shots, row.n, row.seeds) for row in result.rows]
         [('probe', 5, 10, (0, 1))]
     """
-    plan = plan_cells(methods, shots, seeds)
+    plan, batch_size = plan_cells(methods, shots, seeds), read_count({"batch_size": batch_size}, "batch_size")
     folder = None if out is None else prepare_folder(out)
     if device is not None:
         usable_device(device)  # before the network is loaded
