@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small import FIXED, MEAN, STD, network, pictures
 from torch import nn
 
@@ -113,7 +114,9 @@ def test_a_loaded_network_is_loaded_again_and_a_refit_equals_the_fit(
 # -- options of the estimators -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [np.int64(10), 10.0, (10, 10), [10, np.float32(10)], (3, 10, 10), np.array([10, 10])])
+@pytest.mark.parametrize(
+    "size", [np.int64(10), 10.0, (10, 10), [10, np.float32(10)], (3, 10, 10), torch.Size([3, 10, 10])]
+)
 def test_a_size_is_taken_in_every_form(size: Any) -> None:
     found = TangentClassifier(Backbone(network(), **HOW), **FIXED, input_size=size).fit(X, Y)
     assert found.backbone_.contract.input_size == (3, 10, 10)
@@ -122,7 +125,7 @@ def test_a_size_is_taken_in_every_form(size: Any) -> None:
 
 def test_numbers_are_taken_in_every_form() -> None:
     plain = FIXED | {"probes": 2, "batch_size": 7, "outer_steps": 0, "memory_budget": 4 * 10**9, "random_state": 3}
-    told = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.array(0.05), "probes": 2.0}
+    told = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.float64(0.05), "probes": 2.0}
     told |= {"batch_size": np.float64(7), "outer_steps": 0.0, "memory_budget": np.float64(4e9), "random_state": 3.0}
     told |= {"normalize": np.bool_(False), "n_jobs": 1.0, "verbose": np.int64(0), "probe_space": "isotropic"}
     one, other = (TangentClassifier(Backbone(network(), **HOW), **options).fit(X, Y) for options in (plain, told))
