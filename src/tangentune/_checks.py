@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 from tangentune.errors import InputError
@@ -51,8 +51,8 @@ def check_shares(settings: Any, *names: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a real number and no bool."""
-    return number(value) is not None
+    """Whether this is a real number, also of numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def number(value: Any) -> float | int | None:

@@ -290,3 +290,11 @@ def test_a_network_is_wrapped_and_bytes_want_a_preparation(fit: Any) -> None:
     bytes_ = Pictures(torch.arange(6 * 75).view(6, 3, 5, 5).to(torch.uint8), labels, list("abcdef"))
     with pytest.raises(InputError, match=r"does not state how pictures are prepared.*input_size=\(3, 5, 5\), mean="):
         fit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), bytes_)
+
+
+def test_settings_take_numbers_of_numpy() -> None:
+    plain = FineTuneSettings(learning_rate=0.5, epochs=3, warmup=0.25)
+    assert FineTuneSettings(learning_rate=np.float32(0.5), epochs=np.int64(3), warmup=np.float16(0.25)) == plain
+    for wrong in (True, np.bool_(True), "0.5", None, torch.tensor(0.5)):
+        with pytest.raises(InputError, match="learning_rate is"):
+            FineTuneSettings(learning_rate=wrong)  # type: ignore[arg-type]
