@@ -110,3 +110,20 @@ def test_where_a_network_came_from_is_not_its_name(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("features, told", [(None, None), ("5", "5"), (lambda module, x: module[:6](x), "<function>")])
 def test_where_the_features_are_is_described(features: Any, told: str | None) -> None:
     assert Backbone(nn.Sequential(*small_net()), input_size=SIZE, features=features).describe()["features"] == told
+
+
+@pytest.mark.parametrize("error, reason", [
+    (RuntimeError("CUDA error: invalid ordinal\nCUDA kernel errors might"), "CUDA error: invalid ordinal"),
+    (TypeError("Cannot convert a MPS Tensor to float64 dtype"), "it has no float64, which solutions need"),
+    (NotImplementedError("Could not run 'aten::empty' [CPU, CUDA, ..."), "this torch knows no such device"),
+])  # fmt: skip
+def test_each_kind_of_device_fails_in_its_own_way(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(InputError) as caught:
+        usable_device("cuda:7", dtype=torch.float64)
+    assert str(caught.value) == f"device cuda:7 cannot be used here ({reason}); there is cpu"

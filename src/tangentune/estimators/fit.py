@@ -44,7 +44,7 @@ class Procedure:
     def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
         """From the options of an estimator, checked."""
         if (device := options["device"]) is not None:
-            usable_device(device)  # before the network is loaded
+            usable_device(device, dtype=torch.float64)  # before the network is loaded
         backbone = as_backbone(options["backbone"], options["input_size"])
         backbone = backbone if device is None else backbone.to(device)
         settings, steps = read_settings(options, backbone, read_seed(options["random_state"])), read_steps(options)

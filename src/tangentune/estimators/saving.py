@@ -276,7 +276,7 @@ def _backbone(
     It is verified, and pictures are prepared for it as they were for the fit, whatever it states itself.
     """
     if device is not None:
-        usable_device(device)  # before the network is loaded
+        usable_device(device, dtype=torch.float64)  # before the network is loaded
     name, contract = description["name"], DataContract.from_dict(description["contract"])
     origin: str = description.get("origin", name if is_known(name) else None) or ""  # old models have the name alone
     if given is None and not origin:

@@ -346,11 +346,10 @@ def as_backbone(given: Any, size: Any = None) -> Backbone:
     return given if size is None else given.with_size(size)
 
 
-def usable_device(device: Any, option: str = "device") -> torch.device:
+def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torch.float32) -> torch.device:
     """The device of that name, once something was put there; an InputError in the words of `option` where it cannot."""
     try:
-        known = torch.device(device)
-        found = torch.empty(1, dtype=torch.float64, device=known).device
+        found = torch.empty(1, dtype=dtype, device=torch.device(device)).device
         if found.type != "meta":
             return found
         reason = "it holds no values"
