@@ -14,6 +14,7 @@ from small import FIXED, MEAN, STD, network, pictures
 
 from tangentune import Backbone, TangentClassifier, TangentRegressor
 from tangentune.cli.app import main
+from tangentune.networks.backbone import parameter_digest
 
 N = 20
 X, Y = pictures(30)
@@ -22,7 +23,9 @@ SETTINGS = {**FIXED, "random_state": 3, "batch_size": 7}
 
 def small(_: str = "small") -> Backbone:
     """The small network under a name, as if it could be loaded by that."""
-    return Backbone(network(), input_size=(3, 8, 8), mean=MEAN, std=STD, name="small")
+    backbone = Backbone(network(), input_size=(3, 8, 8), mean=MEAN, std=STD, name="small")
+    backbone._loaded = "small", parameter_digest(backbone.module)  # as `load_backbone` would leave it
+    return backbone
 
 
 def fitted(x: np.ndarray, y: np.ndarray) -> Any:

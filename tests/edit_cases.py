@@ -24,8 +24,8 @@ Options = dict[str, Any]
 EDITS: dict[str, Callable[[TangentClassifier], Any]] = {
     "forget": lambda clf: clf.forget([5, 6]),
     "forget_class": lambda clf: clf.forget_class(3),
-    "add": lambda clf: clf.add(MORE, MORE_Y + 1),
-    "relabel": lambda clf: clf.relabel([4], 17),
+    "add": lambda clf: clf.add(MORE, MORE_Y + 1, new_class=True),
+    "relabel": lambda clf: clf.relabel([4], 17, new_class=True),
     "reweight": lambda clf: clf.reweight(np.arange(40.0)),
     "strict": lambda clf: clf.forget([5, 6], strict=True),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 from tangentune.errors import InputError
@@ -51,5 +51,36 @@ def check_shares(settings: Any, *names: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a real number and no bool."""
-    return isinstance(value, float | Integral) and not isinstance(value, bool)
+    """Whether this is a real number, also of numpy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def number(value: Any) -> float | int | None:
+    """The number that a value is, be it numpy's or a tensor's; None for whatever is none, truth values included.
+
+    Example:
+        >>> number(True), number("2"), number(2.5)
+        (None, None, 2.5)
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, float | Integral):
+        return None
+    return value if isinstance(value, float) else int(value)
+
+
+def listed(value: Any) -> list[Any] | None:
+    """The entries of a list, tuple, array or tensor; None for one thing alone, text included."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that a value is, 20.0 included; None for whatever is none.
+
+    Example:
+        >>> whole(20.0), whole(20.5), whole(True)
+        (20, None, None)
+    """
+    found = number(value)
+    return int(found) if found is not None and math.isfinite(found) and found == int(found) else None

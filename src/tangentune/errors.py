@@ -1,5 +1,7 @@
 """Every error a user can cause, each with a sentence that says what to do; and errors put into words."""
 
+from importlib.metadata import version
+
 
 class TangentuneError(Exception):
     """Base of all errors raised on purpose by tangentune."""
@@ -40,6 +42,16 @@ class MissingExtraError(TangentuneError, ImportError):
 def diverged(epoch: int) -> DivergedError:
     """What to raise when fine-tuning diverges in an epoch, counted from 1."""
     return DivergedError(f"fine-tuning diverged in epoch {epoch}; lower the learning rate")
+
+
+def cannot_import(package: str, error: BaseException, command: str) -> MissingExtraError:
+    """What to raise when an optional package, which `command` installs, is absent, or broken beside its neighbours."""
+    if isinstance(error, ModuleNotFoundError):
+        missing = "is not installed" if error.name == package else f"needs {error.name}"
+        return MissingExtraError(f"{package} {missing}; run: {command}")
+    again = command.replace("install", "install --force-reinstall --no-deps", 1)  # leaves torch alone
+    broken = f"{package} is installed but cannot be imported beside torch {version('torch')} ({first_line(error)})"
+    return MissingExtraError(f"{broken}; run: {again}")
 
 
 def first_line(error: BaseException) -> str:

@@ -83,7 +83,7 @@ def test_options_of_a_run_are_not_the_models(model: Path, capsys: pytest.Capture
 
 def test_adding_is_fitting_all(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows, labels = [20, 22, 27, 28], [0, 2, 7, 7]
-    facts = answer(capsys, "add", model, folder_of(tmp_path / "new", rows, labels), "--n-jobs", "1")
+    facts = answer(capsys, "add", model, folder_of(tmp_path / "new", rows, labels), "--n-jobs", "1", "--new-class")
     found = same(model, X[[*range(N), *rows]], np.array([*Y[:N], *labels]))
     assert found.classes_.tolist() == [0, 1, 2, 3, 7]
     assert found.ids_[N:] == ["0/20.png", "2/22.png", "7/27.png", "7/28.png"]
@@ -119,7 +119,7 @@ def test_relabelling_is_fitting_the_labels(
     assert len(facts["edit"]["pictures"]) == 1
     labels[[11, 3, 9]] = 2, 5, 5
     (tmp_path / "t.csv").write_text("label;id;why\n5;9;\n2;11;blurred\n5;3;\n2;11;again\n")  # in an order of its own
-    assert answer(capsys, "relabel", model, "--from", tmp_path / "t.csv")["classes"]["new"] == ["5"]
+    assert answer(capsys, "relabel", model, "--from", tmp_path / "t.csv", "--new-class")["classes"]["new"] == ["5"]
     assert same(model, X[:N], labels).classes_.tolist() == [0, 1, 2, 3, 5]
 
     numbers = Path(shutil.copytree(saved / "numbers", tmp_path / "numbers"))
@@ -157,3 +157,23 @@ def test_scores_that_are_no_numbers_are_shown() -> None:
     show_change(facts | {"saved": True, "model": "m"}, stream)
     assert "nan" in stream.getvalue()
     assert "Gone classes: a, b" in stream.getvalue()
+
+
+def test_ids_may_be_short_and_classes_are_not_made_by_typing_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = np.array(["ant", "bee", "cat", "dog"])
+    folder, made = folder_of(tmp_path / "all", list(range(N)), names[Y[:N]].tolist()), tmp_path / "m"
+    TangentClassifier(small(), **SETTINGS).fit(folder).save_pretrained(made)
+    assert answer(capsys, "forget", made, "4", "5.png", "cat/2")["n"]["after"] == N - 3
+    refused(capsys, "forget", made, "4", words=("'4'", "does not stand"))
+    before, new = digest(made), folder_of(tmp_path / "new", [25, 26], ["bee", "catt"])
+    (tmp_path / "t.csv").write_text("id,label\n6,ant\n7,Dog\n")
+    typo = ("did you mean", "--new-class")
+    refused(capsys, "relabel", made, "7", "dogg", words=("'dogg'", "'dog'", *typo))
+    refused(capsys, "relabel", made, "--from", tmp_path / "t.csv", words=("7 is to be 'Dog'", "'dog'", *typo))
+    refused(capsys, "add", made, new, "--n-jobs", "1", words=("catt/26.png", "'cat'", *typo))
+    assert digest(made) == before
+    assert answer(capsys, "relabel", made, "7", "dogg", "--new-class")["classes"]["new"] == ["dogg"]
+    assert answer(capsys, "add", made, new, "--n-jobs", "1", "--new-class")["classes"]["new"] == ["catt"]
+    assert answer(capsys, "relabel", made, "26", "dogg")["classes"] == {"new": [], "gone": ["catt"]}

@@ -97,3 +97,16 @@ def test_outer_stage_sees_the_peak_of_inner_stages() -> None:
             pass
     large, small = inner.stages
     assert outer.stages[0]["peak_bytes"] >= large["peak_bytes"] > small["peak_bytes"] + 100 * 2**20
+
+
+def test_numbers_are_taken_as_people_write_them() -> None:
+    plain = plan_cells(["probe"], [5, "all"], [0, 1])
+    for shots, seeds in ((np.array([5]), np.int64(2)), ([np.int64(5)], 2.0), (5, torch.tensor([0, 1]))):
+        assert plan_cells("probe", shots, seeds) == [cell for cell in plain if cell[1] == 5]
+    assert plan_cells("probe", "all", [0.0, 1]) == [cell for cell in plain if cell[1] == "all"]
+    for wrong in (True, 2.5, "2", [True], [0.5], None):
+        with pytest.raises(InputError, match="seeds are whole numbers, 0 or more"):
+            plan_cells(["probe"], [5], wrong)  # type: ignore[arg-type]
+    for share in ("0.3", True, None, float("nan"), 1):
+        with pytest.raises(InputError, match="it must be between 0 and 1"):
+            split_test(np.arange(8) % 2, share)  # type: ignore[arg-type]

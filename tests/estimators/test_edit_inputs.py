@@ -78,7 +78,7 @@ def test_labels_keep_their_kind(y: Any, new: Any, classes: list[Any]) -> None:
     plain = y.astype(str) if y.dtype == object else y
     clf = classifier(y)
     for change in ("relabel", "add"):
-        clf.relabel([3, 1], new) if change == "relabel" else clf.add(MORE[:2], new)
+        clf.relabel([3, 1], new, new_class=True) if change == "relabel" else clf.add(MORE[:2], new, new_class=True)
         assert clf.classes_.tolist() == classes
         assert clf.classes_.dtype.kind.replace("u", "i") == plain.dtype.kind.replace("u", "i")
         expected = np.array(new.tolist() if hasattr(new, "tolist") else new)

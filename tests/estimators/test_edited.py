@@ -81,7 +81,7 @@ def test_new_labels_are_a_refit(options: Options) -> None:
     names = np.array(["ant", "bee", "cat", "dog"])
     clf = classifier(names[Y], **options)
     y = names[Y].astype("<U9")
-    clf.relabel([7, 3], ["ant", "butterfly"])  # in the order of the ids, a class that is new and longer
+    clf.relabel([7, 3], ["ant", "butterfly"], new_class=True)  # in the order of the ids; it is new and longer
     y[7], y[3] = "ant", "butterfly"
     equals_refit(clf, X, y)
     clf.relabel("3", "cat").relabel((i for i in range(20)), "dog")
@@ -108,7 +108,7 @@ def test_classes_go_and_come(class_weight: Any) -> None:
     assert clf.decision_function(NEW).shape == (7, 3)
     equals_refit(clf, X[rest], Y[rest])
     y = np.where(MORE_Y == 1, 9, 2)
-    clf.add(MORE, y)
+    clf.add(MORE, y, new_class=True)
     assert clf.classes_.tolist() == [0, 1, 2, 3, 9]
     equals_refit(clf, np.concatenate([X[rest], MORE]), np.concatenate([Y[rest], y]))
     clf.forget_class(np.int64(9)).forget_class(2).forget_class(3)

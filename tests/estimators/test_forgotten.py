@@ -144,8 +144,8 @@ def test_nothing_remains_of_many_edits_either(tmp_path: Path) -> None:
     """Added, relabelled, weighed anew, undone: a picture forgotten in the end is gone from the directory."""
     model = fitted(TangentClassifier, {})
     secret = np.random.default_rng(9).integers(0, 255, (1, 3, 8, 8)).astype(np.uint8)
-    model.add(Pictures(torch.from_numpy(secret), None, ["diary.png"]), ["unicorn"], sample_weight=[3.25])
-    model.relabel("diary.png", "phoenix").reweight(np.r_[WEIGHTS, 2.75]).forget("diary.png").undo()
+    model.add(Pictures(torch.from_numpy(secret), None, ["diary.png"]), ["unicorn"], [3.25], new_class=True)
+    model.relabel("diary.png", "phoenix", new_class=True).reweight(np.r_[WEIGHTS, 2.75]).forget("diary.png").undo()
     column = model.kernel_[-1]
     model.save_pretrained(tmp_path / "m")
     needles = {word: word.encode() for word in ("diary", "unicorn", "phoenix")} | {"pixels": secret.tobytes()}

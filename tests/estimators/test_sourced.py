@@ -151,7 +151,7 @@ EDITS: dict[str, tuple[Callable[[Any], Any], Callable[[NDArray, NDArray], Edited
         lambda m: m.forget_class("ant"), lambda x, y: (x[y != "ant"], y[y != "ant"], np.ones(15)),
     ),
     "add": (
-        lambda m: m.add(MORE[:2], ["fly", "dog"], sample_weight=[2.0, 1.0]),
+        lambda m: m.add(MORE[:2], ["fly", "dog"], sample_weight=[2.0, 1.0], new_class=True),
         lambda x, y: (np.concatenate([x, MORE[:2]]), np.append(y, ["fly", "dog"]), np.r_[np.ones(20), 2, 1]),
     ),
     "add many": (
@@ -161,7 +161,7 @@ EDITS: dict[str, tuple[Callable[[Any], Any], Callable[[NDArray, NDArray], Edited
         ),
     ),
     "relabel": (
-        lambda m: m.relabel([4, 7], ["elk", "ant"]),
+        lambda m: m.relabel([4, 7], ["elk", "ant"], new_class=True),
         lambda x, y: (x, np.where(np.arange(20) == 4, "elk", np.where(np.arange(20) == 7, "ant", y)), np.ones(20)),
     ),
     "reweight": (
@@ -185,7 +185,7 @@ def test_edits_are_joint_fits(plain: Any, edit: str) -> None:
 
 def test_edits_follow_one_another() -> None:
     model = classifier(weights=WEIGHTS, class_weight="balanced")
-    model.forget([2]).add(MORE[:3], ["bee", "ant", "fly"]).relabel([20], "cat").forget([21, 0])
+    model.forget([2]).add(MORE[:3], ["bee", "ant", "fly"], new_class=True).relabel([20], "cat").forget([21, 0])
     y = np.append(np.delete(Y, [0, 2]), ["cat", "fly"])
     x = np.concatenate([np.delete(X, [0, 2], 0), MORE[[0, 2]]])
     weights = np.r_[np.delete(WEIGHTS, [0, 2]), 1, 1]

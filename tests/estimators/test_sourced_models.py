@@ -90,7 +90,7 @@ def test_a_saved_model_goes_on(plain: Any, tmp_path: Path) -> None:
         assert_allclose(getattr(loaded, name), getattr(model, name), rtol=0, atol=1e-12, err_msg=name)
     assert_allclose(loaded.influence(NEW), model.influence(NEW), rtol=0, atol=1e-9)
     assert_allclose(loaded.leave_out(3), model.leave_out(3), rtol=0, atol=1e-9)
-    loaded.forget([3]).add(MORE[:1], ["fly"]).relabel([5], "ant")
+    loaded.forget([3]).add(MORE[:1], ["fly"], new_class=True).relabel([5], "ant")
     rest = np.delete(np.arange(20), [3, 7])
     y = np.append(np.where(rest == 5, "ant", Y[rest]), "fly")
     equals_joint(loaded, np.concatenate([X[rest], MORE[:1]]), y)

@@ -26,6 +26,8 @@ from tangentune.methods.fine_tuning import (
 from tangentune.methods.fine_tuning.augment import crop_boxes, cut, random_views
 from tangentune.methods.fine_tuning.training import Training, loss_of
 from tangentune.methods.fine_tuning.validation import split_rows
+from tangentune.methods.gradient_features import fit_gradient_features
+from tangentune.methods.lqf import fit_lqf
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -278,3 +280,21 @@ def test_the_loop_cuts_equal_batches_and_gives_every_group_its_share_of_the_rate
     for epoch in (batches[:3], batches[3:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(10))
     assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))
+
+
+@pytest.mark.parametrize("fit", [fine_tune, fit_probe, fit_lqf, fit_gradient_features])
+def test_a_network_is_wrapped_and_bytes_want_a_preparation(fit: Any) -> None:
+    vectors, labels = torch.arange(12.0).view(6, 2), np.arange(6) % 2
+    found = fit(nn.Sequential(nn.Linear(2, 4), nn.Tanh()), Pictures(vectors, labels, list("abcdef")))
+    assert found.predict(Pictures(vectors, None, list("abcdef"))).shape == (6,)
+    bytes_ = Pictures(torch.arange(6 * 75).view(6, 3, 5, 5).to(torch.uint8), labels, list("abcdef"))
+    with pytest.raises(InputError, match=r"does not state how pictures are prepared.*input_size=\(3, 5, 5\), mean="):
+        fit(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), bytes_)
+
+
+def test_settings_take_numbers_of_numpy() -> None:
+    plain = FineTuneSettings(learning_rate=0.5, epochs=3, warmup=0.25)
+    assert FineTuneSettings(learning_rate=np.float32(0.5), epochs=np.int64(3), warmup=np.float16(0.25)) == plain
+    for wrong in (True, np.bool_(True), "0.5", None, torch.tensor(0.5)):
+        with pytest.raises(InputError, match="learning_rate is"):
+            FineTuneSettings(learning_rate=wrong)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,3 +156,6 @@ def test_what_cannot_be_explained_is_refused() -> None:
     bare, fitted = Pictures(noise_pictures().pixels, None, noise_pictures().ids), fit(solver="dual")
     with pytest.raises(InputError, match="class label"):
         explain(fitted, small_backbone(), bare)
+    other = small_backbone().with_contract(replace(small_backbone().contract, interpolation="nearest"))
+    with pytest.raises(InputError, match=r"prepares pictures otherwise than that of the fit \(interpolation\)"):
+        explain(fitted, other, noise_pictures())

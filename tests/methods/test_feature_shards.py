@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import backbone, pictures
+from small import MEAN, STD, backbone, pictures
 
 from tangentune import Backbone
 from tangentune.errors import InputError, PictureError, StoreError
@@ -293,6 +293,21 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
         open_extracted(out)
     with pytest.raises(StoreError, match="holds no extracted features"):
         open_extracted(tmp_path / "nowhere")
+
+
+def test_features_of_another_place_are_neither_gone_on_with_nor_taken_from_a_cache(tmp_path: Path) -> None:
+    """The parameters are the same, and so is every number of the contract."""
+    net, root = backbone(), picture_folder(tmp_path / "pictures")
+    other = Backbone(net.module, features="7", input_size=(3, 8, 8), mean=MEAN, std=STD)
+    assert other.contract == net.contract
+    extracted(root, net, tmp_path / "out")
+    with pytest.raises(StoreError, match="made with another place of the backbone's features"):
+        extracted(root, other, tmp_path / "out")
+    for one in (net, other):
+        with extract_module.open_set(root, one, None, cache=tmp_path / "cache") as found:
+            expected = mean_features(one, load_pictures(root, contract=one.contract), 8, False).float()
+            np.testing.assert_allclose(found.features.rows(range(11)).numpy(), expected.numpy(), atol=1e-6)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_an_unreadable_picture_is_named_and_the_shards_before_it_stay(tmp_path: Path) -> None:

@@ -2,8 +2,14 @@
 
 import contextlib
 import functools
+import http.server
+import importlib
 import json
+import socket
 import sys
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +64,8 @@ def test_torchvision_is_asked_for_in_the_release_built_for_this_torch(monkeypatc
     assert hubs.install_command("timm") == 'pip install timm "torchvision==0.21.*"'
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no libz")])
+@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no libz"),
+                                   OSError("libcudart.so.12: cannot open"), AttributeError("half")])  # fmt: skip
 def test_package_that_breaks_on_import_says_why(error, monkeypatch):
     def broken(_name):
         raise error
@@ -286,3 +293,92 @@ def test_text_models_are_refused(transformers, saved):
     config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
     with pytest.raises(BackboneError, match="holds a BertModel, which takes input_ids, not pictures"):
         load_backbone(saved(transformers.BertModel(config)))
+
+
+# No connection, broken neighbours
+
+
+def hub_without(monkeypatch: pytest.MonkeyPatch, endpoint: str, loads: Any) -> Any:
+    """A timm that loads as `loads(name, hub)` does, beside a hub of that address."""
+    hub = SimpleNamespace(HF_HUB_OFFLINE=False, ENDPOINT=endpoint)
+    timm = SimpleNamespace(is_model=lambda _: True, create_model=lambda name, **_: loads(name, hub))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(hubs, "PATIENCE", 0.3)
+    for name, module in (("timm", timm), ("huggingface_hub", hub), ("huggingface_hub.constants", hub)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return hub
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_without_a_connection_it_fails_at_once(silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the connection is refused or nobody answers: the hub is told, and then looks into its cache alone."""
+
+    def load(name: str, hub: Any) -> Any:
+        assert hub.HF_HUB_OFFLINE, "a minute of retries"
+        message = f"{name} is not in the cache; set HF_HUB_OFFLINE=0"
+        raise FileNotFoundError(message)
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if silent:
+            server.listen()
+        hub = hub_without(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}", load)
+        began = time.perf_counter()
+        with pytest.raises(
+            BackboneError, match=r"^the weights of timm:resnet18 are not in the cache .* cannot be reach"
+        ):
+            load_backbone("timm:resnet18")
+        assert time.perf_counter() - began < 5
+    assert not hub.HF_HUB_OFFLINE
+    assert socket.getdefaulttimeout() is None
+
+
+def test_with_a_connection_the_hub_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: str, hub: Any) -> Any:
+        assert not hub.HF_HUB_OFFLINE
+        message = "no such tag"
+        raise ValueError(message)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:  # answers 501
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub_without(monkeypatch, f"http://127.0.0.1:{server.server_port}", load)
+        with pytest.raises(BackboneError, match=r"of timm:resnet18 could not be loaded \(ValueError: no such tag\)"):
+            load_backbone("timm:resnet18")
+        server.shutdown()
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("operator torchvision::nms does not exist"), ImportError("requires the torchvision library"),
+    RuntimeError("Failed to import transformers.models.vit because of the following error"),
+], ids=["operator", "absent", "lazily"])  # fmt: skip
+def test_a_broken_torchvision_is_named_and_not_the_connection(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not "install it" where it is installed, which would go round in a circle."""
+
+    def load(_: str, hub: Any) -> Any:
+        raise error
+
+    def imports(name: str) -> Any:
+        if name == "torchvision":
+            message = "partially initialized module 'torchvision' has no attribute 'extension'"
+            raise AttributeError(message)
+        return sys.modules[name]
+
+    hub = hub_without(monkeypatch, "", load)
+    hub.HF_HUB_OFFLINE = True
+    monkeypatch.setattr("importlib.import_module", imports)
+    with pytest.raises(
+        MissingExtraError, match=r"torchvision is installed but .*--force-reinstall --no-deps .torchvis"
+    ):
+        load_backbone("timm:resnet18")
+
+
+def test_gpytorch_that_breaks_on_import_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "tangentune.methods.ntk.gpytorch_kernel"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gpytorch", None)
+    with pytest.raises(
+        MissingExtraError, match=r"^gpytorch is not installed; run: pip install 'tangentune\[gpytorch\]'$"
+    ):
+        importlib.import_module(name)

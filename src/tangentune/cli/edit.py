@@ -22,11 +22,14 @@ from tangentune.cli.tables import new_table, print_table, score_rows
 from tangentune.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tangentune.cli.models import Estimator
 
 _edits = partial(option, "Edit")
 _OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
 _DRY_RUN = _edits("--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
+_NEW_CLASS = _edits("--new-class", "Labels may name classes that the model does not know.", is_flag=True)
 _TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
 
@@ -43,7 +46,8 @@ def forget(
 ) -> None:
     """Take the training pictures ID... out of the saved MODEL, as if it had never been fitted to them.
 
-    An ID is the path that the picture had in the folder or table of the fit, as `tangentune suspects` shows it.
+    An ID is the path that the picture had in the folder or table of the fit, as `tangentune suspects` shows it, or
+    the end of that path where no other picture has the same (cat/1.png, 1.png or 1).
     The model is solved without them, exactly, and replaced in one step; their pixels go as well.
     """
     if not (ids or ids_from or classes):
@@ -62,19 +66,22 @@ def forget(
 @click.command(cls=Command, short_help="Add labelled pictures to a model, exactly.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
+@_NEW_CLASS
 @_DRY_RUN
 @shared_options
-def add(model: str, pictures: str, on_error: str, **options: Any) -> None:
+def add(model: str, pictures: str, on_error: str, new_class: bool, **options: Any) -> None:
     """Add the labelled PICTURES to the saved MODEL, as if it had been fitted to them as well.
 
-    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A class
-    that the model does not know is new. The features, kernel and damping stay as the fit chose them.
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. The
+    features, kernel and damping stay as the fit chose them.
     """
 
     def change(fitted: Estimator) -> dict[str, Any]:
         loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
         assert loaded.labels is not None
-        fitted.add(replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids)))
+        fitted.add(
+            replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids, new_class)), new_class=True
+        )
         return {"skipped": skipped(loaded)}
 
     _edit(model, change, **options)
@@ -87,9 +94,12 @@ def add(model: str, pictures: str, on_error: str, **options: Any) -> None:
 @_edits(
     "--from table", "A CSV file with the columns id,label instead; - reads standard input.", type=_TABLE, metavar="FILE"
 )
+@_NEW_CLASS
 @_DRY_RUN
 @model_options
-def relabel(model: str, name: str | None, label: str | None, table: str | None, **options: Any) -> None:
+def relabel(
+    model: str, name: str | None, label: str | None, table: str | None, new_class: bool, **options: Any
+) -> None:
     """Give the training picture ID of the saved MODEL another LABEL, as if it had been fitted with that.
 
     The likely mistakes are listed by `tangentune suspects`.
@@ -103,7 +113,8 @@ def relabel(model: str, name: str | None, label: str | None, table: str | None, 
     wanted = {str(name): str(label)} if table is None else _pairs(table)
 
     def change(fitted: Estimator) -> dict[str, Any]:
-        fitted.relabel(list(wanted), _own_labels(fitted, list(wanted.values()), list(wanted)))
+        labels = _own_labels(fitted, list(wanted.values()), list(wanted), new_class)
+        fitted.relabel(list(wanted), labels, new_class=True)
         return {}
 
     _edit(model, change, **options)
@@ -209,16 +220,29 @@ def _members(fitted: Estimator, name: str) -> list[str]:
     return members
 
 
-def _own_labels(fitted: Estimator, given: list[Any], ids: list[str]) -> Any:
-    """Labels from the command line or a file, which are text, in the kind of the model's own."""
+def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: bool) -> Any:
+    """Labels from the command line or a file, which are text, in the kind of the model's own, and none of them new."""
     import numpy as np
 
     from tangentune import TangentRegressor
+    from tangentune.estimators.user_input import check_classes_known
 
-    if isinstance(fitted, TangentRegressor) or fitted.classes_.dtype.kind not in "biuf":
+    if isinstance(fitted, TangentRegressor):
         return np.array(given)
-    known = {str(name): name for name in fitted.classes_.tolist()}
-    kind = type(fitted.classes_.tolist()[0])
+    labels = _of_kind(fitted.classes_, given, ids)
+    if not new_class:
+        check_classes_known(labels, fitted.classes_, ids, "give --new-class")
+    return labels
+
+
+def _of_kind(classes: NDArray, given: list[Any], ids: list[str]) -> NDArray:
+    """Labels, which are text, as text, whole numbers or truth values like the classes."""
+    import numpy as np
+
+    if classes.dtype.kind not in "biuf":
+        return np.array(given)
+    known = {str(name): name for name in classes.tolist()}
+    kind = type(classes.tolist()[0])
     values = []
     for text, name in zip(given, ids, strict=True):
         try:

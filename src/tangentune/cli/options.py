@@ -124,7 +124,7 @@ _HELP = {
     "random_state": "Seed of the directions.",
     "memory_budget": "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
     "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
-    "device": "cpu, cuda, cuda:1, mps, ...",
+    "device": "cpu, cuda, cuda:1, ...",
     "n_jobs": "Processes that decode picture files; all cores if not given.",
     "on_error": "At a picture that cannot be read: stop and name it, or leave it out and count it.",
     "json": "Print one JSON document, and nothing else, on standard output.",

@@ -86,15 +86,10 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
 def check_device(name: str | None) -> None:
     """Refuse, with torch's reason, a device that it does not know or this machine lacks; None is none in particular."""
-    import torch
+    from tangentune.networks.backbone import usable_device
 
-    from tangentune.errors import InputError
-
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = f"--device {name} cannot be used here ({str(error).splitlines()[0].rstrip('.')})"
-        raise InputError(message) from error
+    if name is not None:
+        usable_device(name, "--device")
 
 
 def print_json(document: dict[str, Any]) -> None:

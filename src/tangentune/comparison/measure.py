@@ -25,7 +25,8 @@ from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.estimators.scores import class_scores
 from tangentune.memory import Meter, reset_peak, warm_pages
-from tangentune.networks.backbone import Backbone, parameter_digest
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.contract import PREPARATION
 from tangentune.pictures.load import Pictures, check_classes, pictures_digest
 
 _FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # torch's own are RuntimeErrors
@@ -64,17 +65,19 @@ class Bench:
                 "pixel, so all accuracies are optimistic"
             )
             warnings.warn(sentence, stacklevel=3)
-        size = self.backbone.contract.input_size
+        known, contract = self.backbone.describe(), self.backbone.contract
         settings = {  # likely causes of a difference first: a refusal names the first three
             "tangentune": __version__,
             "backbone": self.backbone.name,
-            "input_size": None if size is None else list(size),
+            "features": known["features"],
+            "input_size": None if contract.input_size is None else list(contract.input_size),
+            **{name: getattr(contract, name) for name in PREPARATION if name != "input_size"},
             "test_share": test_share,
             "flip": self.settings.flip,
             "batch_size": self.settings.batch_size,
             "device": str(self.backbone.device),
             "threads": torch.get_num_threads(),
-            "backbone_digest": parameter_digest(self.backbone.module),
+            "backbone_digest": known["digest"],
             "train_digest": _digest(train, self.train),
             "test_digest": _digest(test, self.test),
             "classes": dict(sorted(counts.items())),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tangentune._checks import listed, whole
 from tangentune.comparison.methods import METHODS
 from tangentune.errors import InputError
 
@@ -49,10 +50,12 @@ def plan_cells(
 
     All of one seed come before the next, so that a part of them is a comparison already. Seeds are how many, or which.
     """
-    names = read_methods(methods)
-    counts = sorted(dict.fromkeys(read_shots(count) for count in shots), key=shots_order)
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(int(seed) for seed in seeds))
+    names = read_methods([methods] if isinstance(methods, str) else methods)
+    wanted, several = listed(shots), listed(seeds)
+    counts = sorted(dict.fromkeys(map(read_shots, [shots] if wanted is None else wanted)), key=shots_order)
+    given = range(whole(seeds) or 0) if several is None else map(whole, several)
+    numbers = [-1 if seed is None else seed for seed in dict.fromkeys(given)]
     if not counts or not numbers or min(numbers) < 0:
-        message = f"shots={list(shots)} and seeds={seeds} must each name at least one, and seeds are 0 or more"
+        message = f"shots={shots} and seeds={seeds} must each name at least one, and seeds are whole numbers, 0 or more"
         raise InputError(message)
     return [(name, count, seed) for seed in numbers for count in counts for name in names]

@@ -15,7 +15,8 @@ from tangentune.comparison.plan import Shots, plan_cells
 from tangentune.comparison.splits import split_test
 from tangentune.comparison.store import Comparison, prepare_folder, read_cells, write_comparison
 from tangentune.comparison.summary import summarise_cells
-from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.estimators.user_input import read_count
+from tangentune.networks.backbone import AnyBackbone, as_backbone, usable_device
 from tangentune.pictures.load import load_pictures
 
 _BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
@@ -24,7 +25,7 @@ _BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
 def compare(
     pictures: Any,
     *,
-    backbone: str | Backbone = "mobilenet_v2",
+    backbone: AnyBackbone = "mobilenet_v2",
     methods: Sequence[str] = tuple(METHODS),
     shots: Sequence[Shots] = (5, 10, 50),
     seeds: int | Sequence[int] = 3,
@@ -32,7 +33,7 @@ def compare(
     test_share: float = 0.3,
     out: str | os.PathLike[str] | None = None,
     flip: bool = True,
-    input_size: int | tuple[int, int] | None = None,
+    input_size: int | tuple[int, ...] | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     n_jobs: int | None = None,
@@ -49,7 +50,7 @@ def compare(
 
     Args:
         pictures: whatever `load_pictures` takes, with class labels.
-        backbone: a name or a `Backbone`.
+        backbone: a name, a `Backbone`, or a network, as `Backbone(network)` wraps it.
         methods: names in `tangentune.comparison.methods.METHODS`.
         shots: pictures a class; "all" takes every picture that is not for the test.
         seeds: how many (0, 1, ...), or which.
@@ -76,7 +77,7 @@ def compare(
     Example:
         >>> import numpy as np
         >>> from torch import nn
-        >>> from tangentune import Pictures
+        >>> from tangentune import Backbone, Pictures
         >>> rng = np.random.default_rng(0)
         >>> x = torch.from_numpy(rng.normal(size=(60, 4)).astype("float32"))
         >>> labels = np.where(x[:, 0] * x[:, 1] > 0, "same", "other")
@@ -86,10 +87,11 @@ def compare(
         >>> [(row.method, row.shots, row.n, row.seeds) for row in result.rows]
         [('probe', 5, 10, (0, 1))]
     """
-    plan = plan_cells(methods, shots, seeds)
+    plan, batch_size = plan_cells(methods, shots, seeds), read_count({"batch_size": batch_size}, "batch_size")
     folder = None if out is None else prepare_folder(out)
-    network = load_backbone(backbone) if isinstance(backbone, str) else backbone
-    network = network.with_size(input_size)
+    if device is not None:
+        usable_device(device)  # before the network is loaded
+    network = as_backbone(backbone, input_size)
     network = network if device is None else network.to(device)
     reading: dict[str, Any] = {"on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
     train = load_pictures(pictures, contract=network.contract, **reading)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tangentune._checks import number
 from tangentune.errors import InputError
 
 TEST_SEED = 12345
@@ -18,8 +19,8 @@ def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
 
     The share, in (0, 1), is rounded: at least one picture where a class has two, and never all.
     """
-    if not 0 < share < 1:
-        message = f"the test share is {share}; it must be between 0 and 1"
+    if number(share) is None or not 0 < share < 1:
+        message = f"the test share is {share!r}; it must be between 0 and 1"
         raise InputError(message)
     rng = np.random.default_rng(TEST_SEED)
     test = []

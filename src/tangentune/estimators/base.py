@@ -31,11 +31,11 @@ from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
-from tangentune.estimators.user_input import load_vectors, read_settings
+from tangentune.estimators.user_input import load_vectors, read_count, read_settings
 from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.memory import warm_pages
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import AnyBackbone, Backbone
 from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.solvers import leave_out as exact
 from tangentune.solvers.posterior import variance
@@ -59,7 +59,7 @@ class TangentEstimator(BaseEstimator):
 
     def __init__(
         self,
-        backbone: str | Backbone,
+        backbone: AnyBackbone = "mobilenet_v2",
         *,
         subset: str = "all",
         probes: int = 1,
@@ -72,7 +72,7 @@ class TangentEstimator(BaseEstimator):
         class_weight: Any = None,
         augment: str | None = None,
         outer_steps: str | int = 0,
-        input_size: int | tuple[int, int] | None = None,
+        input_size: int | tuple[int, ...] | None = None,
         batch_size: int = 32,
         memory_budget: int | str | None = None,
         device: str | torch.device | None = None,
@@ -197,7 +197,8 @@ class TangentEstimator(BaseEstimator):
         return self._kind(self.likelihood, self.class_weight)
 
     def _reader(self) -> PictureReader:
-        return PictureReader(self.fitted_.backbone, self.batch_size, self.augment == "flip", self.verbose)
+        count = read_count(vars(self), "batch_size")
+        return PictureReader(self.fitted_.backbone, count, self.augment == "flip", self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:
@@ -321,7 +322,8 @@ class TangentEstimator(BaseEstimator):
         """Take pictures out, as if they had never been fitted.
 
         Args:
-            ids: one id or several. Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
+            ids: one id or several, each as in `ids_`, its number, or the end of its path where that is unique
+                ("cat/1.png", "1.png" or "1"). Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
             strict: also estimate anew without them what the feature map took from the pictures: probes, metric, outer
                 steps. Costs a fit whose choices are made.
 
@@ -338,32 +340,34 @@ class TangentEstimator(BaseEstimator):
         """Take a whole class out, with its column of scores; as `forget` of its pictures."""
         return self.forget(edits.class_members(self._fitted(), name), strict=strict)
 
-    def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Add pictures, of known classes or new ones; the last of `ids_` are theirs.
+    def add(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, new_class: bool = False) -> Self:
+        """Add pictures; the last of `ids_` are theirs.
 
         Args:
             X: k pictures, as in `fit`. Cost: their rows, their kernel with the others, and n^2 k.
             y: labels; None takes those of the source.
             sample_weight: (k,); None means ones.
+            new_class: whether labels may name classes that are not there; else a typing error would make one.
 
         Raises:
-            InputError: pictures or labels cannot be used, or a path is there already.
+            InputError: pictures or labels cannot be used, a path is there already, or a class is not.
         """
         self._fitted().check_pictures()
         loaded = self._load(X, y, self.fitted_.backbone, labelled=True, reset=False)
-        return self._become(edits.add(self.fitted_, loaded, sample_weight, self._reader()))
+        return self._become(edits.add(self.fitted_, loaded, sample_weight, self._reader(), new_class))
 
-    def relabel(self, ids: Any, y: Any) -> Self:
+    def relabel(self, ids: Any, y: Any, *, new_class: bool = False) -> Self:
         """Give pictures other labels; cost n^2 C.
 
         Args:
-            ids: one id or several.
+            ids: one id or several, as in `forget`.
             y: one label for all, or one for each, in the order of the ids.
+            new_class: as in `add`.
 
         Raises:
             InputError: an id is unknown, or the labels do not fit.
         """
-        return self._become(edits.relabel(self._fitted(), ids, y))
+        return self._become(edits.relabel(self._fitted(), ids, y, new_class))
 
     def reweight(self, weights: ArrayLike) -> Self:
         """Give every picture another sample weight, (n,), 0 or more; 0 leaves a picture out.
@@ -416,13 +420,14 @@ class TangentEstimator(BaseEstimator):
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike[str], *, backbone: Backbone | None = None, device: Any = None
+        cls, directory: str | os.PathLike[str], *, backbone: AnyBackbone | None = None, device: Any = None
     ) -> Self:
         """Read what `save_pretrained` wrote; predictions are bit-equal on the same machine.
 
         Args:
             directory: a saved model.
-            backbone: needed if the model was fitted on a network of your own; checked against the saved hash.
+            backbone: needed if the model was fitted on a network of your own; checked against the saved hash. Pictures
+                are prepared as for the fit, whatever it states; a field that it states otherwise is told.
             device: where to run.
 
         Raises:

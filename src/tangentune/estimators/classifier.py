@@ -25,7 +25,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     choices are made by exact leave-one-out error: no learning rate, no epochs, no validation set.
 
     Args:
-        backbone: a name ("mobilenet_v2", "efficientnet_lite0", "timm:...", "torchvision:...", "hf:DIR") or `Backbone`.
+        backbone: a name ("mobilenet_v2", "efficientnet_lite0", "timm:...", "torchvision:...", "hf:DIR"), a `Backbone`,
+            or a network, as `Backbone(network)` wraps it.
         subset: parameters that move: "all", "none" (linear probe), "last:K", "norm", "bias", or glob patterns.
         probes: random directions in feature space; 1 is usually as good as more.
         probe_space: "pca" (span of the pictures' top principal components) or "isotropic".
@@ -43,7 +44,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         outer_steps: minibatch steps towards the labels before the network is linearised, cross-fitted over four folds
             so that leave-one-out stays honest: 0 linearises at the pre-trained weights, where no label enters the
             features and every identity is exact; 32 is usual; "loo" chooses between the two (slower, more accurate).
-        input_size: overrides the backbone's picture size.
+        input_size: overrides the backbone's picture size: the side of a square, (height, width), or all three.
         batch_size: network inputs at a time (a mirrored picture counts as two).
         memory_budget: bytes, or text like "4GiB"; None is half of what is free.
         device: "cpu", "cuda", ...; None leaves the backbone where it is.

@@ -26,7 +26,13 @@ from tangentune.estimators.training_set import (
     source_kernels,
     with_source,
 )
-from tangentune.estimators.user_input import check_weights, find_pictures, join_labels, read_weights
+from tangentune.estimators.user_input import (
+    check_classes_known,
+    check_weights,
+    find_pictures,
+    join_labels,
+    read_weights,
+)
 from tangentune.kernels.feature_map import TangentMap
 from tangentune.kernels.reestimate import reestimate
 from tangentune.kernels.stages import FitSettings
@@ -71,8 +77,10 @@ def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     return fitted.numbers[fitted.active.labels == classes[known.index(name)]]
 
 
-def add(fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, reader: PictureReader) -> FittedModel:
-    """Pictures added, with their labels."""
+def add(
+    fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, reader: PictureReader, new_class: bool
+) -> FittedModel:
+    """Pictures added, with their labels; of known classes, unless new ones are allowed."""
     labels, before = fitted.task.read_labels(loaded), fitted.active
     ids, numbers = _named(fitted, loaded)
     given, ours = loaded.pixels.dtype, fitted.training.pictures.pixels.dtype
@@ -81,9 +89,12 @@ def add(fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, 
         message = f"{scales}; give them as the others were given".replace("torch.", "")
         raise InputError(message)
     pictures = Pictures(loaded.pixels.to(ours), None, ids)
+    joined = join_labels(before.labels, labels)
+    if not new_class:
+        _check_known(fitted, joined[len(before) :], ids)
     active = ActivePictures(
         np.concatenate([before.positions, len(fitted.training) + np.arange(len(ids))]),
-        join_labels(before.labels, labels),
+        joined,
         np.concatenate([before.sample_weight, read_weights(sample_weight, len(ids))]),
     )
     _check(fitted, active, fitted.ids + ids)
@@ -95,8 +106,8 @@ def add(fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, 
     return replace(changed, next_number=fitted.next_number + len(ids))
 
 
-def relabel(fitted: FittedModel, ids: Any, y: Any) -> FittedModel:
-    """Pictures given other labels: one for all, or one for each."""
+def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedModel:
+    """Pictures given other labels, one for all or one for each; of known classes, unless new ones are allowed."""
     fitted.check_pictures()
     found, old = find_pictures(ids, fitted.ids, fitted.numbers), fitted.active.labels
     single = np.ndim(y) < (1 if old.size == len(old) else 2)
@@ -108,6 +119,8 @@ def relabel(fitted: FittedModel, ids: Any, y: Any) -> FittedModel:
     counts, places = [len(same) for same in found], np.concatenate(found)
     bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [fitted.ids[i] for i in places])
     joined = join_labels(old, fitted.task.read_labels(bare))
+    if not new_class:
+        _check_known(fitted, joined[len(old) :], bare.ids)
     labels = joined[: len(old)]
     labels[places] = joined[len(old) :]
     active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
@@ -214,6 +227,11 @@ def _named(fitted: FittedModel, loaded: Pictures) -> tuple[list[str], NDArray[np
         message = f"the model already stands on a picture {twins[0]!r}; {hint}"
         raise InputError(message)
     return loaded.ids, numbers
+
+
+def _check_known(fitted: FittedModel, labels: NDArray, ids: list[str]) -> None:
+    if fitted.outcome.classes.size:  # none of numbers
+        check_classes_known(labels, fitted.outcome.classes, ids, "pass new_class=True")
 
 
 def _check(fitted: FittedModel, active: ActivePictures, ids: list[str]) -> None:

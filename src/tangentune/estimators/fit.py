@@ -9,15 +9,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import check_random_state
 
-from tangentune.errors import InputError
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
 from tangentune.estimators.tasks import Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
-from tangentune.estimators.user_input import check_weights, read_settings
+from tangentune.estimators.user_input import check_weights, read_count, read_seed, read_settings, read_steps
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
@@ -25,7 +23,7 @@ from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import Meter
-from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.backbone import Backbone, as_backbone, usable_device
 from tangentune.networks.parameters import select_parameters, used_parameters
 from tangentune.pictures.load import Pictures, duplicate_sentences
 
@@ -45,17 +43,14 @@ class Procedure:
     @classmethod
     def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
         """From the options of an estimator, checked."""
-        given, device, state = options["backbone"], options["device"], options["random_state"]
-        backbone = load_backbone(given) if isinstance(given, str) else given
-        if not isinstance(backbone, Backbone):
-            message = f"backbone is a {type(backbone).__name__}; give a name or Backbone(module, input_size=..., ...)"
-            raise InputError(message)
-        backbone = backbone.with_size(options["input_size"])
+        if (device := options["device"]) is not None:
+            usable_device(device, dtype=torch.float64)  # before the network is loaded
+        backbone = as_backbone(options["backbone"], options["input_size"])
         backbone = backbone if device is None else backbone.to(device)
-        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        settings = read_settings(options, backbone, seed)
-        reader = PictureReader(backbone, options["batch_size"], options["augment"] == "flip", options["verbose"])
-        return cls(task, settings, reader, options["subset"], options["outer_steps"], Meter(backbone.device))
+        settings, steps = read_settings(options, backbone, read_seed(options["random_state"])), read_steps(options)
+        batch_size, flip = read_count(options, "batch_size"), options["augment"] == "flip"
+        reader = PictureReader(backbone, batch_size, flip, settings.verbose)
+        return cls(task, settings, reader, options["subset"], steps, Meter(backbone.device))
 
     @property
     def backbone(self) -> Backbone:

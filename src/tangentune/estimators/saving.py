@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
@@ -23,7 +24,15 @@ from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
 from tangentune.kernels.metric import Whitening
 from tangentune.memory import default_budget, parse_bytes
-from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.backbone import (
+    FUNCTION,
+    AnyBackbone,
+    Backbone,
+    as_backbone,
+    is_known,
+    load_backbone,
+    usable_device,
+)
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
@@ -151,17 +160,18 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
     return {"dtype": values.dtype.str, "values": values.tolist()}
 
 
-def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
+def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | None, device: Any) -> SavedModel:
     """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
     config, tensors = read_model(directory)
     if config.get("estimator") != name:
         kind = config.get("estimator")
         message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
         raise StoreError(message)
-    network, known = _backbone(config["backbone"], backbone, device, directory), config["backbone"]["name"]
-    options = config["parameters"] | {"backbone": network if known == "custom" else known}
+    options = config["parameters"]
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
+    network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])
+    options |= {"backbone": again}
     return SavedModel(config, tensors, options, network, read_edits(directory))
 
 
@@ -258,20 +268,44 @@ class SavedModel:
         return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
 
 
-def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, directory: Any) -> Backbone:
-    """The network of a saved model: given, or loaded by name; verified either way."""
-    if given is None:
-        if description["name"] == "custom":
-            message = (
-                f"the model in {directory} was fitted on a network of your own ({description['class']}); give it: "
-                "from_pretrained(directory, backbone=Backbone(...))"
-            )
-            raise StoreError(message)
-        given = load_backbone(description["name"])
-    given.verify(description)
-    size = DataContract.from_dict(description["contract"]).input_size
-    backbone = given.with_size(size[1:] if size is not None and len(size) == 3 else None)
-    return backbone if device is None else backbone.to(device)
+def _backbone(
+    description: dict[str, Any], given: Any, device: Any, directory: Any, size: Any
+) -> tuple[Backbone, str | Backbone]:
+    """The network of a saved model, given or loaded from where it came, and what a fit like the first starts from.
+
+    It is verified, and pictures are prepared for it as they were for the fit, whatever it states itself.
+    """
+    if device is not None:
+        usable_device(device, dtype=torch.float64)  # before the network is loaded
+    name, contract = description["name"], DataContract.from_dict(description["contract"])
+    origin: str = description.get("origin", name if is_known(name) else None) or ""  # old models have the name alone
+    if given is None and not origin:
+        message = (
+            f"the model in {directory} was fitted on a network of your own ({name}, {description['class']}); give it: "
+            "from_pretrained(directory, backbone=Backbone(...))"
+        )
+        raise StoreError(message)
+    if isinstance(given, nn.Module):
+        extract = description.get("features")
+        given = Backbone(given, features=None if extract == FUNCTION else extract, name=name)
+    known = as_backbone(given) if given is not None else load_backbone(origin)
+    known.verify(description)
+    if given is not None:
+        _tell_differences(known, contract)
+    backbone = known.with_contract(contract)
+    backbone = backbone if device is None else backbone.to(device)
+    same = given is None and not contract.differences(known.with_size(size).contract)
+    return backbone, origin if same else backbone
+
+
+def _tell_differences(given: Backbone, contract: DataContract) -> None:
+    """Warn of what a given backbone states about pictures, other than their size, and the fit did otherwise."""
+    stated, usual = given.contract, DataContract(None)
+    names = [name for name in contract.differences(stated) if getattr(stated, name) != getattr(usual, name)]
+    told = [f"{name}={getattr(contract, name)} instead of {getattr(stated, name)}" for name in names]
+    if told := [one for one in told if not one.startswith("input_size")]:
+        sentence = f"pictures are prepared as for the fit, not as the given backbone states: {', '.join(told)}"
+        warnings.warn(sentence, stacklevel=4)
 
 
 def _array(saved: dict[str, Any]) -> np.ndarray:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-import numbers
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_random_state, validate_data
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from tangentune._checks import number, whole
 from tangentune.errors import InputError
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.load import Pictures
+from tangentune.pictures.names import readable, some
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
@@ -28,64 +34,84 @@ POWERS = (0.0, 0.25, 0.5)
 
 def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
     """The options of an estimator, all checked; an InputError names the option, its value and what it may be."""
-    power = _choice(options, "metric_power", lambda v: _number(v) and float(v) in POWERS, "0, 0.25 or 0.5")
-    scale = _choice(options, "body_scale", lambda v: _number(v) and 0 <= v < math.inf, "a number >= 0")
-    damping = _choice(options, "damping", lambda v: _number(v) and 0 < v < math.inf, "a number > 0")
-    normalize = _choice(options, "normalize", lambda v: isinstance(v, bool | np.bool_), "true or false")
+    power = _choice(options, "metric_power", lambda v: v in POWERS, "0, 0.25 or 0.5")
+    scale = _choice(options, "body_scale", lambda v: 0 <= v < math.inf, "a number >= 0")
+    damping = _choice(options, "damping", lambda v: 0 < v < math.inf, "a number > 0")
+    normalize = options["normalize"] if options["normalize"] not in CRITERIA else None
+    if normalize is not None and not isinstance(normalize, bool | np.bool_):
+        _refuse(options, "normalize", "true or false, 'loo' or 'evidence'")
     names = ("metric_power", "body_scale", "damping", "normalize")
     criteria = {options[name] for name in names if isinstance(options[name], str)}
     if len(criteria) > 1:
         message = "metric_power, body_scale, normalize and damping mix 'loo' and 'evidence'; use one of them throughout"
         raise InputError(message)
-    _check(options, "probes", lambda v: _whole(v) and v >= 1, "a whole number >= 1")
-    _check(options, "probe_space", lambda v: v in ("pca", "isotropic"), "'pca' or 'isotropic'")
-    _check(options, "augment", lambda v: v in (None, "none", "flip"), "'flip' or None")
-    _check(options, "batch_size", lambda v: isinstance(v, numbers.Integral) and int(v) >= 1, "a whole number >= 1")
-    _check(options, "outer_steps", lambda v: v == "loo" or (_whole(v) and v >= 0), "a whole number >= 0 or 'loo'")
-    budget = options["memory_budget"]
+    if options["probe_space"] not in ("pca", "isotropic"):
+        _refuse(options, "probe_space", "'pca' or 'isotropic'")
+    if options["augment"] not in (None, "none", "flip"):
+        _refuse(options, "augment", "'flip' or None")
+    budget, verbose = options["memory_budget"], options["verbose"]
     return FitSettings(
-        probes=int(options["probes"]),
+        probes=read_count(options, "probes"),
         probe_space=options["probe_space"],
-        power=None if power is None else float(power),
-        fixed=FixedChoices(
-            None if normalize is None else bool(normalize),
-            None if scale is None else float(scale),
-            None if damping is None else float(damping),
-        ),
+        power=power,
+        fixed=FixedChoices(None if normalize is None else bool(normalize), scale, damping),
         criterion=criteria.pop() if criteria else "loo",
         mirrored=options["augment"] == "flip" and backbone.contract.input_size is not None,
         seed=seed,
         memory_budget=default_budget(backbone.device) if budget is None else parse_bytes(budget),
-        verbose=int(options["verbose"]),
+        verbose=int(verbose) if isinstance(verbose, bool) else read_count(options, "verbose", 0),
     )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+def read_count(options: Mapping[str, Any], name: str, lowest: int = 1) -> int:
+    """An option that is a whole number, 20.0 and numpy's included; whatever else is an InputError."""
+    found = whole(options[name])
+    if found is None or found < lowest:
+        _refuse(options, name, f"a whole number >= {lowest}")
+    return found
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def read_steps(options: Mapping[str, Any]) -> str | int:
+    """The option `outer_steps`."""
+    given = options["outer_steps"]
+    found = given if isinstance(given, str) and given == "loo" else whole(given)
+    if found is None or (found != "loo" and int(found) < 0):
+        _refuse(options, "outer_steps", "a whole number >= 0 or 'loo'")
+    return found
 
 
-def _choice(options: dict[str, Any], name: str, fits: Callable[[Any], bool], what: str) -> Any:
+def read_seed(state: Any) -> int:
+    """The option `random_state` as a number: given, or drawn from a generator of numpy's, old or new."""
+    if (found := whole(state)) is not None:
+        return found
+    if isinstance(state, np.random.Generator):
+        return int(state.integers(2**31))
+    if state is not None and state is not np.random and not isinstance(state, np.random.RandomState):
+        _refuse({"random_state": state}, "random_state", "a whole number, a random generator of numpy's, or None")
+    return int(check_random_state(state).randint(2**31))
+
+
+def _choice(options: Mapping[str, Any], name: str, fits: Callable[[float], bool], what: str) -> float | None:
     """The fixed value of an option, or None if it is left to a criterion."""
     if isinstance(options[name], str) and options[name] in CRITERIA:
         return None
-    _check(options, name, lambda value: not isinstance(value, str) and fits(value), f"{what}, 'loo' or 'evidence'")
-    return options[name]
+    found = number(options[name])
+    if found is None or not fits(found):
+        _refuse(options, name, f"{what}, 'loo' or 'evidence'")
+    return float(found)
 
 
-def _check(options: dict[str, Any], name: str, fits: Callable[[Any], bool], what: str) -> None:
-    if not fits(options[name]):
-        message = f"{name} is {options[name]!r}; it must be {what}"
-        raise InputError(message)
+def _refuse(options: Mapping[str, Any], name: str, what: str) -> NoReturn:
+    message = f"{name} is {options[name]!r}; it must be {what}"
+    raise InputError(message)
 
 
 def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
     """Vectors (n, k) checked as scikit-learn does, for a backbone without input size."""
     if isinstance(X, Pictures):
         X, y = X.pixels, X.labels if y is None else y
+    if _are_pictures(X) or (isinstance(X, list | tuple) and len(X) and _are_pictures(X[0])):
+        picture_shape(DataContract(None))  # says what a backbone for them needs
     X = X.numpy() if isinstance(X, Tensor) else X
     if labelled:
         rules: dict[str, Any] = {"multi_output": True, "y_numeric": False, "ensure_min_samples": 2 if reset else 1}
@@ -95,6 +121,11 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
     X = X if X.dtype.kind == "f" else X.astype(np.float64)
     X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
     return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
+
+
+def _are_pictures(X: Any) -> bool:
+    """Whether something, or an entry of a list, is a path, a dataset, or of the form of pictures."""
+    return isinstance(X, str | os.PathLike | Dataset | Image) or getattr(X, "ndim", 0) in (3, 4)
 
 
 def check_weights(weights: NDArray, ids: list[str]) -> None:
@@ -111,29 +142,69 @@ def check_weights(weights: NDArray, ids: list[str]) -> None:
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:
     """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 
+    A name may be shortened to whole parts of its end, with or without the file's ending, where only one picture is
+    called so.
+
     Example:
-        >>> find_pictures(["b.png", 7], ["a.png", "b.png", "b.png"], np.array([7, 8, 9]))
-        [[1, 2], [0]]
+        >>> find_pictures(["b.png", 7, "a"], ["cat/a.png", "b.png", "b.png"], np.array([7, 8, 9]))
+        [[1, 2], [0], [0]]
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays, tensors and their numbers
     given = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | os.PathLike) else [ids]
     if not given:
         message = "no id is given; name at least one picture, as in ids_"
         raise InputError(message)
-    numbered = {int(number): [i] for i, number in enumerate(numbers)}
+    numbered = {int(one): [i] for i, one in enumerate(numbers)}
     named: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         named.setdefault(name, []).append(i)
-    found = []
+    found, shortened = [], None  # made when it is needed
     for one in given:
-        whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
-        places = (numbered.get(int(one)) if whole else None) or named.get(str(one))
+        whole_one = isinstance(one, int | np.integer) and not isinstance(one, bool)
+        places = (numbered.get(int(one)) if whole_one else None) or named.get(str(one))
         if not places:
-            known = f"its {len(names)} pictures are in ids_, the first is {names[0]!r}"
-            message = f"the model does not stand on a picture {one!r}; {known}"
-            raise InputError(message)
+            shortened = shortened or [_shortened(named, bare) for bare in (False, True)]
+            places = named[_meant(one, shortened, named)]
         found.append(places)
     return found
+
+
+def _shortened(names: Iterable[str], bare: bool) -> dict[str, list[str]]:
+    """Names by each whole part of their end: "a/b.png" by itself and "b.png"; or bare, by "a/b" and "b".
+
+    Nothing else is a short form: "1" does not mean "21.png", nor "21" once that is gone "21 (copy).png".
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parts = (os.path.splitext(name)[0] if bare else name).split("/")
+        for start in range(len(parts)):
+            found.setdefault("/".join(parts[start:]), []).append(name)
+    return found
+
+
+def _meant(given: Any, shortened: Sequence[Mapping[str, list[str]]], names: Collection[str]) -> str:
+    """The one name that an id is a short form of; an InputError where there is none, or lists those there are."""
+    text = readable(given) if isinstance(given, str | os.PathLike) else ""
+    fitting = next((found for known in shortened if (found := known.get(text))), [])
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        message = f"{given!r} is short for {len(fitting)} pictures: {some(fitting)}; give more of the id"
+        raise InputError(message)
+    like = difflib.get_close_matches(text, names, 3) or [next(iter(names))]
+    message = f"the model does not stand on a picture {given!r}; its {len(names)} are in ids_, such as {some(like)}"
+    raise InputError(message)
+
+
+def check_classes_known(labels: NDArray, classes: NDArray, ids: Sequence[str], remedy: str) -> None:
+    """Refuse labels that are none of the classes, with the nearest one; `remedy` is for a class that is to be new."""
+    known = classes.tolist()
+    for label, name in zip(labels.tolist(), ids, strict=True):
+        if label not in known:
+            near = difflib.get_close_matches(label, known, 1) if isinstance(label, str) else []
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {some(list(map(str, known)), 8)}."
+            message = f"{name} is to be {label!r}, but there is no such class; {hint} For a new class, {remedy}"
+            raise InputError(message)
 
 
 def join_labels(old: NDArray, new: NDArray) -> NDArray:

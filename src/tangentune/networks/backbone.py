@@ -5,21 +5,23 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+import warnings
 from dataclasses import replace
-from numbers import Integral
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from tangentune.errors import BackboneError
+from tangentune._checks import listed, number
+from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks import hubs
 from tangentune.networks.determinism import check_fixed_function, close, refuse_not_finite, sample_input
-from tangentune.networks.features import Extractor, FeatureFunction, Loaded, extractor
+from tangentune.networks.features import Extractor, FeatureFunction, Loaded, Tap, extractor, own_output
 from tangentune.networks.freezing import freeze, frozen_copy
 from tangentune.networks.packaged import NETWORKS, load_network
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
+FUNCTION = "<function>"
 FINGERPRINT_TOLERANCE = 1e-3  # another device, thread count or library rounds differently, another layer far more
 
 
@@ -33,8 +35,8 @@ class Backbone:
     Args:
         module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off.
         input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
-        mean: per-channel mean of pixels in [0, 1]; empty means no shift.
-        std: per-channel standard deviation on that scale; empty means no scaling.
+        mean: per-channel mean of pixels in [0, 1], or one number for all channels; empty means no shift.
+        std: per-channel standard deviation on that scale, likewise; empty means no scaling.
         features: where the penultimate features (n, d) are. None: the module's own output. A name: the output
             of that submodule, at which the forward pass then ends. A function of (module, x): what it
             returns; it must use the module it is given. (n, d, h, w) is averaged over positions.
@@ -43,7 +45,7 @@ class Backbone:
         licence: licence of the weights.
         source: where the weights came from.
         sha256: hash of the weight file; by default a hash over the parameters (`parameter_digest`).
-        name: what to call it in reports and messages.
+        name: what to call it in reports and messages; nothing is ever loaded by it.
 
     Attributes:
         module: the frozen copy; the pre-trained classifier stays in it.
@@ -65,14 +67,15 @@ class Backbone:
     contract: DataContract
     name: str
     feature_function: FeatureFunction
+    _loaded: tuple[str, str] | None = None  # the name it was loaded by, and the digest of its parameters then
 
     def __init__(
         self,
         module: nn.Module,
         *,
         input_size: tuple[int, ...] | None = None,
-        mean: tuple[float, ...] = (),
-        std: tuple[float, ...] = (),
+        mean: float | tuple[float, ...] = (),
+        std: float | tuple[float, ...] = (),
         features: str | Extractor | None = None,
         interpolation: str = "bicubic",
         crop: float | None = None,
@@ -81,10 +84,10 @@ class Backbone:
         sha256: str | None = None,
         name: str = "custom",
     ):
-        whole = [int(n) if isinstance(n, Integral) else n for n in input_size or ()]  # numpy's too, which JSON refuses
-        size = None if input_size is None else tuple(whole)
-        mean, std = tuple(map(float, mean)), tuple(map(float, std))
-        contract = DataContract(size, mean, std, interpolation, crop, licence, source, sha256)
+        size = DataContract(None).with_size(input_size).input_size  # numbers of numpy's, which JSON refuses, too
+        mean, std = _per_channel("mean", mean, size), _per_channel("std", std, size)
+        interpolation = getattr(interpolation, "value", interpolation)  # of torchvision's enumeration
+        contract = DataContract(size, mean, std, interpolation, number(crop) or crop, licence, source, sha256)
         copied = frozen_copy(module)
         self._set(Loaded(copied, contract, extractor(copied, features)), name)
 
@@ -162,38 +165,53 @@ class Backbone:
             raise BackboneError(message) from error
 
     def to(self, device: str | torch.device) -> Backbone:
-        """The same backbone on a device: itself if it is there already, else a copy."""
-        if torch.empty(0, device=device).device == self.device:
+        """The same backbone on a device: itself if it is there already, else a copy.
+
+        Raises:
+            InputError: there is no such device here.
+        """
+        found = usable_device(device)
+        if found == self.device:
             return self
         moved = copy.deepcopy(self)
-        moved.module.to(device)
+        moved.module.to(found)
         return moved
 
-    def with_size(self, size: int | tuple[int, int] | None) -> Backbone:
+    def with_size(self, size: int | tuple[int, ...] | None) -> Backbone:
         """The same network (shared, not copied) for pictures of another size; None changes nothing.
 
-        Whether the network takes that size, `check` tells.
+        Whether the network takes that size, `check` tells. Sizes are as for `DataContract.with_size`.
         """
+        return self.with_contract(self.contract.with_size(size))
+
+    def with_contract(self, contract: DataContract) -> Backbone:
+        """The same network (shared, not copied) with its pictures prepared otherwise."""
+        _check_contract(contract)
         other = copy.copy(self)
-        other.contract = self.contract.with_size(size)
-        _check_contract(other.contract)
+        other.contract = contract
         return other
 
     def describe(self) -> dict[str, Any]:
         """Who this is, as JSON-able fields: enough for `verify` to recognise the network later.
 
-        Keys: `name`, `class`, `parameters`, `dtype`, `contract`, `digest` (over parameters and buffers) and
-        `fingerprint` (features of a fixed made-up picture, None without input_size).
+        Keys: `name`, `class`, `parameters`, `dtype`, `contract`, `digest` (over parameters and buffers),
+        `fingerprint` (features of a fixed made-up picture, None without input_size), `origin` (the name that
+        `load_backbone` finds these very parameters under; None for a network of one's own, or trained since), and
+        `features` (the name of a submodule; None for the module's own output, and "<function>" for a function).
         """
+        extract, digest = self.feature_function.extract, parameter_digest(self.module)
+        named = extract.name if isinstance(extract, Tap) and extract.side == "output" else FUNCTION
         dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in self.module.parameters())
         return {
             "class": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "dtype": ", ".join(dtypes),
-            "digest": parameter_digest(self.module),
+            "digest": digest,
             "name": self.name,
             "contract": self.contract.to_dict(),
             "fingerprint": self._fingerprint(),
+            "origin": self._loaded[0] if self._loaded is not None and self._loaded[1] == digest else None,
+            "features": None if extract is own_output else named,
         }
 
     def verify(self, description: dict[str, Any]) -> None:
@@ -210,12 +228,8 @@ class Backbone:
                 "give that network"
             )
             raise BackboneError(message)
-        size = DataContract.from_dict(description["contract"]).input_size
-        sized = self.with_size(size[1:]) if size and len(size) == 3 else self
-        now, then = sized._fingerprint(), description["fingerprint"]
-        if not now or not then:
-            return
-        if now[0] != then[0] or not close(torch.tensor(now[1:]), torch.tensor(then[1:]), FINGERPRINT_TOLERANCE):
+        prepared = self.with_contract(DataContract.from_dict(description["contract"]))
+        if not same_features(prepared._fingerprint(), description["fingerprint"]):
             message = (
                 f"backbone {self.name!r} has the parameters of {was} but gives other features; check that its layers "
                 "and `features` are those the model was fitted with"
@@ -267,6 +281,9 @@ class Backbone:
         return f"Backbone({self.name!r}, {facts}, device={str(self.device)!r})"
 
 
+AnyBackbone = str | Backbone | nn.Module  # see `as_backbone`
+
+
 def load_backbone(name: str) -> Backbone:
     """A pre-trained network by name.
 
@@ -282,10 +299,11 @@ def load_backbone(name: str) -> Backbone:
     if not isinstance(name, str):
         message = f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
         raise BackboneError(message)
-    if name in NETWORKS:
-        return Backbone.from_loaded(load_network(name), name)
-    if name.partition(":")[0] in hubs.HUBS:
-        return Backbone.from_loaded(hubs.load_from_hub(name), name)
+    if is_known(name):
+        loaded = load_network(name) if name in NETWORKS else hubs.load_from_hub(name)
+        backbone = Backbone.from_loaded(loaded, name)
+        backbone._loaded = name, parameter_digest(backbone.module)
+        return backbone
     squeezed = {known.replace("_", ""): known for known in NETWORKS}
     near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squeezed, 1)
     hint = f"; did you mean {squeezed[near[0]]!r}?" if near else ""
@@ -294,6 +312,56 @@ def load_backbone(name: str) -> Backbone:
         f"{', '.join(f'{prefix}:{what}' for prefix, what in hubs.HUBS.items())}"
     )
     raise BackboneError(message)
+
+
+def same_features(one: list[float] | None, other: list[float] | None) -> bool:
+    """Whether two fingerprints are of one function, up to rounding; where one is not known, nothing speaks against."""
+    if not one or not other:
+        return True
+    return one[0] == other[0] and close(torch.tensor(one[1:]), torch.tensor(other[1:]), FINGERPRINT_TOLERANCE)
+
+
+def is_known(name: str) -> bool:
+    """Whether `load_backbone` knows where to look for a network of that name."""
+    return name in NETWORKS or name.partition(":")[0] in hubs.HUBS
+
+
+def as_backbone(given: Any, size: Any = None) -> Backbone:
+    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped.
+
+    Raises:
+        BackboneError: it is nothing of the kind, cannot be loaded or linearised, or does not take such a size.
+    """
+    if isinstance(given, str):
+        given = load_backbone(given)
+    elif isinstance(given, nn.Module):
+        given = Backbone(given, input_size=size)
+        if size is not None:
+            sentence = "the network sees pixels as they are, in [0, 1]; if it was trained otherwise, wrap it: "
+            warnings.warn(f"{sentence}Backbone(module, input_size={size}, mean=..., std=...)", stacklevel=4)
+        return given
+    if not isinstance(given, Backbone):
+        message = f"backbone is a {type(given).__name__}; give a name or Backbone(module, input_size=..., ...)"
+        raise BackboneError(message)
+    return given if size is None else given.with_size(size)
+
+
+def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torch.float32) -> torch.device:
+    """The device of that name, once something was put there; an InputError in the words of `option` where it cannot."""
+    try:
+        found = torch.empty(1, dtype=dtype, device=torch.device(device)).device
+        if found.type != "meta":
+            return found
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # each kind of device has its own
+        reason = first_line(error).rstrip(".")
+        if "float64" in reason:
+            reason = "it has no float64, which solutions need"
+        elif "CUDA" not in reason or isinstance(error, NotImplementedError):
+            reason = "this torch knows no such device"
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    message = f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}"
+    raise InputError(message)
 
 
 def parameter_digest(module: nn.Module) -> str:
@@ -310,8 +378,18 @@ def parameter_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _per_channel(name: str, given: Any, size: tuple[int, ...] | None) -> tuple[float, ...]:
+    """One number a channel, from that or from one for all; None is none."""
+    several = [] if given is None else listed(given)
+    found = [number(value) for value in ([given] * (size or (1,))[0] if several is None else several)]
+    if None in found:
+        message = f"{name}={given!r} must be one number a channel, for pixels in [0, 1]"
+        raise BackboneError(message)
+    return tuple(float(value) for value in found if value is not None)
+
+
 def _check_contract(contract: DataContract) -> None:
-    size, mean, std = contract.input_size, contract.mean, contract.std
+    size, mean, std, crop = contract.input_size, contract.mean, contract.std, contract.crop
     if size is not None and (len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size)):
         problem = f"input_size={size} must be three positive whole numbers, such as (3, 224, 224)"
     elif size is not None and any(len(values) not in (0, size[0]) for values in (mean, std)):
@@ -322,8 +400,8 @@ def _check_contract(contract: DataContract) -> None:
         problem = f"std={std} must be positive"
     elif contract.interpolation not in INTERPOLATIONS:
         problem = f"interpolation={contract.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}"
-    elif contract.crop is not None and not 0 < contract.crop <= 1:
-        problem = f"crop={contract.crop} must be in (0, 1] or None"
+    elif crop is not None and (number(crop) is None or not 0 < crop <= 1):
+        problem = f"crop={crop!r} must be in (0, 1] or None"
     else:
         return
     raise BackboneError(problem)

@@ -6,23 +6,29 @@ import difflib
 import importlib
 import inspect
 import json
+import socket
+import ssl
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
 
-from tangentune.errors import BackboneError, MissingExtraError, first_line
+from tangentune.errors import BackboneError, MissingExtraError, cannot_import, first_line
 from tangentune.networks.features import Loaded, Tap, pool_tokens
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 
 HUBS = {"timm": "NAME", "torchvision": "NAME", "hf": "DIR"}
 # PIL's numbers for resampling, as transformers writes them; box and Hamming have no counterpart here.
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "bilinear", 5: "bilinear"}
+PATIENCE = 5.0  # seconds for a server's first answer
 CONVNEXT_SQUASH = 384  # from this size on, crop_pct no longer crops there
 
 
@@ -56,20 +62,10 @@ def install_command(package: str) -> str:
 
 def _import(package: str) -> ModuleType:
     """Import an optional package, or say how to install it."""
-    command = install_command(package)
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        missing = f"{package} is not installed" if error.name == package else f"{package} needs {error.name}"
-        message = f"{missing}; run: {command}"
-        raise MissingExtraError(message) from error
-    except (ImportError, RuntimeError) as error:
-        again = command.replace("install", "install --force-reinstall --no-deps", 1)  # leaves torch alone
-        message = (
-            f"{package} is installed but cannot be imported beside torch {torch.__version__} "
-            f"({first_line(error)}); run: {again}"
-        )
-        raise MissingExtraError(message) from error
+    except Exception as error:  # a build for another torch fails in its own ways: operators, symbols, half-read modules
+        raise cannot_import(package, error, install_command(package)) from error
 
 
 def _load_timm(name: str) -> Loaded:
@@ -77,7 +73,7 @@ def _load_timm(name: str) -> Loaded:
     local = ":" in name or "/" in name  # timm's own "hf-hub:ORG/NAME" and "local-dir:PATH"
     if not local and not timm.is_model(name):
         raise BackboneError(_unknown("timm", name, timm.list_models()))
-    with _fetching(f"timm:{name}"):
+    with _fetching(f"timm:{name}"), _without_retries(f"timm:{name}"):
         try:  # lets vision transformers take other sizes, by interpolating their position embedding
             module = timm.create_model(name, pretrained=True, dynamic_img_size=True)
         except TypeError:  # other families have no such option, and need none
@@ -204,20 +200,64 @@ def _read_processor(path: Path) -> dict[str, Any]:
 @contextmanager
 def _fetching(name: str) -> Iterator[None]:
     """While a hub's loader runs: its many kinds of failure become one."""
+    patience = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(patience or 6 * PATIENCE)  # torch's own downloads would wait for ever
         yield
-    except ImportError as error:
-        message = (
-            f"{name} needs a package that cannot be imported ({first_line(error)}), often torchvision; run: "
-            f"{install_command('torchvision')}"
-        )
-        raise MissingExtraError(message) from error
     except Exception as error:  # network, cache, file format: each library has its own types
+        told = first_line(error)
+        if isinstance(error, ImportError) or any(word in str(error) for word in ("torchvision::", "Failed to import")):
+            _import("torchvision")  # says what is wrong with it, as there usually is
+            message = f"{name} needs a package that cannot be imported ({told}); install that"
+            raise MissingExtraError(message) from error
+        if isinstance(error, BackboneError):
+            raise
         message = (
-            f"the weights of {name} could not be loaded ({type(error).__name__}: {first_line(error)}); the "
+            f"the weights of {name} could not be loaded ({type(error).__name__}: {told}); the "
             "first use needs the network, later ones the cache"
         )
         raise BackboneError(message) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+@contextmanager
+def _without_retries(name: str) -> Iterator[None]:
+    """Where the Hugging Face hub does not answer: take what its cache holds, or fail at once, not after a minute."""
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    silence = "" if hub.HF_HUB_OFFLINE else _silence(hub.ENDPOINT)
+    if not silence:
+        yield
+        return
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except OSError as error:
+        where = f"the weights of {name} are not in the cache of this machine, and {hub.ENDPOINT} cannot be reached"
+        message = f"{where} ({silence}); load them once with a connection, or copy the cache"
+        raise BackboneError(message) from error
+    finally:
+        hub.HF_HUB_OFFLINE = False
+
+
+def _silence(address: str) -> str:
+    """Why a server does not answer; empty where it answers anything at all. Waits a few seconds at most."""
+    heard = ["it does not answer"]
+
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=PATIENCE).close()
+            heard.append("")
+        except HTTPError:
+            heard.append("")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)  # a certificate is the business of who loads
+            heard.append("" if isinstance(reason, ssl.SSLError) else str(reason))
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit of its own
+    asking.start()
+    asking.join(PATIENCE)
+    return heard[-1]
 
 
 def _unknown(prefix: str, name: str, known: Iterable[str]) -> str:

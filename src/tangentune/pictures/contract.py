@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from tangentune._checks import listed, whole
+from tangentune.errors import BackboneError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,12 +42,28 @@ class DataContract:
     source: str = "unknown"
     sha256: str | None = None
 
-    def with_size(self, size: int | tuple[int, int] | None) -> DataContract:
-        """The same contract at another height and width (an int means a square); None changes nothing."""
-        if size is None or self.input_size is None:
+    def with_size(self, size: Any) -> DataContract:
+        """The same contract at another height and width: the side of a square, both, or channels as well; None: as is.
+
+        Raises:
+            BackboneError: the size is no such thing, of other channels, or lacks the channels of a contract without.
+        """
+        if size is None:
             return self
-        height, width = (size, size) if isinstance(size, int) else size
-        return replace(self, input_size=(self.input_size[0], height, width))
+        sides, own = _read_sides(size), self.input_size
+        if own is None and len(sides) != 3:
+            example = f"channels included, such as (3, {sides[0]}, {sides[-1]})"
+            message = f"input_size={size} must be three positive whole numbers, {example}"
+            raise BackboneError(message)
+        if own is not None and len(sides) == 3 and sides[0] != own[0]:
+            message = f"input_size={size} has {sides[0]} channels, but the backbone takes {own[0]}"
+            raise BackboneError(message)
+        height, width = sides[-2:] if len(sides) > 1 else sides * 2
+        return replace(self, input_size=(sides[0] if own is None else own[0], height, width))
+
+    def differences(self, other: DataContract) -> list[str]:
+        """Fields by which another contract prepares pictures otherwise."""
+        return [name for name in PREPARATION if getattr(self, name) != getattr(other, name)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form; `from_dict` reads it back."""
@@ -55,3 +74,16 @@ class DataContract:
         """Read what `to_dict` wrote (JSON turns tuples into lists)."""
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**arguments)
+
+
+PREPARATION = [one.name for one in fields(DataContract) if one.name not in ("licence", "source", "sha256")]
+
+
+def _read_sides(size: Any) -> list[int]:
+    """One to three whole numbers of a picture size as people write it: also numpy's and tensors', and 20.0."""
+    several = listed(size)
+    sides = [whole(side) for side in ([size] if several is None else several)]
+    if None in sides or not (1 if several is None else 2) <= len(sides) <= 3:
+        message = f"input_size={size!r} must be the side of a square, (height, width) or (channels, height, width)"
+        raise BackboneError(message)
+    return [side for side in sides if side is not None]

@@ -15,6 +15,7 @@ from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from tangentune._checks import whole
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import try_decode
@@ -30,10 +31,11 @@ _WORTH_WORKERS_S = 6.0
 
 def worker_count(n_jobs: int) -> int:
     """How many processes an `n_jobs` means; negative counts back from all cores, as in scikit-learn."""
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs == 0:
+    count = whole(n_jobs)
+    if not count:
         message = f"n_jobs is {n_jobs!r}; use None, a number of processes, or -1 for all cores."
         raise InputError(message)
-    return int(n_jobs) if n_jobs > 0 else max(1, cpu_count() + 1 + int(n_jobs))
+    return count if count > 0 else max(1, cpu_count() + 1 + count)
 
 
 def decode_files(

@@ -114,9 +114,14 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
     Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded once, at the end.
 
     Raises:
-        InputError: the contract's mean or std fits neither 1 nor the number of channels.
+        InputError: the contract's mean or std fits neither 1 nor the number of channels, or pictures of bytes are given
+            for a contract without a picture size.
     """
     if contract.input_size is None or len(contract.input_size) != 3:
+        if pixels.ndim == 4 and pixels.dtype == torch.uint8:
+            size = f"input_size={tuple(pixels.shape[1:])}, mean=..., std=..."
+            message = f"the backbone does not state how pictures are prepared; make it with Backbone(module, {size})"
+            raise InputError(message)
         return pixels.to(dtype, copy=True)
     exact = torch.promote_types(dtype, torch.float32)
     values = pixels.to(exact, copy=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.networks.heads import probe_head
 from tangentune.pictures.pictures import Pictures
 
@@ -75,7 +75,7 @@ class Probe(LinearClassifier):
     """
 
 
-def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> Probe:
+def fit_probe(backbone: AnyBackbone, pictures: Pictures, *, flip: bool = True) -> Probe:
     """Ridge regression of one-hot labels on frozen features; damping and temperature by exact leave-one-out.
 
     Args:
@@ -97,7 +97,7 @@ def fit_probe(backbone: Backbone, pictures: Pictures, *, flip: bool = True) -> P
         >>> fit_probe(Backbone(nn.Linear(2, 3)), train).predict(train).tolist()
         ['low', 'low', 'high', 'high']
     """
-    began = spent()
+    began, backbone = spent(), as_backbone(backbone)
     classes, positions = class_positions(pictures)
     features = mean_features(backbone, pictures, 64, flip)
     head = probe_head(features, torch.from_numpy(positions).to(features.device), calibrated=True).requires_grad_(False)

@@ -19,7 +19,7 @@ from tangentune.errors import BackboneError, diverged
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.validation import Validation, Watch
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.networks.heads import probe_head
 from tangentune.networks.parameters import group_blocks
 from tangentune.pictures.pictures import Pictures
@@ -27,9 +27,9 @@ from tangentune.pictures.pictures import Pictures
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def trainable_copy(backbone: Backbone, pictures: Pictures) -> Backbone:
+def trainable_copy(backbone: AnyBackbone, pictures: Pictures) -> Backbone:
     """A deep copy in eval mode whose parameters take gradients, laid out for these pictures."""
-    tuned = copy.deepcopy(backbone)
+    tuned = copy.deepcopy(as_backbone(backbone))
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         tuned.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     tuned.module.eval().requires_grad_(True)

@@ -17,7 +17,7 @@ from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input, view_outputs
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
 from tangentune.methods.gradient_features.training import HEAD, cached_inputs, fresh_inputs, train
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.networks.heads import probe_head
 from tangentune.networks.split_network import SplitNetwork, parameters_above, split_network
 from tangentune.pictures.pictures import Pictures
@@ -74,7 +74,7 @@ class GradientFeatures(Classifier):
 
 
 def fit_gradient_features(
-    backbone: Backbone,
+    backbone: AnyBackbone,
     pictures: Pictures,
     settings: GradientFeatureSettings | None = None,
     *,
@@ -111,7 +111,7 @@ def fit_gradient_features(
         >>> model.cut, sorted(model.tangent)
         ('2', ['2.bias', '2.weight', 'head.bias', 'head.weight'])
     """
-    settings = settings or GradientFeatureSettings()
+    backbone, settings = as_backbone(backbone), settings or GradientFeatureSettings()
     began = spent()
     classes, labels = class_positions(pictures)
     flip = settings.flip and pictures.pixels.ndim == 4

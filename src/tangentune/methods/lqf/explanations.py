@@ -176,7 +176,8 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
         The solved problem; cost as `LogitExplanations.of`, and fitting the cross-fitted heads again.
 
     Raises:
-        InputError: the loss is the cross-entropy, which has no exact solution, or n views C is above 20,000.
+        InputError: the backbone prepares pictures otherwise, the loss is the cross-entropy, which has no exact
+            solution, or n views C is above 20,000.
         BudgetError: one parameter alone needs more than 2 GiB.
 
     Example:
@@ -189,6 +190,9 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
         torch.Size([1, 4, 2])
     """
     settings = fitted.settings
+    if other := fitted.backbone.contract.differences(backbone.contract):
+        message = f"the backbone prepares pictures otherwise than that of the fit ({', '.join(other)}); give that one"
+        raise InputError(message)
     if settings.loss != "squared":
         message = 'only the squared loss is solved exactly; fit with loss="squared" to explain outputs'
         raise InputError(message)

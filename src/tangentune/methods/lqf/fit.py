@@ -23,7 +23,7 @@ from tangentune.methods.lqf.progress import Progress, Record
 from tangentune.methods.lqf.settings import LQFSettings
 from tangentune.methods.lqf.start import mean_eigenvalue, start
 from tangentune.methods.lqf.stochastic import Precondition, train
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import Backbone, as_backbone
 from tangentune.pictures.pictures import Pictures
 
 DRAWS, HALVINGS = 4, 11
@@ -93,7 +93,7 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
         >>> fitted.predict(train).tolist(), fitted.records[0].suboptimality() < 1e-3
         (['low', 'low', 'high', 'high'], True)
     """
-    settings = settings or LQFSettings()
+    backbone, settings = as_backbone(backbone), settings or LQFSettings()
     began_at = spent()
     classes, positions = class_positions(pictures)
     labels = torch.from_numpy(positions).to(backbone.device)

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tangentune.errors import InputError, MissingExtraError
+from tangentune.errors import InputError, cannot_import
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.rows import TangentRows
 from tangentune.jacobian.survey import Network, survey_rows
@@ -21,9 +21,9 @@ try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # linear_operator compiles scripts as it is imported
         import gpytorch
-except ImportError as error:
-    message = "NTKKernel is a GPyTorch kernel; install it with: pip install 'tangentune[gpytorch]'"
-    raise MissingExtraError(message) from error
+except Exception as error:  # absent, or of a build that does not fit
+    problem = cannot_import("gpytorch", error, "pip install 'tangentune[gpytorch]'")
+    raise problem from error
 
 REMEMBERED = 4  # results kept: train with train, test with train, test with test, and a diagonal
 

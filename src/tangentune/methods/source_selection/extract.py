@@ -29,7 +29,7 @@ from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
 from tangentune.methods.source_selection.manifest import file_digest, picture_names
-from tangentune.networks.backbone import Backbone
+from tangentune.networks.backbone import Backbone, same_features
 from tangentune.pictures.checks import label_array, pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import FileList, find_files, from_paths
@@ -165,7 +165,8 @@ def _key(backbone: Backbone, listed: PictureList) -> str:
     known = backbone.describe()
     paths = [] if listed.files is None or listed.pictures is not None else listed.files.paths
     changed = [os.stat(path).st_mtime_ns for path in paths]  # `content` has the sizes
-    parts = [known["digest"], known["contract"], listed.content, listed.ids, listed.labels, changed]
+    features = [f"{value:.2g}" for value in known["fingerprint"] or ()]  # also where they are is part of a backbone
+    parts = [known["digest"], features, known["contract"], listed.content, listed.ids, listed.labels, changed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -331,6 +332,7 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
     checks = {
         "another backbone": theirs["digest"] == mine["digest"],
         "pictures of another size or preparation": theirs["contract"] == mine["contract"],
+        "another place of the backbone's features": same_features(theirs["fingerprint"], mine["fingerprint"]),
         "another list of pictures or labels": all(was[name] == index[name] for name in ("ids", "labels", "content")),
         f"shard_size {was['shard_size']} and flip {was['flip']}": all(
             was[name] == index[name] for name in ("shard_size", "flip")

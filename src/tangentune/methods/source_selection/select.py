@@ -20,7 +20,7 @@ from tangentune.methods.source_selection.picking import Picked, pick_classes, pi
 from tangentune.methods.source_selection.prototypes import Prototypes, make_prototypes
 from tangentune.methods.source_selection.rankings import Ranking, rank
 from tangentune.methods.source_selection.settings import SelectionSettings
-from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.networks.backbone import AnyBackbone, as_backbone
 from tangentune.pictures.files import find_files
 from tangentune.pictures.names import readable, some
 
@@ -46,7 +46,7 @@ class Selection:
 def select_source(
     target: Any,
     source: Any,
-    backbone: Backbone | str | None = "mobilenet_v2",
+    backbone: AnyBackbone | None = "mobilenet_v2",
     *,
     target_labels: Any = None,
     source_labels: Any = None,
@@ -100,8 +100,7 @@ def select_source(
         message = f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(names))}"
         raise InputError(message)
     known = SelectionSettings(**settings)
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone)
+    backbone = None if backbone is None else as_backbone(backbone)
     folder = None if cache is None else Path(cache).expanduser()
     if known.clusters is None and source_labels is None:
         _refuse_unlabelled(source)
