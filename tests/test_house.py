@@ -66,3 +66,16 @@ def test_nothing_takes_a_model_of_any_kind() -> None:
         for found in re.findall(r"\b(?:model|estimator|fitted): Any\b", path.read_text(encoding="utf-8"))
     ]
     assert not loose, "say which attributes are used: take a FittedModel or a Protocol"
+
+
+def test_one_file_factors_matrices() -> None:
+    """Elsewhere a factorisation could run in float32, give up, or fail with a raw error."""
+    free = "solve_triangular|vecdot|vector_norm|norm"
+    raw = rf"torch\.linalg\.(?!(?:{free})\b)\w+|torch\.(?:cholesky|svd|qr|inverse|pinverse|logdet|slogdet)\b"
+    raw += r"|\.(?:logdet|slogdet|inverse|det)\(\)|LinAlgError|(?:np|scipy)\.linalg"
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search(raw, path.read_text(encoding="utf-8"))
+    }
+    assert found == {"solvers/factorisation.py"}
