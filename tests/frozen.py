@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from reference import dense_solve
+from reference import dense_solve, rebalanced
 from sklearn.utils.class_weight import compute_sample_weight
 from small import fitted_features, normalised
 from torch import Tensor
@@ -24,13 +24,16 @@ class Frozen:
     targets: Tensor
     weights: Tensor
     damping: float
+    balanced: bool = False  # weights of fewer pictures are taken anew
 
     def solution(self, without: Any = ()) -> tuple[Tensor, Tensor]:
         """Dual coefficients (n, C), 0 for the absent and weightless, and the intercept (C,)."""
-        kept = self.weights > 0
-        kept[np.asarray(without, int)] = False
+        there = torch.ones_like(self.weights, dtype=torch.bool)
+        there[np.asarray(without, int)] = False
+        weights = rebalanced(self.weights, self.targets, there) if self.balanced else self.weights
+        kept = there & (weights > 0)
         rows, dual = self.rows[kept], torch.zeros_like(self.targets)
-        dual[kept], bias = dense_solve(rows @ rows.T, self.targets[kept], self.damping, self.weights[kept])
+        dual[kept], bias = dense_solve(rows @ rows.T, self.targets[kept], self.damping, weights[kept])
         return dual, bias
 
     def predict(self, new: Tensor, without: Any = ()) -> Tensor:
@@ -57,10 +60,17 @@ def frozen(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -
         targets = torch.nn.functional.one_hot(positions).double()
         named = model.class_weight
         by_class = [named.get(name, 1.0) for name in y.tolist()] if isinstance(named, dict) else None
-        given = given * (compute_sample_weight(named, y) if by_class is None else np.array(by_class))
+        given = given * (balance(named, y, given) if by_class is None else np.array(by_class))
     else:
         targets = torch.from_numpy(y.reshape(len(y), -1).astype(float))
-    return Frozen(rows_of(model, x), targets, torch.from_numpy(given), model.damping_)
+    return Frozen(rows_of(model, x), targets, torch.from_numpy(given), model.damping_, model.class_weight == "balanced")
+
+
+def balance(named: str | None, y: NDArray, given: NDArray) -> NDArray:
+    """Class weights (n,), pictures of weight 0 not counted."""
+    out = np.ones(len(y))
+    out[given > 0] = compute_sample_weight(named, y[given > 0])
+    return out
 
 
 def rows_of(model: Any, x: NDArray) -> Tensor:

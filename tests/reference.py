@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,6 +51,15 @@ def looped_rows(module: nn.Module, x: Tensor, probes: Tensor) -> dict[str, Tenso
 def flat_rows(rows: dict[str, Tensor]) -> Tensor:
     """All parameters' rows side by side, probes averaged in the inner product: (n, P)."""
     return torch.cat([r.flatten(1) / r.shape[1] ** 0.5 for r in rows.values()], 1)
+
+
+def rebalanced(weights: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
+    """Balanced weights (n,) of one-hot targets, as they are when only some pictures (a mask) are there; others stay."""
+    out, labels, there = weights.clone(), targets.argmax(1).numpy(), (weights > 0).numpy()
+    out[there] /= torch.from_numpy(compute_sample_weight("balanced", labels[there]))
+    there &= kept.numpy()
+    out[there] *= torch.from_numpy(compute_sample_weight("balanced", labels[there]))
+    return out
 
 
 def unit(rows: Tensor) -> Tensor:

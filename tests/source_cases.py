@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from reference import rebalanced
 from torch import Tensor
 
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
@@ -33,6 +34,7 @@ class Joint:
     given: Tensor
     named: Tensor
     setting: SourceSetting
+    balanced: bool = False  # weights of fewer target pictures are taken anew
 
     @property
     def source_weights(self) -> Tensor:
@@ -100,7 +102,8 @@ class Joint:
         """Some target pictures as if they had never been; their classes stay as columns."""
         kept = torch.ones(len(self.rows), dtype=torch.bool)
         kept[list(pictures)] = False
-        return replace(self, rows=self.rows[kept], targets=self.targets[kept], weights=self.weights[kept])
+        weights = rebalanced(self.weights, self.targets, kept) if self.balanced else self.weights
+        return replace(self, rows=self.rows[kept], targets=self.targets[kept], weights=weights[kept])
 
     def leave_out(self, groups: Any, labels: Tensor | None = None) -> Tensor:
         """(n, C) scores of every target picture by fits without its group; coupling made anew unless it is given."""

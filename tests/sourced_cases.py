@@ -48,7 +48,7 @@ def joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) ->
     named = torch.from_numpy(classes[:, None] == np.unique(y))
     rows = rows_of(model, behind.pictures.pictures.pixels.numpy())
     where, given = behind.pictures.positions, behind.pictures.given
-    return Joint(refit.rows, refit.targets, refit.weights, rows, where, given, named, behind.setting)
+    return Joint(refit.rows, refit.targets, refit.weights, rows, where, given, named, behind.setting, refit.balanced)
 
 
 def equals_joint(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -> Joint:

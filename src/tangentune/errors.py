@@ -23,6 +23,10 @@ class LayerError(InputError):
     """A parameter's per-sample gradient cannot be computed correctly; the message names it."""
 
 
+class SingularError(InputError):
+    """A matrix is singular beyond what float64 resolves; more damping is the usual cure."""
+
+
 class DivergedError(InputError):
     """Training ended in NaN or infinity; a lower rate is the usual cure."""
 

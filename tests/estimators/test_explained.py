@@ -69,7 +69,7 @@ def test_influence_and_contributions_are_refits(options: dict[str, Any], weights
         assert not influence[:, weights == 0].any()
 
 
-@pytest.mark.parametrize("options", VARIANTS[:3], ids=str)
+@pytest.mark.parametrize("options", [*VARIANTS[:3], VARIANTS[4]], ids=str)
 def test_group_predictions_are_refits(options: dict[str, Any]) -> None:
     clf, refits, _ = uneven(options, WEIGHTS)
     cameras = np.array(["left", "right", "", "猫"])[np.arange(24) * 7 % 10 % 4]
@@ -82,9 +82,10 @@ def test_group_predictions_are_refits(options: dict[str, Any]) -> None:
     assert_allclose(clf.leave_out(range(24)), refits.loo(), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
-def test_informativeness_is_what_refits_change(weights: Any) -> None:
-    clf, refits, new = uneven({"metric_power": 0.25, "normalize": True}, weights)
+def test_informativeness_is_what_refits_change(weights: Any, class_weight: Any) -> None:
+    clf, refits, new = uneven({"metric_power": 0.25, "normalize": True, "class_weight": class_weight}, weights)
     errors = (refits.targets - refits.loo()).square().mean(1)
     noise = float(refits.weights @ errors / refits.weights.sum())
     steps = [refits.solution()[0] - refits.solution([i])[0] for i in range(24)]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from reference import closeness, refit_loo, unit
 from torch import Tensor
 
 from tangentune.kernels.choice import (
+    LEAST_GAIN,
     RELATIVE_DAMPINGS,
     FixedChoices,
     KernelCandidates,
     KernelChoice,
     block_scales,
     combine,
+    damping_note,
+    damping_path,
     first_choices,
     score,
     search,
+    solution_of,
     unit_scale,
 )
 from tangentune.solvers.ridge import factor_ridge, log_evidence, loo_errors
@@ -174,3 +180,57 @@ def test_a_kernel_of_zeros_does_not_stop_the_search() -> None:
     dead = KernelCandidates(torch.zeros(40, 40), {"0": torch.zeros(40, 40)}, kernels.targets, kernels.weights)
     best, _ = search(dead, 0.0, FixedChoices())
     assert torch.isfinite(torch.tensor(best.loo_error))
+
+
+def smooth(noise: float) -> tuple[KernelCandidates, KernelChoice]:
+    """A kernel of falling eigenvalues, and targets drawn from it."""
+    rows = normal(40, 40) * torch.logspace(0, -5, 40, dtype=torch.float64)
+    targets = rows @ normal(40, 2, seed=5) + noise * normal(40, 2, seed=9)
+    return KernelCandidates(rows @ rows.T, {}, targets, torch.ones(40, dtype=torch.float64)), KernelChoice(0, False, 0)
+
+
+@pytest.mark.parametrize("criterion", ["loo", "evidence"])
+def test_a_damping_at_the_end_of_the_grid_is_looked_for_beyond_it(criterion: str) -> None:
+    kernels, choice = smooth(0.0)
+    scored, factor = score(kernels, choice, None, criterion), factor_ridge(kernels.head)
+    assert 1e-6 * 0.999 < scored.relative_damping < 1e-4
+    values = loo_errors if criterion == "loo" else lambda *a: -log_evidence(*a)
+    first = values(factor, kernels.targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
+    assert int(first.argmin()) == 0
+    assert scored.criterion < float(first.min())
+    dampings, errors, criteria = damping_path(factor, kernels.targets, criterion)
+    assert scored.damping == float(dampings[int(criteria.argmin())])
+    assert bool((dampings.diff() > 0).all())
+    assert torch.allclose(errors, loo_errors(factor, kernels.targets, dampings))
+
+
+def test_noise_is_damped_beyond_the_grid_and_a_choice_inside_it_stays() -> None:
+    kernels, choice = problem("nothing"), KernelChoice(0.0, False, 0.0)
+    scored = score(kernels, choice, None, "loo")
+    factor = factor_ridge(kernels.head)
+    inside, _ = smooth(0.3)
+    dampings, errors, _ = damping_path(factor_ridge(inside.head), inside.targets, "loo")
+    assert len(dampings) == len(errors) == len(RELATIVE_DAMPINGS)
+    first = loo_errors(factor, kernels.targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
+    gained = scored.loo_error < float(first.min()) * (1 - LEAST_GAIN)
+    assert gained == (scored.relative_damping > 100.001)
+
+
+def test_a_choice_at_the_end_of_all_is_told() -> None:
+    kernels, choice = smooth(0.0)
+    factor = factor_ridge(kernels.head)
+    for relative, words in ((1e-6, "least that was tried"), (1e4, "most that was tried"), (1.0, "")):
+        scored = replace(score(kernels, choice, None, "loo"), relative_damping=relative)
+        note = damping_note(scored, factor)
+        assert words in note
+        assert bool(words) == bool(note)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8])
+def test_equal_rows_have_a_damping_that_can_be_solved_for(noise: float) -> None:
+    rows = torch.ones(10, 4, dtype=torch.float64) + noise * normal(10, 4)
+    kernels = KernelCandidates(rows @ rows.T, {}, torch.eye(2).double().repeat(5, 1), torch.ones(10).double())
+    scored = score(kernels, KernelChoice(0.0, False, 0.0), None, "loo")
+    assert scored.damping >= 1e-6 * 4
+    assert "the same in every picture" in damping_note(scored, factor_ridge(kernels.head))
+    assert torch.isfinite(solution_of(kernels, scored).loo).all()

@@ -91,8 +91,9 @@ def test_lists_are_sorted_and_contributions_add_up() -> None:
     assert abs(getattr(short.strongest, "influence", 0)) == max(raised[0], -lowered[0])
 
 
-def test_training_picture_is_answered_without_itself() -> None:
-    model, rest = classifier(), classifier(3)
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}], ids=str)
+def test_training_picture_is_answered_without_itself(options: dict[str, Any]) -> None:
+    model, rest = classifier(**options), classifier(3, **options)
     (one,) = explain(model, asked(3), TOP)
     (account,) = one.attributions
     assert one.given == str(Y[3])
@@ -103,7 +104,9 @@ def test_training_picture_is_answered_without_itself() -> None:
     pull = max(pulls, key=lambda one: one.position)  # beyond the picture itself, where positions shift
     assert pull.position > 3
     assert pull.id == model.ids_[pull.position]
-    assert pull.influence == pytest.approx(account.total - lead(classifier(3, pull.position), account, X[3]), abs=1e-8)
+    assert pull.influence == pytest.approx(
+        account.total - lead(classifier(3, pull.position, **options), account, X[3]), abs=1e-8
+    )
     assert [a.confidence for a in one.answers] == pytest.approx(sorted(model.loo_proba_[3], reverse=True), rel=1e-8)
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.calibration import PRIOR, fit_temperature, probabilities
 
 
 def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -19,12 +19,14 @@ def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, 
 
 
 def smoothed_nll(values: Tensor, labels: Tensor, temperature: float, weights: np.ndarray | None = None) -> float:
-    """Mean negative log likelihood with one imaginary mistake spread over the classes."""
+    """Mean negative log likelihood with one imaginary mistake spread over the classes, and the prior's."""
     n, count = values.shape
     target = np.full((n, count), 1 / (n + 1) / count)
     target[np.arange(n), labels.numpy()] += n / (n + 1)
     losses = -(target * log_softmax(values.numpy() / temperature, axis=1)).sum(1)
-    return float(np.average(losses, weights=weights))
+    centre, width = PRIOR
+    away = np.log(temperature / (centre * float(values.std()))) / width
+    return float(np.average(losses, weights=weights)) + away**2 / (2 * n)
 
 
 def test_it_is_the_minimum() -> None:
@@ -58,6 +60,22 @@ def test_weights_count() -> None:
     assert found == pytest.approx(best, rel=2e-3)
     assert found > 1.3 * fit_temperature(values, labels)
     assert found == pytest.approx(fit_temperature(values, labels, 50 * weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10])
+def test_few_pictures_do_not_make_every_answer_even(classes: int) -> None:
+    """One picture a class: left out, its class is unknown, and its score the lowest of all."""
+    values = (1 - torch.eye(classes).double()) / (classes - 1)
+    sure = torch.eye(classes).double()
+    wild, found = (fit_temperature(values, torch.arange(classes), prior=prior) for prior in (None, PRIOR))
+    assert float(probabilities(sure, wild).max()) < 1.05 / classes
+    assert float(probabilities(sure, found).max()) > 1.5 / classes
+
+
+def test_many_pictures_outweigh_the_prior() -> None:
+    values, labels = scores(5000)
+    plain = probabilities(values, fit_temperature(values, labels, prior=None))
+    assert torch.allclose(probabilities(values, fit_temperature(values, labels)), plain, rtol=0, atol=2e-3)
 
 
 def test_perfect_scores_are_not_infinitely_sure() -> None:

@@ -37,7 +37,8 @@ from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import AnyBackbone, Backbone
 from tangentune.pictures.load import Pictures, load_pictures
-from tangentune.solvers import leave_out as exact
+from tangentune.solvers.balancing import influence
+from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.reweighting import weight_gradient
 
@@ -232,8 +233,8 @@ class TangentEstimator(BaseEstimator):
 
         Source: papers.md 7.4; the closed form of leave-one-out, seen from another picture.
         """
-        system, found = self.solution_.system, self.kernel_to_training(X)
-        return torch.cat([exact.influence(system, new.kernel) for new in found]).cpu().numpy()
+        cross, solution = torch.cat([new.kernel for new in self.kernel_to_training(X)]), self.solution_
+        return influence(solution.system, solution.targets.balance, cross).cpu().numpy()
 
     def contributions(self, X: Any) -> NDArray[np.float64]:
         """The additive split of each answer over training pictures, (m, n, C): `k(x, x_i) c_i`.
@@ -242,7 +243,7 @@ class TangentEstimator(BaseEstimator):
         for it.
         """
         system, found = self.solution_.system, self.kernel_to_training(X)
-        return torch.cat([exact.contributions(system, new.kernel) for new in found]).cpu().numpy()
+        return torch.cat([contributions(system, new.kernel) for new in found]).cpu().numpy()
 
     def leave_out(self, groups: ArrayLike | int) -> NDArray[np.float64]:
         """Predictions (n, C) for every training picture by the model fitted without its whole group, exact.
@@ -304,7 +305,7 @@ class TangentEstimator(BaseEstimator):
         """
         system, found = self.solution_.system, self.kernel_to_training(X)
         shares = [explanations.open_share(variance(system, new.kernel, new.own), new.own) for new in found]
-        return explanations.ood_scores(system, torch.cat(shares))
+        return explanations.ood_scores(explanations.known_shares(self.solution_), torch.cat(shares))
 
     def kernel_to_training(self, X: Any, *, whole: bool = False) -> Iterator[KernelToTraining]:
         """New pictures as the solved problem sees them, in portions, unless they are wanted as a whole.

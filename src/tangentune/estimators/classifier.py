@@ -39,7 +39,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             the noise of a single label) or "laplace" (softmax likelihood, Laplace's approximation); the last two decide
             by their probabilities, and need the training pictures' rows to predict.
         damping: lambda of `1/2 sum a_i ||y_i - f(x_i)||^2 + lambda/2 ||f||^2`, absolute.
-        class_weight: None, "balanced", or a dict class -> weight.
+        class_weight: None, "balanced" (`n / (C n_c)`; whatever leaves a picture out takes it from those that are left),
+            or a dict class -> weight.
         augment: "flip" averages features over mirrored pictures (closed form, exact); None does not.
         outer_steps: minibatch steps towards the labels before the network is linearised, cross-fitted over four folds
             so that leave-one-out stays honest: 0 linearises at the pre-trained weights, where no label enters the

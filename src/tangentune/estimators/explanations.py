@@ -14,10 +14,8 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, KernelToTraining, solved
 from tangentune.estimators.solution import Solution
-from tangentune.solvers import leave_out as exact
+from tangentune.solvers import balancing
 from tangentune.solvers.leave_out import distrusting
-from tangentune.solvers.posterior import loo_variance
-from tangentune.solvers.system import System
 
 
 class Suspect(NamedTuple):
@@ -62,11 +60,9 @@ def informativeness(solution: Solution, found: Iterable[KernelToTraining] | None
     system, loo = solution.system, solution.loo
     errors = (solution.targets.targets.to(loo) - loo).square().mean(1)
     noise = max(float(system.weights @ errors / system.weights.sum()), torch.finfo(torch.float64).tiny)
-    if found is None:
-        return (exact.unique_information(system) * system.damping / (2 * noise)).cpu().numpy()
-    parts = [(exact.unique_information(system, new.kernel), len(new.rows)) for new in found]
-    mean = sum(value * count for value, count in parts) / sum(count for _, count in parts)
-    return (torch.as_tensor(mean) / (2 * noise)).cpu().numpy()
+    cross = None if found is None else torch.cat([new.kernel for new in found])
+    value = balancing.unique_information(system, solution.targets.balance, cross)
+    return (value * (system.damping if cross is None else 1) / (2 * noise)).cpu().numpy()
 
 
 def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
@@ -89,10 +85,15 @@ def open_share(variance: Tensor, own: Tensor) -> Tensor:
     return torch.where(own > 0, variance / own.clamp_min(1e-300), 1.0)
 
 
-def ood_scores(system: System, shares: Tensor) -> NDArray[np.float64]:
-    """Open shares of new pictures as `ood_score` gives them: ranks among those of pictures left out, (m,)."""
-    kept = system.weights > 0
-    known = np.sort(open_share(loo_variance(system)[kept], system.kernel.diagonal()[kept]).cpu().numpy())
+def known_shares(solution: Solution) -> NDArray[np.float64]:
+    """Open shares of the training pictures that have weight, each left out: ascending."""
+    system, kept = solution.system, solution.system.weights > 0
+    left_out = balancing.left_out_variance(system, solution.targets.balance)
+    return np.sort(open_share(left_out[kept], system.kernel.diagonal()[kept]).cpu().numpy())
+
+
+def ood_scores(known: NDArray, shares: Tensor) -> NDArray[np.float64]:
+    """Open shares of new pictures as `ood_score` gives them: ranks among `known_shares`, (m,)."""
     values = shares.cpu().numpy()
     rank = np.searchsorted(known, values, side="right") / len(known)
     return rank + np.maximum(values / known[-1] - 1, 0)

@@ -15,13 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.errors import SingularError
 from tangentune.estimators.training_set import TrainingSet
+from tangentune.solvers import balancing
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refresh, residual
+from tangentune.solvers.system import System, build, refinement, refresh, residual
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
+UNSURE = 1e-6  # relative error of the solution at which it is refused: leave-one-out is hardly better than that
 LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solving anew
 
 
@@ -50,13 +53,20 @@ class ActivePictures:
 class Targets:
     """Labels as the solver takes them: (C,) classes, None for numbers; (n, C) targets; (n,) weights with class weights.
 
-    `source` is what a source alone predicts for the pictures; None without one.
+    `source` is what a source alone predicts for the pictures; None without one. With `balanced` class weights, those
+    of a fit to fewer pictures are other ones.
     """
 
     classes: NDArray | None
     targets: Tensor
     weights: Tensor
     source: SourcePrediction | None = None
+    balanced: bool = False
+
+    @property
+    def balance(self) -> Tensor | None:
+        """(n,) class positions that the weights are balanced for; None where they are not."""
+        return self.targets.argmax(1) if self.balanced else None
 
     @property
     def left(self) -> Tensor:
@@ -79,13 +89,22 @@ class Solution:
     @property
     def loo(self) -> Tensor:
         """(n, C) prediction of each picture by the fit without it."""
-        source = self.targets.source
-        return loo(self.system) if source is None else target_loo(self.system, source)
+        source, out = self.targets.source, torch.empty_like(self.system.targets)
+        for members, system in balancing.views(self.system, self.targets.balance):
+            out[members] = (loo(system) if source is None else target_loo(system, source))[members]
+        return out
 
     def leave_out(self, groups: Tensor) -> Tensor:
         """(n, C) prediction of each picture by the fit without its group."""
-        source = self.targets.source
-        return leave_out(self.system, groups) if source is None else target_leave_out(self.system, source, groups)
+        balance, source = self.targets.balance, self.targets.source
+        if balance is None:
+            return leave_out(self.system, groups) if source is None else target_leave_out(self.system, source, groups)
+        out, groups, held = torch.empty_like(self.system.targets), groups.to(self.system.kernel.device), self.targets
+        for group in torch.unique(groups).tolist():
+            system = balancing.without(self.system, balance, groups == group)
+            other = Solution(replace(held, balanced=False), system, self.error)
+            out[groups == group] = other.leave_out(groups)[groups == group]
+        return out
 
 
 def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping: float) -> Solution:
@@ -95,7 +114,7 @@ def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping
     whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
     kernel = training.kernel if whole else training.kernel[index][:, index]
     system = build(kernel, targets.left.to(kernel), damping, targets.weights.to(kernel))
-    return Solution(targets, system, residual(system))
+    return Solution(targets, _sure(system), residual(system))
 
 
 def update(
@@ -114,13 +133,27 @@ def update(
     targets = _targets(training, active, encode)
     try:
         system = _updated(solution.system, stays, active, targets, training)
-    except torch.linalg.LinAlgError:  # so ill-conditioned that a corner of the inverse is not positive definite
+    except SingularError:  # so ill-conditioned that a corner of the inverse is not positive definite
         return solve(training, active, encode, solution.system.damping)
     error = residual(system)
     if not error <= DRIFT:
         system = refresh(system)
         error = residual(system)
-    return Solution(targets, system, error)
+    return Solution(targets, _sure(system), error)
+
+
+def _sure(system: System) -> System:
+    """The system, unless float64 does not carry its solution."""
+    size = float(system.dual.abs().max())
+    # Coefficients that are rounding, of constant targets, may be wrong: what they add to a prediction is nothing.
+    matters = max(size, float(system.targets.abs().max() / system.kernel.diagonal().max()))
+    error = refinement(system) * size / matters if size else 0.0
+    if not error <= UNSURE:
+        enough = f"use a damping of at least {10 * system.damping * error / UNSURE:.0e}"
+        known = f"the solution is known to {error:.0e} of its size only, where {UNSURE:.0e} is asked for"
+        message = f"damping {system.damping:g} is too small for these pictures: {known}; {enough}"
+        raise SingularError(message)
+    return system
 
 
 def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> Targets:

@@ -107,10 +107,14 @@ class Classification:
         given, weights = self.class_weight, sample_weight
         if isinstance(given, dict):  # a class may have been forgotten
             given = {name: weight for name, weight in given.items() if name in classes.tolist()}
-        if given:
+        balanced = isinstance(given, str)
+        if balanced:  # a picture of weight 0 is as if it were not there
+            counts = np.bincount(positions[weights > 0], minlength=len(classes))
+            weights = weights * (counts.sum() / ((counts > 0).sum() * counts.clip(1)))[positions]
+        elif given:
             weights = weights * compute_sample_weight(given, labels)
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
-        return Targets(classes, targets, torch.from_numpy(weights))
+        return Targets(classes, targets, torch.from_numpy(weights), balanced=balanced)
 
     def outputs(self, pictures: Pictures) -> int:
         """Columns of the targets."""

@@ -13,6 +13,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tangentune.solvers.factorisation import eigh
+
 KINDS = ("kfac", "ekfac", "block_diagonal")
 
 
@@ -122,7 +124,7 @@ def _eigh(matrix: Tensor | None, diagonal: bool = False) -> tuple[Tensor | None,
         return None, None
     if diagonal or matrix.shape[1] == 1:
         return None, matrix.diagonal(dim1=1, dim2=2).clamp_min(0)
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix, "a Kronecker factor")
     return vectors.contiguous(), values.clamp_min(0)  # row by row, as they are when loaded
 
 

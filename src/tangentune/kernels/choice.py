@@ -16,9 +16,13 @@ from torch import Tensor
 
 from tangentune.kernels.gram import cosine, inverse_lengths
 from tangentune.solvers.evidence import maximise_block_evidence
-from tangentune.solvers.ridge import Solution, factor_ridge, log_evidence, loo_errors, solve
+from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, log_evidence, loo_errors, solve
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)
+# Tried as well where the best of those is at an end. Below, float64 soon carries no exact leave-one-out.
+BELOW, ABOVE = (torch.logspace(low, low + 2, 13, dtype=torch.float64) for low in (-6, 2))
+LEAST_GAIN = 1e-3  # share of the criterion by which a damping outside the first grid must be better
+SAME = 1e-12  # share of a kernel's diagonal that is rounding of float32 rows
 SLOPES = (0.0, 3.0)
 SCALES = (0.5, 2.0)
 
@@ -121,17 +125,62 @@ def body_lengths(problem: KernelCandidates, choice: KernelChoice) -> Tensor:
     return inverse_lengths(diagonal) if choice.normalize else torch.ones_like(diagonal)
 
 
+def damping_unit(factor: RidgeFactor) -> float:
+    """Mean eigenvalue of the centred kernel; where all rows are the same to rounding, their mean squared length."""
+    size = float((factor.roots.square() * factor.kernel.diagonal()).mean())
+    return factor.mean_eigenvalue if factor.mean_eigenvalue > SAME * size else size or 1.0
+
+
+def damping_path(factor: RidgeFactor, targets: Tensor, criterion: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Dampings, and along them the leave-one-out error and the criterion, smaller being better.
+
+    The grid goes on where its best is at an end, if that gains anything.
+    """
+    unit = damping_unit(factor)
+
+    def along(relative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        errors = loo_errors(factor, targets, relative * unit)
+        values = errors if criterion == "loo" else -log_evidence(factor, targets, relative * unit)
+        return relative * unit, errors, values
+
+    first = along(RELATIVE_DAMPINGS)
+    best, last = int(first[2].argmin()), len(RELATIVE_DAMPINGS) - 1
+    if 0 < best < last:
+        return first
+    more = along(ABOVE[1:] if best else BELOW[:-1])
+    least = first[2].min()
+    if not more[2].min() < least - LEAST_GAIN * least.abs():
+        return first
+    joined = zip(*((first, more) if best else (more, first)), strict=True)
+    dampings, errors, values = (torch.cat(pair) for pair in joined)
+    return dampings, errors, values
+
+
+def damping_note(scored: Scored, factor: RidgeFactor) -> str:
+    """What to say of a chosen damping at the end of all that were tried, or of a kernel that has none; else nothing."""
+    if damping_unit(factor) != factor.mean_eigenvalue:
+        return "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
+    tried = f"the best damping is the {{}} that was tried, {scored.damping:.2g}"
+    if scored.relative_damping <= float(BELOW[0]) * (1 + SAME):
+        return tried.format("least") + ": the model goes through its training labels; `damping` sets a smaller one"
+    if scored.relative_damping >= float(ABOVE[-1]) * (1 - SAME):
+        return tried.format("most") + ": these pictures tell next to nothing about their labels; look at both"
+    return ""
+
+
 def score(problem: KernelCandidates, choice: KernelChoice, damping: float | None, criterion: str) -> Scored:
     """Best damping of one choice (or the given one) and its error; one n^3 factorisation."""
     factor = factor_ridge(combine(problem, choice), problem.weights)
-    unit = factor.mean_eigenvalue or 1.0
-    grid = RELATIVE_DAMPINGS * unit if damping is None else torch.tensor([damping], dtype=torch.float64)
-    errors = loo_errors(factor, problem.targets, grid)
-    values = errors if criterion == "loo" else -log_evidence(factor, problem.targets, grid)
+    if damping is None:
+        grid, errors, values = damping_path(factor, problem.targets, criterion)
+    else:
+        grid = torch.tensor([damping], dtype=torch.float64)
+        errors = loo_errors(factor, problem.targets, grid)
+        values = errors if criterion == "loo" else -log_evidence(factor, problem.targets, grid)
     best = int(values.argmin())
     chosen = float(grid[best])
     count = len(problem.targets)
-    return Scored(choice, chosen, chosen / unit, float(errors[best]), float(values[best]), count)
+    return Scored(choice, chosen, chosen / damping_unit(factor), float(errors[best]), float(values[best]), count)
 
 
 def solution_of(problem: KernelCandidates, scored: Scored) -> Solution:

@@ -9,12 +9,12 @@ from torch import Tensor
 from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.choice import (
-    RELATIVE_DAMPINGS,
     KernelCandidates,
     KernelChoice,
     Scored,
     block_scales,
     combine,
+    damping_path,
     energies,
     learn_scales,
     search,
@@ -26,7 +26,7 @@ from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of, group_blocks
-from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, loo_errors, solve
+from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, solve
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def fit_tangent(
         energy = energies(problem, best.choice, solution.dual)
         total = sum(energy.values()) or 1.0
         shares = {block: value / total for block, value in energy.items()}
-    dampings = RELATIVE_DAMPINGS * (factor.mean_eigenvalue or 1.0)
-    path = dampings, loo_errors(factor, targets, dampings)
+    path = damping_path(factor, targets, settings.criterion)[:2]
     return Fitted(model, solution, factor, rows, best, made.tried + tried, shares, made.passes, path)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tangentune.jacobian.kfac_factors import FactorSums, outer_sums
 from tangentune.jacobian.layers import Entry, Pairs, Rows
+from tangentune.solvers.factorisation import eigh
 
 POWERS = (0.0, 0.25, 0.5)
 FACTOR_DAMPING = 1.0  # in mean eigenvalues; less makes leave-one-out optimistic and predictions worse (decision 5)
@@ -70,10 +71,10 @@ def diagonal_kronecker(rows: Rows) -> KroneckerFactors:
 
 def _unit_mean_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues scaled to mean 1 over all groups (0 stays 0) and eigenvectors."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix, "a layer's metric")
     values = values.clamp_min(0)
     mean = values.mean()
-    return (values / mean if mean > 0 else torch.ones_like(values)), vectors
+    return (values / mean if mean > 0 else torch.ones_like(values)).to(matrix), vectors.to(matrix)
 
 
 def whitening(factors: KroneckerFactors, power: float, damping: float = FACTOR_DAMPING) -> Whitening:

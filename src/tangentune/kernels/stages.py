@@ -19,6 +19,7 @@ from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.memory import Meter
 from tangentune.networks.parameters import group_blocks
+from tangentune.solvers.factorisation import svd
 
 PCA_PICTURES = 128
 PCA_COMPONENTS = 50
@@ -123,7 +124,7 @@ def draw_probes(tangent: RowPlan, pictures: PictureBatches, settings: FitSetting
     x = pictures.batches(spread(pictures.count, PCA_PICTURES))
     phi = torch.cat([batch_rows(still, [part], torch.empty(0)).phi for part in x])
     centred = phi.double() - phi.double().mean(0)
-    components = torch.linalg.svd(centred, full_matrices=False).Vh[: min(PCA_COMPONENTS, max(1, len(phi) - 1))]
+    components = svd(centred, "the features")[2][: min(PCA_COMPONENTS, max(1, len(phi) - 1))]
     # Fix the signs: the factorisation leaves them to chance.
     signs = torch.sign(components.gather(1, components.abs().argmax(1, keepdim=True)))
     draws = torch.randn(settings.probes, len(components), generator=generator, dtype=torch.float64)

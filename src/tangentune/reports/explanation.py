@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.estimators.classifier import TangentClassifier
-from tangentune.estimators.explanations import ood_scores, open_share
+from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.solution import Solution
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.reports.pages import Estimator, is_classifier
-from tangentune.solvers import leave_out as exact
+from tangentune.solvers import balancing
+from tangentune.solvers.balancing import influence
 from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
+from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.source.coupling import coupling_without
@@ -106,6 +108,17 @@ class _Asked:
     own: Tensor  # prior variance
     places: NDArray[np.int64]  # positions of the problem's pictures in `ids_`
     same: list[int]  # those of training pictures left out of it
+    balance: Tensor | None  # (N,) classes of the problem's pictures, if their weights are balanced
+
+    @property
+    def influence(self) -> Tensor:
+        """(N, C) of the problem's pictures."""
+        return influence(self.system, self.balance, self.kernel)[0]
+
+    @property
+    def shares(self) -> Tensor:
+        """(N, C) of the problem's pictures."""
+        return contributions(self.system, self.kernel)[0]
 
 
 def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
@@ -118,7 +131,7 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
     for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
         ours.setdefault(digest, []).append(i)
     digests = pictures_digest(pictures.pixels)
-    state = model.solution_
+    state, known = model.solution_, known_shares(model.solution_)
     out: list[Explanation] = []
     for seen in model.kernel_to_training(pictures):
         for row, own, from_source in zip(seen.kernel, seen.own, seen.source, strict=True):
@@ -132,7 +145,7 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
                 attributions = tuple(_attribute_number(numbers, asked, k, top) for k in range(len(asked.scores)))
                 answers = tuple(one.answer for one in attributions)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
-            distance = float(ood_scores(state.system, open_share(asked.variance, asked.own))[0])
+            distance = float(ood_scores(known, open_share(asked.variance, asked.own))[0])
             out.append(Explanation(pictures.ids[i], i, given, answers, distance, attributions))
     return out
 
@@ -142,12 +155,15 @@ def _asked(state: Solution, kernel: Tensor, own: Tensor, from_source: Tensor, sa
     rest = np.setdiff1d(np.arange(system.pictures), same)
     if same and int((system.weights[torch.from_numpy(rest)] > 0).sum()) < 2:  # nobody else could answer
         rest, same = np.arange(system.pictures), []
-    system, kernel = remove(system, torch.tensor(same, dtype=torch.int64)), kernel[:, torch.from_numpy(rest)]
+    gone, balance = torch.tensor(same, dtype=torch.int64), state.targets.balance
+    if same:
+        system = remove(balancing.without(system, balance, gone), gone)
+    balance, kernel = None if balance is None else balance[rest], kernel[:, torch.from_numpy(rest)]
     if same and state.targets.source is not None:
         system, from_source = _without(state.targets.source, state.system.weights, system, same)
     before = system.bias + from_source
     scores = (kernel @ system.dual)[0] + before
-    return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same)
+    return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same, balance)
 
 
 def _without(predicted: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
@@ -177,7 +193,7 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
     def lead(values: Tensor) -> NDArray[np.float64]:
         return (values[..., best] - values[..., runner_up]).cpu().numpy()
 
-    influence = exact.influence(asked.system, asked.kernel)[0]
+    influence = asked.influence
 
     def without(place: int) -> Prediction | None:
         if model.likelihood != LEAST_SQUARES:
@@ -185,7 +201,7 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
         proba = probabilities((asked.scores - influence[place])[None], model.temperature_)[0]
         return Prediction(names[int(proba.argmax())], float(proba.max()))
 
-    shares = lead(exact.contributions(asked.system, asked.kernel)[0])
+    shares = lead(asked.shares)
     found = _largest(model, asked, lead(influence), shares, without, top)
     total, intercept = float(lead(asked.scores)), float(lead(asked.before))
     return Attribution("", answers[0], answers[1], total, intercept, **found)
@@ -195,8 +211,8 @@ def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) 
     """Where one number of a regressor's answer comes from."""
     value, noise = float(asked.scores[k]), float(model.noise_[k])
     spread = float(asked.variance) * noise / asked.system.damping
-    influence = exact.influence(asked.system, asked.kernel)[0, :, k].cpu().numpy()
-    shares = exact.contributions(asked.system, asked.kernel)[0, :, k].cpu().numpy()
+    influence = asked.influence[:, k].cpu().numpy()
+    shares = asked.shares[:, k].cpu().numpy()
 
     def without(place: int) -> Prediction:
         return Prediction(short_number(value - influence[place]), None)

@@ -22,15 +22,19 @@ from torch import Tensor
 from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
+PRIOR = 0.3, 0.5  # of the temperature; chosen by a study, docs/results/temperature.md
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
 
 
-def fit_temperature(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> float:
+def fit_temperature(
+    scores: Tensor, classes: Tensor, weights: Tensor | None = None, *, prior: tuple[float, float] | None = PRIOR
+) -> float:
     """Temperature t > 0 that makes softmax(scores / t) most likely; scores (n, C) must be held-out (leave-one-out).
 
-    For classes (n,) and sample weights (n,), None being ones. Cost about 40 passes over the scores. Guo et al. (2017).
+    For classes (n,) and sample weights (n,), None being ones. `prior` is log-normal: its median, in standard deviations
+    of the scores, and its width; it matters for few pictures. Cost about 40 passes over the scores. Guo et al. (2017).
     """
-    return _best_temperature(scores, _smoothed_labels(scores, classes, weights))
+    return _best_temperature(scores, _smoothed_labels(scores, classes, weights), prior)
 
 
 def probabilities(scores: Tensor, temperature: float) -> Tensor:
@@ -66,7 +70,7 @@ def fit_calibration(
     n, count = scores.shape
     check_classes(n, classes, count)
     target = _smoothed_labels(scores, classes, weights)
-    temperature = _best_temperature(scores, target)
+    temperature = _best_temperature(scores, target, None)
 
     def loss(point: NDArray) -> tuple[float, NDArray]:
         leaf = torch.from_numpy(point).to(scores.device).requires_grad_()
@@ -104,12 +108,15 @@ def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) ->
     return share[:, None] * target
 
 
-def _best_temperature(scores: Tensor, target: Tensor) -> float:
+def _best_temperature(scores: Tensor, target: Tensor, prior: tuple[float, float] | None) -> float:
     """What makes labels (n, C), times shares of the weight, most likely: a search in one dimension."""
     unit = float(scores.std()) or 1.0
 
     def loss(log_temperature: float) -> float:
-        return float(-(target * torch.log_softmax(scores / math.exp(log_temperature), 1)).sum())
+        value = float(-(target * torch.log_softmax(scores / math.exp(log_temperature), 1)).sum())
+        if prior is None:
+            return value
+        return value + ((log_temperature - math.log(prior[0] * unit)) / prior[1]) ** 2 / (2 * len(scores))
 
     bounds = math.log(unit / REACH), math.log(unit * REACH)
     found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
+from tangentune.solvers.factorisation import cholesky
 from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kernel, softmax_gaussian
 
 SCALES = 1.0, 10.0, 100.0  # tried first, in units of the centred kernel's mean diagonal
@@ -97,12 +98,12 @@ def _solve(problem: LabelledKernel, scale: float, pseudocount: float) -> Dirichl
     other, gain = math.log1p(1 / pseudocount), math.log1p(1 / pseudocount) - math.log1p(1 / (1 + pseudocount))
     system = roots[:, None] * problem.latent(scale) * roots
     system.diagonal().add_(other)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+    inverse = torch.cholesky_inverse(cholesky(system, "the problem of a class"))
     updates = torch.empty_like(inverse)
     for c in range(member.shape[1]):  # less noise at the class's own pictures, by Woodbury's identity
         own = torch.nonzero(problem.classes == c)[:, 0]
         small = torch.eye(len(own), dtype=system.dtype, device=system.device) / gain - inverse[own][:, own]
-        lower = torch.linalg.cholesky(small)
+        lower = cholesky(small, "a class's own part of its problem")
         updates[:, own] = torch.linalg.solve_triangular(lower, inverse[own], upper=False).T
     scaled = roots[:, None] * targets
     solved = inverse @ scaled + updates @ (member * (updates.T @ scaled))

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import cholesky
 from tangentune.solvers.system import System, check_weights, design, refresh, with_inverse
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
 LEAST_SHARE = 1e-3
 TILE = 128  # rows
+CORNER = "what an edit changes of the least-squares problem"
 
 
 def remove(system: System, pictures: Tensor) -> System:
@@ -35,7 +37,7 @@ def remove(system: System, pictures: Tensor) -> System:
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
         return refresh(system, kernel=kernel, targets=targets, weights=weights)
     kept = _with_border(system, kept)
-    factor = torch.linalg.cholesky(system.inverse[gone][:, gone])
+    factor = cholesky(system.inverse[gone][:, gone], CORNER, as_it_is=True)
     strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
     inverse = submatrix(system.inverse, kept)
     add_square(inverse, strip, -1.0)
@@ -61,7 +63,7 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
     through = sides @ system.inverse
     schur = roots * own * roots.mT - through @ sides.mT
     schur.diagonal().add_(system.damping)
-    factor = torch.linalg.cholesky((schur + schur.mT) / 2)
+    factor = cholesky((schur + schur.mT) / 2, CORNER, as_it_is=True)
     # Old rows, new rows, intercept: the update is the square of one strip, with -1 at the new rows.
     strip = torch.cat([through[:, :old], -torch.eye(new).to(own), through[:, old:]], 1)
     strip = torch.linalg.solve_triangular(factor, strip, upper=False)
@@ -146,7 +148,7 @@ def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
     """The inverse with other weights on some rows: taken out as by `remove`, put back in place as by `append`."""
     roots = weights.sqrt()
     out = _empty(system.inverse, len(system.inverse)).copy_(system.inverse)
-    factor = torch.linalg.cholesky(out[changed][:, changed])
+    factor = cholesky(out[changed][:, changed], CORNER, as_it_is=True)
     add_square(out, torch.linalg.solve_triangular(factor, out[changed], upper=False), -1.0)
     out[changed] = 0
     out[:, changed] = 0
@@ -157,7 +159,7 @@ def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
         sides = torch.cat([sides, roots[changed, None]], 1)
     through = sides @ out
     schur = own - through @ sides.mT
-    factor = torch.linalg.cholesky((schur + schur.mT) / 2)
+    factor = cholesky((schur + schur.mT) / 2, CORNER, as_it_is=True)
     through[:, changed] = -torch.eye(len(changed)).to(through)
     add_square(out, torch.linalg.solve_triangular(factor, through, upper=False), 1.0)
     return out

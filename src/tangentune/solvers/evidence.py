@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import cholesky
 from tangentune.solvers.ridge import factor_ridge, log_evidence
 
 # Tried first; the least is a floor: one-hot targets often ask for no noise.
@@ -102,7 +103,7 @@ def _parts(
     """Restricted squares (C,) `y^T P y` and the log determinant of the weighted system among error contrasts."""
     roots = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets).sqrt()
     weighted = roots[:, None] * torch.einsum("b,bij->ij", scales, kernels) * roots
-    lower = torch.linalg.cholesky(weighted + damping * torch.eye(len(roots), dtype=roots.dtype, device=roots.device))
+    lower = cholesky(weighted + damping * torch.eye(len(roots)).to(roots), "the covariance of the targets")
     mean = (roots.square() @ targets) / roots.square().sum()  # any shift does; this one keeps digits
     rows = torch.cat([roots[:, None], roots[:, None] * (targets - mean)], 1)
     solved = torch.linalg.solve_triangular(lower, rows, upper=False)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tangentune.solvers.factorisation import eigh, svd
+
 
 def lanczos_pairs(matvec: Callable[[Tensor], Tensor], start: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Eigenpairs (r,) descending and (r, p) orthonormal of a matrix of at most `rank` that is below A semi-definitely.
@@ -38,7 +40,7 @@ def lanczos_pairs(matvec: Callable[[Tensor], Tensor], start: Tensor, rank: int) 
         basis[j + 1] = product / left
     half = inner[: steps + 1, :steps]
     core = (half[:steps] + half[:steps].T) / 2
-    values, vectors = torch.linalg.eigh(core)
+    values, vectors = eigh(core, "the Lanczos matrix")
     kept = values > torch.finfo(start.dtype).eps * steps * values.max().clamp_min(0)
-    left, singular, _ = torch.linalg.svd(half @ vectors[:, kept] / values[kept].sqrt(), full_matrices=False)
+    left, singular, _ = svd(half @ vectors[:, kept] / values[kept].sqrt(), "the Lanczos matrix")
     return singular.square(), left.T.to(basis) @ basis[: steps + 1]

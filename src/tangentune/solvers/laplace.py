@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.calibration import Calibration, calibrated, fit_calibration
+from tangentune.solvers.factorisation import cholesky, eigh, solve
 from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kernel
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
@@ -61,7 +62,7 @@ def fit_laplace(
     if scale is not None and not scale > 0:
         message = f"scale is {scale}; it must be positive"
         raise InputError(message)
-    values, vectors = torch.linalg.eigh(problem.kernel)
+    values, vectors = eigh(problem.kernel, "the kernel")
     root = vectors * values.clamp_min(0).sqrt()
     best = _search(problem, root) if scale is None else scale
     u = _mode(problem, _root(root, best), None, FINAL)  # from afar: the same bits when the scale is given again
@@ -194,10 +195,10 @@ def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvat
         roots = (problem.weights * logs[:, c].exp()).sqrt()
         system = roots[:, None] * prior * roots
         system.diagonal().add_(1)
-        lower = torch.linalg.cholesky(system)
+        lower = cholesky(system, "the curvature of a class")
         logdet += 2 * lower.diagonal().log().sum()
         shrink[c] = roots[:, None] * torch.cholesky_inverse(lower) * roots
-    joint = torch.linalg.cholesky(shrink.sum(0))
+    joint = cholesky(shrink.sum(0), "the curvature of all classes")
     # The book's algorithm 3.3 leaves this factor of |I + prior W| out.
     logdet += 2 * joint.diagonal().log().sum()
     fit = problem.weights @ (problem.labels * logs).sum(1) - 0.5 * (latent * dual).sum()
@@ -210,5 +211,6 @@ def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     proba = at.logs.exp()
     site = torch.diag_embed(proba) - proba[:, :, None] * proba[:, None, :]
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)
-    cavity = torch.linalg.solve(eye - problem.weights[:, None, None] * site @ marginal, marginal, left=False)
+    without = eye - problem.weights[:, None, None] * site @ marginal
+    cavity = solve(without, marginal, "what is left of a picture's latents", left=False)
     return at.latent - (cavity @ at.dual[:, :, None])[:, :, 0], (cavity + cavity.mT) / 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import cholesky, solve
 from tangentune.solvers.system import System, checked_cross, design, refresh
 
 # Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
@@ -43,7 +44,7 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
         if not bool(weighty[of_row != group].any()):
             message = f"group {group} holds every picture that has weight; nothing is left to fit without it"
             raise InputError(message)
-        factor = torch.linalg.cholesky(system.inverse[rows][:, rows])
+        factor = cholesky(system.inverse[rows][:, rows], "a group's part of the inverse")
         scaled[rows] = torch.cholesky_solve(unknowns[rows], factor)
     return _left_out(system, groups, scaled)
 
@@ -122,7 +123,7 @@ def scaled_residuals(system: System) -> Tensor:
     """`g_I = ([W^-1]_II)^-1 e_I` for every picture, (n, width, C): root of the weight times leave-one-out residual."""
     e = system.unknowns[: len(system.kernel)].unflatten(0, (system.pictures, system.width))
     blocks = diagonal_blocks(system)
-    return e / blocks if system.width == 1 else torch.linalg.solve(blocks, e)
+    return e / blocks if system.width == 1 else solve(blocks, e, "a picture's part of the inverse")
 
 
 def diagonal_blocks(system: System) -> Tensor:

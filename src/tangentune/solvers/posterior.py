@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import eigh, inverse, solve
 from tangentune.solvers.leave_out import diagonal_blocks
 from tangentune.solvers.system import System, design
 
 # Below this share of explained variance `1 / [W^-1]_ii - damping` loses digits; the direct form keeps them.
 CANCELLATION = 1e-6
+BLOCKS = "a picture's part of the inverse"
 
 
 def variance(system: System, cross: Tensor, own: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def loo_variance(system: System) -> Tensor:
     every row of (nearly) no weight. Rasmussen and Williams (2006), section 5.4.2.
     """
     total, width = len(system.kernel), system.width
-    observed = torch.linalg.inv(diagonal_blocks(system)).diagonal(dim1=1, dim2=2).reshape(-1)
+    observed = inverse(diagonal_blocks(system), BLOCKS).diagonal(dim1=1, dim2=2).reshape(-1)
     out = (observed - system.damping) / system.weights
     # An observation that tells nothing leaves 0 / 0; there P (I - D P / damping)^-1 is safe, P with the picture.
     explained = 1 - system.damping * system.inverse.diagonal()[:total]
@@ -70,7 +72,7 @@ def loo_variance(system: System) -> Tensor:
         own = torch.arange(i * width, (i + 1) * width, device=system.weights.device)
         seen = covariance(system, system.kernel[own], system.kernel[own][:, own])
         leverage = torch.eye(width).to(seen) - system.weights[own, None] * seen / system.damping
-        out[own] = torch.linalg.solve(leverage.T, seen.T).T.diagonal()
+        out[own] = solve(leverage.T, seen.T, BLOCKS).T.diagonal()
     return out.clamp_min(0)
 
 
@@ -83,7 +85,7 @@ def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generat
     if count < 1:
         message = f"count is {count}; draw at least one function"
         raise InputError(message)
-    values, vectors = torch.linalg.eigh(covariance.double())
+    values, vectors = eigh(covariance, "the posterior covariance")
     root = vectors * values.clamp_min(0).sqrt()  # rounding makes zero eigenvalues negative
     normal = torch.randn(len(mean), mean.shape[1] * count, generator=generator, dtype=torch.float64)
     drawn = (root @ normal).reshape(len(mean), mean.shape[1], count)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import eigh
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
     weighted = roots[:, None] * kernel * roots
     left = weighted - 2 * torch.outer(axis, axis @ weighted)
     reflected = left - 2 * torch.outer(left @ axis, axis)
-    values, vectors = torch.linalg.eigh((reflected[1:, 1:] + reflected[1:, 1:].T) / 2)
+    values, vectors = eigh((reflected[1:, 1:] + reflected[1:, 1:].T) / 2, "the kernel")
     padded = torch.cat([torch.zeros_like(vectors[:1]), vectors])
     return RidgeFactor(values, padded - 2 * torch.outer(axis, axis @ padded), roots, kernel)
 

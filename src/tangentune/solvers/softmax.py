@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import eigh
 from tangentune.solvers.ridge import checked_kernel
 
 INTERCEPT = 100.0  # prior variance of a class's intercept in log odds: as good as flat
@@ -67,7 +68,7 @@ def softmax_gaussian(mean: Tensor, covariance: Tensor) -> Tensor:
     if covariance.dim() == 3:
         # What all classes share does not change a softmax; taken off, it does not blur it either.
         centring = torch.eye(count, dtype=mean.dtype, device=mean.device) - 1 / count
-        values, vectors = torch.linalg.eigh(centring @ covariance @ centring)
+        values, vectors = eigh(centring @ covariance @ centring, "the covariance of the scores")
         spread = vectors * values.clamp_min(0).sqrt()[:, None, :]
     else:
         spread = covariance.clamp_min(0).sqrt()

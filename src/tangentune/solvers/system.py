@@ -13,7 +13,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tangentune.errors import InputError
+from tangentune.errors import InputError, SingularError
+from tangentune.solvers.factorisation import cholesky
 
 
 @final
@@ -81,10 +82,11 @@ def build(
     roots = weights.sqrt()
     matrix = roots[:, None] * kernel * roots
     matrix.diagonal().add_(damping)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed:
+    try:
+        factor = cholesky(matrix, "the least-squares problem", as_it_is=True)
+    except SingularError as error:
         message = f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
-        raise InputError(message)
+        raise SingularError(message) from error
     inverse = torch.cholesky_inverse(factor)
     inverse = _bordered(inverse, roots) if intercept else inverse
     unsolved = torch.zeros_like(targets)

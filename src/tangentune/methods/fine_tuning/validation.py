@@ -126,6 +126,6 @@ class Watch:
 def _judged(logits: Tensor, positions: Tensor) -> tuple[float, float, float]:
     """Of (n, C) logits accuracy, then minus the log-loss (higher is better) at the fitted temperature, and that."""
     scores, given = logits.double(), positions.cpu().numpy()
-    temperature = fit_temperature(scores, positions)
+    temperature = fit_temperature(scores, positions, prior=None)  # as others scale: no prior from leave-one-out
     proba = probabilities(scores, temperature).cpu().numpy()
     return accuracy(given, proba.argmax(1)), -nll(given, proba), temperature

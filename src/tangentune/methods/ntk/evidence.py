@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.solvers.factorisation import complement, eigh
 
 Scale = float | Literal["evidence"]
 GRID, LOWEST, HIGHEST = 81, 1e-12, 1e8  # of noise over prior variance, in units of the largest eigenvalue
@@ -35,11 +36,10 @@ class Spectrum:
 
 def kernel_spectrum(kernel: Tensor, basis: Tensor, targets: Tensor) -> Spectrum:
     """Spectrum of (B, N, N) kernels for (B, N, columns) targets, the span of (B, N, q) basis projected out; N^3."""
-    q = basis.shape[2]
-    if q:
-        free = torch.linalg.qr(basis, mode="complete").Q[:, :, q:]
+    if basis.shape[2]:
+        free = complement(basis, "the basis of the mean")
         kernel, targets = free.mT @ kernel @ free, free.mT @ targets
-    values, vectors = torch.linalg.eigh(kernel)
+    values, vectors = eigh(kernel, "the kernel")
     squares = (vectors.mT @ targets).square().sum(2)
     counts = torch.full_like(values, targets.shape[2])
     return Spectrum(values.clamp_min(0).reshape(-1), squares.reshape(-1), counts.reshape(-1))

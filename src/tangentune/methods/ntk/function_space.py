@@ -9,10 +9,11 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from tangentune.errors import InputError
+from tangentune.errors import SingularError
 from tangentune.jacobian.layers import Entry
 from tangentune.kernels.output_gram import hold_rows
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
+from tangentune.solvers.factorisation import cholesky, solve
 
 
 @final
@@ -33,21 +34,24 @@ class FunctionSpace:
         noise = torch.cat([task.residuals.new_full((prior.size(len(task.x)),), task.noise) for task in tasks])
         self.targets = targets = prior.split(torch.cat([task.residuals for task in tasks]))
         basis = prior.basis(len(self.x), kernel)
-        factor, failed = torch.linalg.cholesky_ex(prior_variance * kernel + torch.diag(noise))
-        if bool(failed.any()):
+        try:
+            factor = cholesky(prior_variance * kernel + torch.diag(noise), "the covariance of the data", as_it_is=True)
+        except SingularError as error:
             message = (
                 "kernel plus noise is not positive definite: the noise is below what the network's precision resolves; "
                 "give more noise, or a float64 network (`network.double()`)"
             )
-            raise InputError(message)
+            raise SingularError(message) from error
         self.factor, self.whitened = factor, _lower(factor, basis)  # (B, N, N) L of A = L L^T, (B, N, q) `L^-1 basis`
-        self.inner = torch.linalg.cholesky(self.whitened.mT @ self.whitened)  # (B, q, q) of `basis^T A^-1 basis`
+        self.inner = cholesky(
+            self.whitened.mT @ self.whitened, "the constants' precision"
+        )  # (B, q, q) of `basis^T A^-1 basis`
         z = _lower(factor, targets)
         self.beta = torch.cholesky_solve(self.whitened.mT @ z, self.inner)  # (B, q, columns) generalised least squares
         z = z - self.whitened @ self.beta
         self.dual = torch.linalg.solve_triangular(factor.mT, z, upper=True)  # `A^-1 (targets - basis beta)`
         columns, freedom = targets.shape[2], targets[0].numel() - self.beta[0].numel()
-        outer = torch.linalg.cholesky(basis.mT @ basis)
+        outer = cholesky(basis.mT @ basis, "the basis of the mean")
         logdet = columns * float(_half_logdet(factor) + _half_logdet(self.inner) - _half_logdet(outer))
         quadratic = 0.5 * float(z.square().sum())
         self.log_likelihood = -quadratic - logdet - 0.5 * len(targets) * freedom * math.log(2 * math.pi)
@@ -76,7 +80,9 @@ class FunctionSpace:
         width, n = self.prior.size(1), len(self.x)
         blocks = inverse.view(-1, n, width, n, width).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
         dual = self.dual.view(len(inverse), n, width, -1)
-        return self.prior.merge(self.targets - torch.linalg.solve(blocks, dual).reshape(self.targets.shape), n)
+        return self.prior.merge(
+            self.targets - solve(blocks, dual, "a picture's part of the inverse").reshape(self.targets.shape), n
+        )
 
 
 def _lower(factor: Tensor, right: Tensor) -> Tensor:

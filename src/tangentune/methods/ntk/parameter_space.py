@@ -12,6 +12,9 @@ from torch import Tensor
 
 from tangentune.methods.ntk.evidence import Spectrum
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
+from tangentune.solvers.factorisation import cholesky, eigh, solve
+
+CONSTANTS = "the constants' part of the sum over the rows"
 
 
 @final
@@ -57,11 +60,11 @@ def normal_spectrum(sums: Sums) -> Spectrum:
     """
     p = sums.normal.shape[1] - sums.constants
     across, inner = sums.normal[:, :p, p:], sums.normal[:, p:, p:]
-    gain = torch.linalg.solve(inner, across.mT).mT
+    gain = solve(inner, across.mT, CONSTANTS).mT
     centred = sums.normal[:, :p, :p] - gain @ across.mT
     pulled = sums.pulled[:, :p] - gain @ sums.pulled[:, p:]
-    explained = (sums.pulled[:, p:] * torch.linalg.solve(inner, sums.pulled[:, p:])).sum(1)
-    values, vectors = torch.linalg.eigh(centred)
+    explained = (sums.pulled[:, p:] * solve(inner, sums.pulled[:, p:], CONSTANTS)).sum(1)
+    values, vectors = eigh(centred, "the sum over the rows")
     floor = torch.finfo(values.dtype).eps * p * values.amax(1, keepdim=True).clamp_min(0)
     seen = values > floor
     squares = torch.where(seen, (vectors.mT @ pulled).square().sum(2) / values.where(seen, torch.ones(())), 0.0)
@@ -90,14 +93,16 @@ class ParameterSpace:
         q = self.sums[0].constants
         p = precision.shape[1] - q
         precision[:, range(p), range(p)] += 1 / prior_variance
-        self.factor = torch.linalg.cholesky(precision)
+        self.factor = cholesky(precision, "the precision of the weights")
         self.weights = torch.cholesky_solve(pulled, self.factor)
         problems, columns = len(precision), pulled.shape[2]
         quadratic = sum(w * float(own.squares.sum()) for own, w in weighted) - float((pulled * self.weights).sum())
         logdet = 2 * float(self.factor.diagonal(dim1=1, dim2=2).log().sum())
         logdet += problems * p * math.log(prior_variance)
         logdet += problems * sum(own.count * math.log(task.noise) for own, task in zip(self.sums, tasks, strict=True))
-        logdet -= float(torch.stack([own.normal for own in self.sums]).sum(0)[:, p:, p:].logdet().sum()) if q else 0.0
+        if q:
+            outer = cholesky(torch.stack([own.normal for own in self.sums]).sum(0)[:, p:, p:], CONSTANTS)
+            logdet -= 2 * float(outer.diagonal(dim1=1, dim2=2).log().sum())
         freedom = problems * columns * (sum(own.count for own in self.sums) - q)
         self.log_likelihood = -0.5 * (quadratic + columns * logdet + freedom * math.log(2 * math.pi))
 

@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from tangentune.solvers.factorisation import inverse
 from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import squared
 from tangentune.solvers.source.coupling import ClassMeans, coupling, transport
@@ -141,7 +142,7 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     #     de / da_j = damping v_j ((D^1/2 s_j)^T e - z_j),    dh / da_j = damping v_j^2,
     # and the leave-one-out residual is r = e / (h d). N is written without dividing by weights of the source.
     maker = (1 + setting.deviation) * a[:, None] * problem.own
-    maker = torch.linalg.inv(maker + damping * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    maker = inverse(maker + damping * torch.eye(len(a)).to(a), "the problem of the source pictures")
     border, centre = maker.sum(0), a if bool((a > 0).any()) else problem.given
     maker = maker - torch.outer(maker @ centre, border) / (border @ centre)
     seen, left = problem.cross @ maker, problem.cross @ (maker * a)

@@ -17,6 +17,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tangentune.solvers.factorisation import eigh
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Spectrum:
 def spectrum(own: Tensor, weights: Tensor, positions: Tensor, count: int) -> Spectrum:
     """Decompose the kernel (m, m) of the source pictures under weights (m,), of classes `positions`; about 10 m^3."""
     roots = weights.to(own).sqrt()
-    values, vectors = torch.linalg.eigh(roots[:, None] * own * roots)
+    values, vectors = eigh(roots[:, None] * own * roots, "the kernel of the source pictures")
     through = roots[:, None] * vectors
     indicator = torch.nn.functional.one_hot(positions.to(own.device), count).to(own)
     return Spectrum(values.clamp_min(0), through, vectors.T @ roots, through.T @ indicator)
