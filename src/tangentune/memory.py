@@ -115,13 +115,15 @@ class Meter:
         """Measure one stage; a name met again adds to its row."""
         self._tell_outer(peak_bytes(self.device))  # the reset below must not hide it from them
         reset_peak(self.device)
-        _OPEN.append({self.device: 0})
+        own = {self.device: 0}
+        _OPEN.append(own)
         start = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
-            peak = max(_OPEN.pop()[self.device], peak_bytes(self.device))
+            _OPEN[:] = [other for other in _OPEN if other is not own]  # another thread's may have come after it
+            peak = max(own[self.device], peak_bytes(self.device))
             self._tell_outer(peak)
         for row in self.stages:
             if row["stage"] == name:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ class Quantised(nn.Module):
         self.weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.int8), requires_grad=False)
 
 
-def holding_a_graph_tensor():
-    net = nn.Linear(3, 2)
-    net.cached = net.weight * 2
+def holding_a_lock():
+    net: Any = nn.Linear(3, 2)
+    net.lock = threading.Lock()
     return net
 
 
@@ -40,7 +41,7 @@ def scripted() -> Any:
         (Quantised, "nothing to linearise.*quantised"),
         (lambda: nn.Linear(2, 2, device="meta"), "weight is on the meta device"),
         (lambda: nn.Sequential(nn.LazyLinear(2)), r"0\.weight has no shape yet"),
-        (holding_a_graph_tensor, "Linear cannot be copied .*graph leaves"),
+        (holding_a_lock, "Linear cannot be copied .*lock.*; take what cannot be copied off"),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
             "track_running_stats=False.* at 1: .*batch mates",
@@ -50,6 +51,34 @@ def scripted() -> Any:
 def test_unusable_networks_are_refused(make, message):
     with pytest.raises(BackboneError, match=message):
         Backbone(make())
+
+
+class Cached(nn.Linear):
+    """Keeps a function of its weight, and perhaps calculates with it."""
+
+    def __init__(self, used: bool):
+        super().__init__(3, 2)
+        self.used, self.cached = used, self.weight * 2
+
+    def forward(self, x):
+        return x @ self.cached.T if self.used else super().forward(x)
+
+
+def test_what_is_left_of_an_earlier_pass_is_not_taken_along():
+    x = torch.randn(2, 3)
+    net = Cached(used=False)
+    assert torch.equal(Backbone(net).features(x), net(x))
+    with pytest.raises(BackboneError, match="NaN"):
+        Backbone(Cached(used=True)).check(x)
+    assert net.cached.grad_fn is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_hook_calculates_are_calculated_in_every_pass():
+    x, net = torch.randn(2, 3), torch.nn.utils.weight_norm(nn.Linear(3, 2))
+    backbone = Backbone(net)
+    backbone.check(x)
+    assert torch.equal(backbone.features(x), net(x))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

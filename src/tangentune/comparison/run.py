@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from tangentune._torch import usual_torch
 from tangentune.comparison.measure import Bench, class_labels
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import Shots, plan_cells
@@ -22,6 +23,7 @@ from tangentune.pictures.load import load_pictures
 _BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
 
 
+@usual_torch
 def compare(
     pictures: Any,
     *,

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from tangentune._torch import usual_torch
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
@@ -43,6 +44,7 @@ from tangentune.solvers.posterior import variance
 from tangentune.solvers.reweighting import weight_gradient
 
 
+@usual_torch
 class TangentEstimator(BaseEstimator):
     """The options of an estimator, and `fitted_`, which holds all that is fitted; the modules beside do the work.
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 
+from tangentune._torch import usual_torch
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
@@ -18,6 +19,7 @@ from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predic
 
 
 @final
+@usual_torch
 class TangentClassifier(ClassifierMixin, TangentEstimator):
     """Fine-tune a whole pre-trained network for classification by solving one least-squares problem.
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
@@ -205,6 +206,7 @@ class KernelToTraining:
     rows: FeatureRows
 
 
+@usual_torch
 def kernel_to_training(
     fitted: FittedModel, reader: PictureReader, pictures: Pictures, *, whole: bool = False
 ) -> Iterator[KernelToTraining]:
@@ -213,17 +215,21 @@ def kernel_to_training(
     training, rows = fitted.training, fitted.rows(reader)
     new = RowReader(fitted.feature_map, reader.open, fitted.room)
     active = torch.from_numpy(fitted.active.positions).to(training.kernel.device)
-    with warm_pages(), torch.no_grad():
-        step = len(pictures) if whole else PORTION
+    step = len(pictures) if whole else PORTION
+
+    @torch.no_grad()  # of a portion, not of what its reader does with it
+    def seen(portion: Pictures) -> KernelToTraining:
+        found = new.collect(portion)
+        kernel, own = rows.cross(found, training)[:, active], own_diagonal(fitted.feature_map, found)
+        if (source := training.source) is None:
+            return KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
+        crossed, alone = rows.cross(found, source.pictures), solved(fitted).targets.source
+        assert alone is not None
+        taken = crossed @ source.prior.gain  # of the kernel k(x, x') the source leaves k - k_xs Q k_sx'
+        own = own - (taken * crossed).sum(1)
+        kernel = kernel - taken @ source.cross[active].T
+        return KernelToTraining(kernel, own, crossed @ source.prior.response @ alone.labels, found)
+
+    with warm_pages():
         for start in range(0, len(pictures), step):
-            found = new.collect(pictures.select(slice(start, start + step)))
-            kernel, own = rows.cross(found, training)[:, active], own_diagonal(fitted.feature_map, found)
-            if (source := training.source) is None:
-                yield KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
-                continue
-            crossed, alone = rows.cross(found, source.pictures), solved(fitted).targets.source
-            assert alone is not None
-            taken = crossed @ source.prior.gain  # of the kernel k(x, x') the source leaves k - k_xs Q k_sx'
-            own = own - (taken * crossed).sum(1)
-            kernel = kernel - taken @ source.cross[active].T
-            yield KernelToTraining(kernel, own, crossed @ source.prior.response @ alone.labels, found)
+            yield seen(pictures.select(slice(start, start + step)))

@@ -67,7 +67,7 @@ def cross_fitted_expansion(
     for own in tqdm(np.unique(fold), desc="moving", unit="network", delay=1.0, disable=not verbose):
         rest = pictures.select(np.flatnonzero(fold != own))
         nets.append(fine_tune(backbone, rest, _settings(len(rest), steps, flip, seed)).backbone.module)
-    start = dict(backbone.module.named_parameters())
+    start = {name: p for name, p in backbone.module.named_parameters() if p.is_floating_point()}
     tasks = [difference(dict(net.named_parameters()), start) for net in nets]
     mean = sum(tasks[1:], tasks[0]) / len(tasks)
     points = tuple(moved(backbone.module, task) for task in tasks)

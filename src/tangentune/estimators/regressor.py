@@ -11,6 +11,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
@@ -21,6 +22,7 @@ from tangentune.solvers.posterior import covariance, sample, variance
 
 
 @final
+@usual_torch
 class TangentRegressor(RegressorMixin, TangentEstimator):
     """Fine-tune a whole pre-trained network for regression by solving one least-squares problem.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from tangentune._torch import Held
 from tangentune.errors import LayerError
 from tangentune.jacobian.layers.use import registry
 from tangentune.networks.features import tensors_in
 from tangentune.networks.leaky import leaky_relu6
+from tangentune.networks.passes import PlainPointwise
 
 # The tangent of a call's output from the call's own arguments; None: dual numbers, please.
 RULES: dict[Any, Callable[..., Tensor | None]] = {}
@@ -87,10 +89,14 @@ class ForwardMode(TorchFunctionMode):
         return None if func is torch.Tensor.__setitem__ else changed
 
 
+# Attention by plain matrix products, the only kind with a forward rule; the former choice comes back after.
+math_attention = Held(partial(sdpa_kernel, SDPBackend.MATH))
+
+
 @contextmanager
-def math_attention() -> Iterator[None]:
-    """Attention by plain matrix products, the only kind with a forward rule; the former choice comes back after."""
-    with sdpa_kernel(SDPBackend.MATH):
+def weight_gradients() -> Iterator[None]:
+    """For forward passes whose parameters take gradients: what torch can differentiate, and does right."""
+    with math_attention(), PlainPointwise():
         yield
 
 

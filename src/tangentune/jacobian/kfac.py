@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune._files import read_tensors, write_tensors
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
 from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, second_moments
@@ -27,6 +28,7 @@ _PARTS = ("a", "s", "left", "right", "values")
 
 
 @final
+@usual_torch
 class KroneckerCurvature:
     """Block-diagonal model of `J^T J`, in the sum convention: over samples and outputs, nothing divided.
 
@@ -110,6 +112,7 @@ class KroneckerCurvature:
             raise InputError(message)
 
 
+@usual_torch
 def kfac(
     linearization: Linearization,
     batches: Iterable[Inputs],
@@ -186,6 +189,7 @@ def kfac(
     return KroneckerCurvature(kind, sums, blocks)
 
 
+@usual_torch
 def merge(curvatures: Sequence[KroneckerCurvature]) -> KroneckerCurvature:
     """Curvature of several shards of data, or tasks, taken together.
 

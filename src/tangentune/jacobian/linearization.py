@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tangentune._torch import usual_modes, usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of
+from tangentune.jacobian.forward_mode import (
+    ForwardMode,
+    carry,
+    math_attention,
+    primal_of,
+    tangent_of,
+    weight_gradients,
+)
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.network_function import Inputs, NetworkFunction, network_function
+from tangentune.networks.network_function import Inputs, NetworkFunction, network_function, recordable
 from tangentune.networks.parameters import select_parameters
 
 Cotangent = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +64,7 @@ class Linearization(nn.Module):
     function: NetworkFunction
     names: tuple[str, ...]
 
+    @usual_torch
     def __init__(
         self, backbone: Backbone | nn.Module, params: str | Iterable[str] = "all", head: nn.Linear | None = None
     ):
@@ -81,27 +90,32 @@ class Linearization(nn.Module):
         """A zero tangent."""
         return {name: torch.zeros_like(p) for name, p in self.point().items()}
 
+    @usual_torch
     def f0(self, x: Inputs) -> Tensor:
         """Outputs (n, C) at the linearisation point."""
         with torch.no_grad(), math_attention():
             return self.function(x, {})
 
+    @usual_torch
     def jvp(self, x: Inputs, v: Mapping[str, Tensor]) -> Tensor:
         """`J(x) v` (n, C); cost one dual forward pass, about three plain ones, nothing kept."""
         with torch.no_grad():
             return self._dual(x, v)[1]
 
+    @usual_torch
     def vjp(self, x: Inputs, r: Tensor) -> dict[str, Tensor]:
         """`J(x)^T r` by name, `r` (n, C), summed over the batch; cost one forward and one backward pass."""
         leaves = self._leaves()
-        with torch.enable_grad(), math_attention():
-            output = self.function(x, leaves)
+        with torch.enable_grad(), weight_gradients():
+            output = self.function(recordable(x), leaves)
         return _pull_back(output, leaves, r)
 
+    @usual_torch
     def normal(self, x: Inputs, v: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`J(x)^T J(x) v`; one dual forward and one backward pass over a shared primal."""
         return self.step(x, v, lambda _, jv: jv)[2]
 
+    @usual_torch
     def step(
         self, x: Inputs, v: Mapping[str, Tensor], cotangent: Cotangent
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -124,15 +138,11 @@ class Linearization(nn.Module):
 
         Gradients are of first order: the output is linear in the tangent, so there is no second.
         """
-        if v is not None:
-            with torch.no_grad():
-                output, jv = self._dual(x, v)
-                return output + jv
         own = self._own()
-        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in own.values())
-        leaves = self._leaves() if wanted else None
-        with torch.set_grad_enabled(wanted):
-            output, jv = self._dual(x, own, leaves)
+        wanted = v is None and torch.is_grad_enabled() and any(p.requires_grad for p in own.values())
+        with usual_modes(), torch.set_grad_enabled(wanted):
+            leaves = self._leaves() if wanted else None
+            output, jv = self._dual(x, own if v is None else v, leaves)
         value = output.detach() + jv
         return value if leaves is None else _LinearInTangent.apply(value, (output, leaves), *own.values())
 
@@ -198,8 +208,8 @@ class Linearization(nn.Module):
             raise InputError(message)
         for name, p in point.items():
             carry(p, v[name].detach().to(p))
-        with math_attention(), ForwardMode():
-            output = self.function(x, point)
+        with weight_gradients(), ForwardMode():
+            output = self.function(recordable(x), point)
         tangent, output = tangent_of(output), primal_of(output)
         return output, torch.zeros_like(output) if tangent is None else tangent.detach()
 

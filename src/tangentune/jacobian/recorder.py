@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from tangentune.jacobian.layers import RULES, Use
 from tangentune.networks.features import tensors_in
-from tangentune.networks.network_function import Inputs
+from tangentune.networks.network_function import Inputs, recordable
 
 Sink = Callable[[int, Use, str, str, Tensor], None]  # (which use, the use, role, parameter, cotangent of its output)
 
@@ -111,5 +111,5 @@ def watch(function: Function, names: Iterable[str], x: Inputs, sink: Sink) -> tu
     parameters = function.parameters()
     recorder = Recorder({id(parameters[name]): name for name in names}, sink)
     with torch.enable_grad(), recorder:
-        output = function(x, {})
+        output = function(recordable(x), {})
     return output, recorder

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.forward_mode import math_attention
+from tangentune.jacobian.forward_mode import math_attention, weight_gradients
 from tangentune.jacobian.kfac_factors import FactorSums, outer_sums
 from tangentune.jacobian.layers import Entry, Rows, Use, add_uses, average_views, stack_probes
 from tangentune.jacobian.linearization import Linearization
@@ -141,7 +142,7 @@ def _one_by_one(function: Function, names: tuple[str, ...], x: Inputs, cotangent
     leaves = {name: parameters[name].detach().requires_grad_() for name in names}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for i in range(sample_count(x)):
-        with torch.enable_grad(), math_attention():
+        with torch.enable_grad(), weight_gradients():
             output = function(mapped(x, lambda t, i=i: t[i : i + 1]), leaves)
         for c in cotangents.to(output):
             pulled = torch.autograd.grad(output, list(leaves.values()), c[None], retain_graph=True, allow_unused=True)
@@ -167,7 +168,7 @@ class RowPlan:
     def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
         """Features (n, d)."""
         assert isinstance(x, Tensor)
-        return features_at(self.module, self.features, dict(replaced), x) if replaced else self.features(self.module, x)
+        return features_at(self.module, self.features, replaced, x)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All parameters of the network."""
@@ -231,6 +232,7 @@ class TangentRows:
     def prepare(self, x: Tensor) -> Tensor:
         """Inputs as the network wants them: its device, precision and memory order; finite, and at least one."""
         x = torch.as_tensor(x)
+        x = x.clone() if x.is_inference() else x
         if x.dim() < 2 or not len(x):
             message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
             raise InputError(message)
@@ -246,6 +248,7 @@ class TangentRows:
         ways = self.ways if names is None else self.ways.restrict(names)
         return rows(self.linearization.function, ways, x).entries
 
+    @usual_torch
     def explicit(self, x: Tensor) -> Tensor:
         """The Jacobian of one prepared batch, (n, C, p), columns in network order."""
         entries = self.entries(x)

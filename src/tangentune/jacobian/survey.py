@@ -11,7 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError, LayerError
+from tangentune.jacobian.forward_mode import weight_gradients
 from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.recorder import Function, watch
@@ -43,6 +45,7 @@ def survey(module: nn.Module, features: Features, names: list[str], x: Tensor) -
     return replace(plan, ruled=ways.ruled, generic=ways.generic)
 
 
+@usual_torch
 def survey_rows(network: Network | Linearization, x: Tensor, params: str | Iterable[str] = "all") -> TangentRows:
     """Find out how each parameter's rows are got, and prove it on up to three inputs.
 
@@ -146,7 +149,7 @@ def _truth(function: Function, names: Collection[str], x: Inputs, tolerance: flo
     leaves = {name: parameters[name].detach().requires_grad_() for name in names}
     # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
     start = [x.detach().requires_grad_()] if isinstance(x, Tensor) and x.is_floating_point() else []
-    with torch.enable_grad():
+    with torch.enable_grad(), weight_gradients():
         output = function(start[0].clone() if start else x, leaves)
         probe = torch.randn(1, output.shape[1], generator=generator, dtype=torch.float64).to(output)
         if not output.requires_grad:

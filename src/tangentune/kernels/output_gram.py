@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tangentune._torch import usual_torch
 from tangentune.errors import BudgetError, InputError
 from tangentune.jacobian.layers import Entry, Pairs, Rows, join_entries
 from tangentune.jacobian.linearization import Linearization
@@ -87,6 +88,7 @@ def logit_cross_gram(
     return out
 
 
+@usual_torch
 def tangent_kernel(
     rows: TangentRows,
     x: Tensor,
@@ -149,6 +151,7 @@ def tangent_kernel(
     return mirrored(out) if second is None else out
 
 
+@usual_torch
 def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
     """`k(x, x)` of every input and output, (n, C) in float64; (n, 1) for "shared". Cost: no products over pairs.
 

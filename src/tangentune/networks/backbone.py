@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentune._checks import listed, number
+from tangentune._torch import usual_torch
 from tangentune.errors import BackboneError, InputError, first_line
 from tangentune.networks import hubs
 from tangentune.networks.determinism import check_fixed_function, close, refuse_not_finite, sample_input
@@ -29,11 +30,13 @@ FINGERPRINT_TOLERANCE = 1e-3  # another device, thread count or library rounds d
 class Backbone:
     """A network in eval mode with frozen parameters, the place of its features, and its data contract.
 
-    The given network is copied and stays as it is. A Backbone is safe to deep-copy (scikit-learn's `clone`
-    does) and to pickle when `features` is; two are equal when name, contract, features and parameters are.
+    The given network is copied and stays as it is. A Backbone is safe to use from several threads, to deep-copy
+    (scikit-learn's `clone` does) and to pickle when `features` is; two are equal when name, contract, features and
+    parameters are.
 
     Args:
-        module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off.
+        module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off, and half
+            precision becomes float32.
         input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
         mean: per-channel mean of pixels in [0, 1], or one number for all channels; empty means no shift.
         std: per-channel standard deviation on that scale, likewise; empty means no scaling.
@@ -69,6 +72,7 @@ class Backbone:
     feature_function: FeatureFunction
     _loaded: tuple[str, str] | None = None  # the name it was loaded by, and the digest of its parameters then
 
+    @usual_torch
     def __init__(
         self,
         module: nn.Module,
@@ -92,6 +96,7 @@ class Backbone:
         self._set(Loaded(copied, contract, extractor(copied, features)), name)
 
     @classmethod
+    @usual_torch
     def from_loaded(cls, loaded: Loaded, name: str) -> Backbone:
         """Take over, without copying, a network that nobody else holds (it is frozen in place)."""
         freeze(loaded.module)
@@ -136,6 +141,7 @@ class Backbone:
         refuse_not_finite(phi.detach())
         return phi
 
+    @usual_torch
     def check(self, x: Tensor | None = None) -> None:
         """Refuse a network that is not a fixed, differentiable function of each picture alone.
 
@@ -164,6 +170,7 @@ class Backbone:
             message = f"backbone {self.name!r} cannot be used: {error}"
             raise BackboneError(message) from error
 
+    @usual_torch
     def to(self, device: str | torch.device) -> Backbone:
         """The same backbone on a device: itself if it is there already, else a copy.
 
@@ -191,6 +198,7 @@ class Backbone:
         other.contract = contract
         return other
 
+    @usual_torch
     def describe(self) -> dict[str, Any]:
         """Who this is, as JSON-able fields: enough for `verify` to recognise the network later.
 
@@ -214,6 +222,7 @@ class Backbone:
             "features": None if extract is own_output else named,
         }
 
+    @usual_torch
     def verify(self, description: dict[str, Any]) -> None:
         """Check that this is the network that `describe` described, whatever it is called and sized now.
 
@@ -244,6 +253,7 @@ class Backbone:
             values = self.features(self.sample())[0].double().cpu()
         return [float(values.numel()), float(values.norm()), *values[:8].tolist()]
 
+    @usual_torch
     def sample(self) -> Tensor:
         """The fixed made-up input (n, *input_size) that checks and fingerprints use."""
         return sample_input(self.contract.input_size or (), self._weight)
@@ -284,6 +294,7 @@ class Backbone:
 AnyBackbone = str | Backbone | nn.Module  # see `as_backbone`
 
 
+@usual_torch
 def load_backbone(name: str) -> Backbone:
     """A pre-trained network by name.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tangentune.errors import BackboneError, TangentuneError, first_line
 from tangentune.networks.features import FeatureFunction, Features, Tap, tensors_in
 from tangentune.networks.parameters import used_parameters
+from tangentune.networks.passes import own_modules
 
 
 def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor) -> None:
@@ -157,6 +158,7 @@ _Call = tuple[str, list[Tensor], list[Tensor]]
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
+    module = own_modules(module)
 
     def copies(tree: Any) -> list[Tensor]:  # in-place layers change them later
         return [t.clone() for t in tensors_in(tree)]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tangentune.errors import BackboneError
+from tangentune.networks.passes import no_checkpoints, own_modules
 from tangentune.pictures.contract import DataContract
 
 Features = Callable[[nn.Module, Tensor], Tensor]
@@ -38,7 +38,9 @@ class FeatureFunction:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Features (n, d) of the inputs x (n, ...). Free of data-dependent control flow, so `vmap` takes it."""
-        return as_rows(self.extract(module, x), module, x)
+        own = own_modules(module)
+        with no_checkpoints():
+            return as_rows(self.extract(own, x), own, x)
 
 
 def own_output(module: nn.Module, x: Tensor) -> Any:
@@ -92,6 +94,7 @@ class Tap:
     def calls(self, module: nn.Module, x: Tensor) -> int:
         """How often a whole forward pass calls the submodule."""
         calls: list[None] = []
+        module = own_modules(module)
         with module.get_submodule(self.name).register_forward_pre_hook(lambda *_: calls.append(None)):
             module(x)
         return len(calls)
@@ -194,20 +197,6 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-@final
-class _Caller(nn.Module):
-    """Lets `functional_call` reach a feature function that is not the module's forward."""
-
-    def __init__(self, module: nn.Module, features: Features):
-        super().__init__()
-        self.module, self.function = module, features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features of x."""
-        return self.function(self.module, x)
-
-
-def features_at(module: nn.Module, features: Features, params: dict[str, Tensor], x: Tensor) -> Tensor:
+def features_at(module: nn.Module, features: Features, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Features (n, d) with some of the module's parameters replaced: a pure function of `(params, x)`."""
-    prefixed = {f"module.{name}": tensor for name, tensor in params.items()}
-    return functional_call(_Caller(module, features), prefixed, (x,))
+    return features(own_modules(module, params), x)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tangentune.errors import BackboneError, first_line
+from tangentune.networks.features import tensors_in
 from tangentune.pictures.names import some
 
 
@@ -16,24 +17,34 @@ def frozen_copy(module: object) -> nn.Module:
     """A frozen deep copy in eval mode; a BackboneError if it is no network or cannot be copied or linearised."""
     module = _unwrapped(module)
     refuse_unusable(module)
-    try:
-        copied = copy.deepcopy(module)
+    kept = (t for part in module.modules() for t in tensors_in(list(vars(part).values())) if t.grad_fn is not None)
+    try:  # activations of an earlier pass stay behind; a network that calculates with one shows it, as NaN
+        copied = copy.deepcopy(module, {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in kept})
     except Exception as error:  # any __deepcopy__ of the user's may run here
         message = (
-            f"the network {type(module).__name__} cannot be copied ({first_line(error)}); remove "
-            "torch.nn.utils.weight_norm or tensors with gradients that it holds as attributes"
+            f"the network {type(module).__name__} cannot be copied ({first_line(error)}); take what cannot be copied "
+            "off its attributes"
         )
         raise BackboneError(message) from error
     return freeze(copied)
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Put a network that can be linearised (`refuse_unusable`) into eval mode and freeze its parameters, in place."""
+    """Put a network that can be linearised (`refuse_unusable`) into eval mode and freeze its parameters, in place.
+
+    float16 and bfloat16 become float32: the small digits that gradients of single pictures and their sums live on.
+    """
     refuse_unusable(module)
     module.eval()
+    if any(_is_narrow(t) for t in (*module.parameters(), *module.buffers())):
+        module._apply(lambda t: t.float() if _is_narrow(t) else t)
     for part in module.modules():  # also where a `train` of its own kept a part in training mode
         part.training = False
     return module.requires_grad_(False)
+
+
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() < 4
 
 
 def refuse_unusable(module: nn.Module) -> None:

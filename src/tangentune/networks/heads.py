@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tangentune._torch import usual_torch
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
+from tangentune.networks.passes import own_modules
 from tangentune.solvers.calibration import fit_temperature
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
 
 
+@usual_torch
 def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: int = 0) -> nn.Linear:
     """Linear head with independent normal weights of standard deviation `scale / sqrt(width)` and no bias.
 
@@ -51,6 +54,7 @@ def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: 
     return _linear(weight * (scale / features_width**0.5), torch.zeros(outputs)).requires_grad_(False)
 
 
+@usual_torch
 def probe_head(features: Tensor, positions: Tensor, *, calibrated: bool = False) -> nn.Linear:
     """Linear probe: ridge regression on one-hot targets, damping chosen by the exact leave-one-out error.
 
@@ -93,6 +97,7 @@ class CrossFittedProbe:
     outputs: Tensor
 
 
+@usual_torch
 def cross_fitted_probe(
     features: Tensor, positions: Tensor, *, folds: int | Tensor = 5, calibrated: bool = False, seed: int = 0
 ) -> CrossFittedProbe:
@@ -145,6 +150,7 @@ def cross_fitted_probe(
     return CrossFittedProbe(whole, tuple(heads), fold, outputs)
 
 
+@usual_torch
 def stratified_folds(positions: Tensor, folds: int, seed: int = 0) -> Tensor:
     """Fold of each picture, (n,): every class is dealt out as evenly as can be, and so are all pictures.
 
@@ -164,6 +170,7 @@ def stratified_folds(positions: Tensor, folds: int, seed: int = 0) -> Tensor:
     return fold.to(positions.device)
 
 
+@usual_torch
 def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None = None) -> nn.Linear:
     """Rows of the network's own pre-trained classifier, as a linear layer on the backbone's features.
 
@@ -239,7 +246,7 @@ def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
         raise InputError(message)
     given = backbone.sample() if x is None else x
     given = given.to(backbone.device, backbone.dtype if given.is_floating_point() else None)
-    phi, output = backbone.features(given), backbone.module(given)
+    phi, output = backbone.features(given), own_modules(backbone.module)(given)
     scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     parts = backbone.module.named_modules()
     wide = {name: part for name, part in parts if isinstance(part, nn.Linear) and part.in_features == phi.shape[1]}

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.features import Loaded, own_output
@@ -22,6 +23,7 @@ Network = TypeVar("Network", nn.Module, Backbone)
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
+@usual_torch
 def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Network | None = None) -> Network:
     """A copy of a network whose BatchNorm statistics fit it again, from one pass over unlabelled inputs.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
+from tangentune._torch import usual_torch
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.features import Extractor, Loaded, own_output
@@ -47,6 +48,7 @@ class Leaky(Generic[Network]):
         return "; ".join([told, *self.unreached])
 
 
+@usual_torch
 def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
     """A copy of a network in which every ReLU and ReLU6 that can be found leaks.
 

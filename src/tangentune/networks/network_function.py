@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
@@ -16,8 +15,16 @@ from tangentune.networks.features import Extractor, named_tensor
 from tangentune.networks.freezing import frozen_copy
 from tangentune.networks.heads import refuse_zero_head
 from tangentune.networks.parameters import used_parameters
+from tangentune.networks.passes import no_checkpoints, own_modules
 
 Inputs = Tensor | Mapping[str, Tensor]
+
+
+def recordable(x: Inputs) -> Inputs:
+    """Inputs that autograd takes: a copy where they were made in inference mode."""
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x
+    return {name: t.clone() for name, t in x.items()} if any(t.is_inference() for t in x.values()) else x
 
 
 @final
@@ -44,9 +51,9 @@ class NetworkFunction:
 
     def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
         """Outputs with some parameters replaced."""
-        if not replaced:
-            return self.network(x)
-        return functional_call(self.network, {self._inner(name): p for name, p in replaced.items()}, (x,))
+        own = own_modules(self.network, {self._inner(name): p for name, p in replaced.items()})
+        with no_checkpoints():
+            return own(x)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that may move, by name, in network order."""

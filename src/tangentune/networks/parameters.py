@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.networks.features import Features, features_at
+from tangentune.networks.passes import no_checkpoints
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -77,15 +78,25 @@ def used_parameters(
 ) -> list[str]:
     """Those of a module's parameters (of some names, or all) that the features of x depend on, in network order.
 
-    Autograd says so by giving a gradient at all, whatever its value. Cost: one forward and one backward pass.
+    Autograd's tape says so: it leads from the features to them. No gradient is calculated. Cost: one forward pass.
     """
-    given = module.named_parameters()
+    given = ((name, p) for name, p in module.named_parameters() if p.is_floating_point())
     leaves = {name: p.detach().requires_grad_() for name, p in given if names is None or name in names}
-    # The gradient of x is asked for too: without it torch's channels-last group_norm backward crashes.
-    start = [x.detach().requires_grad_()] if x.is_floating_point() else []
-    with torch.enable_grad():
-        phi = features_at(module, features, leaves, start[0].clone() if start else x)
-        if not phi.requires_grad:
-            return []
-        grads = torch.autograd.grad(phi.sum(), [*leaves.values(), *start], allow_unused=True)
-    return [name for name, grad in zip(leaves, grads, strict=False) if grad is not None]
+    with torch.enable_grad(), no_checkpoints():
+        phi = features_at(module, features, leaves, x.clone())  # a first layer may work in place
+    reached = _leaves_of(phi)
+    return [name for name, leaf in leaves.items() if id(leaf) in reached]
+
+
+def _leaves_of(value: Tensor) -> set[int]:
+    """Identities of the tensors, alive elsewhere, at which the tape of a value begins."""
+    found, seen, waiting = set(), {None}, [value.grad_fn]
+    while waiting:
+        step = waiting.pop()
+        if step in seen:
+            continue
+        seen.add(step)
+        if type(step).__name__ == "AccumulateGrad":
+            found.add(id(step.variable))
+        waiting.extend(before for before, _ in step.next_functions)
+    return found

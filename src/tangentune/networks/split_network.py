@@ -21,6 +21,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
 from tangentune.networks.features import Extractor, FeatureFunction, value_at
 from tangentune.networks.parameters import block_of, group_blocks, select_parameters, used_parameters
+from tangentune.networks.passes import own_modules
 
 
 @final
@@ -94,6 +95,7 @@ class _Reach:
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """First input of the block's first call; the forward pass ends there."""
+        module = own_modules(module)
         reached = value_at(module.get_submodule(self.block), "input", lambda: self.extract(module, x))
         if reached and isinstance(reached[0], Tensor) and reached[0].shape[:1] == x.shape[:1]:
             return reached[0]
@@ -137,14 +139,15 @@ def _fed_by(backbone: Backbone, extract: Extractor) -> Backbone:
 
 def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
     """Block that runs first of those that hold the parameters."""
-    modules = dict(backbone.module.named_modules())
+    module = own_modules(backbone.module)
+    modules = dict(module.named_modules())
     blocks = [block for block in dict.fromkeys(map(block_of, names)) if block in modules]
     called: list[str] = []
     with ExitStack() as hooks, torch.no_grad():
         for block in blocks:
             note = partial(lambda block, *_: called.append(block), block)
             hooks.enter_context(modules[block].register_forward_pre_hook(note))
-        backbone.feature_function(backbone.module, x)
+        backbone.feature_function(module, x)
     if not called:
         message = f"the network calls no block that holds {next(iter(names))} as a module"
         raise BackboneError(message)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array
 from tangentune.pictures.checks import (
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 
+@usual_torch
 def load_pictures(
     source: Any,
     labels: Any = None,

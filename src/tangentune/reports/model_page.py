@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tangentune import metrics
+from tangentune._torch import usual_torch
 from tangentune.errors import StoreError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import (
@@ -30,6 +31,7 @@ from tangentune.reports import tables
 from tangentune.reports.pages import Estimator, is_classifier, render, write_page
 
 
+@usual_torch
 def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
 

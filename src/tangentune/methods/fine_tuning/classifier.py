@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tangentune._torch import usual_torch
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.networks.heads import probe_head
@@ -22,6 +23,7 @@ def spent(since: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
     return time.perf_counter() - since[0], time.process_time() - since[1]
 
 
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class Classifier(ABC):
     """Logits of pictures, and what follows from them; and what fitting it cost.
@@ -54,6 +56,7 @@ class Classifier(ABC):
         return self.classes[best.cpu().numpy()]
 
 
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class LinearClassifier(Classifier):
     """A linear `head`, from features to one logit a class, on a backbone's features."""
@@ -75,6 +78,7 @@ class Probe(LinearClassifier):
     """
 
 
+@usual_torch
 def fit_probe(backbone: AnyBackbone, pictures: Pictures, *, flip: bool = True) -> Probe:
     """Ridge regression of one-hot labels on frozen features; damping and temperature by exact leave-one-out.
 

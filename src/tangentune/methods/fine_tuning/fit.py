@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, training_views
@@ -41,6 +42,7 @@ class FineTuned(TunedClassifier):
     settings: FineTuneSettings
 
 
+@usual_torch
 def fine_tune(
     backbone: Backbone, pictures: Pictures, settings: FineTuneSettings | None = None, *, verbose: int = 0
 ) -> FineTuned:

@@ -64,8 +64,7 @@ def mean_features(backbone: Backbone, pictures: Pictures, batch_size: int, flip:
 
 def network_input(backbone: Backbone, pixels: Tensor) -> Tensor:
     """Pixels normalised by the contract, where and as the parameters are."""
-    weight = next(backbone.module.parameters())
-    x = normalise(pixels.to(weight.device), backbone.contract, weight.dtype)
+    x = normalise(pixels.to(backbone.device), backbone.contract, backbone.dtype)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

@@ -11,6 +11,7 @@ from typing import final
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tangentune._torch import usual_torch
 from tangentune.errors import DivergedError, InputError
 from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
@@ -42,6 +43,7 @@ class Trial:
 
 
 @final
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class Sweep(Classifier):
     """A fine-tuned network whose settings were chosen on pictures kept aside; the time is that of all trials.
@@ -61,6 +63,7 @@ class Sweep(Classifier):
         return self.tuned.logits(pictures, batch_size=batch_size, flip=flip)
 
 
+@usual_torch
 def sweep(
     backbone: Backbone,
     pictures: Pictures,

@@ -20,8 +20,10 @@ from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_featu
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.validation import Validation, Watch
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
+from tangentune.networks.freezing import frozen_copy
 from tangentune.networks.heads import probe_head
 from tangentune.networks.parameters import group_blocks
+from tangentune.networks.passes import PlainPointwise
 from tangentune.pictures.pictures import Pictures
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -32,7 +34,8 @@ def trainable_copy(backbone: AnyBackbone, pictures: Pictures) -> Backbone:
     tuned = copy.deepcopy(as_backbone(backbone))
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         tuned.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    tuned.module.eval().requires_grad_(True)
+    for parameter in tuned.module.eval().parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     return tuned
 
 
@@ -121,7 +124,8 @@ def tune(
     watch = None if kept_aside is None else Watch(tuned, heads, kept_aside, settings.patience)
 
     def learn(rows: Tensor, generator: torch.Generator) -> float:
-        value = loss(rows, generator)
+        with PlainPointwise():
+            value = loss(rows, generator)
         if not torch.isfinite(value):
             raise diverged(len(losses) + 1)
         value.backward()
@@ -137,8 +141,9 @@ def tune(
     if not all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):
         raise diverged(len(losses))
     validation = None if watch is None else watch.result()
-    for part in parts:
-        part.eval().requires_grad_(False)
+    tuned.module = frozen_copy(tuned.module)  # without what its modules kept of the last pass
+    for head in heads:
+        head.requires_grad_(False)
     return tuple(losses), validation
 
 
@@ -197,6 +202,8 @@ def _optimiser(module: nn.Module, heads: Iterable[nn.Linear], settings: FineTune
     factors = layer_factors(names, settings.layer_decay)
     by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:  # whole numbers, which a module may hold as parameters
+            continue
         by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
     by_factor.setdefault(1.0, []).extend(parameter for head in heads for parameter in head.parameters())
     groups = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]

@@ -68,7 +68,7 @@ def keep_aside(
     tuned: Backbone, pictures: Pictures, positions: NDArray[np.int64], share: float, seed: int
 ) -> tuple[LabelledPictures, LabelledPictures | None]:
     """Pictures to train on, and the share of each class to validate on (None for a share of 0)."""
-    targets = torch.from_numpy(positions).to(next(tuned.module.parameters()).device)
+    targets = torch.from_numpy(positions).to(tuned.device)
     if not share:
         return LabelledPictures(pictures, targets), None
     split = split_rows(positions, share, seed)

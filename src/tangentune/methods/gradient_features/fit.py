@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tangentune._torch import usual_torch
 from tangentune.errors import BackboneError, InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TaskVector
@@ -26,6 +27,7 @@ _BATCH = 64
 
 
 @final
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class GradientFeatures(Classifier):
     """The fitted model `g(x) = w1^T f(x) + b + om_bar^T J_theta2(x) w2`, and what training it cost.
@@ -73,6 +75,7 @@ class GradientFeatures(Classifier):
         return product(x, self.tangent)
 
 
+@usual_torch
 def fit_gradient_features(
     backbone: AnyBackbone,
     pictures: Pictures,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
@@ -46,6 +47,7 @@ class JointTuned(TunedClassifier):
     source_shares: tuple[float, ...]
 
 
+@usual_torch
 def joint_fine_tune(
     backbone: Backbone,
     target: Pictures,

@@ -217,8 +217,9 @@ def _start_head(
     """As `start_head` makes it, from at most `PROBE_LIMIT` of the pictures with weight that hold every class."""
     seed = other_seed(settings.seed)
     chosen = spread_rows(positions, PROBE_LIMIT, seed)
-    device = next(tuned.module.parameters()).device
-    data = LabelledPictures(draws.pictures.select(draws.rows[chosen]), torch.from_numpy(positions[chosen]).to(device))
+    data = LabelledPictures(
+        draws.pictures.select(draws.rows[chosen]), torch.from_numpy(positions[chosen]).to(tuned.device)
+    )
     return start_head(tuned, data, start, settings.flip, seed)
 
 

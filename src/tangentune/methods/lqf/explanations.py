@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, combine
@@ -33,6 +34,7 @@ MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
 
 
 @final
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
@@ -164,6 +166,7 @@ class LogitExplanations:
         return found.view(-1, self._outputs, self.system.pictures).transpose(1, 2)
 
 
+@usual_torch
 def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplanations:
     """The last linear problem of a fit, solved exactly whatever solver the fit used.
 

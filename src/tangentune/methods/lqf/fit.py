@@ -10,6 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, TaskVector, combine
@@ -30,6 +31,7 @@ DRAWS, HALVINGS = 4, 11
 
 
 @final
+@usual_torch
 @dataclass(frozen=True, eq=False)
 class LQF(Classifier):
     """A network that is linear in its weights around where it was linearised last.
@@ -64,6 +66,7 @@ class LQF(Classifier):
         return view_outputs(self.lin, self.backbone, pictures, batch_size, flip).mean(0)
 
 
+@usual_torch
 def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None = None, *, verbose: int = 0) -> LQF:
     """Linearise a backbone with a head around its weights and fit the linear model to labelled pictures.
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.networks.network_function import Inputs
@@ -18,6 +19,7 @@ from tangentune.networks.network_function import Inputs
 Likelihood = Literal["gaussian", "categorical"]
 
 
+@usual_torch
 def fisher_vector_product(
     linearization: Linearization,
     x: Inputs,

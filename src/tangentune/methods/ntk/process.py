@@ -12,6 +12,7 @@ from typing import Any, Literal, final, overload
 import torch
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.survey import Network, survey_rows
@@ -28,6 +29,7 @@ Posterior = FunctionSpace | ParameterSpace | MatrixFree
 
 
 @final
+@usual_torch
 class NTKGaussianProcess:
     """`f ~ GP(mean, v k)`, `k(x, x') = J(x) J(x')^T` at the network's weights, `y = f + N(0, noise)`.
 

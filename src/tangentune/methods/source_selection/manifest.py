@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from tangentune._files import existing_ancestor, plain, replaced_file
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
@@ -135,6 +136,7 @@ class SelectedPictures:
         return len(self.pictures)
 
 
+@usual_torch
 def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Path:
     """Write a manifest, whole or not at all; the same selection gives the same bytes.
 
@@ -163,6 +165,7 @@ def write_manifest(path: str | os.PathLike[str], manifest: Manifest) -> Path:
     return target
 
 
+@usual_torch
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a manifest; its version, digest and content are checked, its pictures are not looked at.
 
@@ -243,6 +246,7 @@ def content_digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(_compact(content).encode("ascii")).hexdigest()
 
 
+@usual_torch
 def load_selected(
     manifest: Manifest | str | os.PathLike[str],
     contract: DataContract,

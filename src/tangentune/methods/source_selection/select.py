@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
 from tangentune.methods.source_selection.extract import holds_features, open_set
 from tangentune.methods.source_selection.manifest import Manifest
@@ -43,6 +44,7 @@ class Selection:
     source_classes: tuple[str, ...]
 
 
+@usual_torch
 def select_source(
     target: Any,
     source: Any,

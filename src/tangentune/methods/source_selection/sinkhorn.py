@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 
 Array = Tensor | NDArray[np.generic]
@@ -51,6 +52,7 @@ class TransportPlan:
     error: float
 
 
+@usual_torch
 def unbalanced_sinkhorn(
     cost: Array,
     a: Array,
