@@ -51,10 +51,11 @@ def test_another_size_is_a_side_two_or_all_three(size: Any) -> None:
 def test_sizes_that_do_not_fit_are_one_sentence() -> None:
     sized, bare = Backbone(small_net(), input_size=SIZE), Backbone(small_net())
     assert bare.with_size((3, 20, 20)).contract.input_size == (3, 20, 20)
-    for backbone, size, words in (
+    cases: list[tuple[Backbone, Any, str]] = [
         (sized, (1, 20, 20), "has 1 channels, but the backbone takes 3"), (bare, 20, "such as (3, 20, 20)"),
         (sized, 20.5, "must be"), (sized, "20", "must be"), (sized, (), "must be"), (sized, float("nan"), "must be"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for backbone, size, words in cases:
         with pytest.raises(BackboneError, match=r"^[^\n]*input_size[^\n]*$") as caught:
             backbone.with_size(size)
         assert words in str(caught.value)
