@@ -124,21 +124,11 @@ def test_a_size_is_taken_in_every_form(size: Any) -> None:
 
 
 def test_numbers_are_taken_in_every_form() -> None:
-    plain: dict[str, Any] = FIXED | {
-        "probes": 2,
-        "batch_size": 7,
-        "outer_steps": 0,
-        "memory_budget": 4 * 10**9,
-        "random_state": 3,
-    }
-    told: dict[str, Any] = {
-        "metric_power": np.float32(0),
-        "body_scale": np.float64(0.3),
-        "damping": np.float64(0.05),
-        "probes": 2.0,
-    }
+    plain: dict[str, Any] = FIXED | {"probes": 2, "batch_size": 7, "memory_budget": 4 * 10**9, "random_state": 3}
+    told: dict[str, Any] = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.float64(0.05)}
     told |= {"batch_size": np.float64(7), "outer_steps": 0.0, "memory_budget": np.float64(4e9), "random_state": 3.0}
     told |= {"normalize": np.bool_(False), "n_jobs": 1.0, "verbose": np.int64(0), "probe_space": "isotropic"}
+    told |= {"probes": 2.0}
     one, other = (TangentClassifier(Backbone(network(), **HOW), **options).fit(X, Y) for options in (plain, told))
     assert np.array_equal(one.decision_function(NEW), other.decision_function(NEW))
     drawn = TangentClassifier(Backbone(network(), **HOW), random_state=np.random.default_rng(0), **FIXED).fit(X, Y)
