@@ -14,6 +14,7 @@ from torch import nn
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone, as_backbone, load_backbone, usable_device
+from tangentune.networks.leaky import leaky
 from tangentune.pictures.contract import DataContract
 
 PLAIN = DataContract(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", 0.875)
@@ -102,6 +103,7 @@ def test_where_a_network_came_from_is_not_its_name(monkeypatch: pytest.MonkeyPat
     assert loaded.describe()["origin"] == name
     assert loaded.with_size(16).describe()["origin"] == name
     assert Backbone(small_net(), input_size=SIZE, name=name).describe()["origin"] is None
+    assert leaky(loaded, 0.1).network.describe()["origin"] is None  # under the same parameters another function
     trained = loaded.to("cpu").with_contract(PLAIN)
     with torch.no_grad():
         next(trained.module.parameters()).mul_(1.5)
