@@ -13,8 +13,10 @@ from torch import nn
 
 from tangentune import Backbone, TangentClassifier
 from tangentune.errors import BackboneError, InputError, StoreError
+from tangentune.networks.backbone import load_backbone
 from tangentune.networks.features import Loaded, own_output
 from tangentune.networks.packaged import NETWORKS
+from tangentune.pictures.contract import DataContract
 
 X, Y = pictures()
 NEW, _ = pictures(7, seed=5)
@@ -97,9 +99,6 @@ def test_a_loaded_network_is_loaded_again_and_a_refit_equals_the_fit(
     size: Any, before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the picture size was the backbone's, not the estimator's."""
-    from tangentune.networks.backbone import load_backbone
-    from tangentune.pictures.contract import DataContract
-
     contract = DataContract((3, 10, 10), MEAN, STD)
     monkeypatch.setattr("tangentune.networks.backbone.load_network", lambda _: Loaded(network(), contract, own_output))
     clf = TangentClassifier(load_backbone(STOCK).with_size(before), **FIXED, input_size=size).fit(X, Y)
@@ -109,6 +108,25 @@ def test_a_loaded_network_is_loaded_again_and_a_refit_equals_the_fit(
     assert found.backbone_.contract == clf.backbone_.contract
     found.fit(X, Y)
     np.testing.assert_allclose(found.decision_function(NEW), clf.decision_function(NEW), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [STOCK, "mynet", "custom"])
+def test_models_written_before_have_the_name_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(self: Backbone) -> dict[str, Any]:
+        return {key: value for key, value in describe(self).items() if key not in ("origin", "features")}
+
+    describe, contract = Backbone.describe, DataContract((3, 8, 8), MEAN, STD)
+    monkeypatch.setattr("tangentune.networks.backbone.load_network", lambda _: Loaded(network(), contract, own_output))
+    given = Backbone(network(), **HOW, name=name) if name != STOCK else load_backbone(name)
+    clf = TangentClassifier(given, **FIXED).fit(X, Y)
+    monkeypatch.setattr(Backbone, "describe", before)
+    clf.save_pretrained(tmp_path / "m")
+    if name != STOCK:
+        with pytest.raises(StoreError, match="a network of your own"):
+            TangentClassifier.from_pretrained(tmp_path / "m")
+    own = None if name == STOCK else network()
+    found = TangentClassifier.from_pretrained(tmp_path / "m", backbone=own)
+    assert np.array_equal(found.decision_function(NEW), clf.decision_function(NEW))
 
 
 # -- options of the estimators -----------------------------------------------------------------------------------------
@@ -124,10 +142,11 @@ def test_a_size_is_taken_in_every_form(size: Any) -> None:
 
 
 def test_numbers_are_taken_in_every_form() -> None:
-    plain = FIXED | {"probes": 2, "batch_size": 7, "outer_steps": 0, "memory_budget": 4 * 10**9, "random_state": 3}
-    told = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.float64(0.05), "probes": 2.0}
+    plain: dict[str, Any] = FIXED | {"probes": 2, "batch_size": 7, "memory_budget": 4 * 10**9, "random_state": 3}
+    told: dict[str, Any] = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.float64(0.05)}
     told |= {"batch_size": np.float64(7), "outer_steps": 0.0, "memory_budget": np.float64(4e9), "random_state": 3.0}
     told |= {"normalize": np.bool_(False), "n_jobs": 1.0, "verbose": np.int64(0), "probe_space": "isotropic"}
+    told |= {"probes": 2.0}
     one, other = (TangentClassifier(Backbone(network(), **HOW), **options).fit(X, Y) for options in (plain, told))
     assert np.array_equal(one.decision_function(NEW), other.decision_function(NEW))
     drawn = TangentClassifier(Backbone(network(), **HOW), random_state=np.random.default_rng(0), **FIXED).fit(X, Y)

@@ -14,6 +14,7 @@ from torch import nn
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone, as_backbone, load_backbone, usable_device
+from tangentune.networks.leaky import leaky
 from tangentune.pictures.contract import DataContract
 
 PLAIN = DataContract(SIZE, (0.5,) * 3, (0.25,) * 3, "bilinear", 0.875)
@@ -51,10 +52,11 @@ def test_another_size_is_a_side_two_or_all_three(size: Any) -> None:
 def test_sizes_that_do_not_fit_are_one_sentence() -> None:
     sized, bare = Backbone(small_net(), input_size=SIZE), Backbone(small_net())
     assert bare.with_size((3, 20, 20)).contract.input_size == (3, 20, 20)
-    for backbone, size, words in (
+    cases: list[tuple[Backbone, Any, str]] = [
         (sized, (1, 20, 20), "has 1 channels, but the backbone takes 3"), (bare, 20, "such as (3, 20, 20)"),
         (sized, 20.5, "must be"), (sized, "20", "must be"), (sized, (), "must be"), (sized, float("nan"), "must be"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for backbone, size, words in cases:
         with pytest.raises(BackboneError, match=r"^[^\n]*input_size[^\n]*$") as caught:
             backbone.with_size(size)
         assert words in str(caught.value)
@@ -101,6 +103,7 @@ def test_where_a_network_came_from_is_not_its_name(monkeypatch: pytest.MonkeyPat
     assert loaded.describe()["origin"] == name
     assert loaded.with_size(16).describe()["origin"] == name
     assert Backbone(small_net(), input_size=SIZE, name=name).describe()["origin"] is None
+    assert leaky(loaded, 0.1).network.describe()["origin"] is None  # under the same parameters another function
     trained = loaded.to("cpu").with_contract(PLAIN)
     with torch.no_grad():
         next(trained.module.parameters()).mul_(1.5)
