@@ -85,15 +85,17 @@ def publish() -> None:
     harmless = [name for name in means if max(means[name]) <= 0]
     chosen = min(harmless, key=lambda name: statistics.fmean(means[name]))
     grid = [{"centre, width": name, **dict(zip(map(str, COUNTS), own, strict=True))} for name, own in means.items()]
-    shown = []
+    shown, held = [], {n: [] for n in COUNTS}
     for key, own in found:
         before, after = (own[name][:SHOWN] for name in ("none", chosen))
         line = {"set": key["dataset"], **key, "without": mean_error(before)}
         del line["dataset"]
-        line |= {"with": mean_error(after), "change": mean_error([a - b for a, b in zip(after, before, strict=True)])}
-        shown.append(line)
+        change = [a - b for a, b in zip(after, before, strict=True)]
+        held[key["pictures"]] += change
+        shown.append(line | {"with": mean_error(after), "change": mean_error(change)})
     numbers = dict.fromkeys(map(str, COUNTS), "+.4f")
     parts = {"chosen": chosen, "grid": record.markdown_table(grid, {"centre, width": "", **numbers})}
+    parts["held"] = "; ".join(f"{n}: {mean_error(change, '+.4f')}" for n, change in held.items())
     record.write_page(NAME, __file__, parts | {"table": record.markdown_table(shown)})
 
 
