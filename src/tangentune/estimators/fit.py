@@ -19,7 +19,7 @@ from tangentune.estimators.user_input import check_weights, read_count, read_see
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
-from tangentune.kernels.choice import damping_note
+from tangentune.kernels.choice import damping_unit
 from tangentune.kernels.cost import estimate_cost
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
@@ -87,8 +87,9 @@ class Procedure:
         if expansion is not None:
             tangent = replace(tangent, module=expansion.mean, points=expansion.points)
         found = fit_tangent(tangent, inputs, targets.targets[index], targets.weights[index], settings, meter)
-        if settings.fixed.damping is None and (note := damping_note(found.scored, found.factor)):
-            warnings.warn(note, stacklevel=3)
+        if damping_unit(found.factor) != found.factor.mean_eigenvalue:
+            words = "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
+            warnings.warn(words, stacklevel=3)
         room, feature_map = settings.memory_budget // ROWS_SHARE, found.model.map
         with meter.stage("system"):
             training = first_set(used, kept, points, found.factor.kernel, found.rows, room)

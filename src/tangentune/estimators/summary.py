@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tangentune import metrics
 from tangentune._version import __version__
+from tangentune.kernels.choice import edge_words
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -180,8 +181,12 @@ def nice_setting(value: Any) -> str:
 
 def nice_settings(facts: Summary) -> list[tuple[str, str]]:
     """What the fit chose, and what came of a source: names and values for people."""
-    rows = [(SETTINGS[key], nice_setting(value)) for key, value in facts.settings.items() if value is not None]
-    return rows if facts.source is None else [*rows, ("source", nice_source(facts.source))]
+    rows = {SETTINGS[key]: nice_setting(value) for key, value in facts.settings.items() if value is not None}
+    if facts.source is not None:
+        return [*rows.items(), ("source", nice_source(facts.source))]
+    if words := edge_words(facts.settings.get("relative_damping") or 0.0):
+        rows[SETTINGS["relative_damping"]] += f" ({words})"
+    return list(rows.items())
 
 
 def nice_source(source: dict[str, Any]) -> str:

@@ -156,16 +156,15 @@ def damping_path(factor: RidgeFactor, targets: Tensor, criterion: str) -> tuple[
     return dampings, errors, values
 
 
-def damping_note(scored: Scored, factor: RidgeFactor) -> str:
-    """What to say of a chosen damping at the end of all that were tried, or of a kernel that has none; else nothing."""
-    if damping_unit(factor) != factor.mean_eigenvalue:
-        return "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
-    tried = f"the best damping is the {{}} that was tried, {scored.damping:.2g}"
-    if scored.relative_damping <= float(BELOW[0]) * (1 + SAME):
-        return tried.format("least") + ": the model goes through its training labels; `damping` sets a smaller one"
-    if scored.relative_damping >= float(ABOVE[-1]) * (1 - SAME):
-        return tried.format("most") + ": these pictures tell next to nothing about their labels; look at both"
-    return ""
+def edge_words(relative: float) -> str:
+    """What to say of a chosen relative damping at an end of those that were tried; nothing of others."""
+    ends = {
+        BELOW[0]: "the least that is tried",
+        RELATIVE_DAMPINGS[0]: "less was tried and gains below 0.1 %",
+        RELATIVE_DAMPINGS[-1]: "more was tried and gains below 0.1 %",
+        ABOVE[-1]: "the most that is tried: the pictures say little about their labels",
+    }
+    return next((words for end, words in ends.items() if math.isclose(relative, end, rel_tol=1e-9)), "")
 
 
 def score(problem: KernelCandidates, choice: KernelChoice, damping: float | None, criterion: str) -> Scored:
