@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,9 @@ def used_parameters(
 
 def _leaves_of(value: Tensor) -> set[int]:
     """Identities of the tensors, alive elsewhere, at which the tape of a value begins."""
-    found, seen, waiting = set(), {None}, [value.grad_fn]
+    found: set[int] = set()
+    seen: set[Any] = {None}
+    waiting: list[Any] = [value.grad_fn]
     while waiting:
         step = waiting.pop()
         if step in seen:
