@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from tangentune import Backbone, Linearization, TangentClassifier, baselines
+from tangentune.errors import BackboneError
 from tangentune.networks.features import features_at
 from tangentune.networks.heads import pretrained_head
 from tangentune.networks.parameters import used_parameters
@@ -144,6 +145,37 @@ def test_own_modules_calculate_as_the_network_does_and_take_replaced_parameters_
     own.first.register_forward_pre_hook(lambda *_: None)
     assert not module.first._forward_pre_hooks
     assert own_modules(own) is own
+
+
+def test_a_compiled_part_is_followed() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3)).double()
+    compiled: Any = nn.Sequential(torch.compile(plain[0], backend="eager"), plain[1])
+    x, r = torch.randn(5, 4).double(), torch.randn(5, 3).double()
+    expected = Linearization(plain).vjp(x, r)
+    for name, pulled in Linearization(Backbone(compiled)).vjp(x, r).items():
+        torch.testing.assert_close(pulled, expected[name.replace("_orig_mod.", "")])
+
+
+def test_a_part_behind_an_object_of_another_kind_is_named() -> None:
+    class Box:
+        def __init__(self, module: nn.Module) -> None:
+            self.module = module
+
+    class Boxed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.box = Box(self.inner)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(self.box.module(x))
+
+    net, x = made(Boxed), torch.randn(5, 4).double()
+    with pytest.raises(BackboneError, match=r"parameter inner\.weight through an object"):
+        Backbone(net).check(x)
+    with pytest.raises(BackboneError, match=r"parameter inner\.weight through an object"):
+        Linearization(net).vjp(x, torch.ones(5, 3).double())
 
 
 class Keeps(nn.Module):
