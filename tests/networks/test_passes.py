@@ -150,7 +150,8 @@ def test_own_modules_calculate_as_the_network_does_and_take_replaced_parameters_
 def test_a_compiled_part_is_followed() -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 3)).double()
-    compiled: Any = nn.Sequential(torch.compile(plain[0], backend="eager"), plain[1])
+    part: Any = torch.compile(plain[0], backend="eager")
+    compiled = nn.Sequential(part, plain[1])
     x, r = torch.randn(5, 4).double(), torch.randn(5, 3).double()
     expected = Linearization(plain).vjp(x, r)
     for name, pulled in Linearization(Backbone(compiled)).vjp(x, r).items():
