@@ -88,17 +88,18 @@ def usual_torch(thing: Public) -> Public:
         ...     zero().item()
         0.0
     """
-    if not isinstance(thing, type):
+    kind: Any = thing
+    if not isinstance(kind, type):
         return _wrapped(thing)
-    for name, member in list(vars(thing).items()):
+    for name, member in list(vars(kind).items()):
         if name.startswith("_"):
             continue
         if isinstance(member, property):
-            setattr(thing, name, property(_wrapped(member.fget), member.fset, member.fdel, member.__doc__))
+            setattr(kind, name, property(_wrapped(member.fget), member.fset, member.fdel, member.__doc__))
         elif isinstance(member, classmethod | staticmethod):
-            setattr(thing, name, type(member)(_wrapped(member.__func__)))
+            setattr(kind, name, type(member)(_wrapped(member.__func__)))
         elif inspect.isfunction(member):
-            setattr(thing, name, _wrapped(member))
+            setattr(kind, name, _wrapped(member))
     return thing
 
 

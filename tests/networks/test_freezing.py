@@ -83,8 +83,10 @@ def test_weights_that_a_hook_calculates_are_calculated_in_every_pass():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_traced_network_is_refused():
-    with pytest.raises(BackboneError, match="scripted or traced network hides its layers"):
+    with pytest.raises(BackboneError, match="scripted or traced network hides its layers; give"):
         Backbone(scripted())
+    with pytest.raises(BackboneError, match="scripted or traced network hides its layers at '1'; give"):
+        Backbone(nn.Sequential(nn.Linear(3, 2), scripted()))
 
 
 @pytest.mark.parametrize(

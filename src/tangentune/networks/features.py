@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tangentune.errors import BackboneError
 from tangentune.networks.passes import no_checkpoints, own_modules
@@ -195,6 +196,27 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, tuple | list | dict):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from tensors_in(item)
+
+
+@final
+class Followed(TorchFunctionMode):
+    """While on, a function that is given one of these parameters, all replaced, is an error: some way leads round."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]):
+        super().__init__()
+        self.names = {id(p): name for name, p in parameters.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call `func`."""
+        kwargs = kwargs or {}
+        for tensor in tensors_in((args, kwargs)):
+            if id(tensor) in self.names and getattr(func, "__name__", "") != "__get__":  # not a look at its type
+                message = (
+                    f"the network reaches its parameter {self.names[id(tensor)]} through an object that is no module, "
+                    "list, tuple or mapping; hold the module that owns it as an attribute, or in an nn.ModuleList"
+                )
+                raise BackboneError(message)
+        return func(*args, **kwargs)
 
 
 def features_at(module: nn.Module, features: Features, params: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -53,13 +53,16 @@ def refuse_unusable(module: nn.Module) -> None:
     lazy = [name for name, tensor in tensors if is_lazy(tensor)]
     meta = [name for name, tensor in tensors if tensor.is_meta]
     devices = sorted({str(tensor.device) for _, tensor in tensors})
+    parts = module.named_modules()
+    scripted = [name for name, part in parts if isinstance(part, torch.jit.ScriptModule) and [*part.parameters()]]
     by_batch = [
         name
         for name, part in module.named_modules()
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
     ]
-    if isinstance(module, torch.jit.ScriptModule):
-        problem = "a scripted or traced network hides its layers; give the network it was made from"
+    if scripted:
+        where = f" at {scripted[0]!r}" if scripted[0] else ""
+        problem = f"a scripted or traced network hides its layers{where}; give the network it was made from"
     elif lazy:
         problem = f"{lazy[0]} has no shape yet (a lazy layer); run the network on one batch before giving it"
     elif meta:

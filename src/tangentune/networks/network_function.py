@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.features import Extractor, named_tensor
+from tangentune.networks.features import Extractor, Followed, named_tensor
 from tangentune.networks.freezing import frozen_copy
 from tangentune.networks.heads import refuse_zero_head
 from tangentune.networks.parameters import used_parameters
@@ -25,6 +26,9 @@ def recordable(x: Inputs) -> Inputs:
     if isinstance(x, Tensor):
         return x.clone() if x.is_inference() else x
     return {name: t.clone() for name, t in x.items()} if any(t.is_inference() for t in x.values()) else x
+
+
+_FOLLOWED: WeakSet[nn.Module] = WeakSet()  # networks seen to use replaced parameters only; once each is enough
 
 
 @final
@@ -52,8 +56,14 @@ class NetworkFunction:
     def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
         """Outputs with some parameters replaced."""
         own = own_modules(self.network, {self._inner(name): p for name, p in replaced.items()})
-        with no_checkpoints():
-            return own(x)
+        if not replaced or self.network in _FOLLOWED:
+            with no_checkpoints():
+                return own(x)
+        known = self.parameters()
+        with no_checkpoints(), Followed({name: known[name] for name in replaced}):
+            output = own(x)
+        _FOLLOWED.add(self.network)
+        return output
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters that may move, by name, in network order."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tangentune.errors import InputError
-from tangentune.networks.features import Features, features_at
+from tangentune.networks.features import Features, Followed, features_at
 from tangentune.networks.passes import no_checkpoints
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -80,9 +81,10 @@ def used_parameters(
 
     Autograd's tape says so: it leads from the features to them. No gradient is calculated. Cost: one forward pass.
     """
-    given = ((name, p) for name, p in module.named_parameters() if p.is_floating_point())
-    leaves = {name: p.detach().requires_grad_() for name, p in given if names is None or name in names}
-    with torch.enable_grad(), no_checkpoints():
+    floats = ((name, p) for name, p in module.named_parameters() if p.is_floating_point())
+    given = {name: p for name, p in floats if names is None or name in names}
+    leaves = {name: p.detach().requires_grad_() for name, p in given.items()}
+    with torch.enable_grad(), no_checkpoints(), Followed(given):
         phi = features_at(module, features, leaves, x.clone())  # a first layer may work in place
     reached = _leaves_of(phi)
     return [name for name, leaf in leaves.items() if id(leaf) in reached]
@@ -90,7 +92,9 @@ def used_parameters(
 
 def _leaves_of(value: Tensor) -> set[int]:
     """Identities of the tensors, alive elsewhere, at which the tape of a value begins."""
-    found, seen, waiting = set(), {None}, [value.grad_fn]
+    found: set[int] = set()
+    seen: set[Any] = {None}
+    waiting: list[Any] = [value.grad_fn]
     while waiting:
         step = waiting.pop()
         if step in seen:

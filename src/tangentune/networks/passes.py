@@ -56,7 +56,8 @@ def _twin(value: Any, twins: dict[int, Any]) -> Any:
             made[key] = own if type(own) in _PLAIN else _twin(own, twins)
         return made
     if isinstance(value, nn.Module):
-        return value if isinstance(value, torch.jit.ScriptModule) else _module_twin(value, twins)
+        scripted = isinstance(value, torch.jit.ScriptModule)  # without parameters, or it would be no backbone
+        return value if scripted else _module_twin(value, twins)
     if kind is list:
         made = twins[id(value)] = []
         made.extend(_twin(own, twins) for own in value)
@@ -82,6 +83,8 @@ def _module_twin(module: nn.Module, twins: dict[int, Any]) -> nn.Module:
         if kind in _PLAIN or key in _UNTOUCHED or (kind is tuple and _PLAIN.issuperset(map(type, own))):
             continue
         state[key] = kind() if (kind is dict or kind is OrderedDict) and not own else _twin(own, twins)
+    if "_orig_mod" in module._modules:  # torch.compile's wrapper runs code of the old module
+        state["forward"] = state["_modules"]["_orig_mod"]
     state[_OWN] = True
     return twin
 
