@@ -58,8 +58,8 @@ def decoding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.png")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "decoding\n"
         yield process

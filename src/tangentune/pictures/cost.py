@@ -21,8 +21,8 @@ _USUAL_PIXELS = 89_478_485  # Pillow's own limit
 _BYTES_ALLOWED = 12  # for each pixel of the limit: 1 GiB in all
 _SECONDS_ALLOWED = 30.0  # at the usual limit
 _VISITS_ALLOWED = 24  # of each pixel, by the scans of a progressive JPEG; encoders write about ten scans
-# What decoders that read a file in one go hold for each pixel at their worst moment; others hold four bytes or fewer.
-_BYTES_TAKEN = {"WEBP": 20, "AVIF": 12, "HEIF": 12, "JPEG2000": 28}
+# What some decoders hold for each pixel at their worst moment, measured; all others hold less than is allowed.
+_BYTES_TAKEN = {"WEBP": 16, "JPEG2000": 20}
 _SCAN = re.compile(rb"\xff\xda\0[\x06\x08\x0a\x0c][\x01-\x04]")
 _PIECE = 1 << 16
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
