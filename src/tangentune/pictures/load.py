@@ -116,9 +116,10 @@ def load_pictures(
     else:
         pictures = _from_items(source, given, contract, on_error, verbose)
     _refuse_unlabelled(need_labels, pictures.labels)
-    for sentence in (_range_sentence(pictures.pixels, contract), pictures.skip_report()):
-        if sentence and pictures is not source:
-            warnings.warn(sentence, stacklevel=2)
+    if pictures is not source:
+        for sentence in (_range_sentence(pictures.pixels, contract), pictures.skip_report()):
+            if sentence:
+                warnings.warn(sentence, stacklevel=2)
     return pictures
 
 
