@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import try_decode
@@ -116,3 +117,15 @@ def test_colour_that_stands_for_transparent_is_white_at_sixteen_bits(tmp_path: P
     row = struct.pack(">HHH", 0x1234, 0x5678, 0) * 4 + struct.pack(">HHH", 0xFF00, 0, 0) * 4
     found = first_row(tmp_path / "a.png", png(16, 2, row, struct.pack(">HHH", 0x1234, 0x5678, 0)), RGB)
     assert found == [[255] * 8, [255] * 4 + [0] * 4, [255] * 4 + [0] * 4]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_turned_tiffs_that_could_be_mapped_into_memory_are_upright(tmp_path: Path, mode: str, orientation: int) -> None:
+    upright = np.repeat(np.array([[240, 160], [80, 0]], np.uint8), 4, axis=0).repeat(4, axis=1)[:, :6]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(np.rot90(upright, 1 if orientation == 6 else -1))
+    Image.fromarray(stored).convert(mode).save(tmp_path / "a.tif", exif=exif)
+    pixels = try_decode(tmp_path / "a.tif", DataContract(input_size=(1, 8, 6)))
+    np.testing.assert_array_equal(pixels, upright[None])
