@@ -67,6 +67,24 @@ def test_pictures_are_known_by_their_first_bytes(tmp_path: Path, suffix: str) ->
     assert load_pictures(tmp_path / "a", contract=CONTRACT, need_labels=False).ids == ["a"]  # named by hand, it is read
 
 
+def test_endings_of_many_other_files_are_not_looked_at_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, looked = class_folder(tmp_path / "set"), []
+    for i in range(150):
+        (root / "cat" / f"{i}.dat").write_bytes(b"hello")
+        save(root / "dog" / f"{i}.jpg_")
+
+    def look(path: str) -> bool:
+        looked.append(path)
+        return looks_like_picture(path)
+
+    monkeypatch.setattr("tangentune.pictures.names.looks_like_picture", look)
+    (note,) = find_files(root).notes
+    assert "(150 .jpg_; " in note
+    assert len(looked) == 250
+
+
 def test_other_files_are_not_taken_for_pictures(tmp_path: Path) -> None:
     for content in (b"", b"a", b"BMW drivers, all of them", b"P1 is a name", b"PK\x03\x04", b"\x7fELF", b"%PDF-1.4"):
         (tmp_path / "a").write_bytes(content)

@@ -25,6 +25,7 @@ from tangentune.pictures.names import (
 # What operating systems, archives and disk stations leave behind.
 _JUNK_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _JUNK_FILES = {"thumbs.db", "desktop.ini"}
+_MOST_OTHERS = 100  # files of one ending that are opened in vain, which takes long on a network disk
 _SPLIT_NAMES = {"train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"}
 
 
@@ -173,6 +174,7 @@ class _Walk:
     entered: set[tuple[int, int]] = field(default_factory=set)
     repeated: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
     @cached_property
     def real(self) -> set[tuple[int, int]]:
@@ -211,9 +213,13 @@ class _Walk:
                 self.look_at(entry)
 
     def look_at(self, entry: os.DirEntry[str]) -> None:
-        """Remember a file that is not read but may be a picture."""
-        if may_be_picture(entry.path):
-            self.unread.append(entry.path)
+        """Remember a file that is not read but may be a picture; of an ending with many that are none, no more."""
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if self.others[suffix] < _MOST_OTHERS:
+            if may_be_picture(entry.path):
+                self.unread.append(entry.path)
+            else:
+                self.others[suffix] += 1
 
     def notes(self) -> list[str]:
         """What was left out, counted."""
