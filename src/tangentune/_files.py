@@ -29,6 +29,21 @@ _FORMER = ".tangentune-former"
 _STALE_SECONDS = 24 * 3600
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with `~` for a home, if there is such a user; it need not exist.
+
+    Raises:
+        InputError: the system refuses the name or the way to it.
+    """
+    found = Path(os.path.expanduser(path))  # the method of Path raises where there is no such user
+    try:
+        found.exists()
+    except OSError as error:
+        message = f"{str(path)[:80]}{'...' if len(str(path)) > 80 else ''} cannot be used: {error.strerror}"
+        raise InputError(message) from error
+    return found
+
+
 @contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to beside `path`; at the end, without an error, it takes its place in one move.

@@ -1,10 +1,35 @@
-"""Every error a user can cause, each with a sentence that says what to do; and errors put into words."""
+"""Every error a user can cause, each with a sentence that says what to do; and foreign text put into words."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # invisible, but parts of words and emoji
+
+
+def shown(text: str) -> str:
+    r"""Foreign text as it may stand on a terminal: control characters, direction overrides and surrogates escaped.
+
+    Example:
+        >>> shown("a\x1b[31m\u202e.png")
+        'a\\x1b[31m\\u202e.png'
+    """
+    if text.isprintable():
+        return text
+    unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    escape = {c: ascii(c)[1:-1] for c in set(text) if unicodedata.category(c) in unsafe and c not in _JOINERS}
+    return text.translate(str.maketrans(escape))
+
 
 from importlib.metadata import version
 
 
 class TangentuneError(Exception):
     """Base of all errors raised on purpose by tangentune."""
+
+    def __str__(self) -> str:
+        """The sentence; names in it may come from anywhere, so nothing in it steers a terminal."""
+        return "\n".join(map(shown, super().__str__().split("\n")))
 
 
 class InputError(TangentuneError, ValueError):

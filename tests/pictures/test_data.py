@@ -170,8 +170,14 @@ def test_random_transforms_are_noticed() -> None:
 
 def test_suspicious_float_ranges_warn() -> None:
     pictures = colours(2).astype(np.float32)
-    with pytest.warns(UserWarning, match=r"like 0\.\.255, but floats are taken as \[0, 1\]"):
-        load_pictures(pictures, [0, 1], contract=CONTRACT)
+    bare = DataContract(input_size=(3, 8, 8))
+    for source in (pictures, list(pictures), Items(list(pictures))):
+        with pytest.raises(InputError, match=r"like 0\.\.255, but floats are taken as \[0, 1\]"):
+            load_pictures(source, [0, 1], contract=CONTRACT)
+        with pytest.warns(UserWarning, match=r"like 0\.\.255"):  # the network may take them so
+            load_pictures(source, [0, 1], contract=bare)
+    with pytest.warns(UserWarning, match=r"like 0\.\.255"):
+        load_pictures(pictures / 60, [0, 1], contract=CONTRACT)
     with pytest.warns(UserWarning, match="as if normalised"):
         load_pictures(pictures / 100 - 1, [0, 1], contract=CONTRACT)
     load_pictures(pictures / 100 - 1, [0, 1], contract=DataContract(input_size=(3, 8, 8)))  # no mean: no warning
@@ -183,6 +189,22 @@ def test_twelve_bits_in_sixteen_bit_files_warn(tmp_path: Path) -> None:
         Image.fromarray(np.full((9, 9), 4095, dtype=np.uint16)).save(tmp_path / name)
     with pytest.warns(UserWarning, match="nearly black .highest value 16 of 255"):
         load_pictures(tmp_path, contract=CONTRACT)
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize(("highest", "cure"), [(4095, "multiply by 16"), (1023, "multiply by 64"), (255, "give uint8")])
+def test_fewer_bits_in_sixteen_bit_arrays_are_refused(wrap: Any, highest: int, cure: str) -> None:
+    pictures = wrap(np.linspace(0, highest, 2 * 3 * 64).astype(np.uint16).reshape(2, 3, 8, 8))
+    with pytest.raises(InputError, match=rf"go up to {highest}, as if they had .* bits, .*0\.\.65535: {cure}"):
+        load_pictures(pictures, [0, 1], contract=CONTRACT)
+    with pytest.warns(UserWarning, match=cure):  # a model may be asked about one dark picture
+        load_pictures(pictures, contract=CONTRACT, need_labels=False)
+
+
+def test_fewer_bits_in_sixteen_bit_datasets_warn() -> None:
+    items = Items([(np.full((8, 8), 4095, np.uint16), label) for label in "ab"])
+    with pytest.warns(UserWarning, match="nearly black .highest value 16 of 255"):
+        load_pictures(items, contract=CONTRACT)
 
 
 def test_notes_on_folders_are_warnings(folder: Path) -> None:
@@ -199,7 +221,8 @@ def test_bad_files_raise_or_are_skipped_with_a_count(folder: Path) -> None:
     whole = (folder / "dog" / "5.png").read_bytes()
     (folder / "dog" / "5.png").write_bytes(whole[:60])
     (folder / "dog" / "loop").symlink_to(folder)
-    with pytest.raises(PictureError, match=r"2 of 6 pictures cannot be read: dog/loop \(it is a symbolic link back"):
+    named = r"3 of 6 pictures cannot be read: dog/loop \(it is a symbolic link back"
+    with pytest.raises(PictureError, match=named + r".*\), cat/1\.png \(.*0 bytes\)\), dog/5\.png \("):
         load_pictures(folder, contract=CONTRACT)
     with pytest.warns(UserWarning, match="3 pictures were left out, 4 remain: dog/loop"):
         pictures = load_pictures(folder, contract=CONTRACT, on_error="skip")
@@ -219,6 +242,24 @@ def test_bad_files_raise_or_are_skipped_with_a_count(folder: Path) -> None:
         load_pictures(folder, contract=CONTRACT)
     kept = pictures.pixels.untyped_storage().nbytes()
     assert kept == pictures.pixels.nbytes  # room for what was skipped is not pickled along
+
+
+def test_up_to_ten_unreadable_pictures_are_named_then_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{i:02d}.png" for i in range(14)]
+    for i, path in enumerate(paths):
+        path.write_bytes(b"" if i % 2 else b"no picture")
+    (tmp_path / "13.png").unlink()
+    Image.fromarray(colours(1)[0]).save(paths[0])
+    with pytest.raises(PictureError) as caught:
+        load_pictures(paths, list(range(14)), contract=CONTRACT)
+    assert str(caught.value).startswith("13 of 14 pictures cannot be read: ")
+    assert [f"{i:02d}.png" in str(caught.value) for i in range(14)] == [False] + [True] * 10 + [False] * 3
+    assert " and 3 more. " in str(caught.value)
+    monkeypatch.setattr(data, "_READ_ON_S", -1.0)  # as if the others took long to read
+    with pytest.raises(PictureError, match="1 of 4 pictures cannot be read, and 2 were not tried: .*02.png"):
+        load_pictures([paths[0], paths[2], paths[0], paths[0]], [0, 1, 2, 3], contract=CONTRACT)
+    with pytest.raises(PictureError, match="1 of 4 pictures cannot be read, and 4 were not tried: .*01.png"):
+        load_pictures([paths[0], paths[1], paths[0], paths[2]], [0, 1, 2, 3], contract=CONTRACT)  # known to be empty
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(folder: Path) -> None:

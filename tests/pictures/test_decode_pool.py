@@ -50,8 +50,10 @@ def test_workers_change_nothing(many: list[str], monkeypatch: pytest.MonkeyPatch
         assert alone.labels is not None
         assert other.labels is not None
         assert alone.labels.tolist() == other.labels.tolist()
-    for n_jobs in (1, 2):  # the first in order is named, whichever is met first
-        with pytest.raises(PictureError, match=r"05\.png: it is not a picture in a known format"):
+    for n_jobs in (1, 2):  # all are named, in their order, whichever is met first
+        with pytest.raises(
+            PictureError, match=r"2 of 70 .*05\.png \(it is not a picture in a known format\), .*60\.png"
+        ):
             load_pictures(many, range_labels, contract=CONTRACT, n_jobs=n_jobs)
 
 

@@ -54,11 +54,30 @@ def test_labels_of_every_kind(labels: Any, kind: str, values: list[Any]) -> None
         (np.array([1j, 2]), "type complex128"),
         (np.array([{}, {}], dtype=object), "Label 0 is of type dict"),
         (5, r"shape \(\)"),
+        (["a", "a\0"], r"Label 1 is 'a\\x00'; a label cannot hold the character NUL"),
+        (("a\0b", "a"), "Label 0 is .* NUL"),
+        (np.array(["a", "a\0"], dtype=object), "Label 1 is .* NUL"),
     ],
 )
 def test_labels_with_gaps_or_of_no_use(labels: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         label_array(labels)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ("cat", "cat ", "'cat' = 'cat '"),
+        ("black cat", "black  cat", "'black cat' = 'black  cat'"),
+        ("caf\u00e9", "cafe\u0301", r"'caf\xe9' = 'cafe\u0301'"),
+        ("cat", "cat\u200b", r"'cat' = 'cat\u200b'"),
+    ],
+)
+def test_classes_that_look_alike_are_told(one: str, other: str, told: str) -> None:
+    labels = np.array([one, "dog", other] * 2)
+    (sentence,) = check_classes(labels, list("abcdef"))
+    assert sentence == f"Classes have names that look alike: {told}; if they are one class, give it one name."
+    assert check_classes(np.array(["cat", "Cat", "m2", "m²"] * 2), list("abcdefgh")) == []
 
 
 def test_labels_for_regression() -> None:

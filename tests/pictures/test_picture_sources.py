@@ -74,6 +74,8 @@ def test_notes_name_empty_classes_and_loose_pictures(tmp_path: Path) -> None:
             ["train/cat/1.jpg", "test/cat/1.jpg"],
             "holds the splits test, train, not classes; give one of them",
         ),
+        (["train/cat/1.jpg", "test/cat/1.jpg", "docs/a.md"], "holds the splits test, train, not classes"),
+        (["train/cat/1.jpg", "test/cat/1.jpg", "docs/a.jpg"], "holds the splits test, train, not classes"),
     ],
 )
 def test_layout_mistakes_get_one_clear_sentence(tmp_path: Path, names: list[str], sentence: str) -> None:
@@ -85,7 +87,10 @@ def test_layout_mistakes_get_one_clear_sentence(tmp_path: Path, names: list[str]
 
 
 def test_train_and_test_are_classes_when_pictures_lie_in_them(tmp_path: Path) -> None:
-    assert find_files(tree(tmp_path, "train/1.jpg", "test/1.jpg")).labels == ["test", "train"]
+    files = find_files(tree(tmp_path, "train/1.jpg", "test/1.jpg", "docs/a.md"))
+    assert files.labels == ["test", "train"]
+    assert "are named like splits (test, train); make sure" in files.notes[0]
+    assert find_files(tree(tmp_path / "vehicles", "train/old/1.jpg", "bus/1.jpg")).notes == []
 
 
 def test_folder_around_the_class_folders_is_hinted_at(tmp_path: Path) -> None:
@@ -154,6 +159,8 @@ def test_unicode_and_undecodable_names(tmp_path: Path) -> None:
         assert from_paths(files.paths).ids[1].encode("utf-8").endswith(b"\\xff.png")
     else:
         assert find_files(tmp_path).ids == ["Möwe/日本 1.jpg", "Z/😀.png"]
+    assert readable("a\x1b[31m\n\u202egpj.exe") == "a\\x1b[31m\\n\\u202egpj.exe"
+    assert readable("e\u0301\u200d👩\u200d👧 日本") == "e\u0301\u200d👩\u200d👧 日本"
     assert readable("lone \ud800") == "lone \\xed\\xa0\\x80"
 
 
@@ -191,6 +198,7 @@ def test_table_without_labels_and_absolute_paths(tmp_path: Path) -> None:
         (b"file,class\na.jpg,cat\n", "must name the column path and label; it names file, class."),
         (b"path\na.jpg\n", "must name the column label; it names path."),
         (b"", "it names nothing."),
+        (b"path,label,Label\na.jpg,cat,dog\n", "names the column label 2 times; keep one."),
         (b"path,label\n", "lists no picture."),
         (b"path,label\na.jpg,cat\nb.jpg\n", "Line 3 of"),
         (b"path,label\n,cat\n", "has no path."),

@@ -61,6 +61,24 @@ def test_reasons_say_what_is_wrong(tmp_path: Path) -> None:
     assert try_decode("a\0b.jpg", RGB) == "its name is not a possible file name"
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff", b"\x89PN", b"GIF", b"BM6", b"II*", b"RIF", b"P6\n", b"\0\0\0"])
+def test_files_of_a_few_bytes_have_a_reason(tmp_path: Path, head: bytes, length: int) -> None:
+    for suffix in ("jpg", "tga", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(head[:length])
+        assert re.fullmatch("(it|the file) is .+", str(try_decode(path, RGB)))
+
+
+def test_a_diagnosis_that_fails_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise OSError
+
+    (tmp_path / "a.jpg").write_bytes(b"no picture at all")
+    monkeypatch.setattr("tangentune.pictures.unreadable._what_it_is", fail)  # the file may have gone meanwhile
+    assert try_decode(tmp_path / "a.jpg", RGB) == "it is damaged (UnidentifiedImageError)"
+
+
 def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "bomb.png")
     for limit in (1000, 100):  # Pillow warns up to twice the limit, and raises beyond

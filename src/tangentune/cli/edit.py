@@ -19,7 +19,7 @@ from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli.options import Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import new_table, print_table, score_rows
-from tangentune.errors import InputError
+from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -196,7 +196,8 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     print_table(table, stream)
     for word, names in facts["classes"].items():
         if names:
-            stream.write(f"{word.capitalize()} {'class' if len(names) == 1 else 'classes'}: {', '.join(names)}\n")
+            kind = "class" if len(names) == 1 else "classes"
+            stream.write(f"{word.capitalize()} {kind}: {shown(', '.join(names))}\n")
     if facts.get("skipped"):
         stream.write(f"Pictures left out: {len(facts['skipped'])}\n")
     done = f"replaced; seal of the edit {edit['seal'][:16]}" if facts["saved"] else "left as it was"

@@ -12,6 +12,7 @@ from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
+from tangentune.errors import shown
 
 if TYPE_CHECKING:
     from tangentune.reports.explanation import Explanation, Prediction
@@ -68,14 +69,18 @@ def _show_explanation(one: Explanation, stream: IO[str]) -> None:
     from tangentune.reports.explanation import familiarity
 
     if one.given is not None:
-        stream.write(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.\n")
+        stream.write(
+            shown(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.") + "\n"
+        )
     for attribution in one.attributions:
         rival, strongest = attribution.against, attribution.strongest
         more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else f" ± {attribution.error:.2g}"
         name = f"{attribution.name} " if attribution.name else ""
-        stream.write(f"{one.id}: {name}{_words(attribution.answer, '({})')}{more}\n{familiarity(one.distance)}\n")
+        stream.write(shown(f"{one.id}: {name}{_words(attribution.answer, '({})')}{more}") + "\n")
+        stream.write(f"{familiarity(one.distance)}\n")
         if strongest is not None and strongest.without is not None:
-            stream.write(f"Without {strongest.id} the answer would be {_words(strongest.without, '({})')}.\n")
+            without = _words(strongest.without, "({})")
+            stream.write(shown(f"Without {strongest.id} the answer would be {without}.") + "\n")
         table = new_table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
         for effect in (*attribution.raised, *reversed(attribution.lowered)):
             number = f"{effect.influence:+.3f}" if rival else f"{effect.influence:+.3g}"

@@ -6,14 +6,16 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import click
 
-from tangentune.errors import TangentuneError
+from tangentune.errors import TangentuneError, shown
 
 USAGE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
 
@@ -21,14 +23,15 @@ USAGE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
 def run(command: Callable[[], Any]) -> int:
     """Run a command and turn every mistake of the user's into one sentence on stderr; the exit code.
 
-    0: done. 2: a mistake in the arguments, pictures or model. 130: interrupted. 1: the reader of the output left.
-    Anything else is our own mistake and keeps its traceback.
+    0: done. 2: a mistake in the arguments, pictures or model. 130: interrupted, by Ctrl-C, or by the end of the session
+    or the machine. 1: the reader of the output left. Anything else is our own mistake and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes that no text can show
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
+        with _ends_as_if_interrupted():
+            code = command()
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
@@ -52,6 +55,22 @@ def run(command: Callable[[], Any]) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextlib.contextmanager
+def _ends_as_if_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end as Ctrl-C does, so that nothing half done and no decoder process stays behind."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python allows it there only
+    changed = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` keeps its meaning
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _usage(error: click.ClickException) -> str:
     text = error.format_message().strip().rstrip(".")
     text = text[:1].lower() + text[1:]
@@ -63,7 +82,7 @@ def _usage(error: click.ClickException) -> str:
 
 def _fail(sentence: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
-        click.echo("error: " + " ".join(sentence.split("\n")), err=True)
+        click.echo("error: " + shown(" ".join(sentence.split("\n"))), err=True)
     return code
 
 
@@ -74,7 +93,7 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if not quiet:
-            click.echo(f"note: {' '.join(str(message).split())}", err=True)
+            click.echo(f"note: {shown(' '.join(str(message).split()))}", err=True)
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("default")

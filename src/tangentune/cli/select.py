@@ -12,6 +12,7 @@ import click
 from tangentune.cli.models import PICTURES
 from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, option, shared_options
 from tangentune.cli.run import check_device, print_json, working
+from tangentune.errors import shown
 
 if TYPE_CHECKING:
     from tangentune.methods.source_selection.manifest import Manifest
@@ -183,7 +184,7 @@ def show_selection(manifest: Manifest, target: str, out: str, page: str | None, 
         table.add_row(*folded(*cells))
     print_table(table, stream)
     for note in manifest.notes:
-        stream.write(f"Note: {note}\n")
+        stream.write(f"Note: {shown(note)}\n")
     stream.write(f"\nManifest written to {out}\n")
     if page is not None:
         stream.write(f"Page written to {page}\n")

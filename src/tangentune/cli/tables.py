@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING
 
+from tangentune.errors import shown
+
 if TYPE_CHECKING:  # rich is imported when a table is made, so that help and mistakes in the options are quick
     from rich.table import Table
     from rich.text import Text
@@ -23,7 +25,7 @@ def folded(*cells: str) -> list[Text]:
     """Cells that hold the user's own words: shown as they are, to their last letter."""
     from rich.text import Text
 
-    return [Text(cell, overflow="fold") for cell in cells]
+    return [Text(shown(cell), overflow="fold") for cell in cells]
 
 
 def print_table(table: Table, stream: IO[str]) -> None:
@@ -40,7 +42,7 @@ def print_facts(rows: list[tuple[str, str]], stream: IO[str]) -> None:
     """Names and values, one pair a line."""
     table = new_table("", "", header=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*folded(*row))
     print_table(table, stream)
 
 

@@ -23,6 +23,7 @@ from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.checks import refuse_nul
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.load import Pictures
@@ -114,6 +115,7 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
         picture_shape(DataContract(None))  # says what a backbone for them needs
     X = X.numpy() if isinstance(X, Tensor) else X
     if labelled:
+        refuse_nul(y)
         rules: dict[str, Any] = {"multi_output": True, "y_numeric": False, "ensure_min_samples": 2 if reset else 1}
         X, y = validate_data(estimator, X, y, dtype="numeric", reset=reset, **rules)
     else:

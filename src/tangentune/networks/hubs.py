@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor, nn
 
+from tangentune._files import user_path
 from tangentune.errors import BackboneError, MissingExtraError, cannot_import, first_line
 from tangentune.networks.features import Loaded, Tap, pool_tokens
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
@@ -122,7 +123,7 @@ def _last_layer(module: nn.Module, classes: int) -> str:
 
 def _load_hf(directory: str) -> Loaded:
     transformers = _import("transformers")
-    path = Path(directory).expanduser()
+    path = user_path(directory)
     if not (path / "config.json").is_file():
         message = (
             f"hf:{directory} must be a local directory with config.json, weights and "

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.decode import picture_shape, prepare_picture, resize_plan
+from tangentune.pictures.decode import MOST_PIXELS, picture_shape, prepare_picture, resize_plan
 from tangentune.pictures.pictures import allocate
 
 _CHUNK_BYTES = 32 << 20
@@ -203,6 +203,10 @@ def _fit_float(chunk: Tensor, contract: DataContract) -> Tensor:
         chunk = (chunk * chunk.new_tensor(_LUMA)[:, None, None]).sum(dim=1, keepdim=True)
     if tuple(chunk.shape[2:]) != (rows, columns):  # by the filters that Pillow uses
         new_w, new_h, left, top = resize_plan(chunk.shape[3], chunk.shape[2], contract)
+        if new_w * new_h > MOST_PIXELS:
+            sides = f"Pictures of {chunk.shape[3]} x {chunk.shape[2]} pixels"
+            message = f"{sides} would have to be resized to {new_w} x {new_h}; cut them first."
+            raise InputError(message)
         mode = "nearest-exact" if contract.interpolation == "nearest" else contract.interpolation
         low, high = chunk.amin((1, 2, 3), keepdim=True), chunk.amax((1, 2, 3), keepdim=True)
         chunk = F.interpolate(chunk, size=(new_h, new_w), mode=mode, antialias=mode != "nearest-exact")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.errors import InputError
+from tangentune.errors import InputError, shown
 from tangentune.pictures.names import some
 
 
@@ -22,8 +23,9 @@ def label_array(labels: Any) -> NDArray[Any]:
     on several targets.
 
     Raises:
-        InputError: a label is missing (None, NaN, "") or infinite, or text and numbers are mixed.
+        InputError: a label is missing (None, NaN, "") or infinite, holds a NUL, or text and numbers are mixed.
     """
+    refuse_nul(labels)
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
     elif isinstance(labels, (list, tuple)):
@@ -53,6 +55,15 @@ def label_array(labels: Any) -> NDArray[Any]:
         message = f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label."
         raise InputError(message)
     return array
+
+
+def refuse_nul(labels: Any) -> None:
+    """Refuse text with a NUL, which numpy drops from the end of text, so that two classes would become one."""
+    texts = isinstance(labels, (list, tuple)) or str(getattr(labels, "dtype", "")) == "object"
+    for position, label in enumerate(labels if texts else ()):
+        if isinstance(label, str) and "\0" in label:
+            message = f"Label {position} is {label!r}; a label cannot hold the character NUL."
+            raise InputError(message)
 
 
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
@@ -109,15 +120,28 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
         same = f"All {len(values)} pictures have the label {values[0]!r}"
         message = f"{same}; a classifier needs pictures of at least two classes."
         raise InputError(message)
+    sentences = _look_alikes([value for value in counts if isinstance(value, str)])
     lonely = [i for i, label in enumerate(values) if counts[label] == 1]
     if not lonely:
-        return []
+        return sentences
     if len(lonely) == 1:
-        which = f"Class {values[lonely[0]]!r} has only one picture ({ids[lonely[0]]})"
-        return [f"{which}, so its leave-one-out prediction cannot be right."]
+        which = f"Class {values[lonely[0]]!r} has only one picture ({shown(ids[lonely[0]])})"
+        return [*sentences, f"{which}, so its leave-one-out prediction cannot be right."]
     named = some([f"{values[i]!r}: {ids[i]}" for i in lonely])
     which = f"{len(lonely)} classes have only one picture each ({named})"
-    return [f"{which}, so the leave-one-out predictions of these pictures cannot be right."]
+    return [*sentences, f"{which}, so the leave-one-out predictions of these pictures cannot be right."]
+
+
+def _look_alikes(names: Sequence[str]) -> list[str]:
+    """A sentence on class names that people cannot tell apart: other spaces, or letters put together otherwise."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+        groups.setdefault(" ".join(visible.split()), []).append(name)
+    twins = [" = ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
+    return [f"Classes have names that look alike: {some(twins)}; if they are one class, give it one name."] * bool(
+        twins
+    )
 
 
 def pictures_digest(pixels: Tensor) -> list[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import stat
 import warnings
-from functools import lru_cache
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tangentune.errors import InputError
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
+from tangentune.pictures.cost import LimitedFile, is_text_limit, limit_cost, without_text
+from tangentune.pictures.unreadable import UnusableError, allowed_formats, file_problem, reason
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
-# Picture formats only: Pillow also opens PostScript (by running Ghostscript), video and science containers.
-_FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "PCX", "QOI"]
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,6 +29,12 @@ _TURNS = {
 }
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 as long as it stays this many times larger than needed.
 _DRAFT_GAP = 3
+# Pixels of a picture on its way to the size of the network, which a strip much longer than wide exceeds by far.
+MOST_PIXELS = 1 << 26
+_BAND_PIXELS = 1 << 22
+_FILTER_REACH = 3  # pixels to each side that the widest of the filters looks at
+# By what the pixels of a PNG are multiplied when they are read.
+_CLEAR_SCALES = {"1": 255.0, "L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 def picture_shape(contract: DataContract, files: bool = False) -> tuple[int, int, int]:
@@ -82,24 +85,49 @@ def prepare_picture(image: Image.Image, contract: DataContract) -> NDArray[np.ui
     channels or colour reduced to luma as the network needs. Colour profiles are not applied.
     """
     channels, rows, columns = picture_shape(contract, files=True)
+    clear = _clear_colour(image)
     image.load()
     turn = _TURNS.get(_orientation(image))
+    if clear is not None:
+        image = image.copy()
+        image.info["transparency"] = clear
     image = _convert(image, "L" if channels == 1 else "RGB")
     if turn is not None:
         image = image.transpose(turn)
-    new_w, new_h, left, top = resize_plan(image.width, image.height, contract)
-    image = image.resize((new_w, new_h), RESAMPLING[contract.interpolation])
-    image = image.crop((left, top, left + columns, top + rows))
-    pixels = np.array(image).reshape(rows, columns, channels)  # a copy: Pillow's own may not be written to
+    pixels = np.array(_resize(image, contract)).reshape(rows, columns, channels)  # a copy: Pillow's is read-only
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resize(image: Image.Image, contract: DataContract) -> Image.Image:
+    """At the contract's size; no picture between takes more than `MOST_PIXELS`, or a strip would need gigabytes."""
+    _, rows, columns = picture_shape(contract)
+    by, (width, height) = RESAMPLING[contract.interpolation], image.size
+    new_w, new_h, left, top = resize_plan(width, height, contract)
+    if new_w * new_h > MOST_PIXELS:  # only the part that is kept
+        across, first = _part(width, new_w, left, columns)
+        down, upper = _part(height, new_h, top, rows)
+        image = image.crop((first[0], upper[0], first[1], upper[1]))
+        return image.resize((columns, rows), by, (across[0], down[0], across[1], down[1]))
+    if new_w * height > MOST_PIXELS:  # Pillow scales rows first
+        image = image.resize((width, new_h), by)
+    return image.resize((new_w, new_h), by).crop((left, top, left + columns, top + rows))
+
+
+def _part(size: int, new: int, start: int, count: int) -> tuple[tuple[float, float], tuple[int, int]]:
+    """Of one side scaled to `new`, the source of the pixels that are kept: in a cut from it, and where to cut."""
+    scale = size / new
+    low, high = start * scale, (start + count) * scale
+    reach = math.ceil(_FILTER_REACH * max(scale, 1)) + 1
+    cut = max(0, math.floor(low) - reach), min(size, math.ceil(high) + reach)
+    return (low - cut[0], high - cut[0]), cut
 
 
 def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
     """One picture file as a `(channels, height, width)` uint8 array at the contract's size, or why there is none.
 
-    The reason is text: it is missing, empty, truncated, over-large or no picture. Of animated or many-page files the
-    first frame is taken. Large JPEGs are decoded at a fraction of their size where that still leaves three times the
-    pixels needed.
+    The reason is text: it is missing, empty, truncated, over-large, too slow to decode, or no picture. Of animated or
+    many-page files the first frame is taken. Large JPEGs are decoded at a fraction of their size where that still
+    leaves three times the pixels needed.
 
     Raises:
         InputError: the contract is not one for pictures.
@@ -111,43 +139,27 @@ def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF and TIFF tags, which do not touch the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_allowed_formats(os.fspath(path))) as image:
-                _draft(image, contract)
-                return prepare_picture(image, contract)
+            try:
+                return _decode(path, LimitedFile(path), contract)
+            except ValueError as error:
+                if not is_text_limit(error):
+                    raise
+                return _decode(path, without_text(path), contract)
     except InputError:
         raise  # the contract is wrong, not the file
     except Exception as error:  # decoders raise nearly every type on damaged files
-        return _reason(path, error)
+        return reason(path, error)
 
 
-def file_problem(path: str | os.PathLike[str]) -> str | None:
-    """Why a path cannot be a picture file, found without opening it; None when it may be one."""
-    try:
-        info = os.stat(path)
-    except FileNotFoundError:
-        broken = os.path.islink(path)
-        return "it is a symbolic link to a file that does not exist" if broken else "the file does not exist"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "it is a symbolic link that leads back to itself"
-        return error.strerror or str(error)
-    except ValueError:  # a NUL in the name
-        return "its name is not a possible file name"
-    if stat.S_ISDIR(info.st_mode):
-        return "it is a folder, not a picture"
-    if not stat.S_ISREG(info.st_mode):
-        return "it is not a regular file"
-    return "the file is empty (0 bytes)" if info.st_size == 0 else None
-
-
-def _draft(image: Image.Image, contract: DataContract) -> None:
-    """Let a JPEG decoder shrink a large picture; does nothing for other formats."""
-    if getattr(image, "format", None) not in ("JPEG", "MPO"):
-        return
+def _decode(path: str | os.PathLike[str], file: IO[bytes], contract: DataContract) -> NDArray[np.uint8]:
     _, rows, columns = picture_shape(contract)
     # The longer side both ways, because the EXIF orientation may still swap them.
     need = math.ceil(_DRAFT_GAP * max(rows, columns) / (contract.crop or 1))
-    image.draft(None, (need, need))
+    with file, Image.open(file, formats=allowed_formats(os.fspath(path))) as image:
+        limit_cost(image, path, need)
+        if image.format in ("JPEG", "MPO"):  # its decoder may shrink a large picture
+            image.draft(None, (need, need))
+        return prepare_picture(image, contract)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -158,9 +170,22 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Any Pillow mode to "RGB" or "L"."""
+    """Any Pillow mode to "RGB" or "L"; a large picture in bands, because what stands between takes much more room."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    depth, rows = _depth(image), max(1, _BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return _convert_band(image, mode, depth)
+    whole = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        box = 0, top, image.width, min(top + rows, image.height)
+        whole.paste(_convert_band(image.crop(box), mode, depth), box)
+    return whole
+
+
+def _convert_band(image: Image.Image, mode: str, depth: tuple[float, bool]) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_to_eight_bit(image).convert(mode)
+        return _deep_to_eight_bit(image, *depth).convert(mode)
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
@@ -169,73 +194,32 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert("RGB").convert(mode) if image.mode not in ("1", "L") else image.convert(mode)
 
 
-def _deep_to_eight_bit(image: Image.Image) -> Image.Image:
+def _clear_colour(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The colour of a PNG, not yet decoded, that stands for transparent, where Pillow leaves it at the file's depth."""
+    tiles, colour = getattr(image, "tile", None), image.info.get("transparency")
+    if image.format != "PNG" or not tiles or colour is None:
+        return None
+    scale = _CLEAR_SCALES.get(tiles[0][3])
+    if scale is None or isinstance(colour, bytes):
+        return None
+    return int(colour * scale) if isinstance(colour, int) else tuple(int(part * scale) for part in colour)
+
+
+def _depth(image: Image.Image) -> tuple[float, bool]:
+    """The value of full light of deep grey, and whether light is counted from white (some TIFF files)."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    full = 1.0 if image.mode == "F" else 4095.0 if bits == 12 else 65535.0
+    return full, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _deep_to_eight_bit(image: Image.Image, full: float, inverted: bool) -> Image.Image:
     """16-bit and floating-point grey to 8-bit grey by full scale, never by the picture's own range."""
-    pixels = np.asarray(image)
+    pixels, clear = np.asarray(image), image.info.get("transparency")
     low, high = pixels.min(), pixels.max()
-    full = 1.0 if image.mode == "F" else 65535.0
     if not (low >= 0 and high <= full):  # written so that NaN is refused too
         kind = "floating-point" if image.mode == "F" else "32-bit"
         message = f"its {kind} pixels go from {low:g} to {high:g}, not 0 to {full:g}; rescale them first"
-        raise _UnusableError(message)
-    return Image.fromarray(np.rint(pixels * (255.0 / full)).astype(np.uint8))
-
-
-class _UnusableError(Exception):
-    """A picture that was read but cannot be used; the text is the reason."""
-
-
-@lru_cache(maxsize=1)
-def _known_formats() -> tuple[str, ...]:
-    try:
-        import pillow_heif  # pyright: ignore[reportMissingImports]
-
-        pillow_heif.register_heif_opener()
-    except ImportError:
-        pass  # HEIC pictures then get a message that names the package
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _allowed_formats(path: str) -> tuple[str, ...]:
-    # TGA has no signature: nearly any bytes would pass for one, so only its own ending admits it.
-    return (*_known_formats(), "TGA") if path.lower().endswith(".tga") else _known_formats()
-
-
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
-    """Why decoding failed, in words that say what to do."""
-    text = str(error).strip().rstrip(".")
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        pixels = "".join(c for c in text.split("exceeds")[0] if c.isdigit())
-        limit = f"PIL.Image.MAX_IMAGE_PIXELS = {Image.MAX_IMAGE_PIXELS}"
-        return f"it is over-large ({pixels} pixels, {limit}; raise that limit if you trust the file)"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return _what_it_is(path)
-    if isinstance(error, _UnusableError):
-        return text
-    if "truncated" in text.lower() or isinstance(error, EOFError):
-        return "the file is truncated"
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory to decode it"
-    detail = f": {text}" if text else ""
-    return f"it is damaged ({type(error).__name__}{detail})"
-
-
-def _what_it_is(path: str | os.PathLike[str]) -> str:
-    """Say more of a file that Pillow does not know: damaged, or an impostor of a frequent kind."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    unknown = "it is not a picture in a known format"
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
-        return f"{unknown} (it is HEIC, which needs one more package: pip install pillow-heif)"
-    if head.startswith(b"version https://git-lfs"):
-        return f"{unknown} (it is a Git LFS pointer; fetch the picture with `git lfs pull`)"
-    if head.lstrip().startswith(b"<"):
-        return f"{unknown} (it begins like a web page or SVG; was the download refused?)"
-    for name in _known_formats():
-        accept = Image.OPEN[name][1]
-        if accept is not None and accept(head[:16]) is True:
-            return f"it is damaged or truncated (it begins like {name}, but cannot be opened)"
-    return unknown
+        raise UnusableError(message)
+    grey = np.rint((full - pixels if inverted else pixels) * (255.0 / full)).astype(np.uint8)
+    return Image.fromarray(grey if clear is None else np.where(pixels == clear, np.uint8(255), grey))

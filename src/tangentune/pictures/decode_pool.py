@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
 
 from tangentune._checks import whole
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.contract import DataContract
+from tangentune.pictures.cost import pillow_settings, use_settings
 from tangentune.pictures.decode import try_decode
 
 Decoded = NDArray[np.uint8] | str
@@ -27,6 +30,7 @@ _CHUNK = 32
 _LOOK_EVERY = 8
 # Starting workers costs a few seconds, so they must have more than that to do.
 _WORTH_WORKERS_S = 6.0
+_LOOK_FOR_PARENT_S = 1.0
 
 
 def worker_count(n_jobs: int) -> int:
@@ -64,8 +68,7 @@ def decode_files(
 
 def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: int) -> Generator[Decoded, None, None]:
     size = max(1, min(_CHUNK, len(paths) // (4 * workers)))
-    settings = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
-    stopped = False
+    settings, stopped = (os.getpid(), pillow_settings()), False
 
     def tasks() -> Iterator[Any]:
         for start in range(0, len(paths), size):
@@ -93,9 +96,22 @@ def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: in
 
 
 def _decode_chunk(
-    paths: Sequence[str], contract: DataContract, max_pixels: int | None, load_truncated: bool
+    paths: Sequence[str], contract: DataContract, parent: int, settings: tuple[Any, ...]
 ) -> list[Decoded]:
     """Runs in a worker, under the Pillow settings of the process that asked."""
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    ImageFile.LOAD_TRUNCATED_IMAGES = load_truncated
+    _end_with(parent)
+    use_settings(settings)
     return [try_decode(path, contract) for path in paths]
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """In a worker: end it soon after its parent is gone, however that came about; nobody else would."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_FOR_PARENT_S)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere the number of a parent outlives it
+        threading.Thread(target=watch, daemon=True).start()

@@ -8,13 +8,24 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+from tangentune._files import user_path
 from tangentune.errors import InputError, PictureError
-from tangentune.pictures.names import PICTURE_SUFFIXES, is_picture_name, readable, some
+from tangentune.pictures.names import (
+    PICTURE_SUFFIXES,
+    is_picture_name,
+    looks_like_picture,
+    may_be_picture,
+    readable,
+    some,
+)
 
 # What operating systems, archives and disk stations leave behind.
 _JUNK_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+_JUNK_FILES = {"thumbs.db", "desktop.ini"}
+_MOST_OTHERS = 100  # files of one ending that are opened in vain, which takes long on a network disk
 _SPLIT_NAMES = {"train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"}
 
 
@@ -41,7 +52,7 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> File
     Raises:
         PictureError: the path is missing, empty, or not laid out as needed.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     name = readable(path)
     if path.is_dir():
         return _class_folders(path) if need_labels else _flat_folder(path)
@@ -50,7 +61,7 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> File
         raise PictureError(message)
     if path.suffix.lower() in (".csv", ".tsv"):
         return FileList(*_read_table(path, need_labels))
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES or looks_like_picture(path):
         return FileList([os.fspath(path)], [readable(path.name)])
     message = f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture."
     raise PictureError(message)
@@ -79,6 +90,10 @@ def _read_table(path: Path, need_labels: bool) -> tuple[list[str], list[str], li
     if missing:
         found = ", ".join(header) or "nothing"
         message = f"The first line of {name} must name the column {' and '.join(missing)}; it names {found}."
+        raise PictureError(message)
+    twice = [column for column in ("path", "label") if header.count(column) > 1]
+    if twice:
+        message = f"The first line of {name} names the column {twice[0]} {header.count(twice[0])} times; keep one."
         raise PictureError(message)
     ids, labels = [], []
     for line, cells in rows[1:]:
@@ -129,7 +144,7 @@ class _Findings:
 
     def other_files(self) -> str:
         """Such as " (it holds 3 .dng, 1 .txt)", or nothing."""
-        counts = ", ".join(f"{n} {suffix or 'without ending'}" for suffix, n in self.others.most_common(4))
+        counts = _endings(self.others)
         return f" (it holds {counts})" if counts else ""
 
 
@@ -137,7 +152,11 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     """Entries sorted by name, without hidden ones and system leftovers."""
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    return (e for e in entries if not e.name.startswith(".") and e.name not in _JUNK_FOLDERS)
+    return (entry for entry in entries if _is_kept(entry.name))
+
+
+def _is_kept(name: str) -> bool:
+    return not name.startswith(".") and name not in _JUNK_FOLDERS
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -147,25 +166,81 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(folder: str, root: str, found: _Findings, above: frozenset[tuple[int, int]] = frozenset()) -> None:
-    """Collect the pictures below `folder`, names in order, following links but never in a circle."""
-    here = readable(os.path.relpath(folder, root))
-    try:
-        info = os.stat(folder)
-        if (info.st_dev, info.st_ino) in above:
-            found.lost.append((here, "it is a symbolic link back to a folder that contains it"))
+@dataclass
+class _Walk:
+    """A way through all folders below a root that enters each real folder once, however many links lead to it."""
+
+    root: str
+    entered: set[tuple[int, int]] = field(default_factory=set)
+    repeated: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    @cached_property
+    def real(self) -> set[tuple[int, int]]:
+        """Folders that are reached without a link: their pictures are found there, not where a link leads to them."""
+        found = set()
+        for folder, below, _ in os.walk(self.root):
+            below[:] = [name for name in below if _is_kept(name)]
+            info = os.stat(folder)
+            found.add((info.st_dev, info.st_ino))
+        return found
+
+    def collect(self, folder: str, found: _Findings, above: frozenset[tuple[int, int]] = frozenset()) -> None:
+        """Add the pictures below a folder, names in order."""
+        here = readable(os.path.relpath(folder, self.root))
+        try:
+            info = os.stat(folder)
+            place = info.st_dev, info.st_ino
+            if place in above:
+                found.lost.append((here, "it is a symbolic link back to a folder that contains it"))
+                return
+            if place in self.entered or (above and os.path.islink(folder) and place in self.real):
+                self.repeated.append(here)
+                return
+            self.entered.add(place)
+            entries = list(_entries(folder))
+        except OSError as error:
+            found.lost.append((here, f"the folder cannot be opened ({error.strerror})"))
             return
-        entries = list(_entries(folder))
-    except OSError as error:
-        found.lost.append((here, f"the folder cannot be opened ({error.strerror})"))
-        return
-    for entry in entries:
-        if _is_folder(entry):
-            _walk(entry.path, root, found, above | {(info.st_dev, info.st_ino)})
-        elif is_picture_name(entry.name):
-            found.pictures.append(entry.path)
-        elif entry.name.lower() not in ("thumbs.db", "desktop.ini"):
-            found.others[os.path.splitext(entry.name)[1].lower()] += 1
+        for entry in entries:
+            if _is_folder(entry):
+                self.collect(entry.path, found, above | {place})
+            elif is_picture_name(entry.name):
+                found.pictures.append(entry.path)
+            elif entry.name.lower() not in _JUNK_FILES:
+                found.others[os.path.splitext(entry.name)[1].lower()] += 1
+                self.look_at(entry)
+
+    def look_at(self, entry: os.DirEntry[str]) -> None:
+        """Remember a file that is not read but may be a picture; of an ending with many that are none, no more."""
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if self.others[suffix] < _MOST_OTHERS:
+            if may_be_picture(entry.path):
+                self.unread.append(entry.path)
+            else:
+                self.others[suffix] += 1
+
+    def notes(self) -> list[str]:
+        """What was left out, counted."""
+        notes = []
+        if self.repeated:
+            notes.append(
+                f"Links to folders that are read already are left out ({len(self.repeated)}): {some(self.repeated)}."
+            )
+        if self.unread:
+            counts = _endings(Counter(os.path.splitext(path)[1].lower() for path in self.unread))
+            first = readable(os.path.relpath(self.unread[0], self.root))
+            notes.append(
+                f"Files of {readable(self.root)} that may be pictures are left out because of their endings ({counts}; "
+                f"the first is {first}); give them an ending such as .jpg, or convert them, to have them read."
+            )
+        return notes
+
+
+def _endings(counts: Counter[str]) -> str:
+    """Such as "3 .dng, 1 without ending"."""
+    return some([f"{n} {readable(suffix) or 'without ending'}" for suffix, n in counts.most_common()], 4)
 
 
 def _list_root(root: Path) -> list[os.DirEntry[str]]:
@@ -179,12 +254,12 @@ def _list_root(root: Path) -> list[os.DirEntry[str]]:
 def _flat_folder(root: Path) -> FileList:
     """All pictures below a folder, without labels."""
     _list_root(root)
-    found = _Findings()
-    _walk(os.fspath(root), os.fspath(root), found)
+    found, walk = _Findings(), _Walk(os.fspath(root))
+    walk.collect(walk.root, found)
     if not found.pictures and not found.lost:
         message = f"The folder {readable(root)} holds no picture{found.other_files()}."
         raise PictureError(message)
-    return FileList(found.pictures, _relative(found.pictures, root), None, [], found.lost)
+    return FileList(found.pictures, _relative(found.pictures, root), None, walk.notes(), found.lost)
 
 
 def _relative(paths: Sequence[str], root: Path) -> list[str]:
@@ -198,28 +273,27 @@ def _class_folders(root: Path) -> FileList:
     loose = [entry.name for entry in entries if not _is_folder(entry) and is_picture_name(entry.name)]
     if not folders:
         _refuse_folder_without_classes(name, entries, loose)
-    paths, labels, notes, lost, empty = [], [], [], [], []
-    info = root.stat()
-    for entry in folders:
-        found = _Findings()
-        _walk(entry.path, os.fspath(root), found, frozenset({(info.st_dev, info.st_ino)}))
+    paths, labels, lost, empty = [], [], [], []
+    info, walk = root.stat(), _Walk(os.fspath(root))
+    for entry in entries:
+        if not _is_folder(entry):
+            if not is_picture_name(entry.name):
+                walk.look_at(entry)
+            continue
+        found, unread = _Findings(), len(walk.unread)
+        walk.collect(entry.path, found, frozenset({(info.st_dev, info.st_ino)}))
         paths += found.pictures
         labels += [readable(entry.name)] * len(found.pictures)
         lost += found.lost
-        if not found.pictures and not found.lost:
+        if not found.pictures and not found.lost and readable(entry.name) not in walk.repeated:
             empty.append(f"{readable(entry.name)}{found.other_files()}")
+            del walk.unread[unread:]  # told with the class
     if not paths and not lost:
         message = f"None of the class folders in {name} holds a picture: {some(empty)}."
         raise PictureError(message)
     inside = [os.path.relpath(path, root).split(os.sep) for path in paths]
     nested = all(len(parts) > 2 for parts in inside)
-    # `train` and `test` are splits when folders lie between them and their pictures, not classes.
-    if paths and nested and all(entry.name.lower() in _SPLIT_NAMES for entry in folders):
-        message = (
-            f"{name} holds the splits {some([entry.name for entry in folders])}, not classes; "
-            f"give one of them, such as {readable(root / folders[0].name)}."
-        )
-        raise PictureError(message)
+    notes = _check_splits(root, inside) + walk.notes()
     if empty:
         notes.append(f"Class folders of {name} without a picture are left out: {some(empty)}.")
     if loose:
@@ -230,6 +304,22 @@ def _class_folders(root: Path) -> FileList:
         only = readable(root / folders[0].name)
         notes.append(f"All pictures lie in {only}; if the {len(below)} folders in it are the classes, give that.")
     return FileList(paths, _relative(paths, root), labels, notes, lost)
+
+
+def _check_splits(root: Path, inside: list[list[str]]) -> list[str]:
+    """Refuse splits as classes where folders lie between them and their pictures; else a sentence that they are odd."""
+    filled = sorted({parts[0] for parts in inside})
+    splits = [name for name in filled if name.lower() in _SPLIT_NAMES]
+    nested = all(len(parts) > 2 for parts in inside if parts[0] in splits)
+    if splits and nested and (len(splits) > 1 or splits == filled):
+        message = (
+            f"{readable(root)} holds the splits {some(splits)}, not classes; "
+            f"give one of them, such as {readable(root / splits[0])}."
+        )
+        raise PictureError(message)
+    if len(splits) < 2:
+        return []
+    return [f"The classes of {readable(root)} are named like splits ({some(splits)}); make sure that they are classes."]
 
 
 def _refuse_folder_without_classes(name: str, entries: list[os.DirEntry[str]], loose: list[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -30,11 +32,12 @@ from tangentune.pictures.checks import (
 )
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.datasets import count_items, is_item, read_items, warn_if_random
-from tangentune.pictures.decode import file_problem, picture_shape
+from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.decode_pool import decode_files
 from tangentune.pictures.files import FileList, find_files, from_paths
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
+from tangentune.pictures.unreadable import file_problem
 
 __all__ = [
     "Pictures",
@@ -47,6 +50,9 @@ __all__ = [
     "numeric_labels",
     "pictures_digest",
 ]
+
+# How long to read on once it is known that pictures will be refused, so that all of them can be named.
+_READ_ON_S = 60.0
 
 
 @usual_torch
@@ -69,7 +75,8 @@ def load_pictures(
             vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
         labels: one per picture, in the source's order; goes before labels that the source has itself.
         contract: size, interpolation and crop the network needs.
-        on_error: "raise" stops at a picture that cannot be read; "skip" leaves it out and warns with a count.
+        on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
+            count.
         n_jobs: processes that decode files; None uses all cores once there is enough to do. The result
             does not depend on it.
         verbose: 1 shows a progress bar with the time left on anything over a second.
@@ -105,14 +112,16 @@ def load_pictures(
     elif _is_array(source):
         _refuse_unlabelled(need_labels, given)
         pixels = load_array(source, contract, verbose, alone=given is None)
+        _check_depth(source, pixels, need_labels)
         kept = None if given is None else _fitting(given, len(pixels))
         pictures = Pictures(pixels, kept, [str(i) for i in range(len(pixels))])
     else:
         pictures = _from_items(source, given, contract, on_error, verbose)
     _refuse_unlabelled(need_labels, pictures.labels)
-    for sentence in (pictures.skip_report(), _range_sentence(pictures.pixels, contract)):
-        if sentence and pictures is not source:
-            warnings.warn(sentence, stacklevel=2)
+    if pictures is not source:
+        for sentence in (_range_sentence(pictures.pixels, contract), pictures.skip_report()):
+            if sentence:
+                warnings.warn(sentence, stacklevel=2)
     return pictures
 
 
@@ -156,19 +165,11 @@ def _from_files(
         labels = _fitting(labels, len(files.paths))
     for note in files.notes:
         warnings.warn(note, stacklevel=3)
-    if on_error == "raise":
-        problems = [(name, file_problem(path)) for name, path in zip(files.ids, files.paths, strict=True)]
-        _refuse([*files.lost, *((name, reason) for name, reason in problems if reason)], len(problems))
+    known = {i: reason for i, path in enumerate(files.paths) if on_error == "raise" and (reason := file_problem(path))}
     decoded = decode_files(files.paths, contract, n_jobs)
-    with closing(decoded):  # stops the workers when a picture is refused
-        pixels, kept, skipped = _collect(decoded, files.ids, on_error, verbose)
-    highest = int(pixels.max())
-    if labels is not None and highest < 32:
-        message = (
-            f"All {len(pixels)} pictures are nearly black (highest value {highest} of 255); if they are "
-            "16-bit files that hold 10- or 12-bit values, scale them to the full range first."
-        )
-        warnings.warn(message, stacklevel=3)
+    with closing(decoded):  # stops the workers when pictures are refused
+        pixels, kept, skipped = _collect(decoded, files.ids, on_error, verbose, files.lost, known)
+    _warn_if_dark(pixels, labels)
     ids = [files.ids[i] for i in kept]
     return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
 
@@ -191,23 +192,39 @@ def _from_items(
     own = [brought[i] for i in kept]
     if labels is None and any(label is not None for label in own):
         labels = label_array(own)
+    _warn_if_dark(pixels, labels)
     return Pictures(pixels, labels, [ids[i] for i in kept], skipped)
 
 
 def _collect(
-    results: Iterable[Any], ids: Sequence[str], on_error: str, verbose: int
+    results: Iterable[Any],
+    ids: Sequence[str],
+    on_error: str,
+    verbose: int,
+    lost: Sequence[tuple[str, str]] = (),
+    known: Mapping[int, str] | None = None,
 ) -> tuple[Tensor, list[int], list[tuple[str, str]]]:
-    """Put pictures into one tensor: `(pixels, positions that could be read, what was skipped)`."""
-    pixels, kept, skipped = None, [], []
+    """Put pictures into one tensor: `(pixels, positions that could be read, what was skipped)`.
+
+    Before it `lost` names were given up, with reasons, and some positions are `known` to be unreadable. If that means
+    to refuse them all, the others are only read to name what is unreadable too, and not for long.
+    """
+    pixels, kept, skipped, read = None, [], [], len(ids)
+    ends = time.monotonic() + _READ_ON_S if on_error == "raise" and (lost or known) else math.inf
     settings: dict[str, Any] = {"desc": "reading pictures", "unit": "picture", "delay": 1.0}
     for position, result in enumerate(tqdm(results, total=len(ids), disable=not verbose, **settings)):
         name = ids[position]
+        if time.monotonic() > ends:
+            read = position
+            break
         if isinstance(result, (str, Exception)):
-            cause, reason = (result, _told(result)) if isinstance(result, Exception) else (None, result)
+            skipped.append((name, _told(result) if isinstance(result, Exception) else result))
             if on_error == "raise":
-                message = f'Cannot read picture {name}: {reason}. Correct or remove it, or use on_error="skip".'
-                raise PictureError(message) from cause
-            skipped.append((name, reason))
+                if isinstance(result, Exception):  # a dataset's own: told at once, with its cause
+                    raise _refusal(skipped, len(ids)) from result
+                ends = min(ends, time.monotonic() + _READ_ON_S)
+            continue
+        if ends < math.inf:
             continue
         picture = torch.as_tensor(result)
         if pixels is None:
@@ -220,8 +237,10 @@ def _collect(
             raise InputError(message)
         pixels[len(kept)] = picture
         kept.append(position)
+    if ends < math.inf or (pixels is None and skipped):
+        skipped += [(ids[i], reason) for i, reason in (known or {}).items() if i >= read]
+        raise _refusal([*lost, *skipped], len(ids), len(ids) - read)
     if pixels is None:
-        _refuse(skipped, len(ids))
         message = "There are no pictures to read."
         raise PictureError(message)
     pixels = pixels[: len(kept)]
@@ -235,25 +254,57 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
-def _refuse(problems: Sequence[tuple[str, str]], count: int) -> None:
-    """Name all files known to be unreadable at once, so that they can be corrected in one go."""
-    if problems:
-        named = some([f"{name} ({reason})" for name, reason in problems])
+def _refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
+    """The error that names all pictures known to be unreadable at once, so that they can be corrected in one go."""
+    if len(problems) == 1 and not untried:
+        said, they = "Cannot read picture {}: {}".format(*problems[0]), "it"
+    else:
+        named = some([f"{name} ({reason})" for name, reason in problems], 10)
+        tried = f", and {untried} were not tried" if untried else ""
+        said = f"{len(problems)} of {max(count, len(problems))} pictures cannot be read{tried}: {named}"
+        they = "them"
+    return PictureError(f'{said}. Correct or remove {they}, or use on_error="skip" to leave {they} out.')
+
+
+def _warn_if_dark(pixels: Tensor, labels: NDArray[Any] | None) -> None:
+    highest = int(pixels.max()) if labels is not None and pixels.dtype == torch.uint8 else 255
+    if highest < 32:
         message = (
-            f"{len(problems)} of {max(count, len(problems))} pictures cannot be read: {named}. "
-            'Correct or remove them, or use on_error="skip" to leave them out.'
+            f"All {len(pixels)} pictures are nearly black (highest value {highest} of 255); if they are "
+            "16-bit files that hold 10- or 12-bit values, scale them to the full range first."
         )
-        raise PictureError(message)
+        warnings.warn(message, stacklevel=4)
+
+
+def _check_depth(source: Any, pixels: Tensor, learning: bool) -> None:
+    """Refuse uint16 arrays to learn from that hold fewer bits, and so would be nearly black; else warn."""
+    array = source.cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    highest = int(array.max()) if array.dtype == np.uint16 and pixels.dtype == torch.uint8 else 65535
+    if 0 < highest < 4096:
+        bits = max(8, highest.bit_length())
+        cure = "give uint8" if bits == 8 else f"multiply by {1 << (16 - bits)}"
+        seen = f"The uint16 pixels go up to {highest}, as if they had {bits} bits"
+        message = f"{seen}, but uint16 is taken as 0..65535: {cure}."
+        if learning:
+            raise InputError(message)
+        warnings.warn(message, stacklevel=3)
 
 
 def _range_sentence(pixels: Tensor, contract: DataContract) -> str:
-    """What looks wrong about the range of float pictures; empty when nothing does."""
+    """What looks wrong about the range of float pictures; empty when nothing does.
+
+    Raises:
+        InputError: they are 0..255, for a network that takes [0, 1].
+    """
     if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point or not len(pixels):
         return ""
     low, high = float(pixels.min()), float(pixels.max())
     seen = f"Float pixels go from {low:.3g} to {high:.3g}"
     if low >= 0 and high > 2:
-        return f"{seen}, like 0..255, but floats are taken as [0, 1] values: give uint8, or divide by 255."
+        message = f"{seen}, like 0..255, but floats are taken as [0, 1] values: give uint8, or divide by 255."
+        if high > 16 and (contract.mean or contract.std):
+            raise InputError(message)
+        return message
     if low < -0.01 and contract.mean:
         return f"{seen}, as if normalised, but the backbone's mean and std are applied: give [0, 1] values."
     return ""

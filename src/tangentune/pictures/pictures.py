@@ -27,7 +27,7 @@ _DTYPES = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.f
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pictures:
     """Pictures (or vectors) in a fixed order, ready for a network.
 
@@ -57,6 +57,17 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        sides = " x ".join(map(str, self.pixels.shape[1:]))
+        return f"Pictures({len(self)} of {sides}, {'without labels' if self.labels is None else 'labelled'})"
+
+    def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:  # what scikit-learn's tools ask for
+        message = (
+            "Pictures are no array: give such a tool pictures.pixels.numpy() and pictures.labels; "
+            "predictions for K folds, exact and without refitting, are leave_out(K) of a fitted model."
+        )
+        raise InputError(message)
 
     def batches(
         self,

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune._checks import check_counts
-from tangentune._files import plain, replaced_file
+from tangentune._files import plain, replaced_file, user_path
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
@@ -119,14 +119,14 @@ def holds_features(given: Any) -> bool:
     """Whether these are features and no pictures: opened ones, a .npy file, or a folder of such."""
     if not isinstance(given, str | os.PathLike):
         return isinstance(given, Features)
-    path = Path(given).expanduser()
+    path = user_path(given)
     if path.is_dir():
         return (path / _INDEX).exists() or any(path.glob("*.npy"))
     return path.suffix.lower() == ".npy"
 
 
 def _from_features(given: Any, labels: Any) -> FeatureSet:
-    path = Path(given).expanduser() if isinstance(given, str | os.PathLike) else None
+    path = user_path(given) if isinstance(given, str | os.PathLike) else None
     if path is not None and (path / _INDEX).exists():
         found = open_extracted(path)
         labels = found.labels if labels is None else labels
@@ -146,7 +146,7 @@ def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str]
     elsewhere its path.
     """
     if isinstance(given, str | os.PathLike):
-        place = Path(given).expanduser()
+        place = user_path(given)
         root = os.path.abspath(place if place.is_dir() else place.parent)
     else:
         root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.paths])
@@ -266,7 +266,7 @@ def extract_features(
     check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
     index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
-    folder, count = Path(directory).expanduser(), len(pictures.ids)
+    folder, count = user_path(directory), len(pictures.ids)
     _begin(folder, plain(index))
     starts = [start for start in range(0, count, shard_size) if not _shard(folder, start // shard_size).exists()]
     left = sum(min(shard_size, count - start) for start in starts)
@@ -284,7 +284,7 @@ def extract_features(
 
 def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     """What `extract_features` wrote; a directory that is missing, something else, or not finished is refused."""
-    folder = Path(directory).expanduser()
+    folder = user_path(directory)
     index = _read_index(folder)
     if index is None:
         message = f"{readable(folder)} holds no extracted features; make them with extract_features"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tangentune._files import user_path
 from tangentune.errors import InputError
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.names import readable
@@ -62,7 +63,7 @@ def open_features(source: Any) -> Features:
     if isinstance(source, Features):
         return source
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
+        path = user_path(source)
         if not path.is_dir():
             return _open_files([path])
         files = sorted(part for part in path.glob("*.npy") if not part.name.startswith("."))
@@ -71,7 +72,7 @@ def open_features(source: Any) -> Features:
             raise InputError(message)
         return _open_files(files)
     if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
-        return _open_files([Path(part).expanduser() for part in source])
+        return _open_files([user_path(part) for part in source])
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         source = source.float() if source.dtype == torch.bfloat16 else source

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from tangentune._files import existing_ancestor, plain, replaced_file
+from tangentune._files import existing_ancestor, plain, replaced_file, user_path
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.pictures.contract import DataContract
@@ -172,7 +172,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         StoreError: missing, damaged, edited by hand, or of a newer tangentune.
     """
-    place = Path(path).expanduser()
+    place = user_path(path)
     name, document = readable(place), _read_document(place)
     try:
         rows, names, root = document["pictures"], document["target"]["classes"], document["source"]["root"]
@@ -220,7 +220,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 def check_manifest_path(path: str | os.PathLike[str]) -> Path:
     """Refuse, before the work, a path that no manifest could be written to."""
-    target = Path(path).expanduser()
+    target = user_path(path)
     if target.suffix.lower() != ".json":
         message = f"a manifest ends in .json, which {readable(target)} does not"
         raise StoreError(message)
@@ -279,7 +279,7 @@ def load_selected(
         raise InputError(message)
     labels = np.array(known.classes)
     if isinstance(source, str | os.PathLike):
-        paths = _checked_paths(known, Path(source).expanduser(), verbose)
+        paths = _checked_paths(known, user_path(source), verbose)
         loaded = load_pictures(paths, labels, contract=contract, n_jobs=n_jobs, verbose=verbose)
         pictures = replace(loaded, ids=list(known.ids))
     else:

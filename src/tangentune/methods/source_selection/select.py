@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from tangentune._files import user_path
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
 from tangentune.methods.source_selection.extract import holds_features, open_set
@@ -103,7 +104,7 @@ def select_source(
         raise InputError(message)
     known = SelectionSettings(**settings)
     backbone = None if backbone is None else as_backbone(backbone)
-    folder = None if cache is None else Path(cache).expanduser()
+    folder = None if cache is None else user_path(cache)
     if known.clusters is None and source_labels is None:
         _refuse_unlabelled(source)
     shared: dict[str, Any] = {"batch_size": batch_size, "on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}

@@ -1,0 +1,112 @@
+"""What one picture may cost to decode, whatever its file promises: bytes, seconds, and Pillow's own limits.
+
+All grows with `PIL.Image.MAX_IMAGE_PIXELS`, the one limit that people raise for pictures they trust; None lifts all.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import struct
+import time
+from typing import Any
+
+from PIL import Image, ImageFile, PngImagePlugin
+
+from tangentune.pictures.unreadable import UnusableError
+
+_USUAL_PIXELS = 89_478_485  # Pillow's own limit
+_BYTES_ALLOWED = 12  # for each pixel of the limit: 1 GiB in all
+_SECONDS_ALLOWED = 30.0  # at the usual limit
+_VISITS_ALLOWED = 24  # of each pixel, by the scans of a progressive JPEG; encoders write about ten scans
+# What some decoders hold for each pixel at their worst moment, measured; all others hold less than is allowed.
+_BYTES_TAKEN = {"WEBP": 16, "JPEG2000": 20}
+_SCAN = re.compile(rb"\xff\xda\0[\x06\x08\x0a\x0c][\x01-\x04]")
+_PIECE = 1 << 16
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+# Settings of Pillow that hold for a whole process and change what can be read.
+_SETTINGS: tuple[tuple[Any, str], ...] = (
+    (Image, "MAX_IMAGE_PIXELS"),
+    (ImageFile, "LOAD_TRUNCATED_IMAGES"),
+    (PngImagePlugin, "MAX_TEXT_CHUNK"),
+    (PngImagePlugin, "MAX_TEXT_MEMORY"),
+)
+
+
+def pillow_settings() -> tuple[Any, ...]:
+    """Settings of this process, for `use_settings` in a worker."""
+    return tuple(getattr(module, name) for module, name in _SETTINGS)
+
+
+def use_settings(values: tuple[Any, ...]) -> None:
+    """Make the settings of the process that asked this one's."""
+    for (module, name), value in zip(_SETTINGS, values, strict=True):
+        setattr(module, name, value)
+
+
+class LimitedFile(io.BufferedReader):
+    """A file open for reading that stops its decoder, when it asks for more, once that has taken too long."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(io.FileIO(path))
+        allowed = _SECONDS_ALLOWED * (Image.MAX_IMAGE_PIXELS or math.inf) / _USUAL_PIXELS
+        self._end = time.thread_time() + max(allowed, _SECONDS_ALLOWED)  # work of others does not count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As any file."""
+        if time.thread_time() > self._end:
+            message = f"decoding it takes more than {_SECONDS_ALLOWED:g} seconds; save it smaller or in another format"
+            raise UnusableError(message)
+        return super().read(size)
+
+
+def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> None:
+    """Refuse a picture, opened but not decoded, that costs far more than its pixels; it may be read smaller first.
+
+    `need` is how long its shorter side must stay. JPEG 2000 is read at a half, a quarter, ... of its size if it must.
+    """
+    if Image.MAX_IMAGE_PIXELS is None:
+        return
+    pixels = image.width * image.height
+    taken, allowed = pixels * _BYTES_TAKEN.get(image.format or "", 4), _BYTES_ALLOWED * Image.MAX_IMAGE_PIXELS
+    halvings = 0
+    if image.format == "JPEG2000":
+        while taken > allowed and min(image.size) >> (halvings + 1) >= need:
+            taken, halvings = taken / 4, halvings + 1
+        image.reduce = halvings  # pyright: ignore[reportAttributeAccessIssue]
+    if taken > allowed:
+        problem = f"decoding its {pixels:,} pixels of {image.format} takes {taken / 2**30:.1f} GiB"
+    elif image.info.get("progressive") and (scans := _scans(path)) * pixels > _VISITS_ALLOWED * Image.MAX_IMAGE_PIXELS:
+        problem = f"it is a JPEG of {scans:,} scans of {pixels:,} pixels"
+    else:
+        # In small pieces, so that a decoder to which little says much comes back to be stopped.
+        image.decodermaxblock = min(_PIECE, max(1024, os.stat(path).st_size // 64))  # pyright: ignore
+        return
+    message = f"{problem}; save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    raise UnusableError(message)
+
+
+def _scans(path: str | os.PathLike[str]) -> int:
+    with open(path, "rb") as file:
+        return len(_SCAN.findall(file.read()))
+
+
+def is_text_limit(error: Exception) -> bool:
+    """Whether Pillow gave a PNG up because of its texts, which say nothing about the pixels."""
+    return isinstance(error, ValueError) and "MAX_TEXT" in str(error)
+
+
+def without_text(path: str | os.PathLike[str]) -> io.BytesIO:
+    """A PNG file without its texts and its colour profile."""
+    kept = io.BytesIO()
+    with open(path, "rb") as file:
+        kept.write(file.read(8))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            body = file.read(length + 4)
+            if kind not in _TEXT_CHUNKS:
+                kept.write(head + body)
+    kept.seek(0)
+    return kept

@@ -1,0 +1,55 @@
+"""Names from anywhere do not steer the terminal: errors, notes, tables and sentences show them escaped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_cases import SETTINGS, X, small
+from PIL import Image
+
+from tangentune import TangentClassifier
+from tangentune.cli.app import main
+from tangentune.errors import InputError, StoreError, shown
+
+pytestmark = pytest.mark.usefixtures("loadable")
+
+STEERING = "\x1b[2J\x07\u202e\u2066\x9b\x7f"
+
+
+def test_errors_are_escaped_wherever_they_come_from() -> None:
+    for kind in (InputError, StoreError):
+        assert str(kind(f"no {STEERING} here")) == r"no \x1b[2J\x07\u202e\u2066\x9b\x7f here"
+    assert shown("Möwe 日本 😀 a\u200db\u00a0c") == "Möwe 日本 😀 a\u200db\u00a0c"
+    assert shown("a\nb\tc\u2028\ud800") == r"a\nb\tc\u2028\ud800"
+
+
+def test_names_on_the_terminal_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{i}{STEERING}.png" for i in range(4)]
+    for name, pixels in zip(names, X, strict=False):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text("path\n" + "\n".join(names) + "\n", encoding="utf-8")
+    labels = np.array([f"cat{STEERING}", f"dog{STEERING}", "eel"])[np.arange(9) % 3]
+    ids = [f"{i}{STEERING}" for i in range(9)]
+    model = TangentClassifier(small(), **SETTINGS).fit(X[:9], labels)
+    model.fitted_.training.pictures.ids[:] = ids
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / names[3]).write_bytes(b"no picture")
+    for arguments in (
+        ["predict", "m", "t.csv", "--on-error", "skip"],
+        ["predict", "m", "t.csv"],
+        ["predict", "m", ".", "--on-error", "skip"],
+        ["suspects", "m"],
+        ["explain", "m", "t.csv", "--on-error", "skip"],
+        ["forget", "m", f"x{STEERING}"],
+        ["forget", "m", "--class", f"dog{STEERING}"],
+        [f"m{STEERING}"],
+        ["predict", f"m{STEERING}", "t.csv"],
+    ):
+        here = [str(tmp_path / word) if word in ("m", "t.csv", ".") else word for word in arguments]
+        capsys.readouterr()
+        main(here)
+        said = "".join(capsys.readouterr())
+        assert r"\x1b[2J" in said, arguments
+        assert not {c for c in STEERING if not c.isprintable()} & set(said), arguments

@@ -1,0 +1,80 @@
+"""Processes that decode pictures end with the one that started them, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = """
+import sys
+from collections import deque
+from tangentune.cli.run import run
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.decode_pool import decode_files
+found = decode_files([sys.argv[1]] * 40000, DataContract(input_size=(3, 8, 8)), 2)
+def work():
+    next(found)
+    print("decoding", flush=True)
+    deque(found, maxlen=0)
+sys.exit(run(work))
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the children of a process")
+
+
+def children(pid: int) -> list[int]:
+    """Processes below one, in their order."""
+    try:
+        direct = [
+            int(word)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for word in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return direct + [below for child in direct for below in children(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def decoding(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process whose two workers have some minutes to do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", compress_level=1)
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.png")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "decoding\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_no_decoder_outlives_its_parent(decoding: subprocess.Popen[str], number: int) -> None:
+    workers = children(decoding.pid)
+    assert len(workers) >= 2
+    os.kill(decoding.pid, number)
+    start = time.perf_counter()
+    out, err = decoding.communicate(timeout=30)
+    while any(map(alive, workers)) and time.perf_counter() - start < 5:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    if number != signal.SIGKILL:
+        assert (decoding.returncode, out, err) == (130, "", "error: interrupted\n")
