@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from tangentune.cli.options import Command
 from tangentune.errors import TangentuneError
 
 USAGE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
@@ -74,7 +75,9 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if not quiet:
-            click.echo(f"note: {' '.join(str(message).split())}", err=True)
+            command = getattr(click.get_current_context(silent=True), "command", None)
+            text = command.words(str(message)) if isinstance(command, Command) else str(message)
+            click.echo(f"note: {' '.join(text.split())}", err=True)
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("default")

@@ -109,7 +109,12 @@ def relabel(fitted: FittedModel, ids: Any, y: Any) -> FittedModel:
     bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [fitted.ids[i] for i in places])
     joined = join_labels(old, fitted.task.read_labels(bare))
     labels = joined[: len(old)]
-    labels[places] = joined[len(old) :]
+    labels[places] = new = joined[len(old) :]
+    if (twice := (labels[places] != new).reshape(len(new), -1).any(1)).any():  # the last one was taken
+        first = int(np.argmax(twice))
+        name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
+        message = f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one"
+        raise InputError(message)
     active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
     _check(fitted, active, fitted.ids)
     return _edited(fitted, "relabel", pictures, active)

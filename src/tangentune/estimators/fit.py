@@ -9,15 +9,15 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils.validation import check_random_state
 
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
+from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
 from tangentune.estimators.tasks import Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
-from tangentune.estimators.user_input import check_weights, read_settings
+from tangentune.estimators.user_input import check_weights, read_seed, read_settings
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
@@ -45,6 +45,7 @@ class Procedure:
     @classmethod
     def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
         """From the options of an estimator, checked."""
+        check_savable(options)
         given, device, state = options["backbone"], options["device"], options["random_state"]
         backbone = load_backbone(given) if isinstance(given, str) else given
         if not isinstance(backbone, Backbone):
@@ -52,8 +53,7 @@ class Procedure:
             raise InputError(message)
         backbone = backbone.with_size(options["input_size"])
         backbone = backbone if device is None else backbone.to(device)
-        seed = int(state) if isinstance(state, int | np.integer) else int(check_random_state(state).randint(2**31))
-        settings = read_settings(options, backbone, seed)
+        settings = read_settings(options, backbone, read_seed(state))
         reader = PictureReader(backbone, options["batch_size"], options["augment"] == "flip", options["verbose"])
         return cls(task, settings, reader, options["subset"], options["outer_steps"], Meter(backbone.device))
 
@@ -65,6 +65,9 @@ class Procedure:
     def plan(self, pictures: Pictures) -> dict[str, Any]:
         """What `fit` would cost, from one small trial batch."""
         task, settings, inputs = self.task, self.settings, self.reader.open(pictures)
+        labels = task.read_labels(pictures)
+        task.check_options(labels)
+        task.check_labels(labels, pictures.ids)
         tangent = survey_network(self.backbone, inputs, self.subset)
         plan = estimate_cost(tangent, inputs, settings, task.outputs(pictures))
         plan["seconds"] += task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)

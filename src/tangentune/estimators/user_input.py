@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_random_state, validate_data
 from torch import Tensor
 
 from tangentune.errors import InputError
@@ -24,6 +24,9 @@ from tangentune.pictures.load import Pictures
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
+# Weights, where they are positive: squares of lighter ones are 0; with heavier ones nothing is left out, for in
+# 1 - leverage no digit is right.
+LIGHTEST, HEAVIEST = 1e-100, 1e15
 
 
 def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
@@ -58,6 +61,15 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         memory_budget=default_budget(backbone.device) if budget is None else parse_bytes(budget),
         verbose=int(options["verbose"]),
     )
+
+
+def read_seed(state: Any) -> int:
+    """The seed of a fit: a whole number as it is, or what a random state gives next."""
+    try:
+        return int(state) if _whole(state) else int(check_random_state(state).randint(2**31))
+    except ValueError as error:
+        message = f"random_state is {state!r}; it must be a whole number, a numpy RandomState or None"
+        raise InputError(message) from error
 
 
 def _number(value: Any) -> bool:
@@ -102,9 +114,14 @@ def check_weights(weights: NDArray, ids: list[str]) -> None:
     if not (weights >= 0).all():
         message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
         raise InputError(message)
-    count = int((weights > 0).sum())
-    if count < 2:
-        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
+    positive = weights[weights > 0]
+    if len(positive) < 2:
+        message = f"{len(positive)} pictures of positive weight are not enough; least squares needs at least 2"
+        raise InputError(message)
+    if positive.max() > HEAVIEST or positive.min() < LIGHTEST:
+        extremes = f"{positive.min():.3g} to {positive.max():.3g}"
+        message = f"weights go from {extremes}, further than double precision carries; give 0 to pictures that do not "
+        message += f"count, and to the others weights from {LIGHTEST:g} to {HEAVIEST:g}"
         raise InputError(message)
 
 
