@@ -74,7 +74,7 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
     return table - np.diag(np.diag(table))
 
 
-def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
 
     The error is the negative log-probability of the given label, or the squared distance of numbers.

@@ -106,7 +106,7 @@ def _sensitivity(system: System) -> tuple[Tensor, Tensor]:
     """Q, (n, n): how far predictions move by `a_j` times a residual; the posterior covariance over the damping.
 
     `D^-1/2 (I - damping [W^-1]) D^-1/2` where the weights allow it, by the kernel where they are near 0. With it h,
-    (n,), the diagonal of `d r_i / d y_j = [i = j] - Q_ij a_j`: without cancellation where weights are heavy and h is near 0.
+    (n,), the diagonal of `d r_i / d y_j = [i = j] - Q_ij a_j`, without cancellation where h is near 0.
     """
     n, roots = len(system.kernel), system.roots
     light = system.weights <= LIGHT * system.weights.max()
