@@ -56,7 +56,12 @@ def test_columns_are_named_in_every_command(root: Path, capsys: pytest.CaptureFi
     compare = ["compare", root / "p.csv", "--test", root / "new.csv", "--out", root / "c", "--methods", "probe"]
     assert answer(capsys, *compare, "--shots", 2, "--seeds", 1, "--n-jobs", 1, *COLUMNS)["rows"]
     refused(
-        capsys, "fit", root / "p.csv", "--out", root / "n", words=("n, wo, was", "--path-column and --label-column")
+        capsys,
+        "fit",
+        root / "p.csv",
+        "--out",
+        root / "n",
+        words=("n, wo, was", "Name others with --path-column ..., --label-column ...."),
     )
 
 
@@ -141,7 +146,7 @@ def test_the_command_that_is_shown_mends_a_suspect(
     monkeypatch.chdir(root)
     answer(capsys, "fit", "p", "--out", "my m", *CHEAP)
     assert main(["suspects", "my m", "--out", "s.html", "-q"]) == 0
-    shown = capsys.readouterr().out.splitlines()[-2].partition(" with: ")[2]
+    shown = capsys.readouterr().out.splitlines()[-2]
     page = (root / "s.html").read_text(encoding="utf-8")
     commands = [html.unescape(code) for code in re.findall("<code>(.*?)</code>", page)]
     assert commands[0] == shown

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_cases import folder_of, save_models, small
 from PIL import Image
 from small import FIXED, network, pictures
@@ -165,9 +166,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def network_of_vectors() -> object:
-    import torch
-
+def network_of_vectors() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Tanh())
 
 

@@ -99,7 +99,8 @@ def test_what_fits_is_saved_and_read(options: dict[str, Any], tmp_path: Path) ->
         assert getattr(again, name) == value
         assert isinstance(getattr(again, name), type(value.item() if isinstance(value, np.generic) else value))
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    refit = clone(again).fit(X, Y)  # the options are those of an estimator that fits
+    unfitted: Any = clone(again)
+    refit = unfitted.fit(X, Y)  # the options are those of an estimator that fits
     np.testing.assert_allclose(refit.loo_predictions_, clf.loo_predictions_, rtol=0, atol=1e-12)
     assert np.array_equal(again.forget(0).targets_, Y[1:])
 
@@ -109,7 +110,8 @@ def test_a_random_state_is_kept_as_the_seed_it_gave(tmp_path: Path) -> None:
     clf.save_pretrained(tmp_path / "m")
     again = TangentClassifier.from_pretrained(tmp_path / "m", backbone=backbone())
     assert again.random_state == again.fitted_.seed == clf.fitted_.seed
-    assert np.array_equal(clone(again).fit(X, Y).probes_, clf.probes_)
+    unfitted: Any = clone(again)
+    assert np.array_equal(unfitted.fit(X, Y).probes_, clf.probes_)
     free = TangentClassifier(backbone(), **QUICK, random_state=None).fit(X, Y)
     free.save_pretrained(tmp_path / "n")
     assert TangentClassifier.from_pretrained(tmp_path / "n", backbone=backbone()).random_state is None

@@ -69,9 +69,17 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     ("header", "columns", "words"),
     [
         (("wo", "was", "n"), Columns(), "must name the column path and label; it names wo, was, n."),
-        (("wo", "was", "n"), Columns(), "path_column= and label_column="),
-        (("image", "file", "class"), Columns(), 'path: image, file; say which with path_column="image".'),
-        (("image", "class", "target"), Columns(), 'label: class, target; say which with label_column="class".'),
+        (("wo", "was", "n"), Columns(), "Name others with load_pictures(..., path_column=..., label_column=...)."),
+        (
+            ("image", "file", "class"),
+            Columns(),
+            'path: image, file; say which with load_pictures(..., path_column="image").',
+        ),
+        (
+            ("image", "class", "target"),
+            Columns(),
+            'label: class, target; say which with load_pictures(..., label_column="class").',
+        ),
         (("path", "label", "Label"), Columns(), "names the column label 2 times; keep one."),
         (("path", "label", "n"), Columns("where"), "names no column where; it names path, label, n."),
     ],

@@ -147,7 +147,7 @@ def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: 
     print_table(table, stream)
     better = label_text(fitted, found[0].suggestion) if found and is_classifier(fitted) else "LABEL"
     command = relabel_command(model, found[0].id if found else "ID", better)
-    stream.write(f"Look at each; correct one, such as the first, with: {command}\n")
+    stream.write(f"Look at each. What corrects the label of the first:\n{command}\n")
 
 
 @click.command(cls=Command, short_help="Write an HTML page about a model.")

@@ -16,6 +16,7 @@ _PHRASES = {
     r"give labels=, a CSV file with labels, or class folders": "give class folders, or a CSV file with labels",
     r"give labels=, class folders, or need_labels=False": "give class folders, or a CSV file with labels",
     r"class folders, a CSV file with labels, or target_labels=": "class folders, or a CSV file with labels",
+    r"load_pictures\(\.\.\., ([^)]*)\)": r"\1",
     r"give Pictures with labels, class folders": "give class folders",
     r"give source= where they are, or select again": "put them back where they were, or select again",
     r"not as files; give them as source=": "not as files; fit with it in Python, fit(source=...)",

@@ -95,8 +95,8 @@ def _find(header: Sequence[str], where: str, columns: Columns, need_labels: bool
     missing = [what for what in ("path", "label")[: 1 + need_labels] if found[what] is None]
     if missing:
         message = f"{where} must name the column {' and '.join(missing)}; it names {', '.join(header) or 'nothing'}."
-        hint = " and ".join(f"{what}_column=" for what in missing)
-        raise PictureError(f"{message} Say with {hint} if another holds them." if header else message)
+        others = ", ".join(f"{what}_column=..." for what in missing)
+        raise PictureError(f"{message} Name others with load_pictures(..., {others})." if header else message)
     first = found["path"]
     assert first is not None
     return first, found["label"]
@@ -124,7 +124,9 @@ def find_column(header: Sequence[str], what: str, where: str, given: str | None 
     if len(found) > 1:
         named = ", ".join(header[i] for i in found)
         message = f"{where} names {len(found)} columns that may be the {what}: {named}; "
-        message += "keep one." if what == "id" else f'say which with {what}_column="{header[found[0]]}".'
+        message += (
+            "keep one." if what == "id" else f'say which with load_pictures(..., {what}_column="{header[found[0]]}").'
+        )
         if len({spelled[i] for i in found}) == 1:
             message = f"{where} names the column {header[found[0]].lower()} {len(found)} times; keep one."
         raise PictureError(message)
