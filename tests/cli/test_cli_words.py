@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from tangentune import Backbone, TangentClassifier
 from tangentune.cli.app import cli, main
 from tangentune.cli.fit import fit
 from tangentune.cli.options import Command
+from tangentune.cli.run import print_json
 from tangentune.cli.words import spoken
 
 PYTHON = re.compile(
@@ -279,3 +281,16 @@ def test_no_other_sentence_of_the_library_speaks_python_on_the_command_line() ->
             odd += [] if known else [f"{name}: {sentence}"]
     assert not odd
     assert met == {(name, start) for name, starts in UNREACHABLE.items() for start in starts}
+
+
+def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    """All is done when an answer is printed; it is too late to refuse it."""
+    print_json(
+        {"a": [1.5, float("nan")], "b": {"c": np.float64("inf")}, "d": np.array([1.0, np.nan]), "e": (True, None)}
+    )
+    assert json.loads(capsys.readouterr().out) == {
+        "a": [1.5, None],
+        "b": {"c": None},
+        "d": [1.0, None],
+        "e": [True, None],
+    }

@@ -77,3 +77,8 @@ def test_one_hot_labels_are_named_and_not_the_class_weights() -> None:
         with pytest.raises(InputError, match=words) as caught:
             TangentClassifier(BACKBONE, **FIXED).fit(X, labels)
         assert "class_weight" not in str(caught.value)
+
+
+def test_a_class_weight_that_is_no_number_is_named() -> None:
+    with pytest.raises(InputError, match="picture 1 has the weight nan; weights must be 0 or more"):
+        TangentClassifier(BACKBONE, **FIXED, class_weight={0: 1.0, 1: float("nan"), 2: 1.0, 3: 1.0}).fit(X, Y)

@@ -22,6 +22,7 @@ _PHRASES = {
     r"not as files; give them as source=": "not as files; fit with it in Python, fit(source=...)",
     r"(?:its|the) (\d[\d,]*) pictures are in ids_,": r"it has \1 pictures,",
     r"This backbone's input_size is None, so it takes no pictures": "the network takes vectors, and no pictures",
+    r"or set clusters to": "or set --clusters to",
     r"normalize and damping mix": "--normalize and --damping mix",
     r" and features \(a name, or a function of \(module, x\)\)": "",
     r"make them with extract_features": "--cache of `tangentune select` makes them",

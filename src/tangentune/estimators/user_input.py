@@ -112,7 +112,9 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
 def check_weights(weights: NDArray, ids: list[str]) -> None:
     """Refuse negative weights, and fewer than two pictures that count."""
     if not (weights >= 0).all():
-        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
+        odd = int(np.argmin(weights))  # NaN is the least
+        what = "a negative weight" if weights[odd] < 0 else f"the weight {weights[odd]}"
+        message = f"picture {ids[odd]} has {what}; weights must be 0 or more"
         raise InputError(message)
     positive = weights[weights > 0]
     if len(positive) < 2:

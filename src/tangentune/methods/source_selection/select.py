@@ -217,6 +217,6 @@ def _refuse_unlabelled(source: Any, columns: Columns) -> None:
             find_files(source, False, columns)
         except PictureError:
             raise error from None  # it lacks more than classes
-        message = f"the source {readable(source)} has no classes; sort it into class folders, or give clusters=, "
-        message += "the number of groups to divide it into"
+        message = f"the source {readable(source)} has no classes; sort it into class folders, or set clusters to the "
+        message += "number of groups to divide it into"
         raise InputError(message) from error
