@@ -20,7 +20,7 @@ _PHRASES = {
     r"give Pictures with labels, class folders": "give class folders",
     r"give source= where they are, or select again": "put them back where they were, or select again",
     r"not as files; give them as source=": "not as files; fit with it in Python, fit(source=...)",
-    r"(?:its|the) (\d[\d,]*) pictures are in ids_,": r"it has \1 pictures,",
+    r"its (\w+)(?: pictures)? are in ids_,": r"it has \1 pictures,",
     r"This backbone's input_size is None, so it takes no pictures": "the network takes vectors, and no pictures",
     r"or set clusters to": "or set --clusters to",
     r"normalize and damping mix": "--normalize and --damping mix",
