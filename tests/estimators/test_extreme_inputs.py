@@ -82,3 +82,12 @@ def test_one_hot_labels_are_named_and_not_the_class_weights() -> None:
 def test_a_class_weight_that_is_no_number_is_named() -> None:
     with pytest.raises(InputError, match="picture 1 has the weight nan; weights must be 0 or more"):
         TangentClassifier(BACKBONE, **FIXED, class_weight={0: 1.0, 1: float("nan"), 2: 1.0, 3: 1.0}).fit(X, Y)
+
+
+def test_a_plan_prints_for_people_and_refuses_what_a_fit_would() -> None:
+    plan = TangentClassifier(BACKBONE, **FIXED).plan(X, Y)
+    assert str(plan).startswith(f"Fitting {plan['parameters']:,} parameters of custom to 20 pictures will take about ")
+    assert plan["layers"]
+    assert "layers" not in str(plan)
+    with pytest.raises(InputError, match="at least two classes"):
+        TangentClassifier(BACKBONE, **FIXED).plan(X, np.zeros(20, int))

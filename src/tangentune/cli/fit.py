@@ -17,7 +17,7 @@ from tangentune.cli.tables import new_table, print_facts, print_table, score_row
 if TYPE_CHECKING:
     from tangentune import Backbone
     from tangentune.cli.models import Estimator
-    from tangentune.estimators.summary import Summary
+    from tangentune.estimators.summary import Plan, Summary
 
 
 @click.command(cls=Command, short_help="Fit a model to labelled pictures.")
@@ -65,7 +65,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         related = None if source is None else _source(source, backbone, model, read)
         plan = model.plan(loaded)
         if not quiet:
-            _show_plan(plan, backbone.name, sys.stderr, layers=verbose)
+            _show_plan(plan, sys.stderr, layers=verbose)
         model.fit(loaded, source=related)
         model.save_pretrained(out)
         facts = summarise(model)
@@ -112,19 +112,14 @@ def _source(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any
     return path if Path(path).suffix.lower() in MANIFESTS else load(path, backbone, model, read, True)
 
 
-def _show_plan(plan: dict[str, Any], name: str, stream: IO[str], *, layers: bool) -> None:
+def _show_plan(plan: Plan, stream: IO[str], *, layers: bool) -> None:
     """The cost of a fit before it starts: one sentence, and how the layers' kernels will be computed if wanted."""
-    from tangentune.estimators.summary import nice_bytes, nice_seconds
+    from tangentune.estimators.summary import nice_bytes
 
-    passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for layer in plan["layers"]:
         groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
-    stream.write(
-        f"Fitting {plan['parameters']:,} parameters of {name} to {plan['n']:,} pictures will take about "
-        f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
-        "pictures.\n"
-    )
+    stream.write(f"{plan}\n")
     table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
     for ways, sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
         names = ("patch pairs" if way == "pairs" else way for way in ways)
