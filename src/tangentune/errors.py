@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from importlib.metadata import version
 
 _JOINERS = "\u200c\u200d"  # invisible, but parts of words and emoji
 
@@ -19,9 +20,6 @@ def shown(text: str) -> str:
     unsafe = ("Cc", "Cf", "Cs", "Zl", "Zp")
     escape = {c: ascii(c)[1:-1] for c in set(text) if unicodedata.category(c) in unsafe and c not in _JOINERS}
     return text.translate(str.maketrans(escape))
-
-
-from importlib.metadata import version
 
 
 class TangentuneError(Exception):

@@ -112,6 +112,7 @@ def test_fit_tells_the_cost_and_prints_one_json_document(
         *FIXED,
         "--damping",
         "0.5",
+        "--verbose",
         "--json",
     ]
     assert main(arguments) == 0

@@ -75,12 +75,13 @@ def test_suspects_are_the_models(saved: Path, tmp_path: Path, capsys: pytest.Cap
         assert [row["id"] for row in document["suspects"]] == [one.id for one in expected]
         assert [row["score"] for row in document["suspects"]] == [one.score for one in expected]
         assert [row["label"] for row in document["suspects"]] == [one.label for one in expected]
-        assert (tmp_path / "s.html").read_text(encoding="utf-8") == render_suspects(found, expected)
+        assert (tmp_path / "s.html").read_text(encoding="utf-8") == render_suspects(found, expected, saved / name)
         assert main(["suspects", str(saved / name), "-q"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[1].split()[-1] == expected[0].id
-        assert len(lines) == N + 2
-        assert f"tangentune relabel {saved / name} ID LABEL" in lines[-1]
+        assert len(lines) == N + 3
+        better = expected[0].suggestion if kind is TangentClassifier else "LABEL"
+        assert lines[-1] == f"tangentune relabel {saved / name} {expected[0].id} {better}"
 
 
 @pytest.mark.skipif(

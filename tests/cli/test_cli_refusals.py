@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("loadable")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["forget", "m", "nothing"], ("'nothing'", "ids_")),
+        (["forget", "m", "nothing"], ("'nothing'", "it has 20 pictures")),
         (["forget", "m", "--class", "9"], ("'9'", "0, 1, 2, 3")),
         (["forget", "m", "--class", "1", "--class", "2", "--class", "3"], ("label 0",)),
         (["forget", "m", *map(str, range(N))], ("at least 2",)),

@@ -195,7 +195,7 @@ def test_table_without_labels_and_absolute_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"file,class\na.jpg,cat\n", "must name the column path and label; it names file, class."),
+        (b"thing,kind\na.jpg,cat\n", "must name the column path and label; it names thing, kind."),
         (b"path\na.jpg\n", "must name the column label; it names path."),
         (b"", "it names nothing."),
         (b"path,label,Label\na.jpg,cat,dog\n", "names the column label 2 times; keep one."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import time
 import warnings
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
 from tangentune.cli.options import Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import new_table, print_table, score_rows
@@ -69,15 +68,16 @@ def forget(
 @_NEW_CLASS
 @_DRY_RUN
 @shared_options
-def add(model: str, pictures: str, on_error: str, new_class: bool, **options: Any) -> None:
+def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
     """Add the labelled PICTURES to the saved MODEL, as if it had been fitted to them as well.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. The
     features, kernel and damping stay as the fit chose them.
     """
+    read = reading(options)
 
     def change(fitted: Estimator) -> dict[str, Any]:
-        loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
+        loaded = load(pictures, fitted.backbone_, fitted, read, True)
         assert loaded.labels is not None
         fitted.add(
             replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids, new_class)), new_class=True
@@ -274,26 +274,24 @@ def _lines(path: str) -> list[str]:
 
 
 def _pairs(path: str) -> dict[str, str]:
-    """Columns id and label of a CSV table."""
+    """Columns id and label of a CSV table, or of such names as tables of pictures have."""
+    from tangentune.pictures.tables import find_column, split_rows
+
     text, where = _text(path), "standard input" if path == "-" else Path(path).name
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        rows = [(line, [cell.strip() for cell in cells]) for line, cells in split_rows(text)]
     except csv.Error as error:
         message = f"{where} cannot be read as a table: {error}"
         raise InputError(message) from error
-    header = [cell.lower() for cell in rows[0][1]] if rows else []
-    if "id" not in header or "label" not in header:
+    header = rows[0][1] if rows else []
+    places = [find_column(header, what, f"the first line of {where}") for what in ("id", "label")]
+    if None in places:
         names = ", ".join(header) or "none"
         message = f"the first line of {where} must name the columns id and label; it names {names}"
         raise InputError(message)
     pairs: dict[str, str] = {}
     for line, cells in rows[1:]:
-        row = dict(zip(header, cells, strict=False))
-        if not any(cells):
-            continue
-        name, label = row.get("id", ""), row.get("label", "")
+        name, label = (dict(enumerate(cells)).get(place or 0, "") for place in places)
         if not name or not label:
             message = f"line {line} of {where} has no {'label' if name else 'id'}"
             raise InputError(message)

@@ -8,13 +8,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
-from tangentune.errors import shown
+from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
+    from tangentune.cli.models import Estimator
+    from tangentune.estimators.explanations import Suspect
     from tangentune.reports.explanation import Explanation, Prediction
 
 MOST = 20  # pictures that one page explains
@@ -29,39 +31,53 @@ _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 @_top("Training pictures to name in either direction.", default=8)
 @_OUT
 @shared_options
-def explain(
-    model: str, pictures: str, top: int, out: str | None, on_error: str, as_json: bool, quiet: bool, **options: Any
-) -> None:
+def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Say which training pictures of the saved MODEL made its answer about PICTURES, and which spoke against it.
 
     PICTURES is a picture, a folder of up to 20, or a CSV file with the column path. Each influence is exact: what
     the answer would lose if the model had been fitted without that training picture.
     """
-    from tangentune.errors import InputError
     from tangentune.pictures.files import find_files
+    from tangentune.pictures.tables import Columns
     from tangentune.reports import explanation
 
+    read = reading(options)
+    _check_out(out)
     with working(quiet) as stdout:
-        count = len(find_files(pictures, need_labels=False).paths)
+        count = len(find_files(pictures, False, Columns(read["path_column"], read["label_column"])).paths)
         if count > MOST:
             message = f"{pictures} holds {count} pictures; up to {MOST} can be explained at a time, so name fewer"
             raise InputError(message)
         fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
+        loaded = load(pictures, fitted.backbone_, fitted, read, False)
         found = explanation.explain(fitted, loaded, top)
-        if out is not None:
-            from tangentune.reports.explanation_page import render_explanations
-            from tangentune.reports.pages import write_page
-
-            write_page(render_explanations(fitted, loaded, found), out)
     if as_json:
         documents = [explanation.document(one) for one in found]
         print_json({"model": model, "n": len(fitted.ids_), "explanations": documents, "skipped": skipped(loaded)})
-        return
-    for one in found:
-        _show_explanation(one, stdout)
+    else:
+        for one in found:
+            _show_explanation(one, stdout)
     if out is not None:
-        stdout.write(f"Page written to {out}\n")
+        from tangentune.reports.explanation_page import render_explanations
+
+        _write_page(render_explanations(fitted, loaded, found), out, None if as_json else stdout)
+
+
+def _check_out(out: str | None) -> None:
+    """Refuse, before the work, a page that could not be written."""
+    if out is not None:
+        from tangentune.methods.source_selection.manifest import check_place
+
+        check_place(Path(out))
+
+
+def _write_page(page: str, out: str, stream: IO[str] | None) -> None:
+    """Write a page once the answer is printed; say so, if there is a stream to say it on."""
+    from tangentune.reports.pages import write_page
+
+    write_page(page, out)
+    if stream is not None:
+        stream.write(f"Page written to {out}\n")
 
 
 def _show_explanation(one: Explanation, stream: IO[str]) -> None:
@@ -106,19 +122,25 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
 
     Each label is held against what all other pictures say in its place.
     """
-    from tangentune.reports.explanation import label_text
-
+    _check_out(out)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
         found = fitted.suspects(top)
-        if out is not None:
-            from tangentune.reports.explanation_page import render_suspects
-            from tangentune.reports.pages import write_page
-
-            write_page(render_suspects(fitted, found), out)
     if as_json:
         print_json({"model": model, "n": len(fitted.ids_), "suspects": [one._asdict() for one in found]})
-        return
+    else:
+        _show_suspects(fitted, found, model, stdout)
+    if out is not None:
+        from tangentune.reports.explanation_page import render_suspects
+
+        _write_page(render_suspects(fitted, found, model), out, None if as_json else stdout)
+
+
+def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: IO[str]) -> None:
+    """One line a label, worst first, and the command that corrects one."""
+    from tangentune.reports.explanation import label_text
+    from tangentune.reports.pages import is_classifier, relabel_command
+
     sure = bool(found) and found[0].probability is not None
     names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
     table = new_table(*names, numbers=(0, 2) if sure else (0,))
@@ -126,10 +148,10 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
         doubt = f"{one.score:.2f}" if sure else f"{one.score:.3g}"
         given, better = label_text(fitted, one.label), label_text(fitted, one.suggestion)
         table.add_row(doubt, *folded(given, *([percent(one.probability)] if sure else []), better, one.id))
-    print_table(table, stdout)
-    stdout.write(f"Look at each; correct one with: tangentune relabel {model} ID LABEL\n")
-    if out is not None:
-        stdout.write(f"Page written to {out}\n")
+    print_table(table, stream)
+    better = label_text(fitted, found[0].suggestion) if found and is_classifier(fitted) else "LABEL"
+    command = relabel_command(model, found[0].id if found else "ID", better)
+    stream.write(f"Look at each. What corrects the label of the first:\n{command}\n")
 
 
 @click.command(cls=Command, short_help="Write an HTML page about a model.")
@@ -145,5 +167,5 @@ def report(model: str, out: str | None) -> None:
 
     with working(quiet=False):
         fitted = saved_model(model, True, {})
-        path = write_report(fitted, Path(model) / "report.html" if out is None else out)
+        path = write_report(fitted, Path(model) / "report.html" if out is None else out, model)
     click.echo(f"Report written to {path}")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import PICTURES, load, skipped
+from tangentune.cli.models import PICTURES, load, reading, skipped
 from tangentune.cli.options import STREAMS, Command, fit_options, option
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
 
 if TYPE_CHECKING:
+    from tangentune import Backbone
     from tangentune.cli.models import Estimator
-    from tangentune.estimators.summary import Summary
+    from tangentune.estimators.summary import Plan, Summary
 
 
 @click.command(cls=Command, short_help="Fit a model to labelled pictures.")
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     type=PICTURES,
 )
 @fit_options
-def fit(pictures: str, out: str, source: str | None, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+@option(STREAMS, "--verbose -v", "Also show how the layers' kernels will be computed.", is_flag=True)
+def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -47,18 +50,23 @@ def fit(pictures: str, out: str, source: str | None, on_error: str, as_json: boo
     from tangentune.estimators.model_directory import check_destination
     from tangentune.estimators.summary import summarise
 
+    if quiet and verbose:
+        message = "give --quiet or --verbose, not both"
+        raise click.UsageError(message)
     check_destination(out)
+    read = reading(options)
     with working(quiet) as stdout:
         model = _new_model(quiet, **options)
         if source is not None:
             model.check_source()
-        backbone = model.backbone
-        assert not isinstance(backbone, str)
-        loaded = load(pictures, backbone.with_size(model.input_size), model, on_error, True)
+        assert not isinstance(model.backbone, str)
+        backbone = model.backbone.with_size(model.input_size)
+        loaded = load(pictures, backbone, model, read, True)
+        related = None if source is None else _source(source, backbone, model, read)
         plan = model.plan(loaded)
         if not quiet:
-            _show_plan(plan, backbone.name, sys.stderr)
-        model.fit(loaded, source=source)
+            _show_plan(plan, sys.stderr, layers=verbose)
+        model.fit(loaded, source=related)
         model.save_pretrained(out)
         facts = summarise(model)
     if not as_json:
@@ -97,24 +105,26 @@ def _new_model(quiet: bool, regression: bool, **options: Any) -> Estimator:
     return kind(**options, verbose=0 if quiet else 1)
 
 
-def _show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
-    """The cost of a fit before it starts: one sentence, and how the layers' kernels will be computed."""
-    from tangentune.estimators.summary import nice_bytes, nice_seconds
+def _source(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any]) -> Any:
+    """The source of a fit: a manifest as it is, whose pictures are checked; other pictures read as those of the fit."""
+    from tangentune.estimators.source import MANIFESTS
 
-    passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
+    return path if Path(path).suffix.lower() in MANIFESTS else load(path, backbone, model, read, True)
+
+
+def _show_plan(plan: Plan, stream: IO[str], *, layers: bool) -> None:
+    """The cost of a fit before it starts: one sentence, and how the layers' kernels will be computed if wanted."""
+    from tangentune.estimators.summary import nice_bytes
+
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for layer in plan["layers"]:
         groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
-    stream.write(
-        f"Fitting {plan['parameters']:,} parameters of {name} to {plan['n']:,} pictures will take about "
-        f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
-        "pictures.\n"
-    )
+    stream.write(f"{plan}\n")
     table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
     for ways, sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
         names = ("patch pairs" if way == "pairs" else way for way in ways)
         table.add_row(str(len(sizes)), *names, nice_bytes(sum(sizes)))
-    if groups:
+    if groups and layers:
         print_table(table, stream)
 
 

@@ -33,18 +33,17 @@ def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimat
     return fitted.set_params(verbose=0 if quiet else 1, **given)
 
 
-def load(path: str, backbone: Backbone, model: Estimator, on_error: str, labelled: bool) -> Pictures:
+def reading(options: dict[str, Any]) -> dict[str, Any]:
+    """Taken out of a command's options: how pictures are read."""
+    return {name: options.pop(name) for name in ("on_error", "path_column", "label_column")}
+
+
+def load(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any], labelled: bool) -> Pictures:
     """Pictures as a network takes them."""
     from tangentune.pictures.load import load_pictures
 
-    return load_pictures(
-        path,
-        contract=backbone.contract,
-        on_error=on_error,
-        n_jobs=model.n_jobs,
-        verbose=model.verbose,
-        need_labels=labelled,
-    )
+    contract, jobs, verbose = backbone.contract, model.n_jobs, model.verbose
+    return load_pictures(path, contract=contract, n_jobs=jobs, verbose=verbose, need_labels=labelled, **read)
 
 
 def skipped(pictures: Pictures) -> list[dict[str, str]]:

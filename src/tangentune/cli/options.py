@@ -16,6 +16,9 @@ from typing import Any, final
 
 import click
 
+from tangentune.cli.words import spoken
+from tangentune.errors import TangentuneError
+
 NETWORK, SOLVER, MACHINE = "Network", "Least squares", "Machine"
 STREAMS = "Input and output"
 
@@ -58,6 +61,17 @@ class Option(click.Option):
 @final
 class Command(click.Command):
     """A command whose help page has a section for each group of options."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; errors come in the words of the command line."""
+        try:
+            return super().invoke(ctx)
+        except TangentuneError as error:
+            raise TangentuneError(self.words(str(error))) from error
+
+    def words(self, sentence: str) -> str:
+        """A sentence of the library in the words of this command."""
+        return spoken(sentence, self.params, estimator_defaults())
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, section by section, in the order in which the sections first appear."""
@@ -126,6 +140,8 @@ _HELP = {
     "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
     "device": "cpu, cuda, cuda:1, ...",
     "n_jobs": "Processes that decode picture files; all cores if not given.",
+    "path_column": "Column of a table that holds the pictures; path, image, file or the like if not given.",
+    "label_column": "Column of a table that holds the labels; label, class, target or the like if not given.",
     "on_error": "At a picture that cannot be read: stop and name it, or leave it out and count it.",
     "json": "Print one JSON document, and nothing else, on standard output.",
     "quiet": "No progress bars, notes or cost estimate.",
@@ -168,6 +184,8 @@ _FIT = (
 _DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
     _option(MACHINE, "--n-jobs", type=COUNT, metavar="COUNT"),
+    _option(STREAMS, "--path-column", metavar="NAME"),
+    _option(STREAMS, "--label-column", metavar="NAME"),
     _option(STREAMS, "--on-error", type=click.Choice(["raise", "skip"]), default="raise"),
 )
 _OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, saved_model, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
 from tangentune.cli.options import Command, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table, score_rows
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
 @shared_options
-def predict(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Predict the labels of PICTURES with the saved MODEL.
 
     PICTURES is a picture, any folder of pictures, or a CSV file with the column path.
     """
+    read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, on_error, False)
+        loaded = load(pictures, fitted.backbone_, fitted, read, False)
         rows = _predictions(fitted, loaded)
     if as_json:
         print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": skipped(loaded)})
@@ -64,7 +65,7 @@ def _numbers(value: float | list[float]) -> str:
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
 @shared_options
-def evaluate(model: str, pictures: str, on_error: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Score the saved MODEL on labelled PICTURES that it has not seen.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -72,9 +73,10 @@ def evaluate(model: str, pictures: str, on_error: str, as_json: bool, quiet: boo
     from tangentune.estimators.scores import score_pictures
     from tangentune.metrics import accuracy_interval
 
+    read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, on_error, True)
+        loaded = load(pictures, fitted.backbone_, fitted, read, True)
         scores = score_pictures(fitted, loaded)
     if as_json:
         print_json({**scores, "n": len(loaded), "skipped": skipped(loaded)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 import click
 
+from tangentune.cli.options import Command
 from tangentune.errors import TangentuneError, shown
 
 USAGE, BROKEN_PIPE, INTERRUPTED = 2, 1, 130
@@ -93,7 +95,9 @@ def working(quiet: bool) -> Iterator[IO[str]]:
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if not quiet:
-            click.echo(f"note: {shown(' '.join(str(message).split()))}", err=True)
+            command = getattr(click.get_current_context(silent=True), "command", None)
+            text = command.words(str(message)) if isinstance(command, Command) else str(message)
+            click.echo(f"note: {shown(' '.join(text.split()))}", err=True)
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("default")
@@ -112,7 +116,16 @@ def check_device(name: str | None) -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document on the real standard output."""
+    """Print one JSON document on the real standard output; a number that JSON has not (NaN, infinity) is null there."""
     from tangentune._files import plain
 
-    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))  # escapes: readable by any reader
+    click.echo(json.dumps(plain(_finite(document)), indent=2, allow_nan=False))  # escapes: readable by any reader
+
+
+def _finite(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

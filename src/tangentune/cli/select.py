@@ -12,7 +12,7 @@ import click
 from tangentune.cli.models import PICTURES
 from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, option, shared_options
 from tangentune.cli.run import check_device, print_json, working
-from tangentune.errors import shown
+from tangentune.errors import TangentuneError, shown
 
 if TYPE_CHECKING:
     from tangentune.methods.source_selection.manifest import Manifest
@@ -111,7 +111,8 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.networks.backbone import load_backbone
     from tangentune.reports.selection_page import write_selection_page
 
-    budget, cache, n_jobs = (options[name] for name in ("budget", "cache", "n_jobs"))
+    budget, cache = options["budget"], options["cache"]
+    read = {name: options[name] for name in ("on_error", "path_column", "label_column", "n_jobs")}
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
     device, as_json, quiet = (options.pop(name) for name in ("device", "as_json", "quiet"))
     if (budget is None) != (options["method"] == "all"):
@@ -135,9 +136,13 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             if cache is not None and not quiet:
                 click.echo(f"note: what was done is kept in {cache}; the same command goes on", err=True)
             raise
-        if page is not None:  # first: it is the one that can fail
-            write_selection_page(page, found.manifest, target, n_jobs=n_jobs)
         write_manifest(out, found.manifest)
+        if page is not None:
+            try:
+                write_selection_page(page, found.manifest, target, **read)
+            except TangentuneError as error:
+                message = f"{str(error).rstrip('.')}; the manifest is in {out}, only the page is missing"
+                raise TangentuneError(message) from error
     if as_json:
         print_json(_document(found.manifest, out, page))
     else:

@@ -26,6 +26,7 @@ from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.estimators.scores import class_scores
 from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.contract import PREPARATION
 from tangentune.pictures.load import Pictures, check_classes, pictures_digest
 
@@ -150,8 +151,8 @@ class Bench:
 
 def class_labels(pictures: Pictures) -> NDArray[Any]:
     """The (n,) class labels; an InputError where there are none, or they are numbers to predict."""
-    labels = pictures.labels
-    if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
+    labels = None if pictures.labels is None else one_class_each(pictures.labels)
+    if labels is None or labels.dtype.kind == "f":
         message = "a comparison needs one class label per picture; give class folders or a CSV file with labels"
         raise InputError(message)
     return labels

@@ -40,6 +40,8 @@ def compare(
     device: str | torch.device | None = None,
     n_jobs: int | None = None,
     on_error: str = "raise",
+    path_column: str | None = None,
+    label_column: str | None = None,
     verbose: int = 0,
 ) -> Comparison:
     """Fit every method to the same small draws of pictures and score it on the same test pictures.
@@ -67,6 +69,8 @@ def compare(
         device: "cpu", "cuda", ...; None leaves the backbone where it is.
         n_jobs: processes that decode picture files.
         on_error: "raise" or "skip", at a picture that cannot be read.
+        path_column: the column of a table that holds the pictures, where its name does not say so.
+        label_column: the column that holds the labels.
         verbose: 1 shows a progress bar over the cells with the time left.
 
     Returns:
@@ -96,6 +100,7 @@ def compare(
     network = as_backbone(backbone, input_size)
     network = network if device is None else network.to(device)
     reading: dict[str, Any] = {"on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
+    reading |= {"path_column": path_column, "label_column": label_column}
     train = load_pictures(pictures, contract=network.contract, **reading)
     if test is None:
         rows, kept = split_test(class_labels(train), test_share)

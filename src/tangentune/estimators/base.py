@@ -29,7 +29,7 @@ from tangentune.estimators.fitted import (
 )
 from tangentune.estimators.solution import Solution
 from tangentune.estimators.source import read_source
-from tangentune.estimators.summary import summarise
+from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_vectors, read_count, read_settings
@@ -181,16 +181,17 @@ class TangentEstimator(BaseEstimator):
             self.fitted_ = procedure.fit(pictures, given, read)
         return self
 
-    def plan(self, X: Any, y: Any = None) -> dict[str, Any]:
+    def plan(self, X: Any, y: Any = None) -> Plan:
         """What `fit` would cost, from one small trial batch: seconds, peak bytes, passes, and the way of each layer.
 
         Returns:
-            Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
-            bytes a picture). Cost: about a second.
+            A dict, printed as a sentence: `network`, `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers`
+            (name, held as, Gram strategy, bytes a picture). Cost: about a second.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
-            return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
+            plan = procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
+            return Plan(plan, network=procedure.backbone.name)
 
     def check_source(self) -> None:
         """Refuse a source (InputError) that this estimator with its options cannot use."""

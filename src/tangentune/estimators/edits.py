@@ -122,7 +122,12 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
     if not new_class:
         _check_known(fitted, joined[len(old) :], bare.ids)
     labels = joined[: len(old)]
-    labels[places] = joined[len(old) :]
+    labels[places] = new = joined[len(old) :]
+    if (twice := (labels[places] != new).reshape(len(new), -1).any(1)).any():  # the last one was taken
+        first = int(np.argmax(twice))
+        name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
+        message = f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one"
+        raise InputError(message)
     active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
     _check(fitted, active, fitted.ids)
     return _edited(fitted, "relabel", pictures, active)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
+from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
 from tangentune.estimators.tasks import Task
@@ -44,6 +45,7 @@ class Procedure:
     @classmethod
     def of(cls, task: Task, options: dict[str, Any]) -> Procedure:
         """From the options of an estimator, checked."""
+        check_savable(options)
         if (device := options["device"]) is not None:
             usable_device(device, dtype=torch.float64)  # before the network is loaded
         backbone = as_backbone(options["backbone"], options["input_size"])
@@ -61,6 +63,9 @@ class Procedure:
     def plan(self, pictures: Pictures) -> dict[str, Any]:
         """What `fit` would cost, from one small trial batch."""
         task, settings, inputs = self.task, self.settings, self.reader.open(pictures)
+        labels = task.read_labels(pictures)
+        task.check_options(labels)
+        task.check_labels(labels, pictures.ids)
         tangent = survey_network(self.backbone, inputs, self.subset)
         plan = estimate_cost(tangent, inputs, settings, task.outputs(pictures))
         plan["seconds"] += task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)

@@ -16,6 +16,7 @@ from tangentune.errors import StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import read_edits, read_model, write_model
 from tangentune.estimators.outer_steps import moved
+from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.solution import ActivePictures
 from tangentune.estimators.tasks import Classification, Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
@@ -67,7 +68,7 @@ def save(
         tensors |= more
     config = {
         "estimator": name,
-        "parameters": _parameters(options),
+        "parameters": _parameters(options, fitted.seed),
         "backbone": fitted.backbone.describe(),
         "map": {
             "ruled": list(feature_map.tangent.ruled),
@@ -89,12 +90,11 @@ def save(
     write_model(directory, config, tensors, card, pixels, fitted.edits)
 
 
-def _parameters(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON holds them."""
-    device, state = options["device"], options["random_state"]
-    seed = int(state) if isinstance(state, int | np.integer) else None
-    found = options | {"device": None if device is None else str(device), "random_state": seed}
-    return {name: value for name, value in found.items() if name != "backbone"}
+def _parameters(options: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Options as JSON holds them; of a random state, what the fit took from it."""
+    state = options["random_state"]
+    found = options | {"random_state": state if state is None or isinstance(state, int | np.integer) else seed}
+    return {name: pack(value, name) for name, value in found.items() if name != "backbone"}
 
 
 def _map_tensors(fitted: FittedModel) -> Tensors:
@@ -167,7 +167,11 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
         kind = config.get("estimator")
         message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
         raise StoreError(message)
-    options = config["parameters"]
+    try:
+        options = unpack(config["parameters"])
+    except ValueError as error:
+        message = f"the options of the model in {directory} cannot be read: {error}"
+        raise StoreError(message) from error
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
     network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])

@@ -25,7 +25,7 @@ from tangentune.estimators.training_set import (
     with_source,
 )
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
-from tangentune.pictures.checks import label_array
+from tangentune.pictures.checks import label_array, one_class_each
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
 from tangentune.pictures.names import some
@@ -54,11 +54,7 @@ def read_source(
     if pictures.labels is None:
         message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
         raise InputError(message)
-    given = label_array(pictures.labels)
-    if given.size != len(given):
-        message = f"source pictures have {given.shape[1]} labels each; give the class of each, one label a picture"
-        raise InputError(message)
-    pictures = replace(pictures, labels=given.reshape(len(given)))
+    pictures = replace(pictures, labels=one_class_each(label_array(pictures.labels), "the source's"))
     weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
     if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
         shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,20 @@ def label_positions(model: FittedClassifier) -> NDArray[np.int64]:
     """Column of `loo_proba_` that belongs to each picture's given label, shape (n,)."""
     column = {name: position for position, name in enumerate(model.classes_.tolist())}
     return np.array([column[name] for name in np.asarray(model.targets_).tolist()], np.int64)
+
+
+@final
+class Plan(dict[str, Any]):
+    """What a fit would cost, by name; printed, it is one sentence for people."""
+
+    def __str__(self) -> str:
+        """The sentence."""
+        passes = "one pass" if self["passes"] == 1 else f"{self['passes']} passes"
+        return (
+            f"Fitting {self['parameters']:,} parameters of {self['network']} to {self['n']:,} pictures will take about "
+            f"{nice_seconds(self['seconds'])} and {nice_bytes(self['peak_bytes'])} of memory, in {passes} over the "
+            "pictures."
+        )
 
 
 def nice_bytes(count: float | None) -> str:

@@ -23,12 +23,14 @@ from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
+from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
 from tangentune.solvers import likelihoods
 from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import noise_variance
 
+LARGEST = 1e100  # a target, or its inverse; sums of squares of residuals must stay finite, and above 0
 USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
 Moves = list[dict[str, float]]  # numbers of outer steps that were tried, with their leave-one-out errors
 
@@ -76,12 +78,16 @@ class Classification:
         if labels is None:
             message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
             raise InputError(message)
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biufUO":
+            message = f"the labels have the type {labels.dtype}; use text, integers or floats"
+            raise InputError(message)
         if labels.ndim == 2 and labels.shape[1] == 1:
             sentence = "A column-vector y was passed when a 1d array was expected; it is flattened."
             warnings.warn(sentence, DataConversionWarning, stacklevel=USER)
-            labels = labels[:, 0]
+        labels = one_class_each(labels)
         check_classification_targets(labels)
-        return np.asarray(labels)
+        return labels
 
     def check_options(self, labels: NDArray) -> None:
         """Refuse options that no fit to these labels can follow."""
@@ -186,7 +192,7 @@ class Regression:
             message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
             raise InputError(message)
         if self.class_weight is not None:
-            message = "class_weight belongs to classifiers; a regressor takes sample_weight in fit"
+            message = "class_weight belongs to classifiers; leave it out where numbers are predicted"
             raise InputError(message)
         values = numeric_labels(pictures.labels, pictures.ids)
         if not np.isfinite(values).all():
@@ -204,6 +210,12 @@ class Regression:
         raise InputError(message)
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        sizes = np.abs(labels).reshape(len(labels), -1).max(1)
+        largest = int(sizes.argmax())
+        if sizes[largest] > LARGEST or 0 < sizes[largest] < 1 / LARGEST:
+            seen = f"the largest target, {sizes[largest]:.3g} of picture {ids[largest]}"
+            message = f"{seen}, has a square that double precision cannot hold; give all targets in another unit"
+            raise InputError(message)
         return []
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:

@@ -31,6 +31,9 @@ from tangentune.pictures.names import readable, some
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
+# Weights, where they are positive: squares of lighter ones are 0; with heavier ones nothing is left out, for in
+# 1 - leverage no digit is right.
+LIGHTEST, HEAVIEST = 1e-100, 1e15
 
 
 def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> FitSettings:
@@ -133,11 +136,18 @@ def _are_pictures(X: Any) -> bool:
 def check_weights(weights: NDArray, ids: list[str]) -> None:
     """Refuse negative weights, and fewer than two pictures that count."""
     if not (weights >= 0).all():
-        message = f"picture {ids[int(np.argmin(weights))]} has a negative weight; weights must be 0 or more"
+        odd = int(np.argmin(weights))  # NaN is the least
+        what = "a negative weight" if weights[odd] < 0 else f"the weight {weights[odd]}"
+        message = f"picture {ids[odd]} has {what}; weights must be 0 or more"
         raise InputError(message)
-    count = int((weights > 0).sum())
-    if count < 2:
-        message = f"n_samples={count} with positive weight is not enough; least squares needs at least 2 pictures"
+    positive = weights[weights > 0]
+    if len(positive) < 2:
+        message = f"{len(positive)} pictures of positive weight are not enough; least squares needs at least 2"
+        raise InputError(message)
+    if positive.max() > HEAVIEST or positive.min() < LIGHTEST:
+        extremes = f"{positive.min():.3g} to {positive.max():.3g}"
+        message = f"weights go from {extremes}, further than double precision carries; give 0 to pictures that do not "
+        message += f"count, and to the others weights from {LIGHTEST:g} to {HEAVIEST:g}"
         raise InputError(message)
 
 

@@ -32,7 +32,11 @@ def label_array(labels: Any) -> NDArray[Any]:
         labels = [entry.item() if isinstance(entry, Tensor) and entry.ndim == 0 else entry for entry in labels]
     # Text must not pass through numpy's own conversion, which turns a number beside it into text.
     mixed = isinstance(labels, (list, tuple)) and any(entry is None or isinstance(entry, str) for entry in labels)
-    array = np.asarray(labels, dtype=object if mixed else None)
+    try:
+        array = np.asarray(labels, dtype=object if mixed else None)
+    except ValueError as error:  # rows of different length
+        message = "labels cannot be read as one array: some are lists; give one label for each picture."
+        raise InputError(message) from error
     if array.dtype == object:
         array = _from_objects(array)
     if array.dtype.kind == "T":  # numpy's text of variable length
@@ -69,7 +73,7 @@ def refuse_nul(labels: Any) -> None:
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
     entries = array.ravel().tolist()
     for position, entry in enumerate(entries):
-        if entry is None or (isinstance(entry, float) and entry != entry):
+        if entry is None or type(entry).__name__ == "NAType" or (isinstance(entry, float) and entry != entry):
             message = f"Label {position} is missing ({entry}); give every picture a label."
             raise InputError(message)
     texts = sum(isinstance(entry, str) for entry in entries)
@@ -89,6 +93,33 @@ def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
     return plain.reshape(array.shape)
 
 
+def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
+    """Labels (n,), or a column of them (n, 1) flattened; a wider matrix is refused as what it seems to be, and whose.
+
+    Raises:
+        InputError: one-hot rows, several classes for a picture, probabilities, or numbers for several targets.
+    """
+    if labels.ndim == 1 or labels.shape[1] == 1:
+        return labels.reshape(len(labels))
+    numbers, rows = labels.dtype.kind in "biuf", f"{len(labels)} x {labels.shape[1]}"
+    sums = labels.sum(1) if numbers else np.zeros(len(labels))
+    if numbers and np.isin(labels, (0, 1)).all():
+        if (sums == 1).all():
+            problem = f"labels are one-hot ({rows}); give the class of each picture, y.argmax(1)"
+        else:
+            odd = int(np.argmax(sums != 1))
+            seen = f"labels mark {sums[odd]:g} classes of picture {odd} ({rows})"
+            problem = f"{seen}, but a classifier takes one for each; fit one to each column, y[:, k]"
+    elif numbers and (labels >= 0).all() and np.allclose(sums, 1, atol=1e-3):
+        problem = f"labels are probabilities ({rows}); give the likeliest, y.argmax(1), or fit a regressor to them"
+    else:
+        problem = (
+            f"pictures have {labels.shape[1]} labels each; a classifier takes one, a regressor also rows of numbers"
+        )
+    message = f"{whose} {problem}"
+    raise InputError(message)
+
+
 def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float64]:
     """Labels as float64 for regression; text that reads as a number (from a CSV file) is converted.
 
@@ -97,16 +128,17 @@ def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float
     """
     if labels.dtype.kind != "U":
         return labels.astype(np.float64)
-    values = np.empty(len(labels))
-    for i, text in enumerate(labels.tolist()):
+    values = np.empty(labels.size)
+    for i, text in enumerate(labels.ravel().tolist()):
         try:
             values[i] = float(text)
         except ValueError:
             values[i] = np.nan
         if not np.isfinite(values[i]):
-            message = f"The label {text!r} of {ids[i]} is not a number; regression needs numbers as labels."
+            name = ids[i * len(labels) // labels.size]
+            message = f"The label {text!r} of {name} is not a number; regression needs numbers as labels."
             raise InputError(message)
-    return values
+    return values.reshape(labels.shape)
 
 
 def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:

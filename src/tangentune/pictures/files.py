@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +19,7 @@ from tangentune.pictures.names import (
     readable,
     some,
 )
+from tangentune.pictures.tables import USUAL, Columns, read_table
 
 # What operating systems, archives and disk stations leave behind.
 _JUNK_FOLDERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -44,7 +43,7 @@ class FileList:
     lost: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> FileList:
+def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns: Columns = USUAL) -> FileList:
     """The pictures behind a path: a folder, a `.csv` or `.tsv` table, or a single picture file.
 
     Cost: folder listings only; no picture is opened.
@@ -60,7 +59,7 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True) -> File
         message = f"{name} does not exist; give a folder of pictures, a CSV file, or a picture."
         raise PictureError(message)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return FileList(*_read_table(path, need_labels))
+        return FileList(*read_table(path, need_labels, columns))
     if path.suffix.lower() in PICTURE_SUFFIXES or looks_like_picture(path):
         return FileList([os.fspath(path)], [readable(path.name)])
     message = f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture."
@@ -75,63 +74,6 @@ def from_paths(paths: Iterable[str | os.PathLike[str]]) -> FileList:
             message = f"Entry {position} of the list of paths is {type(path).__name__}, not a path."
             raise InputError(message)
     return FileList([os.path.expanduser(os.fspath(path)) for path in given], [readable(path) for path in given])
-
-
-def _read_table(path: Path, need_labels: bool) -> tuple[list[str], list[str], list[str] | None]:
-    """Read columns `path` and `label` of a table: `(file names, ids, labels or None)`.
-
-    Paths are relative to the table's folder; ids are the paths as written. Comma, semicolon or tab may separate;
-    further columns are ignored; labels stay text.
-    """
-    name, rows = readable(path), _rows(path)
-    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    wanted = ("path", "label") if need_labels else ("path",)
-    missing = [column for column in wanted if column not in header]
-    if missing:
-        found = ", ".join(header) or "nothing"
-        message = f"The first line of {name} must name the column {' and '.join(missing)}; it names {found}."
-        raise PictureError(message)
-    twice = [column for column in ("path", "label") if header.count(column) > 1]
-    if twice:
-        message = f"The first line of {name} names the column {twice[0]} {header.count(twice[0])} times; keep one."
-        raise PictureError(message)
-    ids, labels = [], []
-    for line, cells in rows[1:]:
-        row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
-        for column in wanted:
-            if not row.get(column):
-                message = f"Line {line} of {name} has no {column}."
-                raise PictureError(message)
-        ids.append(row["path"])
-        labels.append(row.get("label", ""))
-    if not ids:
-        message = f"{name} lists no picture."
-        raise PictureError(message)
-    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Line number and cells of every line that is not blank."""
-    name = readable(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except UnicodeDecodeError as error:
-        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
-        raise PictureError(message) from error
-    except (OSError, csv.Error) as error:
-        message = f"{name} cannot be read as a table: {error}."
-        raise PictureError(message) from error
-
-
-def _resolve(folder: Path, text: str) -> str:
-    """The file a table entry means; backslashes of a table written on Windows are understood."""
-    path = os.path.join(folder, os.path.expanduser(text))
-    if "\\" in text and not os.path.exists(path):
-        return os.path.join(folder, text.replace("\\", "/"))
-    return path
 
 
 @dataclass

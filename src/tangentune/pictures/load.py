@@ -37,6 +37,7 @@ from tangentune.pictures.decode_pool import decode_files
 from tangentune.pictures.files import FileList, find_files, from_paths
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
+from tangentune.pictures.tables import Columns, is_frame, read_frame
 from tangentune.pictures.unreadable import file_problem
 
 __all__ = [
@@ -65,14 +66,17 @@ def load_pictures(
     n_jobs: int | None = None,
     verbose: int = 0,
     need_labels: bool = True,
+    path_column: str | None = None,
+    label_column: str | None = None,
 ) -> Pictures:
     """Read pictures from wherever they are, at the size a network takes.
 
     Args:
         source: a folder root/class/file (names of the class folders are the labels; order: sorted by
-            path); any folder when `need_labels=False`; a `.csv` file with columns path,label; a picture;
-            a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W, C), (n, H, W) or
-            vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
+            path); any folder when `need_labels=False`; a `.csv` file or data frame with columns path,label
+            (or the like: image, file, class, target, ...); a picture; a list of paths, Pillow pictures or
+            arrays; an array (n, C, H, W), (n, H, W, C), (n, H, W) or vectors (n, k); a map-style torch
+            Dataset of (picture, label); or `Pictures`.
         labels: one per picture, in the source's order; goes before labels that the source has itself.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
@@ -81,6 +85,8 @@ def load_pictures(
             does not depend on it.
         verbose: 1 shows a progress bar with the time left on anything over a second.
         need_labels: False for prediction; names of folders are then not taken as labels.
+        path_column: the column of a table that holds the pictures, where its name does not say so.
+        label_column: the column that holds the labels.
 
     Returns:
         Pictures, with labels as the source gives them (folder names and CSV entries stay text).
@@ -98,12 +104,15 @@ def load_pictures(
     if on_error not in ("raise", "skip"):
         message = f"on_error is {on_error!r}; use 'raise' or 'skip'."
         raise InputError(message)
-    given = None if labels is None else label_array(labels)
+    given, columns = None if labels is None else label_array(labels), Columns(path_column, label_column)
+    if is_frame(source) and contract.input_size is not None:
+        source, own = read_frame(source, need_labels and given is None, columns)
+        given = label_array(own) if given is None and own is not None else given
     source = _plain_list(source)
     if isinstance(source, Pictures):
         pictures = source if given is None else replace(source, labels=_fitting(given, len(source)))
     elif isinstance(source, (str, os.PathLike)):
-        files = find_files(source, need_labels and given is None)
+        files = find_files(source, need_labels and given is None, columns)
         _refuse_unlabelled(need_labels, given, files.labels)
         pictures = _from_files(files, given, contract, on_error, n_jobs, verbose)
     elif isinstance(source, list) and source and isinstance(source[0], (str, os.PathLike)):

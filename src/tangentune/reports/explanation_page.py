@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from tangentune.estimators.explanations import Suspect
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports.explanation import EDGE, Attribution, Explanation, PictureEffect, familiarity, label_text
-from tangentune.reports.pages import Estimator, is_classifier, render, thumbnail
+from tangentune.reports.pages import Estimator, is_classifier, relabel_command, render, thumbnail
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 CLASSES_SHOWN = 5
@@ -78,13 +79,16 @@ def _verdict(attribution: Attribution) -> str:
     return "same" if strongest.without.label == attribution.answer.label else "other"
 
 
-def render_suspects(model: Estimator, suspects: Sequence[Suspect]) -> str:
-    """Labels that may be mistakes as one HTML page, worst first."""
-    largest = max((one.score for one in suspects), default=0.0) or 1.0
+def render_suspects(model: Estimator, suspects: Sequence[Suspect], place: str | os.PathLike[str] | None = None) -> str:
+    """Labels that may be mistakes as one HTML page, worst first, with the command that corrects each.
+
+    `place` is where the model is saved.
+    """
+    largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
     context = {
         "network": _network(model),
         "n": len(model.ids_),
-        "classification": is_classifier(model),
+        "classification": known,
         "tiles": [
             {
                 "one": one,
@@ -93,6 +97,7 @@ def render_suspects(model: Estimator, suspects: Sequence[Suspect]) -> str:
                 "image": thumbnail(model.pictures_, one.position),
                 "share": one.score / largest,
                 "wrong": one.probability is None or one.probability < DOUBTFUL,
+                "mend": relabel_command(place, one.id, label_text(model, one.suggestion)) if known else None,
             }
             for one in suspects
         ],

@@ -32,8 +32,13 @@ from tangentune.reports.pages import Estimator, is_classifier, render, write_pag
 
 
 @usual_torch
-def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
+def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os.PathLike[str] | None = None) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
+
+    Args:
+        model: fitted.
+        path: of the page.
+        place: where the model is saved, for the commands on the page that correct a label.
 
     Raises:
         StoreError: the file cannot be written, or its folder is not there.
@@ -44,10 +49,10 @@ def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         message = f"cannot write the report to {target}: {error.strerror or error}"
         raise StoreError(message) from error
-    return write_page(render_report(model), target)
+    return write_page(render_report(model, place), target)
 
 
-def render_report(model: Estimator) -> str:
+def render_report(model: Estimator, place: str | os.PathLike[str] | None = None) -> str:
     """A fitted model as one HTML page, always the same; costs seconds, mostly drawing, and 24 thumbnails in memory."""
     facts = summarise(model)
     context = {
@@ -59,7 +64,7 @@ def render_report(model: Estimator) -> str:
         "damping_svg": _damping(model),
         "blocks_svg": _blocks(model),
         "scales": _scales(model),
-        "suspects": tables.suspects(model, facts),
+        "suspects": tables.suspects(model, facts, place),
         "selection": tables.tried_rows(model, facts),
         "stages": tables.stage_rows(facts),
     }

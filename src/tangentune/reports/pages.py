@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import shlex
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -37,7 +38,6 @@ def render(template: str, context: dict[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    environment.filters["shortened"] = _shortened
     return environment.get_template(template).render({"version": __version__, **context})
 
 
@@ -63,7 +63,26 @@ def thumbnail(pictures: Pictures, position: int) -> dict[str, Any] | None:
     return {"uri": uri, "small": small, "width": image.width, "height": image.height}
 
 
-def _shortened(path: str, length: int = 22) -> str:
-    """The file's name without its folders, its middle cut out if it is long."""
-    name = path.rsplit("/", 1)[-1]
-    return name if len(name) <= length else f"{name[: length // 2 - 2]}…{name[-length // 2 - 1 :]}"
+def relabel_command(place: str | os.PathLike[str] | None, name: str, label: str) -> str:
+    r"""The command that gives a picture of a saved model another label, to be pasted into a shell as it stands.
+
+    Example:
+        >>> relabel_command("my models/m", "cat/it's 1.png", "dog")
+        'tangentune relabel \'my models/m\' \'cat/it\'"\'"\'s 1.png\' dog'
+    """
+    saved = "MODEL" if place is None else os.fspath(place)
+    saved = os.path.join(os.curdir, saved) if saved.startswith("-") else saved
+    ended = ["--"] if name.startswith("-") or label.startswith("-") else []  # they are no options
+    return " ".join(["tangentune", "relabel", *map(_quoted, [saved, *ended, name, label])])
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; a character that cannot be seen is written as its bytes, for a paste must do no more."""
+    if word.isprintable():
+        return shlex.quote(word)
+    shown = (one if one.isprintable() and one not in "\\'" else _bytes(one) for one in word)
+    return f"$'{''.join(shown)}'"
+
+
+def _bytes(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogatepass"))

@@ -17,6 +17,7 @@ from tangentune.methods.source_selection.manifest import Manifest, load_selected
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures
+from tangentune.pictures.tables import Columns
 from tangentune.reports.pages import render, thumbnail
 
 _ROWS = 12  # of a table before "more"
@@ -56,9 +57,9 @@ class Examples:
 
 
 def load_examples(
-    manifest: Manifest, target: Any, *, target_labels: Any = None, source: Any = None, n_jobs: int | None = None
+    manifest: Manifest, target: Any, *, target_labels: Any = None, source: Any = None, **reading: Any
 ) -> Examples:
-    """The pictures that the page of a selection shows, at its size where they are files."""
+    """The pictures that the page of a selection shows, at its size where they are files; `reading` as for the page."""
     files = DataContract(input_size=(3, _SIDE, _SIDE), crop=1.0)
     known = manifest.backbone["contract"]
     arrays = files if known is None else DataContract.from_dict(known)
@@ -67,8 +68,9 @@ def load_examples(
         return files if given is None or isinstance(given, str | os.PathLike) else arrays
 
     rows = sorted({int(row) for found in shown(manifest).values() for row in found})
-    chosen = load_selected(_part(manifest, rows), contract(source), source=source, n_jobs=n_jobs).pictures
-    return Examples(_some_of_each(target, target_labels, contract(target), n_jobs), chosen)
+    part, jobs = _part(manifest, rows), reading.get("n_jobs")
+    chosen = load_selected(part, contract(source), source=source, n_jobs=jobs).pictures
+    return Examples(_some_of_each(target, target_labels, contract(target), reading), chosen)
 
 
 def _part(manifest: Manifest, rows: list[int]) -> Manifest:
@@ -78,16 +80,16 @@ def _part(manifest: Manifest, rows: list[int]) -> Manifest:
     return replace(manifest, **columns, **{name: getattr(manifest, name)[rows] for name in arrays})
 
 
-def _some_of_each(target: Any, labels: Any, contract: DataContract, n_jobs: int | None) -> Pictures:
-    """The first pictures of every class; of files, only these are read."""
-    if not isinstance(target, str | os.PathLike):
-        loaded = load_pictures(target, labels, contract=contract, n_jobs=n_jobs)
+def _some_of_each(target: Any, labels: Any, contract: DataContract, reading: dict[str, Any]) -> Pictures:
+    """The first pictures of every class; of files only these are read, unless some may have to be left out."""
+    if not isinstance(target, str | os.PathLike) or reading.get("on_error") == "skip":
+        loaded = load_pictures(target, labels, contract=contract, **reading)
         return loaded.select(_first([] if loaded.labels is None else loaded.labels.tolist()))
-    found = find_files(target, need_labels=labels is None)
+    found = find_files(target, labels is None, Columns(reading.get("path_column"), reading.get("label_column")))
     given = list(found.labels or ()) if labels is None else list(labels)
     rows = _first(given)
     paths, names = [found.paths[i] for i in rows], [found.ids[i] for i in rows]
-    loaded = load_pictures(paths, [given[i] for i in rows], contract=contract, n_jobs=n_jobs)
+    loaded = load_pictures(paths, [given[i] for i in rows], contract=contract, n_jobs=reading.get("n_jobs"))
     return replace(loaded, ids=names)
 
 
@@ -127,14 +129,15 @@ def write_selection_page(
     *,
     target_labels: Any = None,
     source: Any = None,
-    n_jobs: int | None = None,
+    **reading: Any,
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
 
-    `target` and `target_labels` are as they were given to the selection, and so is `source` where it is no file or
-    folder. A picture to be shown that is missing or has changed is a PictureError.
+    `target` and `target_labels` are as they were given to the selection, so is `source` where it is no file or folder,
+    and so are `on_error`, `n_jobs` and the columns of a table. One to be shown that is missing or has changed is a
+    PictureError.
     """
-    examples = load_examples(manifest, target, target_labels=target_labels, source=source, n_jobs=n_jobs)
+    examples = load_examples(manifest, target, target_labels=target_labels, source=source, **reading)
     page = render_selection(manifest, examples)
     with replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")

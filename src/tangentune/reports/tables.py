@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tangentune import metrics
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
-from tangentune.reports.pages import Estimator, is_classifier, thumbnail
+from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
 
 SUSPECTS = 24
 CLASSES_SHOWN = 30
@@ -73,16 +74,20 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
     return table - np.diag(np.diag(table))
 
 
-def suspects(model: Estimator, facts: Summary) -> list[dict[str, Any]]:
+def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
 
     The error is the negative log-probability of the given label, or the squared distance of numbers.
     """
     error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
-    return [
+    tiles = [
         {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
         for i in np.argsort(-error, kind="stable")[:SUSPECTS].tolist()
     ]
+    for tile in tiles:  # a number has to be measured again, a class can be seen
+        doubtful = tile["wrong"] and is_classifier(model)
+        tile["mend"] = relabel_command(place, tile["id"], tile["predicted"]) if doubtful else None
+    return tiles
 
 
 def _class_errors(model: TangentClassifier, facts: Summary) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:

@@ -49,10 +49,8 @@ def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | 
     predictions = loo(system).requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(loss(predictions, system.targets) @ shares, predictions)
-    sensitivity = _sensitivity(system)
+    sensitivity, heights = _sensitivity(system)
     residuals = system.targets - fitted(system)
-    # d r_i / d y_j = [i = j] - Q_ij a_j, and its diagonal is h.
-    heights = 1 - sensitivity.diagonal() * system.weights
     left_out = residuals / heights[:, None]
     pulled = slope / heights[:, None]
     moved = (sensitivity @ pulled * residuals).sum(1)
@@ -104,10 +102,11 @@ def improve_weights(
     return system.weights, torch.stack(losses)
 
 
-def _sensitivity(system: System) -> Tensor:
+def _sensitivity(system: System) -> tuple[Tensor, Tensor]:
     """Q, (n, n): how far predictions move by `a_j` times a residual; the posterior covariance over the damping.
 
-    `D^-1/2 (I - damping [W^-1]) D^-1/2` where the weights allow it, by the kernel where they are near 0.
+    `D^-1/2 (I - damping [W^-1]) D^-1/2` where the weights allow it, by the kernel where they are near 0. With it h,
+    (n,), the diagonal of `d r_i / d y_j = [i = j] - Q_ij a_j`, without cancellation where h is near 0.
     """
     n, roots = len(system.kernel), system.roots
     light = system.weights <= LIGHT * system.weights.max()
@@ -118,7 +117,8 @@ def _sensitivity(system: System) -> Tensor:
         sides = design(system, system.kernel[light]) @ system.inverse
         out[light] = (system.kernel[light] - sides @ design(system, system.kernel).mT) / system.damping
         out[:, light] = out[light].mT
-    return out
+    heavy = system.damping * system.inverse.diagonal()[:n]
+    return out, torch.where(light, 1 - out.diagonal() * system.weights, heavy)
 
 
 def _shares(evaluate: Tensor | None, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tangentune.errors import InputError
 from tangentune.methods.fine_tuning.augment import random_views
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.pictures import Pictures, normalise
 
 
@@ -34,7 +35,8 @@ def class_positions(pictures: Pictures) -> tuple[NDArray[Any], NDArray[np.int64]
 
 def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages."""
-    if labels is None or labels.ndim != 1 or labels.dtype.kind == "f":
+    labels = None if labels is None else one_class_each(labels)
+    if labels is None or labels.dtype.kind == "f":
         message = f"{what} needs one class label per picture; give labels= or class folders"
         raise InputError(message)
     classes, positions = np.unique(labels, return_inverse=True)

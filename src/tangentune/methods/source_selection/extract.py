@@ -30,12 +30,13 @@ from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
 from tangentune.methods.source_selection.manifest import file_digest, picture_names
 from tangentune.networks.backbone import Backbone, same_features
-from tangentune.pictures.checks import label_array, pictures_digest
+from tangentune.pictures.checks import label_array, one_class_each, pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import FileList, find_files, from_paths
 from tangentune.pictures.load import load_pictures
 from tangentune.pictures.names import readable, some
 from tangentune.pictures.pictures import Pictures
+from tangentune.pictures.tables import Columns
 
 _KIND, _INDEX = "tangentune features 1", "index.json"
 
@@ -97,7 +98,8 @@ def open_set(
             folder for as long as the set is open.
         batch_size: pictures of one forward pass.
         verbose: 1 shows progress bars.
-        loading: `on_error` and `n_jobs`; with "skip" all pixels are held, beyond 1 GiB in a temporary file.
+        loading: `on_error`, `n_jobs`, `path_column`, `label_column`; with "skip" all pixels are held, beyond 1 GiB in
+            a temporary file.
     """
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
@@ -108,7 +110,7 @@ def open_set(
         ids, root, paths = picture_names(listed.pictures), None, None
     else:
         ids, root, paths = _places(given, listed.files, listed.ids)
-    names = None if listed.labels is None else label_array(listed.labels).astype(np.str_)
+    names = None if listed.labels is None else one_class_each(label_array(listed.labels)).astype(np.str_)
     with tempfile.TemporaryDirectory(prefix="tangentune-") as scratch:
         folder = Path(scratch) / "features" if cache is None else cache / f"features-{_key(backbone, listed)}"
         features = extract_features(listed, backbone, folder, batch_size=batch_size, verbose=verbose).features
@@ -196,6 +198,8 @@ def list_pictures(
     on_error: str = "raise",
     n_jobs: int | None = None,
     verbose: int = 0,
+    path_column: str | None = None,
+    label_column: str | None = None,
 ) -> PictureList:
     """The pictures of what `load_pictures` takes, with its arguments; of files only the names are read.
 
@@ -203,11 +207,12 @@ def list_pictures(
     """
     files = None
     if isinstance(source, str | os.PathLike):
-        files = find_files(source, need_labels and labels is None)
+        files = find_files(source, need_labels and labels is None, Columns(path_column, label_column))
     elif isinstance(source, list | tuple) and source and isinstance(source[0], str | os.PathLike):
         files = from_paths(source)
     if files is None or on_error == "skip":
         settings: dict[str, Any] = {"on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
+        settings |= {"path_column": path_column, "label_column": label_column}
         pictures = load_pictures(source, labels, contract=contract, need_labels=need_labels, **settings)
         seen = hashlib.sha256("".join(pictures_digest(pictures.pixels)).encode()).hexdigest()
         own = None if pictures.labels is None else pictures.labels.tolist()

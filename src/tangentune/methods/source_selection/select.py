@@ -25,6 +25,7 @@ from tangentune.methods.source_selection.settings import SelectionSettings
 from tangentune.networks.backbone import AnyBackbone, as_backbone
 from tangentune.pictures.files import find_files
 from tangentune.pictures.names import readable, some
+from tangentune.pictures.tables import Columns
 
 _DIGITS = 9  # of the tables' shares: what follows depends on the machine
 
@@ -58,6 +59,8 @@ def select_source(
     on_error: str = "raise",
     n_jobs: int | None = None,
     verbose: int = 0,
+    path_column: str | None = None,
+    label_column: str | None = None,
     **settings: Any,
 ) -> Selection:
     """Choose the pictures of a source set that are worth learning from beside a target set.
@@ -73,6 +76,8 @@ def select_source(
         on_error: "raise" or "skip", for files that cannot be read.
         n_jobs: processes that decode; the selection does not depend on it.
         verbose: 1 shows progress bars.
+        path_column: the column of a table that holds the pictures, where its name does not say so.
+        label_column: the column that holds the labels.
         settings: those of `SelectionSettings`; `budget` is needed but for the method "all".
 
     Returns:
@@ -106,8 +111,9 @@ def select_source(
     backbone = None if backbone is None else as_backbone(backbone)
     folder = None if cache is None else user_path(cache)
     if known.clusters is None and source_labels is None:
-        _refuse_unlabelled(source)
+        _refuse_unlabelled(source, Columns(path_column, label_column))
     shared: dict[str, Any] = {"batch_size": batch_size, "on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
+    shared |= {"path_column": path_column, "label_column": label_column}
     with (
         open_set(target, backbone, target_labels, cache=folder, **shared) as wanted,
         open_set(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
@@ -202,15 +208,15 @@ def _copies(target: dict[str | None, Any], digests: Sequence[str | None], ids: S
     return (f"{len(same)} chosen pictures are target pictures themselves: {some(same, 3)}",)
 
 
-def _refuse_unlabelled(source: Any) -> None:
+def _refuse_unlabelled(source: Any, columns: Columns) -> None:
     """A folder or table that would do if it only had classes."""
     if not isinstance(source, str | os.PathLike) or holds_features(source):
         return
     try:
-        find_files(source, need_labels=True)
+        find_files(source, True, columns)
     except PictureError as error:
         try:
-            find_files(source, need_labels=False)
+            find_files(source, False, columns)
         except PictureError:
             raise error from None  # it lacks more than classes
         message = f"the source {readable(source)} has no classes; sort it into class folders, or set clusters to the "

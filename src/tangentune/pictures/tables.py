@@ -1,0 +1,165 @@
+"""Tables of pictures: a CSV file or a data frame, with a column of pictures and perhaps one of labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangentune.errors import PictureError
+from tangentune.pictures.names import readable
+
+_PATHS = ("image", "img", "picture", "file", "filename", "filepath", "imagepath", "imgpath", "imagefile")
+# Under which names people keep them; the first goes before the others.
+_KNOWN = {
+    "path": ("path", *_PATHS),
+    "label": ("label", "class", "target", "category", "classname", "labelname", "labels"),
+    "id": ("id", "path", *_PATHS),
+}
+Row = tuple[int, list[str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold the pictures and their labels; None: those of a usual name."""
+
+    path: str | None = None
+    label: str | None = None
+
+
+USUAL = Columns()
+
+
+def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[str], list[str], list[str] | None]:
+    """The pictures of a table: `(file names, ids, labels or None)`.
+
+    Paths are relative to the table's folder; ids are the paths as written. Further columns are ignored; labels stay
+    text.
+    """
+    name, rows = readable(path), _rows(path)
+    header = [cell.strip() for cell in rows[0][1]] if rows else []
+    where = f"The first line of {name}"
+    first, second = _find(header, where, columns, need_labels)
+    ids, labels = [], []
+    for line, cells in rows[1:]:
+        padded = [cell.strip() for cell in cells] + [""] * len(header)
+        given = ("path", padded[first]), ("label", "" if second is None else padded[second])
+        for what, text in given if need_labels else given[:1]:
+            if not text:
+                message = f"Line {line} of {name} has no {what}."
+                raise PictureError(message)
+        ids.append(given[0][1])
+        labels.append(given[1][1])
+    if not ids:
+        message = f"{name} lists no picture."
+        raise PictureError(message)
+    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
+
+
+def is_frame(source: Any) -> bool:
+    """Whether this is a data frame: of pandas, polars or another package that has columns with names."""
+    return hasattr(source, "columns") and len(getattr(source, "shape", ())) == 2 and hasattr(source, "__getitem__")
+
+
+def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[Any], Any]:
+    """The column of pictures (paths, or pictures themselves) of a data frame, and that of their labels or None."""
+    keys = list(frame.columns)
+    first, second = _find([str(key).strip() for key in keys], "The data frame", columns, need_labels)
+    entries = np.asarray(frame[keys[first]], dtype=object).tolist()
+    for row, entry in enumerate(entries):
+        if (
+            entry is None
+            or isinstance(entry, float)
+            or type(entry).__name__ == "NAType"
+            or (isinstance(entry, str) and not entry.strip())
+        ):
+            message = f"Row {row} of the data frame has no {str(keys[first]).strip()}."
+            raise PictureError(message)
+    if not entries:
+        message = "The data frame lists no picture."
+        raise PictureError(message)
+    return entries, frame[keys[second]] if need_labels and second is not None else None
+
+
+def _find(header: Sequence[str], where: str, columns: Columns, need_labels: bool) -> tuple[int, int | None]:
+    """Positions of the pictures and, if there is one, of the labels; what is needed and not there is an error."""
+    found = {"path": find_column(header, "path", where, columns.path), "label": None}
+    if need_labels or columns.label is not None or [_spelled(name) for name in header].count("label") == 1:
+        found["label"] = find_column(header, "label", where, columns.label)
+    missing = [what for what in ("path", "label")[: 1 + need_labels] if found[what] is None]
+    if missing:
+        message = f"{where} must name the column {' and '.join(missing)}; it names {', '.join(header) or 'nothing'}."
+        others = ", ".join(f"{what}_column=..." for what in missing)
+        raise PictureError(f"{message} Name others with load_pictures(..., {others})." if header else message)
+    first = found["path"]
+    assert first is not None
+    return first, found["label"]
+
+
+def find_column(header: Sequence[str], what: str, where: str, given: str | None = None) -> int | None:
+    """Position of the column "path", "label" or "id": the one that is named, or else bears a usual name; or None.
+
+    Case does not count, nor how words are joined.
+
+    Raises:
+        PictureError: the named column is not there, or several might be meant.
+    """
+    spelled = [_spelled(cell) for cell in header]
+    if given is None:
+        usual = _KNOWN[what]
+        found = [i for i, name in enumerate(spelled) if name == usual[0]]
+        found = found or [i for i, name in enumerate(spelled) if name in usual]
+    else:
+        found = [i for i, cell in enumerate(header) if cell == given.strip()]
+        found = found or [i for i, name in enumerate(spelled) if name == _spelled(given)]
+        if not found:
+            message = f"{where} names no column {given}; it names {', '.join(header) or 'nothing'}."
+            raise PictureError(message)
+    if len(found) > 1:
+        named = ", ".join(header[i] for i in found)
+        message = f"{where} names {len(found)} columns that may be the {what}: {named}; "
+        message += (
+            "keep one." if what == "id" else f'say which with load_pictures(..., {what}_column="{header[found[0]]}").'
+        )
+        if len({spelled[i] for i in found}) == 1:
+            message = f"{where} names the column {header[found[0]].lower()} {len(found)} times; keep one."
+        raise PictureError(message)
+    return found[0] if found else None
+
+
+def _spelled(name: str) -> str:
+    return name.lower().translate(dict.fromkeys(map(ord, " _-")))
+
+
+def _rows(path: Path) -> list[Row]:
+    """Line number and cells of every line that is not blank."""
+    name = readable(path)
+    try:
+        return split_rows(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
+        raise PictureError(message) from error
+    except (OSError, csv.Error) as error:
+        message = f"{name} cannot be read as a table: {error}."
+        raise PictureError(message) from error
+
+
+def split_rows(text: str) -> list[Row]:
+    """Line number and cells of every line of a table that is not blank: comma, semicolon or tab may separate."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+
+
+def _resolve(folder: Path, text: str) -> str:
+    """The file a table entry means; backslashes of a table written on Windows are understood."""
+    path = os.path.join(folder, os.path.expanduser(text))
+    if "\\" in text and not os.path.exists(path):
+        return os.path.join(folder, text.replace("\\", "/"))
+    return path
