@@ -52,7 +52,7 @@ def explain(
             from tangentune.reports.explanation_page import render_explanations
             from tangentune.reports.pages import write_page
 
-            write_page(render_explanations(fitted, loaded, found), out)
+            write_page(render_explanations(fitted, loaded, found), out, fitted.fitted_.version)
     if as_json:
         documents = [explanation.document(one) for one in found]
         print_json({"model": model, "n": len(fitted.ids_), "explanations": documents, "skipped": skipped(loaded)})
@@ -110,7 +110,7 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
             from tangentune.reports.explanation_page import render_suspects
             from tangentune.reports.pages import write_page
 
-            write_page(render_suspects(fitted, found), out)
+            write_page(render_suspects(fitted, found), out, fitted.fitted_.version)
     if as_json:
         print_json({"model": model, "n": len(fitted.ids_), "suspects": [one._asdict() for one in found]})
         return

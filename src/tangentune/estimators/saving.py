@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tangentune.errors import StoreError
+from tangentune.errors import InputError, StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
-from tangentune.estimators.model_directory import read_edits, read_model, write_model
+from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
+from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
 from tangentune.estimators.outer_steps import moved
+from tangentune.estimators.record import Misfit
 from tangentune.estimators.solution import ActivePictures
-from tangentune.estimators.tasks import Classification, Outcome, Task
+from tangentune.estimators.tasks import Classification, Outcome, Regression, Task
 from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
+from tangentune.estimators.user_input import known_weights, read_settings
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -41,11 +44,11 @@ def save(
     *,
     pictures: bool,
     features: int | None,
-) -> None:
-    """Write a fitted model, its primal weights at hand: nothing of pictures that it has forgotten.
+) -> Version:
+    """Write a fitted model, its primal weights at hand: nothing of pictures and classes that it has forgotten.
 
     `name` is that of the estimator's class, `features` the length of vectors; None for pictures. As for `write_model`,
-    a place that cannot be used is a StoreError.
+    a place that cannot be used, or holds a later version of this model, is a StoreError.
     """
     training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
     tensors, source = _map_tensors(fitted) | _arrays(fitted), None
@@ -56,6 +59,7 @@ def save(
     if training.source is not None:
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
+    options = options | {"class_weight": known_weights(options["class_weight"], fitted.outcome.classes)}
     config = {
         "estimator": name,
         "parameters": _parameters(options),
@@ -77,7 +81,7 @@ def save(
         "source": source,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
-    write_model(directory, config, tensors, card, pixels, fitted.edits)
+    return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
 def _parameters(options: dict[str, Any]) -> dict[str, Any]:
@@ -153,28 +157,50 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
 
 def load(name: str, directory: str | os.PathLike[str], backbone: Backbone | None, device: Any) -> SavedModel:
     """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
-    config, tensors = read_model(directory)
-    if config.get("estimator") != name:
-        kind = config.get("estimator")
-        message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
-        raise StoreError(message)
+
+    def check(config: dict[str, Any]) -> None:
+        if (kind := config.get("estimator")) != name:
+            message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
+            raise StoreError(message)
+        check_settings(config)
+
+    contents = read_model(directory, check)
+    config, folder = contents.settings, contents.version.directory
     network, known = _backbone(config["backbone"], backbone, device, directory), config["backbone"]["name"]
     options = config["parameters"] | {"backbone": network if known == "custom" else known}
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
-    return SavedModel(config, tensors, options, network, read_edits(directory))
+    with told(folder):
+        try:
+            read_settings(options, network, config["seed"])
+            labels, weights = read_labels(config["targets"], "targets"), options["class_weight"]
+            kind = Classification if config["classes"] else Regression
+            kind(options["likelihood"], known_weights(weights, np.unique(labels))).check_options(labels)
+        except (InputError, ValueError, TypeError) as error:  # scikit-learn's, of class weights
+            message = f"parameters: {error}"
+            raise Misfit(message) from error
+        check_arrays(config, contents.tensors, dict(network.module.named_parameters()))
+    return SavedModel(contents, options, network)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A model as it was read: settings, tensors, options of its estimator, its network, the log of its edits."""
+    """A model as it was read, options of its estimator, its network."""
 
-    config: dict[str, Any]
-    tensors: Tensors
+    contents: Contents
     options: dict[str, Any]
     backbone: Backbone
-    edits: list[dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings."""
+        return self.contents.settings
+
+    @property
+    def tensors(self) -> Tensors:
+        """The arrays."""
+        return self.contents.tensors
 
     def fitted(self, task: Task) -> FittedModel:
         """The model; its problem is not solved, for it predicts without."""
@@ -186,7 +212,7 @@ class SavedModel:
         outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
         if isinstance(task, Classification):
             calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
-            outcome = replace(outcome, classes=_array(config["classes"]), **calibration)
+            outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
         else:
             outcome = replace(outcome, noise=arrays["noise_"])
         facts = FitFacts(
@@ -196,7 +222,7 @@ class SavedModel:
         )
         budget = config["parameters"]["memory_budget"]
         room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
-        labels, weights = _array(config["targets"]), tensors["sample_weight"].numpy()
+        labels, weights = read_labels(config["targets"], "targets"), tensors["sample_weight"].numpy()
         return FittedModel(
             task=task,
             backbone=self.backbone,
@@ -212,7 +238,8 @@ class SavedModel:
             next_number=config["next_number"],
             seed=config["seed"],
             room=room // ROWS_SHARE,
-            edits=self.edits,
+            edits=self.contents.edits,
+            version=self.contents.version,
         )
 
     def _training(self) -> TrainingSet:
@@ -272,7 +299,3 @@ def _backbone(description: dict[str, Any], given: Backbone | None, device: Any, 
     size = DataContract.from_dict(description["contract"]).input_size
     backbone = given.with_size(size[1:] if size is not None and len(size) == 3 else None)
     return backbone if device is None else backbone.to(device)
-
-
-def _array(saved: dict[str, Any]) -> np.ndarray:
-    return np.asarray(saved["values"], dtype=saved["dtype"])

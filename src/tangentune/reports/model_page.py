@@ -34,7 +34,7 @@ def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
 
     Raises:
-        StoreError: the file cannot be written, or its folder is not there.
+        StoreError: the file cannot be written, its folder is not there, or holds another model than this one.
     """
     target = Path(path)
     try:
@@ -42,7 +42,7 @@ def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         message = f"cannot write the report to {target}: {error.strerror or error}"
         raise StoreError(message) from error
-    return write_page(render_report(model), target)
+    return write_page(render_report(model), target, model.fitted_.version)
 
 
 def render_report(model: Estimator) -> str:
