@@ -102,8 +102,8 @@ def save_tensors(file: Path, header: Mapping[str, str], tensors: Mapping[str, Te
     try:
         save_file(dict(tensors), file, metadata=dict(header))
     except SafetensorError as error:  # the library gives the system's error number in its text only
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(*((code := int(found[1]), os.strerror(code)) if found else (errno.EIO, str(error)))) from error
 
 
 def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -81,6 +81,17 @@ def test_a_held_model_is_refused_after_a_while(
     assert answer(capsys, "forget", place, SECRET)["n"]["after"] == N - 1  # the dead hold nothing
 
 
+def test_a_disk_without_locks_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    refused(capsys, "forget", place, SECRET, words=("No locks available", "use a disk that has locks"))
+    assert SECRET in TangentClassifier.from_pretrained(place).ids_
+
+
 def test_a_loaded_model_does_not_undo_what_others_did(place: Path) -> None:
     first, second = (TangentClassifier.from_pretrained(place) for _ in range(2))
     first.forget(SECRET).save_pretrained(place)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tangentune.reports.explanation import Explanation, Prediction
 
 MOST = 20  # pictures that one page explains
-_OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=click.Path())
 _FILE = click.Path(dir_okay=False)
+_OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
 _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 
 

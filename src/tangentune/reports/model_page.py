@@ -42,7 +42,8 @@ def write_report(model: Estimator, path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         message = f"cannot write the report to {target}: {error.strerror or error}"
         raise StoreError(message) from error
-    return write_page(render_report(model), target, model.fitted_.version)
+    fitted = getattr(model, "fitted_", None)  # pages need no more than the public attributes
+    return write_page(render_report(model), target, fitted and fitted.version)
 
 
 def render_report(model: Estimator) -> str:
