@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ ANYWHERE = ("ctypes.dlsym", "os.remove", "os.rmdir")  # the swap; and what is na
 
 def child(work: Callable[[], Any], told: Path | None = None) -> int:
     """Do this in a copy of the process, what it says going to a file; its number."""
+    if told is not None:
+        told.touch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does without
         number = os.fork()
@@ -43,9 +47,17 @@ def child(work: Callable[[], Any], told: Path | None = None) -> int:
     return number
 
 
-def wait(number: int) -> int:
-    """The exit code of a child; of one that was killed the signal, below 0."""
-    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+def wait(number: int, seconds: float = 300) -> int:
+    """The exit code of a child; of one that was killed the signal, below 0; one that hangs is an error."""
+    until = time.monotonic() + seconds
+    while (state := os.waitpid(number, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            message = f"it still ran after {seconds} s"
+            raise TimeoutError(message)
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(state[1])
 
 
 def dying(work: Callable[[], Any], step: int, place: Path) -> Callable[[], Any]:

@@ -46,7 +46,10 @@ def attempt(name: str, seed: int) -> dict[str, Any]:
             except Failed as failure:
                 found.write_text(json.dumps({"failure": str(failure)}))
 
-        code = wait(child(work, said))
+        try:
+            code = wait(child(work, said))
+        except TimeoutError as error:
+            return {"failure": str(error)}
         if code == 0 and found.exists():
             return json.loads(found.read_text())
         return {"failure": f"ended with {code}: {said.read_text(errors='replace')[-300:]}"}
