@@ -325,7 +325,9 @@ def told(folder: Path) -> Iterator[None]:
     try:
         yield
     except Misfit as error:
-        message = f"{folder / CONFIG} does not describe a model that tangentune wrote: {error}"
+        reason = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # keys are foreign text
+        reason = reason if len(reason) < 200 else f"{reason[:197]}..."
+        message = f"{folder / CONFIG} does not describe a model that tangentune wrote: {reason}"
         raise StoreError(message) from error
 
 

@@ -174,12 +174,21 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
         whole_numbers = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
         picture = name in ("pixels", "source.pixels")
         fits = whole_numbers if name in _WHOLE else tensor.is_floating_point() or (picture and whole_numbers)
+        fits = fits and (whole_numbers or tensor.dtype in _dtypes(name, parameters))
         fits = fits and (name in _MAY_BE_INFINITE or whole_numbers or bool(torch.isfinite(tensor).all()))
         fits = fits and (name not in _NOT_NEGATIVE or bool((tensor >= 0).all()))
-        _require(fits, f"the array {name} holds what cannot be, such as NaN or numbers below 0")
+        _require(fits, f"the array {name} holds what cannot be: NaN, numbers below 0, or of another type")
     for name in moving:
         _check_metric(name, tensors, parameters[name].numel())
     _check_sets(settings, tensors)
+
+
+def _dtypes(name: str, parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
+    """Types that an array of numbers may have: the network's where it meets the network's numbers, if that has one."""
+    found = {parameter.dtype for parameter in parameters.values() if parameter.is_floating_point()}
+    plain = {torch.float32, torch.float64}
+    meets = name in ("head", "probes", "probes_") or name.startswith(("body.", "metric."))
+    return found if meets and len(found) == 1 and found < plain else plain
 
 
 def _check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
