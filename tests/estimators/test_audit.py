@@ -14,7 +14,7 @@ from small import FIXED, backbone, pictures
 from tangentune import TangentClassifier
 from tangentune.errors import StoreError
 from tangentune.estimators import audit
-from tangentune.estimators.model_directory import read_edits
+from tangentune.estimators.model_directory import read_model
 
 BACKBONE = backbone()
 X, Y = pictures(24)
@@ -98,7 +98,7 @@ def copy_of(model: Path, target: Path) -> Path:
 
 
 def test_a_saved_log_is_whole(model: Path) -> None:
-    edits = read_edits(model)
+    edits = read_model(model).edits
     assert [line["edit"] for line in edits] == ["forget", "relabel", "forget"]
     assert [json.loads(row) for row in (model / "audit.jsonl").read_text(encoding="utf-8").splitlines()] == edits
     assert TangentClassifier.from_pretrained(model, backbone=BACKBONE).edits_ == edits
@@ -112,7 +112,7 @@ def test_a_damaged_log_stops_the_model(model: Path, tmp_path: Path, damage: str)
     file = folder / "audit.jsonl"
     data = file.read_bytes()
     rows = data.splitlines(keepends=True)
-    more = audit.dump([audit.entry(read_edits(model), "forget", [])]).encode()
+    more = audit.dump([audit.entry(read_model(model).edits, "forget", [])]).encode()
     damaged = {
         "changed": data.replace(b'"relabel"', b'"forget_"'), "cut": data[:-20], "last line gone": b"".join(rows[:-1]),
         "all gone": b"", "more": data + more, "swapped": rows[1] + rows[0] + rows[2],
@@ -128,10 +128,10 @@ def test_a_damaged_log_stops_the_model(model: Path, tmp_path: Path, damage: str)
 def test_a_log_put_beside_an_unchanged_model_is_seen(tmp_path: Path, model: Path) -> None:
     TangentClassifier(BACKBONE, **FIXED).fit(X, Y).save_pretrained(tmp_path / "m")
     assert not (tmp_path / "m" / "audit.jsonl").exists()
-    assert read_edits(tmp_path / "m") == []
+    assert read_model(tmp_path / "m").edits == []
     (tmp_path / "m" / "audit.jsonl").write_bytes((model / "audit.jsonl").read_bytes())
     with pytest.raises(StoreError, match="audit"):
-        read_edits(tmp_path / "m")
+        read_model(tmp_path / "m")
 
 
 def test_the_log_only_grows(model: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def refused(call, *words: str) -> None:
 
 
 def test_round_trip_is_exact(model: Path) -> None:
-    config, arrays = read_model(model)
+    config, arrays, *_ = read_model(model)
     assert config == SETTINGS
     assert list(config) == list(SETTINGS)
     for name, tensor in tensors().items():
@@ -89,14 +89,14 @@ def test_views_shared_and_transposed_tensors_are_saved_by_value(tmp_path: Path) 
     base = torch.arange(12.0).reshape(3, 4)
     arrays = {"whole": base, "again": base, "turned": base.T, "part": base[1:2, :2]}
     write_model(tmp_path / "m", {}, arrays, "")
-    _, read = read_model(tmp_path / "m")
+    _, read, *_ = read_model(tmp_path / "m")
     assert all(torch.equal(read[k], v) for k, v in arrays.items())
     assert (tmp_path / "m" / store.TENSORS).stat().st_size < 1000
 
 
 def test_read_tensors_are_ordinary_memory(model: Path) -> None:
     """Aligned like new tensors and not mapped from the file, else products may differ in the last bit."""
-    _, arrays = read_model(model)
+    _, arrays, *_ = read_model(model)
     with (model / store.TENSORS).open("r+b") as stream:
         stream.write(b"\0" * 64)
     assert torch.equal(arrays["solution"], tensors()["solution"])
@@ -211,13 +211,10 @@ def test_killed_half_way_old_model_stays_and_debris_is_swept(model: Path) -> Non
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run(command, env=environment, check=False).returncode == 9
     assert read_model(model)[0] == SETTINGS
-    left = [p for p in model.parent.iterdir() if p != model]
+    left = [p for p in model.parent.iterdir() if p != model and not p.name.endswith("-lock")]
     assert len(left) == 1
     assert left[0].name.startswith(".")
     assert left[0].name.endswith("partial")
-    write_model(model, SETTINGS, tensors(), "")
-    assert left[0].exists()  # young: its writer might be alive
-    os.utime(left[0], (1, 1))
     write_model(model, SETTINGS, tensors(), "")
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 
@@ -355,7 +352,7 @@ def test_readers_never_see_half_of_two_models(tmp_path: Path) -> None:
     def read() -> None:
         while not stop.is_set():
             try:
-                config, arrays = read_model(folder)
+                config, arrays, *_ = read_model(folder)
             except StoreError as error:
                 if "over and over" not in str(error):
                     faults.append(str(error))

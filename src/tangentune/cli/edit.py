@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,31 +138,27 @@ def _change_saved(
 ) -> dict[str, Any]:
     """The facts of the change, for JSON: "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    What `change` returns joins the facts; `options` (batch size, device) are for this run only.
+    What `change` returns joins the facts; `options` (batch size, device) are for this run only. Another process that
+    changes the model waits, and then reads what this one wrote.
     """
-    from tangentune.errors import StoreError
-    from tangentune.estimators.model_directory import REPORT, check_destination, read_config, read_text
+    from tangentune._files import locked
+    from tangentune.estimators.model_directory import REPORT, check_destination, read_config
     from tangentune.estimators.summary import summarise
 
     start = time.perf_counter()
-    if not dry_run:
-        check_destination(directory)
-    known = read_text(Path(directory))
-    model = saved_model(directory, quiet, options)
-    before = summarise(model)
-    more = change(model)
-    after = summarise(model)
-    if not dry_run:
-        model.model_  # noqa: B018  summed with the options of this run
-        kept = read_config(directory)["parameters"]
-        model.set_params(**{name: kept[name] for name in _OF_THIS_RUN})
-        if read_text(Path(directory)) != known:
-            message = f"the model in {directory} was changed by another process meanwhile; run this command again"
-            raise StoreError(message)
-        reported = (Path(directory) / REPORT).exists()
-        model.save_pretrained(directory)
-        if reported:
-            warnings.warn(f"{REPORT} showed the model as it was and is gone; write it anew", stacklevel=2)
+    with nullcontext() if dry_run else locked(check_destination(directory)):
+        model = saved_model(directory, quiet, options)
+        before = summarise(model)
+        more = change(model)
+        after = summarise(model)
+        if not dry_run:
+            model.model_  # noqa: B018  summed with the options of this run
+            kept = read_config(directory)["parameters"]
+            model.set_params(**{name: kept[name] for name in _OF_THIS_RUN})
+            reported = (Path(directory) / REPORT).exists()
+            model.save_pretrained(directory)
+            if reported:
+                warnings.warn(f"{REPORT} showed the model as it was and is gone; write it anew", stacklevel=2)
     return {
         "model": directory,
         "saved": not dry_run,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tangentune.reports.explanation import Explanation, Prediction
 
 MOST = 20  # pictures that one page explains
-_OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=click.Path())
 _FILE = click.Path(dir_okay=False)
+_OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
 _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 
 
@@ -60,7 +60,7 @@ def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool,
     if out is not None:
         from tangentune.reports.explanation_page import render_explanations
 
-        _write_page(render_explanations(fitted, loaded, found), out, None if as_json else stdout)
+        _write_page(render_explanations(fitted, loaded, found), out, fitted, None if as_json else stdout)
 
 
 def _check_out(out: str | None) -> None:
@@ -71,11 +71,11 @@ def _check_out(out: str | None) -> None:
         check_place(Path(out))
 
 
-def _write_page(page: str, out: str, stream: IO[str] | None) -> None:
+def _write_page(page: str, out: str, fitted: Estimator, stream: IO[str] | None) -> None:
     """Write a page once the answer is printed; say so, if there is a stream to say it on."""
     from tangentune.reports.pages import write_page
 
-    write_page(page, out)
+    write_page(page, out, fitted.fitted_.version)
     if stream is not None:
         stream.write(f"Page written to {out}\n")
 
@@ -133,7 +133,7 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
     if out is not None:
         from tangentune.reports.explanation_page import render_suspects
 
-        _write_page(render_suspects(fitted, found, model), out, None if as_json else stdout)
+        _write_page(render_suspects(fitted, found, model), out, fitted, None if as_json else stdout)
 
 
 def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: IO[str]) -> None:

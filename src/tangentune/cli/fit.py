@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import warnings
 from collections import defaultdict
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,10 +17,12 @@ from tangentune.cli.models import PICTURES, load, reading, skipped
 from tangentune.cli.options import STREAMS, Command, fit_options, option
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
+from tangentune.errors import StoreError
 
 if TYPE_CHECKING:
     from tangentune import Backbone
     from tangentune.cli.models import Estimator
+    from tangentune.estimators.model_directory import Version
     from tangentune.estimators.summary import Plan, Summary
 
 
@@ -47,13 +53,14 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
     Says first what it will cost. Every choice left to "loo" is made by exact leave-one-out error, so no
     picture has to be set aside. How much a source counts, and whether at all, is chosen in the same way.
     """
-    from tangentune.estimators.model_directory import check_destination
+    from tangentune._files import locked
+    from tangentune.estimators.model_directory import check_destination, version_of
     from tangentune.estimators.summary import summarise
 
     if quiet and verbose:
         message = "give --quiet or --verbose, not both"
         raise click.UsageError(message)
-    check_destination(out)
+    place, before = check_destination(out), version_of(out)
     read = reading(options)
     with working(quiet) as stdout:
         model = _new_model(quiet, **options)
@@ -67,7 +74,9 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         if not quiet:
             _show_plan(plan, sys.stderr, layers=verbose)
         model.fit(loaded, source=related)
-        model.save_pretrained(out)
+        with locked(place):
+            out = _still_free(out, before)
+            model.save_pretrained(out)
         facts = summarise(model)
     if not as_json:
         _show_fit(facts, out, stdout)
@@ -87,6 +96,19 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         "skipped": skipped(loaded),
     }
     print_json(document)
+
+
+def _still_free(out: str, before: Version | None) -> str:
+    """The place of the new model, or one beside it if something came there since: neither that nor the fit is lost."""
+    from tangentune.estimators.model_directory import check_destination, version_of
+
+    with contextlib.suppress(StoreError):
+        place = check_destination(out)
+        if version_of(place) in (before, None):
+            return out
+    beside = next(other for i in count(2) if not os.path.lexists(other := f"{os.path.realpath(out)}-{i}"))
+    warnings.warn(f"{out} was changed by another process meanwhile and stays; see {beside}", stacklevel=2)
+    return beside
 
 
 def _new_model(quiet: bool, regression: bool, **options: Any) -> Estimator:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
-from tangentune._files import plain, replaced_file
+from tangentune._files import from_json, plain, replaced_file
 from tangentune.comparison.summary import Cell, Row
 from tangentune.errors import StoreError, first_line
 
@@ -73,7 +73,7 @@ def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
     """
     path = folder / FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

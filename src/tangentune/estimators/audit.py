@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from tangentune._files import from_json
 from tangentune.errors import StoreError
 
 FIRST = "0" * 64
@@ -48,7 +49,7 @@ def parse(text: str, where: str) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         line: dict[str, Any] = {}
         try:
-            line = json.loads(row)
+            line = from_json(row)
             whole = line["seal"] == seal(line) and line["previous"] == previous
         except (ValueError, KeyError, TypeError):
             whole = False

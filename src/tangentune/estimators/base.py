@@ -414,13 +414,15 @@ class TangentEstimator(BaseEstimator):
                 need; without them it predicts, and has its leave-one-out predictions.
 
         Raises:
-            StoreError: if the directory cannot be written or holds something else.
+            StoreError: if the directory cannot be written, or holds something else, or a later version of the model
+                that this one was read from or written to.
         """
         kept = pictures and self._fitted().training.has_pictures
         self.fitted_ = with_primal(self._solved(), self._reader())
         card, features = render_card(summarise(self), len(self.edits_), kept), getattr(self, "n_features_in_", None)
         name, options = type(self).__name__, self.get_params(deep=False)
-        saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)
+        version = saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)
+        self.fitted_ = replace(self.fitted_, version=version)
 
     @classmethod
     def from_pretrained(
@@ -435,7 +437,7 @@ class TangentEstimator(BaseEstimator):
             device: where to run.
 
         Raises:
-            StoreError: if the directory is no model, damaged, or written by a newer version.
+            StoreError: if the directory is no model, damaged, holds what no fit leaves, or a newer version wrote it.
             BackboneError: if the backbone is not the one the model was fitted on.
         """
         saved = saving.load(cls.__name__, directory, backbone, device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import PurePath
 from typing import Any, TypeVar, cast, final
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
+from tangentune.estimators.model_directory import Version
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
@@ -83,6 +85,7 @@ class FittedModel:
         next_number: of the next picture that is added.
         seed: of the probes and the outer steps.
         room: bytes that the rows of the training set may take.
+        version: of the saved model that this one was read from or written to last, and follows.
     """
 
     task: Task
@@ -101,6 +104,7 @@ class FittedModel:
     room: int
     edits: list[dict[str, Any]]
     undo: tuple[UndoStep, ...] = ()
+    version: Version | None = None
 
     @cached_property
     def ids(self) -> list[str]:
@@ -146,13 +150,24 @@ def solved(fitted: FittedModel) -> Solution:
 
 def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     """All that follows from another solution; the primal weights are summed anew when they are needed."""
+    outcome = fitted.task.outcome(solution, fitted.outcome.parameters)
     return replace(
         fitted,
         solution=solution,
-        outcome=fitted.task.outcome(solution, fitted.outcome.parameters),
+        outcome=outcome,
+        training=_without_folders(
+            fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist())
+        ),
         source=source_facts(fitted.source, fitted.training, solution.targets),
         primal=None,
     )
+
+
+def _without_folders(training: TrainingSet, gone: set[Any]) -> TrainingSet:
+    """The same set, unreadable pictures in the folders of forgotten classes no longer named."""
+    known, names = training.pictures.skipped, {str(name) for name in gone}
+    kept = [one for one in known if names.isdisjoint(PurePath(one[0]).parts)]
+    return training if len(kept) == len(known) else replace(training, pictures=replace(training.pictures, skipped=kept))
 
 
 def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: Targets) -> dict[str, Any] | None:

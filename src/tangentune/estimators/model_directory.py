@@ -7,7 +7,9 @@
     MODEL/README.md           the model card, for people
 
 A model is written into a hidden sibling directory, flushed to the disk, and only then takes its place, in one
-step where the file system can swap two directories. Readers need no lock: they notice a swap and read again.
+step where the file system can swap two directories. Readers need no lock: they notice a swap and read again. Writers
+take one beside the model, so that whatever else lies beside it is dead, and is removed before they say that they are
+done: it may hold what was forgotten.
 """
 
 from __future__ import annotations
@@ -16,23 +18,63 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, final
 
 from torch import Tensor
 
 from tangentune import _files
 from tangentune.errors import InputError, StoreError
 from tangentune.estimators import audit
+from tangentune.estimators.record import COUNT, DIGEST, TEXT, Check, Misfit, each, fields, maybe, one_of
 
 FORMAT, FORMAT_VERSION = "tangentune-model", 2
 CONFIG, TENSORS, CARD, REPORT = "config.json", "model.safetensors", "README.md", "report.html"
 PICTURES, AUDIT = "pictures.safetensors", "audit.jsonl"
-ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "config_sha256")
+ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "card_sha256", "config_sha256")
+_OURS = re.compile(rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{AUDIT}|\.{REPORT}\.[0-9a-f]{{12}}\.part")
 _READ_ATTEMPTS = 5
 T = TypeVar("T")
+
+
+def _file(name: str) -> Check:
+    return fields({"file": one_of(name), "bytes": COUNT, "sha256": DIGEST, "names": each(TEXT)})
+
+
+_CHECK_ENVELOPE = fields(
+    {
+        "tensors": _file(TENSORS),
+        "pictures": maybe(_file(PICTURES)),
+        "edits": fields({"lines": COUNT, "seal": DIGEST}),
+        "config_sha256": DIGEST,
+    },
+    {"card_sha256": DIGEST},  # older models have none
+    more=True,
+)
+
+
+@final
+@dataclass(frozen=True)
+class Version:
+    """A model as it stood in a directory when it was read or written there: the checksum of its settings."""
+
+    directory: Path
+    seal: str
+
+
+class Contents(NamedTuple):
+    """All of a model: settings without the keys of this module, tensors on the CPU, log of edits, which version."""
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    edits: list[dict[str, Any]]
+    version: Version
+
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -44,22 +86,24 @@ def write_model(
     card: str,
     pictures: Tensor | None = None,
     edits: Sequence[dict[str, Any]] = (),
-) -> None:
+    known: Version | None = None,
+) -> Version:
     """Write a model directory, or leave everything as it was.
 
     An older model in the same place is replaced after the new one is complete and on the disk. The keys in `ENVELOPE`
-    belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log.
+    belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log, `known`
+    the version that the new one follows.
 
     Raises:
-        StoreError: the place cannot be used (see `check_destination`), the disk is full, or the settings hold
-            something JSON cannot.
+        StoreError: the place cannot be used (see `check_destination`), another version than the known one is there,
+            the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
 
     Example:
         >>> import tempfile, torch
         >>> folder = Path(tempfile.mkdtemp()) / "model"
-        >>> write_model(folder, {"damping": 0.1}, {"weights": torch.arange(3.0)}, "# A card")
-        >>> config, tensors = read_model(folder)
-        >>> config["damping"], tensors["weights"].tolist()
+        >>> version = write_model(folder, {"damping": 0.1}, {"weights": torch.arange(3.0)}, "# A card")
+        >>> model = read_model(folder)
+        >>> model.settings["damping"], model.tensors["weights"].tolist()
         (0.1, [0.0, 1.0, 2.0])
     """
     target = check_destination(directory)
@@ -74,32 +118,47 @@ def write_model(
     contents = {TENSORS: _own_storage(tensors)}
     if pictures is not None:
         contents[PICTURES] = _own_storage({"pixels": pictures})
-    partial = None
-    try:
-        _check_space(target, sum(t.nbytes for arrays in contents.values() for t in arrays.values()))
-        partial = _files.make_partial(target)
-        _fill(partial, settings, contents, card, edits)
-        _files.put_in_place(partial, target)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = f"the disk {'is full' if full else 'refused'} ({error.strerror or error})"
-        message = f"cannot write the model to {target}: {reason}; nothing was changed"
-        raise StoreError(message) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-    _files.sweep(target)
+    needed = sum(t.nbytes for arrays in contents.values() for t in arrays.values())
+    with _files.locked(target):
+        check_destination(target)  # as it is now
+        if known is not None and known.directory == target:
+            check_version(target, known)
+        _files.remove_leftovers(target)  # they need room
+        partial = None
+        try:
+            _check_space(target, needed)
+            partial = _files.make_partial(target)
+            seal = _fill(partial, settings, contents, card, edits)
+            _files.put_in_place(partial, target)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            reason = f"the disk {'is full' if full else 'refused'} ({error.strerror or error})"
+            message = f"cannot write the model to {target}: {reason}; nothing was changed"
+            raise StoreError(message) from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+        _files.remove_leftovers(target, "the model is written, but ")
+    return Version(target, seal)
 
 
 def check_destination(directory: str | os.PathLike[str]) -> Path:
     """Find out before the work whether a model could be written here; the resolved path.
 
-    A StoreError: the place is a file, a directory of something else, holds files that would be lost, or is read-only.
+    A StoreError: the place is a file, a mount point, a directory of something else or of links, holds files that would
+    be lost, or is read-only.
     """
-    target = Path(os.path.realpath(directory))
-    if target.exists():
+    target = Path(os.path.abspath(directory))
+    try:
+        target = Path(os.path.realpath(directory))
+        _files.check_place(target)
+        parent, exists = _files.existing_ancestor(target), target.exists()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        hint = "; name a folder in it, or mount the one above it" if getattr(error, "errno", 0) == errno.EBUSY else ""
+        raise _not_writable(target, f"{reason}{hint}") from error
+    if exists:
         _check_replaceable(target)
-    parent = _files.existing_ancestor(target)
     if not parent.is_dir():
         raise _not_writable(target, f"{parent} is a file, not a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -107,24 +166,64 @@ def check_destination(directory: str | os.PathLike[str]) -> Path:
     return target
 
 
+def version_of(directory: str | os.PathLike[str]) -> Version | None:
+    """What is in a directory; None where there is no model."""
+    target = Path(os.path.realpath(directory))
+    try:
+        return Version(target, _files.from_json((target / CONFIG).read_bytes())["config_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_version(directory: Path, known: Version | None) -> None:
+    """Refuse to go on where another model than the known one is in a directory; the lock should be held."""
+    found = version_of(directory)
+    if found is not None and (known is None or found.seal != known.seal):
+        message = f"the model in {directory} was changed by another process meanwhile; read it again and repeat this"
+        raise StoreError(message)
+
+
+@contextmanager
+def beside_version(folder: Path, known: Version | None) -> Iterator[None]:
+    """Write a file into a folder; if a model is there, only while it is the known version: edits remove such files.
+
+    Where the folder beside it takes no lock, nobody can edit the model either.
+    """
+    target = Path(os.path.realpath(folder))
+    if version_of(target) is None:
+        yield
+        return
+    with _files.locked(target) if os.access(target.parent, os.W_OK | os.X_OK) else nullcontext():
+        check_version(target, known)
+        yield
+
+
 def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise _not_writable(target, "it is a file; name a directory")
     if not os.access(target, os.W_OK | os.X_OK):
         raise _not_writable(target, "no permission to write there")
-    inside = sorted(entry.name for entry in target.iterdir())
+    inside = sorted(target.iterdir())
     if not inside:
         return
     try:
-        ours = json.loads((target / CONFIG).read_bytes()).get("format") == FORMAT
+        config = _files.from_json((target / CONFIG).read_bytes())
+        ours, card = config.get("format") == FORMAT, config.get("card_sha256")
     except (OSError, ValueError, AttributeError):
-        ours = False
+        ours, card = False, None
     if not ours:
         hint = "choose another directory or empty this one"
         message = f"{target} exists and is not a tangentune model, so it is left alone; {hint}"
         raise StoreError(message)
-    if foreign := [name for name in inside if name not in (CONFIG, TENSORS, CARD, REPORT, PICTURES, AUDIT)]:
-        lost = f"{foreign[0]!r}, which tangentune did not write; move it away or choose another directory"
+    if any(entry.is_symlink() for entry in inside):
+        hint = "copy what they point to (cp -rL) and use the copy"
+        message = f"the files of the model in {target} are links, and what they point to would stay as it is; {hint}"
+        raise StoreError(message)
+    foreign = [entry for entry in inside if not (_OURS.fullmatch(entry.name) and entry.is_file())]
+    if card is not None and (target / CARD).is_file() and _sha256(target / CARD) != card:
+        foreign.append(target / CARD)
+    if foreign:
+        lost = f"{foreign[0].name!r}, which tangentune did not write; move it away or choose another directory"
         message = f"replacing the model in {target} would delete {lost}"
         raise StoreError(message)
 
@@ -139,8 +238,8 @@ def _fill(
     contents: dict[str, dict[str, Tensor]],
     card: str,
     edits: Sequence[dict[str, Any]],
-) -> None:
-    """Write all files; config.json, which makes a directory a model, last."""
+) -> str:
+    """Write all files; config.json, which makes a directory a model, last; gives its checksum."""
     (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
     listed: dict[str, Any] = {}
     for name, tensors in contents.items():
@@ -157,6 +256,7 @@ def _fill(
         "tensors": listed[TENSORS],
         "pictures": listed.get(PICTURES),
         "edits": {"lines": len(edits), "seal": edits[-1]["seal"] if edits else audit.FIRST},
+        "card_sha256": _sha256(folder / CARD),
     }
     envelope["config_sha256"] = audit.seal(envelope, "config_sha256")
     text = json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
@@ -164,6 +264,7 @@ def _fill(
     (folder / CONFIG).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
     for path in (*sorted(folder.iterdir()), folder):
         _files.flush(path)
+    return envelope["config_sha256"]
 
 
 def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,48 +296,60 @@ def _sha256(file: Path) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_model(directory: str | os.PathLike[str], check: Callable[[dict[str, Any]], None] | None = None) -> Contents:
     """Read what `write_model` wrote, after checking every byte of it against its checksum.
 
     The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same
     bits as before saving: a file mapped into memory has another alignment, and products may round otherwise.
-
-    The settings come without the keys of this module, the tensors on the CPU, kept pictures among them as "pixels".
+    Kept pictures are among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
     A StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
     """
 
-    def read(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def read(folder: Path, config: dict[str, Any]) -> Contents:
+        settings = {k: v for k, v in config.items() if k not in ENVELOPE}
+        if check is not None:
+            with told(folder):
+                check(settings)
         tensors = _read_tensors(folder, config["tensors"])
         if config["pictures"] is not None:
             tensors |= _read_tensors(folder, config["pictures"])
-        return _settings(config), tensors
+        version = Version(Path(os.path.realpath(folder)), config["config_sha256"])
+        return Contents(settings, tensors, _read_edits(folder, config["edits"]), version)
 
     return _undisturbed(Path(directory), read)
 
 
-def read_edits(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The audit log of a model, every line checked; empty if it was never changed. Damage is a StoreError."""
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """What does not fit in the settings of a model, said of its file."""
+    try:
+        yield
+    except Misfit as error:
+        reason = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # keys are foreign text
+        reason = reason if len(reason) < 200 else f"{reason[:197]}..."
+        message = f"{folder / CONFIG} does not describe a model that tangentune wrote: {reason}"
+        raise StoreError(message) from error
 
-    def read(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-        file, expected = folder / AUDIT, config["edits"]
-        try:
-            text = file.read_text(encoding="utf-8") if expected["lines"] or file.exists() else ""
-        except (OSError, ValueError) as error:
-            message = f"cannot read {file}: {error}"
-            raise StoreError(message) from error
-        lines = audit.parse(text, str(file))
-        if len(lines) != expected["lines"] or (lines[-1]["seal"] if lines else audit.FIRST) != expected["seal"]:
-            message = f"{file} is damaged: it has {len(lines)} whole lines where {CONFIG} counts {expected['lines']}"
-            raise StoreError(message)
-        return lines
 
-    return _undisturbed(Path(directory), read)
+def _read_edits(folder: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
+    """The audit log, every line checked; empty if the model was never changed."""
+    file = folder / AUDIT
+    try:
+        text = file.read_text(encoding="utf-8") if expected["lines"] or file.exists() else ""
+    except (OSError, ValueError) as error:
+        message = f"cannot read {file}: {error}"
+        raise StoreError(message) from error
+    lines = audit.parse(text, str(file))
+    if len(lines) != expected["lines"] or (lines[-1]["seal"] if lines else audit.FIRST) != expected["seal"]:
+        message = f"{file} is damaged: it has {len(lines)} whole lines where {CONFIG} counts {expected['lines']}"
+        raise StoreError(message)
+    return lines
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings of a model, checked as by `read_model`, without reading its tensors."""
     folder = Path(directory)
-    return _settings(_parse(folder, read_text(folder)))
+    return {k: v for k, v in _parse(folder, read_text(folder)).items() if k not in ENVELOPE}
 
 
 def read_text(folder: Path) -> bytes:
@@ -250,8 +363,8 @@ def read_text(folder: Path) -> bytes:
             hint = f"; an interrupted save left the former one in {former}, rename it back" if former else ""
             message = f"there is no model in {folder}: the directory does not exist{hint}"
         raise StoreError(message) from None
-    except OSError as error:
-        message = f"cannot read {folder / CONFIG}: {error.strerror or error}"
+    except (OSError, ValueError) as error:
+        message = f"cannot read {folder / CONFIG}: {error.strerror if isinstance(error, OSError) else error}"
         raise StoreError(message) from error
 
 
@@ -271,15 +384,11 @@ def _undisturbed(folder: Path, read: Callable[[Path, dict[str, Any]], T]) -> T:
     raise StoreError(message)
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k not in ENVELOPE}
-
-
 def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     """The content of config.json, after checking version, completeness and checksum."""
     file = folder / CONFIG
     try:
-        config = json.loads(text)
+        config = _files.from_json(text)
     except ValueError as error:
         message = f"{file} is damaged: it is not valid JSON ({error})"
         raise StoreError(message) from error
@@ -294,10 +403,11 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     if isinstance(version, int) and 0 < version < FORMAT_VERSION:
         message = f"{file} has format version {version} of an older tangentune; fit the model again"
         raise StoreError(message)
-    missing = [key for key in ENVELOPE if key not in config]
-    if missing or version != FORMAT_VERSION:
-        message = f"{file} is damaged: {(missing or ['format_version'])[0]!r} is missing or wrong"
+    if version != FORMAT_VERSION:
+        message = f"{file} is damaged: 'format_version' is missing or wrong"
         raise StoreError(message)
+    with told(folder):
+        _CHECK_ENVELOPE(config, "")
     if config["config_sha256"] != audit.seal(config, "config_sha256"):
         message = f"{file} is damaged or was edited by hand: it does not match its own checksum"
         raise StoreError(message)

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tangentune.errors import StoreError
+from tangentune.errors import InputError, StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
-from tangentune.estimators.model_directory import read_edits, read_model, write_model
+from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
+from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.packing import pack, unpack
+from tangentune.estimators.record import Misfit
 from tangentune.estimators.solution import ActivePictures
-from tangentune.estimators.tasks import Classification, Outcome, Task
+from tangentune.estimators.tasks import Classification, Outcome, Regression, Task
 from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
+from tangentune.estimators.user_input import known_weights, read_settings
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -51,11 +54,11 @@ def save(
     *,
     pictures: bool,
     features: int | None,
-) -> None:
-    """Write a fitted model, its primal weights at hand: nothing of pictures that it has forgotten.
+) -> Version:
+    """Write a fitted model, its primal weights at hand: nothing of pictures and classes that it has forgotten.
 
     `name` is that of the estimator's class, `features` the length of vectors; None for pictures. As for `write_model`,
-    a place that cannot be used is a StoreError.
+    a place that cannot be used, or holds a later version of this model, is a StoreError.
     """
     training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
     tensors, source = _map_tensors(fitted) | _arrays(fitted), None
@@ -66,6 +69,7 @@ def save(
     if training.source is not None:
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
+    options = options | {"class_weight": known_weights(options["class_weight"], fitted.outcome.classes)}
     config = {
         "estimator": name,
         "parameters": _parameters(options, fitted.seed),
@@ -87,7 +91,7 @@ def save(
         "source": source,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
-    write_model(directory, config, tensors, card, pixels, fitted.edits)
+    return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
 def _parameters(options: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -162,33 +166,56 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
 
 def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | None, device: Any) -> SavedModel:
     """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
-    config, tensors = read_model(directory)
-    if config.get("estimator") != name:
-        kind = config.get("estimator")
-        message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
-        raise StoreError(message)
-    try:
-        options = unpack(config["parameters"])
-    except ValueError as error:
-        message = f"the options of the model in {directory} cannot be read: {error}"
-        raise StoreError(message) from error
+
+    def check(config: dict[str, Any]) -> None:
+        if (kind := config.get("estimator")) != name:
+            message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
+            raise StoreError(message)
+        check_settings(config)
+
+    contents = read_model(directory, check)
+    config, folder = contents.settings, contents.version.directory
+    with told(folder):
+        try:
+            options = unpack(config["parameters"])
+        except ValueError as error:
+            message = f"parameters: {error}"
+            raise Misfit(message) from error
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
     network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])
     options |= {"backbone": again}
-    return SavedModel(config, tensors, options, network, read_edits(directory))
+    with told(folder):
+        try:
+            read_settings(options, network, config["seed"])
+            labels, weights = read_labels(config["targets"], "targets"), options["class_weight"]
+            kind = Classification if config["classes"] else Regression
+            kind(options["likelihood"], known_weights(weights, np.unique(labels))).check_options(labels)
+        except (InputError, ValueError, TypeError) as error:  # scikit-learn's, of class weights
+            message = f"parameters: {error}"
+            raise Misfit(message) from error
+        check_arrays(config, contents.tensors, dict(network.module.named_parameters()))
+    return SavedModel(contents, options, network)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A model as it was read: settings, tensors, options of its estimator, its network, the log of its edits."""
+    """A model as it was read, options of its estimator, its network."""
 
-    config: dict[str, Any]
-    tensors: Tensors
+    contents: Contents
     options: dict[str, Any]
     backbone: Backbone
-    edits: list[dict[str, Any]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings."""
+        return self.contents.settings
+
+    @property
+    def tensors(self) -> Tensors:
+        """The arrays."""
+        return self.contents.tensors
 
     def fitted(self, task: Task) -> FittedModel:
         """The model; its problem is not solved, for it predicts without."""
@@ -200,7 +227,7 @@ class SavedModel:
         outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
         if isinstance(task, Classification):
             calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
-            outcome = replace(outcome, classes=_array(config["classes"]), **calibration)
+            outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
         else:
             outcome = replace(outcome, noise=arrays["noise_"])
         facts = FitFacts(
@@ -210,7 +237,7 @@ class SavedModel:
         )
         budget = config["parameters"]["memory_budget"]
         room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
-        labels, weights = _array(config["targets"]), tensors["sample_weight"].numpy()
+        labels, weights = read_labels(config["targets"], "targets"), tensors["sample_weight"].numpy()
         return FittedModel(
             task=task,
             backbone=self.backbone,
@@ -226,7 +253,8 @@ class SavedModel:
             next_number=config["next_number"],
             seed=config["seed"],
             room=room // ROWS_SHARE,
-            edits=self.edits,
+            edits=self.contents.edits,
+            version=self.contents.version,
         )
 
     def _training(self) -> TrainingSet:
@@ -310,7 +338,3 @@ def _tell_differences(given: Backbone, contract: DataContract) -> None:
     if told := [one for one in told if not one.startswith("input_size")]:
         sentence = f"pictures are prepared as for the fit, not as the given backbone states: {', '.join(told)}"
         warnings.warn(sentence, stacklevel=4)
-
-
-def _array(saved: dict[str, Any]) -> np.ndarray:
-    return np.asarray(saved["values"], dtype=saved["dtype"])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tangentune import metrics
 from tangentune._version import __version__
+from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import edge_words
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
@@ -107,6 +108,8 @@ def summarise(model: FittedEstimator) -> Summary:
     else:
         targets = np.asarray(model.targets_, np.float64)
         scores = number_scores(targets, np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape))
+    options = {key: getattr(model, key, None) for key in OPTIONS}
+    options["class_weight"] = known_weights(options["class_weight"], np.array(classes))
     source = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
         classification=is_classifier(model),
@@ -118,7 +121,7 @@ def summarise(model: FittedEstimator) -> Summary:
         scores=scores,
         interval=interval,
         settings={key: getattr(model, f"{key}_", None) for key in SETTINGS},
-        options={key: getattr(model, key, None) for key in OPTIONS},
+        options=options,
         stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.outer_steps import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.estimators.solution import Solution, Targets
+from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
@@ -110,9 +111,7 @@ class Classification:
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
         """Labels as (n, C) targets, and sample weights with class weights."""
         classes, positions = np.unique(labels, return_inverse=True)
-        given, weights = self.class_weight, sample_weight
-        if isinstance(given, dict):  # a class may have been forgotten
-            given = {name: weight for name, weight in given.items() if name in classes.tolist()}
+        given, weights = known_weights(self.class_weight, classes), sample_weight
         balanced = isinstance(given, str)
         if balanced:  # a picture of weight 0 is as if it were not there
             counts = np.bincount(positions[weights > 0], minlength=len(classes))

@@ -151,6 +151,13 @@ def check_weights(weights: NDArray, ids: list[str]) -> None:
         raise InputError(message)
 
 
+def known_weights(class_weight: Any, classes: NDArray) -> Any:
+    """Class weights as given, less those of classes that have been forgotten."""
+    if not isinstance(class_weight, dict):
+        return class_weight
+    return {name: weight for name, weight in class_weight.items() if name in classes.tolist()}
+
+
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:
     """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 

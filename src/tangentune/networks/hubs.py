@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import socket
 import ssl
 import threading
@@ -21,7 +20,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor, nn
 
-from tangentune._files import user_path
+from tangentune._files import from_json, user_path
 from tangentune.errors import BackboneError, MissingExtraError, cannot_import, first_line
 from tangentune.networks.features import Loaded, Tap, pool_tokens
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
@@ -186,7 +185,7 @@ def _read_processor(path: Path) -> dict[str, Any]:
         file = path / name
         if file.is_file():
             try:
-                fields = json.loads(file.read_text("utf-8"))
+                fields = from_json(file.read_text("utf-8"))
             except ValueError as error:
                 message = f"{file} is not valid JSON ({first_line(error)})"
                 raise BackboneError(message) from error

@@ -41,7 +41,7 @@ def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os
         place: where the model is saved, for the commands on the page that correct a label.
 
     Raises:
-        StoreError: the file cannot be written, or its folder is not there.
+        StoreError: the file cannot be written, its folder is not there, or holds another model than this one.
     """
     target = Path(path)
     try:
@@ -49,7 +49,8 @@ def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os
     except OSError as error:
         message = f"cannot write the report to {target}: {error.strerror or error}"
         raise StoreError(message) from error
-    return write_page(render_report(model, place), target)
+    fitted = getattr(model, "fitted_", None)  # pages need no more than the public attributes
+    return write_page(render_report(model, place), target, fitted and fitted.version)
 
 
 def render_report(model: Estimator, place: str | os.PathLike[str] | None = None) -> str:

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tangentune._files import replaced_file
 from tangentune._version import __version__
 from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.model_directory import Version, beside_version
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.pictures.pictures import Pictures
 
@@ -41,9 +42,12 @@ def render(template: str, context: dict[str, Any]) -> str:
     return environment.get_template(template).render({"version": __version__, **context})
 
 
-def write_page(page: str, path: str | os.PathLike[str]) -> Path:
-    """Write a page to a file, whole or not at all; folders above it are made; returns the path."""
-    with replaced_file(path) as part:
+def write_page(page: str, path: str | os.PathLike[str], shows: Version | None = None) -> Path:
+    """Write a page to a file, whole or not at all; folders above it are made; returns the path.
+
+    In the directory of a saved model only while that is the one which the page `shows`, else it is a StoreError.
+    """
+    with beside_version(Path(path).parent, shows), replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 

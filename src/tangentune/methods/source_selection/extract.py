@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tangentune._checks import check_counts
-from tangentune._files import plain, replaced_file, user_path
+from tangentune._files import from_json, plain, replaced_file, user_path
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
@@ -354,7 +354,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{readable(path)} cannot be read ({error}); delete the directory and extract again"
         raise StoreError(message) from error

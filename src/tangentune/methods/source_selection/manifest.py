@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from tangentune._files import existing_ancestor, plain, replaced_file, user_path
+from tangentune._files import existing_ancestor, from_json, plain, replaced_file, user_path
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.pictures.contract import DataContract
@@ -197,7 +197,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         message = f"cannot read the manifest {name}: {what}"
         raise StoreError(message)
     try:
-        document = json.loads(path.read_bytes())
+        document = from_json(path.read_bytes())
     except OSError as error:
         message = f"cannot read the manifest {name}: {error.strerror}"
         raise StoreError(message) from error

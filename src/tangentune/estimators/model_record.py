@@ -1,0 +1,216 @@
+"""What the settings and arrays of a saved model may be: what no fit can have left is refused by a Misfit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tangentune.estimators.record import (
+    COUNT,
+    FLAG,
+    LEAST0,
+    NUMBER,
+    PLAIN,
+    POSITIVE,
+    TEXT,
+    Check,
+    Misfit,
+    anything,
+    by_name,
+    each,
+    fields,
+    is_a,
+    maybe,
+    one_of,
+    whole,
+)
+from tangentune.networks.parameters import block_of
+
+MOST_BYTES = 2**26  # that labels may take beyond what the longest of them needs
+MOST_VALUES = 2**28  # of one picture
+_SIDE = whole(1, 2**16)
+_IS_TYPE = is_a("the type of labels", lambda v: isinstance(v, str) and bool(re.fullmatch(r"[<>|=][biufU]\d{1,9}", v)))
+_LABELS = fields({"dtype": _IS_TYPE, "values": each(anything, 1)})
+_OF_A_FIT = (  # options that may be of any type, checked as those of a fit once they are unpacked
+    "augment", "batch_size", "body_scale", "class_weight", "damping", "device", "input_size", "likelihood",
+    "memory_budget", "metric_power", "normalize", "outer_steps", "probe_space", "probes",
+)  # fmt: skip
+_PARAMETERS: dict[str, Check] = dict.fromkeys(_OF_A_FIT, anything) | {
+    "n_jobs": maybe(whole(-(2**20), 2**20)),
+    "random_state": maybe(whole(-(2**63), 2**63)),
+    "subset": TEXT,
+    "verbose": whole(-1000, 1000),
+}
+_CONTRACT = fields(
+    {"input_size": maybe(each(_SIDE, 1, 4)), "mean": each(NUMBER), "std": each(NUMBER), "crop": maybe(POSITIVE)}
+    | dict.fromkeys(("interpolation", "licence", "source"), TEXT) | {"sha256": maybe(TEXT)}, more=True
+)  # fmt: skip
+_BACKBONE: dict[str, Check] = dict.fromkeys(("name", "class", "dtype", "digest"), TEXT)
+_BACKBONE |= {"parameters": COUNT, "fingerprint": maybe(each(NUMBER, 2)), "contract": _CONTRACT}
+_STAGE = fields({"stage": TEXT, "seconds": LEAST0}, {"peak_bytes": maybe(LEAST0)})
+_REPORT = fields({}, {"stages": each(_STAGE), "total_seconds": LEAST0, "peak_bytes": maybe(LEAST0)}, more=True)
+_TRIED = each(fields({"loo_error": NUMBER, "damping": NUMBER}, {"pictures": COUNT}, more=True))
+_GAINED = fields(
+    {"pictures": COUNT, "strength": LEAST0, "loo_error": NUMBER, "loo_error_without": NUMBER}
+    | {"classes": each(fields({"class": TEXT, "weight": LEAST0}, more=True))},
+    more=True,
+)
+_FITTED: dict[str, Check] = {
+    "damping_": POSITIVE, "relative_damping_": POSITIVE, "metric_power_": one_of(0.0, 0.25, 0.5, 0), "normalize_": FLAG,
+    "body_scale_": LEAST0, "block_scales_": by_name(LEAST0), "block_shares_": by_name(NUMBER), "selection_": _TRIED,
+    "fit_report_": _REPORT, "loo_score_": NUMBER, "ids_": each(TEXT, 1),
+}  # fmt: skip
+_LATER: dict[str, Check] = {  # of some kinds of models, or not of older ones
+    "temperature_": POSITIVE, "flat_": FLAG, "n_features_in_": whole(1, 2**40), "likelihood_": by_name(POSITIVE),
+    "outer_steps_": COUNT, "outer_selection_": each(by_name(PLAIN)), "source_": maybe(_GAINED),
+    "source_ids_": each(TEXT),
+}  # fmt: skip
+_MAP = {"ruled": each(TEXT), "generic": each(TEXT), "mirrored": FLAG}
+_SOURCE = {"classes": each(TEXT, 1), "strength": POSITIVE, "deviation": LEAST0, "damping": POSITIVE}
+_MODEL = fields({
+    "estimator": TEXT,
+    "parameters": fields(_PARAMETERS),
+    "backbone": fields(_BACKBONE, more=True),
+    "map": fields(_MAP | {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}),
+    "fitted": fields(_FITTED, _LATER),
+    "classes": maybe(_LABELS),
+    "targets": _LABELS,
+    "skipped": each(each(TEXT, 2, 2)),
+    "points": each(whole(-1, 2**20)),
+    "next_number": COUNT,
+    "seed": whole(-(2**63), 2**63),
+    "source": maybe(fields(_SOURCE)),
+})  # fmt: skip
+# Arrays by their sizes: n pictures, C outputs, d features, R probes, k dampings, m source pictures, S source classes.
+_SHAPES = {
+    "head": "Cd", "intercept": "C", "probes": "Rd", "probes_": "Rd", "loo_predictions_": "nC", "kernel_": "nn",
+    "dual_coef_": "nC", "intercept_": "C", "path.damping": "k", "path.loo_error": "k", "sample_weight": "n",
+    "numbers": "n",
+}  # fmt: skip
+_SOURCE_SHAPES = {"positions": "m", "given": "m", "class_weights": "S", "own": "mm", "cross": "nm", "plain": "nn"}
+_WHOLE = ("numbers", "source.positions")
+_NOT_NEGATIVE = ("sample_weight", "noise_", "loo_proba_", "source.given", "source.class_weights", *_WHOLE)
+_OTHERS = ("pixels", "source.pixels", "source_effects_")
+_MAY_BE_INFINITE = ("path.loo_error", "source_effects_")
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Settings by themselves, before any array is read."""
+    _MODEL(settings, "")
+    fitted, moving, size = settings["fitted"], settings["map"], settings["backbone"]["contract"]["input_size"]
+    classifier, targets = settings["estimator"] == "TangentClassifier", read_labels(settings["targets"], "targets")
+    _require(math.prod(size or (1,)) <= MOST_VALUES, "backbone.contract.input_size is larger than any picture")
+    if classifier:
+        given = settings["classes"] or {"dtype": "|b1", "values": []}
+        fits = "temperature_" in fitted and np.array_equal(np.unique(targets), read_labels(given, "classes"))
+        _require(
+            targets.ndim == 1 and fits, "classes are not those of the targets in order, or temperature_ is missing"
+        )
+    else:
+        fits = targets.dtype.kind in "iuf" and targets.ndim <= 2 and fitted.get("flat_") == (targets.ndim == 1)
+        _require(fits and settings["classes"] is None, "targets, flat_ or classes are not those of a regressor")
+    for where, found in (("fitted.ids_", fitted["ids_"]), ("points", settings["points"])):
+        _require(len(found) == len(targets), f"{where} has {len(found)} entries for {len(targets)} pictures")
+    for name in (*moving["ruled"], *moving["generic"]):
+        fits = block_of(name) in moving["block_scales"] and block_of(name) in moving["length_scales"]
+        _require(fits, f"map.block_scales or map.length_scales have no entry for the block of {name}")
+
+
+def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
+    """Labels as they were given, (n,) or (n, k), of the type they had."""
+    values, dtype = saved["values"], np.dtype(saved["dtype"])
+    longest = max((4 * len(value) if isinstance(value, str) else 16 for value in values), default=0)
+    fits = len(values) * (dtype.itemsize - longest) <= MOST_BYTES
+    _require(fits, f"{where}.dtype is {saved['dtype']!r} for labels of at most {longest // 4} characters")
+    with suppress(ValueError, OverflowError, TypeError):
+        given = np.array(values)
+        found = given.astype(dtype)
+        if given.dtype.kind in ("iuf" if dtype.kind in "iuf" else dtype.kind) and (found == given).all():
+            return found
+    message = f"{where}.values are not all labels of the type {saved['dtype']!r}"
+    raise Misfit(message)
+
+
+def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Arrays against the settings, and against the parameters of the network by name."""
+    moving, source = [*settings["map"]["ruled"], *settings["map"]["generic"]], settings["source"]
+    outputs = settings["classes"]["values"] if settings["classes"] else np.atleast_1d(settings["targets"]["values"][0])
+    sizes = {"n": len(settings["points"]), "C": len(outputs), "R": settings["parameters"]["probes"]}
+    shapes = _SHAPES | ({"loo_proba_": "nC"} if settings["classes"] else {"noise_": "C"})
+    if source is not None:
+        sizes |= {"S": len(source["classes"]), "m": len(settings["fitted"].get("source_ids_", ()))}
+        shapes |= {f"source.{name}": shape for name, shape in _SOURCE_SHAPES.items()}
+    for name in moving:
+        _require(name in parameters, f"map names the parameter {name}, which the network has not")
+        sizes[name] = sizes["R"] * parameters[name].numel()
+    wanted: dict[str, tuple[str, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
+    wanted |= {f"body.{name}": ("C", name) for name in moving}
+    missing = min(wanted.keys() - tensors.keys(), default=None)
+    _require(missing is None, f"the array {missing} is missing")
+    for name, tensor in tensors.items():
+        shape = wanted.get(name)
+        fits = shape is None or (
+            len(shape) == tensor.ndim
+            and all(sizes.setdefault(key, length) == length for key, length in zip(shape, tensor.shape, strict=True))
+        )
+        _require(fits, f"the array {name} has the shape {tuple(tensor.shape)}, which does not fit the others")
+        kind, _, rest = name.partition(".")
+        known = shape or name in _OTHERS or (kind == "metric" and rest.rpartition(".")[0] in moving)
+        _require(bool(known) or kind in ("moved", "point"), f"the array {name} is unknown")
+        if kind in ("moved", "point"):
+            parameter = parameters.get(name.split(".", 1 if kind == "moved" else 2)[-1])
+            fits = parameter is not None and parameter.shape == tensor.shape
+            _require(fits, f"the array {name} is not of the shape of a parameter of the network")
+        whole_numbers = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+        picture = name in ("pixels", "source.pixels")
+        fits = whole_numbers if name in _WHOLE else tensor.is_floating_point() or (picture and whole_numbers)
+        fits = fits and (whole_numbers or tensor.dtype in _dtypes(name, parameters))
+        fits = fits and (name in _MAY_BE_INFINITE or whole_numbers or bool(torch.isfinite(tensor).all()))
+        fits = fits and (name not in _NOT_NEGATIVE or bool((tensor >= 0).all()))
+        _require(fits, f"the array {name} holds what cannot be: NaN, numbers below 0, or of another type")
+    for name in moving:
+        _check_metric(name, tensors, parameters[name].numel())
+    _check_sets(settings, tensors)
+
+
+def _dtypes(name: str, parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
+    """Types that an array of numbers may have: the network's where it meets the network's numbers, if that has one."""
+    found = {parameter.dtype for parameter in parameters.values() if parameter.is_floating_point()}
+    plain = {torch.float32, torch.float64}
+    meets = name in ("head", "probes", "probes_") or name.startswith(("body.", "metric."))
+    return found if meets and len(found) == 1 and found < plain else plain
+
+
+def _check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
+    """Both sides or none, (g, o, o) and (g, i, i), for a parameter of g o i numbers."""
+    sides = [tensors[key] for key in (f"metric.{name}.left", f"metric.{name}.right") if key in tensors]
+    shapes = [side.shape for side in sides if side.ndim == 3 and side.shape[1] == side.shape[2]]
+    fits = len(shapes) == 2 and shapes[0][0] == shapes[1][0] and shapes[0][0] * shapes[0][1] * shapes[1][1] == width
+    _require(not sides or fits, f"the metric of {name} does not fit the parameter")
+
+
+def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Numbers, points of expansion and classes that pictures name."""
+    numbers, folds = tensors["numbers"], {key.split(".")[1] for key in tensors if key.startswith("point.")}
+    fits = len(numbers.unique()) == len(numbers) and int(numbers.max()) < settings["next_number"]
+    _require(fits, "the array numbers names a picture twice, or one that is to come")
+    fits = folds == {str(fold) for fold in range(len(folds))} and max(settings["points"]) < len(folds)
+    _require(fits or "pixels" not in tensors, "points names a network that is not there")
+    for name, count in (("pixels", len(numbers)), ("source.pixels", len(tensors.get("source.positions", ())))):
+        _require(name not in tensors or len(tensors[name]) == count, f"the array {name} is not of {count} pictures")
+    if settings["source"] is not None:
+        fits = int(tensors["source.positions"].max()) < len(settings["source"]["classes"])
+        _require(fits, "the array source.positions names a class that is not there")
+
+
+def _require(fits: bool, otherwise: str) -> None:
+    if not fits:
+        raise Misfit(otherwise)

@@ -1,0 +1,84 @@
+"""Work in child processes that end before they are done, and what they leave on the disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "ctypes.dlsym")
+ANYWHERE = ("ctypes.dlsym", "os.remove", "os.rmdir")  # the swap; and what is named relative to an open directory
+
+
+def child(work: Callable[[], Any], told: Path | None = None) -> int:
+    """Do this in a copy of the process, what it says going to a file; its number."""
+    if told is not None:
+        told.touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does without
+        number = os.fork()
+    if number == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            if told is not None:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+                here = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(here, 1)
+                os.dup2(here, 2)
+                sys.stdout, sys.stderr = (os.fdopen(i, "w", errors="backslashreplace", closefd=False) for i in (1, 2))
+            code = work() or 0
+        except BaseException as error:
+            if told is not None:
+                told.write_text(f"Traceback: {type(error).__name__}: {error}")
+        finally:
+            if told is not None:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    return number
+
+
+def wait(number: int, seconds: float = 300) -> int:
+    """The exit code of a child; of one that was killed the signal, below 0; one that hangs is an error."""
+    until = time.monotonic() + seconds
+    while (state := os.waitpid(number, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            message = f"it still ran after {seconds} s"
+            raise TimeoutError(message)
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(state[1])
+
+
+def dying(work: Callable[[], Any], step: int, place: Path) -> Callable[[], Any]:
+    """The same work for a child, killed just before its n-th step that touches a place on the disk."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event in STEPS and (event in ANYWHERE or str(place) in repr(arguments[:2])):
+            count += 1
+            if count == step:
+                os._exit(9)
+
+    def killed() -> Any:
+        sys.addaudithook(hook)
+        return work()
+
+    return killed
+
+
+def seen(folder: Path, *needles: bytes) -> list[str]:
+    """Files with any of these bytes in them or in their names, the hidden ones too."""
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path.name for path in found if any(one in os.fsencode(path) + path.read_bytes() for one in needles)]
