@@ -51,7 +51,7 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 def test_the_source_stays_small() -> None:
     """What people read: a quarter less than before the rooms were rebuilt."""
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 26_000
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_000
 
 
 def test_tests_mirror_the_rooms() -> None:

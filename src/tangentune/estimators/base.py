@@ -205,10 +205,15 @@ class TangentEstimator(BaseEstimator):
         jobs, contract = self.n_jobs, backbone.contract
         return load_pictures(X, y, contract=contract, n_jobs=jobs, verbose=self.verbose, need_labels=labelled)
 
+    def _new(self, X: Any) -> Pictures:
+        """Pictures to predict, with a warning where the model was fitted on some of them."""
+        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
+        self.fitted_.warn_of_copies(pictures)
+        return pictures
+
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
-        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
-        model = self.model_
+        pictures, model = self._new(X), self.model_
         with warm_pages(), torch.no_grad():
             parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()

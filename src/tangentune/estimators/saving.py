@@ -24,6 +24,7 @@ from tangentune.kernels.feature_map import TangentMap, TangentModel
 from tangentune.kernels.metric import Whitening
 from tangentune.memory import default_budget, parse_bytes
 from tangentune.networks.backbone import Backbone, load_backbone
+from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
@@ -77,6 +78,10 @@ def save(
         "source": source,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
+    if not pictures:  # what tells a picture of the fit from a new one
+        hashes = training.hashes or pictures_digest(training.pictures.pixels)
+        own = [list(bytes.fromhex(hashes[i])) for i in active.tolist()]
+        tensors["hashes"] = torch.tensor(own, dtype=torch.uint8)
     write_model(directory, config, tensors, card, pixels, fitted.edits)
 
 
@@ -221,7 +226,9 @@ class SavedModel:
         pixels = tensors.get("pixels", torch.empty(len(ids), 0))
         pictures = Pictures(pixels, None, ids, [(path, reason) for path, reason in config["skipped"]])
         kernel = tensors["kernel_"].to(self.backbone.device)
-        training = TrainingSet(pictures, tensors["numbers"].numpy(), tuple(config["points"]), kernel, None)
+        hashes = tuple(bytes(row).hex() for row in tensors["hashes"].tolist()) if "hashes" in tensors else ()
+        numbers, points = tensors["numbers"].numpy(), tuple(config["points"])
+        training = TrainingSet(pictures, numbers, points, kernel, None, hashes=hashes)
         return training if config.get("source") is None else self._with_source(training, config["source"])
 
     def _with_source(self, training: TrainingSet, settings: dict[str, Any]) -> TrainingSet:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
-from tangentune.memory import default_budget, parse_bytes
+from tangentune.memory import default_budget, parse_bytes, resident_bytes
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
 
@@ -55,7 +55,9 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         criterion=criteria.pop() if criteria else "loo",
         mirrored=options["augment"] == "flip" and backbone.contract.input_size is not None,
         seed=seed,
-        memory_budget=default_budget(backbone.device) if budget is None else parse_bytes(budget),
+        memory_budget=resident_bytes(backbone.device) + default_budget(backbone.device)
+        if budget is None
+        else parse_bytes(budget),
         verbose=int(options["verbose"]),
     )
 
