@@ -56,18 +56,18 @@ def lights(backbone: Backbone) -> Pictures:
 
 def fashion(backbone: Backbone) -> Pictures:
     data = fashion_mnist()
-    return load_pictures(data.train[:2000], data.train_labels[:2000], contract=backbone.contract)
+    return load_pictures(data.train[:600], data.train_labels[:600], contract=backbone.contract)
 
 
 SETTINGS = {
     "500 CIFAR-10, MobileNetV2, 96 px": Setting("mobilenet_v2", 96, cifar(50)),
-    "396 traffic lights, MobileNetV2, 160 px, flips": Setting("mobilenet_v2", 160, lights, {"augment": "flip"}),
+    "396 traffic lights, MobileNetV2, 96 px, flips": Setting("mobilenet_v2", 96, lights, {"augment": "flip"}),
     "100 CIFAR-10, EfficientNet-Lite0, 128 px, Laplace": Setting(
         "efficientnet_lite0", 128, cifar(10), {"likelihood": "laplace"}
     ),
-    "2,000 Fashion-MNIST, MobileNetV2, 32 px": Setting("mobilenet_v2", 32, fashion),
+    "600 Fashion-MNIST, MobileNetV2, 64 px": Setting("mobilenet_v2", 64, fashion),
     "250 CIFAR-10, MobileNetV2, 64 px, outer steps": Setting("mobilenet_v2", 64, cifar(25), {"outer_steps": 32}),
-    "300 CIFAR-10, ResNet-18, 64 px, Fisher metric": Setting("resnet18", 64, cifar(30), {"metric_power": 0.5}),
+    "200 CIFAR-10, ResNet-18, 64 px, plain metric": Setting("resnet18", 64, cifar(20), {"metric_power": 0.0}),
     "tight: plain": Setting("mobilenet_v2", 64, cifar(50), tight=True),
     "tight: Laplace": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "laplace"}, tight=True),
     "tight: Dirichlet": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "dirichlet"}, tight=True),

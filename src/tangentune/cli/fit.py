@@ -106,9 +106,10 @@ def _show_plan(plan: dict[str, Any], name: str, stream: IO[str]) -> None:
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for layer in plan["layers"]:
         groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
+    most = f" (at most {nice_bytes(plan['most_bytes'])})" if plan["most_bytes"] > 1.1 * plan["peak_bytes"] else ""
     stream.write(
         f"Fitting {plan['parameters']:,} parameters of {name} to {plan['n']:,} pictures will take about "
-        f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory, in {passes} over the "
+        f"{nice_seconds(plan['seconds'])} and {nice_bytes(plan['peak_bytes'])} of memory{most}, in {passes} over the "
         "pictures.\n"
     )
     table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))

@@ -179,11 +179,11 @@ class TangentEstimator(BaseEstimator):
         return self
 
     def plan(self, X: Any, y: Any = None) -> dict[str, Any]:
-        """What `fit` would cost, from one small trial batch: seconds, peak bytes, passes, and the way of each layer.
+        """What `fit` would cost, from a trial with a few pictures: seconds, memory, passes, and the way of each layer.
 
         Returns:
-            Keys `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers` (name, held as, Gram strategy,
-            bytes a picture). Cost: about a second.
+            Keys `n`, `seconds`, `peak_bytes` (of the process) and `most_bytes` (if no block is dropped), `stages`,
+            `passes`, `parameters`, `layers` (name, held as, Gram strategy, bytes a picture). Cost: seconds.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():

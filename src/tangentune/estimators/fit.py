@@ -24,7 +24,7 @@ from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
-from tangentune.kernels.cost import Problem, measure_rates, plan_memory, seconds_of
+from tangentune.kernels.cost import Problem, after_pilot, has_pilot, measure_rates, plan_memory, seconds_of
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import Trial, run_trial
@@ -75,16 +75,21 @@ class Procedure:
         with self.meter.stage("survey"):
             tangent, trial, problem = self.look(self.reader.open(pictures), task.outputs(pictures))
         memory = plan_memory(trial, settings, problem)
+        peaks = {"survey": self.meter.stages[0]["peak_bytes"]} | memory.peaks
+        most = max(peaks.values())
+        if has_pilot(settings, problem):
+            usual, pilot = after_pilot(trial, problem)
+            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot}
         seconds = {"survey": time.perf_counter() - start}
         seconds["outer steps"] = task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
-        rates = measure_rates(next(self.backbone.module.parameters()), problem.pictures)
+        rates = measure_rates(next(self.backbone.module.parameters()))
         seconds |= seconds_of(trial, settings, problem, rates, len(memory.passes))
-        peaks = {"survey": self.meter.stages[0]["peak_bytes"]} | memory.peaks
         stages = dict.fromkeys([*seconds, *peaks])
         return {
             "n": problem.pictures,
             "seconds": sum(seconds.values()),
             "peak_bytes": max(peaks.values()),
+            "most_bytes": most,
             "passes": len(memory.passes),
             "parameters": count_parameters(tangent),
             "layers": [

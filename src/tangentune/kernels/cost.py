@@ -6,6 +6,7 @@ The fit asks here too how much memory it may give to rows, so that what is promi
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -20,10 +21,10 @@ from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, pilot
 from tangentune.kernels.stages import PCA_PICTURES, FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
-from tangentune.networks.parameters import block_of
+from tangentune.networks.parameters import block_of, group_blocks
 
 MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so much more meanwhile; their batch
-REFINED = 8  # settings that the search of the kernel tries beyond its first grid, usually
+REFINED = 14  # settings that the search of the kernel tries beyond its first grid, usually
 LAPLACE_SCALES, DIRICHLET_TRIALS = 13, 45  # that the searches of these likelihoods try
 
 
@@ -42,29 +43,33 @@ class Problem:
 @final
 @dataclass(frozen=True)
 class Rates:
-    """Multiply-adds a second in the rows' precision and in float64; seconds of an eigendecomposition by n^3."""
+    """Multiply-adds a second in the rows' precision and in float64; an eigendecomposition's seconds by n^2 and n^3."""
 
     rows: float
     double: float
-    eigen: float
+    eigen: tuple[float, float]
+
+    def decomposition(self, n: int) -> float:
+        """Seconds of an eigendecomposition (n, n)."""
+        return self.eigen[0] * n**2 + self.eigen[1] * n**3
 
 
-def measure_rates(like: Tensor, n: int) -> Rates:
-    """From a product of a typical tile, and from a product and a decomposition as large as n, at most 384."""
-    tile, m = torch.randn(256, 8192).to(like), max(32, min(n, 384))
-    square = torch.randn(m, m, dtype=torch.float64, device=like.device)
-    square = square @ square.T
+def measure_rates(like: Tensor) -> Rates:
+    """From a product of a typical tile, and a product and decompositions of two sizes in float64."""
+    tile = torch.randn(256, 8192).to(like)
 
-    def seconds(work: object) -> float:
-        assert callable(work)
+    def seconds(work: Callable[[], Tensor]) -> float:
         work()
         start = time.perf_counter()
         float(work())
         return max(time.perf_counter() - start, 1e-7)
 
     rows = 256 * 256 * 8192 / seconds(lambda: (tile @ tile.T).sum())
-    double = m**3 / seconds(lambda: (square @ square).sum())
-    return Rates(rows, double, seconds(lambda: torch.linalg.eigh(square)[0].sum()) / m**3)
+    small, large = (torch.randn(m, m, dtype=torch.float64, device=like.device) for m in (96, 384))
+    double = 384**3 / seconds(lambda: (large @ large).sum())
+    few, many = (seconds(lambda part=part: torch.linalg.eigh(part @ part.T)[0].sum()) for part in (small, large))
+    cubic = max(0.0, (many / 384**2 - few / 96**2) / (384 - 96))
+    return Rates(rows, double, (max(0.0, few / 96**2 - 96 * cubic), cubic))
 
 
 def is_small(problem: Problem) -> bool:
@@ -111,6 +116,20 @@ class MemoryPlan:
     peaks: dict[str, int]
 
 
+def has_pilot(settings: FitSettings, problem: Problem) -> bool:
+    """Whether a fit decides on some of its pictures which blocks move."""
+    return settings.fixed.body_scale is None and not is_small(problem)
+
+
+def after_pilot(trial: Trial, problem: Problem) -> tuple[Trial, int]:
+    """The blocks that a pilot usually keeps, the fewest that it may; and its own peak, with the rows of all blocks."""
+    blocks = list(group_blocks(trial.layers).values())
+    names = {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+    count = len(pilot_pictures(problem.pictures, problem.outputs)) + 2 * problem.batch
+    held = sum(layer.size for layer in trial.layers.values()) * count
+    return trial.of(names), trial.resident + problem.moved + trial.batch_bytes + held
+
+
 def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
     """How a fit keeps the memory budget; one that it cannot keep is a BudgetError."""
     n, besides, budget = problem.pictures, bytes_besides(trial, settings, problem), settings.memory_budget
@@ -124,7 +143,8 @@ def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> Memory
     spare = max(2 * max((sizes[name] for name in group), default=0) for group in passes)
     rows = {"rows": held * (n + waiting), "metric": held * n, "kernels": (held + spare) * n}
     if len(passes) == 1:
-        rows |= {"selection": held * n, "weights": (held + spare) * n}
+        # Brought into the metric piece by piece; the pieces that this frees are too scattered to be used again.
+        rows |= {"selection": held * n, "weights": (2 * held + spare) * n}
     else:  # taken again, batch by batch
         rows["weights"] = trial.batch_bytes + waiting * sum(sizes.values())
     peaks = {stage: count + rows.get(stage, 0) for stage, count in besides.items()}
@@ -143,31 +163,38 @@ def _refusal(needed: int, settings: FitSettings, problem: Problem) -> BudgetErro
 
 def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int) -> dict[str, float]:
     """Seconds of every stage of a fit that takes so many passes over the pictures."""
-    n, outputs, probes, layers = problem.pictures, problem.outputs, settings.probes, list(trial.layers.values())
+    n, outputs, probes = problem.pictures, problem.outputs, settings.probes
     free, small = settings.fixed.body_scale is None, is_small(problem)
+    whole, trial = trial, after_pilot(trial, problem)[0] if has_pilot(settings, problem) else trial
+    layers = list(trial.layers.values())
     a_row = trial.forward + probes * trial.backward
     powers = POWERS if settings.power is None else (settings.power,)
     pilot = len(pilot_pictures(n, outputs)) if free and not small else 0
     plain = sum(_gram_work(layer, n) for layer in layers)
     moved = sum(_whitening_work(layer) for layer in layers)
-    factors = sum(layer.groups * (layer.outputs**3 + layer.inputs**3) for layer in layers if layer.factors)
+    factors = sum(
+        layer.groups * sum(rates.decomposition(side) for side in (layer.outputs, layer.inputs))
+        for layer in layers
+        if layer.factors
+    )
     normalisations = 2 if settings.fixed.normalize is None else 1
 
     def trying(count: int, settings_tried: int) -> float:
         """Seconds of so many settings of the kernel, each with its damping path."""
         path = len(RELATIVE_DAMPINGS) if settings.fixed.damping is None else 1
-        return settings_tried * (rates.eigen * count**3 + path * count**2 * (2 * outputs + 1) / rates.double)
+        return settings_tried * (rates.decomposition(count) + path * count**2 * (2 * outputs + 1) / rates.double)
 
-    out = {"features": trial.forward * min(n, PCA_PICTURES)}
+    out = {"features": trial.forward * min(n, PCA_PICTURES) + trial.setup}
     if pilot:
-        out["pilot"] = pilot * a_row + sum(_gram_work(layer, pilot) for layer in layers) / rates.rows
+        out["pilot"] = pilot * (whole.forward + probes * whole.backward)
+        out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
-    out["rows"] = passes * n * a_row
+    out["rows"] = passes * n * a_row + 2 * trial.setup  # of whole batches, and of the last
     if any(power != 0 for power in powers):
-        out["metric"] = rates.eigen * factors
+        out["metric"] = factors
     if settings.power is None and not small:
         part, blocks = min(n, POWER_PICTURES), max(1, len({block_of(name) for name in trial.layers}))
-        out["metric power"] = len(POWERS) * (plain * (part / n) ** 2 + part * moved) / blocks / rates.rows
+        out["metric power"] = 2 * len(POWERS) * (plain * (part / n) ** 2 + part * moved) / blocks / rates.rows
         out["metric power"] += trying(part, len(POWERS) * normalisations * 5)
     assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))
     out["kernels"] = assembling / rates.rows
@@ -175,11 +202,11 @@ def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rat
         out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
     out["selection"] = trying(n, (5 * normalisations + REFINED) if free else normalisations)
     forming = sum(layer.positions * layer.width for layer in layers)
-    out["weights"] = n * (moved + forming + outputs * sum(layer.width for layer in layers)) / rates.rows
+    out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in layers)) / rates.rows
     out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
     out["system"] = 3 * n**3 / rates.double
     if problem.likelihood == "laplace":
-        out["system"] += LAPLACE_SCALES * outputs * 4 * n**3 / rates.double + rates.eigen * n**3
+        out["system"] += LAPLACE_SCALES * outputs * 4 * n**3 / rates.double + rates.decomposition(n)
     elif problem.likelihood == "dirichlet":
         out["system"] += DIRICHLET_TRIALS * 3 * n**3 / rates.double
     return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -12,11 +13,12 @@ from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry, Pairs
 from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import PictureBatches
-from tangentune.kernels.collect import views_of
+from tangentune.kernels.collect import FACTOR_POSITIONS, views_of
 from tangentune.kernels.gram import pairs_are_cheaper
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
 
 PICTURES = 16  # that go through the network
+SCATTER = 1.2  # what the pieces of freed memory cost, batch after batch
 
 
 @final
@@ -69,7 +71,7 @@ class Trial:
         resident: bytes that the process holds before the fit: itself, libraries, network, pictures.
         batch_bytes: what one batch takes beyond that, its rows not counted; each picture of it `picture_bytes`.
         forward, backward: seconds a picture, the latter a probe.
-        features: their number.
+        setup: seconds that the first batch of another number of pictures takes besides.
     """
 
     layers: dict[str, LayerRows]
@@ -78,7 +80,13 @@ class Trial:
     picture_bytes: int
     forward: float
     backward: float
-    features: int
+    setup: float
+
+    def of(self, names: Collection[str]) -> Trial:
+        """The same with rows of fewer parameters; the backward pass ends at the first of them."""
+        layers = {name: layer for name, layer in self.layers.items() if name in names}
+        share = sum(layer.size for layer in layers.values()) / (sum(layer.size for layer in self.layers.values()) or 1)
+        return replace(self, layers=layers, backward=share * self.backward)
 
 
 def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored: bool, budget: int) -> Trial:
@@ -96,7 +104,7 @@ def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored:
         meter = Meter(device)
         with meter.stage("trial"):
             before, start = resident_bytes(device), time.perf_counter()
-            entries = batch_rows(tangent, views_of(few[:count], mirrored), directions[:along]).entries
+            entries = batch_rows(tangent, views_of(few[:count], mirrored), directions[:along], FACTOR_POSITIONS).entries
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
@@ -111,15 +119,19 @@ def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored:
         )
         raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
+    slow, _, first, _ = measure(count, 1)  # a new number of pictures pays for set-up again
     seconds, _, several, entries = measure(count, 1)
+    several = max(first, several)
     more = measure(count, 2)[0] - seconds if probes > 1 else 0.0
-    layers = {name: _layer(entry, probes) for name, entry in entries.items()}
+    layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}
     rows = sum(layer.size for layer in layers.values()) // probes  # about those of one probe
     growth = max(0, several - one) / (count - 1) if count > 1 else float(one)
-    batch = one + growth * (min(pictures.batch, pictures.count) - 1) - rows * min(pictures.batch, pictures.count)
+    at_once = min(pictures.batch, pictures.count)
+    batch = SCATTER * (one + growth * (at_once - 1) - rows * at_once)
     backward = max(more, 0.0) / count if probes > 1 else seconds / count * 2 / 3
     forward = max(0.0, seconds / count - backward)
-    return Trial(layers, resident, max(0, int(batch)), int(growth), forward, backward, features)
+    setup = max(0.0, slow - seconds)
+    return Trial(layers, resident, max(0, int(batch)), int(growth), forward, backward, setup)
 
 
 def _layer(entry: Entry, probes: int) -> LayerRows:
