@@ -8,6 +8,8 @@ from benchmarks.record import Row, markdown_table
 from benchmarks.study import publishing
 
 MIB = 2**20
+BUDGETS = "Each of these fits got the smallest `memory_budget` (to 4 MiB) that `plan` does not refuse:\n\n"
+NOT_YET = "Smallest budgets are held to by `tests/kernels/test_memory_budget.py`; their table here is not measured yet."
 
 
 def publish() -> None:
@@ -19,11 +21,9 @@ def publish() -> None:
     slowest = max(max(ratio(row, "seconds"), 1 / ratio(row, "seconds")) for _, row in real + tight)
     parts = {
         "real": markdown_table([real_row(name, row) for name, row in real]),
-        "tight": markdown_table([tight_row(name, row) for name, row in tight]),
+        "tight": BUDGETS + markdown_table([tight_row(name, row) for name, row in tight]) if tight else NOT_YET,
         "worst": f"{worst:.2f}",
         "slowest": f"{slowest:.2f}",
-        "kept": str(sum(row["seen_bytes"] <= row["budget"] for _, row in tight)),
-        "count": str(len(tight)),
     }
     record.write_page(NAME, __file__, parts)
 

@@ -85,11 +85,12 @@ def moved(module: nn.Module, task: TaskVector) -> nn.Module:
 
 
 def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool) -> float:
-    """What `cross_fitted_expansion` will take, from one minibatch; cost that of two."""
+    """What `cross_fitted_expansion` will take, from one minibatch and from two; the first pays for the set-up."""
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
-    seconds = fine_tune(backbone, pictures.select(trial), _settings(len(trial), 1, flip, 0)).seconds
-    count = len(pictures) * (FOLDS - 1) // FOLDS
-    return FOLDS * seconds * _settings(count, steps, flip, 0).epochs * -(-count // BATCH)
+    few = pictures.select(trial)
+    once, twice = (fine_tune(backbone, few, _settings(len(trial), count, flip, 0)).seconds for count in (1, 2))
+    step, count = max(twice - once, 0.0), len(pictures) * (FOLDS - 1) // FOLDS
+    return FOLDS * (max(once - step, 0.0) + step * _settings(count, steps, flip, 0).epochs * -(-count // BATCH))
 
 
 def _settings(count: int, steps: int, flip: bool, seed: int) -> FineTuneSettings:

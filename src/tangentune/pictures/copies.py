@@ -16,7 +16,7 @@ from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
 SIDE = 16  # of the small picture that is compared
-NEAR = 0.98  # correlation of small pictures from which on they count as nearly the same (docs/results/near_copies.md)
+NEAR = 0.98  # correlation of small pictures from which on they count as nearly the same (benchmarks/near_copies)
 PORTION = 2**22  # correlations at a time
 
 
