@@ -19,7 +19,6 @@ SMALL: dict[str, str] = {
     "__main__.py": "`python -m tangentune`",
     "_version.py": "no room imports the package that imports them all",
     "cli/app.py": "the entry",
-    "estimators/scores.py": "it takes either estimator, and so stands above both",
 }
 
 

@@ -85,11 +85,11 @@ def moved(module: nn.Module, task: TaskVector) -> nn.Module:
 
 
 def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool) -> float:
-    """What `cross_fitted_expansion` will take, from one minibatch and from two; the first pays for the set-up."""
+    """What `cross_fitted_expansion` will take, from trials of one and of three minibatches, after one for the set-up."""
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
     few = pictures.select(trial)
-    once, twice = (fine_tune(backbone, few, _settings(len(trial), count, flip, 0)).seconds for count in (1, 2))
-    step, count = max(twice - once, 0.0), len(pictures) * (FOLDS - 1) // FOLDS
+    _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, flip, 0)).seconds for n in (1, 1, 3))
+    step, count = max(thrice - once, 0.0) / 2, len(pictures) * (FOLDS - 1) // FOLDS
     return FOLDS * (max(once - step, 0.0) + step * _settings(count, steps, flip, 0).epochs * -(-count // BATCH))
 
 
