@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 from cli_cases import save_models, small
 from torch import nn
+
+from tangentune.estimators import fit as estimators_fit
+from tangentune.kernels import reestimate as reestimating
+from tangentune.kernels import trial as trials
 
 SIZE = (3, 8, 8)
 
@@ -53,6 +58,18 @@ class Lambda(nn.Module):
 
     def forward(self, x):
         return self.function(x)
+
+
+@pytest.fixture
+def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory plans count what a fit of the small network holds, not the process: small budgets mean something."""
+    fit, look, trial = estimators_fit, estimators_fit.survey_network, trials.run_trial
+    monkeypatch.setattr(fit, "survey_network", lambda *arguments: look(*arguments[:3], 2**60))
+    for module in (fit, reestimating):
+        monkeypatch.setattr(
+            module, "run_trial", lambda *given: replace(trial(*given[:4], 2**60), resident=0, batch_bytes=0)
+        )
+    monkeypatch.setattr("tangentune.kernels.cost.TILE_BYTES", 0)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ SMALL: dict[str, str] = {
     "__main__.py": "`python -m tangentune`",
     "_version.py": "no room imports the package that imports them all",
     "cli/app.py": "the entry",
-    "estimators/scores.py": "it takes either estimator, and so stands above both",
 }
 
 
@@ -51,7 +50,7 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 def test_the_source_stays_small() -> None:
     """What people read: a quarter less than before the rooms were rebuilt."""
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 26_000
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_600
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_000
 
 
 def test_tests_mirror_the_rooms() -> None:

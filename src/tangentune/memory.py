@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def default_budget(device: torch.device) -> int:
     return available_bytes(device) // 2
 
 
+def resident_bytes(device: torch.device) -> int:
+    """Memory that the process holds on the device now: libraries, networks and pictures are in it."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def nice_mebibytes(count: float) -> str:
+    """Memory in whole MiB, as budgets are told."""
+    return f"{count / 2**20:,.0f} MiB"
+
+
 def peak_bytes(device: torch.device) -> int:
     """Highest memory since the last reset, or since the start where the system cannot reset it."""
     if device.type == "cuda":
@@ -112,8 +125,9 @@ class Meter:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure one stage; a name met again adds to its row."""
+        """Measure one stage; a name met again adds to its row. What was freed before is given back to the system."""
         self._tell_outer(peak_bytes(self.device))  # the reset below must not hide it from them
+        trim()
         reset_peak(self.device)
         own = {self.device: 0}
         _OPEN.append(own)
@@ -146,23 +160,36 @@ class Meter:
         }
 
 
+def trim() -> None:
+    """Give memory that was freed back to the system, which glibc else keeps for the process."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            if libc.mallopt and libc.malloc_trim:  # not of musl
+                return libc
+    return None
+
+
 @contextlib.contextmanager
 def warm_pages() -> Iterator[None]:
     """Let glibc keep freed memory while a job runs; without this, page faults double the time of a backward pass.
 
     Returned to the system at the end. Does nothing elsewhere.
     """
-    libc = None
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            trim_threshold, mmap_threshold = -1, -3
-            libc.mallopt(trim_threshold, 2**30)
-            libc.mallopt(mmap_threshold, 2**25)
+    libc = _glibc()
+    if libc is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 2**30)
+        libc.mallopt(mmap_threshold, 2**25)
     try:
         yield
     finally:
         if libc is not None:
-            with contextlib.suppress(AttributeError):
-                libc.mallopt(-1, 2**26)
-                libc.malloc_trim(0)
+            libc.mallopt(-1, 2**26)
+            trim()

@@ -215,7 +215,9 @@ def test_regression_from_a_table(pictures: Path, tmp_path: Path, capsys: pytest.
     document = json.loads(capsys.readouterr().out)
     fitted = TangentRegressor.from_pretrained(tmp_path / "m")
     assert document["n"] == 24
-    assert document["r2"] == pytest.approx(fitted.score(tmp_path / "t.csv"))
+    assert document["r2"] == pytest.approx(fitted.loo_score_)  # they are the pictures of the fit
+    assert document["fitted_on"] == 24
+    assert fitted.score(tmp_path / "t.csv") != document["r2"]
     assert main(["predict", str(tmp_path / "m"), str(files[0]), "--json", "-q"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out)["predictions"][0]["value"], float)
     assert main(["report", str(tmp_path / "m"), "--out", str(tmp_path / "r.html")]) == 0
@@ -342,3 +344,26 @@ def test_reader_that_leaves_is_no_error(model: Path, pictures: Path) -> None:
         os.close(write)
         assert done.returncode == 1
         assert done.stderr == ""
+
+
+def test_pictures_of_the_fit_are_answered_by_leave_one_out(
+    model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = TangentClassifier.from_pretrained(model)
+    renamed = tmp_path / "renamed"
+    for i, path in enumerate(sorted((pictures / "fit").rglob("*.jpg"))):  # known by content, not by name
+        (renamed / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, renamed / path.parent.name / f"{i}.jpg")
+    assert main(["evaluate", str(model), str(renamed), "--n-jobs", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "24, each scored by the model fitted without it (leave-one-out)" in out
+    assert f"{100 * fitted.loo_score_:.1f} %" in out
+    assert "note: 24 of 24 pictures are ones that the model was fitted on" in err
+    assert main(["predict", str(model), str(renamed), "--json", "-q", "--n-jobs", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out)["predictions"]
+    place = fitted.ids_.index(rows[5]["fitted_on"])
+    assert rows[5]["confidence"] == pytest.approx(fitted.loo_proba_[place].max(), abs=1e-12)
+    assert main(["predict", str(model), str(renamed), "--n-jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Fitted on" in out
+    assert fitted.ids_[0] in out

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +31,8 @@ def classifier(**options: Any) -> TangentClassifier:
     {}, {"metric_power": 0.25, "normalize": True}, {"metric_power": 0.5, "augment": "flip", "probes": 2},
     {"metric_power": "loo", "body_scale": "loo", "normalize": "loo", "damping": "loo"},
 ], ids=str)  # fmt: skip
-def test_tiles_give_the_same_answer(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tangentune.kernels.stages.WORKING_BYTES", 0)
+@pytest.mark.usefixtures("own_memory_only")
+def test_tiles_give_the_same_answer(options: dict[str, Any]) -> None:
     whole = classifier(**options).fit(X, Y)
     tight = classifier(**options, memory_budget=_tight_budget(classifier(**options))).fit(X, Y)
     assert whole.fit_report_["passes"] == 1
@@ -47,11 +53,14 @@ def _tight_budget(clf: TangentClassifier) -> int:
     raise AssertionError
 
 
-def test_a_hopeless_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hopeless_budget_is_refused() -> None:
     with pytest.raises(BudgetError, match="memory budget") as caught:
         classifier(memory_budget="1MiB").fit(X, Y)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr("tangentune.kernels.stages.WORKING_BYTES", 0)
+
+
+@pytest.mark.usefixtures("own_memory_only")
+def test_a_budget_without_room_for_the_kernels_is_refused() -> None:
     with pytest.raises(BudgetError, match="raise memory_budget"):
         classifier(memory_budget=200_000).fit(X, Y)
 
@@ -75,3 +84,59 @@ def test_the_plan_says_what_fit_does() -> None:
     assert plan["n"] == 40
     assert plan["parameters"] == sum(p.numel() for p in network().parameters())
     assert {layer["name"] for layer in plan["layers"]} == {name for name, _ in network().named_parameters()}
+
+
+TIGHT = """
+import sys, warnings
+import numpy as np, torch
+from torch import nn
+from tangentune import Backbone, TangentClassifier
+from tangentune.errors import BudgetError
+
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+torch.manual_seed(0)
+net = nn.Sequential(
+    nn.Conv2d(3, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.Conv2d(128, 256, 3, 2, 1),
+    nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256),
+)
+rng = np.random.default_rng(0)
+n, options = eval(sys.argv[1])
+x, y = rng.integers(0, 256, (n, 3, 64, 64)).astype(np.uint8), np.arange(n) % 10
+clf = TangentClassifier(Backbone(net, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3), **options)
+if len(sys.argv) == 2:
+    low, high = 0, 6000
+    while high - low > 8:
+        middle = (low + high) // 2
+        try:
+            clf.set_params(memory_budget=f"{middle}MiB").plan(x, y)
+            high = middle
+        except BudgetError:
+            low = middle
+    print(high)
+else:
+    clf.set_params(memory_budget=f"{sys.argv[2]}MiB").fit(x, y)
+    print(max(stage["peak_bytes"] for stage in clf.fit_report_["stages"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of /proc")
+@pytest.mark.parametrize("options", [
+    {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
+    {"augment": "flip", "outer_steps": 8}, {"metric_power": 0.5, "body_scale": 1.0, "damping": 1.0, "normalize": True},
+], ids=str)  # fmt: skip
+def test_a_fit_keeps_the_smallest_budget_that_the_plan_takes(options: dict[str, Any]) -> None:
+    """In a process of its own, looked at from outside as well."""
+    given = repr((300, options))
+    found = subprocess.run([sys.executable, "-c", TIGHT, given], capture_output=True, text=True, check=True)
+    budget, highest = int(found.stdout) + 16, 0  # processes differ by a little
+    with subprocess.Popen([sys.executable, "-c", TIGHT, given, str(budget)], stdout=subprocess.PIPE, text=True) as fit:
+        while fit.poll() is None:
+            with suppress(OSError):
+                seen = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{fit.pid}/status").read_text())
+                highest = max(highest, int(seen[1]) * 1024 if seen else 0)
+            time.sleep(0.002)
+        assert fit.stdout is not None
+        reported = int(fit.stdout.read())
+    assert fit.returncode == 0
+    assert max(highest, reported) <= budget * 2**20

@@ -91,6 +91,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         "settings": facts.settings,
         "seconds": facts.seconds,
         "peak_bytes": facts.peak_bytes,
+        "probe": facts.probe,
         "source": facts.source,
         "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
         "skipped": skipped(loaded),
@@ -153,11 +154,14 @@ def _show_plan(plan: Plan, stream: IO[str], *, layers: bool) -> None:
 def _show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     """The leave-one-out scores and the choices of a finished fit."""
     from tangentune.estimators.summary import nice_bytes, nice_seconds, nice_settings
+    from tangentune.estimators.worth import next_steps, verdict
 
     rows = [(f"leave-one-out {name}", value) for name, value in score_rows(facts.scores, facts.interval)]
     rows += nice_settings(facts)
     rows.append(("time, peak memory", f"{nice_seconds(facts.seconds)}, {nice_bytes(facts.peak_bytes)}"))
     if facts.skipped:
         rows.append(("pictures left out", str(len(facts.skipped))))
+    rows += [("linear probe", sentence) for sentence in (verdict(facts),) if sentence]
+    rows += [("to try next", f"{step.command}: {step.why}") for step in next_steps(facts)]
     print_facts(rows, stream)
     stream.write(f"Model written to {directory}\n")

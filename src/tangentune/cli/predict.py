@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Predict the labels of PICTURES with the saved MODEL.
 
-    PICTURES is a picture, any folder of pictures, or a CSV file with the column path.
+    PICTURES is a picture, any folder of pictures, or a CSV file with the column path. A picture that the model was
+    fitted on, known by its pixels, is answered by the model fitted without it (leave-one-out), and marked.
     """
     read = reading(options)
     with working(quiet) as stdout:
@@ -34,26 +35,31 @@ def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: An
         print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": skipped(loaded)})
         return
     sure = bool(rows) and "confidence" in rows[0]
-    table = new_table("Picture", "Prediction", *(["Confidence"] if sure else []), numbers=(2,) if sure else (1,))
+    known = ["Fitted on"] if any(row["fitted_on"] is not None for row in rows) else []
+    columns = ["Picture", "Prediction", *(["Confidence"] if sure else []), *known]
+    table = new_table(*columns, numbers=(2,) if sure else (1,))
     for row in rows:
         answer = [row["label"], percent(row["confidence"])] if sure else [_numbers(row["value"])]
-        table.add_row(*folded(row["id"], *answer))
+        table.add_row(*folded(row["id"], *answer, *([row["fitted_on"] or ""] if known else [])))
     print_table(table, stdout)
 
 
 def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
-    """One row a picture: id, label, confidence and all probabilities; or id and value."""
+    """One row a picture: id, label, confidence and all probabilities, or id and value; and which of the fit it is."""
     from tangentune import TangentRegressor
+    from tangentune.estimators.scores import honest_answers
 
-    if isinstance(model, TangentRegressor):
-        values = model.predict(pictures).tolist()
-        return [{"id": name, "value": value} for name, value in zip(pictures.ids, values, strict=True)]
-    names = [str(name) for name in model.classes_]
-    rows = []
-    for name, proba in zip(pictures.ids, model.predict_proba(pictures).tolist(), strict=True):
-        best = max(range(len(proba)), key=proba.__getitem__)
-        probabilities = dict(zip(names, proba, strict=True))
-        rows.append({"id": name, "label": names[best], "confidence": proba[best], "probabilities": probabilities})
+    found = honest_answers(model, pictures)
+    rows: list[dict[str, Any]] = [{"id": name} for name in pictures.ids]
+    names = [] if isinstance(model, TangentRegressor) else [str(name) for name in model.classes_]
+    for row, value, known in zip(rows, found.values.tolist(), found.fitted_on, strict=True):
+        if names:
+            best = max(range(len(value)), key=value.__getitem__)
+            row |= {"label": names[best], "confidence": value[best]}
+            row |= {"probabilities": dict(zip(names, value, strict=True))}
+        else:
+            row["value"] = value
+        row["fitted_on"] = known
     return rows
 
 
@@ -68,7 +74,8 @@ def _numbers(value: float | list[float]) -> str:
 def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Score the saved MODEL on labelled PICTURES that it has not seen.
 
-    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A picture
+    that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
     """
     from tangentune.estimators.scores import score_pictures
     from tangentune.metrics import accuracy_interval
@@ -77,9 +84,12 @@ def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: A
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
-        scores = score_pictures(fitted, loaded)
+        scores, known = score_pictures(fitted, loaded)
     if as_json:
-        print_json({**scores, "n": len(loaded), "skipped": skipped(loaded)})
+        print_json({**scores, "n": len(loaded), "fitted_on": known, "skipped": skipped(loaded)})
         return
     interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
-    print_facts([("pictures", f"{len(loaded):,}"), *score_rows(scores, interval)], stdout)
+    rows = [("pictures", f"{len(loaded):,}"), *score_rows(scores, interval)]
+    if known:
+        rows.insert(1, ("of them fitted on", f"{known:,}, each scored by the model fitted without it (leave-one-out)"))
+    print_facts(rows, stdout)

@@ -182,11 +182,12 @@ class TangentEstimator(BaseEstimator):
         return self
 
     def plan(self, X: Any, y: Any = None) -> Plan:
-        """What `fit` would cost, from one small trial batch: seconds, peak bytes, passes, and the way of each layer.
+        """What `fit` would cost, from a trial with a few pictures: seconds, memory, passes, and the way of each layer.
 
         Returns:
-            A dict, printed as a sentence: `network`, `n`, `seconds`, `peak_bytes`, `passes`, `parameters` and `layers`
-            (name, held as, Gram strategy, bytes a picture). Cost: about a second.
+            A dict, printed as a sentence: `network`, `n`, `seconds`, `peak_bytes` (of the process) and `most_bytes` (if
+            no block is dropped), `stages`, `passes`, `parameters`, `layers` (name, held as, Gram strategy, bytes a
+            picture). Cost: seconds.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
@@ -210,10 +211,15 @@ class TangentEstimator(BaseEstimator):
         jobs, contract = self.n_jobs, backbone.contract
         return load_pictures(X, y, contract=contract, n_jobs=jobs, verbose=self.verbose, need_labels=labelled)
 
+    def _new(self, X: Any) -> Pictures:
+        """Pictures to predict, with a warning where the model was fitted on some of them."""
+        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
+        self.fitted_.warn_of_copies(pictures)
+        return pictures
+
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
-        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
-        model = self.model_
+        pictures, model = self._new(X), self.model_
         with warm_pages(), torch.no_grad():
             parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()

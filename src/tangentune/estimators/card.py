@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_setting, nice_settings
+from tangentune.estimators.worth import verdict
 
 _CLASSES_LISTED = 50
 
@@ -39,6 +40,7 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
         more=max(0, len(classes) - _CLASSES_LISTED),
         more_pictures=sum(count for _, count in classes[_CLASSES_LISTED:]),
         size=" × ".join(str(side) for side in size) if size else "nothing: vectors as they come",
+        verdict=verdict(facts),
         settings=nice_settings(facts) + options,
         seconds=nice_seconds(facts.seconds),
         memory=nice_bytes(facts.peak_bytes),

@@ -107,7 +107,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> NDArray:
-        """Class of each picture, (n,)."""
+        """Class of each picture, (n,); of pictures of the fit itself see `loo_predictions_`, as a warning says."""
         values = self._scores(X) if self.likelihood == LEAST_SQUARES else self.predict_proba(X)
         return self.classes_[values.argmax(1)]
 
@@ -120,7 +120,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         if solution is None:  # a loaded model's
             solution = fit_likelihood(self.likelihood, system, self.likelihood_)
             self.fitted_ = replace(self.fitted_, outcome=replace(self.fitted_.outcome, likelihood=solution))
-        found = [predict_likelihood(solution, system, new.kernel, new.own) for new in self.kernel_to_training(X)]
+        new = self.kernel_to_training(self._new(X))
+        found = [predict_likelihood(solution, system, part.kernel, part.own) for part in new]
         return torch.cat(found).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:

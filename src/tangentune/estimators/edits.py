@@ -5,6 +5,7 @@ Every function takes a fitted model and gives another one: if anything fails, no
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,7 @@ from tangentune.kernels.reestimate import reestimate
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array
+from tangentune.pictures.copies import copy_sentences
 from tangentune.pictures.load import Pictures, pictures_digest
 from tangentune.solvers.system import refinement
 
@@ -102,6 +104,9 @@ def add(
     with warm_pages(), torch.no_grad():
         rows = RowReader(fitted.feature_map, reader.open, fitted.room)
         training = extend(fitted.training, rows, pictures, numbers)
+    all_of_them = replace(training.pictures.select(active.positions), labels=active.labels)
+    for sentence in copy_sentences(all_of_them, len(before)):
+        warnings.warn(sentence, stacklevel=3)
     changed = _edited(fitted, "add", pictures_digest(pictures.pixels), active, training)
     return replace(changed, next_number=fitted.next_number + len(ids))
 

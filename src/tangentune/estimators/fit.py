@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -10,24 +11,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tangentune.errors import BudgetError
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
-from tangentune.estimators.tasks import Task
+from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
 from tangentune.estimators.user_input import check_weights, read_count, read_seed, read_settings, read_steps
+from tangentune.estimators.worth import compare_classes, compare_numbers
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.choice import damping_unit
-from tangentune.kernels.cost import estimate_cost
+from tangentune.kernels.collect import restrict
+from tangentune.kernels.cost import Problem, after_pilot, has_pilot, measure_rates, plan_memory, seconds_of
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
-from tangentune.memory import Meter
+from tangentune.kernels.trial import Trial, run_trial
+from tangentune.memory import Meter, nice_mebibytes, resident_bytes
 from tangentune.networks.backbone import Backbone, as_backbone, usable_device
 from tangentune.networks.parameters import select_parameters, used_parameters
 from tangentune.pictures.load import Pictures, duplicate_sentences
+
+MOVED_NETWORKS = 6  # copies of the network that outer steps leave behind: points, their mean, the task vector
+PROOF_COPIES = 8  # of the network, in its own precision, that the proof of the rows holds
 
 
 @final
@@ -61,15 +69,53 @@ class Procedure:
         return self.reader.backbone
 
     def plan(self, pictures: Pictures) -> dict[str, Any]:
-        """What `fit` would cost, from one small trial batch."""
-        task, settings, inputs = self.task, self.settings, self.reader.open(pictures)
+        """What `fit` would cost, from a trial with a few pictures."""
+        task, settings, start = self.task, self.settings, time.perf_counter()
         labels = task.read_labels(pictures)
         task.check_options(labels)
         task.check_labels(labels, pictures.ids)
-        tangent = survey_network(self.backbone, inputs, self.subset)
-        plan = estimate_cost(tangent, inputs, settings, task.outputs(pictures))
-        plan["seconds"] += task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
-        return plan
+        with self.meter.stage("survey"):
+            tangent, trial, problem = self.look(self.reader.open(pictures), task.outputs(pictures))
+        memory = plan_memory(trial, settings, problem)
+        peaks = {"survey": self.meter.stages[0]["peak_bytes"]} | memory.peaks
+        most = max(peaks.values())
+        if has_pilot(settings, problem):
+            usual, pilot = after_pilot(trial, problem)
+            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot}
+        seconds = {"survey": time.perf_counter() - start}
+        seconds["outer steps"] = task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
+        rates = measure_rates(next(self.backbone.module.parameters()))
+        seconds |= seconds_of(trial, settings, problem, rates, len(memory.passes))
+        stages = dict.fromkeys([*seconds, *peaks])
+        return {
+            "n": problem.pictures,
+            "seconds": sum(seconds.values()),
+            "peak_bytes": max(peaks.values()),
+            "most_bytes": most,
+            "passes": len(memory.passes),
+            "parameters": count_parameters(tangent),
+            "layers": [
+                {
+                    "name": name,
+                    "held_as": "pairs" if layer.positions else "rows",
+                    "gram": layer.gram,
+                    "bytes_per_picture": layer.size,
+                }
+                for name, layer in trial.layers.items()
+            ],
+            "stages": {stage: {"seconds": seconds.get(stage), "peak_bytes": peaks.get(stage)} for stage in stages},
+        }
+
+    def look(self, inputs: PictureBatches, outputs: int) -> tuple[RowPlan, Trial, Problem]:
+        """The network and a few pictures looked at, within the memory budget, before anything costs much."""
+        settings = self.settings
+        tangent = survey_network(self.backbone, inputs, self.subset, settings.memory_budget)
+        if settings.fixed.body_scale == 0:
+            tangent = restrict(tangent, ())
+        trial = run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget)
+        network = sum(p.nbytes for p in self.backbone.module.parameters())
+        moved = MOVED_NETWORKS * network if self.outer_steps != 0 else 0
+        return tangent, trial, Problem(inputs.count, inputs.batch, outputs, self.task.likelihood, moved)
 
     def fit(self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None) -> FittedModel:
         """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
@@ -83,21 +129,24 @@ class Procedure:
         index = torch.from_numpy(kept)
         settings = task.decidable(self.settings, targets.targets[index])
         used = pictures if len(kept) == len(pictures) else pictures.select(kept)
+        with meter.stage("survey"):
+            tangent, trial, problem = self.look(reader.open(used), targets.targets.shape[1])
+            free = plan_memory(trial, settings, problem).room
         with meter.stage("outer steps"):
             expansion, moves = task.expand(backbone, used, settings, self.outer_steps)
         points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
         inputs = reader.open(used, points)
-        with meter.stage("survey"):
-            tangent = survey_network(backbone, inputs, self.subset)
         if expansion is not None:
             tangent = replace(tangent, module=expansion.mean, points=expansion.points)
-        found = fit_tangent(tangent, inputs, targets.targets[index], targets.weights[index], settings, meter)
+        wanted, weights = targets.targets[index], targets.weights[index]
+        found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, trial, free)
         if damping_unit(found.factor) != found.factor.mean_eigenvalue:
             words = "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
             warnings.warn(words, stacklevel=3)
         room, feature_map = settings.memory_budget // ROWS_SHARE, found.model.map
         with meter.stage("system"):
-            training = first_set(used, kept, points, found.factor.kernel, found.rows, room)
+            training = first_set(used, kept, points, found.factor.kernel, found.rows, min(room, free))
+            found = replace(found, rows=None)
             if len(used) < len(pictures):  # pictures of weight 0: known, but they do not count
                 rest = np.flatnonzero(targets.weights.numpy() == 0)
                 training = extend(training, RowReader(feature_map, reader.open, room), pictures.select(rest), rest)
@@ -115,7 +164,8 @@ class Procedure:
             "n": len(pictures),
             "outputs": targets.targets.shape[1],
             "passes": found.passes,
-            "parameters": sum(dict(tangent.module.named_parameters())[name].numel() for name in tangent.names),
+            "probe": probe_facts(found, outcome, targets.targets[index].numpy(), kept),
+            "parameters": count_parameters(tangent),
             "threads": torch.get_num_threads(),
             "device": str(backbone.device),
         }
@@ -158,13 +208,46 @@ def fit_facts(found: Fitted) -> FitFacts:
     )
 
 
-def survey_network(backbone: Backbone, source: PictureBatches, subset: str) -> RowPlan:
-    """The network and the parameters that move, looked at with two pictures."""
-    module, features = backbone.module, backbone.feature_function
+def probe_facts(found: Fitted, outcome: Outcome, truth: NDArray, kept: NDArray) -> dict[str, Any] | None:
+    """How a linear probe compares on the pictures that count, by leave-one-out of both; None where none was tried."""
+    if found.probe is None:
+        return None
+    probe = found.probe.cpu().numpy()
+    if len(outcome.classes):
+        compared = compare_classes(truth.argmax(1), outcome.proba[kept].argmax(1), probe.argmax(1))
+    else:
+        compared = compare_numbers(truth, outcome.loo[kept], probe)
+    return compared | {"seconds": found.probe_seconds}
+
+
+def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budget: int) -> RowPlan:
+    """The network and the parameters that move, looked at with two pictures.
+
+    A memory budget that has no room for the proof in float64 is a BudgetError.
+    """
+    module, features, meter = backbone.module, backbone.feature_function, Meter(backbone.device)
     x = next(iter(source.batches(list(range(min(2, source.count))))))
     backbone.check(x)
-    moving = select_parameters(module, subset, used_parameters(module, features, x))
+    with meter.stage("gradients"):
+        held = resident_bytes(backbone.device)
+        used = used_parameters(module, features, x)
+    moving = select_parameters(module, subset, used)
+    # The proof has a copy in float64, its gradients and its rows, and twice of what a pass holds.
+    network = sum(p.nbytes for p in module.parameters())
+    needed = meter.stages[0]["peak_bytes"] + PROOF_COPIES * network + (meter.stages[0]["peak_bytes"] - held)
+    if needed > budget:
+        message = (
+            f"the network needs {nice_mebibytes(needed)} to be looked at, with what this process holds already, more "
+            f"than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or use a smaller network"
+        )
+        raise BudgetError(message)
     return survey(module, features, moving, x)
+
+
+def count_parameters(tangent: RowPlan) -> int:
+    """Numbers in the parameters that move."""
+    parameters = tangent.parameters()
+    return sum(parameters[name].numel() for name in tangent.names)
 
 
 def warn(sentences: list[str], pictures: Pictures) -> None:

@@ -96,9 +96,9 @@ _SHAPES = {
     "numbers": "n",
 }  # fmt: skip
 _SOURCE_SHAPES = {"positions": "m", "given": "m", "class_weights": "S", "own": "mm", "cross": "nm", "plain": "nn"}
-_WHOLE = ("numbers", "source.positions")
+_WHOLE = ("numbers", "hashes", "source.positions")
 _NOT_NEGATIVE = ("sample_weight", "noise_", "loo_proba_", "source.given", "source.class_weights", *_WHOLE)
-_OTHERS = ("pixels", "source.pixels", "source_effects_")
+_OTHERS = ("pixels", "hashes", "source.pixels", "source_effects_")
 _MAY_BE_INFINITE = ("path.loo_error", "source_effects_")
 
 
@@ -204,7 +204,11 @@ def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
     _require(fits, "the array numbers names a picture twice, or one that is to come")
     fits = folds == {str(fold) for fold in range(len(folds))} and max(settings["points"]) < len(folds)
     _require(fits or "pixels" not in tensors, "points names a network that is not there")
-    for name, count in (("pixels", len(numbers)), ("source.pixels", len(tensors.get("source.positions", ())))):
+    for name, count in (
+        ("pixels", len(numbers)),
+        ("hashes", len(numbers)),
+        ("source.pixels", len(tensors.get("source.positions", ()))),
+    ):
         _require(name not in tensors or len(tensors[name]) == count, f"the array {name} is not of {count} pictures")
     if settings["source"] is not None:
         fits = int(tensors["source.positions"].max()) < len(settings["source"]["classes"])

@@ -85,7 +85,7 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
 
     def _posterior(self, X: Any, *, joint: bool) -> tuple[NDArray, NDArray]:
         """Mean (m, k), and variance (m,) or covariance (m, m) in units of noise / damping."""
-        system, found = self.solution_.system, list(self.kernel_to_training(X, whole=joint))
+        system, found = self.solution_.system, list(self.kernel_to_training(self._new(X), whole=joint))
         mean = torch.cat([new.kernel @ system.dual + system.bias for new in found])
         if joint:
             (new,) = found

@@ -37,6 +37,7 @@ from tangentune.networks.backbone import (
     load_backbone,
     usable_device,
 )
+from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
@@ -91,6 +92,10 @@ def save(
         "source": source,
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
+    if not pictures:  # what tells a picture of the fit from a new one
+        hashes = training.hashes or pictures_digest(training.pictures.pixels)
+        own = [list(bytes.fromhex(hashes[i])) for i in active.tolist()]
+        tensors["hashes"] = torch.tensor(own, dtype=torch.uint8)
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
@@ -263,7 +268,9 @@ class SavedModel:
         pixels = tensors.get("pixels", torch.empty(len(ids), 0))
         pictures = Pictures(pixels, None, ids, [(path, reason) for path, reason in config["skipped"]])
         kernel = tensors["kernel_"].to(self.backbone.device)
-        training = TrainingSet(pictures, tensors["numbers"].numpy(), tuple(config["points"]), kernel, None)
+        hashes = tuple(bytes(row).hex() for row in tensors["hashes"].tolist()) if "hashes" in tensors else ()
+        numbers, points = tensors["numbers"].numpy(), tuple(config["points"])
+        training = TrainingSet(pictures, numbers, points, kernel, None, hashes=hashes)
         return training if config.get("source") is None else self._with_source(training, config["source"])
 
     def _with_source(self, training: TrainingSet, settings: dict[str, Any]) -> TrainingSet:

@@ -1,18 +1,80 @@
-"""Scores of a fitted model on labelled pictures it has not seen."""
+"""Answers of a fitted model that can be judged, and their scores on labelled pictures.
+
+A picture of the fit itself, known by its pixels, is answered by the model fitted without it.
+"""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.summary import class_scores, number_scores
+from tangentune.estimators.tasks import as_given
 from tangentune.pictures.load import Pictures, numeric_labels
+from tangentune.solvers.calibration import probabilities
+from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 
-def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> dict[str, float]:
-    """Accuracy, NLL, ECE and Brier score of a classifier; R2 and RMSE of a regressor.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Class probabilities (m, C), or numbers in the shape of the targets; `fitted_on` the id of the equal picture of
+    the fit, where there is one: such an answer is leave-one-out, exact.
+    """
+
+    values: NDArray[np.float64]
+    fitted_on: list[str | None]
+
+    @property
+    def known(self) -> int:
+        """Pictures that the model was fitted on."""
+        return sum(name is not None for name in self.fitted_on)
+
+
+def honest_answers(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Answers:
+    """What a model says of pictures; of those that it was fitted on, what it says without them, with a warning."""
+    copies = model.fitted_.copies_of(pictures)
+    known = np.array([bool(same) for same in copies], bool)
+    predict = model.predict if isinstance(model, TangentRegressor) else model.predict_proba
+    names = [model.fitted_.ids[same[0]] if same else None for same in copies]
+    if not known.any():
+        return Answers(predict(pictures), names)
+    rest = None if known.all() else predict(pictures.select(~known))
+    left_out = _without(model.fitted_, [same for same in copies if same])
+    values = np.empty((len(pictures), *left_out.shape[1:]))
+    values[known] = left_out
+    if rest is not None:
+        values[~known] = rest
+    sentence = f"{known.sum()} of {len(pictures)} pictures are ones that the model was fitted on"
+    warnings.warn(f"{sentence}; each is answered by the model fitted without it (leave-one-out).", stacklevel=2)
+    return Answers(values, names)
+
+
+def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64]:
+    """(m, ...) answers to pictures of the fit without them; equal pictures are left out together."""
+    outcome, task = fitted.outcome, fitted.task
+    first, several = [same[0] for same in copies], [same for same in copies if len(same) > 1]
+    classes = len(outcome.classes) > 0
+    if several and (not classes or task.likelihood == LEAST_SQUARES):
+        groups = np.arange(len(fitted.active))
+        for same in several:
+            groups[same] = same[0]
+        scores = solved(fitted).leave_out(torch.from_numpy(groups)).cpu()
+        found = probabilities(scores, outcome.temperature).numpy() if classes else scores.numpy()
+    else:
+        found = outcome.proba if classes else outcome.loo
+    return found[first] if classes else as_given(found[first], fitted.active.labels)
+
+
+def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
+    """Accuracy, NLL, ECE and Brier score of a classifier; R2 and RMSE of a regressor; pictures that it was fitted on.
 
     Class names are compared as text, so that folder names fit number classes.
 
@@ -23,7 +85,9 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         message = "these pictures have no labels to compare with"
         raise InputError(message)
     if isinstance(model, TangentRegressor):
-        return number_scores(numeric_labels(pictures.labels, pictures.ids), model.predict(pictures))
+        numbers = numeric_labels(pictures.labels, pictures.ids)
+        found = honest_answers(model, pictures)
+        return number_scores(numbers, found.values), found.known
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     unknown = [i for i, label in enumerate(pictures.labels.tolist()) if str(label) not in column]
     if unknown:
@@ -35,4 +99,5 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         )
         raise InputError(message)
     labels = np.array([column[str(label)] for label in pictures.labels.tolist()], np.int64)
-    return class_scores(labels, model.predict_proba(pictures))
+    found = honest_answers(model, pictures)
+    return class_scores(labels, found.values), found.known

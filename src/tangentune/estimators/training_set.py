@@ -191,6 +191,7 @@ class TrainingSet:
         points: (n,) point of expansion of each picture's rows; -1 is the feature map's own network.
         kernel: (n, n) float64; less what a source takes of it.
         rows: None where they are computed again, batch by batch, whenever they are needed.
+        hashes: of the pictures' pixels, as `pictures_digest` has them, where the pixels themselves were not kept.
     """
 
     pictures: Pictures
@@ -199,6 +200,7 @@ class TrainingSet:
     kernel: Tensor
     rows: FeatureRows | None
     source: SourceSet | None = None
+    hashes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pictures)

@@ -21,7 +21,7 @@ from tangentune._checks import number, whole
 from tangentune.errors import InputError
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
-from tangentune.memory import default_budget, parse_bytes
+from tangentune.memory import default_budget, parse_bytes, resident_bytes
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import refuse_nul
 from tangentune.pictures.contract import DataContract
@@ -62,7 +62,9 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         criterion=criteria.pop() if criteria else "loo",
         mirrored=options["augment"] == "flip" and backbone.contract.input_size is not None,
         seed=seed,
-        memory_budget=default_budget(backbone.device) if budget is None else parse_bytes(budget),
+        memory_budget=resident_bytes(backbone.device) + default_budget(backbone.device)
+        if budget is None
+        else parse_bytes(budget),
         verbose=int(verbose) if isinstance(verbose, bool) else read_count(options, "verbose", 0),
     )
 

@@ -40,11 +40,13 @@ class PictureBatches:
     """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
 
     `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
+    At most `batch` pictures come at a time.
     """
 
     count: int
     batches: Callable[[list[int] | None], Iterable[Tensor]]
     points: tuple[int, ...] | None = None
+    batch: int = 32
 
     def portions(self, index: list[int] | None) -> Iterator[Portion]:
         """Batches of all pictures or some, those of one expansion point together."""
@@ -69,7 +71,7 @@ def picture_batches(
         for x in chosen.batches(backbone.contract, batch, backbone.dtype, backbone.device):
             yield x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
-    return PictureBatches(len(pictures), batches, points)
+    return PictureBatches(len(pictures), batches, points, batch)
 
 
 def with_progress(

@@ -187,6 +187,12 @@ def solution_of(problem: KernelCandidates, scored: Scored) -> Solution:
     return solve(factor_ridge(combine(problem, scored.choice), problem.weights), problem.targets, scored.damping)
 
 
+def probe_loo(problem: KernelCandidates, tried: Sequence[Scored]) -> Tensor | None:
+    """(n, C) leave-one-out predictions of the best linear probe among what was tried; None where none was. n^3."""
+    probes = [scored for scored in tried if scored.choice.body_scale == 0]
+    return solution_of(problem, min(probes, key=lambda s: s.criterion)).loo if probes else None
+
+
 def picture_errors(problem: KernelCandidates, scored: Scored) -> Tensor:
     """(n,) weighted squared leave-one-out error of every picture for a scored choice."""
     return problem.weights * (problem.targets - solution_of(problem, scored).loo).square().sum(1)

@@ -92,12 +92,6 @@ def _fits(sample: FactorSums, entry: Rows) -> bool:
     return (g.shape[-1], a.shape[-1]) == tuple(entry.values.shape[3:])
 
 
-def entry_bytes(tangent: RowPlan, x: Tensor, probes: Tensor, mirrored: bool) -> dict[str, int]:
-    """Bytes a picture of every parameter's rows, measured on a small batch."""
-    entries = batch_rows(tangent, views_of(x, mirrored), probes).entries
-    return {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
-
-
 def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str]]:
     """Split parameters, last layers first, into groups whose rows fit the budget; one pass over the pictures each.
 

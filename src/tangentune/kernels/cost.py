@@ -1,75 +1,227 @@
-"""What a fit will cost, from one trial batch and one matrix product: seconds and peak bytes."""
+"""What a fit will cost: bytes and seconds of each of its stages, from a trial with a few pictures and three products.
+
+The fit asks here too how much memory it may give to rows, so that what is promised is what is kept.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
 
 import torch
+from torch import Tensor
 
-from tangentune.jacobian.layers import Pairs
-from tangentune.jacobian.rows import RowPlan, batch_rows
-from tangentune.kernels.batches import PictureBatches
-from tangentune.kernels.collect import plan_passes, views_of
-from tangentune.kernels.gram import strategy
-from tangentune.kernels.pilot import POWERS, pilot_pictures
-from tangentune.kernels.stages import FitSettings, room_for_rows
+from tangentune.errors import BudgetError
+from tangentune.kernels.choice import RELATIVE_DAMPINGS
+from tangentune.kernels.collect import plan_passes
+from tangentune.kernels.gram import TILE_BYTES
+from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, pilot_pictures
+from tangentune.kernels.stages import PCA_PICTURES, FitSettings
+from tangentune.kernels.trial import LayerRows, Trial
+from tangentune.memory import nice_mebibytes
+from tangentune.networks.parameters import block_of, group_blocks
+
+MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so much more meanwhile; their batch
+REFINED = 14  # settings that the search of the kernel tries beyond its first grid, usually
+LAPLACE_SCALES, DIRICHLET_TRIALS = 13, 45  # that the searches of these likelihoods try
 
 
-def estimate_cost(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> dict[str, Any]:
-    """Estimate a fit before starting it, usually within a factor of two; `layers` say how rows are held, and Gram
-    strategy.
-    """
-    count = pictures.count
-    x = next(iter(pictures.batches(list(range(min(16, count))))))
-    features = tangent.features(tangent.module, x[:1]).shape[1]
-    probes = torch.randn(settings.probes, features).to(x)
-    batch_rows(tangent, views_of(x[:1], settings.mirrored), probes)  # the first call pays for set-up
-    start = time.perf_counter()
-    entries = batch_rows(tangent, views_of(x, settings.mirrored), probes).entries
-    per_picture = (time.perf_counter() - start) / len(x)
-    sizes = {name: -(-entry.nbytes // len(x)) for name, entry in entries.items()}
-    passes = plan_passes(sizes, count, room_for_rows(tangent, pictures, settings, outputs)) or [[]]
-    free = settings.power is None or settings.fixed.body_scale is None
-    pilot = len(pilot_pictures(count, outputs)) if free else 0
-    work = 0.0
-    for entry in entries.values():
-        whitening = _whitening_work(entry) if settings.power != 0 else 0.0
-        work += (count + (len(POWERS) - 1) * pilot) * whitening
-        work += 0.6 * (count**2 + len(POWERS) * pilot**2) * entry.width
-    solver = (25 if settings.fixed.body_scale is None else 4) * 10 * count**3
-    seconds = len(passes) * count * per_picture * 1.3 + (work + solver) / _multiply_adds_per_second(x)
-    held = max(sum(sizes[name] for name in group) + 2 * max([0, *(sizes[name] for name in group)]) for group in passes)
-    return {
-        "n": count,
-        "seconds": seconds,
-        "peak_bytes": int(held * count + count**2 * 8 * 12 + 500 * 2**20),
-        "passes": len(passes),
-        "parameters": sum(p.numel() for name, p in tangent.module.named_parameters() if name in set(tangent.names)),
-        "layers": [
-            {
-                "name": name,
-                "held_as": "pairs" if isinstance(entry, Pairs) else "rows",
-                "gram": strategy(entry),
-                "bytes_per_picture": sizes[name],
-            }
-            for name, entry in entries.items()
-        ],
+@final
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted: n `pictures`, a `batch` at a time; columns of the targets; bytes that `moved` networks hold."""
+
+    pictures: int
+    batch: int
+    outputs: int
+    likelihood: str = "least_squares"
+    moved: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class Rates:
+    """Multiply-adds a second in the rows' precision and in float64; an eigendecomposition's seconds by n^2 and n^3."""
+
+    rows: float
+    double: float
+    eigen: tuple[float, float]
+
+    def decomposition(self, n: int) -> float:
+        """Seconds of an eigendecomposition (n, n)."""
+        return self.eigen[0] * n**2 + self.eigen[1] * n**3
+
+
+def measure_rates(like: Tensor) -> Rates:
+    """From a product of a typical tile, and a product and decompositions of two sizes in float64."""
+    tile = torch.randn(256, 8192).to(like)
+
+    def seconds(work: Callable[[], Tensor]) -> float:
+        work()
+        start = time.perf_counter()
+        float(work())
+        return max(time.perf_counter() - start, 1e-7)
+
+    rows = 256 * 256 * 8192 / seconds(lambda: (tile @ tile.T).sum())
+    small, large = (torch.randn(m, m, dtype=torch.float64, device=like.device) for m in (96, 384))
+    double = 384**3 / seconds(lambda: (large @ large).sum())
+    few, many = (seconds(lambda part=part: torch.linalg.eigh(part @ part.T)[0].sum()) for part in (small, large))
+    cubic = max(0.0, (many / 384**2 - few / 96**2) / (384 - 96))
+    return Rates(rows, double, (max(0.0, few / 96**2 - 96 * cubic), cubic))
+
+
+def is_small(problem: Problem) -> bool:
+    """Whether everything is tried on all pictures: their pilot would be all of them."""
+    return len(pilot_pictures(problem.pictures, problem.outputs)) == problem.pictures
+
+
+def bytes_besides(trial: Trial, settings: FitSettings, problem: Problem) -> dict[str, int]:
+    """Peak bytes of every stage beyond the rows that it works on, all that was held before included."""
+    n, layers, free = problem.pictures, trial.layers.values(), settings.fixed.body_scale is None
+    square, blocks = 8 * n**2, len({block_of(name) for name in trial.layers})
+    size = max((layer.itemsize for layer in layers), default=4)
+    metric = size * sum(layer.factors for layer in layers) if settings.power != 0 else 0
+    sums = size * sum(layer.factors for layer in layers if not layer.positions)
+    largest = size * max((max(layer.outputs, layer.inputs) ** 2 for layer in layers), default=0)
+    widest = size * problem.outputs * max((layer.width for layer in layers), default=0)
+    body = size * problem.outputs * sum(layer.width for layer in layers)
+    small = is_small(problem) and free
+    candidates = blocks + 1  # kernels of blocks and head
+    searching = candidates + (2 * blocks + 10 if settings.criterion == "evidence" else 9)
+    kernels = blocks + 4 + (searching if small else 0)
+    likely = 8 + {"dirichlet": 8, "laplace": 9 + problem.outputs}.get(problem.likelihood, 0)
+    base = trial.resident + problem.moved
+    moving: dict[str, int] = {}
+    if problem.moved:
+        moving["outer steps"] = base + int(MOVING * problem.moved) + MOVING_BATCH * trial.picture_bytes
+    return moving | {
+        "rows": base + trial.batch_bytes + sums,
+        "metric": base + sums + metric + (4 * largest if metric else 0),
+        "kernels": base + sums + metric + kernels * square + TILE_BYTES,
+        "selection": base + sums + metric + searching * square,
+        "weights": base + sums + 2 * metric + body + 2 * widest + (blocks + 3) * square + TILE_BYTES,
+        "system": base + metric + body + likely * square,
     }
 
 
-def _whitening_work(entry: Any) -> float:
+@final
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that `room` leaves to rows, groups of parameters for one pass over the pictures each, peaks by stage."""
+
+    room: int
+    passes: list[list[str]]
+    peaks: dict[str, int]
+
+
+def has_pilot(settings: FitSettings, problem: Problem) -> bool:
+    """Whether a fit decides on some of its pictures which blocks move."""
+    return settings.fixed.body_scale is None and not is_small(problem)
+
+
+def after_pilot(trial: Trial, problem: Problem) -> tuple[Trial, int]:
+    """The blocks that a pilot usually keeps, the fewest that it may; and its own peak, with the rows of all blocks."""
+    blocks = list(group_blocks(trial.layers).values())
+    names = {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+    count = len(pilot_pictures(problem.pictures, problem.outputs)) + 2 * problem.batch
+    held = sum(layer.size for layer in trial.layers.values()) * count
+    return trial.of(names), trial.resident + problem.moved + trial.batch_bytes + held
+
+
+def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
+    """How a fit keeps the memory budget; one that it cannot keep is a BudgetError."""
+    n, besides, budget = problem.pictures, bytes_besides(trial, settings, problem), settings.memory_budget
+    sizes = {name: layer.size for name, layer in trial.layers.items()}
+    waiting = 2 * min(problem.batch, n)  # rows of a batch lie there twice before they are put in their place
+    room = min(budget - max(besides.values()), (budget - besides["rows"]) * n // (n + waiting))
+    if room <= 0:
+        raise _refusal(max(besides.values()), settings, problem)
+    passes = plan_passes(sizes, n, room) or [[]]
+    held = max(sum(sizes[name] for name in group) for group in passes)
+    spare = max(2 * max((sizes[name] for name in group), default=0) for group in passes)
+    rows = {"rows": held * (n + waiting), "metric": held * n, "kernels": (held + spare) * n}
+    if len(passes) == 1:
+        # Brought into the metric piece by piece; the pieces that this frees are too scattered to be used again.
+        rows |= {"selection": held * n, "weights": (2 * held + spare) * n}
+    else:  # taken again, batch by batch
+        rows["weights"] = trial.batch_bytes + waiting * sum(sizes.values())
+    peaks = {stage: count + rows.get(stage, 0) for stage, count in besides.items()}
+    if max(peaks.values()) > budget:
+        raise _refusal(max(peaks.values()), settings, problem)
+    return MemoryPlan(room, passes, peaks)
+
+
+def _refusal(needed: int, settings: FitSettings, problem: Problem) -> BudgetError:
+    return BudgetError(
+        f"{problem.pictures} pictures need {nice_mebibytes(needed)} for kernels, weights and what this process holds "
+        f"already, more than the memory budget of {nice_mebibytes(settings.memory_budget)}; raise memory_budget, lower "
+        "batch_size or use fewer pictures"
+    )
+
+
+def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int) -> dict[str, float]:
+    """Seconds of every stage of a fit that takes so many passes over the pictures."""
+    n, outputs, probes = problem.pictures, problem.outputs, settings.probes
+    free, small = settings.fixed.body_scale is None, is_small(problem)
+    whole, trial = trial, after_pilot(trial, problem)[0] if has_pilot(settings, problem) else trial
+    layers = list(trial.layers.values())
+    a_row = trial.forward + probes * trial.backward
+    powers = POWERS if settings.power is None else (settings.power,)
+    pilot = len(pilot_pictures(n, outputs)) if free and not small else 0
+    plain = sum(_gram_work(layer, n) for layer in layers)
+    moved = sum(_whitening_work(layer) for layer in layers)
+    factors = sum(
+        layer.groups * sum(rates.decomposition(side) for side in (layer.outputs, layer.inputs))
+        for layer in layers
+        if layer.factors
+    )
+    normalisations = 2 if settings.fixed.normalize is None else 1
+
+    def trying(count: int, settings_tried: int) -> float:
+        """Seconds of so many settings of the kernel, each with its damping path."""
+        path = len(RELATIVE_DAMPINGS) if settings.fixed.damping is None else 1
+        return settings_tried * (rates.decomposition(count) + path * count**2 * (2 * outputs + 1) / rates.double)
+
+    out = {"features": trial.forward * min(n, PCA_PICTURES) + trial.setup}
+    if pilot:
+        out["pilot"] = pilot * (whole.forward + probes * whole.backward)
+        out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
+        out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
+    out["rows"] = passes * n * a_row + 2 * trial.setup  # of whole batches, and of the last
+    if any(power != 0 for power in powers):
+        out["metric"] = factors
+    if settings.power is None and not small:
+        part, blocks = min(n, POWER_PICTURES), max(1, len({block_of(name) for name in trial.layers}))
+        out["metric power"] = 2 * len(POWERS) * (plain * (part / n) ** 2 + part * moved) / blocks / rates.rows
+        out["metric power"] += trying(part, len(POWERS) * normalisations * 5)
+    assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))
+    out["kernels"] = assembling / rates.rows
+    if small and free:
+        out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
+    out["selection"] = trying(n, (5 * normalisations + REFINED) if free else normalisations)
+    forming = sum(layer.positions * layer.width for layer in layers)
+    out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in layers)) / rates.rows
+    out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
+    out["system"] = 3 * n**3 / rates.double
+    if problem.likelihood == "laplace":
+        out["system"] += LAPLACE_SCALES * outputs * 4 * n**3 / rates.double + rates.decomposition(n)
+    elif problem.likelihood == "dirichlet":
+        out["system"] += DIRICHLET_TRIALS * 3 * n**3 / rates.double
+    return out
+
+
+def _whitening_work(layer: LayerRows) -> float:
     """Multiply-adds a picture to bring a row into the metric."""
-    if isinstance(entry, Pairs):
-        return entry.a.shape[1] * (entry.a.shape[2] ** 2 + entry.probes * entry.g.shape[3] ** 2)
-    outputs, inputs = entry.values.shape[3:]
-    return entry.width * (outputs + inputs)
+    o, i = layer.outputs, layer.inputs
+    if layer.positions:
+        return layer.positions * (i**2 + layer.probes * o**2)
+    return layer.width * (o + i)
 
 
-def _multiply_adds_per_second(like: torch.Tensor) -> float:
-    """Rate of a matrix product of a typical tile, in the rows' precision."""
-    a = torch.randn(256, 8192).to(like)
-    float((a @ a.T).sum())
-    start = time.perf_counter()
-    float((a @ a.T).sum())
-    return 256 * 256 * 8192 / (time.perf_counter() - start)
+def _gram_work(layer: LayerRows, n: int) -> float:
+    """Multiply-adds of the Gram of n pictures, a little more than half of it being calculated."""
+    if layer.gram == "pairs":
+        return 0.6 * n**2 * layer.positions**2 * (layer.inputs + layer.probes * layer.outputs + 30)
+    return 0.6 * n**2 * layer.width + n * layer.positions * layer.width

@@ -17,13 +17,15 @@ from tangentune.kernels.choice import (
     damping_path,
     energies,
     learn_scales,
+    probe_loo,
     search,
 )
 from tangentune.kernels.collect import RowSet, kronecker_factors, restrict
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, feature_rows, primal, row_parts
 from tangentune.kernels.metric import KroneckerFactors, Whitening, whitening
 from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
-from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
+from tangentune.kernels.stages import PCA_PICTURES, FitJob, FitSettings, draw_probes
+from tangentune.kernels.trial import Trial
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of, group_blocks
 from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, solve
@@ -34,7 +36,9 @@ class Fitted:
     """A solved problem, and how it was chosen.
 
     `rows` of all pictures, if they were in memory at once; `tried` is everything that was; `shares` of the solution's
-    squared norm, by block; `passes` over the pictures; `path`: dampings, and the leave-one-out error along them.
+    squared norm, by block; `passes` over the pictures; `path`: dampings, and the leave-one-out error along them;
+    `probe` (n, C): leave-one-out predictions of the best linear probe, if one was tried on all pictures, and
+    `probe_seconds` about what it would have taken alone.
     """
 
     model: TangentModel
@@ -46,20 +50,28 @@ class Fitted:
     shares: dict[str, float]
     passes: int
     path: tuple[Tensor, Tensor]
+    probe: Tensor | None
+    probe_seconds: float
 
 
 def fit_tangent(
-    tangent: RowPlan, pictures: PictureBatches, targets: Tensor, weights: Tensor, settings: FitSettings, meter: Meter
+    tangent: RowPlan,
+    pictures: PictureBatches,
+    targets: Tensor,
+    weights: Tensor,
+    settings: FitSettings,
+    meter: Meter,
+    trial: Trial,
+    room: int,
 ) -> Fitted:
     """Solve the least-squares problem of the feature linearisation, for targets (n, C) and weights (n,) > 0 in float64.
 
-    `meter` is filled with the seconds and bytes of each stage.
+    `meter` is filled with the seconds and bytes of each stage; `trial` is of this linearisation, `room` the bytes that
+    its rows may take.
     """
-    if settings.fixed.body_scale == 0:
-        tangent = restrict(tangent, ())
     with meter.stage("features"):
         probes = draw_probes(tangent, pictures, settings)
-    job = FitJob(tangent, pictures, targets, weights, settings, meter, probes)
+    job = FitJob(tangent, pictures, targets, weights, settings, meter, probes, trial, room)
     made = _kernels(job)
     with meter.stage("selection"):
         phi = made.phi.double()
@@ -72,6 +84,9 @@ def fit_tangent(
         kernel = combine(problem, best.choice)
         factor = factor_ridge(kernel, weights)
         solution = solve(factor, targets, best.damping)
+        probe = solution.loo if best.choice.body_scale == 0 else None
+        if probe is None and settings.fixed.damping is None:  # a damping that was given for the body is no probe's best
+            probe = probe_loo(problem, tried)
     with meter.stage("weights"):
         feature_map = _feature_map(job, best.choice, made)
         rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries)
@@ -81,7 +96,11 @@ def fit_tangent(
         total = sum(energy.values()) or 1.0
         shares = {block: value / total for block, value in energy.items()}
     path = damping_path(factor, targets, settings.criterion)[:2]
-    return Fitted(model, solution, factor, rows, best, made.tried + tried, shares, made.passes, path)
+    # One forward pass over all pictures, of which the probes took a part, and two of the choices tried.
+    seconds = {row["stage"]: row["seconds"] for row in meter.stages}
+    part = min(PCA_PICTURES, pictures.count) if settings.probe_space == "pca" else 1
+    alone = seconds["features"] * pictures.count / part + seconds["selection"] * min(2, len(tried)) / len(tried)
+    return Fitted(model, solution, factor, rows, best, made.tried + tried, shares, made.passes, path, probe, alone)
 
 
 @dataclass(frozen=True)
@@ -121,7 +140,8 @@ def _kernels(job: FitJob) -> _Kernels:
         with job.meter.stage("metric"):
             factors = kronecker_factors(rows)
     if power is None:
-        names = [name for name in tangent.names if block_of(name) == leading]
+        # The last layers of the leading block, where not even that fits into memory at once.
+        names = job.passes(restrict(tangent, [name for name in tangent.names if block_of(name) == leading]))[0]
         with job.meter.stage("metric power"):
             part = rows.restrict(names) if rows else job.collect(restrict(tangent, names), "rows, leading block")
             power, more = choose_power(job, part, factors or kronecker_factors(part))

@@ -25,7 +25,12 @@ def strategy(entry: Entry, other: Entry | None = None) -> str:
         return "rows"
     positions = entry.a.shape[1] * other.a.shape[1]
     thickness = entry.a.shape[2] + entry.g.shape[2] * entry.g.shape[3]
-    return "pairs" if positions * (thickness + PAIR_OVERHEAD) < 1.2 * entry.width else "rows"
+    return "pairs" if pairs_are_cheaper(positions, thickness, entry.width) else "rows"
+
+
+def pairs_are_cheaper(positions: int, thickness: int, width: int) -> bool:
+    """Whether a Gram entry costs less from so many pairs of positions than from rows of a width."""
+    return positions * (thickness + PAIR_OVERHEAD) < 1.2 * width
 
 
 def gram(entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> Tensor:

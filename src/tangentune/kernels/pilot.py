@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tangentune.kernels.choice import KernelCandidates, Scored, energies, picture_errors, search, solution_of
-from tangentune.kernels.collect import RowSet
+from tangentune.kernels.collect import RowSet, restrict
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.stages import FitJob, spread
+from tangentune.networks.parameters import group_blocks
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
@@ -45,11 +46,18 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     least. The plain metric and unmirrored pictures decide the same for a third of the cost.
     """
     settings = job.settings
-    rows = job.collect(job.tangent, "pilot rows", index, mirrored=False)
-    head, chosen = _head(rows), torch.tensor(index)
+    blocks: dict[str, Tensor] = {}
+    head, chosen = torch.empty(0), torch.tensor(index)
+    for names in job.passes(job.tangent, len(index)):
+        rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
+        head = _head(rows)
+        for block, gram in job.grams(rows.entries, {}, 0.0).items():
+            blocks[block] = blocks[block] + gram if block in blocks else gram
+        del rows
+    blocks = {block: blocks[block] for block in group_blocks(job.tangent.names)}
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
-    for kept in _candidates(job.grams(rows.entries, {}, 0.0)):
+    for kept in _candidates(blocks):
         problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
         tried += more

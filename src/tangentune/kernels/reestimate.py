@@ -10,10 +10,12 @@ from torch import Tensor
 from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
+from tangentune.kernels.cost import Problem, plan_memory
 from tangentune.kernels.feature_map import TangentMap
 from tangentune.kernels.gram import cosine, gram, inverse_lengths
 from tangentune.kernels.metric import Whitening, whiten, whitening
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
+from tangentune.kernels.trial import run_trial
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
 
@@ -33,7 +35,9 @@ def reestimate(
     """
     probes = draw_probes(tangent, pictures, settings)
     blank = torch.zeros(pictures.count, outputs, dtype=torch.float64)
-    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes)
+    trial = run_trial(tangent, pictures, settings.probes, settings.mirrored, settings.memory_budget)
+    room = plan_memory(trial, settings, Problem(pictures.count, pictures.batch, outputs)).room
+    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes, trial, room)
     metric: dict[str, Whitening] = {}
     square = torch.zeros(pictures.count, dtype=torch.float64, device=probes.device)
     head = body = torch.zeros(pictures.count, pictures.count, dtype=torch.float64, device=probes.device)

@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune.errors import BudgetError
 from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, PictureBatches, Portion
 from tangentune.kernels.choice import FixedChoices
-from tangentune.kernels.collect import RowSet, collect, entry_bytes, plan_passes, restrict
+from tangentune.kernels.collect import RowSet, collect, plan_passes, restrict
 from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
+from tangentune.kernels.trial import Trial
 from tangentune.memory import Meter
 from tangentune.networks.parameters import group_blocks
 from tangentune.solvers.factorisation import svd
 
 PCA_PICTURES = 128
 PCA_COMPONENTS = 50
-WORKING_BYTES = 640 * 2**20  # the interpreter, libraries and one batch in flight
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,10 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitJob:
-    """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs."""
+    """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs.
+
+    `room` is the bytes that rows may take, `trial` says how many those of each parameter are.
+    """
 
     tangent: RowPlan
     pictures: PictureBatches
@@ -52,6 +54,8 @@ class FitJob:
     settings: FitSettings
     meter: Meter
     probes: Tensor
+    trial: Trial
+    room: int
 
     def batches(self, label: str, index: list[int] | None = None) -> Batches:
         """Network inputs with a progress bar."""
@@ -81,32 +85,10 @@ class FitJob:
             grams = block_grams(entries, factors, power, tick=bar.update)
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 
-    def passes(self, tangent: RowPlan) -> list[list[str]]:
-        """Groups of parameters, one pass over the pictures each, that keep the memory budget."""
-        if not tangent.names:
-            return [[]]
-        x = next(iter(self.pictures.batches(list(range(min(2, self.pictures.count))))))
-        sizes = entry_bytes(tangent, x, self.probes, self.settings.mirrored)
-        room = room_for_rows(tangent, self.pictures, self.settings, self.targets.shape[1])
-        return plan_passes(sizes, self.pictures.count, room)
-
-
-def room_for_rows(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> int:
-    """Bytes of the memory budget left for rows, after kernels, network and primal weights."""
-    count, blocks = pictures.count, len(group_blocks(tangent.names))
-    parameters = list(tangent.module.parameters())
-    size = parameters[0].element_size()
-    kernels = count**2 * 8 * (8 + blocks)
-    network = sum(p.numel() for p in parameters) * size
-    left = settings.memory_budget - kernels - (2 + 2 * outputs) * network - WORKING_BYTES
-    if left <= 0:
-        message = (
-            f"{count} pictures need {(settings.memory_budget - left) / 2**20:.0f} MiB for kernels and weights alone, "
-            f"more than the memory budget of {settings.memory_budget / 2**20:.0f} MiB; raise memory_budget or use "
-            "fewer pictures"
-        )
-        raise BudgetError(message)
-    return left
+    def passes(self, tangent: RowPlan, count: int | None = None) -> list[list[str]]:
+        """Groups of parameters, one pass over the pictures (or `count` of them) each, that keep the memory budget."""
+        sizes = {name: layer.size for name, layer in self.trial.layers.items() if name in set(tangent.names)}
+        return plan_passes(sizes, self.pictures.count if count is None else count, self.room) or [[]]
 
 
 def spread(count: int, wanted: int) -> list[int]:

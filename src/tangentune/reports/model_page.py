@@ -26,6 +26,7 @@ from tangentune.estimators.summary import (
     nice_settings,
     summarise,
 )
+from tangentune.estimators.worth import next_steps, verdict
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
 from tangentune.reports.pages import Estimator, is_classifier, render, write_page
@@ -60,6 +61,8 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None)
         "facts": facts,
         "kind": "classifier" if facts.classification else "regressor",
         "headline": _headline(facts),
+        "verdict": verdict(facts),
+        "next_steps": next_steps(facts),
         "setup": _setup(facts),
         "chosen": nice_settings(facts),
         "damping_svg": _damping(model),

@@ -28,6 +28,7 @@ from tangentune.solvers.softmax import INTERCEPT, LabelledKernel, labelled_kerne
 
 REACH = math.log(1.0), math.log(1e4)  # of the scale, in units of the centred kernel's mean diagonal
 SEARCHING, FINAL = 1e-5, 1e-13  # largest entry of the gradient, in units of the root's longest column
+PORTION = 256  # pictures whose covariances are made at a time
 STEPS, PASSES, HALVINGS = 100, 500, 40
 
 
@@ -207,7 +208,12 @@ def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvat
 
 def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     """Mean (n, C) and covariance (n, C, C) of each picture's latents, its own site taken out of its marginal."""
-    marginal = _covariance(at.prior, at.prior.diagonal(), at.shrink, at.joint)
+    marginal = torch.cat(
+        [
+            _covariance(at.prior[own], at.prior.diagonal()[own], at.shrink, at.joint)
+            for own in torch.arange(len(at.latent), device=at.latent.device).split(PORTION)
+        ]
+    )  # what a portion needs is held C times over
     proba = at.logs.exp()
     site = torch.diag_embed(proba) - proba[:, :, None] * proba[:, None, :]
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)

@@ -1,0 +1,176 @@
+"""What a fit costs against what `plan` promised: peak resident memory and seconds, each fit in a process of its own.
+
+    python -m benchmarks.fit_cost.run                # about 15 minutes, one thread
+    python -m benchmarks.fit_cost.run --child NAME   # one of them, as JSON
+
+Real settings take the memory they like. The others get the smallest budget that `plan` does not refuse, found by
+halving, and their peak must stay below it. Seconds are the processor's, for other work may share the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.datasets import cifar_split, fashion_mnist, traffic_lights
+from benchmarks.record import Row, fill
+from benchmarks.study import begin, study_parser
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
+from tangentune.errors import BudgetError
+
+NAME = "fit_cost"
+EVIDENCE = dict.fromkeys(("body_scale", "damping", "normalize", "metric_power"), "evidence")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network at a size, pictures, options; `tight` gets as little memory as it can."""
+
+    network: str
+    size: int
+    pictures: Callable[[Backbone], Pictures]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tight: bool = False
+
+
+def cifar(shots: int) -> Callable[[Backbone], Pictures]:
+    return lambda backbone: cifar_split(backbone, shots, 0, test=1)[0]
+
+
+def lights(backbone: Backbone) -> Pictures:
+    data = traffic_lights()
+    kept = range(0, len(data.paths), 3)
+    return load_pictures([data.paths[i] for i in kept], data.labels[list(kept)], contract=backbone.contract)
+
+
+def fashion(backbone: Backbone) -> Pictures:
+    data = fashion_mnist()
+    return load_pictures(data.train[:600], data.train_labels[:600], contract=backbone.contract)
+
+
+SETTINGS = {
+    "500 CIFAR-10, MobileNetV2, 96 px": Setting("mobilenet_v2", 96, cifar(50)),
+    "396 traffic lights, MobileNetV2, 96 px, flips": Setting("mobilenet_v2", 96, lights, {"augment": "flip"}),
+    "100 CIFAR-10, EfficientNet-Lite0, 128 px, Laplace": Setting(
+        "efficientnet_lite0", 128, cifar(10), {"likelihood": "laplace"}
+    ),
+    "600 Fashion-MNIST, MobileNetV2, 64 px": Setting("mobilenet_v2", 64, fashion),
+    "250 CIFAR-10, MobileNetV2, 64 px, outer steps": Setting("mobilenet_v2", 64, cifar(25), {"outer_steps": 32}),
+    "200 CIFAR-10, ResNet-18, 64 px, plain metric": Setting("resnet18", 64, cifar(20), {"metric_power": 0.0}),
+    "tight: plain": Setting("mobilenet_v2", 64, cifar(50), tight=True),
+    "tight: Laplace": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "laplace"}, tight=True),
+    "tight: Dirichlet": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "dirichlet"}, tight=True),
+    "tight: 300 probes": Setting("mobilenet_v2", 32, cifar(5), {"probes": 300, "subset": "last:2"}, tight=True),
+    "tight: evidence": Setting("mobilenet_v2", 64, cifar(20), EVIDENCE, tight=True),
+    "tight: outer steps": Setting("mobilenet_v2", 64, cifar(20), {"outer_steps": 32}, tight=True),
+}  # fmt: skip
+
+
+def network(name: str) -> Backbone:
+    """A packaged network; or a ResNet of random weights, which costs what the trained one does."""
+    if name != "resnet18":
+        return load_backbone(name)
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    net = resnet18()
+    net.fc = torch.nn.Identity()
+    return Backbone(net, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def begun(name: str) -> tuple[TangentClassifier, Pictures]:
+    """A setting, its pictures read."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    time.perf_counter = time.process_time  # what the planner and the meter read
+    setting = SETTINGS[name]
+    backbone = network(setting.network).with_size(setting.size)
+    return TangentClassifier(backbone, **setting.options), setting.pictures(backbone)
+
+
+def child(name: str, budget: int | None) -> Row:
+    """Plan and fit one setting within a memory budget."""
+    clf, pictures = begun(name)
+    clf.set_params(memory_budget=budget)
+    plan = clf.plan(pictures)
+    clf.fit(pictures)
+    report = clf.fit_report_
+    return {
+        "pictures": len(pictures),
+        "planned_bytes": plan["peak_bytes"],
+        "peak_bytes": report["peak_bytes"],
+        "planned_seconds": plan["seconds"],
+        "seconds": report["total_seconds"],
+        "passes": report["passes"],
+        "planned_stages": plan["stages"],
+        "stages": report["stages"],
+    }
+
+
+def smallest_budget(name: str) -> int:
+    """The least budget, to 4 MiB, that `plan` takes."""
+    (clf, pictures), low, high = begun(name), 0, 4096
+    while high - low > 4:
+        middle = (low + high) // 2
+        try:
+            clf.set_params(memory_budget=f"{middle}MiB").plan(pictures)
+            high = middle
+        except BudgetError:
+            low = middle
+    return high * 2**20
+
+
+def watched(*arguments: str) -> tuple[str, int]:
+    """What a child prints, and its highest resident memory, looked at from outside every 5 ms."""
+    command = [sys.executable, "-m", "benchmarks.fit_cost.run", "--scratch", *arguments]
+    highest = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+                highest = max(highest, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.005)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return printed, highest
+
+
+def measure(key: Row) -> Row:
+    """One setting, in processes of its own."""
+    name, more = key["setting"], []
+    if SETTINGS[name].tight:
+        more = ["--budget", watched("--find", name)[0].strip()]
+    printed, highest = watched("--child", name, *more)
+    return json.loads(printed) | {"budget": int(more[1]) if more else None, "seen_bytes": highest}
+
+
+def main() -> None:
+    """Every setting in a process of its own, one after the other; docs/results/fit_cost.json."""
+    parser = study_parser(__doc__)
+    parser.add_argument("--child", metavar="NAME", help="only fit this setting, and print what it took")
+    parser.add_argument("--find", metavar="NAME", help="only print the least budget of this setting")
+    parser.add_argument("--budget", type=int)
+    given = begin(parser)
+    if given.child:
+        print(json.dumps(child(given.child, given.budget)))
+    elif given.find:
+        print(smallest_budget(given.find))
+    else:
+        fill(NAME, [{"setting": name} for name in SETTINGS], measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What a few pictures tell of a fit: how each parameter's rows are held, and what a batch takes in memory and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from tangentune.errors import BudgetError
+from tangentune.jacobian.layers import Entry, Pairs
+from tangentune.jacobian.rows import RowPlan, batch_rows
+from tangentune.kernels.batches import PictureBatches
+from tangentune.kernels.collect import FACTOR_POSITIONS, views_of
+from tangentune.kernels.gram import pairs_are_cheaper
+from tangentune.memory import Meter, nice_mebibytes, resident_bytes
+
+PICTURES = 16  # that go through the network
+SCATTER = 1.2  # what the pieces of freed memory cost, batch after batch
+
+
+@final
+@dataclass(frozen=True)
+class LayerRows:
+    """One parameter's rows as they are held: R `probes`, each `groups` matrices of `outputs` x `inputs`.
+
+    `positions` whose outer products add up to a row are held instead of it; 0: the row itself. Numbers of `itemsize`
+    bytes.
+    """
+
+    positions: int
+    groups: int
+    outputs: int
+    inputs: int
+    probes: int
+    itemsize: int
+
+    @property
+    def width(self) -> int:
+        """Numbers in one picture's row, all probes."""
+        return self.probes * self.groups * self.outputs * self.inputs
+
+    @property
+    def size(self) -> int:
+        """Bytes held for a picture."""
+        pairs = self.positions * (self.inputs + self.probes * self.outputs)
+        return self.itemsize * (pairs if self.positions else self.width)
+
+    @property
+    def factors(self) -> int:
+        """Numbers in its two K-FAC factors."""
+        matrix = self.outputs * self.inputs > 1
+        return self.groups * (self.outputs**2 + self.inputs**2) if matrix else 0
+
+    @property
+    def gram(self) -> str:
+        """How the Gram is formed: from "pairs" of positions, or from "rows"."""
+        thickness = self.inputs + self.probes * self.outputs
+        return "pairs" if self.positions and pairs_are_cheaper(self.positions**2, thickness, self.width) else "rows"
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """What was found with a few pictures.
+
+    Attributes:
+        layers: rows of each parameter, with all probes.
+        resident: bytes that the process holds before the fit: itself, libraries, network, pictures.
+        batch_bytes: what one batch takes beyond that, its rows not counted; each picture of it `picture_bytes`.
+        forward, backward: seconds a picture, the latter a probe.
+        setup: seconds that the first batch of another number of pictures takes besides.
+    """
+
+    layers: dict[str, LayerRows]
+    resident: int
+    batch_bytes: int
+    picture_bytes: int
+    forward: float
+    backward: float
+    setup: float
+
+    def of(self, names: Collection[str]) -> Trial:
+        """The same with rows of fewer parameters; the backward pass ends at the first of them."""
+        layers = {name: layer for name, layer in self.layers.items() if name in names}
+        share = sum(layer.size for layer in layers.values()) / (sum(layer.size for layer in self.layers.values()) or 1)
+        return replace(self, layers=layers, backward=share * self.backward)
+
+
+def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored: bool, budget: int) -> Trial:
+    """Take the rows of one picture, and of as many as the memory budget has room for, up to 16.
+
+    A budget that has no room for one is a BudgetError.
+    """
+    device = next(tangent.module.parameters()).device
+    few = next(iter(pictures.batches(list(range(min(PICTURES, pictures.count))))))
+    features = tangent.features(tangent.module, few[:1]).shape[1]
+    directions = torch.randn(2, features).to(few)
+
+    def measure(count: int, along: int) -> tuple[float, int, int, dict[str, Entry]]:
+        """Seconds, bytes held before, bytes taken beyond, rows."""
+        meter = Meter(device)
+        with meter.stage("trial"):
+            before, start = resident_bytes(device), time.perf_counter()
+            entries = batch_rows(tangent, views_of(few[:count], mirrored), directions[:along], FACTOR_POSITIONS).entries
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+        return seconds, before, max(0, meter.stages[0]["peak_bytes"] - before), entries
+
+    measure(1, 1)  # the first call pays for set-up
+    _, resident, one, entries = measure(1, 1)
+    if resident + one > budget:
+        message = (
+            f"one picture in the network takes {nice_mebibytes(resident + one)} with what this process holds already, "
+            f"more than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or lower the input size"
+        )
+        raise BudgetError(message)
+    count = max(1, min(len(few), (budget - resident) // max(1, one)))
+    slow, _, first, _ = measure(count, 1)  # a new number of pictures pays for set-up again
+    seconds, _, several, entries = measure(count, 1)
+    several = max(first, several)
+    more = measure(count, 2)[0] - seconds if probes > 1 else 0.0
+    layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}
+    rows = sum(layer.size for layer in layers.values()) // probes  # about those of one probe
+    growth = max(0, several - one) / (count - 1) if count > 1 else float(one)
+    at_once = min(pictures.batch, pictures.count)
+    batch = SCATTER * (one + growth * (at_once - 1) - rows * at_once)
+    backward = max(more, 0.0) / count if probes > 1 else seconds / count * 2 / 3
+    forward = max(0.0, seconds / count - backward)
+    setup = max(0.0, slow - seconds)
+    return Trial(layers, resident, max(0, int(batch)), int(growth), forward, backward, setup)
+
+
+def _layer(entry: Entry, probes: int) -> LayerRows:
+    if isinstance(entry, Pairs):
+        return LayerRows(entry.a.shape[1], 1, entry.g.shape[3], entry.a.shape[2], probes, entry.dtype.itemsize)
+    return LayerRows(0, *entry.values.shape[2:], probes, entry.dtype.itemsize)
