@@ -185,9 +185,8 @@ class TangentEstimator(BaseEstimator):
         """What `fit` would cost, from a trial with a few pictures: seconds, memory, passes, and the way of each layer.
 
         Returns:
-            A dict, printed as a sentence: `network`, `n`, `seconds`, `peak_bytes` (of the process) and `most_bytes` (if
-            no block is dropped), `stages`, `passes`, `parameters`, `layers` (name, held as, Gram strategy, bytes a
-            picture). Cost: seconds.
+            A dict, printed as a sentence: `network`, `n`, `seconds`, `peak_bytes` (of the process), `most_bytes` (if no
+            block is dropped), `stages`, `passes`, `parameters`, `layers` (how held, bytes a picture). Cost: seconds.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
@@ -223,14 +222,6 @@ class TangentEstimator(BaseEstimator):
         with warm_pages(), torch.no_grad():
             parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
         return torch.cat(parts).cpu().numpy()
-
-    def _labelled(self, X: Any, y: Any) -> tuple[Any, NDArray]:
-        """Pictures loaded once with their labels, for scoring a folder."""
-        contract = self._fitted().backbone.contract
-        if y is None:
-            X = load_pictures(X, contract=contract, n_jobs=self.n_jobs, verbose=self.verbose)
-            y = X.labels
-        return X, np.asarray(y)
 
     # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
 
@@ -380,9 +371,7 @@ class TangentEstimator(BaseEstimator):
         return self._become(edits.relabel(self._fitted(), ids, y, new_class))
 
     def reweight(self, weights: ArrayLike) -> Self:
-        """Give every picture another sample weight, (n,), 0 or more; 0 leaves a picture out.
-
-        Cost n^2 for every changed weight, at most n^3.
+        """Give every picture another sample weight, (n,); 0 leaves it out. Cost n^2 for each changed one, at most n^3.
 
         Raises:
             InputError: there are not n weights, one is negative or not finite, or fewer than two are positive.
@@ -420,8 +409,7 @@ class TangentEstimator(BaseEstimator):
                 need; without them it predicts, and has its leave-one-out predictions.
 
         Raises:
-            StoreError: if the directory cannot be written, or holds something else, or a later version of the model
-                that this one was read from or written to.
+            StoreError: if the directory cannot be written, or holds something else or a later version of this model.
         """
         kept = pictures and self._fitted().training.has_pictures
         self.fitted_ = with_primal(self._solved(), self._reader())
@@ -456,6 +444,5 @@ class TangentEstimator(BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         """Tags: dense 2-D input without NaN."""
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = False
-        tags.input_tags.allow_nan = False
+        tags.input_tags.sparse = tags.input_tags.allow_nan = False
         return tags

@@ -14,6 +14,7 @@ from tangentune._torch import usual_torch
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
+from tangentune.estimators.user_input import with_labels
 from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
@@ -126,5 +127,5 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
-        X, y = self._labelled(X, y)
+        X, y = with_labels(self, X, y, self._fitted().backbone.contract)
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))

@@ -210,6 +210,8 @@ def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
         ("source.pixels", len(tensors.get("source.positions", ()))),
     ):
         _require(name not in tensors or len(tensors[name]) == count, f"the array {name} is not of {count} pictures")
+    fits = "hashes" not in tensors or (tensors["hashes"].dtype, tensors["hashes"].shape[1:]) == (torch.uint8, (32,))
+    _require(fits, "the array hashes holds no SHA-256")
     if settings["source"] is not None:
         fits = int(tensors["source.positions"].max()) < len(settings["source"]["classes"])
         _require(fits, "the array source.positions names a class that is not there")

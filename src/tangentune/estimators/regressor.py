@@ -16,6 +16,7 @@ from tangentune.errors import InputError
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Regression, as_given
+from tangentune.estimators.user_input import with_labels
 from tangentune.kernels.feature_map import own_kernel
 from tangentune.pictures.load import numeric_labels
 from tangentune.solvers.posterior import covariance, sample, variance
@@ -102,6 +103,6 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """R^2; y None takes the labels of the source."""
-        X, y = self._labelled(X, y)
+        X, y = with_labels(self, X, y, self._fitted().backbone.contract)
         numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
         return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))

@@ -26,7 +26,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import refuse_nul
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import picture_shape
-from tangentune.pictures.load import Pictures
+from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.pictures.names import readable, some
 
 CRITERIA = ("loo", "evidence")
@@ -128,6 +128,14 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
     X = X if X.dtype.kind == "f" else X.astype(np.float64)
     X = np.require(X, requirements=["C", "W"])  # a copy if the array is read-only, which torch does not take
     return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
+
+
+def with_labels(estimator: Any, X: Any, y: Any, contract: DataContract) -> tuple[Any, NDArray]:
+    """Pictures and their labels, those of a folder where none are given, loaded once for both."""
+    if y is None:
+        X = load_pictures(X, contract=contract, n_jobs=estimator.n_jobs, verbose=estimator.verbose)
+        y = X.labels
+    return X, np.asarray(y)
 
 
 def _are_pictures(X: Any) -> bool:
