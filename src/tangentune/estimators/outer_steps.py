@@ -85,7 +85,7 @@ def moved(module: nn.Module, task: TaskVector) -> nn.Module:
 
 
 def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool) -> float:
-    """What `cross_fitted_expansion` will take, from trials of one and three minibatches, after one for the set-up."""
+    """What `cross_fitted_expansion` will take: from one minibatch and from three, after one for the set-up."""
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
     few = pictures.select(trial)
     _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, flip, 0)).seconds for n in (1, 1, 3))
