@@ -68,7 +68,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a duplicate in the set; the report says so
             fitted[name] = TangentClassifier(backbone, **settings, **options).fit(train)
-        model, scores = fitted[name], score_pictures(fitted[name], test)
+        model, (scores, _) = fitted[name], score_pictures(fitted[name], test)
         report = model.fit_report_
         table.add_row(
             name,

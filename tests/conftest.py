@@ -63,7 +63,9 @@ class Lambda(nn.Module):
 @pytest.fixture
 def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory plans count what a fit of the small network holds, not the process: small budgets mean something."""
-    fit, look, trial = estimators_fit, estimators_fit.survey_network, trials.run_trial
+    fit = estimators_fit
+    look: Any = fit.survey_network
+    trial: Any = trials.run_trial
     monkeypatch.setattr(fit, "survey_network", lambda *arguments: look(*arguments[:3], 2**60))
     for module in (fit, reestimating):
         monkeypatch.setattr(

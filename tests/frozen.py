@@ -58,7 +58,7 @@ def frozen(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -
     if hasattr(model, "classes_"):
         positions = torch.from_numpy(np.unique(y, return_inverse=True)[1])
         targets = torch.nn.functional.one_hot(positions).double()
-        named = model.class_weight
+        named: Any = model.class_weight
         by_class = [named.get(name, 1.0) for name in y.tolist()] if isinstance(named, dict) else None
         given = given * (balance(named, y, given) if by_class is None else np.array(by_class))
     else:

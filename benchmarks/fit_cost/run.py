@@ -30,7 +30,7 @@ from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, loa
 from tangentune.errors import BudgetError
 
 NAME = "fit_cost"
-EVIDENCE = dict.fromkeys(("body_scale", "damping", "normalize", "metric_power"), "evidence")
+EVIDENCE: dict[str, Any] = dict.fromkeys(("body_scale", "damping", "normalize", "metric_power"), "evidence")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def network(name: str) -> Backbone:
 
     torch.manual_seed(0)
     net = resnet18()
-    net.fc = torch.nn.Identity()
+    net.add_module("fc", torch.nn.Identity())
     return Backbone(net, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 

@@ -104,9 +104,9 @@ def likenesses(backbone: Backbone, known: Any, copies: Tensor) -> dict[str, tupl
 def originals(dataset: str) -> tuple[list[Picture], NDArray[Any]]:
     """At most 500 pictures of a set, and their labels."""
     if dataset in ("traffic lights", "plankton"):
-        data: FileData = traffic_lights() if dataset == "traffic lights" else plankton()
-        step = -(-len(data.paths) // 400)
-        return [Image.open(path).convert("RGB") for path in data.paths[::step]], data.labels[::step]
+        files: FileData = traffic_lights() if dataset == "traffic lights" else plankton()
+        step = -(-len(files.paths) // 400)
+        return [Image.open(path).convert("RGB") for path in files.paths[::step]], files.labels[::step]
     data = cifar10() if dataset == "CIFAR-10" else fashion_mnist()
     kept = few_shot(data.train_labels, 50, seed=0)
     return [Image.fromarray(data.train[i]).convert("RGB") for i in kept], data.train_labels[kept]

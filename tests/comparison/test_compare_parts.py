@@ -101,9 +101,11 @@ def test_outer_stage_sees_the_peak_of_inner_stages() -> None:
 
 def test_numbers_are_taken_as_people_write_them() -> None:
     plain = plan_cells(["probe"], [5, "all"], [0, 1])
-    for shots, seeds in ((np.array([5]), np.int64(2)), ([np.int64(5)], 2.0), (5, torch.tensor([0, 1]))):
+    written: list[tuple[Any, Any]] = [(np.array([5]), np.int64(2)), ([np.int64(5)], 2.0), (5, torch.tensor([0, 1]))]
+    for shots, seeds in written:
         assert plan_cells("probe", shots, seeds) == [cell for cell in plain if cell[1] == 5]
-    assert plan_cells("probe", "all", [0.0, 1]) == [cell for cell in plain if cell[1] == "all"]
+    seeds: Any = [0.0, 1]
+    assert plan_cells("probe", "all", seeds) == [cell for cell in plain if cell[1] == "all"]
     for wrong in (True, 2.5, "2", [True], [0.5], None):
         with pytest.raises(InputError, match="seeds are whole numbers, 0 or more"):
             plan_cells(["probe"], [5], wrong)  # type: ignore[arg-type]

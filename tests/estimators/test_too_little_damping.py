@@ -43,9 +43,8 @@ def test_a_damping_below_what_float64_carries_is_refused(damping: float) -> None
 @pytest.mark.filterwarnings("ignore:.*appears")
 def test_an_edit_that_needs_more_damping_changes_nothing() -> None:
     x, y = equal_pair()
-    model: TangentClassifier = TangentClassifier(BACKBONE, **(FIXED | {"damping": 1e-12})).fit(
-        np.delete(x, 1, 0), y[1:]
-    )
+    options: dict[str, Any] = FIXED | {"damping": 1e-12}
+    model = TangentClassifier(BACKBONE, **options).fit(np.delete(x, 1, 0), y[1:])
     before = model.fitted_
     with pytest.raises(InputError, match="use a larger damping|use a damping of at least"):
         model.add(x[1:2], y[1:2])
@@ -57,8 +56,8 @@ def test_an_edit_that_needs_more_damping_changes_nothing() -> None:
 @pytest.mark.parametrize("criterion", ["loo", "evidence"])
 def test_equal_pictures_are_fitted_by_their_mean_and_told(options: Any, criterion: str) -> None:
     """No damping is chosen that nobody could solve for."""
-    chosen = {"damping": criterion} | dict.fromkeys(options, criterion)
-    model: TangentClassifier = TangentClassifier(BACKBONE, **(FIXED | chosen))
+    chosen: dict[str, Any] = FIXED | {"damping": criterion} | dict.fromkeys(options, criterion)
+    model = TangentClassifier(BACKBONE, **chosen)
     with pytest.warns(UserWarning, match="the network sees the same in every picture"):
         model.fit(np.repeat(X[:1], 12, 0), Y)
     assert_allclose(model.decision_function(X[:1]), model.decision_function(X[:1]) * 0, atol=1e-6)

@@ -294,7 +294,8 @@ def test_a_network_is_wrapped_and_bytes_want_a_preparation(fit: Any) -> None:
 
 def test_settings_take_numbers_of_numpy() -> None:
     plain = FineTuneSettings(learning_rate=0.5, epochs=3, warmup=0.25)
-    assert FineTuneSettings(learning_rate=np.float32(0.5), epochs=np.int64(3), warmup=np.float16(0.25)) == plain
+    numpy: dict[str, Any] = {"learning_rate": np.float32(0.5), "epochs": np.int64(3), "warmup": np.float16(0.25)}
+    assert FineTuneSettings(**numpy) == plain
     for wrong in (True, np.bool_(True), "0.5", None, torch.tensor(0.5)):
         with pytest.raises(InputError, match="learning_rate is"):
             FineTuneSettings(learning_rate=wrong)  # type: ignore[arg-type]

@@ -60,8 +60,8 @@ class Cached(nn.Linear):
         super().__init__(3, 2)
         self.used, self.cached = used, self.weight * 2
 
-    def forward(self, x):
-        return x @ self.cached.T if self.used else super().forward(x)
+    def forward(self, input):
+        return input @ self.cached.T if self.used else super().forward(input)
 
 
 def test_what_is_left_of_an_earlier_pass_is_not_taken_along():

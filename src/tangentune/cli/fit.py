@@ -56,6 +56,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
     from tangentune._files import locked
     from tangentune.estimators.model_directory import check_destination, version_of
     from tangentune.estimators.summary import summarise
+    from tangentune.networks.backbone import as_backbone
 
     if quiet and verbose:
         message = "give --quiet or --verbose, not both"
@@ -66,8 +67,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         model = _new_model(quiet, **options)
         if source is not None:
             model.check_source()
-        assert not isinstance(model.backbone, str)
-        backbone = model.backbone.with_size(model.input_size)
+        backbone = as_backbone(model.backbone, model.input_size)
         loaded = load(pictures, backbone, model, read, True)
         related = None if source is None else _source(source, backbone, model, read)
         plan = model.plan(loaded)

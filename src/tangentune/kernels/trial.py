@@ -137,4 +137,5 @@ def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored:
 def _layer(entry: Entry, probes: int) -> LayerRows:
     if isinstance(entry, Pairs):
         return LayerRows(entry.a.shape[1], 1, entry.g.shape[3], entry.a.shape[2], probes, entry.dtype.itemsize)
-    return LayerRows(0, *entry.values.shape[2:], probes, entry.dtype.itemsize)
+    groups, outputs, inputs = entry.values.shape[2:]
+    return LayerRows(0, groups, outputs, inputs, probes, entry.dtype.itemsize)
