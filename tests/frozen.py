@@ -59,8 +59,10 @@ def frozen(model: Any, x: NDArray, y: NDArray, weights: NDArray | None = None) -
         positions = torch.from_numpy(np.unique(y, return_inverse=True)[1])
         targets = torch.nn.functional.one_hot(positions).double()
         named: Any = model.class_weight
-        by_class = [named.get(name, 1.0) for name in y.tolist()] if isinstance(named, dict) else None
-        given = given * (balance(named, y, given) if by_class is None else np.array(by_class))
+        if isinstance(named, dict):
+            given = given * np.array([named.get(name, 1.0) for name in y.tolist()])
+        else:
+            given = given * balance(named, y, given)
     else:
         targets = torch.from_numpy(y.reshape(len(y), -1).astype(float))
     return Frozen(rows_of(model, x), targets, torch.from_numpy(given), model.damping_, model.class_weight == "balanced")

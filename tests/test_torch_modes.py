@@ -22,6 +22,8 @@ from tangentune.pictures.pictures import Pictures
 X = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 Y = np.arange(12) % 3
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*looks the same")
+
 
 @contextmanager
 def default_float64() -> Iterator[None]:

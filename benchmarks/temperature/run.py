@@ -57,7 +57,7 @@ def losses(dataset: str, classes: int, pictures: int, seed: int) -> dict[str, fl
     rng = np.random.default_rng(seed)
     labels = np.sort(rng.permutation(10)[:classes])
     rows = np.concatenate([rng.permutation(np.flatnonzero(y == k))[: pictures // classes] for k in labels])
-    asked = np.isin(truth, labels)
+    asked = torch.from_numpy(np.isin(truth, labels))
     x, new = x[rows], new[asked]
     y, truth = (torch.from_numpy(np.searchsorted(labels, own)) for own in (y[rows], truth[asked]))
     targets = torch.nn.functional.one_hot(y, classes).double()

@@ -22,7 +22,7 @@ COLUMNS = ["--path-column", "wo", "--label-column", "was"]
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small network under any name."""
-    for where in ("networks.backbone", "estimators.saving", "comparison.run"):
+    for where in ("networks.backbone", "estimators.saving"):
         monkeypatch.setattr(f"tangentune.{where}.load_backbone", small)
 
 

@@ -70,6 +70,7 @@ def test_rows_come_from_each_pictures_own_point(backbone: Backbone, pictures: Pi
     assert np.allclose(model.decision_function(pictures), (at_mean[:, 1] - at_mean[:, 0]).numpy(), atol=1e-9)
 
 
+@pytest.mark.usefixtures("own_memory_only")
 @pytest.mark.parametrize("budget", [None, "700MiB"])
 def test_leave_one_out_is_exact_for_the_frozen_map(backbone: Backbone, pictures: Pictures, budget: str | None) -> None:
     fixed = {"metric_power": 0.25, "body_scale": 0.5, "normalize": True, "damping": 0.02}

@@ -54,7 +54,7 @@ SETTINGS: list[tuple[str, Any]] = [
     ("parameters", []), ("parameters.damping", -1), ("parameters.probes", ...), ("parameters.probes", 2),
     ("parameters.verbose", "loud"), ("parameters.__class__", 1), ("parameters.memory_budget", "much"),
     ("parameters.likelihood", "maximum"), ("parameters.device", 7), ("parameters.input_size", [8]),
-    ("parameters.random_state", -1), ("backbone", None), ("backbone.contract.input_size", [3, 65536, 65536]),
+    ("parameters.random_state", 2**64), ("backbone", None), ("backbone.contract.input_size", [3, 65536, 65536]),
     ("backbone.fingerprint.2", {}), ("backbone.contract.mean", "half"),
     ("map.ruled", ["6.weight", "10.bias"]), ("map.ruled.0", "99.weight"), ("map.block_scales", {}),
     ("map.mirrored", "no"), ("fitted.damping_", 0), ("fitted.damping_", 10**400), ("fitted.metric_power_", 0.3),

@@ -172,6 +172,7 @@ EDITS: dict[str, tuple[Callable[[Any], Any], Callable[[NDArray, NDArray], Edited
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*new pictures repeat")
 @pytest.mark.parametrize("edit", EDITS)
 def test_edits_are_joint_fits(plain: Any, edit: str) -> None:
     model = copy.deepcopy(plain)

@@ -122,8 +122,11 @@ else:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of /proc")
 @pytest.mark.parametrize("options", [
-    {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
-    {"augment": "flip", "outer_steps": 8}, {"metric_power": 0.5, "body_scale": 1.0, "damping": 1.0, "normalize": True},
+    {"likelihood": "laplace"},
+    *(pytest.param(options, marks=pytest.mark.slow) for options in (
+        {}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"}, {"augment": "flip", "outer_steps": 8},
+        {"metric_power": 0.5, "body_scale": 1.0, "damping": 1.0, "normalize": True},
+    )),
 ], ids=str)  # fmt: skip
 def test_a_fit_keeps_the_smallest_budget_that_the_plan_takes(options: dict[str, Any]) -> None:
     """In a process of its own, looked at from outside as well."""

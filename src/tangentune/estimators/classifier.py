@@ -127,5 +127,5 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
-        X, y = with_labels(self, X, y, self._fitted().backbone.contract)
+        X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
         return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))

@@ -145,7 +145,7 @@ class FittedModel:
         if count := sum(map(bool, self.copies_of(pictures))):
             sentence = f"{count} of {len(pictures)} pictures are ones that the model was fitted on"
             hint = "for honest answers take theirs from loo_predictions_ and loo_proba_, which are in the order of ids_"
-            warnings.warn(f"{sentence}, so that it knows their labels; {hint}.", stacklevel=5)
+            warnings.warn(f"{sentence}, so that it knows their labels; {hint}.", stacklevel=6)
 
     def check_pictures(self) -> None:
         """Refuse what needs the training pictures where a loaded model has none."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune._checks import number
 from tangentune.estimators.record import (
     COUNT,
     FLAG,
@@ -122,6 +123,18 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in (*moving["ruled"], *moving["generic"]):
         fits = block_of(name) in moving["block_scales"] and block_of(name) in moving["length_scales"]
         _require(fits, f"map.block_scales or map.length_scales have no entry for the block of {name}")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Options of an estimator that a network is loaded by, before it is."""
+    device, size = options["device"], options["input_size"]
+    _require(device is None or isinstance(device, str | torch.device), f"parameters.device is {device!r}")
+    several = isinstance(size, list | tuple)
+    sides = [] if size is None else [number(side) for side in (size if several else [size])]
+    fits = len(sides) in ((2, 3) if several else (0, 1)) and all(
+        side is not None and 1 <= side <= 2**16 for side in sides
+    )
+    _require(fits, f"parameters.input_size is {size!r}")
 
 
 def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:

@@ -103,6 +103,6 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """R^2; y None takes the labels of the source."""
-        X, y = with_labels(self, X, y, self._fitted().backbone.contract)
+        X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
         numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
         return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))

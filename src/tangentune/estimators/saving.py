@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tangentune.errors import InputError, StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
-from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
+from tangentune.estimators.model_record import check_arrays, check_options, check_settings, read_labels
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.record import Misfit
@@ -186,6 +186,7 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
         except ValueError as error:
             message = f"parameters: {error}"
             raise Misfit(message) from error
+        check_options(options)
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
     network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])

@@ -130,10 +130,10 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
     return Pictures(torch.from_numpy(X), y, [str(i) for i in range(len(X))])
 
 
-def with_labels(estimator: Any, X: Any, y: Any, contract: DataContract) -> tuple[Any, NDArray]:
+def with_labels(X: Any, y: Any, contract: DataContract, n_jobs: int | None, verbose: int) -> tuple[Any, NDArray]:
     """Pictures and their labels, those of a folder where none are given, loaded once for both."""
     if y is None:
-        X = load_pictures(X, contract=contract, n_jobs=estimator.n_jobs, verbose=estimator.verbose)
+        X = load_pictures(X, contract=contract, n_jobs=n_jobs, verbose=verbose)
         y = X.labels
     return X, np.asarray(y)
 

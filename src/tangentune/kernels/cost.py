@@ -22,6 +22,7 @@ from tangentune.kernels.stages import PCA_PICTURES, FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
 from tangentune.networks.parameters import block_of, group_blocks
+from tangentune.solvers.factorisation import eigh
 
 MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so much more meanwhile; their batch
 REFINED = 14  # settings that the search of the kernel tries beyond its first grid, usually
@@ -56,7 +57,8 @@ class Rates:
 
 def measure_rates(like: Tensor) -> Rates:
     """From a product of a typical tile, and a product and decompositions of two sizes in float64."""
-    tile = torch.randn(256, 8192).to(like)
+    noise = torch.Generator().manual_seed(0)  # the user's own stays where it was
+    tile = torch.randn(256, 8192, generator=noise).to(like)
 
     def seconds(work: Callable[[], Tensor]) -> float:
         work()
@@ -65,9 +67,9 @@ def measure_rates(like: Tensor) -> Rates:
         return max(time.perf_counter() - start, 1e-7)
 
     rows = 256 * 256 * 8192 / seconds(lambda: (tile @ tile.T).sum())
-    small, large = (torch.randn(m, m, dtype=torch.float64, device=like.device) for m in (96, 384))
+    small, large = (torch.randn(m, m, generator=noise).double().to(like.device) for m in (96, 384))
     double = 384**3 / seconds(lambda: (large @ large).sum())
-    few, many = (seconds(lambda part=part: torch.linalg.eigh(part @ part.T)[0].sum()) for part in (small, large))
+    few, many = (seconds(lambda part=part: eigh(part @ part.T, "noise")[0].sum()) for part in (small, large))
     cubic = max(0.0, (many / 384**2 - few / 96**2) / (384 - 96))
     return Rates(rows, double, (max(0.0, few / 96**2 - 96 * cubic), cubic))
 

@@ -97,7 +97,7 @@ def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored:
     device = next(tangent.module.parameters()).device
     few = next(iter(pictures.batches(list(range(min(PICTURES, pictures.count))))))
     features = tangent.features(tangent.module, few[:1]).shape[1]
-    directions = torch.randn(2, features).to(few)
+    directions = torch.randn(2, features, generator=torch.Generator().manual_seed(0)).to(few)
 
     def measure(count: int, along: int) -> tuple[float, int, int, dict[str, Entry]]:
         """Seconds, bytes held before, bytes taken beyond, rows."""
