@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor, nn
@@ -122,10 +120,9 @@ def explicit_jacobian(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     with sdpa_kernel(SDPBackend.MATH):
         output = functional_call(module, params, (x,))
     rows: dict[str, list[Tensor]] = {name: [] for name in params}
-    # oneDNN is a hundred times slower for one entry of a 1 x 1 convolution, and warns when it is switched off.
-    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):
-        for entry in output.flatten():
-            grads = torch.autograd.grad(entry, list(params.values()), retain_graph=True, materialize_grads=True)
-            for name, g in zip(params, grads, strict=True):
-                rows[name].append(g)
+    flat = output.flatten()
+    for i in range(len(flat)):  # iterating would unbind, and every backward pass stack zeros for all other entries
+        grads = torch.autograd.grad(flat[i], list(params.values()), retain_graph=True, materialize_grads=True)
+        for name, g in zip(params, grads, strict=True):
+            rows[name].append(g)
     return {name: torch.stack(r).reshape(*output.shape, *params[name].shape) for name, r in rows.items()}
