@@ -15,7 +15,7 @@ demo: $(STAMP)
 
 # One thread a test process: two processes with two threads each would only wait for one another.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Damage, kills, races, full disks, hostile names: about 20 minutes; started again it goes on where it was.
 torture: $(STAMP)

@@ -100,3 +100,8 @@ def plain() -> Any:
     found = classifier()
     assert found.source_["strength"] > 0
     return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first (whole pages and examples run in them), so that no process waits for them at the end."""
+    items.sort(key=lambda item: "test_docs" not in item.nodeid and "smallest_budget" not in item.nodeid)
