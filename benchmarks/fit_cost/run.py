@@ -67,7 +67,6 @@ SETTINGS = {
     ),
     "600 Fashion-MNIST, MobileNetV2, 64 px": Setting("mobilenet_v2", 64, fashion),
     "250 CIFAR-10, MobileNetV2, 64 px, outer steps": Setting("mobilenet_v2", 64, cifar(25), {"outer_steps": 32}),
-    "200 CIFAR-10, ResNet-18, 64 px, plain metric": Setting("resnet18", 64, cifar(20), {"metric_power": 0.0}),
     "tight: plain": Setting("mobilenet_v2", 64, cifar(50), tight=True),
     "tight: Laplace": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "laplace"}, tight=True),
     "tight: Dirichlet": Setting("mobilenet_v2", 64, cifar(50), {"likelihood": "dirichlet"}, tight=True),
@@ -77,25 +76,13 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def network(name: str) -> Backbone:
-    """A packaged network; or a ResNet of random weights, which costs what the trained one does."""
-    if name != "resnet18":
-        return load_backbone(name)
-    from torchvision.models import resnet18
-
-    torch.manual_seed(0)
-    net = resnet18()
-    net.add_module("fc", torch.nn.Identity())
-    return Backbone(net, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
 def begun(name: str) -> tuple[TangentClassifier, Pictures]:
     """A setting, its pictures read."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     time.perf_counter = time.process_time  # what the planner and the meter read
     setting = SETTINGS[name]
-    backbone = network(setting.network).with_size(setting.size)
+    backbone = load_backbone(setting.network).with_size(setting.size)
     return TangentClassifier(backbone, **setting.options), setting.pictures(backbone)
 
 

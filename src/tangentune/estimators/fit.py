@@ -84,7 +84,7 @@ class Procedure:
             peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot}
         seconds = {"survey": time.perf_counter() - start}
         seconds["outer steps"] = task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
-        rates = measure_rates(next(self.backbone.module.parameters()))
+        rates = measure_rates(next(p for p in self.backbone.module.parameters() if p.is_floating_point()))
         seconds |= seconds_of(trial, settings, problem, rates, len(memory.passes))
         stages = dict.fromkeys([*seconds, *peaks])
         return {
