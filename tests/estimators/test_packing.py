@@ -86,8 +86,8 @@ def test_values_of_unknown_kinds_are_refused(value: Any) -> None:
         {"class_weight": {0: 1.0, 1: 2.0, 2: 1.0}},
         {"class_weight": {np.int64(0): np.float32(1), np.int64(1): np.float64(2), np.int64(2): 1}},
         {"input_size": (20, 20), "device": torch.device("cpu"), "batch_size": np.int64(5)},
-        {"memory_budget": np.int64(2**30), "damping": np.float32(0.25), "normalize": np.bool_(True)},
-        {"memory_budget": 1e9, "outer_steps": np.int32(0), "random_state": np.int64(4)},
+        {"memory_budget": np.int64(2**35), "damping": np.float32(0.25), "normalize": np.bool_(True)},
+        {"memory_budget": 1e11, "outer_steps": np.int32(0), "random_state": np.int64(4)},
     ],
     ids=lambda options: "-".join(options),
 )
