@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +52,27 @@ def publishing(publish: Callable[[], None], description: str | None) -> None:
     """The command line of a page, which measures nothing: only the folder of the results is set."""
     record.RESULTS = study_parser(description).parse_args().scratch or record.RESULTS
     publish()
+
+
+def watched(command: Sequence[str]) -> tuple[str, int]:
+    """What a command prints, and the highest resident bytes of its process, looked at from outside; on Linux.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    highest = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+                highest = max(highest, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.002)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    if process.returncode:
+        message = f"{' '.join(command)} failed"
+        raise RuntimeError(message)
+    return printed, highest
 
 
 @contextmanager

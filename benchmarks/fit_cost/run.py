@@ -10,22 +10,18 @@ halving, and their peak must stay below it. Seconds are the processor's, for oth
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.datasets import cifar_split, fashion_mnist, traffic_lights
 from benchmarks.record import Row, fill
-from benchmarks.study import begin, study_parser
+from benchmarks.study import begin, study_parser, watched
 from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
 from tangentune.errors import BudgetError
 
@@ -118,29 +114,17 @@ def smallest_budget(name: str) -> int:
     return high * 2**20
 
 
-def watched(*arguments: str) -> tuple[str, int]:
-    """What a child prints, and its highest resident memory, looked at from outside every 5 ms."""
-    command = [sys.executable, "-m", "benchmarks.fit_cost.run", "--scratch", *arguments]
-    highest = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            with suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                highest = max(highest, int(found[1]) * 1024 if found else 0)
-            time.sleep(0.005)
-        assert process.stdout is not None
-        printed = process.stdout.read()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed")
-    return printed, highest
+def child_of(*arguments: str) -> tuple[str, int]:
+    """What this script prints in a process of its own, and the memory that it took."""
+    return watched([sys.executable, "-m", "benchmarks.fit_cost.run", "--scratch", *arguments])
 
 
 def measure(key: Row) -> Row:
     """One setting, in processes of its own."""
     name, more = key["setting"], []
     if SETTINGS[name].tight:
-        more = ["--budget", watched("--find", name)[0].strip()]
-    printed, highest = watched("--child", name, *more)
+        more = ["--budget", child_of("--find", name)[0].strip()]
+    printed, highest = child_of("--child", name, *more)
     return json.loads(printed) | {"budget": int(more[1]) if more else None, "seen_bytes": highest}
 
 

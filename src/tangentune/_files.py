@@ -246,7 +246,7 @@ def _leftovers(target: Path, ending: str) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.{digits}{ending}"))
 
 
-def check_place(target: Path) -> None:
+def check_exchangeable(target: Path) -> None:
     """Refuse by an OSError a place for a directory that cannot be exchanged: a mount point, a name too long."""
     if is_mount(target):
         raise OSError(errno.EBUSY, "it is a mount point, which no new directory can replace")

@@ -65,10 +65,10 @@ def test_a_model_of_links_is_read_and_not_changed(
 MOUNTED = """
 import sys
 from pathlib import Path
-from tangentune._files import check_place
+from tangentune._files import check_exchangeable
 for name in ("disk", "same disk", "disk/m", "elsewhere"):
     try:
-        check_place(Path(sys.argv[1]) / name)
+        check_exchangeable(Path(sys.argv[1]) / name)
     except OSError as error:
         print(f"{name}: {error.strerror}")
 """

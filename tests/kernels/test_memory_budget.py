@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from numpy.testing import assert_allclose
 from small import FIXED, backbone, network, pictures
 
+from benchmarks.study import watched
 from tangentune import TangentClassifier
 from tangentune.errors import BudgetError
 from tangentune.kernels.collect import plan_passes
@@ -115,8 +112,12 @@ if len(sys.argv) == 2:
             low = middle
     print(high)
 else:
-    clf.set_params(memory_budget=f"{sys.argv[2]}MiB").fit(x, y)
-    print(max(stage["peak_bytes"] for stage in clf.fit_report_["stages"]))
+    try:
+        clf.set_params(memory_budget=f"{sys.argv[2]}MiB").fit(x, y)
+    except BudgetError:
+        print("refused")
+    else:
+        print(max(stage["peak_bytes"] for stage in clf.fit_report_["stages"]))
 """
 
 
@@ -129,17 +130,16 @@ else:
     )),
 ], ids=str)  # fmt: skip
 def test_a_fit_keeps_the_smallest_budget_that_the_plan_takes(options: dict[str, Any]) -> None:
-    """In a process of its own, looked at from outside as well."""
+    """In a process of its own, looked at from outside as well.
+
+    What a process holds before it starts differs from one to the next, so the plan of the second may refuse what the
+    plan of the first took: then it gets a little more. What a plan takes, it must keep.
+    """
     given = repr((300, options))
     found = subprocess.run([sys.executable, "-c", TIGHT, given], capture_output=True, text=True, check=True)
-    budget, highest = int(found.stdout) + 16, 0  # processes differ by a little
-    with subprocess.Popen([sys.executable, "-c", TIGHT, given, str(budget)], stdout=subprocess.PIPE, text=True) as fit:
-        while fit.poll() is None:
-            with suppress(OSError):
-                seen = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{fit.pid}/status").read_text())
-                highest = max(highest, int(seen[1]) * 1024 if seen else 0)
-            time.sleep(0.002)
-        assert fit.stdout is not None
-        reported = int(fit.stdout.read())
-    assert fit.returncode == 0
-    assert max(highest, reported) <= budget * 2**20
+    for spare in (8, 16, 32, 64):
+        budget = int(found.stdout) + spare
+        printed, highest = watched([sys.executable, "-c", TIGHT, given, str(budget)])  # which must end well
+        if printed.strip() != "refused":
+            break
+    assert max(highest, int(printed)) <= budget * 2**20

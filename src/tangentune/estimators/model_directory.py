@@ -151,7 +151,7 @@ def check_destination(directory: str | os.PathLike[str]) -> Path:
     target = Path(os.path.abspath(directory))
     try:
         target = Path(os.path.realpath(directory))
-        _files.check_place(target)
+        _files.check_exchangeable(target)
         parent, exists = _files.existing_ancestor(target), target.exists()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

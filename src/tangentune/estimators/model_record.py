@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune._checks import number
+from tangentune.estimators.packing import KIND
 from tangentune.estimators.record import (
     COUNT,
     FLAG,
@@ -41,10 +41,12 @@ _SIDE = whole(1, 2**16)
 _IS_TYPE = is_a("the type of labels", lambda v: isinstance(v, str) and bool(re.fullmatch(r"[<>|=][biufU]\d{1,9}", v)))
 _LABELS = fields({"dtype": _IS_TYPE, "values": each(anything, 1)})
 _OF_A_FIT = (  # options that may be of any type, checked as those of a fit once they are unpacked
-    "augment", "batch_size", "body_scale", "class_weight", "damping", "device", "input_size", "likelihood",
-    "memory_budget", "metric_power", "normalize", "outer_steps", "probe_space", "probes",
+    "augment", "batch_size", "body_scale", "class_weight", "damping", "input_size", "likelihood", "memory_budget",
+    "metric_power", "normalize", "outer_steps", "probe_space", "probes",
 )  # fmt: skip
+_DEVICE = is_a("a device", lambda v: isinstance(v, str) or (isinstance(v, dict) and v.get(KIND) == "device"))
 _PARAMETERS: dict[str, Check] = dict.fromkeys(_OF_A_FIT, anything) | {
+    "device": maybe(_DEVICE),
     "n_jobs": maybe(whole(-(2**20), 2**20)),
     "random_state": maybe(whole(-(2**63), 2**63)),
     "subset": TEXT,
@@ -123,18 +125,6 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in (*moving["ruled"], *moving["generic"]):
         fits = block_of(name) in moving["block_scales"] and block_of(name) in moving["length_scales"]
         _require(fits, f"map.block_scales or map.length_scales have no entry for the block of {name}")
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Options of an estimator that a network is loaded by, before it is."""
-    device, size = options["device"], options["input_size"]
-    _require(device is None or isinstance(device, str | torch.device), f"parameters.device is {device!r}")
-    several = isinstance(size, list | tuple)
-    sides = [] if size is None else [number(side) for side in (size if several else [size])]
-    fits = len(sides) in ((2, 3) if several else (0, 1)) and all(
-        side is not None and 1 <= side <= 2**16 for side in sides
-    )
-    _require(fits, f"parameters.input_size is {size!r}")
 
 
 def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tangentune.errors import InputError, StoreError
+from tangentune.errors import BackboneError, InputError, StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
-from tangentune.estimators.model_record import check_arrays, check_options, check_settings, read_labels
+from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.record import Misfit
@@ -183,10 +183,10 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
     with told(folder):
         try:
             options = unpack(config["parameters"])
-        except ValueError as error:
+            DataContract.from_dict(config["backbone"]["contract"]).with_size(options["input_size"])
+        except (BackboneError, ValueError) as error:
             message = f"parameters: {error}"
             raise Misfit(message) from error
-        check_options(options)
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
     network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])
