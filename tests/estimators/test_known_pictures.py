@@ -16,6 +16,7 @@ from torch import nn
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
 from tangentune.estimators.scores import honest_answers, score_pictures
 from tangentune.pictures.load import load_pictures, pictures_digest
+from tangentune.reports.explanation import explain
 
 X, Y = pictures(40)
 
@@ -93,6 +94,8 @@ def test_vectors_may_be_equal_by_chance() -> None:
     x, y = vectors(30, 0)
     clf = TangentClassifier(Backbone(nn.Linear(5, 4).double()), **FIXED).fit(x, y)
     clf.predict(x)  # a warning would be an error
+    (found,) = explain(clf, load_pictures(x[:1], contract=clf.backbone_.contract, need_labels=False))
+    assert found.given == str(y[0])  # an explanation still leaves it out
 
 
 def test_a_picture_of_weight_zero_is_a_new_one() -> None:
@@ -100,6 +103,31 @@ def test_a_picture_of_weight_zero_is_a_new_one() -> None:
     clf.predict(X[:1])
     with pytest.warns(UserWarning, match="1 of 2"):
         clf.predict(X[:2])
+
+
+def test_pixels_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the fit by the fit, whatever edits come after it; new ones by the first question."""
+    hashed, new = [], mixed()
+
+    def counted(pixels: Any) -> list[str]:
+        hashed.append(len(pixels))
+        return pictures_digest(pixels)
+
+    monkeypatch.setattr("tangentune.pictures.pictures.pictures_digest", counted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf = classifier().forget([3, 5])
+        clf.relabel([8], [Y[9]]).reweight(np.arange(1.0, 39)).predict(NEW[:1])
+        assert hashed == [40, 1]
+        clf.add(NEW[:3], Y[:3]).forget([40]).undo()
+        assert hashed == [40, 1, 3]
+        honest_answers(clf, new)
+        explain(clf, new)
+    assert hashed == [40, 1, 3, 7]
+
+
+def test_an_explanation_knows_the_pictures_of_weight_zero_as_well() -> None:
+    assert explain(classifier(weights=np.arange(40.0)), loaded(X[:1]))[0].given == str(Y[0])
 
 
 @pytest.mark.parametrize("kept", [True, False])

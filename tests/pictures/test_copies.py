@@ -33,11 +33,15 @@ def pixels(*pictures: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
 
 
+def pictures(*every: NDArray[np.uint8]) -> Pictures:
+    return Pictures(pixels(*every), None, [str(i) for i in range(len(every))])
+
+
 def test_exact_and_near_copies_are_found_and_others_are_not() -> None:
     known, others = scenes(30), scenes(5, seed=1)
     darker = (known[8] * 0.8).astype(np.uint8)
     new = [others[0], known[4], as_jpeg(known[2]), others[1], darker, others[0]]
-    found = find_copies(pixels(*known, *new), 30)
+    found = find_copies(pictures(*known, *new), 30)
     assert [(copy.new - 30, copy.old, copy.exact) for copy in found] == [
         (1, 4, True), (2, 2, False), (4, 8, False), (5, 30, True),
     ]  # fmt: skip
@@ -45,12 +49,12 @@ def test_exact_and_near_copies_are_found_and_others_are_not() -> None:
 
 def test_even_pictures_are_copies_only_when_equal() -> None:
     grey = [np.full((16, 16, 3), value, np.uint8) for value in (10, 10, 200)]
-    assert [(copy.new, copy.old, copy.exact) for copy in find_copies(pixels(*grey), 1)] == [(1, 0, True)]
+    assert [(copy.new, copy.old, copy.exact) for copy in find_copies(pictures(*grey), 1)] == [(1, 0, True)]
 
 
 def test_portions_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     known = scenes(12)
-    every = pixels(*known, known[3], as_jpeg(known[5]), known[7])
+    every = pictures(*known, known[3], as_jpeg(known[5]), known[7])
     whole = find_copies(every, 12)
     monkeypatch.setattr("tangentune.pictures.copies.PORTION", 1)
     assert find_copies(every, 12) == whole

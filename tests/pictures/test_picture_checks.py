@@ -11,11 +11,10 @@ import torch
 
 from tangentune.errors import InputError
 from tangentune.pictures.checks import label_array
+from tangentune.pictures.copies import duplicate_sentences, find_duplicates
 from tangentune.pictures.load import (
+    Pictures,
     check_classes,
-    conflicting_groups,
-    duplicate_sentences,
-    find_duplicates,
     numeric_labels,
     pictures_digest,
 )
@@ -108,25 +107,29 @@ def test_duplicates_are_groups_in_order(dtype: torch.dtype, shape: tuple[int, ..
     rows[4] = rows[1]
     rows[5] = rows[1]
     rows[3] = rows[0]
-    assert find_duplicates(rows) == [[0, 3], [1, 4, 5]]
+
+    def found(rows: torch.Tensor) -> list[list[int]]:
+        return find_duplicates(Pictures(rows, None, list("abcdef")))
+
+    assert found(rows) == [[0, 3], [1, 4, 5]]
     rows.view(6, -1)[3, -1] += 1
-    assert find_duplicates(rows) == [[1, 4, 5]]
-    assert find_duplicates(rows.transpose(1, -1)) == [[1, 4, 5]]  # also when not contiguous
+    assert found(rows) == [[1, 4, 5]]
+    assert found(rows.transpose(1, -1)) == [[1, 4, 5]]  # also when not contiguous
 
 
 def test_duplicate_sentences_name_files_and_conflicts() -> None:
     pixels = torch.tensor([[1], [2], [1], [2], [3]], dtype=torch.uint8)
     ids = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
     labels = np.array(["cat", "dog", "cow", "dog", "cat"])
-    optimistic, conflict = duplicate_sentences(pixels, labels, ids)
+    pictures = Pictures(pixels, labels, ids)
+    optimistic, conflict = duplicate_sentences(pictures)
     assert optimistic == (
         "2 pictures appear more than once, so the leave-one-out error of their copies is optimistic: "
         "a.jpg = c.jpg, b.jpg = d.jpg."
     )
     assert conflict == ("1 picture appears with different labels; correct or remove: a.jpg ('cat') = c.jpg ('cow').")
-    assert conflicting_groups([[0, 2], [1, 3]], labels) == [[0, 2]]
-    assert len(duplicate_sentences(pixels, None, ids)) == 1
-    assert duplicate_sentences(pixels[[0, 1]], labels, ids) == []
+    assert len(duplicate_sentences(pictures.relabelled(None))) == 1
+    assert duplicate_sentences(pictures.select([0, 1])) == []
 
 
 def test_digest_is_sha256_of_type_shape_and_bytes() -> None:

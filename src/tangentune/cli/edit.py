@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -80,9 +79,8 @@ def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
     def change(fitted: Estimator) -> dict[str, Any]:
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
         assert loaded.labels is not None
-        fitted.add(
-            replace(loaded, labels=_own_labels(fitted, loaded.labels.tolist(), loaded.ids, new_class)), new_class=True
-        )
+        own = _own_labels(fitted, loaded.labels.tolist(), loaded.ids, new_class)
+        fitted.add(loaded.relabelled(own), new_class=True)
         return {"skipped": skipped(loaded)}
 
     _edit(model, change, **options)

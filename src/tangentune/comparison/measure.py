@@ -28,7 +28,7 @@ from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.contract import PREPARATION
-from tangentune.pictures.load import Pictures, check_classes, pictures_digest
+from tangentune.pictures.load import Pictures, check_classes
 
 _FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # torch's own are RuntimeErrors
 
@@ -57,9 +57,8 @@ class Bench:
     def describe(self, test_share: float | None) -> dict[str, Any]:
         """Settings that make cells comparable, for JSON; warns of test pictures that are training pictures as well."""
         counts = Counter(str(label) for label in class_labels(self.train).tolist())
-        train, test = (pictures_digest(part.pixels) for part in (self.train, self.test))
-        known = set(train)
-        shared = sum(digest in known for digest in test)
+        given = set(self.train.digests)
+        shared = sum(digest in given for digest in self.test.digests)
         if shared:
             sentence = (
                 f"{shared} of {len(self.test)} test pictures are also among the training pictures, equal in every "
@@ -79,8 +78,8 @@ class Bench:
             "device": str(self.backbone.device),
             "threads": torch.get_num_threads(),
             "backbone_digest": known["digest"],
-            "train_digest": _digest(train, self.train),
-            "test_digest": _digest(test, self.test),
+            "train_digest": _digest(self.train),
+            "test_digest": _digest(self.test),
             "classes": dict(sorted(counts.items())),
             "train_pictures": len(self.train),
             "test_pictures": len(self.test),
@@ -158,7 +157,8 @@ def class_labels(pictures: Pictures) -> NDArray[Any]:
     return labels
 
 
-def _digest(digests: list[str], pictures: Pictures) -> str:
+def _digest(pictures: Pictures) -> str:
     """One hash over pixels and labels, in their order."""
-    lines = [f"{digest} {label}" for digest, label in zip(digests, class_labels(pictures).tolist(), strict=True)]
+    labels = class_labels(pictures).tolist()
+    lines = [f"{digest} {label}" for digest, label in zip(pictures.digests, labels, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -40,7 +40,7 @@ from tangentune.kernels.stages import FitSettings
 from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.copies import copy_sentences
-from tangentune.pictures.load import Pictures, pictures_digest
+from tangentune.pictures.load import Pictures
 from tangentune.solvers.system import refinement
 
 
@@ -104,10 +104,9 @@ def add(
     with warm_pages(), torch.no_grad():
         rows = RowReader(fitted.feature_map, reader.open, fitted.room)
         training = extend(fitted.training, rows, pictures, numbers)
-    all_of_them = replace(training.pictures.select(active.positions), labels=active.labels)
-    for sentence in copy_sentences(all_of_them, len(before)):
+    for sentence in copy_sentences(training.pictures.select(active.positions).relabelled(active.labels), len(before)):
         warnings.warn(sentence, stacklevel=3)
-    changed = _edited(fitted, "add", pictures_digest(pictures.pixels), active, training)
+    changed = _edited(fitted, "add", pictures.digests, active, training)
     return replace(changed, next_number=fitted.next_number + len(ids))
 
 
@@ -187,7 +186,7 @@ def _reestimated(
 ) -> tuple[TangentMap, Expansion | None, TrainingSet]:
     """Probes, metric and outer steps taken from fewer pictures; the kernel's choice stays."""
     pictures, former, facts = fitted.training.pictures.select(active.positions), fitted.feature_map, fitted.facts
-    pictures, numbers = replace(pictures, labels=active.labels), fitted.training.numbers[active.positions]
+    pictures, numbers = pictures.relabelled(active.labels), fitted.training.numbers[active.positions]
     kept = fitted.task.encode(active.labels, active.sample_weight).weights.numpy() > 0
     used = pictures.select(kept)
     expansion, _ = fitted.task.expand(fitted.backbone, used, settings, facts.outer_steps)
@@ -220,7 +219,7 @@ def _without(fitted: FittedModel, ids: Any) -> tuple[NDArray[np.int64], ActivePi
 
 
 def _hashes(fitted: FittedModel, places: NDArray) -> list[str]:
-    return pictures_digest(fitted.training.pictures.select(fitted.active.positions[places]).pixels)
+    return fitted.training.pictures.select(fitted.active.positions[places]).digests
 
 
 def _named(fitted: FittedModel, loaded: Pictures) -> tuple[list[str], NDArray[np.int64]]:

@@ -32,7 +32,8 @@ from tangentune.kernels.trial import Trial, run_trial
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
 from tangentune.networks.backbone import Backbone, as_backbone, usable_device
 from tangentune.networks.parameters import select_parameters, used_parameters
-from tangentune.pictures.load import Pictures, duplicate_sentences
+from tangentune.pictures.copies import duplicate_sentences
+from tangentune.pictures.load import Pictures
 
 MOVED_NETWORKS = 6  # copies of the network that outer steps leave behind: points, their mean, the task vector
 PROOF_COPIES = 8  # of the network, in its own precision, that the proof of the rows holds
@@ -253,5 +254,5 @@ def count_parameters(tangent: RowPlan) -> int:
 def warn(sentences: list[str], pictures: Pictures) -> None:
     """Warnings of what looks odd about labelled pictures; vectors may look as they like."""
     if pictures.pixels.dim() == 4:
-        for sentence in sentences + duplicate_sentences(pictures.pixels, pictures.labels, pictures.ids):
+        for sentence in sentences + duplicate_sentences(pictures):
             warnings.warn(sentence, stacklevel=4)

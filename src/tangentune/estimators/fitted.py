@@ -30,7 +30,6 @@ from tangentune.jacobian.task_vector import TaskVector
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, own_diagonal, primal
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
-from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.pictures import Pictures
 
 T = TypeVar("T")
@@ -128,21 +127,26 @@ class FittedModel:
 
     @cached_property
     def _by_hash(self) -> dict[str, list[int]]:
-        """Positions of the pictures that count, by the hash of their pixels; about 1 s/GB, once."""
-        training, active, places = self.training, self.active, dict[str, list[int]]()
-        hashes = training.hashes or pictures_digest(training.pictures.pixels)
-        for i in np.flatnonzero(active.sample_weight > 0).tolist():
-            places.setdefault(hashes[active.positions[i]], []).append(i)
+        """Positions of the pictures by the hash of their pixels; about 1 s/GB, once."""
+        places, hashes = dict[str, list[int]](), self.training.digests
+        for i, position in enumerate(self.active.positions.tolist()):
+            places.setdefault(hashes[position], []).append(i)
         return places
 
     def copies_of(self, pictures: Pictures) -> list[list[int]]:
-        """For each picture the positions of those of the fit with equal pixels; vectors may be equal by chance."""
-        known = self._by_hash if pictures.pixels.dim() == 4 else {}
-        return [known.get(name, []) for name in pictures_digest(pictures.pixels)] if known else [[]] * len(pictures)
+        """For each picture the positions of those of the model that are equal in every pixel."""
+        return [self._by_hash.get(name, []) for name in pictures.digests]
+
+    def fitted_on(self, pictures: Pictures) -> list[list[int]]:
+        """The same of pictures that counted in the fit, weight 0 does not; vectors may be equal by chance."""
+        if pictures.pixels.dim() != 4:
+            return [[]] * len(pictures)
+        counts = self.active.sample_weight > 0
+        return [[i for i in same if counts[i]] for same in self.copies_of(pictures)]
 
     def warn_of_copies(self, pictures: Pictures) -> None:
         """Say that answers to pictures of the fit itself prove nothing."""
-        if count := sum(map(bool, self.copies_of(pictures))):
+        if count := sum(map(bool, self.fitted_on(pictures))):
             sentence = f"{count} of {len(pictures)} pictures are ones that the model was fitted on"
             hint = "for honest answers take theirs from loo_predictions_ and loo_proba_, which are in the order of ids_"
             warnings.warn(f"{sentence}, so that it knows their labels; {hint}.", stacklevel=6)

@@ -37,7 +37,6 @@ from tangentune.networks.backbone import (
     load_backbone,
     usable_device,
 )
-from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
@@ -93,8 +92,8 @@ def save(
     }
     pixels = take_rows(training.pictures.pixels, active) if pictures else None
     if not pictures:  # what tells a picture of the fit from a new one
-        hashes = training.hashes or pictures_digest(training.pictures.pixels)
-        own = [list(bytes.fromhex(hashes[i])) for i in active.tolist()]
+        digests = training.digests
+        own = [list(bytes.fromhex(digests[i])) for i in active.tolist()]
         tensors["hashes"] = torch.tensor(own, dtype=torch.uint8)
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 

@@ -40,7 +40,7 @@ class Answers:
 
 def honest_answers(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Answers:
     """What a model says of pictures; of those that it was fitted on, what it says without them, with a warning."""
-    copies = model.fitted_.copies_of(pictures)
+    copies = model.fitted_.fitted_on(pictures)
     known = np.array([bool(same) for same in copies], bool)
     predict = model.predict if isinstance(model, TangentRegressor) else model.predict_proba
     names = [model.fitted_.ids[same[0]] if same else None for same in copies]

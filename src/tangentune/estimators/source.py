@@ -27,7 +27,7 @@ from tangentune.estimators.training_set import (
 from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array, one_class_each
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
+from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.pictures.names import some
 from tangentune.solvers.source.choice import choose_source, source_effects
 
@@ -60,8 +60,8 @@ def read_source(
         shapes = [f"{tuple(p.pixels.shape[1:])} {p.pixels.dtype}" for p in (pictures, target)]
         message = f"source pictures are {shapes[0]}, those of the target {shapes[1]}; give both in one form"
         raise InputError(message.replace("torch.", ""))
-    known = set(pictures_digest(target.pixels))
-    fresh = np.array([digest not in known for digest in pictures_digest(pictures.pixels)], bool) & (weights > 0)
+    known = set(target.digests)
+    fresh = np.array([digest not in known for digest in pictures.digests], bool) & (weights > 0)
     twins = [name for name, kept in zip(pictures.ids, fresh | (weights <= 0), strict=True) if not kept]
     if not fresh.any():
         message = "no source picture is left: each has weight 0 or is one of the target pictures; give others"

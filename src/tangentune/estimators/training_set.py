@@ -206,6 +206,11 @@ class TrainingSet:
         return len(self.pictures)
 
     @property
+    def digests(self) -> list[str]:
+        """Of the pictures' pixels."""
+        return list(self.hashes) or self.pictures.digests
+
+    @property
     def has_pictures(self) -> bool:
         """False for the set of a model that was saved without them: its rows cannot be taken."""
         return self.pictures.pixels.numel() > 0
@@ -222,7 +227,7 @@ def first_set(
     pictures: Pictures, numbers: NDArray, points: tuple[int, ...], kernel: Tensor, rows: FeatureRows | None, room: int
 ) -> TrainingSet:
     """The set of a fit; its rows are kept if they fit into `room` bytes."""
-    bare = replace(pictures, labels=None)
+    bare = pictures.relabelled(None)
     return TrainingSet(bare, numbers, points, kernel, rows if rows is not None and rows.nbytes <= room else None)
 
 
@@ -238,15 +243,13 @@ def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers
     kernel = torch.cat([torch.cat([before, between.T], 1), torch.cat([between, own], 1)])
     keep = training.rows is not None and training.rows.nbytes + new.nbytes <= reader.room
     rows = join_rows(training.rows, new) if keep and training.rows is not None else None
-    known = training.pictures
-    joined = replace(known, pixels=torch.cat([known.pixels, pictures.pixels]), ids=known.ids + pictures.ids)
     numbers, points = np.concatenate([training.numbers, numbers]), training.points + (-1,) * len(pictures)
     if source is not None:
         crossed = torch.cat([source.cross, reader.cross(new, source.pictures)])
         source = replace(source, cross=crossed, plain=kernel)
         left, kernel = source.left(kernel[n:], crossed[n:], crossed), kernel.clone()
         kernel[:n, :n], kernel[n:], kernel[:n, n:] = training.kernel, left, left[:, :n].T
-    return TrainingSet(joined, numbers, points, kernel, rows, source)
+    return TrainingSet(training.pictures.joined(pictures), numbers, points, kernel, rows, source)
 
 
 # -- a source behind the training set: its setting stays as the fit left it, what its classes stand for does not --

@@ -185,38 +185,3 @@ def pictures_digest(pixels: Tensor) -> list[str]:
         digest.update(row.contiguous().numpy().data)
         digests.append(digest.hexdigest())
     return digests
-
-
-def find_duplicates(pixels: Tensor) -> list[list[int]]:
-    """Groups of positions whose pictures are equal in every pixel, each of two or more, in order.
-
-    Compared after resizing, as the network sees them. Cost: one pass over the pixels.
-    """
-    groups: dict[str, list[int]] = {}
-    for i, digest in enumerate(pictures_digest(pixels)):
-        groups.setdefault(digest, []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def conflicting_groups(groups: Sequence[Sequence[int]], labels: NDArray[Any]) -> list[list[int]]:
-    """Those groups of equal pictures whose labels differ."""
-    return [list(group) for group in groups if (labels[list(group)] != labels[group[0]]).any()]
-
-
-def duplicate_sentences(pixels: Tensor, labels: NDArray[Any] | None, ids: Sequence[str]) -> list[str]:
-    """What to tell the user about pictures that appear more than once; an empty list when none do."""
-    groups = find_duplicates(pixels)
-    if not groups:
-        return []
-    named = some([" = ".join(ids[i] for i in group) for group in groups], 3)
-    one = len(groups) == 1
-    sentences = [
-        f"{len(groups)} {'picture appears' if one else 'pictures appear'} more than once, so the "
-        f"leave-one-out error of {'its' if one else 'their'} copies is optimistic: {named}."
-    ]
-    conflicts = [] if labels is None else conflicting_groups(groups, labels)
-    if conflicts and labels is not None:
-        pairs = [" = ".join(f"{ids[i]} ({labels[i].tolist()!r})" for i in group) for group in conflicts]
-        what = "picture appears" if len(conflicts) == 1 else "pictures appear"
-        sentences.append(f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}.")
-    return sentences

@@ -1,4 +1,4 @@
-"""Copies of pictures among others: equal in every pixel, or nearly the same to look at."""
+"""Copies of pictures: equal in every pixel among those of a fit, or nearly the same to look at as one of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
@@ -28,19 +27,46 @@ class Copy(NamedTuple):
     exact: bool
 
 
-def find_copies(pixels: Tensor, known: int) -> list[Copy]:
+def find_duplicates(pictures: Pictures) -> list[list[int]]:
+    """Groups of positions whose pictures are equal in every pixel as the network sees them, two or more, in order."""
+    groups: dict[str, list[int]] = {}
+    for i, digest in enumerate(pictures.digests):
+        groups.setdefault(digest, []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def duplicate_sentences(pictures: Pictures) -> list[str]:
+    """What to tell the user about pictures that appear more than once; an empty list when none do."""
+    groups, labels, ids = find_duplicates(pictures), pictures.labels, pictures.ids
+    if not groups:
+        return []
+    named = some([" = ".join(ids[i] for i in group) for group in groups], 3)
+    one = len(groups) == 1
+    sentences = [
+        f"{len(groups)} {'picture appears' if one else 'pictures appear'} more than once, so the "
+        f"leave-one-out error of {'its' if one else 'their'} copies is optimistic: {named}."
+    ]
+    conflicts = [] if labels is None else [group for group in groups if (labels[group] != labels[group[0]]).any()]
+    if conflicts and labels is not None:
+        pairs = [" = ".join(f"{ids[i]} ({labels[i].tolist()!r})" for i in group) for group in conflicts]
+        what = "picture appears" if len(conflicts) == 1 else "pictures appear"
+        sentences.append(f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}.")
+    return sentences
+
+
+def find_copies(pictures: Pictures, known: int) -> list[Copy]:
     """What each picture from position `known` on repeats of those before it: the first equal one, else the most alike.
 
-    Pixels (n, C, H, W). Cost: two passes over them, and 256 C multiply-adds for every pair.
+    Cost: two passes over the pixels (n, C, H, W), and 256 C multiply-adds for every pair.
     """
     first: dict[str, int] = {}
-    digests, small = pictures_digest(pixels), sketches(pixels)
-    found, step = [], max(1, PORTION // len(pixels))
+    digests, small = pictures.digests, sketches(pictures.pixels)
+    found, step = [], max(1, PORTION // len(pictures))
     for i, digest in enumerate(digests[:known]):
         first.setdefault(digest, i)
-    for start in range(known, len(pixels), step):
+    for start in range(known, len(pictures), step):
         alike = small[start : start + step] @ small.T
-        alike.masked_fill_(torch.arange(len(pixels)) >= torch.arange(start, start + len(alike))[:, None], -1.0)
+        alike.masked_fill_(torch.arange(len(pictures)) >= torch.arange(start, start + len(alike))[:, None], -1.0)
         for i, (value, old) in enumerate(zip(*(part.tolist() for part in alike.max(1)), strict=True), start):
             if (twin := first.setdefault(digests[i], i)) != i:
                 found.append(Copy(i, twin, exact=True))
@@ -64,7 +90,7 @@ def copy_sentences(pictures: Pictures, known: int) -> list[str]:
     """What to tell of labelled pictures from position `known` on that repeat others; another label comes first."""
     if pictures.pixels.dim() != 4 or known >= len(pictures) or pictures.labels is None:
         return []
-    copies, labels, ids = find_copies(pictures.pixels, known), pictures.labels, pictures.ids
+    copies, labels, ids = find_copies(pictures, known), pictures.labels, pictures.ids
     other = [copy for copy in copies if np.any(labels[copy.new] != labels[copy.old])]
     same = [copy for copy in copies if copy not in other]
     sentences = []

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,6 @@ from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array
 from tangentune.pictures.checks import (
     check_classes,
-    conflicting_groups,
-    duplicate_sentences,
-    find_duplicates,
     label_array,
     numeric_labels,
     pictures_digest,
@@ -43,9 +39,6 @@ from tangentune.pictures.unreadable import file_problem
 __all__ = [
     "Pictures",
     "check_classes",
-    "conflicting_groups",
-    "duplicate_sentences",
-    "find_duplicates",
     "load_pictures",
     "normalise",
     "numeric_labels",
@@ -110,7 +103,7 @@ def load_pictures(
         given = label_array(own) if given is None and own is not None else given
     source = _plain_list(source)
     if isinstance(source, Pictures):
-        pictures = source if given is None else replace(source, labels=_fitting(given, len(source)))
+        pictures = source if given is None else source.relabelled(_fitting(given, len(source)))
     elif isinstance(source, (str, os.PathLike)):
         files = find_files(source, need_labels and given is None, columns)
         _refuse_unlabelled(need_labels, given, files.labels)

@@ -6,7 +6,8 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tangentune.errors import BudgetError, InputError
+from tangentune.pictures.checks import pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.names import some
 
@@ -62,6 +64,11 @@ class Pictures:
         sides = " x ".join(map(str, self.pixels.shape[1:]))
         return f"Pictures({len(self)} of {sides}, {'without labels' if self.labels is None else 'labelled'})"
 
+    @cached_property
+    def digests(self) -> list[str]:
+        """The sha256 of every picture's pixels, `pictures_digest`; made once, so leave the pixels as they are."""
+        return pictures_digest(self.pixels)
+
     def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:  # what scikit-learn's tools ask for
         message = (
             "Pictures are no array: give such a tool pictures.pixels.numpy() and pictures.labels; "
@@ -97,7 +104,24 @@ class Pictures:
         rows = np.atleast_1d(rows[indices] if isinstance(indices, slice) or np.size(indices) else rows[:0])
         labels = None if self.labels is None else self.labels[rows]
         pixels = take_rows(self.pixels, torch.from_numpy(rows))
-        return Pictures(pixels, labels, [self.ids[i] for i in rows], list(self.skipped))
+        made = vars(self).get("digests")
+        found = Pictures(pixels, labels, [self.ids[i] for i in rows], list(self.skipped))
+        return found._known_by(made and [made[i] for i in rows])
+
+    def relabelled(self, labels: NDArray[Any] | None) -> Pictures:
+        """The same pictures with other labels."""
+        return replace(self, labels=labels)._known_by(vars(self).get("digests"))
+
+    def joined(self, other: Pictures) -> Pictures:
+        """Other pictures of this kind behind these, without labels."""
+        both = Pictures(torch.cat([self.pixels, other.pixels]), None, self.ids + other.ids, self.skipped)
+        return both._known_by(self.digests + other.digests)
+
+    def _known_by(self, digests: list[str] | None) -> Pictures:
+        """These pictures, digests that were made before kept as `cached_property` keeps them."""
+        if digests:
+            vars(self)["digests"] = digests
+        return self
 
     def thumbnail(self, position: int) -> Image.Image | None:
         """One picture for people to look at, as the network sees it; None for vectors."""

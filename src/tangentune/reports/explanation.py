@@ -20,7 +20,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.solution import Solution
-from tangentune.pictures.load import Pictures, pictures_digest
+from tangentune.pictures.load import Pictures
 from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import balancing
 from tangentune.solvers.balancing import influence
@@ -127,16 +127,12 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
     Cost as `influence`; a picture that is one of the n training pictures costs n^2 more.
     """
     proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
-    ours: dict[str, list[int]] = {}  # positions of training pictures by their pixels
-    for i, digest in enumerate(pictures_digest(model.pictures_.pixels)):
-        ours.setdefault(digest, []).append(i)
-    digests = pictures_digest(pictures.pixels)
-    state, known = model.solution_, known_shares(model.solution_)
+    copies, state, known = model.fitted_.copies_of(pictures), model.solution_, known_shares(model.solution_)
     out: list[Explanation] = []
     for seen in model.kernel_to_training(pictures):
         for row, own, from_source in zip(seen.kernel, seen.own, seen.source, strict=True):
             i = len(out)
-            asked = _asked(state, row[None], own[None], from_source, ours.get(digests[i], []))
+            asked = _asked(state, row[None], own[None], from_source, copies[i])
             if is_classifier(model):
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 attributions = (_attribute_lead(model, asked, answers, top),)
