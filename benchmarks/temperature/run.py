@@ -1,65 +1,82 @@
-"""A prior of the temperature, for few pictures: `python -m benchmarks.temperature.run`, about five minutes.
+"""How sure may answers from few pictures be? `python -m benchmarks.temperature.run`, about fifteen minutes.
 
-Linear probes (what `subset="none"` fits) on features of MobileNetV2, as many pictures of every class. The prior is
-chosen on draws from 100 on, the table is of draws 0 to 4; test pictures are the same for all.
+Linear probes (what `subset="none"` fits) on features of MobileNetV2, as many pictures of every class. The choice is
+made on draws from 100 on, the table is of draws 0 to 4; test pictures are the same for all. Beside real pictures there
+is noise: random pixels, and real pictures with labels drawn by lot.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
+from collections.abc import Callable
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import record
-from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, held_out
+from benchmarks.datasets import cifar10, fashion_mnist, few_shot, held_out
 from benchmarks.record import Row
-from benchmarks.study import begin, mean_error, mean_features, study_parser
+from benchmarks.study import begin, mean_features, study_parser
 from tangentune import load_backbone, load_pictures
 from tangentune.kernels.choice import FixedChoices, KernelCandidates, search, solution_of
 from tangentune.kernels.gram import inverse_lengths
 from tangentune.metrics import nll
-from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.calibration import one_mistake, probabilities
 
 NAME, POOL, TEST, SIZE = "temperature", 300, 1000, 64
-DATASETS = {"CIFAR-10": cifar10, "Fashion-MNIST": fashion_mnist}
-CLASSES, COUNTS = (2, 5, 10), (10, 20, 50, 100, 200, 500)
+REAL, NOISE, LOTS = ("CIFAR-10", "Fashion-MNIST"), "random pixels", "CIFAR-10, labels by lot"
+CLASSES, COUNTS = (2, 5, 10), (6, 10, 20, 50, 100, 200, 500)
 SHOWN = 5  # draws of the table, the first of SEEDS; the others choose
-SEEDS = (*range(SHOWN), *range(100, 120))
-CENTRES, WIDTHS = (0.1, 0.2, 0.3, 0.4, 0.6), (0.25, 0.5, 1.0, 2.0)
-PRIORS = {"none": None} | {f"{c:g}, {w:g}": (c, w) for c in CENTRES for w in WIDTHS}
+SEEDS = (*range(SHOWN), *range(100, 116))
+TRIED = np.exp(np.linspace(-math.log(1e3), math.log(1e3), 461))  # temperatures, in standard deviations of the scores
+CENTRES, WIDTHS, STRENGTHS = (0.2, 0.3, 0.4, 0.6), (0.5, 1.0), (1.0, 2.0, 4.0)
+Penalty = Callable[[NDArray[Any]], NDArray[Any]]
+PRIORS: dict[str, Penalty] = {"none": np.zeros_like}
+PRIORS |= {f"log-normal {c} {w:g}": lambda t, c=c, w=w: (np.log(t / c) / w) ** 2 / 2 for c in CENTRES for w in WIDTHS}
+PRIORS |= {f"gamma {c} {k:g}": lambda t, c=c, k=k: k * (np.log(t / c) + c / t) for c in CENTRES for k in STRENGTHS}
+OPTIONS = [name + doubt for name in PRIORS for doubt in ("", ", one mistake")]
 
 
 @cache
 def features(dataset: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features and labels of POOL training pictures a class and of TEST test pictures."""
-    data: ArrayData = DATASETS[dataset]()
-    network = load_backbone("mobilenet_v2").with_size(SIZE)
-    rows, kept, out = few_shot(data.train_labels, POOL, seed=0), held_out(len(data.test), TEST), []
-    for x, y in ((data.train[rows], data.train_labels[rows]), (data.test[kept], data.test_labels[kept])):
+    if dataset == NOISE:
+        rng, ten = np.random.default_rng(12345), np.arange(10)
+        draw = [rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for n in (10 * POOL, TEST)]
+        parts = [(draw[0], np.repeat(ten, POOL)), (draw[1], np.repeat(ten, TEST // 10))]
+    else:
+        data = fashion_mnist() if dataset == "Fashion-MNIST" else cifar10()
+        rows, kept = few_shot(data.train_labels, POOL, seed=0), held_out(len(data.test), TEST)
+        parts = [(data.train[rows], data.train_labels[rows]), (data.test[kept], data.test_labels[kept])]
+    network, out = load_backbone("mobilenet_v2").with_size(SIZE), []
+    for x, y in parts:
         pictures = load_pictures(x, y, contract=network.contract)
         out += [mean_features(network, pictures, flip=False).double(), torch.from_numpy(y)]
     return out[0], out[1], out[2], out[3]
 
 
 def measure(key: Row) -> Row:
-    """Test log-losses of all draws under every prior, one text for each prior: seeds in the order of SEEDS."""
+    """Test log-losses of all draws under every option, one text for each: seeds in the order of SEEDS."""
     drawn = [losses(**key, seed=seed) for seed in SEEDS]
-    return {"log_loss": {name: " ".join(f"{draw[name]:.5f}" for draw in drawn) for name in PRIORS}}
+    return {"log_loss": {name: " ".join(f"{draw[name]:.5f}" for draw in drawn) for name in OPTIONS}}
 
 
 def losses(dataset: str, classes: int, pictures: int, seed: int) -> dict[str, float]:
     """Of one draw."""
-    x, y, new, truth = features(dataset)
+    x, y, new, truth = features("CIFAR-10" if dataset == LOTS else dataset)
     rng = np.random.default_rng(seed)
     labels = np.sort(rng.permutation(10)[:classes])
     rows = np.concatenate([rng.permutation(np.flatnonzero(y == k))[: pictures // classes] for k in labels])
     asked = torch.from_numpy(np.isin(truth, labels))
     x, new = x[rows], new[asked]
     y, truth = (torch.from_numpy(np.searchsorted(labels, own)) for own in (y[rows], truth[asked]))
+    if dataset == LOTS:
+        y, truth = y[torch.from_numpy(rng.permutation(len(y)))], torch.from_numpy(rng.integers(0, classes, len(truth)))
     targets = torch.nn.functional.one_hot(y, classes).double()
     problem = KernelCandidates(x @ x.T, {}, targets, torch.ones(len(x)).double())
     best, _ = search(problem, 0.0, FixedChoices())
@@ -67,44 +84,21 @@ def losses(dataset: str, classes: int, pictures: int, seed: int) -> dict[str, fl
     if best.choice.normalize:
         one, two = (inverse_lengths(own.square().sum(1)) for own in (new, x))
         cross = one[:, None] * cross * two
-    scores, out = found.intercept + cross @ found.dual, {}
-    for name, prior in PRIORS.items():
-        temperature = fit_temperature(found.loo, y, prior=prior)
+    scores, out, mistake = found.intercept + cross @ found.dual, {}, one_mistake(len(x))
+    unit, smooth = float(found.loo.std()) or 1.0, (1 - mistake) * targets + mistake / classes
+    likelihood = np.array([float((smooth * (found.loo / (unit * t)).log_softmax(1)).sum()) for t in TRIED])
+    for name, penalty in PRIORS.items():
+        temperature = unit * float(TRIED[(penalty(TRIED) - likelihood).argmin()])
         out[name] = nll(truth.numpy(), probabilities(scores, temperature).numpy())
+        out[f"{name}, one mistake"] = nll(truth.numpy(), probabilities(scores, temperature, mistake).numpy())
     return out
 
 
-def publish() -> None:
-    """The page, with the choice of the prior."""
-    rows = record.load(NAME)["rows"]
-    gains = {name: {n: [] for n in COUNTS} for name in PRIORS}
-    found = [(row["key"], {name: list(map(float, row["log_loss"][name].split())) for name in PRIORS}) for row in rows]
-    for (key, own), name in product(found, PRIORS):
-        gains[name][key["pictures"]] += [a - b for a, b in zip(own[name], own["none"], strict=True)][SHOWN:]
-    means = {name: [statistics.fmean(own[n]) for n in COUNTS] for name, own in gains.items()}
-    harmless = [name for name in means if max(means[name]) <= 0]
-    chosen = min(harmless, key=lambda name: statistics.fmean(means[name]))
-    grid = [{"centre, width": name, **dict(zip(map(str, COUNTS), own, strict=True))} for name, own in means.items()]
-    shown, held = [], {n: [] for n in COUNTS}
-    for key, own in found:
-        before, after = (own[name][:SHOWN] for name in ("none", chosen))
-        line = {"set": key["dataset"], **key, "without": mean_error(before)}
-        del line["dataset"]
-        change = [a - b for a, b in zip(after, before, strict=True)]
-        held[key["pictures"]] += change
-        shown.append(line | {"with": mean_error(after), "change": mean_error(change)})
-    numbers = dict.fromkeys(map(str, COUNTS), "+.4f")
-    parts = {"chosen": chosen, "grid": record.markdown_table(grid, {"centre, width": "", **numbers})}
-    parts["held"] = "; ".join(f"{n}: {mean_error(change, '+.4f')}" for n, change in held.items())
-    record.write_page(NAME, __file__, parts | {"table": record.markdown_table(shown)})
-
-
 def main() -> None:
-    """Measure what is missing, then write the page."""
+    """Measure what is missing; then `python -m benchmarks.temperature.page`."""
     begin(study_parser(__doc__))
-    every = product(DATASETS, CLASSES, COUNTS)
+    every = [(d, c, n) for d, c, n in product((*REAL, NOISE, LOTS), CLASSES, COUNTS) if n >= c and (n > 6 or c == 2)]
     record.fill(NAME, [{"dataset": d, "classes": c, "pictures": n} for d, c, n in every], measure)
-    publish()
 
 
 if __name__ == "__main__":

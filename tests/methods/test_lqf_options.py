@@ -99,8 +99,8 @@ def test_predictions_are_honest_about_confidence_and_name_the_classes() -> None:
     torch.testing.assert_close(proba.sum(1), torch.ones(N, dtype=torch.float64))
     assert model.classes.tolist() == ["cat", "dog", "eel"]
     assert (model.predict(noise_pictures()) == model.classes[proba.argmax(1).numpy()]).all()
-    # Noise deserves no confidence; at 15 pictures the temperature's prior holds that back (results/temperature.md).
-    assert model.temperature > 0.15
+    # Noise deserves no confidence; without a prior the temperature is above 0.3 (results/temperature.md).
+    assert model.temperature > 0.25
     sharper = exact(alpha=4.0)
     assert sharper.temperature == pytest.approx(4 * model.temperature)
 

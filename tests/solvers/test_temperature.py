@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
+from scipy.stats import invgamma
 from torch import Tensor
 
-from tangentune.solvers.calibration import PRIOR, fit_temperature, probabilities
+from tangentune.solvers.calibration import PRIOR, fit_temperature, one_mistake, probabilities
 
 
 def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -24,9 +25,13 @@ def smoothed_nll(values: Tensor, labels: Tensor, temperature: float, weights: np
     target = np.full((n, count), 1 / (n + 1) / count)
     target[np.arange(n), labels.numpy()] += n / (n + 1)
     losses = -(target * log_softmax(values.numpy() / temperature, axis=1)).sum(1)
-    centre, width = PRIOR
-    away = np.log(temperature / (centre * float(values.std()))) / width
-    return float(np.average(losses, weights=weights)) + away**2 / (2 * n)
+    centre, strength = PRIOR
+    ratio = temperature / (centre * float(values.std()))
+    return (
+        float(np.average(losses, weights=weights))
+        - invgamma.logpdf(ratio, strength, scale=strength) / n
+        - np.log(ratio) / n
+    )  # a density of the temperature's logarithm
 
 
 def test_it_is_the_minimum() -> None:
@@ -97,6 +102,17 @@ def test_equal_scores_are_taken() -> None:
     temperature = fit_temperature(torch.ones(5, 3).double(), torch.tensor([0, 1, 2, 0, 1]))
     assert 0 < temperature < float("inf")
     assert torch.allclose(probabilities(torch.ones(2, 3), temperature), torch.full((2, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("n", [2, 6, 100])
+def test_no_answer_is_surer_than_its_pictures_allow(n: int) -> None:
+    values, doubt = 1e9 * scores(5)[0], one_mistake(n)
+    sure = probabilities(values, 1.0, doubt)
+    assert float(sure.max()) == pytest.approx(1 - doubt * 3 / 4, rel=1e-12)
+    assert float(sure.min()) == pytest.approx(doubt / 4, rel=1e-12)
+    assert torch.allclose(sure.sum(1), torch.ones(5).double())
+    # What is most likely for labels with one mistake among n + 1 is no surer either.
+    assert doubt == 1 / (n + 1)
 
 
 def test_probabilities_are_a_softmax() -> None:

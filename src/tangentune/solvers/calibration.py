@@ -22,7 +22,7 @@ from torch import Tensor
 from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
-PRIOR = 0.3, 0.5  # of the temperature; chosen by a study, docs/results/temperature.md
+PRIOR = 0.3, 4.0  # of the temperature: most likely value, and pictures it weighs; docs/results/temperature.md
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
 
 
@@ -31,15 +31,21 @@ def fit_temperature(
 ) -> float:
     """Temperature t > 0 that makes softmax(scores / t) most likely; scores (n, C) must be held-out (leave-one-out).
 
-    For classes (n,) and sample weights (n,), None being ones. `prior` is log-normal: its median, in standard deviations
-    of the scores, and its width; it matters for few pictures. Cost about 40 passes over the scores. Guo et al. (2017).
+    For classes (n,) and sample weights (n,), None being ones. `prior` (inverse gamma): the most likely temperature, in
+    standard deviations of the scores, and how many pictures it weighs; it holds back great confidence more than little.
+    Cost about 40 passes over the scores. Guo et al. (2017).
     """
     return _best_temperature(scores, _smoothed_labels(scores, classes, weights), prior)
 
 
-def probabilities(scores: Tensor, temperature: float) -> Tensor:
-    """softmax(scores / temperature), (n, C)."""
-    return torch.softmax(scores / temperature, 1)
+def probabilities(scores: Tensor, temperature: float, doubt: float = 0.0) -> Tensor:
+    """softmax(scores / temperature), (n, C); a share `doubt` of each answer is even odds."""
+    return torch.softmax(scores / temperature, 1) * (1 - doubt) + doubt / scores.shape[1]
+
+
+def one_mistake(n: int) -> float:
+    """The share that one imaginary mistake has beside n pictures: no answer from so few is surer than that."""
+    return 1 / (n + 1)
 
 
 @final
@@ -101,7 +107,7 @@ def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) ->
     Without it perfect scores would ask for infinite confidence.
     """
     n, count = scores.shape
-    smoothing = 1 / (n + 1)
+    smoothing = one_mistake(n)
     target = torch.full_like(scores, smoothing / count)
     target[torch.arange(n, device=scores.device), classes.long()] += 1 - smoothing
     share = torch.full_like(scores[:, 0], 1 / n) if weights is None else weights.to(scores) / weights.sum()
@@ -116,7 +122,8 @@ def _best_temperature(scores: Tensor, target: Tensor, prior: tuple[float, float]
         value = float(-(target * torch.log_softmax(scores / math.exp(log_temperature), 1)).sum())
         if prior is None:
             return value
-        return value + ((log_temperature - math.log(prior[0] * unit)) / prior[1]) ** 2 / (2 * len(scores))
+        away = log_temperature - math.log(prior[0] * unit)
+        return value + prior[1] * (away + math.exp(-away)) / len(scores)
 
     bounds = math.log(unit / REACH), math.log(unit * REACH)
     found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
