@@ -15,6 +15,7 @@ from tangentune import TangentClassifier
 from tangentune.cli.app import main
 from tangentune.cli.edit import show_change
 from tangentune.estimators.model_directory import read_model
+from tangentune.pictures.load import load_pictures
 
 pytestmark = pytest.mark.usefixtures("loadable")
 
@@ -177,3 +178,24 @@ def test_ids_may_be_short_and_classes_are_not_made_by_typing_errors(
     assert answer(capsys, "relabel", made, "7", "dogg", "--new-class")["classes"]["new"] == ["dogg"]
     assert answer(capsys, "add", made, new, "--n-jobs", "1", "--new-class")["classes"]["new"] == ["catt"]
     assert answer(capsys, "relabel", made, "26", "dogg")["classes"] == {"new": [], "gone": ["catt"]}
+
+
+def test_folders_and_ids_with_accents_of_either_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """macOS writes é as two characters; what people type is one."""
+    nfc, nfd, out = "café", "cafe\u0301", tmp_path / "accents"
+    folder = folder_of(tmp_path / "one", list(range(8)), [nfd] * 4 + ["tea"] * 4)
+    pictures = load_pictures(folder, contract=small().contract)
+    TangentClassifier(small(), **SETTINGS).fit(pictures).save_pretrained(out)
+    assert answer(capsys, "relabel", out, f"{nfc}/0.png", "tea")["classes"] == {"new": [], "gone": []}
+    assert answer(capsys, "relabel", out, f"{nfc}/0", nfc)["n"] == {"before": 8, "after": 8}
+    more = folder_of(tmp_path / "two", [8, 9], [nfc, "tea"])
+    assert answer(capsys, "evaluate", out, more)["n"] == 2
+    assert answer(capsys, "add", out, more)["classes"] == {"new": [], "gone": []}
+    assert answer(capsys, "forget", out, f"{nfc}/8.png", f"{nfd}/1.png")["n"]["after"] == 8
+    assert sorted(TangentClassifier.from_pretrained(out).classes_) == sorted([nfd, "tea"])
+    refused(capsys, "forget", out, f"{nfc}/99.png", words=("does not stand on", nfd))
+
+    both = folder_of(tmp_path / "both", list(range(9)), [nfc, nfd, "tea"] * 3)  # side by side: two classes, and told
+    with pytest.warns(UserWarning, match=r"look alike: 'cafe\\u0301' = 'caf\\xe9'|'caf\\xe9' = 'cafe\\u0301'"):
+        clf = TangentClassifier(small(), **SETTINGS).fit(load_pictures(both, contract=small().contract))
+    assert len(clf.classes_) == 3

@@ -13,7 +13,8 @@ from small import FIXED
 
 from tangentune import Pictures, TangentClassifier
 from tangentune.errors import InputError
-from tangentune.estimators.user_input import find_pictures
+from tangentune.estimators.scores import score_pictures
+from tangentune.estimators.user_input import as_classes, find_pictures
 
 NAMES = np.array(["ant", "bee", "cat", "dog"])
 IDS = [f"{NAMES[c]}/{i:02d}.png" for i, c in enumerate(Y)]
@@ -104,3 +105,35 @@ def test_classes_that_are_numbers_and_numbers_that_are_none() -> None:
     assert clf.classes_.tolist() == [0, 1, 2, 3]
     reg = regressor().relabel([3], [123.0, -4.0])  # any number will do
     assert reg.targets_[3].tolist() == [123.0, -4.0]
+
+
+# -- names whose accents are put together otherwise, as macOS writes them and nobody types them ------------------------
+
+NFC, NFD = "café", "cafe\u0301"
+
+
+def twins() -> TangentClassifier:
+    names = np.where(NAMES[Y] == "cat", NFD, NAMES[Y])
+    ids = [f"{name}/\u0065\u0301{i}.png" for i, name in enumerate(names)]
+    return TangentClassifier(BACKBONE, **FIXED).fit(Pictures(torch.from_numpy(X), names, ids))
+
+
+def test_ids_and_classes_may_be_typed_with_whole_letters() -> None:
+    clf, cats = twins(), int((Y == 2).sum())
+    first = f"{NFC}/é{int(np.argmax(Y == 2))}.png"
+    assert len(clf.forget(first).ids_) == 39
+    clf.relabel("é0", NFC)  # of another class
+    assert (clf.targets_ == NFD).sum() == cats
+    clf.add(Pictures(torch.from_numpy(MORE[:1]), np.array([NFC]), ["new.png"]))
+    assert (clf.targets_ == NFD).sum() == cats + 1
+    assert clf.classes_.tolist() == sorted(["ant", "bee", NFD, "dog"])
+    new = MORE[1:5]
+    scores, _ = score_pictures(clf, Pictures(torch.from_numpy(new), np.array([NFC] * 4), list("abcd")))
+    assert scores["accuracy"] == clf.score(new, np.array([NFC] * 4))
+    assert clf.forget_class(NFC).classes_.tolist() == ["ant", "bee", "dog"]
+
+
+def test_classes_that_differ_so_in_the_model_itself_stay_two() -> None:
+    labels, classes = np.array([NFC, NFD, "café ", "caf"]), np.array([NFD, NFC, "bee"])
+    assert as_classes(labels, classes).tolist() == labels.tolist()
+    assert as_classes(labels, classes[:1]).tolist() == [NFD, NFD, "café ", "caf"]

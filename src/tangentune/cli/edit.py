@@ -205,10 +205,14 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
 
 def _members(fitted: Estimator, name: str) -> list[str]:
     """Ids of all pictures of a class, which is named as text whatever its kind."""
-    from tangentune import TangentRegressor
+    import numpy as np
 
-    members = [i for i, given in zip(fitted.ids_, fitted.targets_.tolist(), strict=True) if str(given) == name]
-    numbers = isinstance(fitted, TangentRegressor)
+    from tangentune import TangentRegressor
+    from tangentune.estimators.user_input import as_classes
+
+    labels, numbers = [str(given) for given in fitted.targets_.tolist()], isinstance(fitted, TangentRegressor)
+    (meant,) = as_classes(np.array([name]), np.array(sorted(set(labels)))).tolist()
+    members = [i for i, given in zip(fitted.ids_, labels, strict=True) if given == meant]
     if not members or numbers:
         known = "none, it predicts numbers" if numbers else ", ".join(map(str, fitted.classes_))
         message = f"there is no class {name!r} to forget; the model's classes: {known}"
@@ -221,11 +225,11 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
     import numpy as np
 
     from tangentune import TangentRegressor
-    from tangentune.estimators.user_input import check_classes_known
+    from tangentune.estimators.user_input import as_classes, check_classes_known
 
     if isinstance(fitted, TangentRegressor):
         return np.array(given)
-    labels = _of_kind(fitted.classes_, given, ids)
+    labels = as_classes(_of_kind(fitted.classes_, given, ids), fitted.classes_)
     if not new_class:
         check_classes_known(labels, fitted.classes_, ids, "give --new-class")
     return labels

@@ -14,7 +14,7 @@ from tangentune._torch import usual_torch
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
-from tangentune.estimators.user_input import with_labels
+from tangentune.estimators.user_input import as_classes, with_labels
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
@@ -128,4 +128,4 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
         X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return float(accuracy_score(as_classes(y, self.classes_), self.predict(X), sample_weight=sample_weight))

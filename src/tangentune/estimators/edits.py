@@ -28,6 +28,7 @@ from tangentune.estimators.training_set import (
     with_source,
 )
 from tangentune.estimators.user_input import (
+    as_classes,
     check_classes_known,
     check_weights,
     find_pictures,
@@ -69,6 +70,7 @@ def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     """Numbers of the pictures of a class."""
     classes = fitted.outcome.classes
     known = classes.tolist()
+    name = as_classes(np.array([name]), classes)[0] if isinstance(name, str) else name
     if not known:
         message = "a regressor has no classes to forget; name the pictures in forget"
         raise InputError(message)
@@ -83,7 +85,7 @@ def add(
     fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, reader: PictureReader, new_class: bool
 ) -> FittedModel:
     """Pictures added, with their labels; of known classes, unless new ones are allowed."""
-    labels, before = fitted.task.read_labels(loaded), fitted.active
+    labels, before = as_classes(fitted.task.read_labels(loaded), fitted.outcome.classes), fitted.active
     ids, numbers = _named(fitted, loaded)
     given, ours = loaded.pixels.dtype, fitted.training.pictures.pixels.dtype
     if given != ours and torch.uint8 in (given, ours):
@@ -122,7 +124,7 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
         raise InputError(message)
     counts, places = [len(same) for same in found], np.concatenate(found)
     bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [fitted.ids[i] for i in places])
-    joined = join_labels(old, fitted.task.read_labels(bare))
+    joined = join_labels(old, as_classes(fitted.task.read_labels(bare), fitted.outcome.classes))
     if not new_class:
         _check_known(fitted, joined[len(old) :], bare.ids)
     labels = joined[: len(old)]

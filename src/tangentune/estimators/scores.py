@@ -18,6 +18,7 @@ from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.summary import class_scores, number_scores
 from tangentune.estimators.tasks import as_given
+from tangentune.estimators.user_input import as_classes
 from tangentune.pictures.load import Pictures, numeric_labels
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
@@ -88,15 +89,16 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         found = honest_answers(model, pictures)
         return number_scores(numbers, found.values), found.known
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
-    unknown = [i for i, label in enumerate(pictures.labels.tolist()) if str(label) not in column]
+    given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
+    unknown = [i for i, label in enumerate(given) if label not in column]
     if unknown:
         first, names = unknown[0], list(column)
         known = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         message = (
             f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as "
-            f"{str(pictures.labels[first])!r} of {pictures.ids[first]}; it knows {known}"
+            f"{given[first]!r} of {pictures.ids[first]}; it knows {known}"
         )
         raise InputError(message)
-    labels = np.array([column[str(label)] for label in pictures.labels.tolist()], np.int64)
+    labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)
     return class_scores(labels, found.values), found.known

@@ -27,7 +27,7 @@ from tangentune.pictures.checks import refuse_nul
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.load import Pictures, load_pictures
-from tangentune.pictures.names import readable, some
+from tangentune.pictures.names import composed, readable, some
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
@@ -205,7 +205,7 @@ def _shortened(names: Iterable[str], bare: bool) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for name in names:
-        parts = (os.path.splitext(name)[0] if bare else name).split("/")
+        parts = composed(os.path.splitext(name)[0] if bare else name).split("/")
         for start in range(len(parts)):
             found.setdefault("/".join(parts[start:]), []).append(name)
     return found
@@ -213,7 +213,7 @@ def _shortened(names: Iterable[str], bare: bool) -> dict[str, list[str]]:
 
 def _meant(given: Any, shortened: Sequence[Mapping[str, list[str]]], names: Collection[str]) -> str:
     """The one name that an id is a short form of; an InputError where there is none, or lists those there are."""
-    text = readable(given) if isinstance(given, str | os.PathLike) else ""
+    text = composed(readable(given)) if isinstance(given, str | os.PathLike) else ""
     fitting = next((found for known in shortened if (found := known.get(text))), [])
     if len(fitting) == 1:
         return fitting[0]
@@ -223,6 +223,19 @@ def _meant(given: Any, shortened: Sequence[Mapping[str, list[str]]], names: Coll
     like = difflib.get_close_matches(text, names, 3) or [next(iter(names))]
     message = f"the model does not stand on a picture {given!r}; its {len(names)} are in ids_, such as {some(like)}"
     raise InputError(message)
+
+
+def as_classes(labels: NDArray, classes: NDArray) -> NDArray:
+    """Labels (n,); text that reads as one class does, its accents put together otherwise, is that class."""
+    known = classes.tolist()
+    if labels.ndim != 1 or labels.dtype.kind != "U" or classes.dtype.kind != "U" or np.isin(labels, known).all():
+        return labels
+    alike: dict[str, list[str]] = {}
+    for name in known:
+        alike.setdefault(composed(name), []).append(name)
+    meant = [alike.get(composed(label), []) for label in labels.tolist()]
+    pairs = zip(labels.tolist(), meant, strict=True)
+    return np.array([label if label in known or len(found) != 1 else found[0] for label, found in pairs])
 
 
 def check_classes_known(labels: NDArray, classes: NDArray, ids: Sequence[str], remedy: str) -> None:

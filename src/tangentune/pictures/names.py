@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from tangentune.errors import shown
@@ -63,6 +64,11 @@ def readable(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path).replace(os.sep, "/")
     data = text.encode("utf-8", "surrogateescape" if _escapes_only(text) else "surrogatepass")
     return shown(data.decode("utf-8", "backslashreplace"))
+
+
+def composed(text: str) -> str:
+    """A name with its accents put together as people type them (NFC); macOS keeps letters and accents apart."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _escapes_only(text: str) -> bool:
