@@ -80,14 +80,18 @@ def test_the_verdict_follows_the_interval(interval: list[float], words: str) -> 
     probe = {"score": 0.876, "gain": 0.03, "interval": interval, "seconds": 2.0}
     said = verdict(facts(probe=probe, seconds=38.0, settings=facts().settings | {"body_scale": 1.0}))
     assert words in said
-    assert "a linear probe of the same pictures has 87.6 %: a gain of +3.0 points" in said
+    assert "A linear probe of the same pictures has 87.6 %; the whole network changes that by +3.0 points" in said
+    assert f"(95 % interval {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" in said
     assert "38 s instead of about 2.0 s" in said
 
 
 def test_next_steps_are_few_and_fit_the_fit() -> None:
     steps = next_steps(facts(doubtful=3))
     assert [step.command for step in steps] == ["tangentune suspects", "--outer-steps loo", "--augment flip"]
-    assert steps[0].why.startswith("3 labels look like a mistake")
+    assert steps[0].why == "look at 3 doubtful labels"
+    luck = next_steps(facts(doubtful=3, interval=(0.2, 0.8)))  # doubts of a model that knows nothing are none
+    assert (luck[0].command, luck[0].why[:13]) == ("tangentune add", "more pictures")
+    assert all("suspects" not in step.command for step in luck)
     moved = facts(doubtful=0, settings=facts().settings | {"outer_steps": 32})
     assert all("outer" not in step.command for step in next_steps(moved))
     numbers = summarise(free(TangentRegressor, NUMBERS[:, 0], augment="flip"))

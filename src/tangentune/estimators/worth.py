@@ -55,22 +55,24 @@ def verdict(facts: Summary) -> str:
     if not facts.settings["body_scale"]:
         return "This fit is a linear probe: no block of the network was moved."
     low, high = probe["interval"]
-    score, between = _shown(facts, probe["score"]), f"95 % interval {_gain(facts, low)} to {_gain(facts, high)}"
-    than = f"a linear probe of the same pictures {score}: a gain of {_gain(facts, probe['gain'])} ({between})"
+    unit = " points" if facts.classification else ""
+    gain, lowest, highest = (f"{100 * x:+.1f}" if unit else f"{x:+.3f}" for x in (probe["gain"], low, high))
     spent = f"for {nice_seconds(facts.seconds)} instead of about {nice_seconds(probe['seconds'])}"
-    if low > 0:
-        return f"The whole network was worth its time: {than}, {spent}."
-    if high < 0:
-        return f"The whole network was not worth its time: {than}, {spent}."
-    return f"It is not certain that the whole network was worth its time: {than}, {spent}."
+    than = f"A linear probe of the same pictures {_shown(facts, probe['score'])}; the whole network changes that by"
+    worth = "It was worth its time" if low > 0 else "It was not worth its time"
+    worth = worth if low > 0 or high < 0 else "It is not certain that it was worth its time"
+    return f"{than} {gain}{unit} (95 % interval {lowest} to {highest}), {spent}. {worth}."
 
 
 def next_steps(facts: Summary) -> list[Step]:
     """What to try next, likeliest first: at most three."""
     steps, options = [], facts.options
-    if facts.doubtful:
-        labels = "1 label looks" if facts.doubtful == 1 else f"{facts.doubtful:,} labels look"
-        steps.append(Step(f"{labels} like a mistake: look at them first", "suspects()", "tangentune suspects"))
+    if facts.interval is not None and facts.interval[0] <= facts.largest_class:
+        why = "more pictures: from these it is not certain that the model does better than to name the largest class"
+        steps.append(Step(why, "add(...)", "tangentune add"))
+    elif facts.doubtful:
+        labels = "a label that looks like a mistake" if facts.doubtful == 1 else f"{facts.doubtful:,} doubtful labels"
+        steps.append(Step(f"look at {labels}", "suspects()", "tangentune suspects"))
     pictures = facts.contract["input_size"] is not None
     if facts.classification and not facts.settings["outer_steps"] and facts.source is None:
         why = "let the network take some steps towards the labels first, if leave-one-out finds that better"
@@ -79,13 +81,9 @@ def next_steps(facts: Summary) -> list[Step]:
         why = "show each picture mirrored as well, if left and right mean the same"
         steps.append(Step(why, "augment='flip'", "--augment flip"))
     if facts.probe is not None and facts.probe["interval"][0] <= 0 and facts.settings["body_scale"]:
-        steps.append(Step("as good and quicker for now: the probe alone", "subset='none'", "--subset none"))
+        steps.append(Step("the linear probe alone: quicker, and perhaps as good", "subset='none'", "--subset none"))
     return steps[:3]
 
 
 def _shown(facts: Summary, score: float) -> str:
     return f"has {100 * score:.1f} %" if facts.classification else f"has an R² of {score:.3f}"
-
-
-def _gain(facts: Summary, gain: float) -> str:
-    return f"{100 * gain:+.1f} points" if facts.classification else f"{gain:+.3f}"
