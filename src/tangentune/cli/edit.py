@@ -210,11 +210,12 @@ def _members(fitted: Estimator, name: str) -> list[str]:
     from tangentune import TangentRegressor
     from tangentune.estimators.user_input import as_classes
 
-    labels, numbers = [str(given) for given in fitted.targets_.tolist()], isinstance(fitted, TangentRegressor)
+    labels = [str(given) for given in fitted.targets_.tolist()]
     (meant,) = as_classes(np.array([name]), np.array(sorted(set(labels)))).tolist()
     members = [i for i, given in zip(fitted.ids_, labels, strict=True) if given == meant]
-    if not members or numbers:
-        known = "none, it predicts numbers" if numbers else ", ".join(map(str, fitted.classes_))
+    if not members or isinstance(fitted, TangentRegressor):
+        classes = [] if isinstance(fitted, TangentRegressor) else map(str, fitted.classes_)
+        known = ", ".join(classes) or "none, it predicts numbers"
         message = f"there is no class {name!r} to forget; the model's classes: {known}"
         raise InputError(message)
     return members
