@@ -26,7 +26,7 @@ from tangentune import load_backbone, load_pictures
 from tangentune.kernels.choice import FixedChoices, KernelCandidates, search, solution_of
 from tangentune.kernels.gram import inverse_lengths
 from tangentune.metrics import nll
-from tangentune.solvers.calibration import one_mistake, probabilities
+from tangentune.solvers.calibration import probabilities
 
 NAME, POOL, TEST, SIZE = "temperature", 300, 1000, 64
 REAL, NOISE, LOTS = ("CIFAR-10", "Fashion-MNIST"), "random pixels", "CIFAR-10, labels by lot"
@@ -84,13 +84,14 @@ def losses(dataset: str, classes: int, pictures: int, seed: int) -> dict[str, fl
     if best.choice.normalize:
         one, two = (inverse_lengths(own.square().sum(1)) for own in (new, x))
         cross = one[:, None] * cross * two
-    scores, out, mistake = found.intercept + cross @ found.dual, {}, one_mistake(len(x))
+    scores, out, mistake = found.intercept + cross @ found.dual, {}, 1 / (len(x) + 1)
     unit, smooth = float(found.loo.std()) or 1.0, (1 - mistake) * targets + mistake / classes
     likelihood = np.array([float((smooth * (found.loo / (unit * t)).log_softmax(1)).sum()) for t in TRIED])
     for name, penalty in PRIORS.items():
         temperature = unit * float(TRIED[(penalty(TRIED) - likelihood).argmin()])
-        out[name] = nll(truth.numpy(), probabilities(scores, temperature).numpy())
-        out[f"{name}, one mistake"] = nll(truth.numpy(), probabilities(scores, temperature, mistake).numpy())
+        proba = probabilities(scores, temperature)
+        out[name] = nll(truth.numpy(), proba.numpy())
+        out[f"{name}, one mistake"] = nll(truth.numpy(), ((1 - mistake) * proba + mistake / classes).numpy())
     return out
 
 

@@ -15,6 +15,7 @@ from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
 from tangentune.estimators.user_input import as_classes, with_labels
+from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
@@ -37,10 +38,9 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             scale of every block, by gradient.
         normalize: whether head and body rows are scaled to length one.
         likelihood: how class probabilities come about: "least_squares" (softmax of the scores at one temperature,
-            fitted to the exact leave-one-out predictions, mixed with even odds for one imaginary mistake beside n
-            pictures), "dirichlet" (Gaussian process regression of log-odds, with the noise of a single label) or
-            "laplace" (softmax likelihood, Laplace's approximation); the last two decide by their probabilities, and
-            need the training pictures' rows to predict.
+            fitted to the exact leave-one-out predictions), "dirichlet" (Gaussian process regression of log-odds, with
+            the noise of a single label) or "laplace" (softmax likelihood, Laplace's approximation); the last two decide
+            by their probabilities, and need the training pictures' rows to predict.
         damping: lambda of `1/2 sum a_i ||y_i - f(x_i)||^2 + lambda/2 ||f||^2`, absolute.
         class_weight: None, "balanced" (`n / (C n_c)`; whatever leaves a picture out takes it from those that are left),
             or a dict class -> weight.
@@ -115,7 +115,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     def predict_proba(self, X: Any) -> NDArray:
         """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood."""
         if self.likelihood == LEAST_SQUARES:
-            return self._fitted().outcome.class_probabilities(torch.from_numpy(self._scores(X))).numpy()
+            return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
         system = self.solution_.system
         solution = self.fitted_.outcome.likelihood
         if solution is None:  # a loaded model's

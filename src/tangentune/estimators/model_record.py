@@ -30,7 +30,6 @@ from tangentune.estimators.record import (
     fields,
     is_a,
     maybe,
-    number,
     one_of,
     whole,
 )
@@ -73,8 +72,7 @@ _FITTED: dict[str, Check] = {
     "fit_report_": _REPORT, "loo_score_": NUMBER, "ids_": each(TEXT, 1),
 }  # fmt: skip
 _LATER: dict[str, Check] = {  # of some kinds of models, or not of older ones
-    "temperature_": POSITIVE, "doubt_": number(0, 1), "flat_": FLAG, "n_features_in_": whole(1, 2**40),
-    "likelihood_": by_name(POSITIVE),
+    "temperature_": POSITIVE, "flat_": FLAG, "n_features_in_": whole(1, 2**40), "likelihood_": by_name(POSITIVE),
     "outer_steps_": COUNT, "outer_selection_": each(by_name(PLAIN)), "source_": maybe(_GAINED),
     "source_ids_": each(TEXT),
 }  # fmt: skip

@@ -150,7 +150,7 @@ def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     plain |= {"loo_score_": outcome.score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
     plain |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
     if isinstance(fitted.task, Classification):
-        return plain | {"temperature_": outcome.temperature} | ({"doubt_": outcome.doubt} if outcome.doubt else {})
+        return plain | {"temperature_": outcome.temperature}
     return plain | {"flat_": fitted.active.labels.ndim == 1}
 
 
@@ -232,7 +232,6 @@ class SavedModel:
         outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
         if isinstance(task, Classification):
             calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
-            calibration["doubt"] = plain.get("doubt_", 0.0)
             outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
         else:
             outcome = replace(outcome, noise=arrays["noise_"])

@@ -20,6 +20,7 @@ from tangentune.estimators.summary import class_scores, number_scores
 from tangentune.estimators.tasks import as_given
 from tangentune.estimators.user_input import as_classes
 from tangentune.pictures.load import Pictures, numeric_labels
+from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 
@@ -67,7 +68,7 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
         for same in several:
             groups[same] = same[0]
         scores = solved(fitted).leave_out(torch.from_numpy(groups)).cpu()
-        found = outcome.class_probabilities(scores).numpy() if classes else scores.numpy()
+        found = probabilities(scores, outcome.temperature).numpy() if classes else scores.numpy()
     else:
         found = outcome.proba if classes else outcome.loo
     return found[first] if classes else as_given(found[first], fitted.active.labels)

@@ -27,7 +27,7 @@ from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
 from tangentune.solvers import likelihoods
-from tangentune.solvers.calibration import fit_temperature, one_mistake, probabilities
+from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import noise_variance
 
@@ -47,11 +47,10 @@ class Outcome:
         loo: (n, C) predictions of each picture by the fit without it.
         score: accuracy of those, or R^2.
         classes: (C,) names; empty for numbers.
-        proba: (n, C) class probabilities of each picture left out, at `temperature` and `doubt`.
+        proba: (n, C) class probabilities of each picture left out, at `temperature`.
         parameters: of the likelihood of a classifier, as its search found them; empty for least squares.
         likelihood: its solution; None for least squares, and of a loaded model.
         noise: (k,) variance of a new observation, of numbers.
-        doubt: share of even odds in each probability, one imaginary mistake; none in models of older versions.
     """
 
     dual: NDArray[np.float64]
@@ -64,11 +63,6 @@ class Outcome:
     parameters: dict[str, float] = field(default_factory=dict)
     likelihood: likelihoods.LikelihoodSolution | None = None
     noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    doubt: float = 0.0
-
-    def class_probabilities(self, scores: Tensor) -> Tensor:
-        """Of scores (m, C), for least squares."""
-        return probabilities(scores, self.temperature, self.doubt)
 
 
 @final
@@ -161,16 +155,14 @@ class Classification:
         assert targets.classes is not None
         positions, kept, found = targets.targets.argmax(1), targets.weights > 0, None
         temperature = fit_temperature(scores[kept], positions[kept], targets.weights[kept])
-        doubt = one_mistake(int(kept.sum()))
-        proba = probabilities(scores, temperature, doubt)
+        proba = probabilities(scores, temperature)
         if self.likelihood != LEAST_SQUARES:  # after the fit its parameters stay, as the damping does
             found = likelihoods.fit_likelihood(self.likelihood, system, parameters)
             parameters = likelihoods.parameters(found)
             proba = likelihoods.loo_likelihood(found, system).cpu()
         dual, intercept = system.dual.cpu().numpy(), system.bias.cpu().numpy()
         score, loo = float((proba.argmax(1) == positions).double().mean()), scores.numpy()
-        calibrated = (proba.numpy(), temperature, parameters, found)
-        return Outcome(dual, intercept, loo, score, targets.classes, *calibrated, doubt=doubt)
+        return Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), temperature, parameters, found)
 
     def second_opinions(
         self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray

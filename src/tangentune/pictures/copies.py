@@ -15,7 +15,7 @@ from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
 SIDE = 16  # of the small picture that is compared
-NEAR = 0.98  # correlation of small pictures from which on they count as nearly the same (benchmarks/near_copies)
+NEAR = 0.99  # correlation of small pictures from which on they count as nearly the same (results/near_copies.md)
 PORTION = 2**22  # correlations at a time
 
 

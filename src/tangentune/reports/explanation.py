@@ -24,6 +24,7 @@ from tangentune.pictures.load import Pictures
 from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import balancing
 from tangentune.solvers.balancing import influence
+from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -173,7 +174,7 @@ def _without(predicted: SourcePrediction, weights: Tensor, system: System, same:
 
 def _ranked_classes(model: TangentClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
     if proba is None:
-        values = model.fitted_.outcome.class_probabilities(asked.scores[None])[0].cpu().numpy()
+        values = probabilities(asked.scores[None], model.temperature_)[0].cpu().numpy()
     else:
         values = model.loo_proba_[asked.same[0]] if asked.same else proba
     order = np.argsort(-values, kind="stable")
@@ -193,7 +194,7 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
     def without(place: int) -> Prediction | None:
         if model.likelihood != LEAST_SQUARES:
             return None
-        proba = model.fitted_.outcome.class_probabilities((asked.scores - influence[place])[None])[0]
+        proba = probabilities((asked.scores - influence[place])[None], model.temperature_)[0]
         return Prediction(names[int(proba.argmax())], float(proba.max()))
 
     shares = lead(asked.shares)

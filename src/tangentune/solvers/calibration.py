@@ -22,7 +22,7 @@ from torch import Tensor
 from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
-PRIOR = 0.3, 4.0  # of the temperature: most likely value, and pictures it weighs; docs/results/temperature.md
+PRIOR = 0.3, 1.0  # of the temperature: most likely value, and pictures it weighs; docs/results/temperature.md
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
 
 
@@ -38,14 +38,9 @@ def fit_temperature(
     return _best_temperature(scores, _smoothed_labels(scores, classes, weights), prior)
 
 
-def probabilities(scores: Tensor, temperature: float, doubt: float = 0.0) -> Tensor:
-    """softmax(scores / temperature), (n, C); a share `doubt` of each answer is even odds."""
-    return torch.softmax(scores / temperature, 1) * (1 - doubt) + doubt / scores.shape[1]
-
-
-def one_mistake(n: int) -> float:
-    """The share that one imaginary mistake has beside n pictures: no answer from so few is surer than that."""
-    return 1 / (n + 1)
+def probabilities(scores: Tensor, temperature: float) -> Tensor:
+    """softmax(scores / temperature), (n, C)."""
+    return torch.softmax(scores / temperature, 1)
 
 
 @final
@@ -107,7 +102,7 @@ def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) ->
     Without it perfect scores would ask for infinite confidence.
     """
     n, count = scores.shape
-    smoothing = one_mistake(n)
+    smoothing = 1 / (n + 1)
     target = torch.full_like(scores, smoothing / count)
     target[torch.arange(n, device=scores.device), classes.long()] += 1 - smoothing
     share = torch.full_like(scores[:, 0], 1 / n) if weights is None else weights.to(scores) / weights.sum()
