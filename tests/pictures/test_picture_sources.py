@@ -66,14 +66,12 @@ def test_notes_name_empty_classes_and_loose_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "sentence"),
     [
-        (["a.jpg", "b.jpg"], "holds 2 picture(s) but no class folders; put each class's"),
+        (["a.jpg", "b.jpg"], "holds 2 pictures but no class folders; put each class's"),
         (["notes.txt"], "holds neither class folders nor pictures, only notes.txt"),
         ([], "is empty"),
         (["cat/a.txt", "dog/b.txt"], "None of the class folders in"),
-        (
-            ["train/cat/1.jpg", "test/cat/1.jpg"],
-            "holds the splits test, train, not classes; give one of them",
-        ),
+        (["train/cat/1.jpg", "test/cat/1.jpg"], "/train."),
+        (["train/cat/1.jpg", "test/cat/1.jpg"], "holds the splits test, train, not classes; give one of them"),
         (["train/cat/1.jpg", "test/cat/1.jpg", "docs/a.md"], "holds the splits test, train, not classes"),
         (["train/cat/1.jpg", "test/cat/1.jpg", "docs/a.jpg"], "holds the splits test, train, not classes"),
     ],

@@ -26,6 +26,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
+from tangentune.pictures.names import some
 from tangentune.solvers import likelihoods
 from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -93,7 +94,16 @@ class Classification:
     def check_options(self, labels: NDArray) -> None:
         """Refuse options that no fit to these labels can follow."""
         likelihoods.check_likelihood(self.likelihood)
-        compute_sample_weight(self.class_weight, labels)
+        try:
+            compute_sample_weight(self.class_weight, labels)
+        except (ValueError, TypeError, LookupError) as error:
+            weights, known = self.class_weight, np.unique(labels).tolist()
+            named = [repr(name) for name in weights if name not in known] if isinstance(weights, dict) else []
+            message = f"class_weight is {weights!r}; it must be None, 'balanced' or a dict class -> weight"
+            if named:
+                classes = some(list(map(repr, known)), 8)
+                message = f"class_weight names {some(named)}, no class of these pictures; the classes are {classes}"
+            raise InputError(message) from error
 
     def check_source(self, outer_steps: str | int) -> None:
         """Refuse a source where its leave-one-out would not be exact."""

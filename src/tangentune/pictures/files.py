@@ -256,7 +256,7 @@ def _check_splits(root: Path, inside: list[list[str]]) -> list[str]:
     if splits and nested and (len(splits) > 1 or splits == filled):
         message = (
             f"{readable(root)} holds the splits {some(splits)}, not classes; "
-            f"give one of them, such as {readable(root / splits[0])}."
+            f"give one of them, such as {readable(root / max(splits, key=lambda name: 'train' in name.lower()))}."
         )
         raise PictureError(message)
     if len(splits) < 2:
@@ -266,8 +266,9 @@ def _check_splits(root: Path, inside: list[list[str]]) -> list[str]:
 
 def _refuse_folder_without_classes(name: str, entries: list[os.DirEntry[str]], loose: list[str]) -> None:
     if loose:
+        pictures = "1 picture" if len(loose) == 1 else f"{len(loose)} pictures"
         message = (
-            f"The folder {name} holds {len(loose)} picture(s) but no class folders; put each class's "
+            f"The folder {name} holds {pictures} but no class folders; put each class's "
             "pictures into a folder of its own (name/class/picture), or give a CSV file with path,label."
         )
     elif entries:
