@@ -261,8 +261,8 @@ def test_one_picture_a_class_takes_usual_values() -> None:
 
 @pytest.mark.parametrize(("weights", "words"), [
     ({0: 1.0, "zebra": 2.0}, "class_weight names 'zebra', no class of these pictures; the classes are 0, 1"),
-    ("heavy", "class_weight is 'heavy'; it must be None, 'balanced' or a dict"),
-    ([1.0, 2.0], r"class_weight is \[1.0, 2.0\]; it must be None"),
+    ("heavy", "class_weight is 'heavy'; it must be 'balanced' or a weight for each class"),
+    ([1.0, 2.0], r"class_weight is \[1.0, 2.0\]; it must be 'balanced'"),
 ])  # fmt: skip
 def test_class_weights_that_fit_no_class_are_refused_in_a_sentence(weights: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):

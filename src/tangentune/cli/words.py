@@ -13,7 +13,7 @@ import click
 
 # What only Python has, or says at more length: pattern, and what stands for it here.
 _PHRASES = {
-    r"give labels=, a CSV file with labels, or class folders": "give class folders, or a CSV file with labels",
+    r"give labels= \(.*\), a CSV file with labels, or class folders": "give class folders, or a CSV file with labels",
     r"give labels=, class folders, or need_labels=False": "give class folders, or a CSV file with labels",
     r"class folders, a CSV file with labels, or target_labels=": "class folders, or a CSV file with labels",
     r"load_pictures\(\.\.\., ([^)]*)\)": r"\1",

@@ -99,7 +99,7 @@ class Classification:
         except (ValueError, TypeError, LookupError) as error:
             weights, known = self.class_weight, np.unique(labels).tolist()
             named = [repr(name) for name in weights if name not in known] if isinstance(weights, dict) else []
-            message = f"class_weight is {weights!r}; it must be None, 'balanced' or a dict class -> weight"
+            message = f"class_weight is {weights!r}; it must be 'balanced' or a weight for each class by its name"
             if named:
                 classes = some(list(map(repr, known)), 8)
                 message = f"class_weight names {some(named)}, no class of these pictures; the classes are {classes}"

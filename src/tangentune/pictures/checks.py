@@ -149,7 +149,8 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
         message = "There are no pictures to learn from."
         raise InputError(message)
     if len(counts) == 1:
-        same = f"All {len(values)} pictures have the label {values[0]!r}"
+        many = f"All {len(values)} pictures have" if len(values) > 1 else "The only picture has"
+        same = f"{many} the label {values[0]!r}"
         message = f"{same}; a classifier needs pictures of at least two classes."
         raise InputError(message)
     sentences = _look_alikes([value for value in counts if isinstance(value, str)])

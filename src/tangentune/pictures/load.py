@@ -129,7 +129,7 @@ def load_pictures(
 
 def _refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
     if need_labels and all(known is None for known in labels):
-        message = "These pictures have no labels; give labels=, a CSV file with labels, or class folders."
+        message = "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."
         raise InputError(message)
 
 
