@@ -70,11 +70,14 @@ def diagonal_kronecker(rows: Rows) -> KroneckerFactors:
 
 
 def _unit_mean_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues scaled to mean 1 over all groups (0 stays 0) and eigenvectors."""
-    values, vectors = eigh(matrix, "a layer's metric")
+    """Eigenvalues scaled to mean 1 over all groups (0 stays 0) and eigenvectors.
+
+    Quick, because a metric need not be exact: the problem is solved exactly in whatever metric it is posed.
+    """
+    values, vectors = eigh(matrix, "a layer's metric", quick=True)
     values = values.clamp_min(0)
-    mean = values.mean()
-    return (values / mean if mean > 0 else torch.ones_like(values)).to(matrix), vectors.to(matrix)
+    mean = values.mean(dtype=torch.float64)
+    return values / mean if mean > 0 else torch.ones_like(values), vectors
 
 
 def whitening(factors: KroneckerFactors, power: float, damping: float = FACTOR_DAMPING) -> Whitening:
