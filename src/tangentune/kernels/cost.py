@@ -123,13 +123,22 @@ def has_pilot(settings: FitSettings, problem: Problem) -> bool:
     return settings.fixed.body_scale is None and not is_small(problem)
 
 
-def after_pilot(trial: Trial, problem: Problem) -> tuple[Trial, int]:
-    """The blocks that a pilot usually keeps, the fewest that it may; and its own peak, with the rows of all blocks."""
+def usually_kept(trial: Trial) -> set[str]:
+    """Parameters of the blocks that a pilot usually keeps, the fewest that it may."""
     blocks = list(group_blocks(trial.layers).values())
-    names = {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+    return {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+
+
+def pilot_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
+    """Peak of the pilot: rows of all blocks, of few pictures, none of them mirrored."""
     count = len(pilot_pictures(problem.pictures, problem.outputs)) + 2 * problem.batch
     held = sum(layer.size for layer in trial.layers.values()) * count
-    return trial.of(names), trial.resident + problem.moved + trial.batch_bytes + held
+    return trial.resident + problem.moved + trial.batch_bytes // views(settings) + held
+
+
+def views(settings: FitSettings) -> int:
+    """How often a picture goes through the network for its rows."""
+    return 2 if settings.mirrored else 1
 
 
 def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
@@ -163,11 +172,12 @@ def _refusal(needed: int, settings: FitSettings, problem: Problem) -> BudgetErro
     )
 
 
-def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int) -> dict[str, float]:
-    """Seconds of every stage of a fit that takes so many passes over the pictures."""
+def seconds_of(
+    whole: Trial, trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int
+) -> dict[str, float]:
+    """Seconds of every stage of a fit that takes so many passes; `trial` is of what the pilot keeps of the `whole`."""
     n, outputs, probes = problem.pictures, problem.outputs, settings.probes
     free, small = settings.fixed.body_scale is None, is_small(problem)
-    whole, trial = trial, after_pilot(trial, problem)[0] if has_pilot(settings, problem) else trial
     layers = list(trial.layers.values())
     a_row = trial.forward + probes * trial.backward
     powers = POWERS if settings.power is None else (settings.power,)
@@ -186,12 +196,12 @@ def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rat
         path = len(RELATIVE_DAMPINGS) if settings.fixed.damping is None else 1
         return settings_tried * (rates.decomposition(count) + path * count**2 * (2 * outputs + 1) / rates.double)
 
-    out = {"features": trial.forward * min(n, PCA_PICTURES) + trial.setup}
+    out = {"features": trial.forward / views(settings) * min(n, PCA_PICTURES)}
     if pilot:
-        out["pilot"] = pilot * (whole.forward + probes * whole.backward)
+        out["pilot"] = pilot * (whole.forward + probes * whole.backward) / views(settings)
         out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
-    out["rows"] = passes * n * a_row + 2 * trial.setup  # of whole batches, and of the last
+    out["rows"] = passes * n * a_row
     if any(power != 0 for power in powers):
         out["metric"] = factors
     if settings.power is None and not small:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -72,7 +71,6 @@ class Trial:
         resident: bytes that the process holds before the fit: itself, libraries, network, pictures.
         batch_bytes: what one batch takes beyond that, its rows not counted; each picture of it `picture_bytes`.
         forward, backward: seconds a picture, the latter a probe; NaN where no time was taken.
-        setup: seconds that the first batch of another number of pictures takes besides.
     """
 
     layers: dict[str, LayerRows]
@@ -81,13 +79,6 @@ class Trial:
     picture_bytes: int
     forward: float = math.nan
     backward: float = math.nan
-    setup: float = math.nan
-
-    def of(self, names: Collection[str]) -> Trial:
-        """The same with rows of fewer parameters; the backward pass ends at the first of them."""
-        layers = {name: layer for name, layer in self.layers.items() if name in names}
-        share = sum(layer.size for layer in layers.values()) / (sum(layer.size for layer in self.layers.values()) or 1)
-        return replace(self, layers=layers, backward=share * self.backward)
 
 
 def run_trial(
@@ -95,12 +86,12 @@ def run_trial(
 ) -> Trial:
     """Take the rows of one picture, and of as many as the memory budget has room for, up to 16.
 
-    `timed` takes both again, for their seconds. A budget that has no room for one is a BudgetError.
+    `timed` tells the seconds as well, for another forward pass. A budget that has no room for one is a BudgetError.
     """
     device = next(tangent.module.parameters()).device
     few = next(iter(pictures.batches(list(range(min(PICTURES, pictures.count))))))
     features = tangent.features(tangent.module, few[:1]).shape[1]
-    directions = torch.randn(2, features, generator=torch.Generator().manual_seed(0)).to(few)
+    directions = torch.randn(1, features, generator=torch.Generator().manual_seed(0)).to(few)
 
     def measure(count: int, along: int) -> tuple[float, int, dict[str, Entry]]:
         """Seconds, bytes taken beyond what was held, rows."""
@@ -122,7 +113,7 @@ def run_trial(
         )
         raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
-    slow, several, entries = measure(count, 1)  # a new number of pictures pays for set-up again
+    seconds, several, entries = measure(count, 1)
     layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}
     rows = sum(layer.size for layer in layers.values()) // probes  # about those of one probe
     growth = max(0, several - one) / (count - 1) if count > 1 else float(one)
@@ -131,10 +122,8 @@ def run_trial(
     trial = Trial(layers, resident, max(0, int(batch)), int(growth))
     if not timed:
         return trial
-    seconds = measure(count, 1)[0]
-    backward = max(measure(count, 2)[0] - seconds, 0.0) if probes > 1 else seconds * 2 / 3
-    forward, setup = max(0.0, seconds - backward), max(0.0, slow - seconds)
-    return replace(trial, forward=forward / count, backward=backward / count, setup=setup)
+    forward = min(measure(count, 0)[0], seconds)
+    return replace(trial, forward=forward / count, backward=(seconds - forward) / count)
 
 
 def _layer(entry: Entry, probes: int) -> LayerRows:
