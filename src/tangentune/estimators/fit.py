@@ -103,11 +103,12 @@ class Procedure:
         memory, usual, survey = plan_memory(trial, settings, problem), trial, self.meter.of("survey")
         peaks = {"survey": survey["peak_bytes"]} | memory.peaks
         most = max(peaks.values())
-        if has_pilot(settings, problem):
-            usual = self.try_rows(restrict(look.tangent, usually_kept(trial)), pictures, timed=True)
-            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot_bytes(trial, settings, problem)}
         seconds = {"survey": survey["seconds"]}
         seconds["outer steps"] = task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
+        if has_pilot(settings, problem):  # after the steps: what training leaves in memory counts from here on
+            usual = self.try_rows(restrict(look.tangent, usually_kept(trial)), pictures, timed=True)
+            trial = replace(trial, resident=max(trial.resident, usual.resident))
+            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot_bytes(trial, settings, problem)}
         rates = measure_rates(next(p for p in self.backbone.module.parameters() if p.is_floating_point()))
         seconds |= seconds_of(trial, usual, settings, problem, rates, len(memory.passes))
         stages = dict.fromkeys([*seconds, *peaks])

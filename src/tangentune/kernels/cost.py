@@ -154,8 +154,7 @@ def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> Memory
     spare = max(2 * max((sizes[name] for name in group), default=0) for group in passes)
     rows = {"rows": held * (n + waiting), "metric": held * n, "kernels": (held + spare) * n}
     if len(passes) == 1:
-        # Brought into the metric piece by piece; the pieces that this frees are too scattered to be used again.
-        rows |= {"selection": held * n, "weights": (2 * held + spare) * n}
+        rows |= {"selection": held * n, "weights": (held + spare) * n, "system": held * n}
     else:  # taken again, batch by batch
         rows["weights"] = trial.batch_bytes + waiting * sum(sizes.values())
     peaks = {stage: count + rows.get(stage, 0) for stage, count in besides.items()}
