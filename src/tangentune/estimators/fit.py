@@ -281,8 +281,9 @@ def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budg
     needed = meter.stages[0]["peak_bytes"] + PROOF_COPIES * network + (meter.stages[0]["peak_bytes"] - held)
     if needed > budget:
         message = (
-            f"the network needs {nice_mebibytes(needed)} to be looked at, with what this process holds already, more "
-            f"than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or use a smaller network"
+            f"the network needs {nice_mebibytes(needed - held)} to be looked at, beside the {nice_mebibytes(held)} "
+            f"that this process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the "
+            "whole process; raise memory_budget or use a smaller network"
         )
         raise BudgetError(message)
     return survey(module, features, moving, x)

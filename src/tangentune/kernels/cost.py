@@ -148,7 +148,7 @@ def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> Memory
     waiting = 2 * min(problem.batch, n)  # rows of a batch lie there twice before they are put in their place
     room = min(budget - max(besides.values()), (budget - besides["rows"]) * n // (n + waiting))
     if room <= 0:
-        raise _refusal(max(besides.values()), settings, problem)
+        raise _refusal(max(besides.values()), trial, settings, problem)
     passes = plan_passes(sizes, n, room) or [[]]
     held = max(sum(sizes[name] for name in group) for group in passes)
     spare = max(2 * max((sizes[name] for name in group), default=0) for group in passes)
@@ -159,14 +159,15 @@ def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> Memory
         rows["weights"] = trial.batch_bytes + waiting * sum(sizes.values())
     peaks = {stage: count + rows.get(stage, 0) for stage, count in besides.items()}
     if max(peaks.values()) > budget:
-        raise _refusal(max(peaks.values()), settings, problem)
+        raise _refusal(max(peaks.values()), trial, settings, problem)
     return MemoryPlan(room, passes, peaks)
 
 
-def _refusal(needed: int, settings: FitSettings, problem: Problem) -> BudgetError:
+def _refusal(needed: int, trial: Trial, settings: FitSettings, problem: Problem) -> BudgetError:
     return BudgetError(
-        f"{problem.pictures} pictures need {nice_mebibytes(needed)} for kernels, weights and what this process holds "
-        f"already, more than the memory budget of {nice_mebibytes(settings.memory_budget)}; raise memory_budget, lower "
+        f"{problem.pictures} pictures need {nice_mebibytes(needed - trial.resident)} beside the "
+        f"{nice_mebibytes(trial.resident)} that this process already holds, more than the memory budget of "
+        f"{nice_mebibytes(settings.memory_budget)}, which counts the whole process; raise memory_budget, lower "
         "batch_size or use fewer pictures"
     )
 

@@ -108,8 +108,9 @@ def run_trial(
     resident = resident_bytes(device)
     if resident + one > budget:
         message = (
-            f"one picture in the network takes {nice_mebibytes(resident + one)} with what this process holds already, "
-            f"more than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or lower the input size"
+            f"one picture in the network takes {nice_mebibytes(one)} beside the {nice_mebibytes(resident)} that this "
+            f"process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the whole "
+            "process; raise memory_budget or lower the input size"
         )
         raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
