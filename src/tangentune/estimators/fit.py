@@ -282,8 +282,8 @@ def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budg
     if needed > budget:
         message = (
             f"the network needs {nice_mebibytes(needed - held)} to be looked at, beside the {nice_mebibytes(held)} "
-            f"that this process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the "
-            "whole process; raise memory_budget or use a smaller network"
+            f"that this process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts "
+            "the whole process; raise memory_budget or use a smaller network"
         )
         raise BudgetError(message)
     return survey(module, features, moving, x)
