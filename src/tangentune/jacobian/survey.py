@@ -160,7 +160,7 @@ def _truth(function: Function, names: Collection[str], x: Inputs, tolerance: flo
             return _Truth(function, x, tolerance, dict.fromkeys(names), probe, weights, 0.0)
         wanted = [*leaves.values(), *start]
         grads = torch.autograd.grad((output @ probe[0]) @ weights.to(output), wanted, allow_unused=True)
-    gradients = dict(zip(leaves, grads, strict=False))
+    gradients: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
     largest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
     return _Truth(function, x, tolerance, gradients, probe, weights, largest)
 
