@@ -11,8 +11,8 @@ MIB = 2**20
 BUDGETS = "Each of these fits got the smallest `memory_budget` (to 4 MiB) that `plan` does not refuse:\n\n"
 NOT_YET = (
     "That the smallest budgets are kept is tested (`tests/kernels/test_memory_budget.py`; `pytest -m slow` for all "
-    "six); their table here is not measured yet. The row with outer steps is of the planner before the last mend (its "
-    "commit stands in fit_cost.json), and two settings that nothing was tuned on still wait to be measured."
+    "six); their table here is not measured yet. Two settings that nothing was "
+    "tuned on still wait to be measured."
 )
 
 
