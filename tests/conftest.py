@@ -69,7 +69,9 @@ def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "survey_network", lambda *arguments: look(*arguments[:3], 2**60))
     for module in (fit, reestimating):
         monkeypatch.setattr(
-            module, "run_trial", lambda *given: replace(trial(*given[:4], 2**60), resident=0, batch_bytes=0)
+            module,
+            "run_trial",
+            lambda *given, timed=False: replace(trial(*given[:4], 2**60, timed=timed), resident=0, batch_bytes=0),
         )
     monkeypatch.setattr("tangentune.kernels.cost.TILE_BYTES", 0)
 

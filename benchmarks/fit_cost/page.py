@@ -11,7 +11,8 @@ MIB = 2**20
 BUDGETS = "Each of these fits got the smallest `memory_budget` (to 4 MiB) that `plan` does not refuse:\n\n"
 NOT_YET = (
     "That the smallest budgets are kept is tested (`tests/kernels/test_memory_budget.py`; `pytest -m slow` for all "
-    "six); their table here is not measured yet."
+    "six); their table here is not measured yet. Two settings that nothing was "
+    "tuned on still wait to be measured."
 )
 
 

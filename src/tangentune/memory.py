@@ -151,6 +151,10 @@ class Meter:
             if self.device in highest:
                 highest[self.device] = max(highest[self.device], peak)
 
+    def of(self, name: str) -> dict[str, Any]:
+        """The row of a stage."""
+        return next(row for row in self.stages if row["stage"] == name)
+
     def report(self) -> dict[str, Any]:
         """Totals and stages."""
         return {

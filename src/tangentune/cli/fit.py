@@ -70,10 +70,14 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         backbone = as_backbone(model.backbone, model.input_size)
         loaded = load(pictures, backbone, model, read, True)
         related = None if source is None else _source(source, backbone, model, read)
-        plan = model.plan(loaded)
-        if not quiet:
-            _show_plan(plan, sys.stderr, layers=verbose)
-        model.fit(loaded, source=related)
+        plans: list[Plan] = []
+
+        def tell(plan: Plan) -> None:
+            plans.append(plan)
+            if not quiet:
+                _show_plan(plan, sys.stderr, layers=verbose)
+
+        model.fit(loaded, source=related, tell=tell if as_json or not quiet else None)
         with locked(place):
             out = _still_free(out, before)
             model.save_pretrained(out)
@@ -93,7 +97,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
         "peak_bytes": facts.peak_bytes,
         "probe": facts.probe,
         "source": facts.source,
-        "planned": {key: plan[key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
+        "planned": {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
         "skipped": skipped(loaded),
     }
     print_json(document)

@@ -17,7 +17,7 @@ from tangentune._torch import usual_torch
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
-from tangentune.estimators.fit import Procedure
+from tangentune.estimators.fit import Procedure, Tell
 from tangentune.estimators.fitted import (
     FittedModel,
     KernelToTraining,
@@ -150,7 +150,9 @@ class TangentEstimator(BaseEstimator):
         """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
         return self.solution_.system.kernel.cpu().numpy()
 
-    def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None) -> Self:
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None, tell: Tell = None
+    ) -> Self:
         """Solve for the whole network at once.
 
         Args:
@@ -162,6 +164,7 @@ class TangentEstimator(BaseEstimator):
                 class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
                 (multi-task kernel ridge), each class standing for the target classes it lies near, or for the one of
                 its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
+            tell: is given what `plan` would say, before the work begins: say `print`.
 
         Raises:
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
@@ -178,7 +181,7 @@ class TangentEstimator(BaseEstimator):
                     read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            self.fitted_ = procedure.fit(pictures, given, read)
+            self.fitted_ = procedure.fit(pictures, given, read, tell)
         return self
 
     def plan(self, X: Any, y: Any = None) -> Plan:
@@ -190,8 +193,7 @@ class TangentEstimator(BaseEstimator):
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
-            plan = procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
-            return Plan(plan, network=procedure.backbone.name)
+            return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
 
     def check_source(self) -> None:
         """Refuse a source (InputError) that this estimator with its options cannot use."""

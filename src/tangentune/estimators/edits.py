@@ -42,7 +42,6 @@ from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.copies import copy_sentences
 from tangentune.pictures.load import Pictures
-from tangentune.solvers.system import refinement
 
 
 def forget(fitted: FittedModel, ids: Any) -> FittedModel:
@@ -178,7 +177,7 @@ def _logged(
 ) -> FittedModel:
     """The model with its new solution, and the edit in its log; `before` is the former error of the inverse."""
     facts |= {"n": len(fitted.active), "residual_before": before, "residual_after": solution.error}
-    facts["verification"] = refinement(solution.system)
+    facts["verification"] = solution.step
     changed = with_solution(fitted, solution)
     return replace(changed, edits=[*fitted.edits, audit.entry(fitted.edits, edit, pictures, **facts)])
 

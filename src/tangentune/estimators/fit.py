@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
+from tangentune.estimators.summary import Plan
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
 from tangentune.estimators.user_input import check_weights, read_count, read_seed, read_settings, read_steps
@@ -25,7 +26,15 @@ from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.choice import damping_unit
 from tangentune.kernels.collect import restrict
-from tangentune.kernels.cost import Problem, after_pilot, has_pilot, measure_rates, plan_memory, seconds_of
+from tangentune.kernels.cost import (
+    Problem,
+    has_pilot,
+    measure_rates,
+    pilot_bytes,
+    plan_memory,
+    seconds_of,
+    usually_kept,
+)
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import Trial, run_trial
@@ -36,7 +45,18 @@ from tangentune.pictures.copies import duplicate_sentences
 from tangentune.pictures.load import Pictures
 
 MOVED_NETWORKS = 6  # copies of the network that outer steps leave behind: points, their mean, the task vector
+Tell = Callable[[Plan], None] | None
 PROOF_COPIES = 8  # of the network, in its own precision, that the proof of the rows holds
+
+
+@final
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a fit before it costs much: the rows that it takes, how a few of them came, and the problem."""
+
+    tangent: RowPlan
+    trial: Trial
+    problem: Problem
 
 
 @final
@@ -69,33 +89,39 @@ class Procedure:
         """The network."""
         return self.reader.backbone
 
-    def plan(self, pictures: Pictures) -> dict[str, Any]:
+    def plan(self, pictures: Pictures) -> Plan:
         """What `fit` would cost, from a trial with a few pictures."""
-        task, settings, start = self.task, self.settings, time.perf_counter()
-        labels = task.read_labels(pictures)
-        task.check_options(labels)
-        task.check_labels(labels, pictures.ids)
+        labels = self.task.read_labels(pictures)
+        self.task.check_options(labels)
+        self.task.check_labels(labels, pictures.ids)
         with self.meter.stage("survey"):
-            tangent, trial, problem = self.look(self.reader.open(pictures), task.outputs(pictures))
-        memory = plan_memory(trial, settings, problem)
-        peaks = {"survey": self.meter.stages[0]["peak_bytes"]} | memory.peaks
+            look = self.look(pictures, self.task.outputs(pictures), timed=True)
+        return self.foresee(look, pictures, self.settings)
+
+    def foresee(self, look: Look, pictures: Pictures, settings: FitSettings) -> Plan:
+        """The cost of a fit that was looked at, timed."""
+        task, trial, problem = self.task, look.trial, look.problem
+        memory, usual, survey = plan_memory(trial, settings, problem), trial, self.meter.of("survey")
+        peaks = {"survey": survey["peak_bytes"]} | memory.peaks
         most = max(peaks.values())
-        if has_pilot(settings, problem):
-            usual, pilot = after_pilot(trial, problem)
-            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot}
-        seconds = {"survey": time.perf_counter() - start}
+        seconds = {"survey": survey["seconds"]}
         seconds["outer steps"] = task.moving_seconds(self.backbone, pictures, settings, self.outer_steps)
+        if has_pilot(settings, problem):  # after the steps: what training leaves in memory counts from here on
+            usual = self.try_rows(restrict(look.tangent, usually_kept(trial)), pictures, timed=True)
+            trial = replace(trial, resident=max(trial.resident, usual.resident))
+            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot_bytes(trial, settings, problem)}
         rates = measure_rates(next(p for p in self.backbone.module.parameters() if p.is_floating_point()))
-        seconds |= seconds_of(trial, settings, problem, rates, len(memory.passes))
+        seconds |= seconds_of(trial, usual, settings, problem, rates, len(memory.passes))
         stages = dict.fromkeys([*seconds, *peaks])
-        return {
-            "n": problem.pictures,
-            "seconds": sum(seconds.values()),
-            "peak_bytes": max(peaks.values()),
-            "most_bytes": most,
-            "passes": len(memory.passes),
-            "parameters": count_parameters(tangent),
-            "layers": [
+        return Plan(
+            network=self.backbone.name,
+            n=problem.pictures,
+            seconds=sum(seconds.values()),
+            peak_bytes=max(peaks.values()),
+            most_bytes=most,
+            passes=len(memory.passes),
+            parameters=count_parameters(look.tangent),
+            layers=[
                 {
                     "name": name,
                     "held_as": "pairs" if layer.positions else "rows",
@@ -104,22 +130,36 @@ class Procedure:
                 }
                 for name, layer in trial.layers.items()
             ],
-            "stages": {stage: {"seconds": seconds.get(stage), "peak_bytes": peaks.get(stage)} for stage in stages},
-        }
+            stages={stage: {"seconds": seconds.get(stage), "peak_bytes": peaks.get(stage)} for stage in stages},
+        )
 
-    def look(self, inputs: PictureBatches, outputs: int) -> tuple[RowPlan, Trial, Problem]:
+    def look(self, pictures: Pictures, outputs: int, *, timed: bool) -> Look:
         """The network and a few pictures looked at, within the memory budget, before anything costs much."""
-        settings = self.settings
-        tangent = survey_network(self.backbone, inputs, self.subset, settings.memory_budget)
-        if settings.fixed.body_scale == 0:
+        inputs = self.reader.open(pictures)
+        tangent = survey_network(self.backbone, inputs, self.subset, self.settings.memory_budget)
+        if self.settings.fixed.body_scale == 0:
             tangent = restrict(tangent, ())
-        trial = run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget)
         network = sum(p.nbytes for p in self.backbone.module.parameters())
         moved = MOVED_NETWORKS * network if self.outer_steps != 0 else 0
-        return tangent, trial, Problem(inputs.count, inputs.batch, outputs, self.task.likelihood, moved)
+        problem = Problem(inputs.count, inputs.batch, outputs, self.task.likelihood, moved)
+        return Look(tangent, self.try_rows(tangent, pictures, timed=timed), problem)
 
-    def fit(self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None) -> FittedModel:
-        """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
+    def try_rows(self, tangent: RowPlan, pictures: Pictures, *, timed: bool) -> Trial:
+        """Rows of a few pictures, within the memory budget."""
+        settings, inputs = self.settings, self.reader.open(pictures)
+        return run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget, timed=timed)
+
+    def fit(
+        self,
+        pictures: Pictures,
+        given: NDArray,
+        source: tuple[Pictures, NDArray] | None,
+        tell: Tell = None,
+    ) -> FittedModel:
+        """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights.
+
+        `tell` is given the plan before the work begins.
+        """
         task, backbone, reader, meter = self.task, self.backbone, self.reader, self.meter
         labels = task.read_labels(pictures)
         task.check_options(labels)
@@ -131,8 +171,12 @@ class Procedure:
         settings = task.decidable(self.settings, targets.targets[index])
         used = pictures if len(kept) == len(pictures) else pictures.select(kept)
         with meter.stage("survey"):
-            tangent, trial, problem = self.look(reader.open(used), targets.targets.shape[1])
-            free = plan_memory(trial, settings, problem).room
+            look = self.look(used, targets.targets.shape[1], timed=tell is not None)
+            tangent, free = look.tangent, plan_memory(look.trial, settings, look.problem).room
+        if tell is not None:
+            with meter.stage("survey"):
+                plan = self.foresee(look, used, settings)
+            tell(plan)
         with meter.stage("outer steps"):
             expansion, moves = task.expand(backbone, used, settings, self.outer_steps)
         points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
@@ -140,7 +184,7 @@ class Procedure:
         if expansion is not None:
             tangent = replace(tangent, module=expansion.mean, points=expansion.points)
         wanted, weights = targets.targets[index], targets.weights[index]
-        found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, trial, free)
+        found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, look.trial, free)
         if damping_unit(found.factor) != found.factor.mean_eigenvalue:
             words = "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
             warnings.warn(words, stacklevel=3)
@@ -238,8 +282,9 @@ def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budg
     needed = meter.stages[0]["peak_bytes"] + PROOF_COPIES * network + (meter.stages[0]["peak_bytes"] - held)
     if needed > budget:
         message = (
-            f"the network needs {nice_mebibytes(needed)} to be looked at, with what this process holds already, more "
-            f"than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or use a smaller network"
+            f"the network needs {nice_mebibytes(needed - held)} to be looked at, beside the {nice_mebibytes(held)} "
+            f"that this process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts "
+            "the whole process; raise memory_budget or use a smaller network"
         )
         raise BudgetError(message)
     return survey(module, features, moving, x)

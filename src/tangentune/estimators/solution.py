@@ -80,11 +80,12 @@ Encode = Callable[[NDArray, NDArray], Targets]  # labels (n, ...) and sample wei
 @final
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A problem and its solution: targets, system, and the relative `error` of the system's inverse."""
+    """A problem and its solution: targets, system, relative `error` of its inverse and, `step`, of its dual."""
 
     targets: Targets
     system: System
     error: float
+    step: float
 
     @property
     def loo(self) -> Tensor:
@@ -102,7 +103,7 @@ class Solution:
         out, groups, held = torch.empty_like(self.system.targets), groups.to(self.system.kernel.device), self.targets
         for group in torch.unique(groups).tolist():
             system = balancing.without(self.system, balance, groups == group)
-            other = Solution(replace(held, balanced=False), system, self.error)
+            other = Solution(replace(held, balanced=False), system, self.error, self.step)
             out[groups == group] = other.leave_out(groups)[groups == group]
         return out
 
@@ -114,7 +115,7 @@ def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping
     whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
     kernel = training.kernel if whole else training.kernel[index][:, index]
     system = build(kernel, targets.left.to(kernel), damping, targets.weights.to(kernel))
-    return Solution(targets, _sure(system), residual(system))
+    return _checked(targets, system, *residual(system))
 
 
 def update(
@@ -135,25 +136,26 @@ def update(
         system = _updated(solution.system, stays, active, targets, training)
     except SingularError:  # so ill-conditioned that a corner of the inverse is not positive definite
         return solve(training, active, encode, solution.system.damping)
-    error = residual(system)
+    error, left = residual(system)
     if not error <= DRIFT:
         system = refresh(system)
-        error = residual(system)
-    return Solution(targets, _sure(system), error)
+        error, left = residual(system)
+    return _checked(targets, system, error, left)
 
 
-def _sure(system: System) -> System:
-    """The system, unless float64 does not carry its solution."""
+def _checked(targets: Targets, system: System, residual: float, left: Tensor) -> Solution:
+    """The solution, unless float64 does not carry it."""
+    step = refinement(system, left)
     size = float(system.dual.abs().max())
     # Coefficients that are rounding, of constant targets, may be wrong: what they add to a prediction is nothing.
     matters = max(size, float(system.targets.abs().max() / system.kernel.diagonal().max()))
-    error = refinement(system) * size / matters if size else 0.0
+    error = step * size / matters if size else 0.0
     if not error <= UNSURE:
         enough = f"use a damping of at least {10 * system.damping * error / UNSURE:.0e}"
         known = f"the solution is known to {error:.0e} of its size only, where {UNSURE:.0e} is asked for"
         message = f"damping {system.damping:g} is too small for these pictures: {known}; {enough}"
         raise SingularError(message)
-    return system
+    return Solution(targets, system, residual, step)
 
 
 def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> Targets:

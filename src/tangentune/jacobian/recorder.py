@@ -101,7 +101,9 @@ class Recorder(TorchFunctionMode):
         current = next(items, None) if output.requires_grad else None
         while current is not None:
             following = next(items, None)
-            torch.autograd.backward(output, current, retain_graph=following is not None, inputs=[self.token])
+            with torch.enable_grad():
+                scalar = (output * current).sum()  # torch imports sympy, for seconds, where a gradient is given to it
+            scalar.backward(retain_graph=following is not None, inputs=[self.token])
             yield
             current = following
 

@@ -97,7 +97,10 @@ def survey_linearization(linearization: Linearization, x: Inputs, channels_last:
 
 @dataclass(frozen=True)
 class _Truth:
-    """Autograd's gradients of a sum of one `probe`'s outputs over x with random `weights`; None: unused."""
+    """Autograd's gradients of a sum of one `probe`'s outputs over x with random `weights`; None: unused.
+
+    `largest` is the greatest norm among the gradients.
+    """
 
     function: Function
     x: Inputs
@@ -105,6 +108,7 @@ class _Truth:
     gradients: dict[str, Tensor | None]
     probe: Tensor
     weights: Tensor
+    largest: float
 
 
 def find_ways(
@@ -153,10 +157,12 @@ def _truth(function: Function, names: Collection[str], x: Inputs, tolerance: flo
         output = function(start[0].clone() if start else x, leaves)
         probe = torch.randn(1, output.shape[1], generator=generator, dtype=torch.float64).to(output)
         if not output.requires_grad:
-            return _Truth(function, x, tolerance, dict.fromkeys(names), probe, weights)
+            return _Truth(function, x, tolerance, dict.fromkeys(names), probe, weights, 0.0)
         wanted = [*leaves.values(), *start]
         grads = torch.autograd.grad((output @ probe[0]) @ weights.to(output), wanted, allow_unused=True)
-    return _Truth(function, x, tolerance, dict(zip(leaves, grads, strict=False)), probe, weights)
+    gradients: dict[str, Tensor | None] = dict(zip(leaves, grads, strict=False))
+    largest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
+    return _Truth(function, x, tolerance, gradients, probe, weights, largest)
 
 
 def _failures(truth: _Truth, ways: Ways, together: bool) -> set[str]:
@@ -182,7 +188,7 @@ def _adds_up(entry: Entry | None, truth: _Truth, name: str) -> bool:
     weights = truth.weights.to(flat)
     total, size = weights @ flat, (weights.abs() @ flat.abs()).norm() + gradient.norm()
     # A gradient that is exactly zero (a key's bias under softmax) is rounding noise on both sides.
-    size = size + 1e-3 * max(float(g.norm()) for g in truth.gradients.values() if g is not None)
+    size = size + 1e-3 * truth.largest
     return bool((total - gradient.flatten()).norm() <= truth.tolerance * size)
 
 

@@ -123,13 +123,22 @@ def has_pilot(settings: FitSettings, problem: Problem) -> bool:
     return settings.fixed.body_scale is None and not is_small(problem)
 
 
-def after_pilot(trial: Trial, problem: Problem) -> tuple[Trial, int]:
-    """The blocks that a pilot usually keeps, the fewest that it may; and its own peak, with the rows of all blocks."""
+def usually_kept(trial: Trial) -> set[str]:
+    """Parameters of the blocks that a pilot usually keeps, the fewest that it may."""
     blocks = list(group_blocks(trial.layers).values())
-    names = {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+    return {name for block in blocks[int(FIRST_BLOCKS[-1] * len(blocks)) :] for name in block}
+
+
+def pilot_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
+    """Peak of the pilot: rows of all blocks, of few pictures, none of them mirrored."""
     count = len(pilot_pictures(problem.pictures, problem.outputs)) + 2 * problem.batch
     held = sum(layer.size for layer in trial.layers.values()) * count
-    return trial.of(names), trial.resident + problem.moved + trial.batch_bytes + held
+    return trial.resident + problem.moved + trial.batch_bytes // views(settings) + held
+
+
+def views(settings: FitSettings) -> int:
+    """How often a picture goes through the network for its rows."""
+    return 2 if settings.mirrored else 1
 
 
 def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
@@ -139,35 +148,36 @@ def plan_memory(trial: Trial, settings: FitSettings, problem: Problem) -> Memory
     waiting = 2 * min(problem.batch, n)  # rows of a batch lie there twice before they are put in their place
     room = min(budget - max(besides.values()), (budget - besides["rows"]) * n // (n + waiting))
     if room <= 0:
-        raise _refusal(max(besides.values()), settings, problem)
+        raise _refusal(max(besides.values()), trial, settings, problem)
     passes = plan_passes(sizes, n, room) or [[]]
     held = max(sum(sizes[name] for name in group) for group in passes)
     spare = max(2 * max((sizes[name] for name in group), default=0) for group in passes)
     rows = {"rows": held * (n + waiting), "metric": held * n, "kernels": (held + spare) * n}
     if len(passes) == 1:
-        # Brought into the metric piece by piece; the pieces that this frees are too scattered to be used again.
-        rows |= {"selection": held * n, "weights": (2 * held + spare) * n}
+        rows |= {"selection": held * n, "weights": (held + spare) * n, "system": held * n}
     else:  # taken again, batch by batch
         rows["weights"] = trial.batch_bytes + waiting * sum(sizes.values())
     peaks = {stage: count + rows.get(stage, 0) for stage, count in besides.items()}
     if max(peaks.values()) > budget:
-        raise _refusal(max(peaks.values()), settings, problem)
+        raise _refusal(max(peaks.values()), trial, settings, problem)
     return MemoryPlan(room, passes, peaks)
 
 
-def _refusal(needed: int, settings: FitSettings, problem: Problem) -> BudgetError:
+def _refusal(needed: int, trial: Trial, settings: FitSettings, problem: Problem) -> BudgetError:
     return BudgetError(
-        f"{problem.pictures} pictures need {nice_mebibytes(needed)} for kernels, weights and what this process holds "
-        f"already, more than the memory budget of {nice_mebibytes(settings.memory_budget)}; raise memory_budget, lower "
+        f"{problem.pictures} pictures need {nice_mebibytes(needed - trial.resident)} beside the "
+        f"{nice_mebibytes(trial.resident)} that this process already holds, more than the memory budget of "
+        f"{nice_mebibytes(settings.memory_budget)}, which counts the whole process; raise memory_budget, lower "
         "batch_size or use fewer pictures"
     )
 
 
-def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int) -> dict[str, float]:
-    """Seconds of every stage of a fit that takes so many passes over the pictures."""
+def seconds_of(
+    whole: Trial, trial: Trial, settings: FitSettings, problem: Problem, rates: Rates, passes: int
+) -> dict[str, float]:
+    """Seconds of every stage of a fit that takes so many passes; `trial` is of what the pilot keeps of the `whole`."""
     n, outputs, probes = problem.pictures, problem.outputs, settings.probes
     free, small = settings.fixed.body_scale is None, is_small(problem)
-    whole, trial = trial, after_pilot(trial, problem)[0] if has_pilot(settings, problem) else trial
     layers = list(trial.layers.values())
     a_row = trial.forward + probes * trial.backward
     powers = POWERS if settings.power is None else (settings.power,)
@@ -186,12 +196,12 @@ def seconds_of(trial: Trial, settings: FitSettings, problem: Problem, rates: Rat
         path = len(RELATIVE_DAMPINGS) if settings.fixed.damping is None else 1
         return settings_tried * (rates.decomposition(count) + path * count**2 * (2 * outputs + 1) / rates.double)
 
-    out = {"features": trial.forward * min(n, PCA_PICTURES) + trial.setup}
+    out = {"features": trial.forward / views(settings) * min(n, PCA_PICTURES)}
     if pilot:
-        out["pilot"] = pilot * (whole.forward + probes * whole.backward)
+        out["pilot"] = pilot * (whole.forward + probes * whole.backward) / views(settings)
         out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
-    out["rows"] = passes * n * a_row + 2 * trial.setup  # of whole batches, and of the last
+    out["rows"] = passes * n * a_row
     if any(power != 0 for power in powers):
         out["metric"] = factors
     if settings.power is None and not small:

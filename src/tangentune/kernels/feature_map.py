@@ -18,7 +18,7 @@ from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, Portion
 from tangentune.kernels.collect import collect, views_of
 from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
-from tangentune.kernels.metric import Whitening, whiten
+from tangentune.kernels.metric import Whitening, whiten, whiten_own
 from tangentune.networks.parameters import block_of
 
 
@@ -77,12 +77,13 @@ class FeatureRows:
         return FeatureRows(self.phi[index], entries, self.lengths[index])
 
 
-def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry]) -> FeatureRows:
-    """Features and plain rows brought into a map's coordinates; consumes `entries` to keep memory low."""
+def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry], *, own: bool = False) -> FeatureRows:
+    """Features and plain rows brought into a map's coordinates; consumes `entries`, and writes over them if `own`."""
     moved: dict[str, Entry] = {}
+    move = whiten_own if own else whiten
     for name in feature_map.tangent.names:
         entry = entries.pop(name)
-        moved[name] = whiten(entry, feature_map.metric[name]) if name in feature_map.metric else entry
+        moved[name] = move(entry, feature_map.metric[name]) if name in feature_map.metric else entry
     phi = phi.double()
     lengths = torch.ones_like(phi[:, 0])
     if feature_map.normalize:
@@ -104,7 +105,7 @@ def portion_rows(feature_map: TangentMap, portion: Portion) -> FeatureRows:
 def collect_rows(feature_map: TangentMap, batches: Batches, count: int) -> FeatureRows:
     """Rows of a whole set, kept in memory; cost one forward and R backward passes a view."""
     rows = collect(feature_map.tangent, batches, count, feature_map.probes, feature_map.mirrored, factors=False)
-    return feature_rows(feature_map, rows.phi, rows.entries)
+    return feature_rows(feature_map, rows.phi, rows.entries, own=True)
 
 
 def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:

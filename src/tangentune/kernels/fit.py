@@ -89,7 +89,7 @@ def fit_tangent(
             probe = probe_loo(problem, tried)
     with meter.stage("weights"):
         feature_map = _feature_map(job, best.choice, made)
-        rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries)
+        rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries, own=True)
         parts = row_parts(rows, feature_map, job.batches("weights"))
         model = primal(feature_map, parts, solution.dual, solution.intercept)
         energy = energies(problem, best.choice, solution.dual)

@@ -70,11 +70,14 @@ def diagonal_kronecker(rows: Rows) -> KroneckerFactors:
 
 
 def _unit_mean_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues scaled to mean 1 over all groups (0 stays 0) and eigenvectors."""
-    values, vectors = eigh(matrix, "a layer's metric")
+    """Eigenvalues scaled to mean 1 over all groups (0 stays 0) and eigenvectors.
+
+    Quick, because a metric need not be exact: the problem is solved exactly in whatever metric it is posed.
+    """
+    values, vectors = eigh(matrix, "a layer's metric", quick=True)
     values = values.clamp_min(0)
-    mean = values.mean()
-    return (values / mean if mean > 0 else torch.ones_like(values)).to(matrix), vectors.to(matrix)
+    mean = values.mean(dtype=torch.float64)
+    return values / mean if mean > 0 else torch.ones_like(values), vectors
 
 
 def whitening(factors: KroneckerFactors, power: float, damping: float = FACTOR_DAMPING) -> Whitening:
@@ -98,3 +101,12 @@ def whiten(entry: Entry, metric: Whitening) -> Entry:
     by_group = values.permute(2, 3, 0, 1, 4).reshape(groups, outputs, -1)
     by_group = (metric.left @ by_group).reshape(groups, -1, inputs) @ metric.right
     return Rows(by_group.reshape(groups, outputs, n, probes, inputs).permute(2, 3, 0, 1, 4))
+
+
+def whiten_own(entry: Entry, metric: Whitening) -> Entry:
+    """`whiten`, written over the entry: memory that is freed a layer at a time is too scattered to be used again."""
+    new = whiten(entry, metric)
+    if isinstance(entry, Pairs) and isinstance(new, Pairs):
+        return Pairs(entry.a.copy_(new.a), entry.g.copy_(new.g))
+    assert isinstance(entry, Rows)
+    return Rows(entry.values.copy_(new.explicit()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -70,37 +70,31 @@ class Trial:
         layers: rows of each parameter, with all probes.
         resident: bytes that the process holds before the fit: itself, libraries, network, pictures.
         batch_bytes: what one batch takes beyond that, its rows not counted; each picture of it `picture_bytes`.
-        forward, backward: seconds a picture, the latter a probe.
-        setup: seconds that the first batch of another number of pictures takes besides.
+        forward, backward: seconds a picture, the latter a probe; NaN where no time was taken.
     """
 
     layers: dict[str, LayerRows]
     resident: int
     batch_bytes: int
     picture_bytes: int
-    forward: float
-    backward: float
-    setup: float
-
-    def of(self, names: Collection[str]) -> Trial:
-        """The same with rows of fewer parameters; the backward pass ends at the first of them."""
-        layers = {name: layer for name, layer in self.layers.items() if name in names}
-        share = sum(layer.size for layer in layers.values()) / (sum(layer.size for layer in self.layers.values()) or 1)
-        return replace(self, layers=layers, backward=share * self.backward)
+    forward: float = math.nan
+    backward: float = math.nan
 
 
-def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored: bool, budget: int) -> Trial:
+def run_trial(
+    tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored: bool, budget: int, *, timed: bool = False
+) -> Trial:
     """Take the rows of one picture, and of as many as the memory budget has room for, up to 16.
 
-    A budget that has no room for one is a BudgetError.
+    `timed` tells the seconds as well, for another forward pass. A budget that has no room for one is a BudgetError.
     """
     device = next(tangent.module.parameters()).device
     few = next(iter(pictures.batches(list(range(min(PICTURES, pictures.count))))))
     features = tangent.features(tangent.module, few[:1]).shape[1]
-    directions = torch.randn(2, features, generator=torch.Generator().manual_seed(0)).to(few)
+    directions = torch.randn(1, features, generator=torch.Generator().manual_seed(0)).to(few)
 
-    def measure(count: int, along: int) -> tuple[float, int, int, dict[str, Entry]]:
-        """Seconds, bytes held before, bytes taken beyond, rows."""
+    def measure(count: int, along: int) -> tuple[float, int, dict[str, Entry]]:
+        """Seconds, bytes taken beyond what was held, rows."""
         meter = Meter(device)
         with meter.stage("trial"):
             before, start = resident_bytes(device), time.perf_counter()
@@ -108,30 +102,29 @@ def run_trial(tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
-        return seconds, before, max(0, meter.stages[0]["peak_bytes"] - before), entries
+        return seconds, max(0, meter.stages[0]["peak_bytes"] - before), entries
 
-    measure(1, 1)  # the first call pays for set-up
-    _, resident, one, entries = measure(1, 1)
+    _, one, entries = measure(1, 1)  # pays for set-up too, and what set-up leaves behind stays
+    resident = resident_bytes(device)
     if resident + one > budget:
         message = (
-            f"one picture in the network takes {nice_mebibytes(resident + one)} with what this process holds already, "
-            f"more than the memory budget of {nice_mebibytes(budget)}; raise memory_budget or lower the input size"
+            f"one picture in the network takes {nice_mebibytes(one)} beside the {nice_mebibytes(resident)} that this "
+            f"process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the whole "
+            "process; raise memory_budget or lower the input size"
         )
         raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
-    slow, _, first, _ = measure(count, 1)  # a new number of pictures pays for set-up again
-    seconds, _, several, entries = measure(count, 1)
-    several = max(first, several)
-    more = measure(count, 2)[0] - seconds if probes > 1 else 0.0
+    seconds, several, entries = measure(count, 1)
     layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}
     rows = sum(layer.size for layer in layers.values()) // probes  # about those of one probe
     growth = max(0, several - one) / (count - 1) if count > 1 else float(one)
     at_once = min(pictures.batch, pictures.count)
     batch = SCATTER * (one + growth * (at_once - 1) - rows * at_once)
-    backward = max(more, 0.0) / count if probes > 1 else seconds / count * 2 / 3
-    forward = max(0.0, seconds / count - backward)
-    setup = max(0.0, slow - seconds)
-    return Trial(layers, resident, max(0, int(batch)), int(growth), forward, backward, setup)
+    trial = Trial(layers, resident, max(0, int(batch)), int(growth))
+    if not timed:
+        return trial
+    forward = min(measure(count, 0)[0], seconds)
+    return replace(trial, forward=forward / count, backward=(seconds - forward) / count)
 
 
 def _layer(entry: Entry, probes: int) -> LayerRows:

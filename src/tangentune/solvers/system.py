@@ -131,11 +131,12 @@ def fitted(system: System) -> Tensor:
     return torch.addmm(system.bias, system.kernel, system.dual)
 
 
-def residual(system: System) -> float:
+def residual(system: System) -> tuple[float, Tensor]:
     """Relative error of the inverse, on a fixed random vector z, and of the solution; N^2 C.
 
     The larger of `|W (W^-1 z) - z| / |z|` and `|W [e; b] - [D^1/2 y; 0]| / |D^1/2 y|`. Rounding alone gives about the
-    condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits.
+    condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits. What the
+    solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it.
     """
     n = len(system.kernel)
     generator = torch.Generator().manual_seed(0)
@@ -145,16 +146,16 @@ def residual(system: System) -> float:
     wanted = torch.cat([z, right], 1)
     error = _multiplied(system, torch.cat([system.inverse @ z, system.unknowns], 1)) - wanted
     tiny = torch.finfo(torch.float64).tiny
-    return max(
-        float(part.norm() / whole.norm().clamp_min(tiny)) for part, whole in ((error[:, :1], z), (error[:, 1:], right))
-    )
+    pairs = ((error[:, :1], z), (error[:, 1:], right))
+    return max(float(part.norm() / whole.norm().clamp_min(tiny)) for part, whole in pairs), error[:, 1:]
 
 
-def refinement(system: System) -> float:
-    """Relative size of one step of iterative refinement: an estimate of the solution's own error; N^2 C."""
-    right = torch.zeros_like(system.unknowns)
-    right[: len(system.kernel)] = system.roots[:, None] * system.targets
-    step = system.inverse @ (right - _multiplied(system, system.unknowns))
+def refinement(system: System, left: Tensor) -> float:
+    """Relative size of one step of iterative refinement: an estimate of the solution's own error; N^2 C.
+
+    `left` is what the solution leaves by `residual`.
+    """
+    step = system.inverse @ left
     largest = system.dual.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
 
