@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import alive, children
 from PIL import Image
 
 SCRIPT = """
@@ -29,26 +30,6 @@ sys.exit(run(work))
 """
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the children of a process")
-
-
-def children(pid: int) -> list[int]:
-    """Processes below one, in their order."""
-    try:
-        direct = [
-            int(word)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for word in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return []
-    return direct + [below for child in direct for below in children(child)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture
