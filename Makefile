@@ -23,7 +23,7 @@ minimum:
 
 # Damage, kills, races, full disks, hostile names: an hour, 20 minutes a start; started again it goes on where it was.
 torture: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py; $(BIN)/python tests/torture/page.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -119,3 +119,11 @@ def seen(folder: Path, *needles: bytes) -> list[str]:
     """Files with any of these bytes in them or in their names, the hidden ones too."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [path.name for path in found if any(one in os.fsencode(path) + path.read_bytes() for one in needles)]
+
+
+def threads(pid: int) -> int:
+    """How many a process has (Linux)."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return 0

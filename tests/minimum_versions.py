@@ -58,11 +58,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", nargs="*", default=[], help="packages installed without their dependencies")
     given, arguments = parser.parse_known_args()
+    arguments = [one for one in arguments if one != "--"]
     python = make(given.folder.absolute(), given.weights)
     sys.stdout.write(f"Python {sys.version.split()[0]}, {', '.join(minima())}\n")
     sys.stdout.flush()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, env=environment, check=False).returncode
+    old = ["-W", "ignore::DeprecationWarning"]  # of packages that nobody mends any more
+    return subprocess.run([python, "-m", "pytest", *old, *arguments], cwd=ROOT, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
