@@ -65,10 +65,10 @@ def dying(work: Callable[[], Any], step: int, place: Path) -> Callable[[], Any]:
     return _watched(work, place, lambda count: os._exit(9) if count == step else None)
 
 
-def steps_of(work: Callable[[], Any], place: Path) -> int:
-    """How many such steps the work takes, done in a child."""
+def steps_of(work: Callable[[], Any], place: Path, told: Path) -> int:
+    """How many such steps the work takes, done in a child; what it says goes to a file."""
     here, there = os.pipe()
-    done = child(_watched(work, place, lambda _: os.write(there, b".")))
+    done = child(_watched(work, place, lambda _: os.write(there, b".")), told)
     os.close(there)
     with os.fdopen(here, "rb") as steps:
         count = len(steps.read())

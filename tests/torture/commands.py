@@ -14,7 +14,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
@@ -87,7 +87,9 @@ def steps() -> dict[str, tuple[int, Labels]]:
     for name in commands(Path("a/b/c"), Path()):
         with tempfile.TemporaryDirectory(prefix="steps-") as folder:
             model = model_in(Path(folder))
-            count = steps_of(lambda: command(*commands(model, template())[name]), Path(folder))  # noqa: B023
+            place = Path(folder)
+            work = partial(command, *commands(model, template())[name])
+            count = steps_of(work, place, place / "told.txt")
             found[name] = count, labels_of(model)
     return found
 
