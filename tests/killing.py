@@ -62,23 +62,68 @@ def wait(number: int, seconds: float = 300) -> int:
 
 def dying(work: Callable[[], Any], step: int, place: Path) -> Callable[[], Any]:
     """The same work for a child, killed just before its n-th step that touches a place on the disk."""
+    return _watched(work, place, lambda count: os._exit(9) if count == step else None)
+
+
+def steps_of(work: Callable[[], Any], place: Path, told: Path) -> int:
+    """How many such steps the work takes, done in a child; what it says goes to a file."""
+    here, there = os.pipe()
+    done = child(_watched(work, place, lambda _: os.write(there, b".")), told)
+    os.close(there)
+    with os.fdopen(here, "rb") as steps:
+        count = len(steps.read())
+    if code := wait(done):
+        message = f"the work ended with {code}"
+        raise RuntimeError(message)
+    return count
+
+
+def _watched(work: Callable[[], Any], place: Path, step: Callable[[int], Any]) -> Callable[[], Any]:
     count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
         if event in STEPS and (event in ANYWHERE or str(place) in repr(arguments[:2])):
             count += 1
-            if count == step:
-                os._exit(9)
+            step(count)
 
-    def killed() -> Any:
+    def watched() -> Any:
         sys.addaudithook(hook)
         return work()
 
-    return killed
+    return watched
+
+
+def children(pid: int) -> list[int]:
+    """Processes below one, in their order (Linux)."""
+    try:
+        direct = [
+            int(word)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for word in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
+    return direct + [below for child in direct for below in children(child)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def seen(folder: Path, *needles: bytes) -> list[str]:
     """Files with any of these bytes in them or in their names, the hidden ones too."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return [path.name for path in found if any(one in os.fsencode(path) + path.read_bytes() for one in needles)]
+
+
+def threads(pid: int) -> int:
+    """How many a process has (Linux)."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return 0

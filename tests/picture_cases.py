@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SUFFIXES = ("png", "jpg", "bmp", "tif", "webp", "gif", "ppm", "jp2", "avif")
+SUFFIXES = tuple(one for one in SUFFIXES if f".{one}" in Image.registered_extensions())  # older Pillow has no AVIF
+
 
 def colours(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
     """(count, size, size, 3) uint8."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import SETTINGS, X, small
+from cli_cases import SETTINGS, X, folder_of, small
 from PIL import Image
 
 from tangentune import TangentClassifier
@@ -50,6 +50,29 @@ def test_names_on_the_terminal_are_escaped(tmp_path: Path, capsys: pytest.Captur
         here = [str(tmp_path / word) if word in ("m", "t.csv", ".") else word for word in arguments]
         capsys.readouterr()
         main(here)
+        said = "".join(capsys.readouterr())
+        assert r"\x1b[2J" in said, arguments
+        assert not {c for c in STEERING if not c.isprintable()} & set(said), arguments
+
+
+def test_the_places_that_commands_write_to_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tangentune.networks.backbone.load_backbone", small)
+    pictures = folder_of(tmp_path / "p", list(range(8)), [str(i % 2) for i in range(8)])
+    model, page = tmp_path / f"m{STEERING}", tmp_path / f"p{STEERING}.html"
+    others = ["--target", pictures, "--source", pictures, "--budget", "4", "--out", tmp_path / f"s{STEERING}.json"]
+    for arguments in (
+        ["fit", pictures, "--out", model, "--damping", "1", "--n-jobs", "1"],
+        ["report", model],
+        ["report", model, "--out", page],
+        ["suspects", model, "--out", page],
+        ["explain", model, pictures, "--out", page, "--n-jobs", "1"],
+        ["relabel", model, "0/0.png", "1"],
+        ["select", *others, "--page", page, "--n-jobs", "1"],
+    ):
+        capsys.readouterr()
+        assert main([str(word) for word in arguments]) == 0
         said = "".join(capsys.readouterr())
         assert r"\x1b[2J" in said, arguments
         assert not {c for c in STEERING if not c.isprintable()} & set(said), arguments

@@ -60,7 +60,6 @@ def expected(estimator: Any) -> dict[str, str]:
 @parametrize_with_checks(
     ESTIMATORS,
     expected_failed_checks=expected,
-    xfail_strict=True,
 )
 def test_sklearn_checks(estimator: Any, check: Any) -> None:
     check(estimator)

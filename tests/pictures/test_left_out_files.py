@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_cases import class_folder, colours
+from picture_cases import SUFFIXES, class_folder, colours
 from PIL import Image
 
 from tangentune.errors import InputError, PictureError
@@ -59,7 +59,7 @@ def test_files_that_may_be_pictures_are_told_by_ending(tmp_path: Path, need_labe
         load_pictures(root, contract=CONTRACT, need_labels=need_labels)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "gif", "ppm", "jp2", "avif"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_pictures_are_known_by_their_first_bytes(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(colours(1, 16)[0]).save(tmp_path / f"a.{suffix}")
     (tmp_path / f"a.{suffix}").rename(tmp_path / "a")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_cases import SUFFIXES
 from PIL import Image, ImageFile
 
 from tangentune.errors import InputError, PictureError
@@ -23,7 +24,7 @@ def noise(width: int, height: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "gif", "ppm", "jp2", "avif"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("share", [0.02, 0.6])
 def test_cut_files_are_named(tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"cut.{suffix}"

@@ -14,7 +14,7 @@ from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_table
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.plan import ALL, read_methods, read_shots
-from tangentune.errors import InputError
+from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
     from tangentune.comparison import Comparison
@@ -110,7 +110,8 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
             found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         except KeyboardInterrupt:
             if not quiet:
-                click.echo(f"note: what was measured is kept in {options['out']}; the same command goes on", err=True)
+                place = shown(options["out"])
+                click.echo(f"note: what was measured is kept in {place}; the same command goes on", err=True)
             raise
         write_files(found, Path(options["out"]))
     if not any(row.means for row in found.rows):
@@ -134,5 +135,5 @@ def _show(found: Comparison, directory: str, stream: IO[str]) -> None:
     print_table(table, stream)
     stream.write("\n")
     for note in notes(found):
-        stream.write(f"{note}\n")
-    stream.write(f"Table, figure and all results written to {directory}\n")
+        stream.write(f"{shown(note)}\n")
+    stream.write(f"Table, figure and all results written to {shown(directory)}\n")

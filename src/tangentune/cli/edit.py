@@ -199,7 +199,7 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     stream.write(
         f"Checked by one step of iterative refinement, which moves the solution by {edit['verification']:.1e} of its "
         f"size. Pictures concerned: {len(edit['pictures'])}; time with reading and writing: "
-        f"{nice_seconds(facts['seconds'])}\nModel in {facts['model']} {done}\n"
+        f"{nice_seconds(facts['seconds'])}\nModel in {shown(facts['model'])} {done}\n"
     )
 
 

@@ -77,7 +77,7 @@ def _write_page(page: str, out: str, fitted: Estimator, stream: IO[str] | None) 
 
     write_page(page, out, fitted.fitted_.version)
     if stream is not None:
-        stream.write(f"Page written to {out}\n")
+        stream.write(f"Page written to {shown(out)}\n")
 
 
 def _show_explanation(one: Explanation, stream: IO[str]) -> None:
@@ -168,4 +168,4 @@ def report(model: str, out: str | None) -> None:
     with working(quiet=False):
         fitted = saved_model(model, True, {})
         path = write_report(fitted, Path(model) / "report.html" if out is None else out, model)
-    click.echo(f"Report written to {path}")
+    click.echo(f"Report written to {shown(str(path))}")

@@ -17,7 +17,7 @@ from tangentune.cli.models import PICTURES, load, reading, skipped
 from tangentune.cli.options import STREAMS, Command, fit_options, option
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
-from tangentune.errors import StoreError
+from tangentune.errors import StoreError, shown
 
 if TYPE_CHECKING:
     from tangentune import Backbone
@@ -146,7 +146,7 @@ def _show_plan(plan: Plan, stream: IO[str], *, layers: bool) -> None:
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for layer in plan["layers"]:
         groups[layer["held_as"], layer["gram"]].append(layer["bytes_per_picture"])
-    stream.write(f"{plan}\n")
+    stream.write(f"{shown(str(plan))}\n")
     table = new_table("Layers", "Kept as", "Kernel from", "Memory a picture", numbers=(0, 3))
     for ways, sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
         names = ("patch pairs" if way == "pairs" else way for way in ways)
@@ -168,4 +168,4 @@ def _show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     rows += [("linear probe", sentence) for sentence in (verdict(facts),) if sentence]
     rows += [("to try next", f"{step.command}: {step.why}") for step in next_steps(facts)]
     print_facts(rows, stream)
-    stream.write(f"Model written to {directory}\n")
+    stream.write(f"Model written to {shown(directory)}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -134,7 +133,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             found = select_source(target, source, network, **options)
         except KeyboardInterrupt:
             if cache is not None and not quiet:
-                click.echo(f"note: what was done is kept in {cache}; the same command goes on", err=True)
+                click.echo(f"note: what was done is kept in {shown(str(cache))}; the same command goes on", err=True)
             raise
         write_manifest(out, found.manifest)
         if page is not None:
@@ -165,6 +164,7 @@ def _document(manifest: Manifest, out: str, page: str | None) -> dict[str, Any]:
 def show_selection(manifest: Manifest, target: str, out: str, page: str | None, stream: IO[str]) -> None:
     """What was chosen from which classes and for which, and how to go on."""
     from tangentune.cli.tables import folded, new_table, percent, print_table
+    from tangentune.reports.pages import shell_word
     from tangentune.reports.selection_page import class_rows, coverage_rows
 
     stream.write(f"{len(manifest):,} of {manifest.source['count']:,} pictures chosen, ")
@@ -190,8 +190,8 @@ def show_selection(manifest: Manifest, target: str, out: str, page: str | None, 
     print_table(table, stream)
     for note in manifest.notes:
         stream.write(f"Note: {shown(note)}\n")
-    stream.write(f"\nManifest written to {out}\n")
+    stream.write(f"\nManifest written to {shown(out)}\n")
     if page is not None:
-        stream.write(f"Page written to {page}\n")
-    paths = f"{shlex.quote(target)} --source {shlex.quote(out)}"
+        stream.write(f"Page written to {shown(page)}\n")
+    paths = f"{shell_word(target)} --source {shell_word(out)}"
     stream.write(f"Learn from both with: tangentune fit {paths} --out MODEL\n")

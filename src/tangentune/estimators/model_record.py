@@ -47,7 +47,7 @@ _OF_A_FIT = (  # options that may be of any type, checked as those of a fit once
 _DEVICE = is_a("a device", lambda v: isinstance(v, str) or (isinstance(v, dict) and v.get(KIND) == "device"))
 _PARAMETERS: dict[str, Check] = dict.fromkeys(_OF_A_FIT, anything) | {
     "device": maybe(_DEVICE),
-    "n_jobs": maybe(whole(-(2**20), 2**20)),
+    "n_jobs": maybe(is_a("a number of processes", lambda v: type(v) is int and 0 < abs(v) < 2**20)),
     "random_state": maybe(whole(-(2**63), 2**63)),
     "subset": TEXT,
     "verbose": whole(-1000, 1000),

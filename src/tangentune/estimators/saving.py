@@ -22,7 +22,7 @@ from tangentune.estimators.record import Misfit
 from tangentune.estimators.solution import ActivePictures
 from tangentune.estimators.tasks import Classification, Outcome, Regression, Task
 from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
-from tangentune.estimators.user_input import known_weights, read_settings
+from tangentune.estimators.user_input import known_weights, read_count, read_settings, read_steps
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -193,6 +193,7 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
     with told(folder):
         try:
             read_settings(options, network, config["seed"])
+            read_count(options, "batch_size"), read_steps(options)
             labels, weights = read_labels(config["targets"], "targets"), options["class_weight"]
             kind = Classification if config["classes"] else Regression
             kind(options["likelihood"], known_weights(weights, np.unique(labels))).check_options(labels)

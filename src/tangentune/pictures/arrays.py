@@ -209,10 +209,22 @@ def _fit_float(chunk: Tensor, contract: DataContract) -> Tensor:
             raise InputError(message)
         mode = "nearest-exact" if contract.interpolation == "nearest" else contract.interpolation
         low, high = chunk.amin((1, 2, 3), keepdim=True), chunk.amax((1, 2, 3), keepdim=True)
-        chunk = F.interpolate(chunk, size=(new_h, new_w), mode=mode, antialias=mode != "nearest-exact")
+        if mode == "lanczos":  # which older torch has not
+            chunk = _lanczos(chunk, new_h) @ chunk @ _lanczos(chunk.mT, new_w).T
+        else:
+            chunk = F.interpolate(chunk, size=(new_h, new_w), mode=mode, antialias=mode != "nearest-exact")
         # Overshoot is cut at [0, 1] or the picture's own range.
         chunk = chunk.clamp(low.clamp(max=0), high.clamp(min=1))[:, :, top : top + rows, left : left + columns]
     return chunk.expand(-1, want, -1, -1)
+
+
+def _lanczos(columns: Tensor, new: int) -> Tensor:
+    """The matrix (new, old) that resizes columns of so many pixels by Lanczos' filter, as Pillow has it."""
+    old = columns.shape[-2]
+    middle = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
+    away = (torch.arange(old, dtype=torch.float64) + 0.5 - middle[:, None]) / max(old / new, 1)
+    weights = torch.where(away.abs() < 3, torch.sinc(away) * torch.sinc(away / 3), 0)
+    return (weights / weights.sum(1, keepdim=True)).to(columns)
 
 
 def _refuse_channels(channels: int, want: int) -> None:

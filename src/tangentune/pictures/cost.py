@@ -25,6 +25,7 @@ _VISITS_ALLOWED = 24  # of each pixel, by the scans of a progressive JPEG; encod
 _BYTES_TAKEN = {"WEBP": 16, "JPEG2000": 20}
 _SCAN = re.compile(rb"\xff\xda\0[\x06\x08\x0a\x0c][\x01-\x04]")
 _PIECE = 1 << 16
+_PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 # Settings of Pillow that hold for a whole process and change what can be read.
 _SETTINGS: tuple[tuple[Any, str], ...] = (
@@ -93,16 +94,13 @@ def _scans(path: str | os.PathLike[str]) -> int:
         return len(_SCAN.findall(file.read()))
 
 
-def is_text_limit(error: Exception) -> bool:
-    """Whether Pillow gave a PNG up because of its texts, which say nothing about the pixels."""
-    return isinstance(error, ValueError) and "MAX_TEXT" in str(error)
-
-
-def without_text(path: str | os.PathLike[str]) -> io.BytesIO:
-    """A PNG file without its texts and its colour profile."""
+def without_text(path: str | os.PathLike[str]) -> io.BytesIO | None:
+    """A PNG file without its texts and its colour profile; None if the file is of another kind."""
     kept = io.BytesIO()
     with open(path, "rb") as file:
-        kept.write(file.read(8))
+        kept.write(file.read(len(_PNG)))
+        if kept.getvalue() != _PNG:
+            return None
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
             body = file.read(length + 4)

@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from tangentune.errors import InputError
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
-from tangentune.pictures.cost import LimitedFile, is_text_limit, limit_cost, without_text
+from tangentune.pictures.cost import LimitedFile, limit_cost, without_text
 from tangentune.pictures.unreadable import UnusableError, allowed_formats, file_problem, reason
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
@@ -141,12 +141,14 @@ def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 return _decode(path, LimitedFile(path), contract)
-            except ValueError as error:
-                if not is_text_limit(error):
+            except InputError:
+                raise  # the contract is wrong, not the file
+            except ValueError:  # Pillow's limits for the texts in a PNG, which say nothing about the pixels
+                if (rest := without_text(path)) is None:
                     raise
-                return _decode(path, without_text(path), contract)
+                return _decode(path, rest, contract)
     except InputError:
-        raise  # the contract is wrong, not the file
+        raise
     except Exception as error:  # decoders raise nearly every type on damaged files
         return reason(path, error)
 

@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import cache
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
+from joblib.parallel import LokyBackend
 from numpy.typing import NDArray
 
 from tangentune._checks import whole
@@ -68,16 +68,16 @@ def decode_files(
 
 def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: int) -> Generator[Decoded, None, None]:
     size = max(1, min(_CHUNK, len(paths) // (4 * workers)))
-    settings, stopped = (os.getpid(), pillow_settings()), False
+    settings, stopped = pillow_settings(), False
 
     def tasks() -> Iterator[Any]:
         for start in range(0, len(paths), size):
             if stopped:
                 return
-            yield delayed(_decode_chunk)(paths[start : start + size], contract, *settings)
+            yield delayed(_decode_chunk)(paths[start : start + size], contract, settings)
 
     # loky, not multiprocessing: it neither forks a process that runs threads nor imports the user's script.
-    options: dict[str, Any] = {"backend": "loky", "return_as": "generator", "batch_size": 1}
+    options: dict[str, Any] = {"backend": _Decoders(), "return_as": "generator", "batch_size": 1}
     results: Iterator[list[Decoded]] = iter(())
     try:
         results = cast("Iterator[list[Decoded]]", Parallel(n_jobs=workers, **options)(tasks()))
@@ -95,16 +95,20 @@ def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: in
             deque(results, maxlen=0)
 
 
-def _decode_chunk(
-    paths: Sequence[str], contract: DataContract, parent: int, settings: tuple[Any, ...]
-) -> list[Decoded]:
+def _decode_chunk(paths: Sequence[str], contract: DataContract, settings: tuple[Any, ...]) -> list[Decoded]:
     """Runs in a worker, under the Pillow settings of the process that asked."""
-    _end_with(parent)
     use_settings(settings)
     return [try_decode(path, contract) for path in paths]
 
 
-@cache
+class _Decoders(LokyBackend):
+    """Worker processes that look for their parent before they wait for any work."""
+
+    def configure(self, *arguments: Any, **options: Any) -> int:
+        """Start them, or take those of an earlier call."""
+        return super().configure(*arguments, initializer=_end_with, initargs=(os.getpid(),), **options)
+
+
 def _end_with(parent: int) -> None:
     """In a worker: end it soon after its parent is gone, however that came about; nobody else would."""
 

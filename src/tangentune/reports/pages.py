@@ -77,10 +77,10 @@ def relabel_command(place: str | os.PathLike[str] | None, name: str, label: str)
     saved = "MODEL" if place is None else os.fspath(place)
     saved = os.path.join(os.curdir, saved) if saved.startswith("-") else saved
     ended = ["--"] if name.startswith("-") or label.startswith("-") else []  # they are no options
-    return " ".join(["tangentune", "relabel", *map(_quoted, [saved, *ended, name, label])])
+    return " ".join(["tangentune", "relabel", *map(shell_word, [saved, *ended, name, label])])
 
 
-def _quoted(word: str) -> str:
+def shell_word(word: str) -> str:
     """A word for the shell; a character that cannot be seen is written as its bytes, for a paste must do no more."""
     if word.isprintable():
         return shlex.quote(word)
