@@ -1,7 +1,4 @@
-"""Page and picture of the study of pre-training pictures: `python -m benchmarks.source_study.page`.
-
-Names of rankings that are not measured any more stay: stored rows have them.
-"""
+"""Page and picture of the study of pre-training pictures: `python -m benchmarks.source_study.page`."""
 
 from __future__ import annotations
 
@@ -23,25 +20,24 @@ WAYS = {"joint": "joint training", "closed": "the closed form"}
 TARGETS, HALF = ("grey", "other classes", "traffic"), 1000
 DISTRACTOR = "clothing: "  # how the labels of Fashion-MNIST begin in a pool
 NONE, RANDOM, ALL = "none", "random", "all"
-NEAREST, KERNEL, UOT, FREE, PAPER, PAPER_FINE = "nearest", "kernel sum", "UOT", "UOT free", "UOT .1", "UOT .05"
+NEAREST, UOT, FREE, PAPER, PAPER_FINE = "nearest", "UOT", "UOT free", "UOT .1", "UOT .05"
 EVEN = "UOT even"  # what "UOT" chooses, every picture counting the same
-TRAINED = {"joint": (UOT, EVEN, FREE, PAPER, NEAREST, KERNEL, RANDOM), "closed": (UOT, FREE, NEAREST, KERNEL, RANDOM)}
+TRAINED = {"joint": (UOT, EVEN, FREE, PAPER, NEAREST, RANDOM), "closed": (UOT, FREE, NEAREST, RANDOM)}
 RIVALS = {
     NEAREST: "by the nearest class",
-    KERNEL: "by the kernel sum",
     RANDOM: "by chance",
     EVEN: "by transport with even weights",
     FREE: "by transport without quota",
     PAPER: "by transport with the paper's settings",
 }
 BAR = 0.05  # of distractors, by weight
-COMPARED = (RANDOM, NEAREST, "mean cosine", "EMD", KERNEL, PAPER, PAPER_FINE, UOT, FREE)
-SHOWN = {RANDOM: MUTED, NEAREST: COLOURS[2], KERNEL: COLOURS[1], PAPER: COLOURS[3], FREE: "#38a3c4", UOT: COLOURS[0]}
+COMPARED = (RANDOM, NEAREST, PAPER, PAPER_FINE, UOT, FREE)
+SHOWN = {RANDOM: MUTED, NEAREST: COLOURS[2], PAPER: COLOURS[3], FREE: "#38a3c4", UOT: COLOURS[0]}
 VALUES = {"distractors": "distractors", "distractor_mass": "their mass", "right": "right"}
 
 
 def publish() -> None:
-    """Write docs/results/source_study.md and its picture; the table of overlaps is as it was measured once."""
+    """Write docs/results/source_study.md and its picture."""
     parts = {"verdicts": "\n".join(f"- {sentence}" for sentence in verdicts())}
     parts |= {"weights": weights(), "choices": choices()}
     for way in WAYS:
@@ -88,7 +84,7 @@ def sources() -> list[tuple[str, int]]:
 
 def accuracies(way: str) -> str:
     """Mean and spread over seeds, a line for each target and budget."""
-    rows, rankings = [], learnt(way, (NONE, RANDOM, NEAREST, KERNEL, PAPER, FREE, UOT, EVEN, ALL))
+    rows, rankings = [], learnt(way, (NONE, RANDOM, NEAREST, PAPER, FREE, UOT, EVEN, ALL))
     for target, budget in cases():
         found = {name: mean_spread([*accuracy(target, way, name, budget).values()]) for name in rankings}
         rows.append({"target": target, "chosen": budget} | found)

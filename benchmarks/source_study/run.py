@@ -3,7 +3,7 @@
     python -m benchmarks.source_study.run
 
 Measures what docs/results/source_study.json lacks, then writes page and picture. It may be stopped and started again.
-About 75 minutes on one thread. Left out, though stored rows have them: earth mover's turns, kernel sums, mean cosines.
+About two hours on one thread.
 """
 
 from __future__ import annotations
