@@ -83,4 +83,6 @@ def whole(value: Any) -> int | None:
         (20, None, None)
     """
     found = number(value)
-    return int(found) if found is not None and math.isfinite(found) and found == int(found) else None
+    if isinstance(found, float):
+        return int(found) if found.is_integer() else None
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
+from tangentune.cli.run import run
 from tangentune.errors import InputError, StoreError, shown
 
 pytestmark = pytest.mark.usefixtures("loadable")
@@ -76,3 +78,22 @@ def test_the_places_that_commands_write_to_are_escaped(
         said = "".join(capsys.readouterr())
         assert r"\x1b[2J" in said, arguments
         assert not {c for c in STEERING if not c.isprintable()} & set(said), arguments
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_error_of_compiled_code_that_was_interrupted_is_an_interruption(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(getattr(signal, name))
+        except KeyboardInterrupt as error:
+            message = "could not determine the shape"  # as torch said when a read was interrupted
+            raise ValueError(message) from error
+
+    before = signal.getsignal(signal.SIGINT)
+    assert run(work) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ValueError, match="ours"):
+        run(lambda: int("ours"))

@@ -53,7 +53,8 @@ def refused(folder: Path, *words: str) -> None:
 SETTINGS: list[tuple[str, Any]] = [
     ("parameters", []), ("parameters.damping", -1), ("parameters.probes", ...), ("parameters.probes", 2),
     ("parameters.verbose", "loud"), ("parameters.__class__", 1), ("parameters.memory_budget", "much"),
-    ("parameters.likelihood", "maximum"), ("parameters.batch_size", 0), ("parameters.batch_size", {"a": 1}),
+    ("parameters.likelihood", "maximum"), ("parameters.batch_size", 0), ("parameters.batch_size", 10**400),
+    ("parameters.batch_size", {"a": 1}),
     ("parameters.n_jobs", 0), ("parameters.outer_steps", -1), ("parameters.outer_steps", "many"),
     ("parameters.device", 7), ("parameters.input_size", [8]),
     ("parameters.random_state", 2**64), ("backbone", None), ("backbone.contract.input_size", [3, 65536, 65536]),

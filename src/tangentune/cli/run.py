@@ -59,18 +59,32 @@ def run(command: Callable[[], Any]) -> int:
 
 @contextlib.contextmanager
 def _ends_as_if_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end as Ctrl-C does, so that nothing half done and no decoder process stays behind."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    """SIGTERM and SIGHUP end as Ctrl-C does, so that nothing half done and no decoder process stays behind.
+
+    Compiled code that is interrupted may raise an error of its own: once we were asked to end, any error is that.
+    """
+    asked: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # Python allows it there only
-    changed = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` keeps its meaning
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # `nohup` keeps its meaning
+    changed = {number: former for number in numbers if (former := signal.getsignal(number)) in usual}
     for number in changed:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, end)
     try:
         yield
+    except Exception as error:
+        if asked:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        for number, former in changed.items():
+            signal.signal(number, former)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -72,7 +72,7 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
 def read_count(options: Mapping[str, Any], name: str, lowest: int = 1) -> int:
     """An option that is a whole number, 20.0 and numpy's included; whatever else is an InputError."""
     found = whole(options[name])
-    if found is None or found < lowest:
+    if found is None or not lowest <= found < 2**31:  # more than any loop could count
         _refuse(options, name, f"a whole number >= {lowest}")
     return found
 
