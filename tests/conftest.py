@@ -11,12 +11,14 @@ import pytest
 import torch
 from cli_cases import save_models, small
 from torch import nn
+from usual_signals import usual_signals
 
 from tangentune.estimators import fit as estimators_fit
 from tangentune.kernels import reestimate as reestimating
 from tangentune.kernels import trial as trials
 
 SIZE = (3, 8, 8)
+usual_signals()
 
 
 def small_net() -> Any:

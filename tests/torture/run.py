@@ -27,6 +27,7 @@ import torch
 from killing import child, wait
 from torture import commands, damage
 from torture.common import Failed, Trial, template
+from usual_signals import usual_signals
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import record
@@ -118,6 +119,7 @@ def main() -> int:
     parser.add_argument("--afresh", action="store_true", help="forget what these kinds have counted")
     parser.add_argument("--again", nargs=2, metavar=("KIND", "SEED"))
     given = parser.parse_args()
+    usual_signals()
     if given.again:
         torch.set_num_threads(1)
         KINDS[given.again[0]].before()

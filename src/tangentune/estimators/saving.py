@@ -193,7 +193,8 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
     with told(folder):
         try:
             read_settings(options, network, config["seed"])
-            read_count(options, "batch_size"), read_steps(options)
+            read_count(options, "batch_size")
+            read_steps(options)
             labels, weights = read_labels(config["targets"], "targets"), options["class_weight"]
             kind = Classification if config["classes"] else Regression
             kind(options["likelihood"], known_weights(weights, np.unique(labels))).check_options(labels)
