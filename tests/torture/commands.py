@@ -169,9 +169,14 @@ def signalled(number: int, place: Path) -> Outcomes:
 
 
 def _decoders(number: int, *, at_work: bool) -> list[int]:
-    """The processes below a command, two decoders among them: as soon as they are there, or once they can work."""
+    """The processes below a command, two decoders among them: as soon as they are there, or once they can work.
+
+    None of a command that was done before they were seen, as happens on a busy machine.
+    """
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
+        if not alive(number):
+            return []
         found = children(number)
         watching = sum(threads(one) > 1 for one in found)  # the second thread looks for the parent
         if len(found) >= 3 and (watching >= 2 or not at_work):
