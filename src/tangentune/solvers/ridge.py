@@ -14,6 +14,8 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import eigh
 
+ENTRIES = 1 << 24  # numbers held at once along a path of dampings
+
 
 @dataclass(frozen=True)
 class RidgeFactor:
@@ -105,15 +107,15 @@ def inverse_diagonal(factor: RidgeFactor, damping: float) -> Tensor:
 def loo_errors(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor:
     """Weighted mean squared leave-one-out error for each damping: (k,); cost k n^2 (C + 1) at most."""
     projected = factor.vectors.T @ (factor.roots[:, None] * targets)
-    squares = factor.vectors.square()
-    weights = factor.roots.square()
+    inverses = 1 / _spectra(factor, dampings)
+    diagonals = factor.vectors.square() @ inverses.T
     errors = []
-    for damping in dampings.tolist():
-        inverse = 1 / _spectrum(factor, damping)
-        dual = factor.vectors @ (projected * inverse[:, None])
-        residual = dual / (squares @ inverse)[:, None]  # scaled by the root of the weight
-        errors.append(residual.square().sum() / weights.sum())
-    return torch.stack(errors)
+    at_once = max(1, ENTRIES // max(1, targets.numel()))
+    for some, diagonal in zip(inverses.split(at_once), diagonals.split(at_once, 1), strict=True):  # one product for many
+        dual = factor.vectors @ (projected[:, None] * some.T[:, :, None]).flatten(1)
+        residual = dual.view(*diagonal.shape, -1) / diagonal[:, :, None]  # scaled by the root of the weight
+        errors.append(residual.square().sum((0, 2)))
+    return torch.cat(errors) / factor.roots.square().sum()
 
 
 def log_evidence(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor:
@@ -122,21 +124,22 @@ def log_evidence(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tens
     Targets minus a flat intercept are N(0, t (K + lambda I)), one t for all outputs (papers: Gaussian process
     evidence; papers.md 7.2). Cost k n C.
     """
-    projected = factor.vectors.T @ (factor.roots[:, None] * targets)
-    count = projected.numel()
-    out = []
-    for damping in dampings.tolist():
-        spectrum = _spectrum(factor, damping)
-        scale = (projected.square() / spectrum[:, None]).mean()
-        logdet = targets.shape[1] * spectrum.log().sum()
-        out.append(-0.5 * (count * (1 + torch.log(2 * torch.pi * scale)) + logdet))
-    return torch.stack(out)
+    squares = (factor.vectors.T @ (factor.roots[:, None] * targets)).square().sum(1)
+    spectra = _spectra(factor, dampings)
+    count = len(squares) * targets.shape[1]
+    scales = (squares / spectra).sum(1) / count
+    return -0.5 * (count * (1 + torch.log(2 * torch.pi * scales)) + targets.shape[1] * spectra.log().sum(1))
 
 
 def _spectrum(factor: RidgeFactor, damping: float) -> Tensor:
-    """Eigenvalues plus damping, all positive."""
-    spectrum = factor.values.clamp_min(0) + damping
-    if not bool((spectrum > 0).all()):
-        message = f"damping {damping:g} leaves the least-squares problem singular; use a positive damping"
+    """(m,) eigenvalues plus damping, all positive."""
+    return _spectra(factor, torch.tensor([damping]))[0]
+
+
+def _spectra(factor: RidgeFactor, dampings: Tensor) -> Tensor:
+    """(k, m) eigenvalues plus each damping, all positive."""
+    spectra = factor.values.clamp_min(0) + dampings.to(factor.values)[:, None]
+    if not bool((spectra > 0).all()):
+        message = f"damping {float(dampings.min()):g} leaves the least-squares problem singular; use a positive damping"
         raise InputError(message)
-    return spectrum
+    return spectra
