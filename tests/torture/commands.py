@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 from cli_cases import small
-from killing import alive, child, children, dying, seen, steps_of, threads, wait
+from killing import alive, called, child, children, dying, seen, steps_of, threads, wait
 from PIL import Image
 from torture.common import (
     CHOICES,
@@ -177,10 +177,12 @@ def _decoders(number: int, *, at_work: bool) -> list[int]:
     while time.monotonic() < until:
         if not alive(number):
             return []
-        found = children(number)
-        watching = sum(threads(one) > 1 for one in found)  # the second thread looks for the parent
-        if len(found) >= 3 and (watching >= 2 or not at_work):
-            return found
+        below = children(number)
+        decoders = [one for one in below if "popen_loky" in called(one)]  # others keep account of shared memory
+        if len(decoders) >= 2 and (
+            not at_work or all(threads(one) > 1 for one in decoders)
+        ):  # one looks for the parent
+            return below
         time.sleep(0.05)
     raise Failed("no decoder ever started")
 

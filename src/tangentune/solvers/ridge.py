@@ -133,7 +133,7 @@ def log_evidence(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tens
 
 def _spectrum(factor: RidgeFactor, damping: float) -> Tensor:
     """(m,) eigenvalues plus damping, all positive."""
-    return _spectra(factor, torch.tensor([damping]))[0]
+    return _spectra(factor, torch.tensor([damping], dtype=torch.float64))[0]
 
 
 def _spectra(factor: RidgeFactor, dampings: Tensor) -> Tensor:
