@@ -181,7 +181,7 @@ def _decoders(number: int, *, at_work: bool) -> list[int]:
         decoders = [one for one in below if "popen_loky" in called(one)]  # others keep account of shared memory
         if len(decoders) >= 2 and (
             not at_work or all(threads(one) > 1 for one in decoders)
-        ):  # one looks for the parent
+        ):
             return below
         time.sleep(0.05)
     raise Failed("no decoder ever started")
