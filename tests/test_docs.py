@@ -79,7 +79,8 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """docs/python.md, block by block, at a smaller size; its own assertions and what it prints hold."""
     need_packages()
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs/python.md").read_text(encoding="utf-8").replace("input_size=96", "input_size=64")
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    text = text.replace("input_size=96", "input_size=32").replace("(3, 64, 64)", "(3, 32, 32)")
     _, _, own_network, asked, related, _ = run_blocks(blocks(text, "python"), "docs/python.md")
     assert asked == "forget True 7\n"
     strength, without, together = map(float, related.split())
