@@ -150,11 +150,7 @@ class Procedure:
         return run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget, timed=timed)
 
     def fit(
-        self,
-        pictures: Pictures,
-        given: NDArray,
-        source: tuple[Pictures, NDArray] | None,
-        tell: Tell = None,
+        self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None, tell: Tell = None
     ) -> FittedModel:
         """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights.
 

@@ -20,12 +20,7 @@ from tqdm.auto import tqdm
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array
-from tangentune.pictures.checks import (
-    check_classes,
-    label_array,
-    numeric_labels,
-    pictures_digest,
-)
+from tangentune.pictures.checks import check_classes, label_array, numeric_labels, pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.datasets import count_items, is_item, read_items, warn_if_random
 from tangentune.pictures.decode import picture_shape
@@ -36,14 +31,7 @@ from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalis
 from tangentune.pictures.tables import Columns, is_frame, read_frame
 from tangentune.pictures.unreadable import file_problem
 
-__all__ = [
-    "Pictures",
-    "check_classes",
-    "load_pictures",
-    "normalise",
-    "numeric_labels",
-    "pictures_digest",
-]
+__all__ = ["Pictures", "check_classes", "load_pictures", "normalise", "numeric_labels", "pictures_digest"]
 
 # How long to read on once it is known that pictures will be refused, so that all of them can be named.
 _READ_ON_S = 60.0
