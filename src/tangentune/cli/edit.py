@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -55,7 +53,7 @@ def forget(
     listed = [*ids, *(_lines(ids_from) if ids_from else [])]
 
     def change(fitted: Estimator) -> dict[str, Any]:
-        members = [name for one in classes for name in _members(fitted, one)]
+        members = [number for name in classes for number in _members(fitted, name)]
         fitted.forget([*listed, *members], strict=strict)
         return {}
 
@@ -162,7 +160,7 @@ def _change_saved(
         "saved": not dry_run,
         "edit": model.edits_[-1],
         "n": {"before": before.n, "after": after.n},
-        "loo": {"before": _finite(before.scores), "after": _finite(after.scores)},
+        "loo": {"before": before.scores, "after": after.scores},
         "classes": {"new": _others(after.classes, before.classes), "gone": _others(before.classes, after.classes)},
         "seconds": time.perf_counter() - start,
     } | more
@@ -172,10 +170,6 @@ def _others(names: tuple[str, ...], known: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in known]
 
 
-def _finite(scores: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
 def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     """What an edit did to a model, and how exactly it was done."""
     from tangentune.estimators.summary import nice_seconds
@@ -183,10 +177,9 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     edit, n, loo = facts["edit"], facts["n"], facts["loo"]
     table = new_table("", "before", "after", numbers=(1, 2))
     table.add_row("pictures", f"{n['before']:,}", f"{n['after']:,}")
-    known = [{k: math.nan if v is None else v for k, v in loo[when].items()} for when in ("before", "after")]
-    before, after = (dict(score_rows(scores, None)) for scores in known)
-    for name, value in before.items():
-        table.add_row(f"leave-one-out {name}", value, after[name])
+    before, after = (score_rows(loo[when], None) for when in ("before", "after"))
+    for (name, former), (_, value) in zip(before, after, strict=True):
+        table.add_row(f"leave-one-out {name}", former, value)
     table.add_row("error of the solution", *[f"{edit[f'residual_{when}']:.1e}" for when in ("before", "after")])
     print_table(table, stream)
     for word, names in facts["classes"].items():
@@ -203,22 +196,12 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     )
 
 
-def _members(fitted: Estimator, name: str) -> list[str]:
-    """Ids of all pictures of a class, which is named as text whatever its kind."""
-    import numpy as np
+def _members(fitted: Estimator, name: str) -> list[int]:
+    """Numbers of all pictures of a class, which is named as text whatever its kind."""
+    from tangentune.estimators.edits import class_members
 
-    from tangentune import TangentRegressor
-    from tangentune.estimators.user_input import as_classes
-
-    labels = [str(given) for given in fitted.targets_.tolist()]
-    (meant,) = as_classes(np.array([name]), np.array(sorted(set(labels)))).tolist()
-    members = [i for i, given in zip(fitted.ids_, labels, strict=True) if given == meant]
-    if not members or isinstance(fitted, TangentRegressor):
-        classes = [] if isinstance(fitted, TangentRegressor) else map(str, fitted.classes_)
-        known = ", ".join(classes) or "none, it predicts numbers"
-        message = f"there is no class {name!r} to forget; the model's classes: {known}"
-        raise InputError(message)
-    return members
+    known = {str(one): one for one in fitted.fitted_.outcome.classes.tolist()}
+    return class_members(fitted.fitted_, known.get(name, name)).tolist()
 
 
 def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: bool) -> Any:
@@ -278,11 +261,7 @@ def _pairs(path: str) -> dict[str, str]:
     from tangentune.pictures.tables import find_column, split_rows
 
     text, where = _text(path), "standard input" if path == "-" else Path(path).name
-    try:
-        rows = [(line, [cell.strip() for cell in cells]) for line, cells in split_rows(text)]
-    except csv.Error as error:
-        message = f"{where} cannot be read as a table: {error}"
-        raise InputError(message) from error
+    rows = [(line, [cell.strip() for cell in cells]) for line, cells in split_rows(text, where)]
     header = rows[0][1] if rows else []
     places = [find_column(header, what, f"the first line of {where}") for what in ("id", "label")]
     if None in places:

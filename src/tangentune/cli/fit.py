@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections import defaultdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES, load, reading, skipped
-from tangentune.cli.options import STREAMS, Command, fit_options, option
+from tangentune.cli.options import STREAMS, Command, described, fit_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
 from tangentune.errors import StoreError, shown
@@ -25,26 +26,21 @@ if TYPE_CHECKING:
     from tangentune.estimators.model_directory import Version
     from tangentune.estimators.summary import Plan, Summary
 
+_HELP = {
+    "out": "Directory of the new model; a model that is there is replaced at the end.",
+    "source": "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class "
+    "folders.",
+    "verbose": "Also show how the layers' kernels will be computed.",
+}
+_option = partial(described, _HELP)
+
 
 @click.command(cls=Command, short_help="Fit a model to labelled pictures.")
 @click.argument("pictures", type=PICTURES)
-@option(
-    STREAMS,
-    "--out",
-    "Directory of the new model; a model that is there is replaced at the end.",
-    required=True,
-    metavar="MODEL",
-    type=click.Path(),
-)
-@option(
-    STREAMS,
-    "--source",
-    "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class folders.",
-    metavar="MANIFEST",
-    type=PICTURES,
-)
+@_option(STREAMS, "--out", required=True, metavar="MODEL", type=click.Path())
+@_option(STREAMS, "--source", metavar="MANIFEST", type=PICTURES)
 @fit_options
-@option(STREAMS, "--verbose -v", "Also show how the layers' kernels will be computed.", is_flag=True)
+@_option(STREAMS, "--verbose -v", is_flag=True)
 def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 

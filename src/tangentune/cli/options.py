@@ -10,7 +10,7 @@ import ast
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -91,6 +91,11 @@ def option(section: str, names: str, help: str, **settings: Any) -> Callable[...
     return click.option(*names.split(), cls=Option, section=section, help=help, show_default=shown, **settings)
 
 
+def described(sentences: dict[str, str], section: str, names: str, **settings: Any) -> Callable[..., Any]:
+    """An option with its sentence of a command's table, found by its first name."""
+    return option(section, names, sentences[names.split()[0].strip("-").replace("-", "_")], **settings)
+
+
 @cache
 def estimator_defaults() -> dict[str, Any]:
     """Default of every option of the estimators, by name; nothing is imported."""
@@ -148,9 +153,7 @@ _HELP = {
 }
 
 
-def _option(section: str, names: str, **settings: Any) -> Callable[..., Any]:
-    """An option with its sentence of the table above, found by its first name."""
-    return option(section, names, _HELP[names.split()[0].strip("-").replace("-", "_")], **settings)
+_option = partial(described, _HELP)
 
 
 def _of_fit(section: str, name: str, **settings: Any) -> Callable[..., Any]:

@@ -141,20 +141,24 @@ def _rows(path: Path) -> list[Row]:
     """Line number and cells of every line that is not blank."""
     name = readable(path)
     try:
-        return split_rows(path.read_text(encoding="utf-8-sig"))
+        return split_rows(path.read_text(encoding="utf-8-sig"), name)
     except UnicodeDecodeError as error:
         message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
         raise PictureError(message) from error
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         message = f"{name} cannot be read as a table: {error}."
         raise PictureError(message) from error
 
 
-def split_rows(text: str) -> list[Row]:
+def split_rows(text: str, name: str) -> list[Row]:
     """Line number and cells of every line of a table that is not blank: comma, semicolon or tab may separate."""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    try:
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        message = f"{name} cannot be read as a table: {error}."
+        raise PictureError(message) from error
 
 
 def _resolve(folder: Path, text: str) -> str:
