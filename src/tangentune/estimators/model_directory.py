@@ -272,12 +272,11 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        plain = tensor.detach().to("cpu").contiguous()
+        plain = tensor.detach().cpu().contiguous()
         storage = plain.untyped_storage()
-        if plain.numel() and (storage.data_ptr() in seen or storage.nbytes() != plain.nbytes):
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
+        shared = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
+        result[name] = plain.clone() if plain.numel() and shared else plain
+        seen.add(result[name].untyped_storage().data_ptr())
     return result
 
 
@@ -392,24 +391,25 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     except ValueError as error:
         message = f"{file} is damaged: it is not valid JSON ({error})"
         raise StoreError(message) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        message = f"{file} does not describe a tangentune model"
-        raise StoreError(message)
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    ours = isinstance(config, dict) and config.get("format") == FORMAT
+    version = config.get("format_version") if ours else None
+    problem = ""
+    if not ours:
+        problem = "does not describe a tangentune model"
+    elif isinstance(version, int) and version > FORMAT_VERSION:
         known = f"this tangentune reads up to {FORMAT_VERSION}; update it with: pip install --upgrade tangentune"
-        message = f"{file} has format version {version}, but {known}"
-        raise StoreError(message)
-    if isinstance(version, int) and 0 < version < FORMAT_VERSION:
-        message = f"{file} has format version {version} of an older tangentune; fit the model again"
-        raise StoreError(message)
-    if version != FORMAT_VERSION:
-        message = f"{file} is damaged: 'format_version' is missing or wrong"
-        raise StoreError(message)
-    with told(folder):
-        _CHECK_ENVELOPE(config, "")
-    if config["config_sha256"] != audit.seal(config, "config_sha256"):
-        message = f"{file} is damaged or was edited by hand: it does not match its own checksum"
+        problem = f"has format version {version}, but {known}"
+    elif isinstance(version, int) and 0 < version < FORMAT_VERSION:
+        problem = f"has format version {version} of an older tangentune; fit the model again"
+    elif version != FORMAT_VERSION:
+        problem = "is damaged: 'format_version' is missing or wrong"
+    else:
+        with told(folder):
+            _CHECK_ENVELOPE(config, "")
+        if config["config_sha256"] != audit.seal(config, "config_sha256"):
+            problem = "is damaged or was edited by hand: it does not match its own checksum"
+    if problem:
+        message = f"{file} {problem}"
         raise StoreError(message)
     return config
 
@@ -418,21 +418,19 @@ def _read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     """The arrays of one file, copied into fresh memory, after checking size, checksum and names."""
     file = folder / expected["file"]
     try:
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            message = f"{file} is damaged: it has {size} bytes instead of {expected['bytes']}"
-            raise StoreError(message)
-        if _sha256(file) != expected["sha256"]:
-            message = f"{file} is damaged: its sha256 is not the one in {CONFIG}"
-            raise StoreError(message)
-        tensors = _files.load_tensors(file)[1]
+        if (size := file.stat().st_size) != expected["bytes"]:
+            problem = f"it has {size} bytes instead of {expected['bytes']}"
+        elif _sha256(file) != expected["sha256"]:
+            problem = f"its sha256 is not the one in {CONFIG}"
+        elif sorted(tensors := _files.load_tensors(file)[1]) != expected["names"]:
+            problem = f"it does not hold the arrays that {CONFIG} names"
+        else:
+            return tensors
     except FileNotFoundError:
         message = f"{file} is missing; save the model again"
         raise StoreError(message) from None
     except OSError as error:
         message = f"cannot read {file}: {error}"
         raise StoreError(message) from error
-    if sorted(tensors) != expected["names"]:
-        message = f"{file} is damaged: it does not hold the arrays that {CONFIG} names"
-        raise StoreError(message)
-    return tensors
+    message = f"{file} is damaged: {problem}"
+    raise StoreError(message)
