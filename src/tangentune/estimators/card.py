@@ -14,9 +14,8 @@ _CLASSES_LISTED = 50
 
 
 def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
-    """The model card, as Markdown with a YAML head; names and sources are escaped, so that they cannot break the page.
-
-    `edits` is the number of lines of the model's log, `kept` whether its training pictures lie beside it.
+    """The model card, as Markdown with a YAML head; no name in it can break the page. `edits` is the number of lines of
+    the model's log, `kept` whether its training pictures lie beside it.
     """
     classes = list(zip(facts.classes, facts.counts, strict=True))
     if len(classes) > _CLASSES_LISTED:

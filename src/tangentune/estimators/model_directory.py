@@ -92,19 +92,8 @@ def write_model(
 
     An older model in the same place is replaced after the new one is complete and on the disk. The keys in `ENVELOPE`
     belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log, `known`
-    the version that the new one follows.
-
-    Raises:
-        StoreError: the place cannot be used (see `check_destination`), another version than the known one is there,
-            the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
-
-    Example:
-        >>> import tempfile, torch
-        >>> folder = Path(tempfile.mkdtemp()) / "model"
-        >>> version = write_model(folder, {"damping": 0.1}, {"weights": torch.arange(3.0)}, "# A card")
-        >>> model = read_model(folder)
-        >>> model.settings["damping"], model.tensors["weights"].tolist()
-        (0.1, [0.0, 1.0, 2.0])
+    the version that the new one follows. A StoreError: the place cannot be used (see `check_destination`), another
+    version is there, the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
     """
     target = check_destination(directory)
     if taken := sorted(set(ENVELOPE) & set(config)):
@@ -143,10 +132,8 @@ def write_model(
 
 
 def check_destination(directory: str | os.PathLike[str]) -> Path:
-    """Find out before the work whether a model could be written here; the resolved path.
-
-    A StoreError: the place is a file, a mount point, a directory of something else or of links, holds files that would
-    be lost, or is read-only.
+    """The resolved path, if a model could be written here, found out before the work; else a StoreError: it is a file,
+    a mount point, a directory of something else or of links, holds files that would be lost, or is read-only.
     """
     target = Path(os.path.abspath(directory))
     try:
@@ -185,15 +172,13 @@ def check_version(directory: Path, known: Version | None) -> None:
 
 @contextmanager
 def beside_version(folder: Path, known: Version | None) -> Iterator[None]:
-    """Write a file into a folder; if a model is there, only while it is the known version: edits remove such files.
-
-    Where the folder beside it takes no lock, nobody can edit the model either.
-    """
+    """Write a file into a folder; if a model is there, only while it is the known version: edits remove such files."""
     target = Path(os.path.realpath(folder))
     if version_of(target) is None:
         yield
         return
-    with _files.locked(target) if os.access(target.parent, os.W_OK | os.X_OK) else nullcontext():
+    writable = os.access(target.parent, os.W_OK | os.X_OK)  # else nobody can edit the model either
+    with _files.locked(target) if writable else nullcontext():
         check_version(target, known)
         yield
 
@@ -296,12 +281,11 @@ def _sha256(file: Path) -> str:
 
 
 def read_model(directory: str | os.PathLike[str], check: Callable[[dict[str, Any]], None] | None = None) -> Contents:
-    """Read what `write_model` wrote, after checking every byte of it against its checksum.
+    """Read what `write_model` wrote, after checking every byte of it against its checksum; a StoreError if that fails.
 
-    The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same
-    bits as before saving: a file mapped into memory has another alignment, and products may round otherwise.
-    Kept pictures are among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
-    A StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
+    The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same bits as
+    before saving: a file mapped into memory has another alignment, and products may round otherwise. Kept pictures are
+    among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
     """
 
     def read(folder: Path, config: dict[str, Any]) -> Contents:

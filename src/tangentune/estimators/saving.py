@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
 
+T = TypeVar("T")
 Tensors = dict[str, Tensor]
 PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping_path", "source_effects")]
 _SETTING = ("strength", "deviation", "damping")  # of a source
@@ -55,11 +56,11 @@ def save(
 ) -> Version:  # fmt: skip
     """Write a fitted model, its primal weights at hand: nothing of pictures and classes that it has forgotten.
 
-    `name` is that of the estimator's class, `features` the length of vectors; None for pictures. As for `write_model`,
-    a place that cannot be used, or holds a later version of this model, is a StoreError.
+    `name` is that of the estimator's class, `features` the length of vectors, None for pictures; StoreErrors as of
+    `write_model`.
     """
     training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
-    tensors, source = _map_tensors(fitted) | _arrays(fitted), None
+    tensors, source = _tensors(fitted), None
     if pictures and fitted.task_vector is not None:  # what each fold's network differs by from the pre-trained one
         start = dict(fitted.backbone.module.named_parameters())
         for fold, point in enumerate(feature_map.tangent.points):
@@ -68,9 +69,11 @@ def save(
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
     options = options | {"class_weight": known_weights(options["class_weight"], fitted.outcome.classes)}
+    if not isinstance(options["random_state"], int | np.integer | None):
+        options["random_state"] = fitted.seed  # what the fit took from it
     config = {
         "estimator": name,
-        "parameters": _parameters(options, fitted.seed),
+        "parameters": {name: pack(value, name) for name, value in options.items() if name != "backbone"},
         "backbone": fitted.backbone.describe(),
         "map": {
             "ruled": list(feature_map.tangent.ruled),
@@ -96,25 +99,7 @@ def save(
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
-def _parameters(options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Options as JSON holds them; of a random state, what the fit took from it."""
-    state = options["random_state"]
-    found = options | {"random_state": state if state is None or isinstance(state, int | np.integer) else seed}
-    return {name: pack(value, name) for name, value in found.items() if name != "backbone"}
-
-
-def _map_tensors(fitted: FittedModel) -> Tensors:
-    """The feature map and its weights."""
-    model, task = fitted.primal, fitted.task_vector
-    assert model is not None
-    tensors = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
-    tensors |= _named(model.body, "body.")
-    for name, metric in model.map.metric.items():
-        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    return tensors if task is None else tensors | _named(task, "moved.")
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+def _named(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
@@ -123,23 +108,20 @@ def _under(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _arrays(fitted: FittedModel) -> Tensors:
-    """Fitted attributes that are arrays, and the pictures' weights and numbers."""
-    outcome, facts = fitted.outcome, fitted.facts
-    own = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
-    arrays = {
-        "loo_predictions_": outcome.loo,
-        **own,
-        "kernel_": solved(fitted).system.kernel.cpu().numpy(),
-        "dual_coef_": outcome.dual,
-        "intercept_": outcome.intercept,
-        "probes_": fitted.feature_map.probes.cpu().numpy(),
-        "source_effects_": facts.source_effects,
-        **{f"path.{key}": values for key, values in facts.damping_path.items()},
-        "sample_weight": fitted.active.sample_weight,
-        "numbers": fitted.numbers,
-    }
-    return {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
+def _tensors(fitted: FittedModel) -> Tensors:
+    """The feature map and its weights, fitted attributes that are arrays, and the pictures' weights and numbers."""
+    outcome, facts, model = fitted.outcome, fitted.facts, fitted.primal
+    assert model is not None
+    arrays = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
+    arrays |= {"loo_predictions_": outcome.loo, "dual_coef_": outcome.dual, "intercept_": outcome.intercept}
+    arrays |= {"sample_weight": fitted.active.sample_weight, "numbers": fitted.numbers}
+    arrays |= {"source_effects_": facts.source_effects, **_named(facts.damping_path, "path.")}
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
+    tensors |= {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
+    tensors |= {"kernel_": solved(fitted).system.kernel, "probes_": fitted.feature_map.probes}
+    for name, metric in model.map.metric.items():
+        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
+    return tensors | _named(model.body, "body.") | _named(fitted.task_vector or {}, "moved.")
 
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
@@ -169,7 +151,7 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
 def load(
     name: str, directory: str | os.PathLike[str], given: AnyBackbone | None, device: Any
 ) -> tuple[dict[str, Any], FittedModel, int | None]:
-    """Read what `save` wrote: options of the estimator, the model, which is not solved, and the length of vectors.
+    """What `save` wrote: options of the estimator, the model, which is not solved, and the length of vectors.
 
     Another estimator's model, or a network of the user's own not given, is a StoreError.
     """
@@ -299,9 +281,8 @@ def _primal(contents: Contents, backbone: Backbone, module: nn.Module) -> Tangen
 def _backbone(
     description: dict[str, Any], given: Any, device: Any, directory: Any, size: Any
 ) -> tuple[Backbone, str | Backbone]:
-    """The network of a saved model, given or loaded from where it came, and what a fit like the first starts from.
-
-    It is verified, and pictures are prepared for it as they were for the fit, whatever it states itself.
+    """The network of a saved model, verified and with the data contract of the fit; and what a fit like the first
+    takes.
     """
     if device is not None:
         usable_device(device, dtype=torch.float64)  # before the network is loaded

@@ -75,12 +75,10 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
 
 
 def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
-    """Accuracy, NLL, ECE and Brier score of a classifier; R2 and RMSE of a regressor; pictures that it was fitted on.
+    """Scores, as `class_scores` or `number_scores` has them, and how many of the pictures the model was fitted on.
 
-    Class names are compared as text, so that folder names fit number classes.
-
-    Raises:
-        InputError: there are no labels, or one is no class of the model, or no number for a regressor.
+    Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
+    model, or no number for a regressor, is an InputError.
     """
     if pictures.labels is None:
         message = "these pictures have no labels to compare with"

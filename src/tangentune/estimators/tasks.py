@@ -40,30 +40,19 @@ Moves = list[dict[str, float]]  # numbers of outer steps that were tried, with t
 @final
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a solved problem, as plain arrays.
+    """What came of a solved problem, as plain arrays."""
 
-    Attributes:
-        dual: (n, C) coefficients.
-        intercept: (C,).
-        loo: (n, C) predictions of each picture by the fit without it.
-        score: accuracy of those, or R^2.
-        classes: (C,) names; empty for numbers.
-        proba: (n, C) class probabilities of each picture left out, at `temperature`.
-        parameters: of the likelihood of a classifier, as its search found them; empty for least squares.
-        likelihood: its solution; None for least squares, and of a loaded model.
-        noise: (k,) variance of a new observation, of numbers.
-    """
-
-    dual: NDArray[np.float64]
-    intercept: NDArray[np.float64]
-    loo: NDArray[np.float64]
-    score: float
-    classes: NDArray = field(default_factory=lambda: np.empty(0))
+    dual: NDArray[np.float64]  # (n, C) coefficients
+    intercept: NDArray[np.float64]  # (C,)
+    loo: NDArray[np.float64]  # (n, C) predictions of each picture by the fit without it
+    score: float  # accuracy of those, or R^2
+    classes: NDArray = field(default_factory=lambda: np.empty(0))  # (C,) names; empty for numbers
+    # (n, C) class probabilities of each picture left out, at the temperature.
     proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     temperature: float = float("nan")
-    parameters: dict[str, float] = field(default_factory=dict)
-    likelihood: likelihoods.LikelihoodSolution | None = None
-    noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    parameters: dict[str, float] = field(default_factory=dict)  # of the likelihood; empty for least squares
+    likelihood: likelihoods.LikelihoodSolution | None = None  # None for least squares, and of a loaded model
+    noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (k,) of a new observation, of numbers
 
 
 @final

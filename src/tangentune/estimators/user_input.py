@@ -171,8 +171,7 @@ def known_weights(class_weight: Any, classes: NDArray) -> Any:
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:
     """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 
-    A name may be shortened to whole parts of its end, with or without the file's ending, where only one picture is
-    called so.
+    A name may be shortened to whole parts of its end, with or without the file's ending, where it stays unique.
 
     Example:
         >>> find_pictures(["b.png", 7, "a"], ["cat/a.png", "b.png", "b.png"], np.array([7, 8, 9]))
