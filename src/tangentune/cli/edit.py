@@ -132,10 +132,9 @@ def _edit(
 def _change_saved(
     directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, **options: Any
 ) -> dict[str, Any]:
-    """The facts of the change, for JSON: "edit" is its line of the audit log. Whatever fails, the directory stays.
+    """The facts of the change; "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    What `change` returns joins the facts; `options` (batch size, device) are for this run only. Another process that
-    changes the model waits, and then reads what this one wrote.
+    What `change` returns joins the facts; `options` (batch size, device) are for this run only.
     """
     from tangentune._files import locked
     from tangentune.estimators.model_directory import REPORT, check_destination, read_config

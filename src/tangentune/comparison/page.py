@@ -161,11 +161,7 @@ def _small_classes(counts: Mapping[str, int], shots: Sequence[Shots]) -> str:
 
 
 def comparison_figure(rows: Sequence[Row], settings: Mapping[str, Any]) -> Figure:
-    """Accuracy against pictures a class, and against the seconds of a fit; one line a method.
-
-    Bands and bars are standard errors over seeds. "all" stands at the mean number of pictures a class, or right of
-    every other number.
-    """
+    """Accuracy against pictures a class and against the seconds of a fit, one line a method, with standard errors."""
     names = list(dict.fromkeys(row.method for row in rows if row.means))
     places = _places([row.shots for row in rows if row.means], settings)
     with house_style():
@@ -208,7 +204,7 @@ def _draw_line(
 
 
 def _places(shots: Sequence[Shots], settings: Mapping[str, Any]) -> dict[Shots, float]:
-    """Where each number of pictures stands on the axis."""
+    """Where each number of pictures stands on the axis: "all" at the mean of the classes, or right of every other."""
     places = {count: float(count) for count in shots if count != ALL}
     if ALL in shots:
         mean = float(np.mean(list(settings["classes"].values())))

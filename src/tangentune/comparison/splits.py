@@ -15,10 +15,7 @@ IntArray = NDArray[np.int64]
 
 
 def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
-    """Sorted positions `(train, test)`: of every class (n,) the given share, always the same, is kept for the test.
-
-    The share, in (0, 1), is rounded: at least one picture where a class has two, and never all.
-    """
+    """Sorted positions `(train, test)`: of every class (n,) a rounded share, at least one picture of two, never all."""
     if number(share) is None or not 0 < share < 1:
         message = f"the test share is {share!r}; it must be between 0 and 1"
         raise InputError(message)
@@ -35,10 +32,7 @@ def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
 
 
 def draw(labels: NDArray[Any], shots: int | None, seed: int) -> IntArray:
-    """Sorted positions of `shots` (None: all) random pictures of every class (n,); a class with fewer gives all it has.
-
-    Draws of the same seed are nested: the 5 are among the 10.
-    """
+    """Sorted positions of `shots` (None: all) random pictures of every class (n,); those of one seed are nested."""
     rng = np.random.default_rng(seed)
     chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen)).astype(np.int64)

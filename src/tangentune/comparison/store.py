@@ -66,10 +66,9 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
-    """The cells measured so far with the same settings; none where there is no file yet.
+    """The cells measured so far; none where there is no file yet.
 
-    A StoreError where the file is damaged or foreign, of a newer version, or was measured with other settings: their
-    rows could not be compared, so they are never mixed.
+    A StoreError where the file is damaged, foreign, newer, or of other settings: rows of these could not be compared.
     """
     path = folder / FILE
     try:

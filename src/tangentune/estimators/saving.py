@@ -281,9 +281,7 @@ def _primal(contents: Contents, backbone: Backbone, module: nn.Module) -> Tangen
 def _backbone(
     description: dict[str, Any], given: Any, device: Any, directory: Any, size: Any
 ) -> tuple[Backbone, str | Backbone]:
-    """The network of a saved model, verified and with the data contract of the fit; and what a fit like the first
-    takes.
-    """
+    """The network of a saved model, verified, with the data contract of the fit; and what another fit starts from."""
     if device is not None:
         usable_device(device, dtype=torch.float64)  # before the network is loaded
     name, contract = description["name"], DataContract.from_dict(description["contract"])

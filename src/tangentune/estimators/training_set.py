@@ -268,9 +268,7 @@ def with_source(
 
 
 def class_facts(source: SourceSet, labels: Tensor, classes: NDArray) -> list[dict[str, Any]]:
-    """Of each source class its pictures, share of the source weight, and target classes; from targets (S, C), names
-    (C,).
-    """
+    """Of each source class its pictures, share of the weight, and target classes; targets (S, C), names (C,)."""
     pictures = source.pictures
     weights = torch.zeros_like(source.setting.class_weights).index_add_(0, pictures.positions, source.weights)
     counts = torch.bincount(pictures.positions, minlength=len(pictures.classes)).tolist()

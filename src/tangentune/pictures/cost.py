@@ -65,9 +65,9 @@ class LimitedFile(io.BufferedReader):
 
 
 def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> None:
-    """Refuse a picture, opened but not decoded, that costs far more than its pixels; it may be read smaller first.
+    """Refuse a picture, opened but not decoded, that costs far more than its pixels.
 
-    `need` is how long its shorter side must stay. JPEG 2000 is read at a half, a quarter, ... of its size if it must.
+    JPEG 2000 is read at a half, a quarter, ... of its size if it must, its shorter side staying at least `need`.
     """
     if Image.MAX_IMAGE_PIXELS is None:
         return

@@ -281,11 +281,7 @@ def _check_depth(source: Any, pixels: Tensor, learning: bool) -> None:
 
 
 def _range_sentence(pixels: Tensor, contract: DataContract) -> str:
-    """What looks wrong about the range of float pictures; empty when nothing does.
-
-    Raises:
-        InputError: they are 0..255, for a network that takes [0, 1].
-    """
+    """What looks wrong about the range of float pictures; 0..255 for a network that takes [0, 1] is refused."""
     if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point or not len(pixels):
         return ""
     low, high = float(pixels.min()), float(pixels.max())

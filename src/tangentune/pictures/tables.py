@@ -37,11 +37,7 @@ USUAL = Columns()
 
 
 def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[str], list[str], list[str] | None]:
-    """The pictures of a table: `(file names, ids, labels or None)`.
-
-    Paths are relative to the table's folder; ids are the paths as written. Further columns are ignored; labels stay
-    text.
-    """
+    """The pictures of a table: `(file names, ids as written, labels as text or None)`, relative to its folder."""
     name, rows = readable(path), _rows(path)
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     where = f"The first line of {name}"
@@ -105,10 +101,7 @@ def _find(header: Sequence[str], where: str, columns: Columns, need_labels: bool
 def find_column(header: Sequence[str], what: str, where: str, given: str | None = None) -> int | None:
     """Position of the column "path", "label" or "id": the one that is named, or else bears a usual name; or None.
 
-    Case does not count, nor how words are joined.
-
-    Raises:
-        PictureError: the named column is not there, or several might be meant.
+    Case does not count, nor how words are joined. A named one that is not there, or several, is a PictureError.
     """
     spelled = [_spelled(cell) for cell in header]
     if given is None:

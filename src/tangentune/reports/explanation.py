@@ -122,10 +122,7 @@ class _Asked:
 
 
 def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
-    """Explain a fitted model's answer about each of m pictures, naming up to `top` training pictures either way.
-
-    Cost as `influence`; a picture that is one of the n training pictures costs n^2 more.
-    """
+    """Explain a fitted model's answer about each of m pictures, naming up to `top` training pictures either way."""
     proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
     copies, state, known = model.fitted_.copies_of(pictures), model.solution_, known_shares(model.solution_)
     out: list[Explanation] = []

@@ -80,10 +80,7 @@ def _verdict(attribution: Attribution) -> str:
 
 
 def render_suspects(model: Estimator, suspects: Sequence[Suspect], place: str | os.PathLike[str] | None = None) -> str:
-    """Labels that may be mistakes as one HTML page, worst first, with the command that corrects each.
-
-    `place` is where the model is saved.
-    """
+    """Labels that may be mistakes as one HTML page, worst first, with commands that correct them at `place`."""
     largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
     context = {
         "network": _network(model),

@@ -116,8 +116,7 @@ def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> Non
 def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     """Which blocks of the network carry the solution: one bar each, input first, head last in its own colour.
 
-    `shares` are of the solution's squared norm and sum to 1; `scales`, weights in the kernel, are written at the right
-    where the body's blocks differ.
+    The `shares` of its squared norm sum to 1; `scales`, weights in the kernel, are written at the right if they differ.
     """
     names = [name for name in shares if name != "head"]
     if len(names) > MANY_BLOCKS:  # keep the order of the network, drop the smallest
@@ -213,10 +212,7 @@ def _figure(height: float) -> Figure:
 
 
 def to_svg(figure: Figure, *, key: str, alt: str) -> Markup:
-    """An `<svg>` element for use inside HTML: scalable, in the page's colours, described for screen readers by `alt`.
-
-    `key` is a short name, unique on the page; it is put before every id of the drawing.
-    """
+    """An `<svg>` element for HTML, in the page's colours, described by `alt`; `key`, unique there, begins its ids."""
     stream = io.StringIO()
     with house_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser draws the letters, not matplotlib

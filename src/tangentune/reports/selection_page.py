@@ -109,15 +109,12 @@ def _turns(labels: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def shown(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
-    """For each target class on the page, the rows of the pictures to show, best first.
-
-    Where whole classes were chosen, whose pictures share one score, the classes take turns.
-    """
+    """For each target class on the page, the rows of the pictures to show, best first."""
     served, names = np.array(manifest.targets), manifest.target["classes"]
     weight = {name: float(manifest.weights[served == name].sum()) for name in names}
     keep = set(sorted(names, key=lambda name: -weight[name])[:_TARGETS])
     order = np.argsort(-manifest.scores, kind="stable")
-    if manifest.settings.get("granularity") == "classes":
+    if manifest.settings.get("granularity") == "classes":  # their pictures share one score, so the classes take turns
         order = order[np.argsort(_turns([manifest.classes[row] for row in order]), kind="stable")]
     return {name: order[served[order] == name][:_FOUND] for name in names if name in keep}
 
@@ -133,9 +130,7 @@ def write_selection_page(
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
 
-    `target` and `target_labels` are as they were given to the selection, so is `source` where it is no file or folder,
-    and so are `on_error`, `n_jobs` and the columns of a table. One to be shown that is missing or has changed is a
-    PictureError.
+    All arguments are as they were given to the selection; a picture that is missing or has changed is a PictureError.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, **reading)
     page = render_selection(manifest, examples)

@@ -77,10 +77,7 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
 
 
 def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
-
-    The error is the negative log-probability of the given label, or the squared distance of numbers.
-    """
+    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first."""
     error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
     tiles = [
         {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
