@@ -82,14 +82,8 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
     from tangentune.comparison import compare as run_comparison
     from tangentune.comparison.page import write_files
 
-    with working(quiet) as stdout:
-        try:
-            found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
-        except KeyboardInterrupt:
-            if not quiet:
-                place = shown(options["out"])
-                click.echo(f"note: what was measured is kept in {place}; the same command goes on", err=True)
-            raise
+    with working(quiet, options["out"]) as stdout:
+        found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         write_files(found, Path(options["out"]))
     if not any(row.means for row in found.rows):
         message = f"not one of {len(found.cells)} cells could be measured; the first: {found.cells[0].failed}"

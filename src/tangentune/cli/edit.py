@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tangentune.cli.models import Estimator
 
+    _Change = Callable[[Estimator], dict[str, Any]]  # gives what joins the facts of the change
+
 _edits = partial(option, "Edit")
 _OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
 _DRY_RUN = _edits("--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
@@ -117,9 +119,7 @@ def relabel(
     _edit(model, change, **options)
 
 
-def _edit(
-    directory: str, change: Callable[[Estimator], dict[str, Any]], as_json: bool, quiet: bool, **options: Any
-) -> None:
+def _edit(directory: str, change: _Change, as_json: bool, quiet: bool, **options: Any) -> None:
     """Read a model, change it, put it back in one step, and say what changed."""
     with working(quiet) as stdout:
         facts = _change_saved(directory, change, quiet=quiet, **options)
@@ -129,12 +129,10 @@ def _edit(
         show_change(facts, stdout)
 
 
-def _change_saved(
-    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, **options: Any
-) -> dict[str, Any]:
+def _change_saved(directory: str, change: _Change, dry_run: bool, quiet: bool, **options: Any) -> dict[str, Any]:
     """The facts of the change; "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    What `change` returns joins the facts; `options` (batch size, device) are for this run only.
+    The `options` (batch size, device) are for this run only.
     """
     from tangentune._files import locked
     from tangentune.estimators.model_directory import REPORT, check_destination, read_config
@@ -257,26 +255,11 @@ def _lines(path: str) -> list[str]:
 
 def _pairs(path: str) -> dict[str, str]:
     """Columns id and label of a CSV table, or of such names as tables of pictures have."""
-    from tangentune.pictures.tables import find_column, split_rows
+    from tangentune.pictures.tables import read_columns
 
-    text, where = _text(path), "standard input" if path == "-" else Path(path).name
-    rows = [(line, [cell.strip() for cell in cells]) for line, cells in split_rows(text, where)]
-    header = rows[0][1] if rows else []
-    places = [find_column(header, what, f"the first line of {where}") for what in ("id", "label")]
-    if None in places:
-        names = ", ".join(header) or "none"
-        message = f"the first line of {where} must name the columns id and label; it names {names}"
-        raise InputError(message)
-    pairs: dict[str, str] = {}
-    for line, cells in rows[1:]:
-        name, label = (dict(enumerate(cells)).get(place or 0, "") for place in places)
-        if not name or not label:
-            message = f"line {line} of {where} has no {'label' if name else 'id'}"
-            raise InputError(message)
+    where, pairs = "standard input" if path == "-" else Path(path).name, dict[str, str]()
+    for name, label in zip(*read_columns(_text(path), where, key="id"), strict=True):
         if pairs.setdefault(name, label) != label:
             message = f"{where} gives {name} two labels, {pairs[name]!r} and {label!r}"
             raise InputError(message)
-    if not pairs:
-        message = f"{where} names no picture below its first line"
-        raise InputError(message)
     return pairs

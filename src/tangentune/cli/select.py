@@ -73,7 +73,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.networks.backbone import load_backbone
     from tangentune.reports.selection_page import write_selection_page
 
-    budget, cache = options["budget"], options["cache"]
+    budget = options["budget"]
     read = {name: options[name] for name in ("on_error", "path_column", "label_column", "n_jobs")}
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
     device, as_json, quiet = (options.pop(name) for name in ("device", "as_json", "quiet"))
@@ -88,16 +88,11 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             message = f"--page shows pictures, but {held[0]} holds features"
             raise click.UsageError(message)
     check_device(device)
-    with working(quiet) as stdout:
+    with working(quiet, options["cache"]) as stdout:
         network = load_backbone(backbone).with_size(size)
-        try:
-            network = network if device is None else network.to(device)
-            options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
-            found = select_source(target, source, network, **options)
-        except KeyboardInterrupt:
-            if cache is not None and not quiet:
-                click.echo(f"note: what was done is kept in {shown(str(cache))}; the same command goes on", err=True)
-            raise
+        network = network if device is None else network.to(device)
+        options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
+        found = select_source(target, source, network, **options)
         write_manifest(out, found.manifest)
         if page is not None:
             try:

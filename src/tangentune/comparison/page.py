@@ -69,7 +69,9 @@ def table_lines(rows: Sequence[Row]) -> list[list[str]]:
             shown = {"accuracy": f"{with_error(means['accuracy'], 1, 100)} %", "nll": with_error(means["nll"], 3)}
             shown["ece"] = f"{with_error(means['ece'], 1, 100)} %"
             line += [f"{text} *" if score in row.best else text for score, text in shown.items()]
-            line += [_seconds(means["seconds"]), nice_bytes(means["peak_bytes"].mean), _difference(row)]
+            time = means["seconds"].mean
+            fit = f"{with_error(means['seconds'], 2 if time < 1 else 1)} s" if time < 60 else nice_seconds(time)
+            line += [fit, nice_bytes(means["peak_bytes"].mean), _difference(row)]
         lines.append(line if means else [*line, "failed", *[""] * (len(COLUMNS) - 3)])
     return lines
 
@@ -78,12 +80,6 @@ def with_error(value: Mean, digits: int, factor: float = 1.0) -> str:
     """A mean with its standard error, both times `factor`, such as "50.0 ± 1.0"."""
     error = "" if value.error is None else f" ± {factor * value.error:.{digits}f}"
     return f"{factor * value.mean:.{digits}f}{error}"
-
-
-def _seconds(value: Mean) -> str:
-    if value.mean >= 60:
-        return nice_seconds(value.mean)
-    return f"{with_error(value, 2 if value.mean < 1 else 1)} s"
 
 
 def _difference(row: Row) -> str:

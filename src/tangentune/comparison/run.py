@@ -60,9 +60,8 @@ def compare(
         seeds: how many (0, 1, ...), or which.
         test: labelled pictures for the test, as `pictures`; None keeps a share of `pictures`.
         test_share: that share of each class.
-        out: a folder where `comparison.json` is written after every cell. Run again with the same folder and
-            settings, only cells without a result are measured, and cells of other methods, numbers and
-            seeds join them.
+        out: a folder where `comparison.json` is written after every cell. Run again with the same folder and settings,
+            only cells without a result are measured, and cells of other methods, numbers and seeds join them.
         flip: a mirrored picture shows the same class, and methods may use that.
         input_size: overrides the backbone's picture size.
         batch_size: pictures that go through the network at a time.

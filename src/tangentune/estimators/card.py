@@ -23,14 +23,10 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
     size = facts.contract["input_size"]
     options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown, escaped by the filter below
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = escape_markdown
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     return environment.get_template("card.md.j2").render(
         facts=facts,

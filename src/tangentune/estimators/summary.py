@@ -13,6 +13,7 @@ from tangentune._version import __version__
 from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import edge_words
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
 SETTINGS = {
@@ -200,7 +201,6 @@ def nice_source(source: dict[str, Any]) -> str:
     if not source["strength"]:
         return f"{source['pictures']} pictures, which do not help: they count for nothing"
     classes = sorted((one for one in source["classes"] if one["weight"] > 0), key=lambda one: -one["weight"])
-    named = ", ".join(f"{one['class']} {one['weight']:.0%}" for one in classes[:3])
-    more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
+    named = some([f"{one['class']} {one['weight']:.0%}" for one in classes], 3)
     change = f"{source['loo_error_without']:.3f} to {source['loo_error']:.3f}"
-    return f"{source['pictures']} pictures ({named}{more}), leave-one-out error {change}"
+    return f"{source['pictures']} pictures ({named}), leave-one-out error {change}"

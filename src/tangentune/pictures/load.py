@@ -53,11 +53,10 @@ def load_pictures(
     """Read pictures from wherever they are, at the size a network takes.
 
     Args:
-        source: a folder root/class/file (names of the class folders are the labels; order: sorted by
-            path); any folder when `need_labels=False`; a `.csv` file or data frame with columns path,label
-            (or the like: image, file, class, target, ...); a picture; a list of paths, Pillow pictures or
-            arrays; an array (n, C, H, W), (n, H, W, C), (n, H, W) or vectors (n, k); a map-style torch
-            Dataset of (picture, label); or `Pictures`.
+        source: a folder root/class/file (names of the class folders are the labels; order: sorted by path); any folder
+            when `need_labels=False`; a `.csv` file or data frame with columns path,label (or the like: image, file,
+            class, target, ...); a picture; a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W,
+            C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
         labels: one per picture, in the source's order; goes before labels that the source has itself.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
@@ -164,9 +163,7 @@ def _from_files(
     return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
 
 
-def _from_items(
-    source: Any, given: NDArray[Any] | None, contract: DataContract, on_error: str, verbose: int
-) -> Pictures:
+def _from_items(source: Any, given: NDArray | None, contract: DataContract, on_error: str, verbose: int) -> Pictures:
     count = count_items(source)
     if not isinstance(source, list):
         warn_if_random(source, contract)
@@ -208,7 +205,9 @@ def _collect(
             read = position
             break
         if isinstance(result, (str, Exception)):
-            skipped.append((name, _told(result) if isinstance(result, Exception) else result))
+            text = str(result).strip().rstrip(".") if isinstance(result, Exception) else result
+            own = isinstance(result, str | InputError)
+            skipped.append((name, text if own else f"{type(result).__name__}: {text}"))
             if on_error == "raise":
                 if isinstance(result, Exception):  # a dataset's own: told at once, with its cause
                     raise _refusal(skipped, len(ids)) from result
@@ -237,11 +236,6 @@ def _collect(
     # A shortened view would carry the whole room along when it is pickled; in a file that costs nothing.
     in_memory = skipped and pixels.untyped_storage().nbytes() <= RAM_LIMIT
     return pixels.clone() if in_memory else pixels, kept, skipped
-
-
-def _told(error: Exception) -> str:
-    text = str(error).strip().rstrip(".")
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
 def _refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:

@@ -49,16 +49,12 @@ def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
     for attribution in one.attributions:
         largest = abs(attribution.strongest.influence) if attribution.strongest else 0.0
         added = max((abs(effect.contribution) for effect in attribution.largest[:1]), default=0.0)
-        attributions.append(
-            {
-                "attribution": attribution,
-                "verdict": _verdict(attribution),
-                "raised": [tile(effect, effect.influence, largest) for effect in attribution.raised],
-                "lowered": [tile(effect, effect.influence, largest) for effect in attribution.lowered],
-                "largest": [tile(effect, effect.contribution, added) for effect in attribution.largest],
-                "sum": attribution.total - attribution.intercept,
-            }
-        )
+        shown = {"attribution": attribution, "verdict": _verdict(attribution)}
+        shown |= {"sum": attribution.total - attribution.intercept}
+        for name in ("raised", "lowered"):
+            shown[name] = [tile(effect, effect.influence, largest) for effect in getattr(attribution, name)]
+        shown["largest"] = [tile(effect, effect.contribution, added) for effect in attribution.largest]
+        attributions.append(shown)
     return {
         "one": one,
         "image": image,

@@ -40,6 +40,7 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.labelsize": 8.5,
+    "axes.facecolor": "none",
     "axes.edgecolor": PALETTE["muted"],
     "axes.labelcolor": PALETTE["muted"],
     "axes.linewidth": 0.6,
@@ -78,7 +79,6 @@ def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> F
     with house_style():
         figure = _figure(2.5)
         axes = figure.subplots()
-        axes.set_facecolor("none")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         if len(x):
@@ -127,7 +127,6 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     with house_style():
         figure = _figure(0.62 + 0.172 * len(names))
         axes = figure.subplots()
-        axes.set_facecolor("none")
         colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
         rows = np.arange(len(names))[::-1]
         axes.barh(rows, values, height=0.66, color=colours)
@@ -169,7 +168,6 @@ def reliability_figure(curve: Reliability) -> Figure:
         lower.set(xlabel="confidence of the predicted class", ylabel="pictures")
         lower.grid(axis="x", visible=False)
         for axes in (upper, lower):
-            axes.set_facecolor("none")
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
@@ -200,7 +198,6 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     pad = 0.04 * (high - low) or 1.0
     ends = (low - pad, high + pad)
     many = len(given) > _MANY_POINTS
-    axes.set_facecolor("none")
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
     size, alpha = (4, 0.3) if many else (16, 0.6)
     axes.scatter(given, guess, s=size, color=PALETTE["accent"], alpha=alpha, linewidths=0, rasterized=many)
