@@ -19,8 +19,6 @@ from tangentune.cli.tables import new_table, print_table, score_rows
 from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tangentune.cli.models import Estimator
 
     _Change = Callable[[Estimator], dict[str, Any]]  # gives what joins the facts of the change
@@ -207,32 +205,25 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
 
     from tangentune import TangentRegressor
     from tangentune.estimators.user_input import as_classes, check_classes_known
+    from tangentune.pictures.names import some
 
     if isinstance(fitted, TangentRegressor):
         return np.array(given)
-    labels = as_classes(_of_kind(fitted.classes_, given, ids), fitted.classes_)
+    classes, values = fitted.classes_, list(given)
+    if classes.dtype.kind in "biuf":  # whole numbers or truth values like the classes
+        known = {str(name): name for name in classes.tolist()}
+        kind = type(classes.tolist()[0])
+        for i, text in enumerate(given):
+            try:
+                values[i] = known[text] if text in known or kind is bool else kind(text)
+            except (KeyError, ValueError):
+                hint = f"is of another kind than those of the model: {some(list(known), 8)}"
+                message = f"the label {text!r} of {ids[i]} {hint}"
+                raise InputError(message) from None
+    labels = as_classes(np.array(values), classes)
     if not new_class:
-        check_classes_known(labels, fitted.classes_, ids, "give --new-class")
+        check_classes_known(labels, classes, ids, "give --new-class")
     return labels
-
-
-def _of_kind(classes: NDArray, given: list[Any], ids: list[str]) -> NDArray:
-    """Labels, which are text, as text, whole numbers or truth values like the classes."""
-    import numpy as np
-
-    if classes.dtype.kind not in "biuf":
-        return np.array(given)
-    known = {str(name): name for name in classes.tolist()}
-    kind = type(classes.tolist()[0])
-    values = []
-    for text, name in zip(given, ids, strict=True):
-        try:
-            values.append(known[text] if text in known or kind is bool else kind(text))
-        except (KeyError, ValueError):
-            some = ", ".join(list(known)[:8])
-            message = f"the label {text!r} of {name} is of another kind than those of the model: {some}"
-            raise InputError(message) from None
-    return np.array(values)
 
 
 def _text(path: str) -> str:

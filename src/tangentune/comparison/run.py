@@ -10,10 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
-from tangentune.comparison.measure import Bench, class_labels
+from tangentune.comparison.measure import Bench, class_labels, split_test
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import Shots, plan_cells
-from tangentune.comparison.splits import split_test
 from tangentune.comparison.store import Comparison, prepare_folder, read_cells, write_comparison
 from tangentune.comparison.summary import summarise_cells
 from tangentune.estimators.user_input import read_count

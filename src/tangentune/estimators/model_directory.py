@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -39,7 +39,6 @@ PICTURES, AUDIT = "pictures.safetensors", "audit.jsonl"
 ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "card_sha256", "config_sha256")
 _OURS = re.compile(rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{AUDIT}|\.{REPORT}\.[0-9a-f]{{12}}\.part")
 _READ_ATTEMPTS = 5
-T = TypeVar("T")
 
 
 def _file(name: str) -> Check:
@@ -94,6 +93,14 @@ def write_model(
     belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log, `known`
     the version that the new one follows. A StoreError: the place cannot be used (see `check_destination`), another
     version is there, the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = Path(tempfile.mkdtemp()) / "model"
+        >>> version = write_model(folder, {"damping": 0.1}, {"weights": torch.arange(3.0)}, "# A card")
+        >>> model = read_model(folder)
+        >>> model.settings["damping"], model.tensors["weights"].tolist()
+        (0.1, [0.0, 1.0, 2.0])
     """
     target = check_destination(directory)
     if taken := sorted(set(ENVELOPE) & set(config)):
@@ -287,19 +294,31 @@ def read_model(directory: str | os.PathLike[str], check: Callable[[dict[str, Any
     before saving: a file mapped into memory has another alignment, and products may round otherwise. Kept pictures are
     among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
     """
+    folder = Path(directory)
+    for attempt in range(_READ_ATTEMPTS):  # a writer may put another model in its place meanwhile
+        before = read_text(folder)
+        try:
+            found = _read_all(folder, _parse(folder, before), check)
+        except StoreError:
+            if attempt + 1 == _READ_ATTEMPTS or read_text(folder) == before:
+                raise
+            continue
+        if read_text(folder) == before:
+            return found
+    message = f"{folder} is being rewritten over and over; read it when its writer has ended"
+    raise StoreError(message)
 
-    def read(folder: Path, config: dict[str, Any]) -> Contents:
-        settings = {k: v for k, v in config.items() if k not in ENVELOPE}
-        if check is not None:
-            with told(folder):
-                check(settings)
-        tensors = _read_tensors(folder, config["tensors"])
-        if config["pictures"] is not None:
-            tensors |= _read_tensors(folder, config["pictures"])
-        version = Version(Path(os.path.realpath(folder)), config["config_sha256"])
-        return Contents(settings, tensors, _read_edits(folder, config["edits"]), version)
 
-    return _undisturbed(Path(directory), read)
+def _read_all(folder: Path, config: dict[str, Any], check: Callable[[dict[str, Any]], None] | None) -> Contents:
+    settings = {k: v for k, v in config.items() if k not in ENVELOPE}
+    if check is not None:
+        with told(folder):
+            check(settings)
+    tensors = _read_tensors(folder, config["tensors"])
+    if config["pictures"] is not None:
+        tensors |= _read_tensors(folder, config["pictures"])
+    version = Version(Path(os.path.realpath(folder)), config["config_sha256"])
+    return Contents(settings, tensors, _read_edits(folder, config["edits"]), version)
 
 
 @contextmanager
@@ -349,22 +368,6 @@ def read_text(folder: Path) -> bytes:
     except (OSError, ValueError) as error:
         message = f"cannot read {folder / CONFIG}: {error.strerror if isinstance(error, OSError) else error}"
         raise StoreError(message) from error
-
-
-def _undisturbed(folder: Path, read: Callable[[Path, dict[str, Any]], T]) -> T:
-    """Read all of one model, though a writer may put another in its place meanwhile."""
-    for attempt in range(_READ_ATTEMPTS):
-        before = read_text(folder)
-        try:
-            result = read(folder, _parse(folder, before))
-        except StoreError:
-            if attempt + 1 == _READ_ATTEMPTS or read_text(folder) == before:
-                raise
-            continue
-        if read_text(folder) == before:
-            return result
-    message = f"{folder} is being rewritten over and over; read it when its writer has ended"
-    raise StoreError(message)
 
 
 def _parse(folder: Path, text: bytes) -> dict[str, Any]:

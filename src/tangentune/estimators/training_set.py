@@ -272,13 +272,8 @@ def class_facts(source: SourceSet, labels: Tensor, classes: NDArray) -> list[dic
     pictures = source.pictures
     weights = torch.zeros_like(source.setting.class_weights).index_add_(0, pictures.positions, source.weights)
     counts = torch.bincount(pictures.positions, minlength=len(pictures.classes)).tolist()
-    shares, rows = (weights / weights.sum()).tolist(), labels.tolist()
-    return [
-        {
-            "class": name,
-            "pictures": counts[i],
-            "weight": shares[i],
-            "stands_for": {str(c): round(v, 4) for c, v in zip(classes, rows[i], strict=True) if v >= SHOWN},
-        }
-        for i, name in enumerate(pictures.classes)
-    ]
+    shares, facts = (weights / weights.sum()).tolist(), []
+    for name, count, share, row in zip(pictures.classes, counts, shares, labels.tolist(), strict=True):
+        meant = {str(c): round(v, 4) for c, v in zip(classes, row, strict=True) if v >= SHOWN}
+        facts.append({"class": name, "pictures": count, "weight": share, "stands_for": meant})
+    return facts
