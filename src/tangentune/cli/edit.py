@@ -27,13 +27,13 @@ _edits = partial(option, "Edit")
 _OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
 _DRY_RUN = _edits("--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
 _NEW_CLASS = _edits("--new-class", "Labels may name classes that the model does not know.", is_flag=True)
-_TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_file = partial(_edits, type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="FILE")
 
 
 @click.command(cls=Command, short_help="Take pictures out of a model, exactly.")
 @click.argument("model", type=MODEL)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@_edits("--ids-from", "A file with one id a line; - reads standard input.", type=_TABLE, metavar="FILE")
+@_file("--ids-from", "A file with one id a line; - reads standard input.")
 @_edits("--class classes", "All pictures of this class; may be given again.", multiple=True, metavar="NAME")
 @_edits("--strict", "Also estimate anew, without them, what the features took from pictures.", is_flag=True)
 @_DRY_RUN
@@ -88,9 +88,7 @@ def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
 @click.argument("model", type=MODEL)
 @click.argument("name", required=False, metavar="[ID]")
 @click.argument("label", required=False)
-@_edits(
-    "--from table", "A CSV file with the columns id,label instead; - reads standard input.", type=_TABLE, metavar="FILE"
-)
+@_file("--from table", "A CSV file with the columns id,label instead; - reads standard input.")
 @_NEW_CLASS
 @_DRY_RUN
 @model_options

@@ -163,16 +163,9 @@ def solved(fitted: FittedModel) -> Solution:
 def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     """All that follows from another solution; the primal weights are summed anew when they are needed."""
     outcome = fitted.task.outcome(solution, fitted.outcome.parameters)
-    return replace(
-        fitted,
-        solution=solution,
-        outcome=outcome,
-        training=_without_folders(
-            fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist())
-        ),
-        source=source_facts(fitted.source, fitted.training, solution.targets),
-        primal=None,
-    )
+    training = _without_folders(fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist()))
+    source = source_facts(fitted.source, fitted.training, solution.targets)
+    return replace(fitted, solution=solution, outcome=outcome, training=training, source=source, primal=None)
 
 
 def _without_folders(training: TrainingSet, gone: set[Any]) -> TrainingSet:

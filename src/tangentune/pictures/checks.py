@@ -106,9 +106,8 @@ def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
     elif numbers and (labels >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         problem = f"labels are probabilities ({rows}); give the likeliest, y.argmax(1), or fit a regressor to them"
     else:
-        problem = (
-            f"pictures have {labels.shape[1]} labels each; a classifier takes one, a regressor also rows of numbers"
-        )
+        seen = f"pictures have {labels.shape[1]} labels each"
+        problem = f"{seen}; a classifier takes one, a regressor also rows of numbers"
     message = f"{whose} {problem}"
     raise InputError(message)
 
