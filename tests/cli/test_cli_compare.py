@@ -75,7 +75,7 @@ def test_interruption_keeps_what_is_done(
     monkeypatch.setattr(Bench, "measure", interrupt)
     assert main(arguments(pictures, tmp_path / "c")) == 130
     err = capsys.readouterr().err
-    assert f"note: what was measured is kept in {tmp_path / 'c'}; the same command goes on" in err
+    assert f"note: what was done is kept in {tmp_path / 'c'}; the same command goes on" in err
     assert err.splitlines()[-1] == "error: interrupted"
 
 

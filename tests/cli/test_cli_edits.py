@@ -150,7 +150,7 @@ def test_labels_take_the_kind_of_the_models_own(
 
 
 def test_scores_that_are_no_numbers_are_shown() -> None:
-    loo = {when: {"r2": None, "rmse": 0.0} for when in ("before", "after")}
+    loo = {when: {"r2": float("nan"), "rmse": 0.0} for when in ("before", "after")}
     edit = {"residual_before": 0.0, "residual_after": 0.0, "verification": 0.0, "pictures": [], "seal": "ab"}
     classes = {"new": [], "gone": ["a", "b"]}
     stream = io.StringIO()

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("loadable")
         (["relabel", "numbers", "1", "much"], ("'much'", "number")),
         (["relabel", "m", "--from", "blank"], ("blank", "id and label")),
         (["relabel", "m", "--from", "two.csv"], ("two.csv", "two labels")),
-        (["relabel", "m", "--from", "gap.csv"], ("line 3", "no label")),
+        (["relabel", "m", "--from", "gap.csv"], ("Line 3", "no label")),
         (["relabel", "m", "--from", "odd.csv"], ("odd.csv", "table")),
         (["relabel", "m", "--from", "head.csv"], ("head.csv", "below")),
         (["add", "m", "blank"], ("blank",)),

@@ -16,9 +16,9 @@ from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, metrics
 from tangentune.comparison import Comparison, compare
+from tangentune.comparison.measure import draw, split_test
 from tangentune.comparison.methods import METHODS, FittedMethod, Method, MethodSettings
 from tangentune.comparison.page import comparison_figure, document, write_files
-from tangentune.comparison.splits import draw, split_test
 from tangentune.comparison.store import FILE
 from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, StoreError

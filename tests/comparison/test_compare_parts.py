@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tangentune.comparison.measure import draw, split_test
 from tangentune.comparison.plan import plan_cells
-from tangentune.comparison.splits import draw, split_test
 from tangentune.comparison.summary import Cell, pack_right, summarise_cells
 from tangentune.errors import InputError
 from tangentune.memory import Meter

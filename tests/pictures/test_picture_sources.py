@@ -197,7 +197,7 @@ def test_table_without_labels_and_absolute_paths(tmp_path: Path) -> None:
         (b"path\na.jpg\n", "must name the column label; it names path."),
         (b"", "it names nothing."),
         (b"path,label,Label\na.jpg,cat,dog\n", "names the column label 2 times; keep one."),
-        (b"path,label\n", "lists no picture."),
+        (b"path,label\n", "lists no picture below its first line."),
         (b"path,label\na.jpg,cat\nb.jpg\n", "Line 3 of"),
         (b"path,label\n,cat\n", "has no path."),
         (b"path,label\nM\xf6we.jpg,cat\n", "is not UTF-8 text (see byte 12); save it as CSV UTF-8."),

@@ -9,7 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.options import COUNT, MIRROR, NETWORK, STREAMS, Command, network_options, option, shared_options
+from tangentune.cli.models import PICTURES
+from tangentune.cli.options import COUNT, MIRROR, NETWORK, STREAMS, Command, described, network_options, shared_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_table
 from tangentune.comparison.methods import METHODS
@@ -18,8 +19,6 @@ from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
     from tangentune.comparison import Comparison
-
-comparison = partial(option, "Comparison")
 
 
 def _words(read: Callable[[list[str]], list[Any]]) -> Callable[..., list[Any]]:
@@ -41,52 +40,30 @@ def _numbers(words: list[str]) -> list[Any]:
     return [read_shots(word) for word in words]
 
 
+_HELP = {
+    "methods": f"Any of {', '.join(METHODS)}, with commas between.",
+    "shots": f"Training pictures a class, with commas between; {ALL} takes every one.",
+    "seeds": "Random draws of training pictures for each number.",
+    "test": "Labelled pictures for the test, as PICTURES; a share of PICTURES if not given.",
+    "test_share": "The share of each class that is kept for the test; 0.3 if not given.",
+    "out": "Directory for comparison.json, .md and .png. Run again with it, only what is missing is measured.",
+    "augment": "flip: a mirrored picture shows the same class, and every method uses that; or none.",
+}
+_option = partial(described, _HELP)
+_comparison = partial(_option, "Comparison")
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
 @click.command(cls=Command, short_help="Compare methods on small numbers of labelled pictures.")
-@click.argument("pictures", type=click.Path(exists=True))
-@comparison(
-    "--methods",
-    f"Any of {', '.join(METHODS)}, with commas between.",
-    callback=_words(read_methods),
-    default=",".join(METHODS),
-    metavar="NAMES",
-)
-@comparison(
-    "--shots",
-    f"Training pictures a class, with commas between; {ALL} takes every one.",
-    callback=_words(_numbers),
-    default="5,10,50",
-    metavar="NUMBERS",
-)
-@comparison("--seeds", "Random draws of training pictures for each number.", type=COUNT, default=3, metavar="COUNT")
-@comparison(
-    "--test",
-    "Labelled pictures for the test, as PICTURES; a share of PICTURES if not given.",
-    type=click.Path(exists=True),
-    metavar="PICTURES",
-)
-@comparison(
-    "--test-share",
-    "The share of each class that is kept for the test; 0.3 if not given.",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-)
-@option(
-    STREAMS,
-    "--out",
-    "Directory for comparison.json, .md and .png. Run again with it, only what is missing is measured.",
-    default="comparison",
-    metavar="DIR",
-    type=click.Path(),
-)
+@click.argument("pictures", type=PICTURES)
+@_comparison("--methods", callback=_words(read_methods), default=",".join(METHODS), metavar="NAMES")
+@_comparison("--shots", callback=_words(_numbers), default="5,10,50", metavar="NUMBERS")
+@_comparison("--seeds", type=COUNT, default=3, metavar="COUNT")
+@_comparison("--test", type=PICTURES, metavar="PICTURES")
+@_comparison("--test-share", type=_SHARE, metavar="SHARE")
+@_option(STREAMS, "--out", default="comparison", metavar="DIR", type=click.Path())
 @network_options
-@option(
-    NETWORK,
-    "--augment",
-    "flip: a mirrored picture shows the same class, and every method uses that; or none.",
-    type=MIRROR,
-    default="flip",
-    metavar="WORD",
-)
+@_option(NETWORK, "--augment", type=MIRROR, default="flip", metavar="WORD")
 @shared_options
 def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Compare methods on labelled PICTURES: accuracy, calibration, time and memory.
@@ -105,14 +82,8 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
     from tangentune.comparison import compare as run_comparison
     from tangentune.comparison.page import write_files
 
-    with working(quiet) as stdout:
-        try:
-            found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
-        except KeyboardInterrupt:
-            if not quiet:
-                place = shown(options["out"])
-                click.echo(f"note: what was measured is kept in {place}; the same command goes on", err=True)
-            raise
+    with working(quiet, options["out"]) as stdout:
+        found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         write_files(found, Path(options["out"]))
     if not any(row.means for row in found.rows):
         message = f"not one of {len(found.cells)} cells could be measured; the first: {found.cells[0].failed}"

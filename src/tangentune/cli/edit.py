@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -21,21 +19,21 @@ from tangentune.cli.tables import new_table, print_table, score_rows
 from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tangentune.cli.models import Estimator
+
+    _Change = Callable[[Estimator], dict[str, Any]]  # gives what joins the facts of the change
 
 _edits = partial(option, "Edit")
 _OF_THIS_RUN = ("batch_size", "n_jobs", "verbose")  # options that a changed model does not take over
 _DRY_RUN = _edits("--dry-run", "Calculate and show everything, but leave the saved model as it is.", is_flag=True)
 _NEW_CLASS = _edits("--new-class", "Labels may name classes that the model does not know.", is_flag=True)
-_TABLE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+_file = partial(_edits, type=click.Path(exists=True, dir_okay=False, allow_dash=True), metavar="FILE")
 
 
 @click.command(cls=Command, short_help="Take pictures out of a model, exactly.")
 @click.argument("model", type=MODEL)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@_edits("--ids-from", "A file with one id a line; - reads standard input.", type=_TABLE, metavar="FILE")
+@_file("--ids-from", "A file with one id a line; - reads standard input.")
 @_edits("--class classes", "All pictures of this class; may be given again.", multiple=True, metavar="NAME")
 @_edits("--strict", "Also estimate anew, without them, what the features took from pictures.", is_flag=True)
 @_DRY_RUN
@@ -55,7 +53,7 @@ def forget(
     listed = [*ids, *(_lines(ids_from) if ids_from else [])]
 
     def change(fitted: Estimator) -> dict[str, Any]:
-        members = [name for one in classes for name in _members(fitted, one)]
+        members = [number for name in classes for number in _members(fitted, name)]
         fitted.forget([*listed, *members], strict=strict)
         return {}
 
@@ -90,9 +88,7 @@ def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
 @click.argument("model", type=MODEL)
 @click.argument("name", required=False, metavar="[ID]")
 @click.argument("label", required=False)
-@_edits(
-    "--from table", "A CSV file with the columns id,label instead; - reads standard input.", type=_TABLE, metavar="FILE"
-)
+@_file("--from table", "A CSV file with the columns id,label instead; - reads standard input.")
 @_NEW_CLASS
 @_DRY_RUN
 @model_options
@@ -119,9 +115,7 @@ def relabel(
     _edit(model, change, **options)
 
 
-def _edit(
-    directory: str, change: Callable[[Estimator], dict[str, Any]], as_json: bool, quiet: bool, **options: Any
-) -> None:
+def _edit(directory: str, change: _Change, as_json: bool, quiet: bool, **options: Any) -> None:
     """Read a model, change it, put it back in one step, and say what changed."""
     with working(quiet) as stdout:
         facts = _change_saved(directory, change, quiet=quiet, **options)
@@ -131,13 +125,10 @@ def _edit(
         show_change(facts, stdout)
 
 
-def _change_saved(
-    directory: str, change: Callable[[Estimator], dict[str, Any]], dry_run: bool, quiet: bool, **options: Any
-) -> dict[str, Any]:
-    """The facts of the change, for JSON: "edit" is its line of the audit log. Whatever fails, the directory stays.
+def _change_saved(directory: str, change: _Change, dry_run: bool, quiet: bool, **options: Any) -> dict[str, Any]:
+    """The facts of the change; "edit" is its line of the audit log. Whatever fails, the directory stays.
 
-    What `change` returns joins the facts; `options` (batch size, device) are for this run only. Another process that
-    changes the model waits, and then reads what this one wrote.
+    The `options` (batch size, device) are for this run only.
     """
     from tangentune._files import locked
     from tangentune.estimators.model_directory import REPORT, check_destination, read_config
@@ -162,7 +153,7 @@ def _change_saved(
         "saved": not dry_run,
         "edit": model.edits_[-1],
         "n": {"before": before.n, "after": after.n},
-        "loo": {"before": _finite(before.scores), "after": _finite(after.scores)},
+        "loo": {"before": before.scores, "after": after.scores},
         "classes": {"new": _others(after.classes, before.classes), "gone": _others(before.classes, after.classes)},
         "seconds": time.perf_counter() - start,
     } | more
@@ -172,10 +163,6 @@ def _others(names: tuple[str, ...], known: tuple[str, ...]) -> list[str]:
     return [name for name in names if name not in known]
 
 
-def _finite(scores: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
 def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     """What an edit did to a model, and how exactly it was done."""
     from tangentune.estimators.summary import nice_seconds
@@ -183,10 +170,9 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     edit, n, loo = facts["edit"], facts["n"], facts["loo"]
     table = new_table("", "before", "after", numbers=(1, 2))
     table.add_row("pictures", f"{n['before']:,}", f"{n['after']:,}")
-    known = [{k: math.nan if v is None else v for k, v in loo[when].items()} for when in ("before", "after")]
-    before, after = (dict(score_rows(scores, None)) for scores in known)
-    for name, value in before.items():
-        table.add_row(f"leave-one-out {name}", value, after[name])
+    before, after = (score_rows(loo[when], None) for when in ("before", "after"))
+    for (name, former), (_, value) in zip(before, after, strict=True):
+        table.add_row(f"leave-one-out {name}", former, value)
     table.add_row("error of the solution", *[f"{edit[f'residual_{when}']:.1e}" for when in ("before", "after")])
     print_table(table, stream)
     for word, names in facts["classes"].items():
@@ -203,22 +189,12 @@ def show_change(facts: dict[str, Any], stream: IO[str]) -> None:
     )
 
 
-def _members(fitted: Estimator, name: str) -> list[str]:
-    """Ids of all pictures of a class, which is named as text whatever its kind."""
-    import numpy as np
+def _members(fitted: Estimator, name: str) -> list[int]:
+    """Numbers of all pictures of a class, which is named as text whatever its kind."""
+    from tangentune.estimators.edits import class_members
 
-    from tangentune import TangentRegressor
-    from tangentune.estimators.user_input import as_classes
-
-    labels = [str(given) for given in fitted.targets_.tolist()]
-    (meant,) = as_classes(np.array([name]), np.array(sorted(set(labels)))).tolist()
-    members = [i for i, given in zip(fitted.ids_, labels, strict=True) if given == meant]
-    if not members or isinstance(fitted, TangentRegressor):
-        classes = [] if isinstance(fitted, TangentRegressor) else map(str, fitted.classes_)
-        known = ", ".join(classes) or "none, it predicts numbers"
-        message = f"there is no class {name!r} to forget; the model's classes: {known}"
-        raise InputError(message)
-    return members
+    known = {str(one): one for one in fitted.fitted_.outcome.classes.tolist()}
+    return class_members(fitted.fitted_, known.get(name, name)).tolist()
 
 
 def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: bool) -> Any:
@@ -227,32 +203,25 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
 
     from tangentune import TangentRegressor
     from tangentune.estimators.user_input import as_classes, check_classes_known
+    from tangentune.pictures.names import some
 
     if isinstance(fitted, TangentRegressor):
         return np.array(given)
-    labels = as_classes(_of_kind(fitted.classes_, given, ids), fitted.classes_)
+    classes, values = fitted.classes_, list(given)
+    if classes.dtype.kind in "biuf":  # whole numbers or truth values like the classes
+        known = {str(name): name for name in classes.tolist()}
+        kind = type(classes.tolist()[0])
+        for i, text in enumerate(given):
+            try:
+                values[i] = known[text] if text in known or kind is bool else kind(text)
+            except (KeyError, ValueError):
+                hint = f"is of another kind than those of the model: {some(list(known), 8)}"
+                message = f"the label {text!r} of {ids[i]} {hint}"
+                raise InputError(message) from None
+    labels = as_classes(np.array(values), classes)
     if not new_class:
-        check_classes_known(labels, fitted.classes_, ids, "give --new-class")
+        check_classes_known(labels, classes, ids, "give --new-class")
     return labels
-
-
-def _of_kind(classes: NDArray, given: list[Any], ids: list[str]) -> NDArray:
-    """Labels, which are text, as text, whole numbers or truth values like the classes."""
-    import numpy as np
-
-    if classes.dtype.kind not in "biuf":
-        return np.array(given)
-    known = {str(name): name for name in classes.tolist()}
-    kind = type(classes.tolist()[0])
-    values = []
-    for text, name in zip(given, ids, strict=True):
-        try:
-            values.append(known[text] if text in known or kind is bool else kind(text))
-        except (KeyError, ValueError):
-            some = ", ".join(list(known)[:8])
-            message = f"the label {text!r} of {name} is of another kind than those of the model: {some}"
-            raise InputError(message) from None
-    return np.array(values)
 
 
 def _text(path: str) -> str:
@@ -275,30 +244,11 @@ def _lines(path: str) -> list[str]:
 
 def _pairs(path: str) -> dict[str, str]:
     """Columns id and label of a CSV table, or of such names as tables of pictures have."""
-    from tangentune.pictures.tables import find_column, split_rows
+    from tangentune.pictures.tables import read_columns
 
-    text, where = _text(path), "standard input" if path == "-" else Path(path).name
-    try:
-        rows = [(line, [cell.strip() for cell in cells]) for line, cells in split_rows(text)]
-    except csv.Error as error:
-        message = f"{where} cannot be read as a table: {error}"
-        raise InputError(message) from error
-    header = rows[0][1] if rows else []
-    places = [find_column(header, what, f"the first line of {where}") for what in ("id", "label")]
-    if None in places:
-        names = ", ".join(header) or "none"
-        message = f"the first line of {where} must name the columns id and label; it names {names}"
-        raise InputError(message)
-    pairs: dict[str, str] = {}
-    for line, cells in rows[1:]:
-        name, label = (dict(enumerate(cells)).get(place or 0, "") for place in places)
-        if not name or not label:
-            message = f"line {line} of {where} has no {'label' if name else 'id'}"
-            raise InputError(message)
+    where, pairs = "standard input" if path == "-" else Path(path).name, dict[str, str]()
+    for name, label in zip(*read_columns(_text(path), where, key="id"), strict=True):
         if pairs.setdefault(name, label) != label:
             message = f"{where} gives {name} two labels, {pairs[name]!r} and {label!r}"
             raise InputError(message)
-    if not pairs:
-        message = f"{where} names no picture below its first line"
-        raise InputError(message)
     return pairs

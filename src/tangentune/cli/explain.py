@@ -85,9 +85,8 @@ def _show_explanation(one: Explanation, stream: IO[str]) -> None:
     from tangentune.reports.explanation import familiarity
 
     if one.given is not None:
-        stream.write(
-            shown(f"{one.id} is a training picture, labelled {one.given}: the model without it answers.") + "\n"
-        )
+        known = f"{one.id} is a training picture, labelled {one.given}: the model without it answers."
+        stream.write(f"{shown(known)}\n")
     for attribution in one.attributions:
         rival, strongest = attribution.against, attribution.strongest
         more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else f" ± {attribution.error:.2g}"

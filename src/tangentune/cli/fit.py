@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections import defaultdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -14,37 +15,31 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES, load, reading, skipped
-from tangentune.cli.options import STREAMS, Command, fit_options, option
+from tangentune.cli.options import STREAMS, Command, described, fit_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
 from tangentune.errors import StoreError, shown
 
 if TYPE_CHECKING:
-    from tangentune import Backbone
     from tangentune.cli.models import Estimator
     from tangentune.estimators.model_directory import Version
     from tangentune.estimators.summary import Plan, Summary
 
+_HELP = {
+    "out": "Directory of the new model; a model that is there is replaced at the end.",
+    "source": "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class "
+    "folders.",
+    "verbose": "Also show how the layers' kernels will be computed.",
+}
+_option = partial(described, _HELP)
+
 
 @click.command(cls=Command, short_help="Fit a model to labelled pictures.")
 @click.argument("pictures", type=PICTURES)
-@option(
-    STREAMS,
-    "--out",
-    "Directory of the new model; a model that is there is replaced at the end.",
-    required=True,
-    metavar="MODEL",
-    type=click.Path(),
-)
-@option(
-    STREAMS,
-    "--source",
-    "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class folders.",
-    metavar="MANIFEST",
-    type=PICTURES,
-)
+@_option(STREAMS, "--out", required=True, metavar="MODEL", type=click.Path())
+@_option(STREAMS, "--source", metavar="MANIFEST", type=PICTURES)
 @fit_options
-@option(STREAMS, "--verbose -v", "Also show how the layers' kernels will be computed.", is_flag=True)
+@_option(STREAMS, "--verbose -v", is_flag=True)
 def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
@@ -55,6 +50,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
     """
     from tangentune._files import locked
     from tangentune.estimators.model_directory import check_destination, version_of
+    from tangentune.estimators.source import MANIFESTS
     from tangentune.estimators.summary import summarise
     from tangentune.networks.backbone import as_backbone
 
@@ -69,7 +65,9 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
             model.check_source()
         backbone = as_backbone(model.backbone, model.input_size)
         loaded = load(pictures, backbone, model, read, True)
-        related = None if source is None else _source(source, backbone, model, read)
+        related = source  # a manifest as it is, whose pictures are checked; others are read as those of the fit
+        if source is not None and Path(source).suffix.lower() not in MANIFESTS:
+            related = load(source, backbone, model, read, True)
         plans: list[Plan] = []
 
         def tell(plan: Plan) -> None:
@@ -85,22 +83,11 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
     if not as_json:
         _show_fit(facts, out, stdout)
         return
-    document = {
-        "model": out,
-        "estimator": type(model).__name__,
-        "backbone": facts.backbone,
-        "n": facts.n,
-        "classes": dict(zip(facts.classes, facts.counts, strict=True)),
-        "loo": facts.scores,
-        "settings": facts.settings,
-        "seconds": facts.seconds,
-        "peak_bytes": facts.peak_bytes,
-        "probe": facts.probe,
-        "source": facts.source,
-        "planned": {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")},
-        "skipped": skipped(loaded),
-    }
-    print_json(document)
+    told = ("backbone", "n", "settings", "seconds", "peak_bytes", "probe", "source")
+    document = {"model": out, "estimator": type(model).__name__} | {key: getattr(facts, key) for key in told}
+    document |= {"classes": dict(zip(facts.classes, facts.counts, strict=True)), "loo": facts.scores}
+    planned = {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")}
+    print_json(document | {"planned": planned, "skipped": skipped(loaded)})
 
 
 def _still_free(out: str, before: Version | None) -> str:
@@ -130,13 +117,6 @@ def _new_model(quiet: bool, regression: bool, **options: Any) -> Estimator:
     options["backbone"] = load_backbone(options["backbone"])
     kind = TangentRegressor if regression else TangentClassifier
     return kind(**options, verbose=0 if quiet else 1)
-
-
-def _source(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any]) -> Any:
-    """The source of a fit: a manifest as it is, whose pictures are checked; other pictures read as those of the fit."""
-    from tangentune.estimators.source import MANIFESTS
-
-    return path if Path(path).suffix.lower() in MANIFESTS else load(path, backbone, model, read, True)
 
 
 def _show_plan(plan: Plan, stream: IO[str], *, layers: bool) -> None:

@@ -10,7 +10,7 @@ import ast
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -91,6 +91,11 @@ def option(section: str, names: str, help: str, **settings: Any) -> Callable[...
     return click.option(*names.split(), cls=Option, section=section, help=help, show_default=shown, **settings)
 
 
+def described(sentences: dict[str, str], section: str, names: str, **settings: Any) -> Callable[..., Any]:
+    """An option with its sentence of a command's table, found by its first name."""
+    return option(section, names, sentences[names.split()[0].strip("-").replace("-", "_")], **settings)
+
+
 @cache
 def estimator_defaults() -> dict[str, Any]:
     """Default of every option of the estimators, by name; nothing is imported."""
@@ -110,13 +115,10 @@ def _chosen(fits: Callable[[float], bool] | None, what: str, **words: Any) -> Wo
     return WordOrNumber({"loo": "loo", "evidence": "evidence", **words}, fits, f"{what}, loo or evidence")
 
 
-POWER = _chosen(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5")
-SCALE = _chosen(lambda value: value >= 0, "a number >= 0")
-DAMPING = _chosen(lambda value: value > 0, "a number > 0")
-SWITCH = _chosen(None, "true, false", true=True, yes=True, false=False, no=False)
-BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced", "word")
+_SWITCH = _chosen(None, "true, false", true=True, yes=True, false=False, no=False)
+_BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced", "word")
 MIRROR = WordOrNumber({"none": None, "flip": "flip"}, None, "none or flip", "word")
-STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 0, "a whole number >= 0, or loo")
+_STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 0, "a whole number >= 0, or loo")
 COUNT = click.IntRange(min=1)
 
 _HELP = {
@@ -148,9 +150,7 @@ _HELP = {
 }
 
 
-def _option(section: str, names: str, **settings: Any) -> Callable[..., Any]:
-    """An option with its sentence of the table above, found by its first name."""
-    return option(section, names, _HELP[names.split()[0].strip("-").replace("-", "_")], **settings)
+_option = partial(described, _HELP)
 
 
 def _of_fit(section: str, name: str, **settings: Any) -> Callable[..., Any]:
@@ -169,15 +169,15 @@ _FIT = (
     _of_fit(NETWORK, "subset", metavar="WORDS"),
     _of_fit(NETWORK, "augment", type=MIRROR),
     _option(SOLVER, "--regression", is_flag=True),
-    _of_fit(SOLVER, "outer_steps", type=STEPS),
+    _of_fit(SOLVER, "outer_steps", type=_STEPS),
     _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),
-    _of_fit(SOLVER, "damping", type=DAMPING),
-    _of_fit(SOLVER, "body_scale", type=SCALE),
-    _of_fit(SOLVER, "metric_power", type=POWER),
-    _of_fit(SOLVER, "normalize", type=SWITCH),
+    _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0")),
+    _of_fit(SOLVER, "body_scale", type=_chosen(lambda value: value >= 0, "a number >= 0")),
+    _of_fit(SOLVER, "metric_power", type=_chosen(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5")),
+    _of_fit(SOLVER, "normalize", type=_SWITCH),
     _of_fit(SOLVER, "probes", type=COUNT, metavar="COUNT"),
     _of_fit(SOLVER, "probe_space", type=click.Choice(["pca", "isotropic"])),
-    _of_fit(SOLVER, "class_weight", type=BALANCE),
+    _of_fit(SOLVER, "class_weight", type=_BALANCE),
     _of_fit(SOLVER, "random_state", type=int, metavar="SEED"),
     _of_fit(MACHINE, "memory_budget", metavar="BYTES"),
 )

@@ -26,6 +26,8 @@ def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: An
     PICTURES is a picture, any folder of pictures, or a CSV file with the column path. A picture that the model was
     fitted on, known by its pixels, is answered by the model fitted without it (leave-one-out), and marked.
     """
+    from tangentune.reports.explanation import label_text
+
     read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
@@ -39,7 +41,7 @@ def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: An
     columns = ["Picture", "Prediction", *(["Confidence"] if sure else []), *known]
     table = new_table(*columns, numbers=(2,) if sure else (1,))
     for row in rows:
-        answer = [row["label"], percent(row["confidence"])] if sure else [_numbers(row["value"])]
+        answer = [row["label"], percent(row["confidence"])] if sure else [label_text(fitted, row["value"])]
         table.add_row(*folded(row["id"], *answer, *([row["fitted_on"] or ""] if known else [])))
     print_table(table, stdout)
 
@@ -61,10 +63,6 @@ def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
             row["value"] = value
         row["fitted_on"] = known
     return rows
-
-
-def _numbers(value: float | list[float]) -> str:
-    return ", ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))
 
 
 @click.command(cls=Command, short_help="Score a model on labelled pictures.")

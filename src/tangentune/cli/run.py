@@ -103,8 +103,11 @@ def _fail(sentence: str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def working(quiet: bool) -> Iterator[IO[str]]:
-    """While work goes on: warnings become notes on stderr, stray prints go there too; gives the real stdout."""
+def working(quiet: bool, kept: str | None = None) -> Iterator[IO[str]]:
+    """While work goes on: warnings become notes on stderr, stray prints go there too; gives the real stdout.
+
+    If it is interrupted, it says that what was done is `kept` in some place.
+    """
     stdout = sys.stdout
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -118,7 +121,12 @@ def working(quiet: bool) -> Iterator[IO[str]]:
         for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = note
-        yield stdout
+        try:
+            yield stdout
+        except KeyboardInterrupt:
+            if kept is not None and not quiet:
+                click.echo(f"note: what was done is kept in {shown(kept)}; the same command goes on", err=True)
+            raise
 
 
 def check_device(name: str | None) -> None:

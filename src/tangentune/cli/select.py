@@ -9,92 +9,55 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES
-from tangentune.cli.options import MACHINE, STREAMS, Command, network_options, option, shared_options
+from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, shared_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.errors import TangentuneError, shown
 
 if TYPE_CHECKING:
     from tangentune.methods.source_selection.manifest import Manifest
 
-_selection = partial(option, "Selection")
 _FILE = click.Path(dir_okay=False)
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
+_HELP = {
+    "target": "The labelled pictures to learn.",
+    "source": "The pictures to choose from.",
+    "out": "The manifest to write, .json; one that is there is replaced at the end.",
+    "budget": "How much to choose: a number of pictures or classes, or a share of the mass (see --unit).",
+    "unit": "pictures; classes: the best ones with all their pictures; mass: as many as together hold that share of "
+    "it.",
+    "method": "uot: unbalanced optimal transport; the others are what it is held to.",
+    "granularity": "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its "
+    "pictures (uot). If not given: classes for a budget of classes, else nested, or pictures for other methods.",
+    "quota": "At least so many pictures (or classes) for every target class; an even share of the budget where nested, "
+    "else none, if not given.",
+    "clusters": "Divide the source into so many clusters; for a source without classes.",
+    "cost_scale": "What the distance 1 - cosine is divided by; smaller ones tell near classes apart.",
+    "marginals": "uniform: every class counts the same; counts: as much as it has pictures.",
+    "seed": "Seed of random and of the clusters.",
+    "page": "Also write an HTML page that shows what was chosen for what.",
+    "cache": "Folder that keeps the features, so that a stopped run goes on and the next one is quick.",
+}
+_option = partial(described, _HELP)
+_selection = partial(_option, "Selection")
 
 
 @click.command(cls=Command, short_help="Choose pre-training pictures for a target set.")
-@option(STREAMS, "--target", "The labelled pictures to learn.", type=PICTURES, required=True, metavar="PICTURES")
-@option(STREAMS, "--source", "The pictures to choose from.", type=PICTURES, required=True, metavar="PICTURES")
-@option(
-    STREAMS,
-    "--out",
-    "The manifest to write, .json; one that is there is replaced at the end.",
-    required=True,
-    metavar="MANIFEST",
-    type=_FILE,
-)
-@_selection(
-    "--budget",
-    "How much to choose: a number of pictures or classes, or a share of the mass (see --unit).",
-    type=_POSITIVE,
-    metavar="AMOUNT",
-)
-@_selection(
-    "--unit",
-    "pictures; classes: the best ones with all their pictures; mass: as many as together hold that share of it.",
-    type=click.Choice(["pictures", "classes", "mass"]),
-    default="pictures",
-)
-@_selection(
-    "--method",
-    "uot: unbalanced optimal transport; the others are what it is held to.",
-    type=click.Choice(["uot", "random", "all", "nearest"]),
-    default="uot",
-)
-@_selection(
-    "--granularity",
-    "pictures: each by itself; classes: whole; nested: the mass of a class is divided between its pictures (uot). "
-    "If not given: classes for a budget of classes, else nested, or pictures for other methods.",
-    type=click.Choice(["pictures", "classes", "nested"]),
-)
-@_selection(
-    "--quota",
-    "At least so many pictures (or classes) for every target class; an even share of the budget where nested, else "
-    "none, if not given.",
-    type=click.IntRange(min=0),
-    metavar="COUNT",
-)
-@_selection(
-    "--clusters",
-    "Divide the source into so many clusters; for a source without classes.",
-    type=click.IntRange(min=2),
-    metavar="COUNT",
-)
-@_selection(
-    "--cost-scale",
-    "What the distance 1 - cosine is divided by; smaller ones tell near classes apart.",
-    type=_POSITIVE,
-    default=0.05,
-    metavar="VALUE",
-)
-@_selection(
-    "--marginals",
-    "uniform: every class counts the same; counts: as much as it has pictures.",
-    type=click.Choice(["uniform", "counts"]),
-    default="uniform",
-)
-@_selection("--seed", "Seed of random and of the clusters.", type=int, default=0, metavar="SEED")
+@_option(STREAMS, "--target", type=PICTURES, required=True, metavar="PICTURES")
+@_option(STREAMS, "--source", type=PICTURES, required=True, metavar="PICTURES")
+@_option(STREAMS, "--out", required=True, metavar="MANIFEST", type=_FILE)
+@_selection("--budget", type=_POSITIVE, metavar="AMOUNT")
+@_selection("--unit", type=click.Choice(["pictures", "classes", "mass"]), default="pictures")
+@_selection("--method", type=click.Choice(["uot", "random", "all", "nearest"]), default="uot")
+@_selection("--granularity", type=click.Choice(["pictures", "classes", "nested"]))
+@_selection("--quota", type=click.IntRange(min=0), metavar="COUNT")
+@_selection("--clusters", type=click.IntRange(min=2), metavar="COUNT")
+@_selection("--cost-scale", type=_POSITIVE, default=0.05, metavar="VALUE")
+@_selection("--marginals", type=click.Choice(["uniform", "counts"]), default="uniform")
+@_selection("--seed", type=int, default=0, metavar="SEED")
 @network_options
-@option(
-    STREAMS, "--page", "Also write an HTML page that shows what was chosen for what.", metavar="FILE.html", type=_FILE
-)
-@option(
-    MACHINE,
-    "--cache",
-    "Folder that keeps the features, so that a stopped run goes on and the next one is quick.",
-    metavar="DIR",
-    type=click.Path(file_okay=False),
-)
+@_option(STREAMS, "--page", metavar="FILE.html", type=_FILE)
+@_option(MACHINE, "--cache", metavar="DIR", type=click.Path(file_okay=False))
 @shared_options
 def select(target: str, source: str, out: str, page: str | None, **options: Any) -> None:
     """Choose, from the pictures of a source set, those that are worth learning from beside a target set.
@@ -110,7 +73,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.networks.backbone import load_backbone
     from tangentune.reports.selection_page import write_selection_page
 
-    budget, cache = options["budget"], options["cache"]
+    budget = options["budget"]
     read = {name: options[name] for name in ("on_error", "path_column", "label_column", "n_jobs")}
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
     device, as_json, quiet = (options.pop(name) for name in ("device", "as_json", "quiet"))
@@ -125,16 +88,11 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             message = f"--page shows pictures, but {held[0]} holds features"
             raise click.UsageError(message)
     check_device(device)
-    with working(quiet) as stdout:
+    with working(quiet, options["cache"]) as stdout:
         network = load_backbone(backbone).with_size(size)
-        try:
-            network = network if device is None else network.to(device)
-            options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
-            found = select_source(target, source, network, **options)
-        except KeyboardInterrupt:
-            if cache is not None and not quiet:
-                click.echo(f"note: what was done is kept in {shown(str(cache))}; the same command goes on", err=True)
-            raise
+        network = network if device is None else network.to(device)
+        options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
+        found = select_source(target, source, network, **options)
         write_manifest(out, found.manifest)
         if page is not None:
             try:

@@ -1,4 +1,4 @@
-"""Fit one method to one draw, under the same conditions as every other, and score it."""
+"""Draw pictures for the test and for training; fit one method to them, under the same conditions as every other."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tangentune._checks import number
 from tangentune._files import plain
 from tangentune._version import __version__
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
-from tangentune.comparison.splits import draw
 from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line
 from tangentune.estimators.scores import class_scores
@@ -31,6 +31,32 @@ from tangentune.pictures.contract import PREPARATION
 from tangentune.pictures.load import Pictures, check_classes
 
 _FAILURES = (TangentuneError, MemoryError, RuntimeError, ArithmeticError)  # torch's own are RuntimeErrors
+TEST_SEED = 12345
+IntArray = NDArray[np.int64]
+
+
+def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
+    """Sorted positions `(train, test)`: of every class (n,) a rounded share, at least one picture of two, never all."""
+    if number(share) is None or not 0 < share < 1:
+        message = f"the test share is {share!r}; it must be between 0 and 1"
+        raise InputError(message)
+    rng = np.random.default_rng(TEST_SEED)
+    test = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        test.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    chosen = np.sort(np.concatenate(test)).astype(np.int64)
+    if len(chosen) == 0:
+        message = "no class has two pictures, so none can be kept for the test; give test pictures of their own"
+        raise InputError(message)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def draw(labels: NDArray[Any], shots: int | None, seed: int) -> IntArray:
+    """Sorted positions of `shots` (None: all) random pictures of every class (n,); those of one seed are nested."""
+    rng = np.random.default_rng(seed)
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
 @final

@@ -69,7 +69,9 @@ def table_lines(rows: Sequence[Row]) -> list[list[str]]:
             shown = {"accuracy": f"{with_error(means['accuracy'], 1, 100)} %", "nll": with_error(means["nll"], 3)}
             shown["ece"] = f"{with_error(means['ece'], 1, 100)} %"
             line += [f"{text} *" if score in row.best else text for score, text in shown.items()]
-            line += [_seconds(means["seconds"]), nice_bytes(means["peak_bytes"].mean), _difference(row)]
+            time = means["seconds"].mean
+            fit = f"{with_error(means['seconds'], 2 if time < 1 else 1)} s" if time < 60 else nice_seconds(time)
+            line += [fit, nice_bytes(means["peak_bytes"].mean), _difference(row)]
         lines.append(line if means else [*line, "failed", *[""] * (len(COLUMNS) - 3)])
     return lines
 
@@ -78,12 +80,6 @@ def with_error(value: Mean, digits: int, factor: float = 1.0) -> str:
     """A mean with its standard error, both times `factor`, such as "50.0 ± 1.0"."""
     error = "" if value.error is None else f" ± {factor * value.error:.{digits}f}"
     return f"{factor * value.mean:.{digits}f}{error}"
-
-
-def _seconds(value: Mean) -> str:
-    if value.mean >= 60:
-        return nice_seconds(value.mean)
-    return f"{with_error(value, 2 if value.mean < 1 else 1)} s"
 
 
 def _difference(row: Row) -> str:
@@ -161,11 +157,7 @@ def _small_classes(counts: Mapping[str, int], shots: Sequence[Shots]) -> str:
 
 
 def comparison_figure(rows: Sequence[Row], settings: Mapping[str, Any]) -> Figure:
-    """Accuracy against pictures a class, and against the seconds of a fit; one line a method.
-
-    Bands and bars are standard errors over seeds. "all" stands at the mean number of pictures a class, or right of
-    every other number.
-    """
+    """Accuracy against pictures a class and against the seconds of a fit, one line a method, with standard errors."""
     names = list(dict.fromkeys(row.method for row in rows if row.means))
     places = _places([row.shots for row in rows if row.means], settings)
     with house_style():
@@ -208,7 +200,7 @@ def _draw_line(
 
 
 def _places(shots: Sequence[Shots], settings: Mapping[str, Any]) -> dict[Shots, float]:
-    """Where each number of pictures stands on the axis."""
+    """Where each number of pictures stands on the axis: "all" at the mean of the classes, or right of every other."""
     places = {count: float(count) for count in shots if count != ALL}
     if ALL in shots:
         mean = float(np.mean(list(settings["classes"].values())))

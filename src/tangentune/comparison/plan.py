@@ -46,10 +46,7 @@ def read_methods(words: Iterable[Any]) -> list[str]:
 def plan_cells(
     methods: Sequence[str], shots: Sequence[Shots], seeds: int | Sequence[int]
 ) -> list[tuple[str, Shots, int]]:
-    """Every cell wanted, (method, shots, seed), each once, shots ascending.
-
-    All of one seed come before the next, so that a part of them is a comparison already. Seeds are how many, or which.
-    """
+    """Every cell wanted, (method, shots, seed), seed by seed, so that a part of them is a comparison already."""
     names = read_methods([methods] if isinstance(methods, str) else methods)
     wanted, several = listed(shots), listed(seeds)
     counts = sorted(dict.fromkeys(map(read_shots, [shots] if wanted is None else wanted)), key=shots_order)

@@ -10,10 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
-from tangentune.comparison.measure import Bench, class_labels
+from tangentune.comparison.measure import Bench, class_labels, split_test
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import Shots, plan_cells
-from tangentune.comparison.splits import split_test
 from tangentune.comparison.store import Comparison, prepare_folder, read_cells, write_comparison
 from tangentune.comparison.summary import summarise_cells
 from tangentune.estimators.user_input import read_count
@@ -60,9 +59,8 @@ def compare(
         seeds: how many (0, 1, ...), or which.
         test: labelled pictures for the test, as `pictures`; None keeps a share of `pictures`.
         test_share: that share of each class.
-        out: a folder where `comparison.json` is written after every cell. Run again with the same folder and
-            settings, only cells without a result are measured, and cells of other methods, numbers and
-            seeds join them.
+        out: a folder where `comparison.json` is written after every cell. Run again with the same folder and settings,
+            only cells without a result are measured, and cells of other methods, numbers and seeds join them.
         flip: a mirrored picture shows the same class, and methods may use that.
         input_size: overrides the backbone's picture size.
         batch_size: pictures that go through the network at a time.

@@ -14,6 +14,7 @@ from typing import Any, final
 from tangentune._files import from_json, plain, replaced_file
 from tangentune.comparison.summary import Cell, Row
 from tangentune.errors import StoreError, first_line
+from tangentune.pictures.names import some
 
 FILE = "comparison.json"
 FORMAT, VERSION = "tangentune comparison", 1
@@ -66,10 +67,9 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
-    """The cells measured so far with the same settings; none where there is no file yet.
+    """The cells measured so far; none where there is no file yet.
 
-    A StoreError where the file is damaged or foreign, of a newer version, or was measured with other settings: their
-    rows could not be compared, so they are never mixed.
+    A StoreError where the file is damaged, foreign, newer, or of other settings: rows of these could not be compared.
     """
     path = folder / FILE
     try:
@@ -98,12 +98,9 @@ def _refuse_other_settings(path: Path, then: Any, now: dict[str, Any]) -> None:
     changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if not changed:
         return
-    named = [f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed[:3]]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    message = (
-        f"{path} was measured with other settings, so its rows cannot be compared with new ones: "
-        f"{', '.join(named)}{more}; use the same settings, another --out, or remove it"
-    )
+    named = some([f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed], 3)
+    why = f"was measured with other settings, so its rows cannot be compared with new ones: {named}"
+    message = f"{path} {why}; use the same settings, another --out, or remove it"
     raise StoreError(message)
 
 

@@ -68,6 +68,9 @@ class Mean:
     error: float | None
 
 
+Means = dict[str, Mean]  # of scores and costs, by name
+
+
 @final
 @dataclass(frozen=True)
 class Difference:
@@ -99,7 +102,7 @@ class Row:
     shots: Shots
     n: int
     seeds: tuple[int, ...]
-    means: dict[str, Mean]
+    means: Means
     best: tuple[str, ...]
     difference: Difference | None
     failures: tuple[str, ...]
@@ -153,22 +156,20 @@ def _rows(shots: Shots, groups: dict[str, list[Cell]], n_test: int) -> list[Row]
     ]
 
 
-def _means(cells: Sequence[Cell]) -> dict[str, Mean]:
+def _means(cells: Sequence[Cell]) -> Means:
     if not cells:
         return {}
     means = {score: mean_over_seeds([cell.scores[score] for cell in cells]) for score in SCORES}
     return means | {cost: mean_over_seeds([getattr(cell, cost) for cell in cells]) for cost in COSTS}
 
 
-def _is_best(score: str, name: str, means: dict[str, dict[str, Mean]]) -> bool:
+def _is_best(score: str, name: str, means: dict[str, Means]) -> bool:
     sign = 1 if score == "accuracy" else -1  # the others are losses
     values = {other: sign * found[score].mean for other, found in means.items() if found}
     return len(values) > 1 and name in values and values[name] == max(values.values())
 
 
-def _difference(
-    name: str, done: dict[str, list[Cell]], means: dict[str, dict[str, Mean]], n_test: int
-) -> Difference | None:
+def _difference(name: str, done: dict[str, list[Cell]], means: dict[str, Means], n_test: int) -> Difference | None:
     own = {cell.seed: cell for cell in done[name]}
     rivals = [other for other in done if other != name and own.keys() & {cell.seed for cell in done[other]}]
     if not rivals:

@@ -436,12 +436,11 @@ class TangentEstimator(BaseEstimator):
             StoreError: if the directory is no model, damaged, holds what no fit leaves, or a newer version wrote it.
             BackboneError: if the backbone is not the one the model was fitted on.
         """
-        saved = saving.load(cls.__name__, directory, backbone, device)
-        estimator = cls(**saved.options)
-        if (features := saved.config["fitted"].get("n_features_in_")) is not None:
+        options, fitted, features = saving.load(cls.__name__, directory, backbone, device)
+        estimator = cls(**options)
+        if features is not None:
             estimator.n_features_in_ = features
-        estimator.fitted_ = saved.fitted(estimator._task())
-        return estimator
+        return estimator._become(fitted)
 
     def __sklearn_tags__(self) -> Any:
         """Tags: dense 2-D input without NaN."""

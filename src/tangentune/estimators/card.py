@@ -14,9 +14,8 @@ _CLASSES_LISTED = 50
 
 
 def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
-    """The model card, as Markdown with a YAML head; names and sources are escaped, so that they cannot break the page.
-
-    `edits` is the number of lines of the model's log, `kept` whether its training pictures lie beside it.
+    """The model card, as Markdown with a YAML head; no name in it can break the page. `edits` is the number of lines of
+    the model's log, `kept` whether its training pictures lie beside it.
     """
     classes = list(zip(facts.classes, facts.counts, strict=True))
     if len(classes) > _CLASSES_LISTED:
@@ -24,14 +23,10 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
     size = facts.contract["input_size"]
     options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown, escaped by the filter below
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = escape_markdown
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     return environment.get_template("card.md.j2").render(
         facts=facts,

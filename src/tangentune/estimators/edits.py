@@ -69,9 +69,9 @@ def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     """Numbers of the pictures of a class."""
     classes = fitted.outcome.classes
     known = classes.tolist()
-    name = as_classes(np.array([name]), classes)[0] if isinstance(name, str) else name
+    name = as_classes(np.array([name]), classes).tolist()[0] if isinstance(name, str) else name
     if not known:
-        message = "a regressor has no classes to forget; name the pictures in forget"
+        message = "this model predicts numbers and has no classes to forget; name the pictures in forget"
         raise InputError(message)
     if np.ndim(name) or name not in known:
         shown = " ".join(repr(name).split())

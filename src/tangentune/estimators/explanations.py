@@ -19,21 +19,14 @@ from tangentune.solvers.leave_out import distrusting
 
 
 class Suspect(NamedTuple):
-    """A picture whose label may be wrong.
-
-    Attributes:
-        position: in `ids_` and every fitted attribute.
-        label: given; `suggestion` is what the other pictures predict instead.
-        probability: of the given label, by the model fitted without the picture; None for numbers.
-        score: squared distance of the label from what the others predict; 0 agrees, 2 is another class for certain.
-    """
+    """A picture whose label may be wrong."""
 
     id: str
-    position: int
-    label: Any
-    suggestion: Any
-    probability: float | None
-    score: float
+    position: int  # in `ids_` and every fitted attribute
+    label: Any  # given
+    suggestion: Any  # what the other pictures predict instead
+    probability: float | None  # of the given label, by the model fitted without the picture; None for numbers
+    score: float  # squared distance of the label from what the others predict: 0 agrees, 2 is another class for certain
 
 
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:

@@ -150,16 +150,9 @@ class Procedure:
         return run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget, timed=timed)
 
     def fit(
-        self,
-        pictures: Pictures,
-        given: NDArray,
-        source: tuple[Pictures, NDArray] | None,
-        tell: Tell = None,
+        self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None, tell: Tell = None
     ) -> FittedModel:
-        """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights.
-
-        `tell` is given the plan before the work begins.
-        """
+        """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
         task, backbone, reader, meter = self.task, self.backbone, self.reader, self.meter
         labels = task.read_labels(pictures)
         task.check_options(labels)
@@ -266,10 +259,7 @@ def probe_facts(found: Fitted, outcome: Outcome, truth: NDArray, kept: NDArray) 
 
 
 def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budget: int) -> RowPlan:
-    """The network and the parameters that move, looked at with two pictures.
-
-    A memory budget that has no room for the proof in float64 is a BudgetError.
-    """
+    """The network and the parameters that move, seen with two pictures; BudgetError without room for the proof."""
     module, features, meter = backbone.module, backbone.feature_function, Meter(backbone.device)
     x = next(iter(source.batches(list(range(min(2, source.count))))))
     backbone.check(x)

@@ -72,40 +72,25 @@ class UndoStep:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedModel:
-    """Everything of a fitted estimator but its options.
-
-    Attributes:
-        backbone: the network as it came.
-        feature_map: frozen after the fit.
-        task_vector: what outer steps changed of the weights; None at the pre-trained ones.
-        training: pictures, kernel, rows.
-        active: which of them count, as what.
-        solution: None of a loaded model, until it is needed.
-        primal: weights; None after an edit, until they are needed.
-        source: what came of a source, as plain values; None without one.
-        next_number: of the next picture that is added.
-        seed: of the probes and the outer steps.
-        room: bytes that the rows of the training set may take.
-        version: of the saved model that this one was read from or written to last, and follows.
-    """
+    """Everything of a fitted estimator but its options."""
 
     task: Task
-    backbone: Backbone
-    feature_map: TangentMap
-    task_vector: TaskVector | None
-    training: TrainingSet
-    active: ActivePictures
-    solution: Solution | None
+    backbone: Backbone  # the network as it came
+    feature_map: TangentMap  # frozen after the fit
+    task_vector: TaskVector | None  # what outer steps changed of the weights; None at the pre-trained ones
+    training: TrainingSet  # pictures, kernel, rows
+    active: ActivePictures  # which of them count, as what
+    solution: Solution | None  # None of a loaded model, until it is needed
     outcome: Outcome
-    primal: TangentModel | None
+    primal: TangentModel | None  # weights; None after an edit, until they are needed
     facts: FitFacts
-    source: dict[str, Any] | None
-    next_number: int
-    seed: int
-    room: int
+    source: dict[str, Any] | None  # what came of a source, as plain values; None without one
+    next_number: int  # of the next picture that is added
+    seed: int  # of the probes and the outer steps
+    room: int  # bytes that the rows of the training set may take
     edits: list[dict[str, Any]]
     undo: tuple[UndoStep, ...] = ()
-    version: Version | None = None
+    version: Version | None = None  # of the saved model that this one was read from or written to last, and follows
 
     @cached_property
     def ids(self) -> list[str]:
@@ -178,16 +163,9 @@ def solved(fitted: FittedModel) -> Solution:
 def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     """All that follows from another solution; the primal weights are summed anew when they are needed."""
     outcome = fitted.task.outcome(solution, fitted.outcome.parameters)
-    return replace(
-        fitted,
-        solution=solution,
-        outcome=outcome,
-        training=_without_folders(
-            fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist())
-        ),
-        source=source_facts(fitted.source, fitted.training, solution.targets),
-        primal=None,
-    )
+    training = _without_folders(fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist()))
+    source = source_facts(fitted.source, fitted.training, solution.targets)
+    return replace(fitted, solution=solution, outcome=outcome, training=training, source=source, primal=None)
 
 
 def _without_folders(training: TrainingSet, gone: set[Any]) -> TrainingSet:
@@ -236,15 +214,11 @@ def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
 @final
 @dataclass(frozen=True, eq=False)
 class KernelToTraining:
-    """New pictures as the solved problem sees them: kernels less what a source takes of them.
+    """New pictures as the solved problem sees them: kernels less what a source takes of them."""
 
-    `kernel` (m, n) with the pictures of the model, `own` (m,) of each with itself; `source` (m, C) is what a source
-    alone predicts for them, zeros without one.
-    """
-
-    kernel: Tensor
-    own: Tensor
-    source: Tensor
+    kernel: Tensor  # (m, n) with the pictures of the model
+    own: Tensor  # (m,) of each with itself
+    source: Tensor  # (m, C) what a source alone predicts for them, zeros without one
     rows: FeatureRows
 
 

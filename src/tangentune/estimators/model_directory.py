@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 
@@ -39,7 +39,6 @@ PICTURES, AUDIT = "pictures.safetensors", "audit.jsonl"
 ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "card_sha256", "config_sha256")
 _OURS = re.compile(rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{AUDIT}|\.{REPORT}\.[0-9a-f]{{12}}\.part")
 _READ_ATTEMPTS = 5
-T = TypeVar("T")
 
 
 def _file(name: str) -> Check:
@@ -92,11 +91,8 @@ def write_model(
 
     An older model in the same place is replaced after the new one is complete and on the disk. The keys in `ENVELOPE`
     belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log, `known`
-    the version that the new one follows.
-
-    Raises:
-        StoreError: the place cannot be used (see `check_destination`), another version than the known one is there,
-            the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
+    the version that the new one follows. A StoreError: the place cannot be used (see `check_destination`), another
+    version is there, the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
 
     Example:
         >>> import tempfile, torch
@@ -143,10 +139,8 @@ def write_model(
 
 
 def check_destination(directory: str | os.PathLike[str]) -> Path:
-    """Find out before the work whether a model could be written here; the resolved path.
-
-    A StoreError: the place is a file, a mount point, a directory of something else or of links, holds files that would
-    be lost, or is read-only.
+    """The resolved path, if a model could be written here, found out before the work; else a StoreError: it is a file,
+    a mount point, a directory of something else or of links, holds files that would be lost, or is read-only.
     """
     target = Path(os.path.abspath(directory))
     try:
@@ -185,15 +179,13 @@ def check_version(directory: Path, known: Version | None) -> None:
 
 @contextmanager
 def beside_version(folder: Path, known: Version | None) -> Iterator[None]:
-    """Write a file into a folder; if a model is there, only while it is the known version: edits remove such files.
-
-    Where the folder beside it takes no lock, nobody can edit the model either.
-    """
+    """Write a file into a folder; if a model is there, only while it is the known version: edits remove such files."""
     target = Path(os.path.realpath(folder))
     if version_of(target) is None:
         yield
         return
-    with _files.locked(target) if os.access(target.parent, os.W_OK | os.X_OK) else nullcontext():
+    writable = os.access(target.parent, os.W_OK | os.X_OK)  # else nobody can edit the model either
+    with _files.locked(target) if writable else nullcontext():
         check_version(target, known)
         yield
 
@@ -272,12 +264,11 @@ def _own_storage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        plain = tensor.detach().to("cpu").contiguous()
+        plain = tensor.detach().cpu().contiguous()
         storage = plain.untyped_storage()
-        if plain.numel() and (storage.data_ptr() in seen or storage.nbytes() != plain.nbytes):
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
+        shared = storage.data_ptr() in seen or storage.nbytes() != plain.nbytes
+        result[name] = plain.clone() if plain.numel() and shared else plain
+        seen.add(result[name].untyped_storage().data_ptr())
     return result
 
 
@@ -297,26 +288,37 @@ def _sha256(file: Path) -> str:
 
 
 def read_model(directory: str | os.PathLike[str], check: Callable[[dict[str, Any]], None] | None = None) -> Contents:
-    """Read what `write_model` wrote, after checking every byte of it against its checksum.
+    """Read what `write_model` wrote, after checking every byte of it against its checksum; a StoreError if that fails.
 
-    The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same
-    bits as before saving: a file mapped into memory has another alignment, and products may round otherwise.
-    Kept pictures are among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
-    A StoreError: no model is there, it is damaged or truncated, or a newer tangentune wrote it.
+    The tensors come in fresh memory, laid out as any new tensor, so that products with them give the same bits as
+    before saving: a file mapped into memory has another alignment, and products may round otherwise. Kept pictures are
+    among them as "pixels". `check` sees the settings before any tensor is read; it raises a Misfit.
     """
+    folder = Path(directory)
+    for attempt in range(_READ_ATTEMPTS):  # a writer may put another model in its place meanwhile
+        before = read_text(folder)
+        try:
+            found = _read_all(folder, _parse(folder, before), check)
+        except StoreError:
+            if attempt + 1 == _READ_ATTEMPTS or read_text(folder) == before:
+                raise
+            continue
+        if read_text(folder) == before:
+            return found
+    message = f"{folder} is being rewritten over and over; read it when its writer has ended"
+    raise StoreError(message)
 
-    def read(folder: Path, config: dict[str, Any]) -> Contents:
-        settings = {k: v for k, v in config.items() if k not in ENVELOPE}
-        if check is not None:
-            with told(folder):
-                check(settings)
-        tensors = _read_tensors(folder, config["tensors"])
-        if config["pictures"] is not None:
-            tensors |= _read_tensors(folder, config["pictures"])
-        version = Version(Path(os.path.realpath(folder)), config["config_sha256"])
-        return Contents(settings, tensors, _read_edits(folder, config["edits"]), version)
 
-    return _undisturbed(Path(directory), read)
+def _read_all(folder: Path, config: dict[str, Any], check: Callable[[dict[str, Any]], None] | None) -> Contents:
+    settings = {k: v for k, v in config.items() if k not in ENVELOPE}
+    if check is not None:
+        with told(folder):
+            check(settings)
+    tensors = _read_tensors(folder, config["tensors"])
+    if config["pictures"] is not None:
+        tensors |= _read_tensors(folder, config["pictures"])
+    version = Version(Path(os.path.realpath(folder)), config["config_sha256"])
+    return Contents(settings, tensors, _read_edits(folder, config["edits"]), version)
 
 
 @contextmanager
@@ -368,22 +370,6 @@ def read_text(folder: Path) -> bytes:
         raise StoreError(message) from error
 
 
-def _undisturbed(folder: Path, read: Callable[[Path, dict[str, Any]], T]) -> T:
-    """Read all of one model, though a writer may put another in its place meanwhile."""
-    for attempt in range(_READ_ATTEMPTS):
-        before = read_text(folder)
-        try:
-            result = read(folder, _parse(folder, before))
-        except StoreError:
-            if attempt + 1 == _READ_ATTEMPTS or read_text(folder) == before:
-                raise
-            continue
-        if read_text(folder) == before:
-            return result
-    message = f"{folder} is being rewritten over and over; read it when its writer has ended"
-    raise StoreError(message)
-
-
 def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     """The content of config.json, after checking version, completeness and checksum."""
     file = folder / CONFIG
@@ -392,24 +378,25 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     except ValueError as error:
         message = f"{file} is damaged: it is not valid JSON ({error})"
         raise StoreError(message) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        message = f"{file} does not describe a tangentune model"
-        raise StoreError(message)
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    ours = isinstance(config, dict) and config.get("format") == FORMAT
+    version = config.get("format_version") if ours else None
+    problem = ""
+    if not ours:
+        problem = "does not describe a tangentune model"
+    elif isinstance(version, int) and version > FORMAT_VERSION:
         known = f"this tangentune reads up to {FORMAT_VERSION}; update it with: pip install --upgrade tangentune"
-        message = f"{file} has format version {version}, but {known}"
-        raise StoreError(message)
-    if isinstance(version, int) and 0 < version < FORMAT_VERSION:
-        message = f"{file} has format version {version} of an older tangentune; fit the model again"
-        raise StoreError(message)
-    if version != FORMAT_VERSION:
-        message = f"{file} is damaged: 'format_version' is missing or wrong"
-        raise StoreError(message)
-    with told(folder):
-        _CHECK_ENVELOPE(config, "")
-    if config["config_sha256"] != audit.seal(config, "config_sha256"):
-        message = f"{file} is damaged or was edited by hand: it does not match its own checksum"
+        problem = f"has format version {version}, but {known}"
+    elif isinstance(version, int) and 0 < version < FORMAT_VERSION:
+        problem = f"has format version {version} of an older tangentune; fit the model again"
+    elif version != FORMAT_VERSION:
+        problem = "is damaged: 'format_version' is missing or wrong"
+    else:
+        with told(folder):
+            _CHECK_ENVELOPE(config, "")
+        if config["config_sha256"] != audit.seal(config, "config_sha256"):
+            problem = "is damaged or was edited by hand: it does not match its own checksum"
+    if problem:
+        message = f"{file} {problem}"
         raise StoreError(message)
     return config
 
@@ -418,21 +405,19 @@ def _read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     """The arrays of one file, copied into fresh memory, after checking size, checksum and names."""
     file = folder / expected["file"]
     try:
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            message = f"{file} is damaged: it has {size} bytes instead of {expected['bytes']}"
-            raise StoreError(message)
-        if _sha256(file) != expected["sha256"]:
-            message = f"{file} is damaged: its sha256 is not the one in {CONFIG}"
-            raise StoreError(message)
-        tensors = _files.load_tensors(file)[1]
+        if (size := file.stat().st_size) != expected["bytes"]:
+            problem = f"it has {size} bytes instead of {expected['bytes']}"
+        elif _sha256(file) != expected["sha256"]:
+            problem = f"its sha256 is not the one in {CONFIG}"
+        elif sorted(tensors := _files.load_tensors(file)[1]) != expected["names"]:
+            problem = f"it does not hold the arrays that {CONFIG} names"
+        else:
+            return tensors
     except FileNotFoundError:
         message = f"{file} is missing; save the model again"
         raise StoreError(message) from None
     except OSError as error:
         message = f"cannot read {file}: {error}"
         raise StoreError(message) from error
-    if sorted(tensors) != expected["names"]:
-        message = f"{file} is damaged: it does not hold the arrays that {CONFIG} names"
-        raise StoreError(message)
-    return tensors
+    message = f"{file} is damaged: {problem}"
+    raise StoreError(message)

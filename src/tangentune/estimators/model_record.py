@@ -114,9 +114,8 @@ def check_settings(settings: dict[str, Any]) -> None:
     if classifier:
         given = settings["classes"] or {"dtype": "|b1", "values": []}
         fits = "temperature_" in fitted and np.array_equal(np.unique(targets), read_labels(given, "classes"))
-        _require(
-            targets.ndim == 1 and fits, "classes are not those of the targets in order, or temperature_ is missing"
-        )
+        fits = fits and targets.ndim == 1
+        _require(fits, "classes are not those of the targets in order, or temperature_ is missing")
     else:
         fits = targets.dtype.kind in "iuf" and targets.ndim <= 2 and fitted.get("flat_") == (targets.ndim == 1)
         _require(fits and settings["classes"] is None, "targets, flat_ or classes are not those of a regressor")

@@ -23,13 +23,13 @@ def pack(value: Any, where: str) -> Any:
     """What JSON can hold, from plain values, numpy's, paths, devices, and tuples, lists and dicts of them.
 
     Plain values and mappings from text stay as they are; numbers of numpy become Python's, which are equal to them.
-
-    Raises:
-        InputError: another type; `where` names the value.
+    Another type is an InputError that calls the value `where`.
 
     Example:
         >>> pack({0: 1.0, 1: np.float64(2.0)}, "class_weight")
         {'tangentune': 'dict', 'value': [[0, 1.0], [1, 2.0]]}
+        >>> unpack(pack({0: (1.0, None)}, "any"))
+        {0: (1.0, None)}
     """
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int | str):
@@ -55,12 +55,7 @@ def pack(value: Any, where: str) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """What `pack` was given; anything else is a ValueError.
-
-    Example:
-        >>> unpack(pack({0: (1.0, None)}, "any"))
-        {0: (1.0, None)}
-    """
+    """What `pack` was given; anything else is a ValueError."""
     if isinstance(value, list):
         return [unpack(one) for one in value]
     if not isinstance(value, dict):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tangentune.errors import BackboneError, InputError, StoreError
+from tangentune.errors import StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel, solved
 from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
 from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
@@ -41,27 +44,23 @@ from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
 from tangentune.solvers.source.choice import SourceSetting
 
+T = TypeVar("T")
 Tensors = dict[str, Tensor]
 PLAIN_FACTS = [one.name for one in fields(FitFacts) if one.name not in ("damping_path", "source_effects")]
+_SETTING = ("strength", "deviation", "damping")  # of a source
 
 
 def save(
-    directory: str | os.PathLike[str],
-    name: str,
-    options: dict[str, Any],
-    fitted: FittedModel,
-    card: str,
-    *,
-    pictures: bool,
-    features: int | None,
-) -> Version:
+    directory: str | os.PathLike[str], name: str, options: dict[str, Any], fitted: FittedModel, card: str,
+    *, pictures: bool, features: int | None,
+) -> Version:  # fmt: skip
     """Write a fitted model, its primal weights at hand: nothing of pictures and classes that it has forgotten.
 
-    `name` is that of the estimator's class, `features` the length of vectors; None for pictures. As for `write_model`,
-    a place that cannot be used, or holds a later version of this model, is a StoreError.
+    `name` is that of the estimator's class, `features` the length of vectors, None for pictures; StoreErrors as of
+    `write_model`.
     """
     training, active, feature_map = fitted.training, torch.from_numpy(fitted.active.positions), fitted.feature_map
-    tensors, source = _map_tensors(fitted) | _arrays(fitted), None
+    tensors, source = _tensors(fitted), None
     if pictures and fitted.task_vector is not None:  # what each fold's network differs by from the pre-trained one
         start = dict(fitted.backbone.module.named_parameters())
         for fold, point in enumerate(feature_map.tangent.points):
@@ -70,9 +69,11 @@ def save(
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
     options = options | {"class_weight": known_weights(options["class_weight"], fitted.outcome.classes)}
+    if not isinstance(options["random_state"], int | np.integer | None):
+        options["random_state"] = fitted.seed  # what the fit took from it
     config = {
         "estimator": name,
-        "parameters": _parameters(options, fitted.seed),
+        "parameters": {name: pack(value, name) for name, value in options.items() if name != "backbone"},
         "backbone": fitted.backbone.describe(),
         "map": {
             "ruled": list(feature_map.tangent.ruled),
@@ -98,25 +99,7 @@ def save(
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
-def _parameters(options: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Options as JSON holds them; of a random state, what the fit took from it."""
-    state = options["random_state"]
-    found = options | {"random_state": state if state is None or isinstance(state, int | np.integer) else seed}
-    return {name: pack(value, name) for name, value in found.items() if name != "backbone"}
-
-
-def _map_tensors(fitted: FittedModel) -> Tensors:
-    """The feature map and its weights."""
-    model, task = fitted.primal, fitted.task_vector
-    assert model is not None
-    tensors = {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
-    tensors |= _named(model.body, "body.")
-    for name, metric in model.map.metric.items():
-        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    return tensors if task is None else tensors | _named(task, "moved.")
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
+def _named(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
@@ -125,23 +108,20 @@ def _under(tensors: Tensors, prefix: str) -> Tensors:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _arrays(fitted: FittedModel) -> Tensors:
-    """Fitted attributes that are arrays, and the pictures' weights and numbers."""
-    outcome, facts = fitted.outcome, fitted.facts
-    own = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
-    arrays = {
-        "loo_predictions_": outcome.loo,
-        **own,
-        "kernel_": solved(fitted).system.kernel.cpu().numpy(),
-        "dual_coef_": outcome.dual,
-        "intercept_": outcome.intercept,
-        "probes_": fitted.feature_map.probes.cpu().numpy(),
-        "source_effects_": facts.source_effects,
-        **{f"path.{key}": values for key, values in facts.damping_path.items()},
-        "sample_weight": fitted.active.sample_weight,
-        "numbers": fitted.numbers,
-    }
-    return {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
+def _tensors(fitted: FittedModel) -> Tensors:
+    """The feature map and its weights, fitted attributes that are arrays, and the pictures' weights and numbers."""
+    outcome, facts, model = fitted.outcome, fitted.facts, fitted.primal
+    assert model is not None
+    arrays = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
+    arrays |= {"loo_predictions_": outcome.loo, "dual_coef_": outcome.dual, "intercept_": outcome.intercept}
+    arrays |= {"sample_weight": fitted.active.sample_weight, "numbers": fitted.numbers}
+    arrays |= {"source_effects_": facts.source_effects, **_named(facts.damping_path, "path.")}
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
+    tensors |= {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
+    tensors |= {"kernel_": solved(fitted).system.kernel, "probes_": fitted.feature_map.probes}
+    for name, metric in model.map.metric.items():
+        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
+    return tensors | _named(model.body, "body.") | _named(fitted.task_vector or {}, "moved.")
 
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
@@ -158,7 +138,7 @@ def _pack_source(source: SourceSet, active: Tensor, pixels: bool) -> tuple[dict[
     """Settings and tensors of a source, with the kernels of the training pictures at some positions (n,) only."""
     pictures, setting = source.pictures, source.setting
     settings = {"classes": list(pictures.classes)}
-    settings |= {name: getattr(setting, name) for name in ("strength", "deviation", "damping")}
+    settings |= {name: getattr(setting, name) for name in _SETTING}
     tensors = {"positions": pictures.positions, "given": pictures.given, "class_weights": setting.class_weights}
     tensors |= {"own": source.own, "cross": source.cross[active], "plain": source.plain[active][:, active]}
     return settings, _named(tensors | ({"pixels": pictures.pictures.pixels} if pixels else {}), "source.")
@@ -168,8 +148,13 @@ def _labels(values: np.ndarray) -> dict[str, Any]:
     return {"dtype": values.dtype.str, "values": values.tolist()}
 
 
-def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | None, device: Any) -> SavedModel:
-    """Read what `save` wrote; another estimator's model, or a network of the user's own not given, is a StoreError."""
+def load(
+    name: str, directory: str | os.PathLike[str], given: AnyBackbone | None, device: Any
+) -> tuple[dict[str, Any], FittedModel, int | None]:
+    """What `save` wrote: options of the estimator, the model, which is not solved, and the length of vectors.
+
+    Another estimator's model, or a network of the user's own not given, is a StoreError.
+    """
 
     def check(config: dict[str, Any]) -> None:
         if (kind := config.get("estimator")) != name:
@@ -179,143 +164,124 @@ def load(name: str, directory: str | os.PathLike[str], backbone: AnyBackbone | N
 
     contents = read_model(directory, check)
     config, folder = contents.settings, contents.version.directory
-    with told(folder):
-        try:
-            options = unpack(config["parameters"])
-            DataContract.from_dict(config["backbone"]["contract"]).with_size(options["input_size"])
-        except (BackboneError, ValueError) as error:
-            message = f"parameters: {error}"
-            raise Misfit(message) from error
+    with _reading_options(folder):
+        options = unpack(config["parameters"])
+        DataContract.from_dict(config["backbone"]["contract"]).with_size(options["input_size"])
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
-    network, again = _backbone(config["backbone"], backbone, device, directory, options["input_size"])
+    backbone, again = _backbone(config["backbone"], given, device, directory, options["input_size"])
     options |= {"backbone": again}
+    likelihood, weights = options["likelihood"], options["class_weight"]
+    kind = Classification if config["classes"] else Regression
+    with _reading_options(folder):
+        read_settings(options, backbone, config["seed"])
+        read_count(options, "batch_size")
+        read_steps(options)
+        labels = read_labels(config["targets"], "targets")
+        kind(likelihood, known_weights(weights, np.unique(labels))).check_options(labels)
+    with told(folder):
+        check_arrays(config, contents.tensors, dict(backbone.module.named_parameters()))
+    fitted = _fitted_model(contents, backbone, kind(likelihood, weights), labels)
+    return options, fitted, config["fitted"].get("n_features_in_")
+
+
+@contextmanager
+def _reading_options(folder: Path) -> Iterator[None]:
+    """What a fit would refuse in a model's options is said of its file."""
     with told(folder):
         try:
-            read_settings(options, network, config["seed"])
-            read_count(options, "batch_size")
-            read_steps(options)
-            labels, weights = read_labels(config["targets"], "targets"), options["class_weight"]
-            kind = Classification if config["classes"] else Regression
-            kind(options["likelihood"], known_weights(weights, np.unique(labels))).check_options(labels)
-        except (InputError, ValueError, TypeError) as error:  # scikit-learn's, of class weights
+            yield
+        except (ValueError, TypeError) as error:  # also scikit-learn's, of class weights
             message = f"parameters: {error}"
             raise Misfit(message) from error
-        check_arrays(config, contents.tensors, dict(network.module.named_parameters()))
-    return SavedModel(contents, options, network)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class SavedModel:
-    """A model as it was read, options of its estimator, its network."""
+def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: NDArray) -> FittedModel:
+    """The model of settings and arrays that were checked; its problem is not solved, for it predicts without."""
+    config, plain, tensors = contents.settings, contents.settings["fitted"], contents.tensors
+    arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
+    vector = TaskVector(steps) if (steps := _under(tensors, "moved.")) else None
+    primal = _primal(contents, backbone, backbone.module if vector is None else moved(backbone.module, vector))
+    dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
+    outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
+    if isinstance(task, Classification):
+        calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
+        outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
+    else:
+        outcome = replace(outcome, noise=arrays["noise_"])
+    facts = FitFacts(
+        **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
+        damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
+        source_effects=arrays.get("source_effects_", np.zeros(0)),
+    )
+    budget = config["parameters"]["memory_budget"]
+    room = default_budget(backbone.device) if budget is None else parse_bytes(budget)
+    return FittedModel(
+        task=task,
+        backbone=backbone,
+        feature_map=primal.map,
+        task_vector=vector,
+        training=_training(contents, backbone.device),
+        active=ActivePictures(np.arange(len(labels)), labels, tensors["sample_weight"].numpy()),
+        solution=None,
+        outcome=outcome,
+        primal=primal,
+        facts=facts,
+        source=plain.get("source_"),
+        next_number=config["next_number"],
+        seed=config["seed"],
+        room=room // ROWS_SHARE,
+        edits=contents.edits,
+        version=contents.version,
+    )
 
-    contents: Contents
-    options: dict[str, Any]
-    backbone: Backbone
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings."""
-        return self.contents.settings
+def _training(contents: Contents, device: torch.device) -> TrainingSet:
+    """What explanations and edits start from; with the source behind it that `_pack_source` packed 10 m^3."""
+    config, tensors = contents.settings, contents.tensors
+    skipped = [(path, reason) for path, reason in config["skipped"]]
+    pictures = _saved_pictures(tensors, list(config["fitted"]["ids_"]), skipped)
+    hashes = tuple(bytes(row).hex() for row in tensors["hashes"].tolist()) if "hashes" in tensors else ()
+    numbers, points = tensors["numbers"].numpy(), tuple(config["points"])
+    training = TrainingSet(pictures, numbers, points, tensors["kernel_"].to(device), None, hashes=hashes)
+    if (settings := config.get("source")) is None:
+        return training
+    found = _under(tensors, "source.")
+    bare = _saved_pictures(found, list(config["fitted"]["source_ids_"]), [])
+    here = {key: tensor.to(device) for key, tensor in found.items() if key != "pixels"}
+    source = SourcePictures(bare, tuple(settings["classes"]), here["positions"], here["given"])
+    setting = SourceSetting(**{name: settings[name] for name in _SETTING}, class_weights=here["class_weights"])
+    return with_source(replace(training, kernel=here["plain"]), source, here["own"], here["cross"], setting)
 
-    @property
-    def tensors(self) -> Tensors:
-        """The arrays."""
-        return self.contents.tensors
 
-    def fitted(self, task: Task) -> FittedModel:
-        """The model; its problem is not solved, for it predicts without."""
-        config, plain, tensors = self.config, self.config["fitted"], self.tensors
-        arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
-        vector = TaskVector(steps) if (steps := _under(tensors, "moved.")) else None
-        primal = self._primal(self.backbone.module if vector is None else moved(self.backbone.module, vector))
-        dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
-        outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
-        if isinstance(task, Classification):
-            calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
-            outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
-        else:
-            outcome = replace(outcome, noise=arrays["noise_"])
-        facts = FitFacts(
-            **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
-            damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},
-            source_effects=arrays.get("source_effects_", np.zeros(0)),
-        )
-        budget = config["parameters"]["memory_budget"]
-        room = default_budget(self.backbone.device) if budget is None else parse_bytes(budget)
-        labels, weights = read_labels(config["targets"], "targets"), tensors["sample_weight"].numpy()
-        return FittedModel(
-            task=task,
-            backbone=self.backbone,
-            feature_map=primal.map,
-            task_vector=vector,
-            training=self._training(),
-            active=ActivePictures(np.arange(len(labels)), labels, weights),
-            solution=None,
-            outcome=outcome,
-            primal=primal,
-            facts=facts,
-            source=plain.get("source_"),
-            next_number=config["next_number"],
-            seed=config["seed"],
-            room=room // ROWS_SHARE,
-            edits=self.contents.edits,
-            version=self.contents.version,
-        )
+def _saved_pictures(tensors: Tensors, ids: list[str], skipped: list[tuple[str, str]]) -> Pictures:
+    """The pictures, without pixels where those were not kept."""
+    return Pictures(tensors.get("pixels", torch.empty(len(ids), 0)), None, ids, skipped)
 
-    def _training(self) -> TrainingSet:
-        """What explanations and edits start from."""
-        config, tensors, ids = self.config, self.tensors, list(self.config["fitted"]["ids_"])
-        pixels = tensors.get("pixels", torch.empty(len(ids), 0))
-        pictures = Pictures(pixels, None, ids, [(path, reason) for path, reason in config["skipped"]])
-        kernel = tensors["kernel_"].to(self.backbone.device)
-        hashes = tuple(bytes(row).hex() for row in tensors["hashes"].tolist()) if "hashes" in tensors else ()
-        numbers, points = tensors["numbers"].numpy(), tuple(config["points"])
-        training = TrainingSet(pictures, numbers, points, kernel, None, hashes=hashes)
-        return training if config.get("source") is None else self._with_source(training, config["source"])
 
-    def _with_source(self, training: TrainingSet, settings: dict[str, Any]) -> TrainingSet:
-        """The training set with the source behind it that `_pack_source` packed; 10 m^3."""
-        found = _under(self.tensors, "source.")
-        here = {key: tensor.to(training.kernel.device) for key, tensor in found.items() if key != "pixels"}
-        ids = list(self.config["fitted"]["source_ids_"])
-        bare = Pictures(found.get("pixels", torch.empty(len(ids), 0)), None, ids)
-        pictures = SourcePictures(bare, tuple(settings["classes"]), here["positions"], here["given"])
-        numbers = (settings["strength"], settings["deviation"], settings["damping"])
-        setting = SourceSetting(*numbers, here["class_weights"])
-        return with_source(replace(training, kernel=here["plain"]), pictures, here["own"], here["cross"], setting)
-
-    def _primal(self, module: nn.Module) -> TangentModel:
-        """Feature map and weights at a network that has been moved already."""
-        saved, tensors, device = self.config["map"], self.tensors, self.backbone.device
-        folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
-        points = [moved(self.backbone.module, TaskVector(_under(tensors, f"point.{fold}."))) for fold in folds]
-        features = self.backbone.feature_function
-        tangent = RowPlan(module, features, tuple(saved["ruled"]), tuple(saved["generic"]), tuple(points))
-        sides = {key: tensor.to(device) for key, tensor in _under(tensors, "metric.").items()}
-        metric = {
-            name: Whitening(sides[f"{name}.left"], sides[f"{name}.right"])
-            for name in tangent.names
-            if f"{name}.left" in sides
-        }
-        plain = self.config["fitted"]
-        feature_map = TangentMap(
-            tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"],
-            plain["body_scale_"], plain["normalize_"], saved["length_scales"],
-        )  # fmt: skip
-        weights = _under(tensors, "body.")
-        body = {name: weights[name].to(device) for name in tangent.names if name in weights}
-        return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
+def _primal(contents: Contents, backbone: Backbone, module: nn.Module) -> TangentModel:
+    """Feature map and weights at a network that has been moved already."""
+    saved, plain, tensors = contents.settings["map"], contents.settings["fitted"], contents.tensors
+    device = backbone.device
+    folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
+    points = tuple(moved(backbone.module, TaskVector(_under(tensors, f"point.{fold}."))) for fold in folds)
+    tangent = RowPlan(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
+    sides = {key: tensor.to(device) for key, tensor in _under(tensors, "metric.").items()}
+    whitened = [name for name in tangent.names if f"{name}.left" in sides]
+    metric = {name: Whitening(sides[f"{name}.left"], sides[f"{name}.right"]) for name in whitened}
+    feature_map = TangentMap(
+        tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"],
+        plain["body_scale_"], plain["normalize_"], saved["length_scales"],
+    )  # fmt: skip
+    weights = _under(tensors, "body.")
+    body = {name: weights[name].to(device) for name in tangent.names if name in weights}
+    return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
 
 
 def _backbone(
     description: dict[str, Any], given: Any, device: Any, directory: Any, size: Any
 ) -> tuple[Backbone, str | Backbone]:
-    """The network of a saved model, given or loaded from where it came, and what a fit like the first starts from.
-
-    It is verified, and pictures are prepared for it as they were for the fit, whatever it states itself.
-    """
+    """The network of a saved model, verified, with the data contract of the fit; and what another fit starts from."""
     if device is not None:
         usable_device(device, dtype=torch.float64)  # before the network is loaded
     name, contract = description["name"], DataContract.from_dict(description["contract"])

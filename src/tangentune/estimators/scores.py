@@ -20,6 +20,7 @@ from tangentune.estimators.summary import class_scores, number_scores
 from tangentune.estimators.tasks import as_given
 from tangentune.estimators.user_input import as_classes
 from tangentune.pictures.load import Pictures, numeric_labels
+from tangentune.pictures.names import some
 from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
@@ -75,12 +76,10 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
 
 
 def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
-    """Accuracy, NLL, ECE and Brier score of a classifier; R2 and RMSE of a regressor; pictures that it was fitted on.
+    """Scores, as `class_scores` or `number_scores` has them, and how many of the pictures the model was fitted on.
 
-    Class names are compared as text, so that folder names fit number classes.
-
-    Raises:
-        InputError: there are no labels, or one is no class of the model, or no number for a regressor.
+    Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
+    model, or no number for a regressor, is an InputError.
     """
     if pictures.labels is None:
         message = "these pictures have no labels to compare with"
@@ -91,14 +90,9 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         return number_scores(numbers, found.values), found.known
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
-    unknown = [i for i, label in enumerate(given) if label not in column]
-    if unknown:
-        first, names = unknown[0], list(column)
-        known = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        message = (
-            f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as "
-            f"{given[first]!r} of {pictures.ids[first]}; it knows {known}"
-        )
+    if unknown := [i for i, label in enumerate(given) if label not in column]:
+        such = f"{given[unknown[0]]!r} of {pictures.ids[unknown[0]]}; it knows {some(list(column), 8)}"
+        message = f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as {such}"
         raise InputError(message)
     labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)

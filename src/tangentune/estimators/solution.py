@@ -31,14 +31,11 @@ LARGE_SHARE = 2  # changing more than 1/2 of the pictures costs more than solvin
 @final
 @dataclass(frozen=True, eq=False)
 class ActivePictures:
-    """Which pictures of a training set count, by positions (n,) in the order of every fitted attribute, as what.
+    """Which pictures of a training set count, in the order of every fitted attribute, as what."""
 
-    Labels (n,) or (n, k) and sample weights (n,) are as given, class weights not in them.
-    """
-
-    positions: NDArray[np.int64]
-    labels: NDArray[Any]
-    sample_weight: NDArray[np.float64]
+    positions: NDArray[np.int64]  # (n,)
+    labels: NDArray[Any]  # (n,) or (n, k), as given
+    sample_weight: NDArray[np.float64]  # (n,) as given, class weights not in them
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -51,17 +48,13 @@ class ActivePictures:
 @final
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Labels as the solver takes them: (C,) classes, None for numbers; (n, C) targets; (n,) weights with class weights.
+    """Labels as the solver takes them."""
 
-    `source` is what a source alone predicts for the pictures; None without one. With `balanced` class weights, those
-    of a fit to fewer pictures are other ones.
-    """
-
-    classes: NDArray | None
-    targets: Tensor
-    weights: Tensor
-    source: SourcePrediction | None = None
-    balanced: bool = False
+    classes: NDArray | None  # (C,); None for numbers
+    targets: Tensor  # (n, C)
+    weights: Tensor  # (n,) with class weights
+    source: SourcePrediction | None = None  # what a source alone predicts for the pictures; None without one
+    balanced: bool = False  # class weights, which are other ones of a fit to fewer pictures
 
     @property
     def balance(self) -> Tensor | None:
@@ -123,8 +116,7 @@ def update(
 ) -> Solution:
     """The solution that a fit to another choice of pictures, labels and weights would give, to rounding, from this one.
 
-    Among the active pictures those that stay must come first, in their order. Cost n^2 for every picture that leaves,
-    comes or changes its weight, and n^2 C for labels.
+    Active pictures that stay come first, in their order. Cost n^2 a picture that leaves, comes or changes its weight.
     """
     stays = np.isin(before.positions, active.positions)
     kept = int(stays.sum())

@@ -42,7 +42,7 @@ def read_source(
 
     The source is a manifest (`tangentune select`), a folder of class folders, a CSV file (path,label),
     `SelectedPictures`, or labelled `Pictures`; a picture with the pixels of a target picture is left out, with a
-    warning. Errors are InputError, PictureError (a file is missing or changed) and StoreError (a damaged manifest).
+    warning.
     """
     weights = None
     named = isinstance(source, str | os.PathLike)
@@ -95,8 +95,8 @@ def fit_source(
 ) -> tuple[TrainingSet, FitFacts, dict[str, Any]]:
     """Weigh a source (`read_source`), and put it behind the training set if it helps; `fixed` if the damping must stay.
 
-    `facts` are of the fit without source; they come back with the damping chosen anew, and with them what came of the
-    source, as plain values. More source pictures than the memory budget has room for are a BudgetError.
+    `facts` of the fit without source come back with the damping chosen anew, and what came of the source with them.
+    More source pictures than the memory budget has room for are a BudgetError.
     """
     _check_room(len(read[0]), reader.room)
     assert plain.classes is not None

@@ -13,6 +13,7 @@ from tangentune._version import __version__
 from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import edge_words
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
 SETTINGS = {
@@ -52,50 +53,28 @@ def is_classifier(model: FittedEstimator) -> TypeGuard[FittedClassifier]:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the fit: its name, wall time in seconds and peak memory in bytes (None: not measured)."""
-
-    name: str
-    seconds: float
-    peak_bytes: int | None
-
-
-@dataclass(frozen=True)
 class Summary:
-    """What was fitted on what, how, and how well; every score is a leave-one-out score.
-
-    Attributes:
-        classes: names in the order of the probability columns; empty for a regressor, as are the `counts` of pictures.
-        contract: the network's data contract as plain fields (input size, licence, source, sha256, ...).
-        scores: "accuracy", "nll", "ece", "brier"; or "r2", "rmse".
-        interval: 95 % interval of the accuracy, None for a regressor.
-        settings: of the fit, given or chosen, by the keys of `SETTINGS`; `options` by the names in `OPTIONS`.
-        seconds, peak_bytes: of the whole fit, None if unknown.
-        probe: how a linear probe compares on the same pictures, by leave-one-out of both: its "score", the "gain" of
-            the fit over it with a 95 % "interval" (paired), about its "seconds"; None where none was tried, or edits
-            have made it another model.
-        doubtful: pictures whose given label has a leave-one-out probability below 5 %.
-        source: what came of a source, as in `source_` without what was tried; None without one.
-        skipped: unreadable pictures left out, as (path, reason).
-    """
+    """What was fitted on what, how, and how well; every score is a leave-one-out score."""
 
     classification: bool
     n: int
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
+    classes: tuple[str, ...]  # names in the order of the probability columns; empty for a regressor
+    counts: tuple[int, ...]  # of their pictures
     backbone: str
-    contract: dict[str, Any]
-    scores: dict[str, float]
-    interval: tuple[float, float] | None
-    settings: dict[str, Any]
-    options: dict[str, Any]
-    stages: tuple[Stage, ...]
-    seconds: float | None
+    contract: dict[str, Any]  # the network's data contract as plain fields
+    scores: dict[str, float]  # "accuracy", "nll", "ece", "brier"; or "r2", "rmse"
+    interval: tuple[float, float] | None  # 95 % interval of the accuracy, None for a regressor
+    settings: dict[str, Any]  # of the fit, given or chosen, by the keys of `SETTINGS`
+    options: dict[str, Any]  # by the names in `OPTIONS`
+    stages: list[dict[str, Any]]  # each with its "stage", wall "seconds" and perhaps "peak_bytes"
+    seconds: float | None  # of the whole fit, as is the peak; None if unknown
     peak_bytes: int | None
+    # How a linear probe compares on the same pictures, by leave-one-out of both: "score", "gain" of the fit over
+    # it with a paired 95 % "interval", its "seconds"; None where none was tried, or edits have made it another model.
     probe: dict[str, Any] | None
-    doubtful: int
-    source: dict[str, Any] | None
-    skipped: tuple[tuple[str, str], ...]
+    doubtful: int  # pictures whose given label has a leave-one-out probability below 5 %
+    source: dict[str, Any] | None  # what came of a source, as in `source_` without what was tried; None without one
+    skipped: tuple[tuple[str, str], ...]  # unreadable pictures left out: path and reason
     version: str
 
     @property
@@ -130,7 +109,7 @@ def summarise(model: FittedEstimator) -> Summary:
         interval=interval,
         settings={key: getattr(model, f"{key}_", None) for key in SETTINGS},
         options=options,
-        stages=tuple(Stage(str(s["stage"]), float(s["seconds"]), s.get("peak_bytes")) for s in fit.get("stages", ())),
+        stages=fit.get("stages", []),
         seconds=fit.get("total_seconds"),
         peak_bytes=fit.get("peak_bytes"),
         probe=None if getattr(model, "edits_", None) else fit.get("probe"),
@@ -211,8 +190,8 @@ def nice_settings(facts: Summary) -> list[tuple[str, str]]:
     """What the fit chose, and what came of a source: names and values for people."""
     rows = {SETTINGS[key]: nice_setting(value) for key, value in facts.settings.items() if value is not None}
     if facts.source is not None:
-        return [*rows.items(), ("source", nice_source(facts.source))]
-    if words := edge_words(facts.settings.get("relative_damping") or 0.0):
+        rows["source"] = nice_source(facts.source)
+    elif words := edge_words(facts.settings.get("relative_damping") or 0.0):
         rows[SETTINGS["relative_damping"]] += f" ({words})"
     return list(rows.items())
 
@@ -222,7 +201,6 @@ def nice_source(source: dict[str, Any]) -> str:
     if not source["strength"]:
         return f"{source['pictures']} pictures, which do not help: they count for nothing"
     classes = sorted((one for one in source["classes"] if one["weight"] > 0), key=lambda one: -one["weight"])
-    named = ", ".join(f"{one['class']} {one['weight']:.0%}" for one in classes[:3])
-    more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
+    named = some([f"{one['class']} {one['weight']:.0%}" for one in classes], 3)
     change = f"{source['loo_error_without']:.3f} to {source['loo_error']:.3f}"
-    return f"{source['pictures']} pictures ({named}{more}), leave-one-out error {change}"
+    return f"{source['pictures']} pictures ({named}), leave-one-out error {change}"

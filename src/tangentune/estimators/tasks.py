@@ -34,36 +34,26 @@ from tangentune.solvers.posterior import noise_variance
 
 LARGEST = 1e100  # a target, or its inverse; sums of squares of residuals must stay finite, and above 0
 USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
-Moves = list[dict[str, float]]  # numbers of outer steps that were tried, with their leave-one-out errors
+Moved = tuple[Expansion | None, list[dict[str, float]]]  # and numbers of outer steps tried, with leave-one-out errors
+Opinions = tuple[NDArray, Sequence[float | None]]  # labels, and how sure the others are of those given
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a solved problem, as plain arrays.
+    """What came of a solved problem, as plain arrays."""
 
-    Attributes:
-        dual: (n, C) coefficients.
-        intercept: (C,).
-        loo: (n, C) predictions of each picture by the fit without it.
-        score: accuracy of those, or R^2.
-        classes: (C,) names; empty for numbers.
-        proba: (n, C) class probabilities of each picture left out, at `temperature`.
-        parameters: of the likelihood of a classifier, as its search found them; empty for least squares.
-        likelihood: its solution; None for least squares, and of a loaded model.
-        noise: (k,) variance of a new observation, of numbers.
-    """
-
-    dual: NDArray[np.float64]
-    intercept: NDArray[np.float64]
-    loo: NDArray[np.float64]
-    score: float
-    classes: NDArray = field(default_factory=lambda: np.empty(0))
+    dual: NDArray[np.float64]  # (n, C) coefficients
+    intercept: NDArray[np.float64]  # (C,)
+    loo: NDArray[np.float64]  # (n, C) predictions of each picture by the fit without it
+    score: float  # accuracy of those, or R^2
+    classes: NDArray = field(default_factory=lambda: np.empty(0))  # (C,) names; empty for numbers
+    # (n, C) class probabilities of each picture left out, at the temperature.
     proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     temperature: float = float("nan")
-    parameters: dict[str, float] = field(default_factory=dict)
-    likelihood: likelihoods.LikelihoodSolution | None = None
-    noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    parameters: dict[str, float] = field(default_factory=dict)  # of the likelihood; empty for least squares
+    likelihood: likelihoods.LikelihoodSolution | None = None  # None for least squares, and of a loaded model
+    noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (k,) of a new observation, of numbers
 
 
 @final
@@ -149,9 +139,7 @@ class Classification:
         count = STEPS if steps == "loo" else int(steps)
         return moving_seconds(backbone, _numbered(pictures), count, flip=settings.mirrored) if count else 0.0
 
-    def expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, Moves]:
+    def expand(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> Moved:
         """Points of expansion moved towards the labels, if wanted, and what was tried."""
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
@@ -174,9 +162,7 @@ class Classification:
         score, loo = float((proba.argmax(1) == positions).double().mean()), scores.numpy()
         return Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), temperature, parameters, found)
 
-    def second_opinions(
-        self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray
-    ) -> tuple[NDArray, Sequence[float | None]]:
+    def second_opinions(self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray) -> Opinions:
         """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""
         best = others.masked_fill(given > 0, -torch.inf).argmax(1).cpu().numpy()
         proba = outcome.proba[np.arange(len(labels)), np.searchsorted(outcome.classes, labels)]
@@ -239,9 +225,7 @@ class Regression:
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         return 0.0
 
-    def expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int
-    ) -> tuple[Expansion | None, Moves]:
+    def expand(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> Moved:
         if steps not in ("loo", 0):
             message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
             raise InputError(message)
@@ -253,9 +237,7 @@ class Regression:
         score = float(r2_score(targets, found)) if len(targets) > 1 else float("nan")
         return Outcome(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
 
-    def second_opinions(
-        self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray
-    ) -> tuple[NDArray, Sequence[float | None]]:
+    def second_opinions(self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray) -> Opinions:
         return as_given(others.cpu().numpy(), labels), [None] * len(labels)
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:

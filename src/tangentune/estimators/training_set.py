@@ -62,15 +62,11 @@ class PictureReader:
 @final
 @dataclass(frozen=True)
 class RowReader:
-    """Takes the rows of pictures in a feature map.
-
-    `open` gives pictures, each at its point of expansion (-1: the map's own network), as network inputs; `room` is the
-    bytes that the rows of one set may take in memory. Points of None are the map's own network for all.
-    """
+    """Takes the rows of pictures in a feature map; points of None are the map's own network for all."""
 
     feature_map: TangentMap
-    open: Callable[[Pictures, tuple[int, ...]], PictureBatches]
-    room: int
+    open: Callable[[Pictures, tuple[int, ...]], PictureBatches]  # each picture at its point; -1: the map's own network
+    room: int  # bytes that the rows of one set may take in memory
 
     def portions(self, pictures: Pictures, points: tuple[int, ...] | None = None) -> Iterator[Portion]:
         """Network inputs, batch by batch."""
@@ -101,16 +97,13 @@ class RowReader:
 @final
 @dataclass(frozen=True, eq=False)
 class SourcePictures:
-    """m pictures of a source, of S classes: (m,) class of each, (m,) relative weights as given, positive.
-
-    Their rows are None where they are computed again, batch by batch, whenever they are needed.
-    """
+    """m pictures of a source, of S classes."""
 
     pictures: Pictures
     classes: tuple[str, ...]
-    positions: Tensor
-    given: Tensor
-    rows: FeatureRows | None = None
+    positions: Tensor  # (m,) class of each
+    given: Tensor  # (m,) relative weights, positive
+    rows: FeatureRows | None = None  # None where they are computed again, batch by batch, whenever they are needed
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -119,18 +112,12 @@ class SourcePictures:
 @final
 @dataclass(frozen=True, eq=False)
 class SourceSet:
-    """Source pictures at one setting, behind a training set, and the prior that follows.
-
-    Attributes:
-        own: (m, m) float64 kernel.
-        cross: (n, m) with the training set, forgotten pictures included.
-        plain: (n, n) kernel of the training set before the source took its part; the set's own is what is left.
-    """
+    """Source pictures at one setting, behind a training set, and the prior that follows."""
 
     pictures: SourcePictures
-    own: Tensor
-    cross: Tensor
-    plain: Tensor
+    own: Tensor  # (m, m) float64 kernel
+    cross: Tensor  # (n, m) with the training set, forgotten pictures included
+    plain: Tensor  # (n, n) of the training set before the source took its part; the set's own is what is left
     setting: SourceSetting
     prior: Prior
 
@@ -140,10 +127,7 @@ class SourceSet:
         return self.setting.strength * self.setting.class_weights[self.pictures.positions] * self.pictures.given
 
     def left(self, kernel: Tensor, one: Tensor, two: Tensor) -> Tensor:
-        """What is left of a kernel (k, l) once the source has taken its part: less `one Q two^T`.
-
-        `one` (k, m) and `two` (l, m) are the kernels of its pictures with those of the source.
-        """
+        """What a source leaves of a kernel (k, l), given those of its pictures with the source, (k, m) and (l, m)."""
         return kernel - one @ self.prior.gain @ two.T
 
     def predict(self, active: Tensor, targets: Tensor, weights: Tensor, classes: NDArray) -> SourcePrediction:
@@ -153,10 +137,7 @@ class SourceSet:
         return SourcePrediction(means, self.cross[active] @ self.prior.response, coupling(means))
 
     def dual(self, active: Tensor, dual: Tensor, labels: Tensor) -> Tensor:
-        """(m, C) coefficients of the source pictures in the fitted function.
-
-        From positions (n,) and coefficients (n, C) of the target pictures, and targets (S, C) of the source classes.
-        """
+        """(m, C) coefficients of the source pictures; from those of the targets (n, C), and class targets (S, C)."""
         return self.prior.response @ labels - self.prior.gain @ (self.cross[active].T @ dual)
 
 
@@ -184,23 +165,15 @@ def class_names(labels: NDArray) -> NDArray:
 @final
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Pictures of a fit, in the order in which they came, without labels.
-
-    Attributes:
-        numbers: (n,) what each is called for good: its position at the fit; later ones go on counting.
-        points: (n,) point of expansion of each picture's rows; -1 is the feature map's own network.
-        kernel: (n, n) float64; less what a source takes of it.
-        rows: None where they are computed again, batch by batch, whenever they are needed.
-        hashes: of the pictures' pixels, as `pictures_digest` has them, where the pixels themselves were not kept.
-    """
+    """Pictures of a fit, in the order in which they came, without labels."""
 
     pictures: Pictures
-    numbers: NDArray[np.int64]
-    points: tuple[int, ...]
-    kernel: Tensor
-    rows: FeatureRows | None
+    numbers: NDArray[np.int64]  # (n,) what each is called for good: its position at the fit; later ones go on counting
+    points: tuple[int, ...]  # (n,) point of expansion of each picture's rows; -1 is the feature map's own network
+    kernel: Tensor  # (n, n) float64; less what a source takes of it
+    rows: FeatureRows | None  # None where they are computed again, batch by batch, whenever they are needed
     source: SourceSet | None = None
-    hashes: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()  # of the pictures' pixels, where the pixels themselves were not kept
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -232,10 +205,7 @@ def first_set(
 
 
 def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers: NDArray) -> TrainingSet:
-    """The set with k more pictures of its type at its end, their rows taken at the feature map's own network.
-
-    Rows that were kept still are, if there is room for all. With a source, its kernel grows as well: k m^2 more.
-    """
+    """The set with k more pictures of its type at its end; with a source, its kernel grows as well: k m^2 more."""
     new = reader.collect(pictures)
     between, own = reader.cross(new, training), own_kernel(reader.feature_map, new)
     source, n = training.source, len(training)
@@ -298,20 +268,12 @@ def with_source(
 
 
 def class_facts(source: SourceSet, labels: Tensor, classes: NDArray) -> list[dict[str, Any]]:
-    """For each source class its pictures, its share of the source weight, and the target classes that it stands for.
-
-    `labels` (S, C) are the targets of the source classes, `classes` (C,) the names of the target classes.
-    """
+    """Of each source class its pictures, share of the weight, and target classes; targets (S, C), names (C,)."""
     pictures = source.pictures
     weights = torch.zeros_like(source.setting.class_weights).index_add_(0, pictures.positions, source.weights)
     counts = torch.bincount(pictures.positions, minlength=len(pictures.classes)).tolist()
-    shares, rows = (weights / weights.sum()).tolist(), labels.tolist()
-    return [
-        {
-            "class": name,
-            "pictures": counts[i],
-            "weight": shares[i],
-            "stands_for": {str(c): round(v, 4) for c, v in zip(classes, rows[i], strict=True) if v >= SHOWN},
-        }
-        for i, name in enumerate(pictures.classes)
-    ]
+    shares, facts = (weights / weights.sum()).tolist(), []
+    for name, count, share, row in zip(pictures.classes, counts, shares, labels.tolist(), strict=True):
+        meant = {str(c): round(v, 4) for c, v in zip(classes, row, strict=True) if v >= SHOWN}
+        facts.append({"class": name, "pictures": count, "weight": share, "stands_for": meant})
+    return facts

@@ -53,7 +53,7 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         _refuse(options, "probe_space", "'pca' or 'isotropic'")
     if options["augment"] not in (None, "none", "flip"):
         _refuse(options, "augment", "'flip' or None")
-    budget, verbose = options["memory_budget"], options["verbose"]
+    verbose, budget, device = options["verbose"], options["memory_budget"], backbone.device
     return FitSettings(
         probes=read_count(options, "probes"),
         probe_space=options["probe_space"],
@@ -62,9 +62,7 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         criterion=criteria.pop() if criteria else "loo",
         mirrored=options["augment"] == "flip" and backbone.contract.input_size is not None,
         seed=seed,
-        memory_budget=resident_bytes(backbone.device) + default_budget(backbone.device)
-        if budget is None
-        else parse_bytes(budget),
+        memory_budget=resident_bytes(device) + default_budget(device) if budget is None else parse_bytes(budget),
         verbose=int(verbose) if isinstance(verbose, bool) else read_count(options, "verbose", 0),
     )
 
@@ -171,8 +169,7 @@ def known_weights(class_weight: Any, classes: NDArray) -> Any:
 def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) -> list[list[int]]:
     """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 
-    A name may be shortened to whole parts of its end, with or without the file's ending, where only one picture is
-    called so.
+    A name may be shortened to whole parts of its end, with or without the file's ending, where it stays unique.
 
     Example:
         >>> find_pictures(["b.png", 7, "a"], ["cat/a.png", "b.png", "b.png"], np.array([7, 8, 9]))

@@ -58,7 +58,8 @@ def verdict(facts: Summary) -> str:
     unit = " points" if facts.classification else ""
     gain, lowest, highest = (f"{100 * x:+.1f}" if unit else f"{x:+.3f}" for x in (probe["gain"], low, high))
     spent = f"for {nice_seconds(facts.seconds)} instead of about {nice_seconds(probe['seconds'])}"
-    than = f"A linear probe of the same pictures {_shown(facts, probe['score'])}; the whole network changes that by"
+    score = f"{100 * probe['score']:.1f} %" if facts.classification else f"an R² of {probe['score']:.3f}"
+    than = f"A linear probe of the same pictures has {score}; the whole network changes that by"
     worth = "It was worth its time" if low > 0 else "It was not worth its time"
     worth = worth if low > 0 or high < 0 else "It is not certain that it was worth its time"
     return f"{than} {gain}{unit} (95 % interval {lowest} to {highest}), {spent}. {worth}."
@@ -83,7 +84,3 @@ def next_steps(facts: Summary) -> list[Step]:
     if facts.probe is not None and facts.probe["interval"][0] <= 0 and facts.settings["body_scale"]:
         steps.append(Step("the linear probe alone: quicker, and perhaps as good", "subset='none'", "--subset none"))
     return steps[:3]
-
-
-def _shown(facts: Summary, score: float) -> str:
-    return f"has {100 * score:.1f} %" if facts.classification else f"has an R² of {score:.3f}"

@@ -29,10 +29,7 @@ def load_array(source: Any, contract: DataContract, verbose: int = 0, alone: boo
     to 8 bits; other integers must lie in 0..255; floats are [0, 1] pixel values, stay float32 or float64, and are
     resized by torch with antialias. Pictures already of the contract's size are not cropped. With an `input_size` of
     None, or not of three numbers, rows are passed on as they come. `alone`: no labels say how many pictures there are,
-    so (3, H, W) could be one colour picture.
-
-    Raises:
-        InputError: NaN or inf (names the first bad row), an ambiguous layout, a type or shape of no use.
+    so (3, H, W) could be one colour picture. NaN, an ambiguous layout, and a type or shape of no use are an InputError.
     """
     array = _as_array(source)
     if array.ndim < 2 or len(array) == 0:
@@ -75,10 +72,7 @@ def _as_array(source: Any) -> NDArray[Any] | Tensor:
 
 
 def _chunks(array: NDArray[Any] | Tensor, room: Tensor, verbose: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Contiguous own copies of some rows at a time, native byte order, checked to be finite.
-
-    As many as keep the rows, and what `room` will hold of them, small.
-    """
+    """Contiguous own copies of some rows at a time, few enough to stay small, native byte order, finite."""
     step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes, room[:1].nbytes))
     with tqdm(total=len(array), desc="reading arrays", unit="picture", disable=not verbose, delay=1.0) as bar:
         for start in range(0, len(array), step):

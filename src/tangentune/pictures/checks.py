@@ -17,13 +17,10 @@ from tangentune.pictures.names import some
 
 
 def label_array(labels: Any) -> NDArray[Any]:
-    """Labels as one numpy array of text, integers, booleans or floats, checked to have no gap.
+    """Labels (n,) or (n, k) as one numpy array of text, integers, booleans or floats, checked to have no gap.
 
-    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns; shape (n,), or (n, k) for regression
-    on several targets.
-
-    Raises:
-        InputError: a label is missing (None, NaN, "") or infinite, holds a NUL, or text and numbers are mixed.
+    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns. A label that is missing (None, NaN,
+    "") or infinite, or holds a NUL, and a mixture of text and numbers, is an InputError.
     """
     refuse_nul(labels)
     if isinstance(labels, Tensor):
@@ -94,11 +91,7 @@ def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
-    """Labels (n,), or a column of them (n, 1) flattened; a wider matrix is refused as what it seems to be, and whose.
-
-    Raises:
-        InputError: one-hot rows, several classes for a picture, probabilities, or numbers for several targets.
-    """
+    """Labels (n,), or a column of them flattened; a wider matrix is refused as what it seems to be, and whose."""
     if labels.ndim == 1 or labels.shape[1] == 1:
         return labels.reshape(len(labels))
     numbers, rows = labels.dtype.kind in "biuf", f"{len(labels)} x {labels.shape[1]}"
@@ -113,19 +106,14 @@ def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
     elif numbers and (labels >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         problem = f"labels are probabilities ({rows}); give the likeliest, y.argmax(1), or fit a regressor to them"
     else:
-        problem = (
-            f"pictures have {labels.shape[1]} labels each; a classifier takes one, a regressor also rows of numbers"
-        )
+        seen = f"pictures have {labels.shape[1]} labels each"
+        problem = f"{seen}; a classifier takes one, a regressor also rows of numbers"
     message = f"{whose} {problem}"
     raise InputError(message)
 
 
 def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float64]:
-    """Labels as float64 for regression; text that reads as a number (from a CSV file) is converted.
-
-    Raises:
-        InputError: a label is not a finite number; the message names its picture.
-    """
+    """Labels as float64 for regression, from text as well; one that is no finite number is an InputError."""
     if labels.dtype.kind != "U":
         return labels.astype(np.float64)
     values = np.empty(labels.size)

@@ -55,10 +55,7 @@ def duplicate_sentences(pictures: Pictures) -> list[str]:
 
 
 def find_copies(pictures: Pictures, known: int) -> list[Copy]:
-    """What each picture from position `known` on repeats of those before it: the first equal one, else the most alike.
-
-    Cost: two passes over the pixels (n, C, H, W), and 256 C multiply-adds for every pair.
-    """
+    """What pictures from position `known` on repeat of those before: the first equal one, else the most alike."""
     first: dict[str, int] = {}
     digests, small = pictures.digests, sketches(pictures.pixels)
     found, step = [], max(1, PORTION // len(pictures))

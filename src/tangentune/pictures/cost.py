@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin
@@ -64,9 +65,9 @@ class LimitedFile(io.BufferedReader):
 
 
 def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> None:
-    """Refuse a picture, opened but not decoded, that costs far more than its pixels; it may be read smaller first.
+    """Refuse a picture, opened but not decoded, that costs far more than its pixels.
 
-    `need` is how long its shorter side must stay. JPEG 2000 is read at a half, a quarter, ... of its size if it must.
+    JPEG 2000 is read at a half, a quarter, ... of its size if it must, its shorter side staying at least `need`.
     """
     if Image.MAX_IMAGE_PIXELS is None:
         return
@@ -77,9 +78,10 @@ def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> N
         while taken > allowed and min(image.size) >> (halvings + 1) >= need:
             taken, halvings = taken / 4, halvings + 1
         image.reduce = halvings  # pyright: ignore[reportAttributeAccessIssue]
+    scans = len(_SCAN.findall(Path(path).read_bytes())) if image.info.get("progressive") else 0
     if taken > allowed:
         problem = f"decoding its {pixels:,} pixels of {image.format} takes {taken / 2**30:.1f} GiB"
-    elif image.info.get("progressive") and (scans := _scans(path)) * pixels > _VISITS_ALLOWED * Image.MAX_IMAGE_PIXELS:
+    elif scans * pixels > _VISITS_ALLOWED * Image.MAX_IMAGE_PIXELS:
         problem = f"it is a JPEG of {scans:,} scans of {pixels:,} pixels"
     else:
         # In small pieces, so that a decoder to which little says much comes back to be stopped.
@@ -87,11 +89,6 @@ def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> N
         return
     message = f"{problem}; save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
     raise UnusableError(message)
-
-
-def _scans(path: str | os.PathLike[str]) -> int:
-    with open(path, "rb") as file:
-        return len(_SCAN.findall(file.read()))
 
 
 def without_text(path: str | os.PathLike[str]) -> io.BytesIO | None:

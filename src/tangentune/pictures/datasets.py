@@ -45,10 +45,7 @@ def count_items(source: Any) -> int:
 
 
 def read_items(source: Any, contract: DataContract) -> Iterator[tuple[Tensor | Exception, Any]]:
-    """Yield every item's `(pixels at the contract's size, label or None)` in order, read in this process.
-
-    An item that cannot be read gives its exception in place of the pixels.
-    """
+    """Yield every item's `(pixels at the contract's size, label or None)`; of an unreadable one its exception."""
     for position in range(count_items(source)):
         try:
             picture, label = _split(source[position])
@@ -58,11 +55,7 @@ def read_items(source: Any, contract: DataContract) -> Iterator[tuple[Tensor | E
 
 
 def one_picture(picture: Any, contract: DataContract) -> Tensor:
-    """A Pillow picture, (H, W), (C, H, W) or (H, W, C) array, or vector, at the contract's size.
-
-    Raises:
-        InputError: NaN, an ambiguous layout, or a type that is no picture.
-    """
+    """A Pillow picture, (H, W), (C, H, W) or (H, W, C) array, or vector, at the contract's size; else an InputError."""
     if isinstance(picture, Image.Image):
         return torch.from_numpy(prepare_picture(picture, contract))
     if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:

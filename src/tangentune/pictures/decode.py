@@ -38,12 +38,7 @@ _CLEAR_SCALES = {"1": 255.0, "L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 def picture_shape(contract: DataContract, files: bool = False) -> tuple[int, int, int]:
-    """The contract's `(channels, height, width)`, checked to be one that pictures can be brought to.
-
-    Raises:
-        InputError: the network takes vectors, or the interpolation or crop is not a known one; with `files`, also when
-            it takes neither 1 nor 3 channels.
-    """
+    """The contract's `(channels, height, width)`; an InputError if no pictures, or no `files`, can be brought to it."""
     size = contract.input_size
     if size is None or len(size) != 3 or min(size) < 1:
         problem = (
@@ -123,14 +118,11 @@ def _part(size: int, new: int, start: int, count: int) -> tuple[tuple[float, flo
 
 
 def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
-    """One picture file as a `(channels, height, width)` uint8 array at the contract's size, or why there is none.
+    """One picture file as a `(channels, height, width)` uint8 array at the contract's size, or why there is none, as
+    text.
 
-    The reason is text: it is missing, empty, truncated, over-large, too slow to decode, or no picture. Of animated or
-    many-page files the first frame is taken. Large JPEGs are decoded at a fraction of their size where that still
-    leaves three times the pixels needed.
-
-    Raises:
-        InputError: the contract is not one for pictures.
+    Of animated or many-page files the first frame is taken. Large JPEGs are decoded at a fraction of their size where
+    that still leaves three times the pixels needed. A contract that is not one for pictures is an InputError.
     """
     problem = file_problem(path)
     if problem is not None:

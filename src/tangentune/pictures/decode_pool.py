@@ -45,14 +45,10 @@ def worker_count(n_jobs: int) -> int:
 def decode_files(
     paths: Sequence[str], contract: DataContract, n_jobs: int | None = None
 ) -> Generator[Decoded, None, None]:
-    """Yield every file's pixels, or the reason why it cannot be read, in the order of `paths`.
+    """Yield every file's pixels, or the reason why it cannot be read, in the order of `paths`, whatever `n_jobs` is.
 
-    The results do not depend on `n_jobs`. None begins in this process and hands the rest to one worker
-    per core once the first pictures show that it pays. Workers are reused by later calls.
-
-    Raises:
-        InputError: the contract is not one for pictures, or `n_jobs` is 0.
-        PictureError: a worker process died.
+    None begins in this process and hands the rest to one worker per core once the first pictures show that it pays.
+    Workers are reused by later calls; one that dies is a PictureError.
     """
     workers = None if n_jobs is None else worker_count(n_jobs)
     start, done = time.perf_counter(), 0

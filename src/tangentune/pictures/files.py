@@ -30,26 +30,19 @@ _SPLIT_NAMES = {"train", "training", "trn", "test", "testing", "tst", "val", "va
 
 @dataclass(frozen=True)
 class FileList:
-    """Picture files in their fixed order, found but not yet read.
-
-    `ids` are printable names relative to the source's root; `labels` one text per file; `notes` sentences that the user
-    should see (empty class folders, files left out); `lost` the `(id, reason)` of folders that could not be entered.
-    """
+    """Picture files in their fixed order, found but not yet read."""
 
     paths: list[str]
-    ids: list[str]
-    labels: list[str] | None = None
-    notes: list[str] = field(default_factory=list)
-    lost: list[tuple[str, str]] = field(default_factory=list)
+    ids: list[str]  # printable names relative to the source's root
+    labels: list[str] | None = None  # one text per file
+    notes: list[str] = field(default_factory=list)  # sentences that the user should see, such as of empty folders
+    lost: list[tuple[str, str]] = field(default_factory=list)  # folders that could not be entered: id and reason
 
 
 def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns: Columns = USUAL) -> FileList:
-    """The pictures behind a path: a folder, a `.csv` or `.tsv` table, or a single picture file.
+    """The pictures behind a path: a folder, a `.csv` or `.tsv` table, or a single picture file; none is opened.
 
-    Cost: folder listings only; no picture is opened.
-
-    Raises:
-        PictureError: the path is missing, empty, or not laid out as needed.
+    A path that is missing, empty, or not laid out as needed is a PictureError.
     """
     path = user_path(source)
     name = readable(path)

@@ -20,12 +20,7 @@ from tqdm.auto import tqdm
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.arrays import load_array
-from tangentune.pictures.checks import (
-    check_classes,
-    label_array,
-    numeric_labels,
-    pictures_digest,
-)
+from tangentune.pictures.checks import check_classes, label_array, numeric_labels, pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.datasets import count_items, is_item, read_items, warn_if_random
 from tangentune.pictures.decode import picture_shape
@@ -36,14 +31,7 @@ from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalis
 from tangentune.pictures.tables import Columns, is_frame, read_frame
 from tangentune.pictures.unreadable import file_problem
 
-__all__ = [
-    "Pictures",
-    "check_classes",
-    "load_pictures",
-    "normalise",
-    "numeric_labels",
-    "pictures_digest",
-]
+__all__ = ["Pictures", "check_classes", "load_pictures", "normalise", "numeric_labels", "pictures_digest"]
 
 # How long to read on once it is known that pictures will be refused, so that all of them can be named.
 _READ_ON_S = 60.0
@@ -65,11 +53,10 @@ def load_pictures(
     """Read pictures from wherever they are, at the size a network takes.
 
     Args:
-        source: a folder root/class/file (names of the class folders are the labels; order: sorted by
-            path); any folder when `need_labels=False`; a `.csv` file or data frame with columns path,label
-            (or the like: image, file, class, target, ...); a picture; a list of paths, Pillow pictures or
-            arrays; an array (n, C, H, W), (n, H, W, C), (n, H, W) or vectors (n, k); a map-style torch
-            Dataset of (picture, label); or `Pictures`.
+        source: a folder root/class/file (names of the class folders are the labels; order: sorted by path); any folder
+            when `need_labels=False`; a `.csv` file or data frame with columns path,label (or the like: image, file,
+            class, target, ...); a picture; a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W,
+            C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
         labels: one per picture, in the source's order; goes before labels that the source has itself.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
@@ -176,9 +163,7 @@ def _from_files(
     return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
 
 
-def _from_items(
-    source: Any, given: NDArray[Any] | None, contract: DataContract, on_error: str, verbose: int
-) -> Pictures:
+def _from_items(source: Any, given: NDArray | None, contract: DataContract, on_error: str, verbose: int) -> Pictures:
     count = count_items(source)
     if not isinstance(source, list):
         warn_if_random(source, contract)
@@ -220,7 +205,9 @@ def _collect(
             read = position
             break
         if isinstance(result, (str, Exception)):
-            skipped.append((name, _told(result) if isinstance(result, Exception) else result))
+            text = str(result).strip().rstrip(".") if isinstance(result, Exception) else result
+            own = isinstance(result, str | InputError)
+            skipped.append((name, text if own else f"{type(result).__name__}: {text}"))
             if on_error == "raise":
                 if isinstance(result, Exception):  # a dataset's own: told at once, with its cause
                     raise _refusal(skipped, len(ids)) from result
@@ -249,11 +236,6 @@ def _collect(
     # A shortened view would carry the whole room along when it is pickled; in a file that costs nothing.
     in_memory = skipped and pixels.untyped_storage().nbytes() <= RAM_LIMIT
     return pixels.clone() if in_memory else pixels, kept, skipped
-
-
-def _told(error: Exception) -> str:
-    text = str(error).strip().rstrip(".")
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
 def _refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
@@ -293,11 +275,7 @@ def _check_depth(source: Any, pixels: Tensor, learning: bool) -> None:
 
 
 def _range_sentence(pixels: Tensor, contract: DataContract) -> str:
-    """What looks wrong about the range of float pictures; empty when nothing does.
-
-    Raises:
-        InputError: they are 0..255, for a network that takes [0, 1].
-    """
+    """What looks wrong about the range of float pictures; 0..255 for a network that takes [0, 1] is refused."""
     if contract.input_size is None or pixels.ndim != 4 or not pixels.dtype.is_floating_point or not len(pixels):
         return ""
     low, high = float(pixels.min()), float(pixels.max())

@@ -62,18 +62,15 @@ def readable(path: str | os.PathLike[str]) -> str:
         'caf\\xe9/1.jpg'
     """
     text = os.fspath(path).replace(os.sep, "/")
-    data = text.encode("utf-8", "surrogateescape" if _escapes_only(text) else "surrogatepass")
+    # False with surrogates that stand for no byte of a file name (possible on Windows).
+    bytes_only = all(not "\ud800" <= c <= "\udfff" or "\udc80" <= c <= "\udcff" for c in text)
+    data = text.encode("utf-8", "surrogateescape" if bytes_only else "surrogatepass")
     return shown(data.decode("utf-8", "backslashreplace"))
 
 
 def composed(text: str) -> str:
     """A name with its accents put together as people type them (NFC); macOS keeps letters and accents apart."""
     return unicodedata.normalize("NFC", text)
-
-
-def _escapes_only(text: str) -> bool:
-    """False when there are surrogates that stand for no byte of a file name (possible on Windows)."""
-    return all(not "\ud800" <= c <= "\udfff" or "\udc80" <= c <= "\udcff" for c in text)
 
 
 def is_picture_name(name: str) -> bool:

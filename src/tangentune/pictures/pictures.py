@@ -147,10 +147,7 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
     """Pixels as a network wants them: `(x / 255 - mean) / std` for uint8, `(x - mean) / std` for floats.
 
     Vectors (a contract without a picture size) only change their dtype. Half precisions are rounded once, at the end.
-
-    Raises:
-        InputError: the contract's mean or std fits neither 1 nor the number of channels, or pictures of bytes are given
-            for a contract without a picture size.
+    An InputError: mean or std fits neither 1 nor the number of channels, or there are bytes but no picture size.
     """
     if contract.input_size is None or len(contract.input_size) != 3:
         if pixels.ndim == 4 and pixels.dtype == torch.uint8:
@@ -174,10 +171,10 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor; over `RAM_LIMIT` bytes it lies in an unnamed temporary file.
+    """An uninitialised tensor; over `RAM_LIMIT` bytes it lies in an unnamed temporary file, which vanishes with it.
 
-    The file is in the folder that `tempfile` picks (set TMPDIR to move it) and vanishes with the tensor; a disk
-    without room for it is a BudgetError.
+    The file is in the folder that `tempfile` picks (set TMPDIR to move it); a disk without room for it is a
+    BudgetError.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= RAM_LIMIT:

@@ -37,29 +37,41 @@ USUAL = Columns()
 
 
 def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[str], list[str], list[str] | None]:
-    """The pictures of a table: `(file names, ids, labels or None)`.
+    """The pictures of a table: `(file names, ids as written, labels as text or None)`, relative to its folder."""
+    name = readable(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
+        raise PictureError(message) from error
+    except OSError as error:
+        message = f"{name} cannot be read as a table: {error}."
+        raise PictureError(message) from error
+    ids, labels = read_columns(text, name, need_labels, columns)
+    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
 
-    Paths are relative to the table's folder; ids are the paths as written. Further columns are ignored; labels stay
-    text.
-    """
-    name, rows = readable(path), _rows(path)
+
+def read_columns(
+    text: str, name: str, need_labels: bool = True, columns: Columns = USUAL, key: str = "path"
+) -> tuple[list[str], list[str]]:
+    """Two columns of a table: the pictures, by "path" or "id", and their labels, empty where they are not needed."""
+    rows = _split_rows(text, name)
     header = [cell.strip() for cell in rows[0][1]] if rows else []
-    where = f"The first line of {name}"
-    first, second = _find(header, where, columns, need_labels)
+    first, second = _find(header, f"The first line of {name}", columns, need_labels, key)
     ids, labels = [], []
     for line, cells in rows[1:]:
         padded = [cell.strip() for cell in cells] + [""] * len(header)
-        given = ("path", padded[first]), ("label", "" if second is None else padded[second])
-        for what, text in given if need_labels else given[:1]:
-            if not text:
+        given = (key, padded[first]), ("label", "" if second is None else padded[second])
+        for what, found in given if need_labels else given[:1]:
+            if not found:
                 message = f"Line {line} of {name} has no {what}."
                 raise PictureError(message)
         ids.append(given[0][1])
         labels.append(given[1][1])
     if not ids:
-        message = f"{name} lists no picture."
+        message = f"{name} lists no picture below its first line."
         raise PictureError(message)
-    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
+    return ids, labels
 
 
 def is_frame(source: Any) -> bool:
@@ -87,28 +99,26 @@ def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[An
     return entries, frame[keys[second]] if need_labels and second is not None else None
 
 
-def _find(header: Sequence[str], where: str, columns: Columns, need_labels: bool) -> tuple[int, int | None]:
+def _find(
+    header: Sequence[str], where: str, columns: Columns, need_labels: bool, key: str = "path"
+) -> tuple[int, int | None]:
     """Positions of the pictures and, if there is one, of the labels; what is needed and not there is an error."""
-    found = {"path": find_column(header, "path", where, columns.path), "label": None}
+    first, second = find_column(header, key, where, columns.path), None
     if need_labels or columns.label is not None or [_spelled(name) for name in header].count("label") == 1:
-        found["label"] = find_column(header, "label", where, columns.label)
-    missing = [what for what in ("path", "label")[: 1 + need_labels] if found[what] is None]
-    if missing:
+        second = find_column(header, "label", where, columns.label)
+    if first is None or (need_labels and second is None):
+        missing = [key] * (first is None) + ["label"] * (need_labels and second is None)
         message = f"{where} must name the column {' and '.join(missing)}; it names {', '.join(header) or 'nothing'}."
         others = ", ".join(f"{what}_column=..." for what in missing)
-        raise PictureError(f"{message} Name others with load_pictures(..., {others})." if header else message)
-    first = found["path"]
-    assert first is not None
-    return first, found["label"]
+        named = header and key == "path"  # those of other tables have no option
+        raise PictureError(f"{message} Name others with load_pictures(..., {others})." if named else message)
+    return first, second
 
 
 def find_column(header: Sequence[str], what: str, where: str, given: str | None = None) -> int | None:
     """Position of the column "path", "label" or "id": the one that is named, or else bears a usual name; or None.
 
-    Case does not count, nor how words are joined.
-
-    Raises:
-        PictureError: the named column is not there, or several might be meant.
+    Case does not count, nor how words are joined. A named one that is not there, or several, is a PictureError.
     """
     spelled = [_spelled(cell) for cell in header]
     if given is None:
@@ -137,24 +147,15 @@ def _spelled(name: str) -> str:
     return name.lower().translate(dict.fromkeys(map(ord, " _-")))
 
 
-def _rows(path: Path) -> list[Row]:
-    """Line number and cells of every line that is not blank."""
-    name = readable(path)
-    try:
-        return split_rows(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
-        raise PictureError(message) from error
-    except (OSError, csv.Error) as error:
-        message = f"{name} cannot be read as a table: {error}."
-        raise PictureError(message) from error
-
-
-def split_rows(text: str) -> list[Row]:
+def _split_rows(text: str, name: str) -> list[Row]:
     """Line number and cells of every line of a table that is not blank: comma, semicolon or tab may separate."""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    try:
+        return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        message = f"{name} cannot be read as a table: {error}."
+        raise PictureError(message) from error
 
 
 def _resolve(folder: Path, text: str) -> str:

@@ -122,10 +122,7 @@ class _Asked:
 
 
 def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanation]:
-    """Explain a fitted model's answer about each of m pictures, naming up to `top` training pictures either way.
-
-    Cost as `influence`; a picture that is one of the n training pictures costs n^2 more.
-    """
+    """Explain a fitted model's answer about each of m pictures, naming up to `top` training pictures either way."""
     proba = model.predict_proba(pictures) if is_classifier(model) and model.likelihood != LEAST_SQUARES else None
     copies, state, known = model.fitted_.copies_of(pictures), model.solution_, known_shares(model.solution_)
     out: list[Explanation] = []
@@ -211,12 +208,12 @@ def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) 
     shares = asked.shares[:, k].cpu().numpy()
 
     def without(place: int) -> Prediction:
-        return Prediction(short_number(value - influence[place]), None)
+        return Prediction(numbers_text(value - influence[place]), None)
 
     name = f"target {k + 1}" if len(asked.scores) > 1 else ""
     found = _largest(model, asked, influence, shares, without, top)
     bars = {"error": spread**0.5, "scatter": (spread + noise) ** 0.5}
-    return Attribution(name, Prediction(short_number(value), None), None, value, float(asked.before[k]), **found | bars)
+    return Attribution(name, Prediction(numbers_text(value), None), None, value, float(asked.before[k]), **found | bars)
 
 
 def _largest(
@@ -254,7 +251,7 @@ def familiarity(distance: float) -> str:
 
 def label_text(model: Estimator, label: Any) -> str:
     """A label of a model's pictures for people: a class name, or numbers with four digits."""
-    return str(label) if is_classifier(model) else ", ".join(map(short_number, np.atleast_1d(label)))
+    return str(label) if is_classifier(model) else numbers_text(label)
 
 
 def document(explanation: Explanation) -> dict[str, Any]:
@@ -263,6 +260,6 @@ def document(explanation: Explanation) -> dict[str, Any]:
     return fields | {"accounts": fields.pop("attributions"), "familiarity": familiarity(explanation.distance)}
 
 
-def short_number(value: float) -> str:
-    """A number with four digits."""
-    return f"{value:.4g}"
+def numbers_text(values: Any) -> str:
+    """A number, or several, with four digits."""
+    return ", ".join(f"{value:.4g}" for value in np.atleast_1d(values))

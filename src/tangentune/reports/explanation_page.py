@@ -49,16 +49,12 @@ def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
     for attribution in one.attributions:
         largest = abs(attribution.strongest.influence) if attribution.strongest else 0.0
         added = max((abs(effect.contribution) for effect in attribution.largest[:1]), default=0.0)
-        attributions.append(
-            {
-                "attribution": attribution,
-                "verdict": _verdict(attribution),
-                "raised": [tile(effect, effect.influence, largest) for effect in attribution.raised],
-                "lowered": [tile(effect, effect.influence, largest) for effect in attribution.lowered],
-                "largest": [tile(effect, effect.contribution, added) for effect in attribution.largest],
-                "sum": attribution.total - attribution.intercept,
-            }
-        )
+        shown = {"attribution": attribution, "verdict": _verdict(attribution)}
+        shown |= {"sum": attribution.total - attribution.intercept}
+        for name in ("raised", "lowered"):
+            shown[name] = [tile(effect, effect.influence, largest) for effect in getattr(attribution, name)]
+        shown["largest"] = [tile(effect, effect.contribution, added) for effect in attribution.largest]
+        attributions.append(shown)
     return {
         "one": one,
         "image": image,
@@ -80,10 +76,7 @@ def _verdict(attribution: Attribution) -> str:
 
 
 def render_suspects(model: Estimator, suspects: Sequence[Suspect], place: str | os.PathLike[str] | None = None) -> str:
-    """Labels that may be mistakes as one HTML page, worst first, with the command that corrects each.
-
-    `place` is where the model is saved.
-    """
+    """Labels that may be mistakes as one HTML page, worst first, with commands that correct them at `place`."""
     largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
     context = {
         "network": _network(model),

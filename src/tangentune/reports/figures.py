@@ -40,6 +40,7 @@ _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.labelsize": 8.5,
+    "axes.facecolor": "none",
     "axes.edgecolor": PALETTE["muted"],
     "axes.labelcolor": PALETTE["muted"],
     "axes.linewidth": 0.6,
@@ -78,7 +79,6 @@ def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> F
     with house_style():
         figure = _figure(2.5)
         axes = figure.subplots()
-        axes.set_facecolor("none")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         if len(x):
@@ -116,8 +116,7 @@ def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> Non
 def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     """Which blocks of the network carry the solution: one bar each, input first, head last in its own colour.
 
-    `shares` are of the solution's squared norm and sum to 1; `scales`, weights in the kernel, are written at the right
-    where the body's blocks differ.
+    The `shares` of its squared norm sum to 1; `scales`, weights in the kernel, are written at the right if they differ.
     """
     names = [name for name in shares if name != "head"]
     if len(names) > MANY_BLOCKS:  # keep the order of the network, drop the smallest
@@ -128,7 +127,6 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
     with house_style():
         figure = _figure(0.62 + 0.172 * len(names))
         axes = figure.subplots()
-        axes.set_facecolor("none")
         colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
         rows = np.arange(len(names))[::-1]
         axes.barh(rows, values, height=0.66, color=colours)
@@ -170,7 +168,6 @@ def reliability_figure(curve: Reliability) -> Figure:
         lower.set(xlabel="confidence of the predicted class", ylabel="pictures")
         lower.grid(axis="x", visible=False)
         for axes in (upper, lower):
-            axes.set_facecolor("none")
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
@@ -201,7 +198,6 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     pad = 0.04 * (high - low) or 1.0
     ends = (low - pad, high + pad)
     many = len(given) > _MANY_POINTS
-    axes.set_facecolor("none")
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
     size, alpha = (4, 0.3) if many else (16, 0.6)
     axes.scatter(given, guess, s=size, color=PALETTE["accent"], alpha=alpha, linewidths=0, rasterized=many)
@@ -213,10 +209,7 @@ def _figure(height: float) -> Figure:
 
 
 def to_svg(figure: Figure, *, key: str, alt: str) -> Markup:
-    """An `<svg>` element for use inside HTML: scalable, in the page's colours, described for screen readers by `alt`.
-
-    `key` is a short name, unique on the page; it is put before every id of the drawing.
-    """
+    """An `<svg>` element for HTML, in the page's colours, described by `alt`; `key`, unique there, begins its ids."""
     stream = io.StringIO()
     with house_style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser draws the letters, not matplotlib

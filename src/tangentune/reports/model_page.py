@@ -128,20 +128,19 @@ def _damping(model: Estimator) -> Markup:
 
 
 def _blocks(model: Estimator) -> Markup:
-    shares = {str(name): float(share) for name, share in model.block_shares_.items()}
+    shares = model.block_shares_
     top = sorted(shares, key=lambda name: -shares[name])[:3]
     words = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in top)
     alt = f"Share of the solution in each block of the network; largest: {words}."
-    scales = {str(name): float(scale) for name, scale in model.block_scales_.items()}
-    return plots.to_svg(plots.blocks_figure(shares, scales), key="blocks", alt=alt)
+    return plots.to_svg(plots.blocks_figure(shares, model.block_scales_), key="blocks", alt=alt)
 
 
 def _scales(model: Estimator) -> str:
     """What the block chart shows, with the kernel's weights in words when the body shares one."""
-    body = {float(scale) for name, scale in model.block_scales_.items() if name != "head"}
+    body = {scale for name, scale in model.block_scales_.items() if name != "head"}
     if not body:
         return "Only the head: no block of the network was worth moving, so this is a linear probe."
-    share = 100 * float(model.block_shares_.get("head", 0.0))
+    share = 100 * model.block_shares_.get("head", 0.0)
     words = f"The head carries {share:.0f} % of the solution, the blocks {100 - share:.0f} %. Input at the top."
     count = len(model.block_shares_) - 1
     if count > plots.MANY_BLOCKS:

@@ -43,10 +43,7 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def write_page(page: str, path: str | os.PathLike[str], shows: Version | None = None) -> Path:
-    """Write a page to a file, whole or not at all; folders above it are made; returns the path.
-
-    In the directory of a saved model only while that is the one which the page `shows`, else it is a StoreError.
-    """
+    """Write a page, whole or not at all, and its folder; beside a saved model only if that is what it `shows`."""
     with beside_version(Path(path).parent, shows), replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)

@@ -109,15 +109,12 @@ def _turns(labels: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def shown(manifest: Manifest) -> dict[str, NDArray[np.int64]]:
-    """For each target class on the page, the rows of the pictures to show, best first.
-
-    Where whole classes were chosen, whose pictures share one score, the classes take turns.
-    """
+    """For each target class on the page, the rows of the pictures to show, best first."""
     served, names = np.array(manifest.targets), manifest.target["classes"]
     weight = {name: float(manifest.weights[served == name].sum()) for name in names}
     keep = set(sorted(names, key=lambda name: -weight[name])[:_TARGETS])
     order = np.argsort(-manifest.scores, kind="stable")
-    if manifest.settings.get("granularity") == "classes":
+    if manifest.settings.get("granularity") == "classes":  # their pictures share one score, so the classes take turns
         order = order[np.argsort(_turns([manifest.classes[row] for row in order]), kind="stable")]
     return {name: order[served[order] == name][:_FOUND] for name in names if name in keep}
 
@@ -133,9 +130,7 @@ def write_selection_page(
 ) -> Path:
     """Write the page of `render_selection` to a file, whole or not at all; loads only the pictures it shows.
 
-    `target` and `target_labels` are as they were given to the selection, so is `source` where it is no file or folder,
-    and so are `on_error`, `n_jobs` and the columns of a table. One to be shown that is missing or has changed is a
-    PictureError.
+    All arguments are as they were given to the selection; a picture that is missing or has changed is a PictureError.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, **reading)
     page = render_selection(manifest, examples)
@@ -173,20 +168,13 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
     n, count = len(manifest), manifest.source["count"]
     taken = sum(row["chosen"] > 0 for row in manifest.class_table)
     served = sum(row["pictures"] > 0 for row in manifest.coverage)
-    return [
-        {"value": f"{100 * n / count:.3g} %", "name": "of the source", "note": f"{n:,} of {count:,} pictures"},
-        {"value": f"{taken:,}", "name": "source classes", "note": f"of {len(manifest.class_table):,} were taken from"},
-        {
-            "value": f"{served:,}",
-            "name": "target classes",
-            "note": f"of {len(manifest.coverage):,} are what some chosen picture serves best",
-        },
-        {
-            "value": f"{manifest.effective:,.0f}",
-            "name": "pictures of equal weight",
-            "note": "would say as much as these with their weights",
-        },
+    tiles = [
+        (f"{100 * n / count:.3g} %", "of the source", f"{n:,} of {count:,} pictures"),
+        (f"{taken:,}", "source classes", f"of {len(manifest.class_table):,} were taken from"),
+        (f"{served:,}", "target classes", f"of {len(manifest.coverage):,} are what some chosen picture serves best"),
+        (f"{manifest.effective:,.0f}", "pictures of equal weight", "would say as much as these with their weights"),
     ]
+    return [{"value": value, "name": name, "note": note} for value, name, note in tiles]
 
 
 def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
@@ -196,28 +184,20 @@ def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
     labels = np.array([] if examples.target.labels is None else list(map(str, examples.target.labels.tolist())))
     covered = {row["target"]: row for row in manifest.coverage}
 
-    def chosen(row: int, name: str) -> dict[str, Any]:
-        return {
-            "id": manifest.ids[row],
-            "image": thumbnail(examples.chosen, place[manifest.ids[row]]),
-            "label": manifest.classes[row],
-            "weight": float(manifest.weights[row]),
-            "share": float(manifest.shares[row, column[name]]),
-        }
+    def wanted(i: int) -> dict[str, Any]:
+        return {"id": examples.target.ids[i], "image": thumbnail(examples.target, i)}
 
-    return [
-        {
-            "name": name,
-            "count": covered[name]["pictures"],
-            "share": covered[name]["share"],
-            "wanted": [
-                {"id": examples.target.ids[i], "image": thumbnail(examples.target, int(i))}
-                for i in np.flatnonzero(labels == name)[:_WANTED]
-            ],
-            "found": [chosen(int(row), name) for row in rows],
-        }
-        for name, rows in shown(manifest).items()
-    ]
+    def chosen(row: int, name: str) -> dict[str, Any]:
+        known = {"id": manifest.ids[row], "image": thumbnail(examples.chosen, place[manifest.ids[row]])}
+        known |= {"label": manifest.classes[row], "weight": float(manifest.weights[row])}
+        return known | {"share": float(manifest.shares[row, column[name]])}
+
+    strips = []
+    for name, rows in shown(manifest).items():
+        strip = {"name": name, "count": covered[name]["pictures"], "share": covered[name]["share"]}
+        strip["wanted"] = [wanted(int(i)) for i in np.flatnonzero(labels == name)[:_WANTED]]
+        strips.append(strip | {"found": [chosen(int(row), name) for row in rows]})
+    return strips
 
 
 def class_rows(manifest: Manifest) -> list[dict[str, Any]]:

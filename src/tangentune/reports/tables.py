@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from tangentune import metrics
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
+from tangentune.reports.explanation import numbers_text
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
 
 SUSPECTS = 24
@@ -75,10 +77,7 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
 
 
 def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first.
-
-    The error is the negative log-probability of the given label, or the squared distance of numbers.
-    """
+    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first."""
     error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
     tiles = [
         {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
@@ -112,8 +111,7 @@ def _number_errors(model: Estimator) -> tuple[NDArray, Callable[[int], dict[str,
     targets = np.asarray(model.targets_, np.float64).reshape(predicted.shape)
 
     def describe(i: int) -> dict[str, Any]:
-        given, guess = (", ".join(f"{value:.4g}" for value in row[i]) for row in (targets, predicted))
-        return {"given": given, "predicted": guess, "wrong": True}
+        return {"given": numbers_text(targets[i]), "predicted": numbers_text(predicted[i]), "wrong": True}
 
     return np.sum((targets - predicted) ** 2, axis=1), describe
 
@@ -144,19 +142,15 @@ def tried_rows(model: Estimator, facts: Summary) -> dict[str, Any]:
 
 def _chosen_row(model: Estimator, facts: Summary, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The row whose settings are the fitted ones, and whose damping is nearest."""
-    keys = ("metric_power", "normalize", "body_scale")
-    same = [row for row in rows if all(_equal(row.get(key), facts.settings[key]) for key in keys)]
+    keys, settings = ("metric_power", "normalize", "body_scale"), facts.settings
+    same = [row for row in rows if all(math.isclose(row.get(k, math.nan), settings[k], rel_tol=1e-6) for k in keys)]
     return min(same, key=lambda row: abs(row["damping"] - model.damping_), default=None)
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, float | int) and isinstance(right, float | int):
-        return bool(np.isclose(left, right, rtol=1e-6, atol=0))
-    return left == right
 
 
 def stage_rows(facts: Summary) -> list[dict[str, Any]]:
     """The steps of the fit with their share of the time."""
-    total = sum(stage.seconds for stage in facts.stages) or 1.0
-    rows = ((s.name, nice_seconds(s.seconds), s.seconds / total, nice_bytes(s.peak_bytes)) for s in facts.stages)
-    return [dict(zip(("name", "time", "share", "memory"), row, strict=True)) for row in rows]
+    total, rows = sum(one["seconds"] for one in facts.stages) or 1.0, []
+    for one in facts.stages:
+        cost = {"time": nice_seconds(one["seconds"]), "memory": nice_bytes(one.get("peak_bytes"))}
+        rows.append({"name": one["stage"], "share": one["seconds"] / total, **cost})
+    return rows
