@@ -127,7 +127,8 @@ else:
 @pytest.mark.parametrize(("n", "options"), [
     (150, {"likelihood": "laplace"}),
     *(pytest.param(300, options, marks=pytest.mark.slow) for options in (
-        {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"}, {"augment": "flip", "outer_steps": 8},
+        {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
+        {"augment": "flip", "outer_steps": 8},
         {"metric_power": 0.5, "body_scale": 1.0, "damping": 1.0, "normalize": True},
     )),
 ], ids=str)  # fmt: skip

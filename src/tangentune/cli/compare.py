@@ -35,8 +35,7 @@ def _words(read: Callable[[list[str]], list[Any]]) -> Callable[..., list[Any]]:
 
 def _numbers(words: list[str]) -> list[Any]:
     if not words:
-        message = f"no number of pictures a class is given; give whole numbers, or {ALL}"
-        raise InputError(message)
+        raise InputError(f"no number of pictures a class is given; give whole numbers, or {ALL}")
     return [read_shots(word) for word in words]
 
 
@@ -75,8 +74,7 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
     """
     given = {key: value for key, value in options.items() if value is not None}  # else the defaults there
     if {"test", "test_share"} <= given.keys():
-        message = "give --test or --test-share, not both"
-        raise click.UsageError(message)
+        raise click.UsageError("give --test or --test-share, not both")
     check_device(options["device"])
 
     from tangentune.comparison import compare as run_comparison
@@ -86,8 +84,7 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
         found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         write_files(found, Path(options["out"]))
     if not any(row.means for row in found.rows):
-        message = f"not one of {len(found.cells)} cells could be measured; the first: {found.cells[0].failed}"
-        raise InputError(message)
+        raise InputError(f"not one of {len(found.cells)} cells could be measured; the first: {found.cells[0].failed}")
     if as_json:
         print_json(found.document() | {"out": options["out"]})
     else:

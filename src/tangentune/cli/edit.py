@@ -48,8 +48,7 @@ def forget(
     The model is solved without them, exactly, and replaced in one step; their pixels go as well.
     """
     if not (ids or ids_from or classes):
-        message = "name at least one picture: ID..., --ids-from FILE or --class NAME"
-        raise click.UsageError(message)
+        raise click.UsageError("name at least one picture: ID..., --ids-from FILE or --class NAME")
     listed = [*ids, *(_lines(ids_from) if ids_from else [])]
 
     def change(fitted: Estimator) -> dict[str, Any]:
@@ -100,11 +99,9 @@ def relabel(
     The likely mistakes are listed by `tangentune suspects`.
     """
     if table is not None and name is not None:
-        message = "give an ID and its LABEL or --from FILE, not both"
-        raise click.UsageError(message)
+        raise click.UsageError("give an ID and its LABEL or --from FILE, not both")
     if table is None and (name is None or label is None):
-        message = "give an ID and its LABEL, or --from FILE"
-        raise click.UsageError(message)
+        raise click.UsageError("give an ID and its LABEL, or --from FILE")
     wanted = {str(name): str(label)} if table is None else _pairs(table)
 
     def change(fitted: Estimator) -> dict[str, Any]:
@@ -216,8 +213,7 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
                 values[i] = known[text] if text in known or kind is bool else kind(text)
             except (KeyError, ValueError):
                 hint = f"is of another kind than those of the model: {some(list(known), 8)}"
-                message = f"the label {text!r} of {ids[i]} {hint}"
-                raise InputError(message) from None
+                raise InputError(f"the label {text!r} of {ids[i]} {hint}") from None
     labels = as_classes(np.array(values), classes)
     if not new_class:
         check_classes_known(labels, classes, ids, "give --new-class")
@@ -229,16 +225,14 @@ def _text(path: str) -> str:
         with click.open_file(path, encoding="utf-8-sig") as stream:
             return stream.read()
     except UnicodeDecodeError as error:
-        message = f"{path} is not UTF-8 text (see byte {error.start}); save it as UTF-8"
-        raise InputError(message) from error
+        raise InputError(f"{path} is not UTF-8 text (see byte {error.start}); save it as UTF-8") from error
 
 
 def _lines(path: str) -> list[str]:
     """Ids of a file, one a line; blank lines count for nothing."""
     found = [line.strip() for line in _text(path).splitlines() if line.strip()]
     if not found:
-        message = f"{'standard input' if path == '-' else path} names no picture; write one id a line"
-        raise InputError(message)
+        raise InputError(f"{'standard input' if path == '-' else path} names no picture; write one id a line")
     return found
 
 
@@ -249,6 +243,5 @@ def _pairs(path: str) -> dict[str, str]:
     where, pairs = "standard input" if path == "-" else Path(path).name, dict[str, str]()
     for name, label in zip(*read_columns(_text(path), where, key="id"), strict=True):
         if pairs.setdefault(name, label) != label:
-            message = f"{where} gives {name} two labels, {pairs[name]!r} and {label!r}"
-            raise InputError(message)
+            raise InputError(f"{where} gives {name} two labels, {pairs[name]!r} and {label!r}")
     return pairs

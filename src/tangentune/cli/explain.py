@@ -46,8 +46,9 @@ def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool,
     with working(quiet) as stdout:
         count = len(find_files(pictures, False, Columns(read["path_column"], read["label_column"])).paths)
         if count > MOST:
-            message = f"{pictures} holds {count} pictures; up to {MOST} can be explained at a time, so name fewer"
-            raise InputError(message)
+            raise InputError(
+                f"{pictures} holds {count} pictures; up to {MOST} can be explained at a time, so name fewer"
+            )
         fitted = saved_model(model, quiet, options)
         loaded = load(pictures, fitted.backbone_, fitted, read, False)
         found = explanation.explain(fitted, loaded, top)

@@ -55,8 +55,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
     from tangentune.networks.backbone import as_backbone
 
     if quiet and verbose:
-        message = "give --quiet or --verbose, not both"
-        raise click.UsageError(message)
+        raise click.UsageError("give --quiet or --verbose, not both")
     place, before = check_destination(out), version_of(out)
     read = reading(options)
     with working(quiet) as stdout:

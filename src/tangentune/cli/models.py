@@ -25,8 +25,7 @@ def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimat
 
     name = read_config(directory).get("estimator")
     if name not in ("TangentClassifier", "TangentRegressor"):
-        message = f"{directory} holds a {name}, which this command cannot use"
-        raise StoreError(message)
+        raise StoreError(f"{directory} holds a {name}, which this command cannot use")
     check_device(options.get("device"))
     fitted = getattr(tangentune, name).from_pretrained(directory, device=options.get("device"))
     given = {key: value for key, value in options.items() if key != "device" and value is not None}

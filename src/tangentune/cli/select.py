@@ -78,15 +78,13 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
     device, as_json, quiet = (options.pop(name) for name in ("device", "as_json", "quiet"))
     if (budget is None) != (options["method"] == "all"):
-        message = "--method all takes every picture; leave --budget out" if budget else "give a --budget"
-        raise click.UsageError(message)
+        raise click.UsageError("--method all takes every picture; leave --budget out" if budget else "give a --budget")
     check_manifest_path(out)
     if page is not None:
         check_place(Path(page))
         held = [place for place in (target, source) if holds_features(place)]
         if held:
-            message = f"--page shows pictures, but {held[0]} holds features"
-            raise click.UsageError(message)
+            raise click.UsageError(f"--page shows pictures, but {held[0]} holds features")
     check_device(device)
     with working(quiet, options["cache"]) as stdout:
         network = load_backbone(backbone).with_size(size)
@@ -98,8 +96,9 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             try:
                 write_selection_page(page, found.manifest, target, **read)
             except TangentuneError as error:
-                message = f"{str(error).rstrip('.')}; the manifest is in {out}, only the page is missing"
-                raise TangentuneError(message) from error
+                raise TangentuneError(
+                    f"{str(error).rstrip('.')}; the manifest is in {out}, only the page is missing"
+                ) from error
     if as_json:
         print_json(_document(found.manifest, out, page))
     else:

@@ -19,5 +19,4 @@ def __getattr__(name: str) -> Any:
     """Import on first use: the command line reads the names of the methods here, and must not wait for torch."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,8 +38,7 @@ IntArray = NDArray[np.int64]
 def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
     """Sorted positions `(train, test)`: of every class (n,) a rounded share, at least one picture of two, never all."""
     if number(share) is None or not 0 < share < 1:
-        message = f"the test share is {share!r}; it must be between 0 and 1"
-        raise InputError(message)
+        raise InputError(f"the test share is {share!r}; it must be between 0 and 1")
     rng = np.random.default_rng(TEST_SEED)
     test = []
     for label in np.unique(labels):
@@ -47,8 +46,7 @@ def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
         test.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
     chosen = np.sort(np.concatenate(test)).astype(np.int64)
     if len(chosen) == 0:
-        message = "no class has two pictures, so none can be kept for the test; give test pictures of their own"
-        raise InputError(message)
+        raise InputError("no class has two pictures, so none can be kept for the test; give test pictures of their own")
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
@@ -74,11 +72,10 @@ class Bench:
         check_classes(known, self.train.ids)
         strange = np.flatnonzero(~np.isin(given, known))
         if len(strange):
-            message = (
+            raise InputError(
                 f"{len(strange)} of {len(self.test)} test pictures have labels that no training picture has, such "
                 f"as {given[strange[0]].item()!r} of {self.test.ids[strange[0]]}"
             )
-            raise InputError(message)
 
     def describe(self, test_share: float | None) -> dict[str, Any]:
         """Settings that make cells comparable, for JSON; warns of test pictures that are training pictures as well."""
@@ -158,8 +155,7 @@ class Bench:
             proba: NDArray[Any] = np.asarray(fitted.predict_proba(self.test), np.float32)
         before, fit, predict = meter.stages
         if not np.isfinite(proba).all():
-            message = "its probabilities are not all finite numbers"
-            raise InputError(message)
+            raise InputError("its probabilities are not all finite numbers")
         positions = np.searchsorted(fitted.classes, class_labels(self.test))
         return replace(
             cell,
@@ -178,8 +174,7 @@ def class_labels(pictures: Pictures) -> NDArray[Any]:
     """The (n,) class labels; an InputError where there are none, or they are numbers to predict."""
     labels = None if pictures.labels is None else one_class_each(pictures.labels)
     if labels is None or labels.dtype.kind == "f":
-        message = "a comparison needs one class label per picture; give class folders or a CSV file with labels"
-        raise InputError(message)
+        raise InputError("a comparison needs one class label per picture; give class folders or a CSV file with labels")
     return labels
 
 

@@ -27,8 +27,7 @@ def read_shots(word: Any) -> Shots:
     if text == ALL:
         return ALL
     if isinstance(word, bool) or not text.isascii() or not text.isdigit() or int(text) < 1:
-        message = f"{str(word)!r} is no number of pictures a class; give whole numbers from 1 on, or all"
-        raise InputError(message)
+        raise InputError(f"{str(word)!r} is no number of pictures a class; give whole numbers from 1 on, or all")
     return int(text)
 
 
@@ -38,8 +37,7 @@ def read_methods(words: Iterable[Any]) -> list[str]:
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         what = f"there is no method {unknown[0]!r}" if unknown else "no method is named"
-        message = f"{what}; there are {', '.join(METHODS)}"
-        raise InputError(message)
+        raise InputError(f"{what}; there are {', '.join(METHODS)}")
     return names
 
 
@@ -53,6 +51,7 @@ def plan_cells(
     given = range(whole(seeds) or 0) if several is None else map(whole, several)
     numbers = [-1 if seed is None else seed for seed in dict.fromkeys(given)]
     if not counts or not numbers or min(numbers) < 0:
-        message = f"shots={shots} and seeds={seeds} must each name at least one, and seeds are whole numbers, 0 or more"
-        raise InputError(message)
+        raise InputError(
+            f"shots={shots} and seeds={seeds} must each name at least one, and seeds are whole numbers, 0 or more"
+        )
     return [(name, count, seed) for seed in numbers for count in counts for name in names]

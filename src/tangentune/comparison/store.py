@@ -46,16 +46,13 @@ def prepare_folder(out: str | os.PathLike[str]) -> Path:
     """Make the folder, before any work is done; a StoreError where it cannot be made or written to."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        message = f"{folder} is a file; name a directory for the comparison"
-        raise StoreError(message)
+        raise StoreError(f"{folder} is a file; name a directory for the comparison")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"cannot make the directory {folder}: {error.strerror or first_line(error)}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot make the directory {folder}: {error.strerror or first_line(error)}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        message = f"cannot write to the directory {folder}: permission denied"
-        raise StoreError(message)
+        raise StoreError(f"cannot write to the directory {folder}: permission denied")
     return folder
 
 
@@ -77,18 +74,14 @@ def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({first_line(error)}); remove it or give another --out"
-        raise StoreError(message) from error
+        raise StoreError(f"{path} cannot be read ({first_line(error)}); remove it or give another --out") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        message = f"{path} is not the file of a comparison; remove it or give another --out"
-        raise StoreError(message)
+        raise StoreError(f"{path} is not the file of a comparison; remove it or give another --out")
     if document.get("format_version") != VERSION:
-        message = f"{path} was written by a newer tangentune; use that one or give another --out"
-        raise StoreError(message)
+        raise StoreError(f"{path} was written by a newer tangentune; use that one or give another --out")
     rows, needed = document.get("cells"), {field.name for field in fields(Cell)}
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == needed for row in rows):
-        message = f"{path} is damaged: its cells are not as they were written; remove it or give another --out"
-        raise StoreError(message)
+        raise StoreError(f"{path} is damaged: its cells are not as they were written; remove it or give another --out")
     _refuse_other_settings(path, document.get("settings"), plain(settings))
     return [Cell(**row) for row in rows]
 
@@ -100,8 +93,7 @@ def _refuse_other_settings(path: Path, then: Any, now: dict[str, Any]) -> None:
         return
     named = some([f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed], 3)
     why = f"was measured with other settings, so its rows cannot be compared with new ones: {named}"
-    message = f"{path} {why}; use the same settings, another --out, or remove it"
-    raise StoreError(message)
+    raise StoreError(f"{path} {why}; use the same settings, another --out, or remove it")
 
 
 def _short(value: Any) -> str:

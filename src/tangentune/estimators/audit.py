@@ -54,8 +54,7 @@ def parse(text: str, where: str) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            message = f"line {number} of {where} was changed or damaged, or the line before it is gone"
-            raise StoreError(message)
+            raise StoreError(f"line {number} of {where} was changed or damaged, or the line before it is gone")
         previous = line["seal"]
         lines.append(line)
     return lines

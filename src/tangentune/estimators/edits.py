@@ -71,12 +71,10 @@ def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     known = classes.tolist()
     name = as_classes(np.array([name]), classes).tolist()[0] if isinstance(name, str) else name
     if not known:
-        message = "this model predicts numbers and has no classes to forget; name the pictures in forget"
-        raise InputError(message)
+        raise InputError("this model predicts numbers and has no classes to forget; name the pictures in forget")
     if np.ndim(name) or name not in known:
         shown = " ".join(repr(name).split())
-        message = f"there is no class {shown} to forget; the classes are: {', '.join(map(str, known))}"
-        raise InputError(message)
+        raise InputError(f"there is no class {shown} to forget; the classes are: {', '.join(map(str, known))}")
     return fitted.numbers[fitted.active.labels == classes[known.index(name)]]
 
 
@@ -89,8 +87,7 @@ def add(
     given, ours = loaded.pixels.dtype, fitted.training.pictures.pixels.dtype
     if given != ours and torch.uint8 in (given, ours):
         scales = f"the new pictures are {given}, but those of the model {ours}, which have another scale"
-        message = f"{scales}; give them as the others were given".replace("torch.", "")
-        raise InputError(message)
+        raise InputError(f"{scales}; give them as the others were given".replace("torch.", ""))
     pictures = Pictures(loaded.pixels.to(ours), None, ids)
     joined = join_labels(before.labels, labels)
     if not new_class:
@@ -119,8 +116,7 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
     given = label_array([y] if single else y)
     given = np.repeat(given, len(found), 0) if len(given) == 1 else given
     if len(given) != len(found):
-        message = f"{len(given)} labels for {len(found)} ids; give one for all or one for each"
-        raise InputError(message)
+        raise InputError(f"{len(given)} labels for {len(found)} ids; give one for all or one for each")
     counts, places = [len(same) for same in found], np.concatenate(found)
     bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [fitted.ids[i] for i in places])
     joined = join_labels(old, as_classes(fitted.task.read_labels(bare), fitted.outcome.classes))
@@ -131,8 +127,7 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
     if (twice := (labels[places] != new).reshape(len(new), -1).any(1)).any():  # the last one was taken
         first = int(np.argmax(twice))
         name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
-        message = f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one"
-        raise InputError(message)
+        raise InputError(f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one")
     active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
     _check(fitted, active, fitted.ids)
     return _edited(fitted, "relabel", pictures, active)
@@ -151,8 +146,7 @@ def reweight(fitted: FittedModel, weights: ArrayLike) -> FittedModel:
 def undo(fitted: FittedModel) -> FittedModel:
     """The last edit taken back, solved anew from the kernel."""
     if not fitted.undo:
-        message = "there is no edit to undo; only edits since this estimator was fitted or loaded can be"
-        raise InputError(message)
+        raise InputError("there is no edit to undo; only edits since this estimator was fitted or loaded can be")
     step, before = fitted.undo[-1], solved(fitted)
     changed = replace(fitted, active=step.active, undo=fitted.undo[:-1])
     if step.feature_map is not None and step.training is not None:
@@ -226,16 +220,14 @@ def _hashes(fitted: FittedModel, places: NDArray) -> list[str]:
 def _named(fitted: FittedModel, loaded: Pictures) -> tuple[list[str], NDArray[np.int64]]:
     """Ids and numbers of new pictures: their paths, or, of arrays, the next numbers."""
     if not len(loaded):
-        message = "there is no picture to add"
-        raise InputError(message)
+        raise InputError("there is no picture to add")
     numbers = fitted.next_number + np.arange(len(loaded))
     if all(name.isdecimal() for name in loaded.ids):  # positions in an array
         return [str(number) for number in numbers], numbers
     known = set(fitted.ids)
     if twins := [name for name in loaded.ids if name in known]:
         hint = "relabel or forget that one, or give the new one another name"
-        message = f"the model already stands on a picture {twins[0]!r}; {hint}"
-        raise InputError(message)
+        raise InputError(f"the model already stands on a picture {twins[0]!r}; {hint}")
     return loaded.ids, numbers
 
 

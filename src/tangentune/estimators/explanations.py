@@ -34,17 +34,14 @@ def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float6
     labels = fitted.active.labels
     if isinstance(groups, int | np.integer):
         if not 2 <= groups <= len(labels):
-            message = f"{groups} folds of {len(labels)} pictures cannot be; use 2 to {len(labels)}"
-            raise InputError(message)
+            raise InputError(f"{groups} folds of {len(labels)} pictures cannot be; use 2 to {len(labels)}")
         groups = fitted.task.folds(labels, int(groups))
     names = np.asarray(groups)
     if names.shape != (len(labels),):
-        message = f"groups are {names.shape}, but the model stands on {len(labels)} pictures; give one for each"
-        raise InputError(message)
+        raise InputError(f"groups are {names.shape}, but the model stands on {len(labels)} pictures; give one for each")
     index = np.unique(names, return_inverse=True)[1]
     if index.max() == 0:
-        message = "all pictures are in one group; leaving it out would leave none, so name at least two groups"
-        raise InputError(message)
+        raise InputError("all pictures are in one group; leaving it out would leave none, so name at least two groups")
     return solved(fitted).leave_out(torch.from_numpy(index)).cpu().numpy()
 
 
@@ -63,8 +60,7 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
     solution, labels = solved(fitted), fitted.active.labels
     count = len(labels) if k is None else k
     if count < 1:
-        message = f"k is {k}; ask for at least one suspect"
-        raise InputError(message)
+        raise InputError(f"k is {k}; ask for at least one suspect")
     others = replace(solution, system=distrusting(solution.system)).loo
     given = solution.targets.targets.to(others)
     score = (given - others).square().sum(1).cpu().numpy()

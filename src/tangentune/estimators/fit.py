@@ -271,12 +271,11 @@ def survey_network(backbone: Backbone, source: PictureBatches, subset: str, budg
     network = sum(p.nbytes for p in module.parameters())
     needed = meter.stages[0]["peak_bytes"] + PROOF_COPIES * network + (meter.stages[0]["peak_bytes"] - held)
     if needed > budget:
-        message = (
+        raise BudgetError(
             f"the network needs {nice_mebibytes(needed - held)} to be looked at, beside the {nice_mebibytes(held)} "
             f"that this process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts "
             "the whole process; raise memory_budget or use a smaller network"
         )
-        raise BudgetError(message)
     return survey(module, features, moving, x)
 
 

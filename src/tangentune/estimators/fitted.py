@@ -139,11 +139,10 @@ class FittedModel:
     def check_pictures(self) -> None:
         """Refuse what needs the training pictures where a loaded model has none."""
         if not self.training.has_pictures:
-            message = (
+            raise InputError(
                 "this model was saved without its pictures, which explanations of new pictures and edits need; fit it "
                 "again and save it with them"
             )
-            raise InputError(message)
 
     def rows(self, reader: PictureReader) -> RowReader:
         """Rows of training pictures, with a progress bar."""

@@ -104,13 +104,11 @@ def write_model(
     """
     target = check_destination(directory)
     if taken := sorted(set(ENVELOPE) & set(config)):
-        message = f"the settings may not use the key {taken[0]!r}, which belongs to the store"
-        raise StoreError(message)
+        raise StoreError(f"the settings may not use the key {taken[0]!r}, which belongs to the store")
     try:
         settings = _files.plain(config, "config")
     except InputError as error:
-        message = f"cannot write the model to {target}: {error}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot write the model to {target}: {error}") from error
     contents = {TENSORS: _own_storage(tensors)}
     if pictures is not None:
         contents[PICTURES] = _own_storage({"pixels": pictures})
@@ -129,8 +127,7 @@ def write_model(
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             reason = f"the disk {'is full' if full else 'refused'} ({error.strerror or error})"
-            message = f"cannot write the model to {target}: {reason}; nothing was changed"
-            raise StoreError(message) from error
+            raise StoreError(f"cannot write the model to {target}: {reason}; nothing was changed") from error
         finally:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -173,8 +170,9 @@ def check_version(directory: Path, known: Version | None) -> None:
     """Refuse to go on where another model than the known one is in a directory; the lock should be held."""
     found = version_of(directory)
     if found is not None and (known is None or found.seal != known.seal):
-        message = f"the model in {directory} was changed by another process meanwhile; read it again and repeat this"
-        raise StoreError(message)
+        raise StoreError(
+            f"the model in {directory} was changed by another process meanwhile; read it again and repeat this"
+        )
 
 
 @contextmanager
@@ -205,19 +203,18 @@ def _check_replaceable(target: Path) -> None:
         ours, card = False, None
     if not ours:
         hint = "choose another directory or empty this one"
-        message = f"{target} exists and is not a tangentune model, so it is left alone; {hint}"
-        raise StoreError(message)
+        raise StoreError(f"{target} exists and is not a tangentune model, so it is left alone; {hint}")
     if any(entry.is_symlink() for entry in inside):
         hint = "copy what they point to (cp -rL) and use the copy"
-        message = f"the files of the model in {target} are links, and what they point to would stay as it is; {hint}"
-        raise StoreError(message)
+        raise StoreError(
+            f"the files of the model in {target} are links, and what they point to would stay as it is; {hint}"
+        )
     foreign = [entry for entry in inside if not (_OURS.fullmatch(entry.name) and entry.is_file())]
     if card is not None and (target / CARD).is_file() and _sha256(target / CARD) != card:
         foreign.append(target / CARD)
     if foreign:
         lost = f"{foreign[0].name!r}, which tangentune did not write; move it away or choose another directory"
-        message = f"replacing the model in {target} would delete {lost}"
-        raise StoreError(message)
+        raise StoreError(f"replacing the model in {target} would delete {lost}")
 
 
 def _not_writable(target: Path, why: str) -> StoreError:
@@ -305,8 +302,7 @@ def read_model(directory: str | os.PathLike[str], check: Callable[[dict[str, Any
             continue
         if read_text(folder) == before:
             return found
-    message = f"{folder} is being rewritten over and over; read it when its writer has ended"
-    raise StoreError(message)
+    raise StoreError(f"{folder} is being rewritten over and over; read it when its writer has ended")
 
 
 def _read_all(folder: Path, config: dict[str, Any], check: Callable[[dict[str, Any]], None] | None) -> Contents:
@@ -329,8 +325,7 @@ def told(folder: Path) -> Iterator[None]:
     except Misfit as error:
         reason = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # keys are foreign text
         reason = reason if len(reason) < 200 else f"{reason[:197]}..."
-        message = f"{folder / CONFIG} does not describe a model that tangentune wrote: {reason}"
-        raise StoreError(message) from error
+        raise StoreError(f"{folder / CONFIG} does not describe a model that tangentune wrote: {reason}") from error
 
 
 def _read_edits(folder: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
@@ -339,12 +334,12 @@ def _read_edits(folder: Path, expected: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8") if expected["lines"] or file.exists() else ""
     except (OSError, ValueError) as error:
-        message = f"cannot read {file}: {error}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot read {file}: {error}") from error
     lines = audit.parse(text, str(file))
     if len(lines) != expected["lines"] or (lines[-1]["seal"] if lines else audit.FIRST) != expected["seal"]:
-        message = f"{file} is damaged: it has {len(lines)} whole lines where {CONFIG} counts {expected['lines']}"
-        raise StoreError(message)
+        raise StoreError(
+            f"{file} is damaged: it has {len(lines)} whole lines where {CONFIG} counts {expected['lines']}"
+        )
     return lines
 
 
@@ -366,8 +361,9 @@ def read_text(folder: Path) -> bytes:
             message = f"there is no model in {folder}: the directory does not exist{hint}"
         raise StoreError(message) from None
     except (OSError, ValueError) as error:
-        message = f"cannot read {folder / CONFIG}: {error.strerror if isinstance(error, OSError) else error}"
-        raise StoreError(message) from error
+        raise StoreError(
+            f"cannot read {folder / CONFIG}: {error.strerror if isinstance(error, OSError) else error}"
+        ) from error
 
 
 def _parse(folder: Path, text: bytes) -> dict[str, Any]:
@@ -376,8 +372,7 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
     try:
         config = _files.from_json(text)
     except ValueError as error:
-        message = f"{file} is damaged: it is not valid JSON ({error})"
-        raise StoreError(message) from error
+        raise StoreError(f"{file} is damaged: it is not valid JSON ({error})") from error
     ours = isinstance(config, dict) and config.get("format") == FORMAT
     version = config.get("format_version") if ours else None
     problem = ""
@@ -396,8 +391,7 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
         if config["config_sha256"] != audit.seal(config, "config_sha256"):
             problem = "is damaged or was edited by hand: it does not match its own checksum"
     if problem:
-        message = f"{file} {problem}"
-        raise StoreError(message)
+        raise StoreError(f"{file} {problem}")
     return config
 
 
@@ -414,10 +408,7 @@ def _read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
         else:
             return tensors
     except FileNotFoundError:
-        message = f"{file} is missing; save the model again"
-        raise StoreError(message) from None
+        raise StoreError(f"{file} is missing; save the model again") from None
     except OSError as error:
-        message = f"cannot read {file}: {error}"
-        raise StoreError(message) from error
-    message = f"{file} is damaged: {problem}"
-    raise StoreError(message)
+        raise StoreError(f"cannot read {file}: {error}") from error
+    raise StoreError(f"{file} is damaged: {problem}")

@@ -137,8 +137,7 @@ def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
         found = given.astype(dtype)
         if given.dtype.kind in ("iuf" if dtype.kind in "iuf" else dtype.kind) and (found == given).all():
             return found
-    message = f"{where}.values are not all labels of the type {saved['dtype']!r}"
-    raise Misfit(message)
+    raise Misfit(f"{where}.values are not all labels of the type {saved['dtype']!r}")
 
 
 def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:

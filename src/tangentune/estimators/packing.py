@@ -48,10 +48,9 @@ def pack(value: Any, where: str) -> Any:
         return {KIND: "device", "value": str(value)}
     if isinstance(value, os.PathLike):
         return {KIND: "path", "value": os.fspath(value)}
-    message = (
+    raise InputError(
         f"{where} holds a {type(value).__name__}, which no saved model can hold; give plain numbers, text or dicts"
     )
-    raise InputError(message)
 
 
 def unpack(value: Any) -> Any:
@@ -65,8 +64,7 @@ def unpack(value: Any) -> Any:
     try:
         return _KINDS[value[KIND]](unpack(value["value"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        message = f"{str(value)[:60]} is no value of a known kind"
-        raise ValueError(message) from error
+        raise ValueError(f"{str(value)[:60]} is no value of a known kind") from error
 
 
 def check_savable(options: Mapping[str, Any]) -> None:

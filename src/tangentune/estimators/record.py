@@ -25,8 +25,7 @@ def is_a(what: str, fits: Callable[[Any], bool]) -> Check:
     def check(value: Any, where: str) -> None:
         if not fits(value):
             shown = repr(value)
-            message = f"{where} is {shown if len(shown) < 60 else f'{shown[:57]}...'}; it must be {what}"
-            raise Misfit(message)
+            raise Misfit(f"{where} is {shown if len(shown) < 60 else f'{shown[:57]}...'}; it must be {what}")
 
     return check
 
@@ -83,8 +82,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
         inside = f"{where}." if where else ""
         missing, unknown = required.keys() - value.keys(), value.keys() - known.keys()
         if missing or (unknown and not more):
-            message = f"{inside}{min(missing or unknown)} is {'missing' if missing else 'unknown'}"
-            raise Misfit(message)
+            raise Misfit(f"{inside}{min(missing or unknown)} is {'missing' if missing else 'unknown'}")
         for name in known.keys() & value.keys():
             known[name](value[name], inside + name)
 

@@ -63,8 +63,7 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
         kernel, flat intercept; noise by restricted likelihood.
         """
         if return_std and return_cov:
-            message = "return_std and return_cov are both set; ask for one of them"
-            raise InputError(message)
+            raise InputError("return_std and return_cov are both set; ask for one of them")
         if not (return_std or return_cov):
             return as_given(self._scores(X), self.targets_)
         mean, bars = self._posterior(X, joint=return_cov)

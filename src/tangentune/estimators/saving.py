@@ -158,8 +158,7 @@ def load(
 
     def check(config: dict[str, Any]) -> None:
         if (kind := config.get("estimator")) != name:
-            message = f"{directory} holds a {kind}; read it with {kind}.from_pretrained"
-            raise StoreError(message)
+            raise StoreError(f"{directory} holds a {kind}; read it with {kind}.from_pretrained")
         check_settings(config)
 
     contents = read_model(directory, check)
@@ -192,8 +191,7 @@ def _reading_options(folder: Path) -> Iterator[None]:
         try:
             yield
         except (ValueError, TypeError) as error:  # also scikit-learn's, of class weights
-            message = f"parameters: {error}"
-            raise Misfit(message) from error
+            raise Misfit(f"parameters: {error}") from error
 
 
 def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: NDArray) -> FittedModel:
@@ -287,11 +285,10 @@ def _backbone(
     name, contract = description["name"], DataContract.from_dict(description["contract"])
     origin: str = description.get("origin", name if is_known(name) else None) or ""  # old models have the name alone
     if given is None and not origin:
-        message = (
+        raise StoreError(
             f"the model in {directory} was fitted on a network of your own ({name}, {description['class']}); give it: "
             "from_pretrained(directory, backbone=Backbone(...))"
         )
-        raise StoreError(message)
     if isinstance(given, nn.Module):
         extract = description.get("features")
         given = Backbone(given, features=None if extract == FUNCTION else extract, name=name)

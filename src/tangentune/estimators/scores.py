@@ -82,8 +82,7 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
     model, or no number for a regressor, is an InputError.
     """
     if pictures.labels is None:
-        message = "these pictures have no labels to compare with"
-        raise InputError(message)
+        raise InputError("these pictures have no labels to compare with")
     if isinstance(model, TangentRegressor):
         numbers = numeric_labels(pictures.labels, pictures.ids)
         found = honest_answers(model, pictures)
@@ -92,8 +91,9 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:
         such = f"{given[unknown[0]]!r} of {pictures.ids[unknown[0]]}; it knows {some(list(column), 8)}"
-        message = f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as {such}"
-        raise InputError(message)
+        raise InputError(
+            f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as {such}"
+        )
     labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)
     return class_scores(labels, found.values), found.known

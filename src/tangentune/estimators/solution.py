@@ -145,8 +145,7 @@ def _checked(targets: Targets, system: System, residual: float, left: Tensor) ->
     if not error <= UNSURE:
         enough = f"use a damping of at least {10 * system.damping * error / UNSURE:.0e}"
         known = f"the solution is known to {error:.0e} of its size only, where {UNSURE:.0e} is asked for"
-        message = f"damping {system.damping:g} is too small for these pictures: {known}; {enough}"
-        raise SingularError(message)
+        raise SingularError(f"damping {system.damping:g} is too small for these pictures: {known}; {enough}")
     return Solution(targets, system, residual, step)
 
 

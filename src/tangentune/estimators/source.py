@@ -52,8 +52,9 @@ def read_source(
         source, weights = source.pictures, source.weights
     pictures = load_pictures(source, contract=contract, n_jobs=n_jobs, verbose=verbose, need_labels=named)
     if pictures.labels is None:
-        message = "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
-        raise InputError(message)
+        raise InputError(
+            "source pictures have no labels; give Pictures with labels, class folders, a CSV file or a manifest"
+        )
     pictures = replace(pictures, labels=one_class_each(label_array(pictures.labels), "the source's"))
     weights = np.ones(len(pictures)) if weights is None else np.asarray(weights, np.float64)
     if pictures.pixels.shape[1:] != target.pixels.shape[1:] or pictures.pixels.dtype != target.pixels.dtype:
@@ -64,8 +65,7 @@ def read_source(
     fresh = np.array([digest not in known for digest in pictures.digests], bool) & (weights > 0)
     twins = [name for name, kept in zip(pictures.ids, fresh | (weights <= 0), strict=True) if not kept]
     if not fresh.any():
-        message = "no source picture is left: each has weight 0 or is one of the target pictures; give others"
-        raise InputError(message)
+        raise InputError("no source picture is left: each has weight 0 or is one of the target pictures; give others")
     if twins:
         were = "source picture is a target picture" if len(twins) == 1 else "source pictures are target pictures"
         warnings.warn(f"{len(twins)} {were} too and left out of the source: {some(twins)}.", stacklevel=3)
@@ -79,8 +79,7 @@ def _check_room(m: int, room: int) -> None:
     if need > budget:
         kernels = f"{m} source pictures need {need / 2**20:.0f} MiB for their kernels"
         hint = "choose fewer with `tangentune select`, or raise memory_budget"
-        message = f"{kernels}, more than the memory budget of {budget / 2**20:.0f} MiB; {hint}"
-        raise BudgetError(message)
+        raise BudgetError(f"{kernels}, more than the memory budget of {budget / 2**20:.0f} MiB; {hint}")
 
 
 def fit_source(

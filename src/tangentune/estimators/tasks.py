@@ -68,12 +68,12 @@ class Classification:
         """The labels of some pictures, one class each; a column of them is flattened, with a warning."""
         labels = pictures.labels
         if labels is None:
-            message = "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
-            raise InputError(message)
+            raise InputError(
+                "requires y to be passed, but the target y is None; a classifier needs a label for each picture"
+            )
         labels = np.asarray(labels)
         if labels.dtype.kind not in "biufUO":
-            message = f"the labels have the type {labels.dtype}; use text, integers or floats"
-            raise InputError(message)
+            raise InputError(f"the labels have the type {labels.dtype}; use text, integers or floats")
         if labels.ndim == 2 and labels.shape[1] == 1:
             sentence = "A column-vector y was passed when a 1d array was expected; it is flattened."
             warnings.warn(sentence, DataConversionWarning, stacklevel=USER)
@@ -98,11 +98,11 @@ class Classification:
     def check_source(self, outer_steps: str | int) -> None:
         """Refuse a source where its leave-one-out would not be exact."""
         if self.likelihood != LEAST_SQUARES:
-            message = f"source= needs likelihood='least_squares', not {self.likelihood!r}"
-            raise InputError(message)
+            raise InputError(f"source= needs likelihood='least_squares', not {self.likelihood!r}")
         if outer_steps != 0:
-            message = f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
-            raise InputError(message)
+            raise InputError(
+                f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
+            )
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         """Refuse labels of a whole set that cannot be fitted; sentences about what looks odd."""
@@ -184,33 +184,35 @@ class Regression:
 
     def read_labels(self, pictures: Pictures) -> NDArray:
         if pictures.labels is None:
-            message = "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
-            raise InputError(message)
+            raise InputError(
+                "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
+            )
         if self.class_weight is not None:
-            message = "class_weight belongs to classifiers; leave it out where numbers are predicted"
-            raise InputError(message)
+            raise InputError("class_weight belongs to classifiers; leave it out where numbers are predicted")
         values = numeric_labels(pictures.labels, pictures.ids)
         if not np.isfinite(values).all():
-            message = f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
-            raise InputError(message)
+            raise InputError(
+                f"the target of picture {pictures.ids[int(np.argmax(~np.isfinite(values)))]} is NaN or infinite"
+            )
         return values
 
     def check_options(self, labels: NDArray) -> None:
         if self.likelihood != LEAST_SQUARES:
-            message = f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}"
-            raise InputError(message)
+            raise InputError(f"likelihood={self.likelihood!r} belongs to classifiers; leave it at {LEAST_SQUARES!r}")
 
     def check_source(self, outer_steps: str | int) -> None:
-        message = "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
-        raise InputError(message)
+        raise InputError(
+            "source= belongs to classifiers; a regressor has no classes that source classes could stand for"
+        )
 
     def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
         sizes = np.abs(labels).reshape(len(labels), -1).max(1)
         largest = int(sizes.argmax())
         if sizes[largest] > LARGEST or 0 < sizes[largest] < 1 / LARGEST:
             seen = f"the largest target, {sizes[largest]:.3g} of picture {ids[largest]}"
-            message = f"{seen}, has a square that double precision cannot hold; give all targets in another unit"
-            raise InputError(message)
+            raise InputError(
+                f"{seen}, has a square that double precision cannot hold; give all targets in another unit"
+            )
         return []
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
@@ -227,8 +229,7 @@ class Regression:
 
     def expand(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> Moved:
         if steps not in ("loo", 0):
-            message = f"outer_steps={steps} needs class labels; leave it at 0 for a regressor"
-            raise InputError(message)
+            raise InputError(f"outer_steps={steps} needs class labels; leave it at 0 for a regressor")
         return None, []
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:

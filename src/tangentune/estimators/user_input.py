@@ -47,8 +47,9 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
     names = ("metric_power", "body_scale", "damping", "normalize")
     criteria = {options[name] for name in names if isinstance(options[name], str)}
     if len(criteria) > 1:
-        message = "metric_power, body_scale, normalize and damping mix 'loo' and 'evidence'; use one of them throughout"
-        raise InputError(message)
+        raise InputError(
+            "metric_power, body_scale, normalize and damping mix 'loo' and 'evidence'; use one of them throughout"
+        )
     if options["probe_space"] not in ("pca", "isotropic"):
         _refuse(options, "probe_space", "'pca' or 'isotropic'")
     if options["augment"] not in (None, "none", "flip"):
@@ -106,8 +107,7 @@ def _choice(options: Mapping[str, Any], name: str, fits: Callable[[float], bool]
 
 
 def _refuse(options: Mapping[str, Any], name: str, what: str) -> NoReturn:
-    message = f"{name} is {options[name]!r}; it must be {what}"
-    raise InputError(message)
+    raise InputError(f"{name} is {options[name]!r}; it must be {what}")
 
 
 def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
@@ -146,12 +146,10 @@ def check_weights(weights: NDArray, ids: list[str]) -> None:
     if not (weights >= 0).all():
         odd = int(np.argmin(weights))  # NaN is the least
         what = "a negative weight" if weights[odd] < 0 else f"the weight {weights[odd]}"
-        message = f"picture {ids[odd]} has {what}; weights must be 0 or more"
-        raise InputError(message)
+        raise InputError(f"picture {ids[odd]} has {what}; weights must be 0 or more")
     positive = weights[weights > 0]
     if len(positive) < 2:
-        message = f"{len(positive)} pictures of positive weight are not enough; least squares needs at least 2"
-        raise InputError(message)
+        raise InputError(f"{len(positive)} pictures of positive weight are not enough; least squares needs at least 2")
     if positive.max() > HEAVIEST or positive.min() < LIGHTEST:
         extremes = f"{positive.min():.3g} to {positive.max():.3g}"
         message = f"weights go from {extremes}, further than double precision carries; give 0 to pictures that do not "
@@ -178,8 +176,7 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays, tensors and their numbers
     given = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | os.PathLike) else [ids]
     if not given:
-        message = "no id is given; name at least one picture, as in ids_"
-        raise InputError(message)
+        raise InputError("no id is given; name at least one picture, as in ids_")
     numbered = {int(one): [i] for i, one in enumerate(numbers)}
     named: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -215,11 +212,11 @@ def _meant(given: Any, shortened: Sequence[Mapping[str, list[str]]], names: Coll
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        message = f"{given!r} is short for {len(fitting)} pictures: {some(fitting)}; give more of the id"
-        raise InputError(message)
+        raise InputError(f"{given!r} is short for {len(fitting)} pictures: {some(fitting)}; give more of the id")
     like = difflib.get_close_matches(text, names, 3) or [next(iter(names))]
-    message = f"the model does not stand on a picture {given!r}; its {len(names)} are in ids_, such as {some(like)}"
-    raise InputError(message)
+    raise InputError(
+        f"the model does not stand on a picture {given!r}; its {len(names)} are in ids_, such as {some(like)}"
+    )
 
 
 def as_classes(labels: NDArray, classes: NDArray) -> NDArray:
@@ -242,8 +239,7 @@ def check_classes_known(labels: NDArray, classes: NDArray, ids: Sequence[str], r
         if label not in known:
             near = difflib.get_close_matches(label, known, 1) if isinstance(label, str) else []
             hint = f"did you mean {near[0]!r}?" if near else f"the classes are {some(list(map(str, known)), 8)}."
-            message = f"{name} is to be {label!r}, but there is no such class; {hint} For a new class, {remedy}"
-            raise InputError(message)
+            raise InputError(f"{name} is to be {label!r}, but there is no such class; {hint} For a new class, {remedy}")
 
 
 def join_labels(old: NDArray, new: NDArray) -> NDArray:
@@ -251,12 +247,12 @@ def join_labels(old: NDArray, new: NDArray) -> NDArray:
     if new.size == len(new) and old.size == len(old):  # (n,) and (n, 1) hold the same
         new = new.reshape(len(new), *old.shape[1:])
     if new.shape[1:] != old.shape[1:]:
-        message = f"new labels are {new.shape[1:] or (1,)} for each picture, those of the model {old.shape[1:] or (1,)}"
-        raise InputError(message)
+        raise InputError(
+            f"new labels are {new.shape[1:] or (1,)} for each picture, those of the model {old.shape[1:] or (1,)}"
+        )
     if _kind(old) != _kind(new):
         first = f"the new label {new.tolist()[0]!r} is of another kind ({_kind(new)})"
-        message = f"{first} than those of the model ({_kind(old)}), such as {old.tolist()[0]!r}"
-        raise InputError(message)
+        raise InputError(f"{first} than those of the model ({_kind(old)}), such as {old.tolist()[0]!r}")
     if _kind(old) == "numbers":
         with np.errstate(invalid="ignore"):
             same = new.astype(old.dtype)
@@ -273,13 +269,10 @@ def read_weights(given: Any, count: int) -> NDArray[np.float64]:
     try:
         weights = np.ones(count) if given is None else np.array(given, np.float64)
     except (TypeError, ValueError) as error:
-        message = f"sample weights must be {count} numbers ({error})"
-        raise InputError(message) from error
+        raise InputError(f"sample weights must be {count} numbers ({error})") from error
     if weights.shape != (count,):
-        message = f"sample weights are {weights.shape} for {count} pictures; give one number for each"
-        raise InputError(message)
+        raise InputError(f"sample weights are {weights.shape} for {count} pictures; give one number for each")
     if not np.isfinite(weights).all():
         position = int(np.argmax(~np.isfinite(weights)))
-        message = f"sample weight {position} is {weights[position]}; weights must be finite numbers, 0 or more"
-        raise InputError(message)
+        raise InputError(f"sample weight {position} is {weights[position]}; weights must be finite numbers, 0 or more")
     return weights

@@ -33,8 +33,7 @@ def load_array(source: Any, contract: DataContract, verbose: int = 0, alone: boo
     """
     array = _as_array(source)
     if array.ndim < 2 or len(array) == 0:
-        message = f"An array of shape {tuple(array.shape)} holds no pictures; give (n, ...), one row each."
-        raise InputError(message)
+        raise InputError(f"An array of shape {tuple(array.shape)} holds no pictures; give (n, ...), one row each.")
     if contract.input_size is None or len(contract.input_size) != 3:
         return _copy_rows(array, contract, verbose)
     pictures = _channels_first(array, contract, alone)
@@ -57,17 +56,14 @@ def _as_array(source: Any) -> NDArray[Any] | Tensor:
     try:
         array = np.asarray(source)
     except ValueError as error:
-        message = f"The list cannot be made one array ({error}); all rows must have the same length."
-        raise InputError(message) from error
+        raise InputError(f"The list cannot be made one array ({error}); all rows must have the same length.") from error
     if array.dtype == object and array.ndim >= 2:  # numbers in a table of mixed columns
         try:
             array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
-            message = f"The array holds objects that are not numbers: {error}."
-            raise InputError(message) from error
+            raise InputError(f"The array holds objects that are not numbers: {error}.") from error
     if array.dtype.kind not in "biuf":
-        message = f"{type(source).__name__} of type {array.dtype} holds no pixels; use uint8 or float arrays."
-        raise InputError(message)
+        raise InputError(f"{type(source).__name__} of type {array.dtype} holds no pixels; use uint8 or float arrays.")
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
@@ -83,8 +79,9 @@ def _chunks(array: NDArray[Any] | Tensor, room: Tensor, verbose: int) -> Iterato
             chunk = np.array(chunk, dtype=chunk.dtype.newbyteorder("="), order="C")
             if chunk.dtype.kind == "f" and not np.isfinite(chunk).all():
                 bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(axis=1)
-                message = f"Row {start + int(np.argmax(bad))} of the array holds NaN or inf; correct or remove it."
-                raise InputError(message)
+                raise InputError(
+                    f"Row {start + int(np.argmax(bad))} of the array holds NaN or inf; correct or remove it."
+                )
             yield start, chunk
             bar.update(len(chunk))
 
@@ -92,8 +89,7 @@ def _chunks(array: NDArray[Any] | Tensor, room: Tensor, verbose: int) -> Iterato
 def _copy_rows(array: NDArray[Any] | Tensor, contract: DataContract, verbose: int) -> Tensor:
     shape = tuple(array.shape[1:])
     if contract.input_size is not None and shape != tuple(contract.input_size):
-        message = f"Rows of the array have shape {shape}; the backbone takes {contract.input_size}."
-        raise InputError(message)
+        raise InputError(f"Rows of the array have shape {shape}; the backbone takes {contract.input_size}.")
     whole = torch.uint8 if array.dtype in (np.uint8, torch.uint8) else torch.int64
     copy = allocate(tuple(array.shape), _stored_dtype(array, whole))
     for start, chunk in _chunks(array, copy, verbose):
@@ -117,28 +113,24 @@ def _channels_first(array: Any, contract: DataContract, alone: bool) -> Any:
         _refuse_single_picture(shape, contract, alone)
         return array[:, None]
     if len(shape) != 4:
-        message = (
+        raise InputError(
             f"An array of shape {shape} holds no pictures; this backbone takes pictures of "
             f"{contract.input_size}: give (n, C, H, W), (n, H, W, C) or grey (n, H, W)."
         )
-        raise InputError(message)
     if 0 in shape:
-        message = f"An array of shape {shape} holds pictures without pixels."
-        raise InputError(message)
+        raise InputError(f"An array of shape {shape} holds pictures without pixels.")
     for possible in ({want}, {1, 3, 4}):
         first, last = shape[1] in possible, shape[3] in possible
         if first and last:
-            message = (
+            raise InputError(
                 f"An array of shape {shape} may have its channels second or last; "
                 "resize the pictures so that only one of these axes is as short as the channels."
             )
-            raise InputError(message)
         if first:
             return array
         if last:
             return array.permute(0, 3, 1, 2) if isinstance(array, Tensor) else array.transpose(0, 3, 1, 2)
-    message = f"An array of shape {shape} has no axis of {want} channels; give (n, C, H, W) or (n, H, W, C)."
-    raise InputError(message)
+    raise InputError(f"An array of shape {shape} has no axis of {want} channels; give (n, C, H, W) or (n, H, W, C).")
 
 
 def _refuse_single_picture(shape: tuple[int, ...], contract: DataContract, alone: bool) -> None:
@@ -146,11 +138,10 @@ def _refuse_single_picture(shape: tuple[int, ...], contract: DataContract, alone
     want, rows, columns = picture_shape(contract)
     colour_last = shape[2] in (3, 4) and shape[1:] != (rows, columns)
     if colour_last or (alone and want == shape[0] == 3):
-        message = (
+        raise InputError(
             f"An array of shape {shape} looks like one colour picture; give picture[None] for one picture, "
             "or shape (n, 1, H, W) for n grey ones."
         )
-        raise InputError(message)
 
 
 def _to_uint8(chunk: NDArray[Any], start: int) -> NDArray[np.uint8]:
@@ -163,11 +154,10 @@ def _to_uint8(chunk: NDArray[Any], start: int) -> NDArray[np.uint8]:
         return ((chunk.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if chunk.min() < 0 or chunk.max() > 255:
         bad = ((chunk < 0) | (chunk > 255)).reshape(len(chunk), -1).any(axis=1)
-        message = (
+        raise InputError(
             f"Row {start + int(np.argmax(bad))} of the {chunk.dtype} array has pixels outside 0..255; "
             "give uint8, uint16 (scaled from 0..65535) or floats in [0, 1]."
         )
-        raise InputError(message)
     return chunk.astype(np.uint8)
 
 
@@ -199,8 +189,7 @@ def _fit_float(chunk: Tensor, contract: DataContract) -> Tensor:
         new_w, new_h, left, top = resize_plan(chunk.shape[3], chunk.shape[2], contract)
         if new_w * new_h > MOST_PIXELS:
             sides = f"Pictures of {chunk.shape[3]} x {chunk.shape[2]} pixels"
-            message = f"{sides} would have to be resized to {new_w} x {new_h}; cut them first."
-            raise InputError(message)
+            raise InputError(f"{sides} would have to be resized to {new_w} x {new_h}; cut them first.")
         mode = "nearest-exact" if contract.interpolation == "nearest" else contract.interpolation
         low, high = chunk.amin((1, 2, 3), keepdim=True), chunk.amax((1, 2, 3), keepdim=True)
         if mode == "lanczos":  # which older torch has not
@@ -223,5 +212,4 @@ def _lanczos(columns: Tensor, new: int) -> Tensor:
 
 def _refuse_channels(channels: int, want: int) -> None:
     if channels != want and (channels not in (1, 3, 4) or want not in (1, 3)):
-        message = f"The pictures have {channels} channels, but the backbone takes {want}."
-        raise InputError(message)
+        raise InputError(f"The pictures have {channels} channels, but the backbone takes {want}.")

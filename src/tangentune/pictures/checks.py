@@ -32,15 +32,15 @@ def label_array(labels: Any) -> NDArray[Any]:
     try:
         array = np.asarray(labels, dtype=object if mixed else None)
     except ValueError as error:  # rows of different length
-        message = "labels cannot be read as one array: some are lists; give one label for each picture."
-        raise InputError(message) from error
+        raise InputError(
+            "labels cannot be read as one array: some are lists; give one label for each picture."
+        ) from error
     if array.dtype == object:
         array = _from_objects(array)
     if array.dtype.kind == "T":  # numpy's text of variable length
         array = array.astype(str)
     if array.ndim not in (1, 2):
-        message = f"labels has shape {array.shape}; one label (or one row of targets) per picture is needed."
-        raise InputError(message)
+        raise InputError(f"labels has shape {array.shape}; one label (or one row of targets) per picture is needed.")
     if array.dtype.kind == "U":
         bad = array == ""
     elif array.dtype.kind == "f":
@@ -48,13 +48,11 @@ def label_array(labels: Any) -> NDArray[Any]:
     elif array.dtype.kind in "iub":
         return array
     else:
-        message = f"labels have the type {array.dtype}; use text, integers or floats."
-        raise InputError(message)
+        raise InputError(f"labels have the type {array.dtype}; use text, integers or floats.")
     if bad.any():
         first = int(np.argmax(bad.reshape(len(array), -1).any(axis=1)))
         value = array[first].tolist()
-        message = f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label."
-        raise InputError(message)
+        raise InputError(f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label.")
     return array
 
 
@@ -63,30 +61,25 @@ def refuse_nul(labels: Any) -> None:
     texts = isinstance(labels, (list, tuple)) or str(getattr(labels, "dtype", "")) == "object"
     for position, label in enumerate(labels if texts else ()):
         if isinstance(label, str) and "\0" in label:
-            message = f"Label {position} is {label!r}; a label cannot hold the character NUL."
-            raise InputError(message)
+            raise InputError(f"Label {position} is {label!r}; a label cannot hold the character NUL.")
 
 
 def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
     entries = array.ravel().tolist()
     for position, entry in enumerate(entries):
         if entry is None or type(entry).__name__ == "NAType" or (isinstance(entry, float) and entry != entry):
-            message = f"Label {position} is missing ({entry}); give every picture a label."
-            raise InputError(message)
+            raise InputError(f"Label {position} is missing ({entry}); give every picture a label.")
     texts = sum(isinstance(entry, str) for entry in entries)
     if 0 < texts < len(entries):
         odd = next(i for i, entry in enumerate(entries) if isinstance(entry, str) == (texts * 2 < len(entries)))
-        message = f"labels mix text and numbers (label {odd} is {entries[odd]!r}); use one kind."
-        raise InputError(message)
+        raise InputError(f"labels mix text and numbers (label {odd} is {entries[odd]!r}); use one kind.")
     try:
         plain = np.array(entries)
     except ValueError as error:
-        message = f"labels cannot be read as one array: {error}."
-        raise InputError(message) from error
+        raise InputError(f"labels cannot be read as one array: {error}.") from error
     if plain.dtype == object or plain.ndim != 1:
         odd = next((i for i, e in enumerate(entries) if not isinstance(e, (str, int, float))), 0)
-        message = f"Label {odd} is of type {type(entries[odd]).__name__}; use text, integers or floats."
-        raise InputError(message)
+        raise InputError(f"Label {odd} is of type {type(entries[odd]).__name__}; use text, integers or floats.")
     return plain.reshape(array.shape)
 
 
@@ -108,8 +101,7 @@ def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
     else:
         seen = f"pictures have {labels.shape[1]} labels each"
         problem = f"{seen}; a classifier takes one, a regressor also rows of numbers"
-    message = f"{whose} {problem}"
-    raise InputError(message)
+    raise InputError(f"{whose} {problem}")
 
 
 def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float64]:
@@ -124,8 +116,7 @@ def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float
             values[i] = np.nan
         if not np.isfinite(values[i]):
             name = ids[i * len(labels) // labels.size]
-            message = f"The label {text!r} of {name} is not a number; regression needs numbers as labels."
-            raise InputError(message)
+            raise InputError(f"The label {text!r} of {name} is not a number; regression needs numbers as labels.")
     return values.reshape(labels.shape)
 
 
@@ -134,13 +125,11 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
     values = labels.tolist()
     counts = Counter(values)
     if not counts:
-        message = "There are no pictures to learn from."
-        raise InputError(message)
+        raise InputError("There are no pictures to learn from.")
     if len(counts) == 1:
         many = f"All {len(values)} pictures have" if len(values) > 1 else "The only picture has"
         same = f"{many} the label {values[0]!r}"
-        message = f"{same}; a classifier needs pictures of at least two classes."
-        raise InputError(message)
+        raise InputError(f"{same}; a classifier needs pictures of at least two classes.")
     sentences = _look_alikes([value for value in counts if isinstance(value, str)])
     lonely = [i for i, label in enumerate(values) if counts[label] == 1]
     if not lonely:

@@ -53,11 +53,9 @@ class DataContract:
         sides, own = _read_sides(size), self.input_size
         if own is None and len(sides) != 3:
             example = f"channels included, such as (3, {sides[0]}, {sides[-1]})"
-            message = f"input_size={size} must be three positive whole numbers, {example}"
-            raise BackboneError(message)
+            raise BackboneError(f"input_size={size} must be three positive whole numbers, {example}")
         if own is not None and len(sides) == 3 and sides[0] != own[0]:
-            message = f"input_size={size} has {sides[0]} channels, but the backbone takes {own[0]}"
-            raise BackboneError(message)
+            raise BackboneError(f"input_size={size} has {sides[0]} channels, but the backbone takes {own[0]}")
         height, width = sides[-2:] if len(sides) > 1 else sides * 2
         return replace(self, input_size=(sides[0] if own is None else own[0], height, width))
 
@@ -84,6 +82,7 @@ def _read_sides(size: Any) -> list[int]:
     several = listed(size)
     sides = [whole(side) for side in ([size] if several is None else several)]
     if None in sides or not (1 if several is None else 2) <= len(sides) <= 3:
-        message = f"input_size={size!r} must be the side of a square, (height, width) or (channels, height, width)"
-        raise BackboneError(message)
+        raise BackboneError(
+            f"input_size={size!r} must be the side of a square, (height, width) or (channels, height, width)"
+        )
     return [side for side in sides if side is not None]

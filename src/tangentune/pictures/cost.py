@@ -59,8 +59,9 @@ class LimitedFile(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         """As any file."""
         if time.thread_time() > self._end:
-            message = f"decoding it takes more than {_SECONDS_ALLOWED:g} seconds; save it smaller or in another format"
-            raise UnusableError(message)
+            raise UnusableError(
+                f"decoding it takes more than {_SECONDS_ALLOWED:g} seconds; save it smaller or in another format"
+            )
         return super().read(size)
 
 
@@ -87,8 +88,7 @@ def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> N
         # In small pieces, so that a decoder to which little says much comes back to be stopped.
         image.decodermaxblock = min(_PIECE, max(1024, os.stat(path).st_size // 64))  # pyright: ignore
         return
-    message = f"{problem}; save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    raise UnusableError(message)
+    raise UnusableError(f"{problem}; save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it")
 
 
 def without_text(path: str | os.PathLike[str]) -> io.BytesIO | None:

@@ -33,14 +33,12 @@ def count_items(source: Any) -> int:
     except (TypeError, NotImplementedError):
         count = None
     if count is None:
-        message = (
+        raise InputError(
             f"{type(source).__name__} cannot be used as pictures; give a folder, paths, an array, or a "
             "map-style Dataset with len() and indexing (not an iterable one, not a DataLoader)."
         )
-        raise InputError(message)
     if count == 0:
-        message = f"The {type(source).__name__} given holds no pictures."
-        raise InputError(message)
+        raise InputError(f"The {type(source).__name__} given holds no pictures.")
     return count
 
 
@@ -59,12 +57,10 @@ def one_picture(picture: Any, contract: DataContract) -> Tensor:
     if isinstance(picture, Image.Image):
         return torch.from_numpy(prepare_picture(picture, contract))
     if not isinstance(picture, (np.ndarray, Tensor)) or picture.ndim == 0:
-        message = f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor"
-        raise InputError(message)
+        raise InputError(f"it is {type(picture).__name__}; give a Pillow picture, an array or a tensor")
     floats = picture.is_floating_point() if isinstance(picture, Tensor) else picture.dtype.kind == "f"
     if floats and not (picture.isfinite() if isinstance(picture, Tensor) else np.isfinite(picture)).all():
-        message = "it holds NaN or inf"
-        raise InputError(message)
+        raise InputError("it holds NaN or inf")
     return load_array(picture[None], contract)[0]
 
 
@@ -88,12 +84,10 @@ def _split(item: Any) -> tuple[Any, Any]:
         pictures = [item[key] for key in _PICTURE_KEYS if key in item]
         labels = [item[key] for key in _LABEL_KEYS if key in item]
         if not pictures:
-            message = f"it is a dict without {' or '.join(_PICTURE_KEYS)}"
-            raise InputError(message)
+            raise InputError(f"it is a dict without {' or '.join(_PICTURE_KEYS)}")
         return pictures[0], labels[0] if labels else None
     if isinstance(item, (tuple, list)):
         if not item:
-            message = "it is empty"
-            raise InputError(message)
+            raise InputError("it is empty")
         return item[0], item[1] if len(item) > 1 else None
     return item, None

@@ -213,7 +213,6 @@ def _deep_to_eight_bit(image: Image.Image, full: float, inverted: bool) -> Image
     low, high = pixels.min(), pixels.max()
     if not (low >= 0 and high <= full):  # written so that NaN is refused too
         kind = "floating-point" if image.mode == "F" else "32-bit"
-        message = f"its {kind} pixels go from {low:g} to {high:g}, not 0 to {full:g}; rescale them first"
-        raise UnusableError(message)
+        raise UnusableError(f"its {kind} pixels go from {low:g} to {high:g}, not 0 to {full:g}; rescale them first")
     grey = np.rint((full - pixels if inverted else pixels) * (255.0 / full)).astype(np.uint8)
     return Image.fromarray(grey if clear is None else np.where(pixels == clear, np.uint8(255), grey))

@@ -37,8 +37,7 @@ def worker_count(n_jobs: int) -> int:
     """How many processes an `n_jobs` means; negative counts back from all cores, as in scikit-learn."""
     count = whole(n_jobs)
     if not count:
-        message = f"n_jobs is {n_jobs!r}; use None, a number of processes, or -1 for all cores."
-        raise InputError(message)
+        raise InputError(f"n_jobs is {n_jobs!r}; use None, a number of processes, or -1 for all cores.")
     return count if count > 0 else max(1, cpu_count() + 1 + count)
 
 
@@ -79,11 +78,10 @@ def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: in
         results = cast("Iterator[list[Decoded]]", Parallel(n_jobs=workers, **options)(tasks()))
         yield from chain.from_iterable(results)
     except BrokenProcessPool as error:
-        message = (
+        raise PictureError(
             "A process that decodes pictures died (out of memory, or a file that crashes its decoder); "
             "use n_jobs=1, or fewer processes than now, to go on or to see which file it is."
-        )
-        raise PictureError(message) from error
+        ) from error
     finally:
         # When the caller stops early: let the few tasks under way end, because killing workers is not safe.
         stopped = True

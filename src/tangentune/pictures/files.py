@@ -49,14 +49,12 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns
     if path.is_dir():
         return _class_folders(path) if need_labels else _flat_folder(path)
     if not path.exists():
-        message = f"{name} does not exist; give a folder of pictures, a CSV file, or a picture."
-        raise PictureError(message)
+        raise PictureError(f"{name} does not exist; give a folder of pictures, a CSV file, or a picture.")
     if path.suffix.lower() in (".csv", ".tsv"):
         return FileList(*read_table(path, need_labels, columns))
     if path.suffix.lower() in PICTURE_SUFFIXES or looks_like_picture(path):
         return FileList([os.fspath(path)], [readable(path.name)])
-    message = f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture."
-    raise PictureError(message)
+    raise PictureError(f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture.")
 
 
 def from_paths(paths: Iterable[str | os.PathLike[str]]) -> FileList:
@@ -64,8 +62,7 @@ def from_paths(paths: Iterable[str | os.PathLike[str]]) -> FileList:
     given = list(paths)
     for position, path in enumerate(given):
         if not isinstance(path, (str, os.PathLike)):
-            message = f"Entry {position} of the list of paths is {type(path).__name__}, not a path."
-            raise InputError(message)
+            raise InputError(f"Entry {position} of the list of paths is {type(path).__name__}, not a path.")
     return FileList([os.path.expanduser(os.fspath(path)) for path in given], [readable(path) for path in given])
 
 
@@ -182,8 +179,7 @@ def _list_root(root: Path) -> list[os.DirEntry[str]]:
     try:
         return list(_entries(os.fspath(root)))
     except OSError as error:
-        message = f"The folder {readable(root)} cannot be opened ({error.strerror})."
-        raise PictureError(message) from error
+        raise PictureError(f"The folder {readable(root)} cannot be opened ({error.strerror}).") from error
 
 
 def _flat_folder(root: Path) -> FileList:
@@ -192,8 +188,7 @@ def _flat_folder(root: Path) -> FileList:
     found, walk = _Findings(), _Walk(os.fspath(root))
     walk.collect(walk.root, found)
     if not found.pictures and not found.lost:
-        message = f"The folder {readable(root)} holds no picture{found.other_files()}."
-        raise PictureError(message)
+        raise PictureError(f"The folder {readable(root)} holds no picture{found.other_files()}.")
     return FileList(found.pictures, _relative(found.pictures, root), None, walk.notes(), found.lost)
 
 
@@ -224,8 +219,7 @@ def _class_folders(root: Path) -> FileList:
             empty.append(f"{readable(entry.name)}{found.other_files()}")
             del walk.unread[unread:]  # told with the class
     if not paths and not lost:
-        message = f"None of the class folders in {name} holds a picture: {some(empty)}."
-        raise PictureError(message)
+        raise PictureError(f"None of the class folders in {name} holds a picture: {some(empty)}.")
     inside = [os.path.relpath(path, root).split(os.sep) for path in paths]
     nested = all(len(parts) > 2 for parts in inside)
     notes = _check_splits(root, inside) + walk.notes()
@@ -247,11 +241,10 @@ def _check_splits(root: Path, inside: list[list[str]]) -> list[str]:
     splits = [name for name in filled if name.lower() in _SPLIT_NAMES]
     nested = all(len(parts) > 2 for parts in inside if parts[0] in splits)
     if splits and nested and (len(splits) > 1 or splits == filled):
-        message = (
+        raise PictureError(
             f"{readable(root)} holds the splits {some(splits)}, not classes; "
             f"give one of them, such as {readable(root / max(splits, key=lambda name: 'train' in name.lower()))}."
         )
-        raise PictureError(message)
     if len(splits) < 2:
         return []
     return [f"The classes of {readable(root)} are named like splits ({some(splits)}); make sure that they are classes."]

@@ -82,8 +82,7 @@ def load_pictures(
         torch.Size([4, 3, 32, 32])
     """
     if on_error not in ("raise", "skip"):
-        message = f"on_error is {on_error!r}; use 'raise' or 'skip'."
-        raise InputError(message)
+        raise InputError(f"on_error is {on_error!r}; use 'raise' or 'skip'.")
     given, columns = None if labels is None else label_array(labels), Columns(path_column, label_column)
     if is_frame(source) and contract.input_size is not None:
         source, own = read_frame(source, need_labels and given is None, columns)
@@ -116,8 +115,9 @@ def load_pictures(
 
 def _refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
     if need_labels and all(known is None for known in labels):
-        message = "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."
-        raise InputError(message)
+        raise InputError(
+            "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."
+        )
 
 
 def _plain_list(source: Any) -> Any:
@@ -140,8 +140,7 @@ def _is_array(source: Any) -> bool:
 
 def _fitting(labels: NDArray[Any], count: int) -> NDArray[Any]:
     if len(labels) != count:
-        message = f"There are {len(labels)} labels for {count} pictures; give one per picture."
-        raise InputError(message)
+        raise InputError(f"There are {len(labels)} labels for {count} pictures; give one per picture.")
     return labels
 
 
@@ -219,19 +218,17 @@ def _collect(
         if pixels is None:
             pixels = allocate((len(ids), *picture.shape), picture.dtype)
         if picture.shape != pixels.shape[1:] or picture.dtype != pixels.dtype:
-            message = (
+            raise InputError(
                 f"Picture {name} is {tuple(picture.shape)} {picture.dtype}, unlike those before it "
                 f"({tuple(pixels.shape[1:])} {pixels.dtype}); give all pictures in one form."
             )
-            raise InputError(message)
         pixels[len(kept)] = picture
         kept.append(position)
     if ends < math.inf or (pixels is None and skipped):
         skipped += [(ids[i], reason) for i, reason in (known or {}).items() if i >= read]
         raise _refusal([*lost, *skipped], len(ids), len(ids) - read)
     if pixels is None:
-        message = "There are no pictures to read."
-        raise PictureError(message)
+        raise PictureError("There are no pictures to read.")
     pixels = pixels[: len(kept)]
     # A shortened view would carry the whole room along when it is pickled; in a file that costs nothing.
     in_memory = skipped and pixels.untyped_storage().nbytes() <= RAM_LIMIT

@@ -54,8 +54,7 @@ class Pictures:
     def __post_init__(self) -> None:
         counts = {len(self.pixels), len(self.ids), len(self.pixels if self.labels is None else self.labels)}
         if len(counts) > 1:
-            message = f"pixels, ids and labels must have the same length; they have {sorted(counts)}."
-            raise InputError(message)
+            raise InputError(f"pixels, ids and labels must have the same length; they have {sorted(counts)}.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,11 +69,10 @@ class Pictures:
         return pictures_digest(self.pixels)
 
     def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:  # what scikit-learn's tools ask for
-        message = (
+        raise InputError(
             "Pictures are no array: give such a tool pictures.pixels.numpy() and pictures.labels; "
             "predictions for K folds, exact and without refitting, are leave_out(K) of a fitted model."
         )
-        raise InputError(message)
 
     def batches(
         self,
@@ -89,12 +87,10 @@ class Pictures:
             InputError: the pixels are not of the contract's size, or the batch size is below 1.
         """
         if batch_size < 1:
-            message = f"batch_size is {batch_size}; it must be at least 1."
-            raise InputError(message)
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
         shape = tuple(self.pixels.shape[1:])
         if contract.input_size is not None and shape != tuple(contract.input_size):
-            message = f"The pictures are {shape}, but the backbone takes {contract.input_size}; reload them."
-            raise InputError(message)
+            raise InputError(f"The pictures are {shape}, but the backbone takes {contract.input_size}; reload them.")
         for start in range(0, len(self), batch_size):
             yield normalise(self.pixels[start : start + batch_size].to(device), contract, dtype)
 
@@ -152,8 +148,9 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
     if contract.input_size is None or len(contract.input_size) != 3:
         if pixels.ndim == 4 and pixels.dtype == torch.uint8:
             size = f"input_size={tuple(pixels.shape[1:])}, mean=..., std=..."
-            message = f"the backbone does not state how pictures are prepared; make it with Backbone(module, {size})"
-            raise InputError(message)
+            raise InputError(
+                f"the backbone does not state how pictures are prepared; make it with Backbone(module, {size})"
+            )
         return pixels.to(dtype, copy=True)
     exact = torch.promote_types(dtype, torch.float32)
     values = pixels.to(exact, copy=True)
@@ -161,8 +158,7 @@ def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch
         values /= 255
     for name, numbers in (("mean", contract.mean), ("std", contract.std)):
         if len(numbers) not in (0, 1, pixels.shape[1]):
-            message = f"The contract's {name} has {len(numbers)} numbers for {pixels.shape[1]} channels."
-            raise InputError(message)
+            raise InputError(f"The contract's {name} has {len(numbers)} numbers for {pixels.shape[1]} channels.")
     if contract.mean:
         values -= values.new_tensor(contract.mean)[:, None, None]
     if contract.std:
@@ -186,11 +182,10 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             mode = "r+" if file.seek(0, os.SEEK_END) else "w+"
             pixels = np.memmap(file, dtype=_DTYPES[dtype], mode=mode, shape=shape)
         except OSError as error:
-            message = (
+            raise BudgetError(
                 f"No room for {size / 2**30:.1f} GiB of pixels in {tempfile.gettempdir()} "
                 f"({error.strerror}); set TMPDIR to a larger disk, or use fewer or smaller pictures."
-            )
-            raise BudgetError(message) from error
+            ) from error
     return torch.from_numpy(pixels)
 
 

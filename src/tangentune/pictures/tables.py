@@ -42,11 +42,9 @@ def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[st
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        message = f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8."
-        raise PictureError(message) from error
+        raise PictureError(f"{name} is not UTF-8 text (see byte {error.start}); save it as CSV UTF-8.") from error
     except OSError as error:
-        message = f"{name} cannot be read as a table: {error}."
-        raise PictureError(message) from error
+        raise PictureError(f"{name} cannot be read as a table: {error}.") from error
     ids, labels = read_columns(text, name, need_labels, columns)
     return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
 
@@ -64,13 +62,11 @@ def read_columns(
         given = (key, padded[first]), ("label", "" if second is None else padded[second])
         for what, found in given if need_labels else given[:1]:
             if not found:
-                message = f"Line {line} of {name} has no {what}."
-                raise PictureError(message)
+                raise PictureError(f"Line {line} of {name} has no {what}.")
         ids.append(given[0][1])
         labels.append(given[1][1])
     if not ids:
-        message = f"{name} lists no picture below its first line."
-        raise PictureError(message)
+        raise PictureError(f"{name} lists no picture below its first line.")
     return ids, labels
 
 
@@ -91,11 +87,9 @@ def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[An
             or type(entry).__name__ == "NAType"
             or (isinstance(entry, str) and not entry.strip())
         ):
-            message = f"Row {row} of the data frame has no {str(keys[first]).strip()}."
-            raise PictureError(message)
+            raise PictureError(f"Row {row} of the data frame has no {str(keys[first]).strip()}.")
     if not entries:
-        message = "The data frame lists no picture."
-        raise PictureError(message)
+        raise PictureError("The data frame lists no picture.")
     return entries, frame[keys[second]] if need_labels and second is not None else None
 
 
@@ -129,8 +123,7 @@ def find_column(header: Sequence[str], what: str, where: str, given: str | None 
         found = [i for i, cell in enumerate(header) if cell == given.strip()]
         found = found or [i for i, name in enumerate(spelled) if name == _spelled(given)]
         if not found:
-            message = f"{where} names no column {given}; it names {', '.join(header) or 'nothing'}."
-            raise PictureError(message)
+            raise PictureError(f"{where} names no column {given}; it names {', '.join(header) or 'nothing'}.")
     if len(found) > 1:
         named = ", ".join(header[i] for i in found)
         message = f"{where} names {len(found)} columns that may be the {what}: {named}; "
@@ -154,8 +147,7 @@ def _split_rows(text: str, name: str) -> list[Row]:
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
-        message = f"{name} cannot be read as a table: {error}."
-        raise PictureError(message) from error
+        raise PictureError(f"{name} cannot be read as a table: {error}.") from error
 
 
 def _resolve(folder: Path, text: str) -> str:

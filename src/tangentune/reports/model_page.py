@@ -48,8 +48,7 @@ def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os
     try:
         os.stat(os.path.join(target.parent, ""))  # beside a saved model: no folder is made for it
     except OSError as error:
-        message = f"cannot write the report to {target}: {error.strerror or error}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot write the report to {target}: {error.strerror or error}") from error
     fitted = getattr(model, "fitted_", None)  # pages need no more than the public attributes
     return write_page(render_report(model, place), target, fitted and fitted.version)
 

@@ -111,7 +111,9 @@ def loo_errors(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor
     diagonals = factor.vectors.square() @ inverses.T
     errors = []
     at_once = max(1, ENTRIES // max(1, targets.numel()))
-    for some, diagonal in zip(inverses.split(at_once), diagonals.split(at_once, 1), strict=True):  # one product for many
+    for some, diagonal in zip(
+        inverses.split(at_once), diagonals.split(at_once, 1), strict=True
+    ):  # one product for many
         dual = factor.vectors @ (projected[:, None] * some.T[:, :, None]).flatten(1)
         residual = dual.view(*diagonal.shape, -1) / diagonal[:, :, None]  # scaled by the root of the weight
         errors.append(residual.square().sum((0, 2)))
