@@ -60,8 +60,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         os.replace(part, target)
     except OSError as error:
-        message = f"cannot write {target}: {error.strerror or error}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # not even the folder could be used
             part.unlink(missing_ok=True)
@@ -99,13 +98,11 @@ def read_tensors(
         if foreign:
             return header, tensors
         if header.pop("kind", None) != f"tangentune {kind}":
-            message = f"{os.fspath(path)} holds no {kind} written by tangentune"
-            raise StoreError(message)
+            raise StoreError(f"{os.fspath(path)} holds no {kind} written by tangentune")
         header.pop("format", None)
         facts = {name: from_json(text) if text[:1] in ("{", "[") else text for name, text in header.items()}
     except (OSError, json.JSONDecodeError) as error:
-        message = f"no {kind} can be read from {os.fspath(path)} ({error})"
-        raise StoreError(message) from error
+        raise StoreError(f"no {kind} can be read from {os.fspath(path)} ({error})") from error
     return facts, tensors
 
 
@@ -146,12 +143,10 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        message = f"another process is changing {target}; do this again when it has ended"
-        raise StoreError(message) from None
+        raise StoreError(f"another process is changing {target}; do this again when it has ended") from None
     except (OSError, NotImplementedError) as error:
         reason = f"{error.strerror if isinstance(error, OSError) else error}; use a disk that has locks"
-        message = f"cannot keep other writers away from {target}: {reason}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot keep other writers away from {target}: {reason}") from error
     try:
         yield
     finally:
@@ -305,8 +300,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                message = f"{where} has the key {key!r}, but JSON keys are strings"
-                raise InputError(message)
+                raise InputError(f"{where} has the key {key!r}, but JSON keys are strings")
         return {k: plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist(), where)
@@ -315,9 +309,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not np.isfinite(value):
-        message = f"{where} is {value}, which JSON cannot hold; use None instead"
-        raise InputError(message)
+        raise InputError(f"{where} is {value}, which JSON cannot hold; use None instead")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    message = f"{where} is of type {type(value).__name__}, which JSON cannot hold"
-    raise InputError(message)
+    raise InputError(f"{where} is of type {type(value).__name__}, which JSON cannot hold")

@@ -33,8 +33,7 @@ def parse_bytes(text: str | int | float) -> int:
     """Read a memory size: a number of bytes, or text such as "4GiB", "500 MB"; what is neither is an InputError."""
     match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\+?\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
-        message = f"memory size {text!r} is not understood; write it as '4GiB', '500MB' or a number of bytes"
-        raise InputError(message)
+        raise InputError(f"memory size {text!r} is not understood; write it as '4GiB', '500MB' or a number of bytes")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 

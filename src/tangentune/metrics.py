@@ -105,8 +105,7 @@ def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliabil
     Labels are positions (n,), probabilities (n, C).
     """
     if bins < 1:
-        message = f"a reliability curve needs at least one bin, not {bins}"
-        raise InputError(message)
+        raise InputError(f"a reliability curve needs at least one bin, not {bins}")
     given, table = _labels_and_table(labels, proba)
     confidence = table.max(axis=1).astype(np.float64)
     right = table.argmax(axis=1) == given
@@ -179,16 +178,14 @@ def _columns(targets: ArrayLike, predicted: ArrayLike) -> tuple[FloatArray, Floa
     _same_length(given, guess)
     given, guess = given.reshape(len(given), -1), guess.reshape(len(guess), -1)
     if given.shape != guess.shape:
-        message = f"targets have shape {given.shape} but predictions {guess.shape}"
-        raise InputError(message)
+        raise InputError(f"targets have shape {given.shape} but predictions {guess.shape}")
     return given, guess
 
 
 def _labels_and_table(labels: ArrayLike, proba: ArrayLike) -> tuple[IntArray, NDArray]:
     given, table = np.asarray(labels), np.asarray(proba)
     if table.ndim != 2:
-        message = f"probabilities must have shape (cases, classes), not {table.shape}"
-        raise InputError(message)
+        raise InputError(f"probabilities must have shape (cases, classes), not {table.shape}")
     _same_length(given, table)
     _check_positions(given, table.shape[1], "label")
     return given.astype(np.int64), table
@@ -196,17 +193,13 @@ def _labels_and_table(labels: ArrayLike, proba: ArrayLike) -> tuple[IntArray, ND
 
 def _check_positions(positions: NDArray, n_classes: int, what: str) -> None:
     if not np.issubdtype(positions.dtype, np.integer):
-        message = f"each {what} must be a class position (an integer), not of type {positions.dtype}"
-        raise InputError(message)
+        raise InputError(f"each {what} must be a class position (an integer), not of type {positions.dtype}")
     if positions.min() < 0 or positions.max() >= n_classes:
-        message = f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes"
-        raise InputError(message)
+        raise InputError(f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes")
 
 
 def _same_length(given: NDArray, guess: NDArray) -> None:
     if given.ndim == 0 or guess.ndim == 0 or len(given) != len(guess):
-        message = f"labels and predictions differ in number: shapes {given.shape} and {guess.shape}"
-        raise InputError(message)
+        raise InputError(f"labels and predictions differ in number: shapes {given.shape} and {guess.shape}")
     if len(given) == 0:
-        message = "nothing to score: there is not one case"
-        raise InputError(message)
+        raise InputError("nothing to score: there is not one case")

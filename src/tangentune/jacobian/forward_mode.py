@@ -113,11 +113,10 @@ def _tangents(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[
         try:
             return _by_two_backwards(func, args, kwargs)
         except (NotImplementedError, RuntimeError):
-            message = (
+            raise LayerError(
                 f"the network calls {getattr(func, '__name__', func)}, which torch can differentiate neither forward "
                 "nor twice backward; leave the parameters before it out with `params`, or use another layer"
-            )
-            raise LayerError(message) from no_forward_rule
+            ) from no_forward_rule
 
 
 @cache

@@ -54,8 +54,7 @@ class KroneckerCurvature:
             InputError: the damping is not positive.
         """
         if not damping > 0:
-            message = f"damping is {damping}; the factors are singular, so it must be positive"
-            raise InputError(message)
+            raise InputError(f"damping is {damping}; the factors are singular, so it must be positive")
         return self._apply(v, lambda coordinates, values: coordinates / (values + damping))
 
     def quad(self, v: Mapping[str, Tensor]) -> float:
@@ -159,19 +158,16 @@ def kfac(
         True
     """
     if kind not in KINDS or cotangents not in ("exact", "signs") or draws < 1:
-        message = (
+        raise InputError(
             f"kfac takes kind {', '.join(KINDS)}, cotangents exact or signs, and at least one draw; got {kind!r}, "
             f"{cotangents!r}, {draws}"
         )
-        raise InputError(message)
     items = iter(batches)
     if kind == "ekfac" and items is batches:
-        message = "ekfac reads the batches twice; give a list, or another collection that can be read again"
-        raise InputError(message)
+        raise InputError("ekfac reads the batches twice; give a list, or another collection that can be read again")
     first = next(items, None)
     if first is None:
-        message = "kfac got no batches"
-        raise InputError(message)
+        raise InputError("kfac got no batches")
     treatment = plan(linearization, first)
 
     def given() -> Cotangents:
@@ -201,13 +197,11 @@ def merge(curvatures: Sequence[KroneckerCurvature]) -> KroneckerCurvature:
         InputError: nothing is given, or kinds, parameters or treatments differ.
     """
     if not curvatures:
-        message = "merge needs at least one curvature"
-        raise InputError(message)
+        raise InputError("merge needs at least one curvature")
     first = curvatures[0]
     for other in curvatures[1:]:
         if other.kind != first.kind or _outline(other) != _outline(first):
-            message = "only curvatures of one kind and of the same parameters can be merged"
-            raise InputError(message)
+            raise InputError("only curvatures of one kind and of the same parameters can be merged")
     sums, blocks = {}, {}
     for name, block in first.blocks.items():
         sums[name] = first.sums[name]

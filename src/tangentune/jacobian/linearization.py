@@ -204,8 +204,7 @@ class Linearization(nn.Module):
         point = {name: p.detach() for name, p in self.point().items()} if leaves is None else leaves
         missing = [name for name in self.names if name not in v]
         if missing:
-            message = f"the tangent has no {missing[0]!r}; it needs all of `names` (`zeros()` gives them)"
-            raise InputError(message)
+            raise InputError(f"the tangent has no {missing[0]!r}; it needs all of `names` (`zeros()` gives them)")
         for name, p in point.items():
             carry(p, v[name].detach().to(p))
         with weight_gradients(), ForwardMode():
@@ -248,8 +247,7 @@ def _moving(function: NetworkFunction, params: str | Iterable[str]) -> tuple[str
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         problem = f"the network's outputs use no parameter {unknown[0]!r}" if unknown else "params names no parameter"
-        message = f"{problem}; they use, for instance, {', '.join(list(known)[:3])}"
-        raise InputError(message)
+        raise InputError(f"{problem}; they use, for instance, {', '.join(list(known)[:3])}")
     return tuple(name for name in known if name in set(chosen))
 
 

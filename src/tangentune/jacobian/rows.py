@@ -234,12 +234,10 @@ class TangentRows:
         x = torch.as_tensor(x)
         x = x.clone() if x.is_inference() else x
         if x.dim() < 2 or not len(x):
-            message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
-            raise InputError(message)
+            raise InputError(f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one")
         broken = ~torch.isfinite(x).flatten(1).all(1)
         if bool(broken.any()):
-            message = f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out"
-            raise InputError(message)
+            raise InputError(f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out")
         x = x.to(self.like) if x.is_floating_point() else x.to(self.like.device)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 

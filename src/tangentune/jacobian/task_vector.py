@@ -90,12 +90,10 @@ class TaskVector(Mapping[str, Tensor]):
 
     def _refuse_other(self, other: TaskVector) -> None:
         if not isinstance(other, TaskVector):
-            message = f"a task vector is added to a task vector, not to a {type(other).__name__}"
-            raise InputError(message)
+            raise InputError(f"a task vector is added to a task vector, not to a {type(other).__name__}")
         if self.keys() != other.keys():
             name = sorted(self.keys() ^ other.keys())[0]
-            message = f"these task vectors hold different parameters: only one has {name!r}"
-            raise InputError(message)
+            raise InputError(f"these task vectors hold different parameters: only one has {name!r}")
         wrong = [name for name, tensor in self.items() if tensor.shape != other[name].shape]
         if wrong:
             shapes = f"{tuple(self[wrong[0]].shape)} and {tuple(other[wrong[0]].shape)}"
@@ -111,8 +109,7 @@ def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tas
     """
     for name, tensor in before.items():
         if name not in after:
-            message = f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}"
-            raise InputError(message)
+            raise InputError(f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}")
         if after[name].shape != tensor.shape:
             message = f"{name} has shape {tuple(after[name].shape)} after and {tuple(tensor.shape)} before fine-tuning"
             raise InputError(message)

@@ -99,12 +99,11 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     """
     for name, size in reversed(sizes.items()):
         if 3 * size * count > budget:
-            message = (
+            raise BudgetError(
                 f"the rows of {name} need {3 * size * count / 2**20:.0f} MiB for {count} pictures, more than the "
                 f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
                 "leave early layers out with subset='last:K'"
             )
-            raise BudgetError(message)
     return memory_groups(sizes, count, budget, spare=2)
 
 

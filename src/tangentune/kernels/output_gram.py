@@ -40,11 +40,10 @@ def logit_gram(
     count, first = sum(map(sample_count, batches)), next(iter(batches))
     size = count * linearization.f0(first).shape[1]
     if size > LIMIT:
-        message = (
+        raise InputError(
             f"{count} pictures x {size // count} outputs make a Gram matrix of {size:,} rows, above {LIMIT:,}; solve "
             "in parameter space with tangentune.solvers.pcg, or take fewer pictures"
         )
-        raise InputError(message)
     rows = survey_linearization(linearization, first)
     out = torch.zeros(size, size, dtype=torch.float64, device=rows.like.device)
     groups = _fitting_groups(rows, count, memory_bytes)
@@ -70,11 +69,10 @@ def logit_cross_gram(
     rows = survey_linearization(linearization, next(iter(batches)))
     outputs, most = rows.outputs, max(left, right)
     if most * outputs > LIMIT:
-        message = (
+        raise InputError(
             f"{most} pictures x {outputs} outputs make a Gram matrix of {most * outputs:,} rows, above {LIMIT:,}; "
             "take fewer pictures at a time"
         )
-        raise InputError(message)
     try:
         groups = _fitting_groups(rows, left + right, memory_bytes)
     except BudgetError:
@@ -146,8 +144,7 @@ def tangent_kernel(
             for name, entry in rows.entries(part, names).items():
                 _add(columns, own[name], entry, outputs)
     if not bool(torch.isfinite(out).all()):
-        message = "the tangent kernel holds NaN or infinite values; the network overflows on these inputs"
-        raise InputError(message)
+        raise InputError("the tangent kernel holds NaN or infinite values; the network overflows on these inputs")
     return mirrored(out) if second is None else out
 
 
@@ -181,8 +178,7 @@ def hold_rows(rows: TangentRows, x: Tensor, batch_size: int, memory_bytes: int) 
 def check_outputs(outputs: str) -> None:
     """Refuse an unknown word."""
     if outputs not in get_args(Outputs):
-        message = f"outputs={outputs!r} is not known; use one of {', '.join(map(repr, get_args(Outputs)))}"
-        raise InputError(message)
+        raise InputError(f"outputs={outputs!r} is not known; use one of {', '.join(map(repr, get_args(Outputs)))}")
 
 
 def add_gram(out: Tensor, entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> None:
@@ -276,11 +272,10 @@ def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list
     """Groups of parameters whose rows fit into memory together."""
     for name, size in reversed(rows.held.items()):
         if pictures * size > memory_bytes:
-            message = (
+            raise BudgetError(
                 f"the rows of {name} need {pictures * size / 2**20:.1f} MB for {pictures} pictures; allow more "
                 "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
             )
-            raise BudgetError(message)
     return memory_groups(rows.held, pictures, memory_bytes)
 
 

@@ -107,12 +107,11 @@ def run_trial(
     _, one, entries = measure(1, 1)  # pays for set-up too, and what set-up leaves behind stays
     resident = resident_bytes(device)
     if resident + one > budget:
-        message = (
+        raise BudgetError(
             f"one picture in the network takes {nice_mebibytes(one)} beside the {nice_mebibytes(resident)} that this "
             f"process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the whole "
             "process; raise memory_budget or lower the input size"
         )
-        raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
     seconds, several, entries = measure(count, 1)
     layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}

@@ -155,20 +155,16 @@ class Backbone:
         Cost: at most 13 pictures forward and one backward.
         """
         if x is None and self.contract.input_size is None:
-            message = "check() of a backbone without input_size needs a few inputs x"
-            raise BackboneError(message)
+            raise BackboneError("check() of a backbone without input_size needs a few inputs x")
         given = self.sample() if x is None else self._input(x)
         if len(given) == 0:
-            message = "check(x) needs at least one input"
-            raise BackboneError(message)
+            raise BackboneError("check(x) needs at least one input")
         if given.is_floating_point() and not bool(torch.isfinite(given).all()):
-            message = "the inputs given to check() hold NaN or infinity"
-            raise BackboneError(message)
+            raise BackboneError("the inputs given to check() hold NaN or infinity")
         try:
             check_fixed_function(self.module, self.feature_function, given)
         except BackboneError as error:
-            message = f"backbone {self.name!r} cannot be used: {error}"
-            raise BackboneError(message) from error
+            raise BackboneError(f"backbone {self.name!r} cannot be used: {error}") from error
 
     @usual_torch
     def to(self, device: str | torch.device) -> Backbone:
@@ -232,18 +228,16 @@ class Backbone:
         kind = f"{description['class']}, {description['parameters']:,} parameters, {description['dtype']}"
         was = f"{description['name']!r} ({kind})"
         if parameter_digest(self.module) != description["digest"]:
-            message = (
+            raise BackboneError(
                 f"backbone {self.name!r} has other parameters than {was}, with which the model was fitted; "
                 "give that network"
             )
-            raise BackboneError(message)
         prepared = self.with_contract(DataContract.from_dict(description["contract"]))
         if not same_features(prepared._fingerprint(), description["fingerprint"]):
-            message = (
+            raise BackboneError(
                 f"backbone {self.name!r} has the parameters of {was} but gives other features; check that its layers "
                 "and `features` are those the model was fitted with"
             )
-            raise BackboneError(message)
 
     def _fingerprint(self) -> list[float] | None:
         """Width, norm and first eight values of the features of the made-up input."""
@@ -265,11 +259,10 @@ class Backbone:
             return x.to(self._weight) if x.is_floating_point() else x.to(self.device)
         if x.dim() == 1 + len(size) and x.shape[1] == size[0] and x.is_floating_point():
             return x.to(self._weight)
-        message = (
+        raise BackboneError(
             f"backbone {self.name!r} takes normalised floating-point inputs of shape (n, {', '.join(map(str, size))}), "
             f"not {tuple(x.shape)} of {x.dtype}"
         )
-        raise BackboneError(message)
 
     def __eq__(self, other: object) -> bool:
         """Same name, contract, features and parameters."""
@@ -318,11 +311,10 @@ def load_backbone(name: str) -> Backbone:
     squeezed = {known.replace("_", ""): known for known in NETWORKS}
     near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squeezed, 1)
     hint = f"; did you mean {squeezed[near[0]]!r}?" if near else ""
-    message = (
+    raise BackboneError(
         f"there is no backbone {name!r}{hint or ';'} there are {', '.join(NETWORKS)}, and "
         f"{', '.join(f'{prefix}:{what}' for prefix, what in hubs.HUBS.items())}"
     )
-    raise BackboneError(message)
 
 
 def same_features(one: list[float] | None, other: list[float] | None) -> bool:
@@ -371,8 +363,7 @@ def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torc
         elif "CUDA" not in reason or isinstance(error, NotImplementedError):
             reason = "this torch knows no such device"
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    message = f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}"
-    raise InputError(message)
+    raise InputError(f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}")
 
 
 def parameter_digest(module: nn.Module) -> str:
@@ -394,8 +385,7 @@ def _per_channel(name: str, given: Any, size: tuple[int, ...] | None) -> tuple[f
     several = [] if given is None else listed(given)
     found = [number(value) for value in ([given] * (size or (1,))[0] if several is None else several)]
     if None in found:
-        message = f"{name}={given!r} must be one number a channel, for pixels in [0, 1]"
-        raise BackboneError(message)
+        raise BackboneError(f"{name}={given!r} must be one number a channel, for pixels in [0, 1]")
     return tuple(float(value) for value in found if value is not None)
 
 

@@ -54,11 +54,10 @@ def refuse_not_finite(phi: Tensor) -> None:
     bad = ~torch.isfinite(phi).all(1)
     if bool(bad.any()):
         rows = bad.nonzero()[:, 0].tolist()
-        message = (
+        raise BackboneError(
             f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row {rows[0]}); check "
             "the weights, the normalisation and the precision (half precision overflows above 65,504)"
         )
-        raise BackboneError(message)
 
 
 def sample_input(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -108,14 +107,12 @@ def _run(module: nn.Module, features: Features, x: Tensor) -> Tensor:
         raise
     except Exception as error:  # whatever the user's forward raises
         kind = f"{type(error).__name__}: {first_line(error)}"
-        message = (
+        raise BackboneError(
             f"the network fails on inputs of shape {tuple(x.shape)}, {x.dtype} ({kind}); check input_size "
             "(is another size allowed?) and features (a name, or a function of (module, x))"
-        )
-        raise BackboneError(message) from error
+        ) from error
     if not torch.equal(given, x):
-        message = "the network overwrites its own input; set inplace=False in its first layer"
-        raise BackboneError(message)
+        raise BackboneError("the network overwrites its own input; set inplace=False in its first layer")
     return phi
 
 
@@ -127,11 +124,10 @@ def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: 
         return
     one, two = _trace(module, features, batch), _trace(module, features, batch)
     where = _first_difference(one, two, allowed)
-    message = (
+    raise BackboneError(
         "two passes over the same pictures give different features: randomness (dropout, noise, drop path) "
         f"stays on in eval mode{where}; make it depend on module.training"
     )
-    raise BackboneError(message)
 
 
 def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Tensor) -> None:
@@ -144,11 +140,10 @@ def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Te
     for other, row in ((batch[[0, 0]], 0), (batch[[1, 0]], 1), (batch[:1], 0)):  # other mates, place, number
         two = _rows(_trace(module, features, other), row, len(other))
         where = where or _first_difference(one, two, allowed)
-    message = (
+    raise BackboneError(
         "the features of a picture depend on the other pictures of its batch (normalisation by the batch, or "
         f"pictures mixed up){where}; use running statistics or treat each picture alone"
     )
-    raise BackboneError(message)
 
 
 _Call = tuple[str, list[Tensor], list[Tensor]]

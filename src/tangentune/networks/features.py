@@ -89,8 +89,7 @@ class Tap:
         reached = value_at(module.get_submodule(self.name), self.side, lambda: module(x))
         if reached:
             return reached[0]
-        message = f"the network's forward pass never calls its submodule {self.name!r}, named as features"
-        raise BackboneError(message)
+        raise BackboneError(f"the network's forward pass never calls its submodule {self.name!r}, named as features")
 
     def calls(self, module: nn.Module, x: Tensor) -> int:
         """How often a whole forward pass calls the submodule."""
@@ -173,11 +172,10 @@ def _tensor_of(output: Any, module: nn.Module) -> Tensor:
         return pool_tokens(found[1], module) if found[0] == "last_hidden_state" else found[1]
     if isinstance(output, list | tuple) and len(output) == 1 and isinstance(output[0], Tensor):
         return output[0]
-    message = (
+    raise BackboneError(
         f"the network returns a {type(output).__name__}, not a tensor or an output with one of "
         f"{', '.join(OUTPUT_FIELDS)}; give features=lambda module, x: ... that returns (n, d)"
     )
-    raise BackboneError(message)
 
 
 def named_tensor(output: Any, fields: Iterable[str]) -> tuple[str, Tensor] | None:
@@ -211,11 +209,10 @@ class Followed(TorchFunctionMode):
         kwargs = kwargs or {}
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self.names and getattr(func, "__name__", "") != "__get__":  # not a look at its type
-                message = (
+                raise BackboneError(
                     f"the network reaches its parameter {self.names[id(tensor)]} through an object that is no module, "
                     "list, tuple or mapping; hold the module that owns it as an attribute, or in an nn.ModuleList"
                 )
-                raise BackboneError(message)
         return func(*args, **kwargs)
 
 

@@ -21,11 +21,10 @@ def frozen_copy(module: object) -> nn.Module:
     try:  # activations of an earlier pass stay behind; a network that calculates with one shows it, as NaN
         copied = copy.deepcopy(module, {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in kept})
     except Exception as error:  # any __deepcopy__ of the user's may run here
-        message = (
+        raise BackboneError(
             f"the network {type(module).__name__} cannot be copied ({first_line(error)}); take what cannot be copied "
             "off its attributes"
-        )
-        raise BackboneError(message) from error
+        ) from error
     return freeze(copied)
 
 

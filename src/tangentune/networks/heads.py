@@ -160,8 +160,7 @@ def stratified_folds(positions: Tensor, folds: int, seed: int = 0) -> Tensor:
         InputError: fewer than two folds are asked for.
     """
     if isinstance(folds, bool) or not isinstance(folds, Integral) or folds < 2:
-        message = f"folds is {folds!r}; cross-fitting needs a whole number of at least 2"
-        raise InputError(message)
+        raise InputError(f"folds is {folds!r}; cross-fitting needs a whole number of at least 2")
     n = len(positions)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     order = shuffled[positions.cpu()[shuffled].argsort(stable=True)]
@@ -200,8 +199,7 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
     wrong = [c for c in classes if isinstance(c, bool) or not isinstance(c, Integral) or not 0 <= c < rows]
     if wrong or not len(classes):
         what = f"{wrong[0]!r} is not one of them" if wrong else "none is given"
-        message = f"classes are rows 0..{rows - 1} of the pre-trained classifier, and {what}"
-        raise InputError(message)
+        raise InputError(f"classes are rows 0..{rows - 1} of the pre-trained classifier, and {what}")
     kept = torch.tensor([int(c) for c in classes], device=classifier.weight.device)
     weight, bias = classifier.weight.detach()[kept], classifier.bias
     return _linear(weight, weight.new_zeros(len(kept)) if bias is None else bias.detach()[kept]).requires_grad_(False)
@@ -210,11 +208,10 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
 def refuse_zero_head(head: nn.Linear) -> None:
     """Raise an InputError if all weights of a head are zero: the body below it cannot be linearised."""
     if not bool((head.weight != 0).any()):
-        message = (
+        raise InputError(
             "the head's weights are all zero: the body's Jacobian is then exactly zero, and the linearised model stays "
             "a linear probe for ever; use probe_head, cross_fitted_probe, pretrained_head or random_head"
         )
-        raise InputError(message)
 
 
 def _ridge_head(features: Tensor, positions: Tensor, outputs: int, calibrated: bool) -> nn.Linear:
@@ -254,9 +251,8 @@ def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
         if isinstance(scores, Tensor) and scores.dim() == 2 and close(part(phi), scores, tolerance(phi)):
             return part
     found = f"of {', '.join(wide)} none gives" if wide else "no linear layer is that wide, so none gives"
-    message = (
+    raise BackboneError(
         f"backbone {backbone.name!r} has no linear classifier right behind its {phi.shape[1]} features: {found} the "
         "network's own output; load it with its classifier and name the layer before it as features, or use "
         "probe_head or random_head"
     )
-    raise BackboneError(message)

@@ -84,8 +84,7 @@ def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[An
         norm.train()
     for x in inputs:
         if len(x) < 2:
-            message = "a batch of one picture has no variance; give batches of two or more, better of 32"
-            raise InputError(message)
+            raise InputError("a batch of one picture has no variance; give batches of two or more, better of 32")
         seen += len(x)
         for norm in everyone:
             norm.momentum = len(x) / seen
@@ -95,8 +94,7 @@ def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[An
             with torch.no_grad():
                 run(module, x.to(like) if x.is_floating_point() else x.to(like.device))
     if not seen:
-        message = "no batch was given; BatchNorm statistics need pictures"
-        raise InputError(message)
+        raise InputError("no batch was given; BatchNorm statistics need pictures")
     for norm, momentum in zip(everyone, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

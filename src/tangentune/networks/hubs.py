@@ -45,8 +45,7 @@ def load_from_hub(name: str) -> Loaded:
     """
     prefix, _, rest = name.partition(":")
     if not rest:
-        message = f"{name!r} names no network; write {prefix}:{HUBS[prefix]}"
-        raise BackboneError(message)
+        raise BackboneError(f"{name!r} names no network; write {prefix}:{HUBS[prefix]}")
     return {"timm": _load_timm, "torchvision": _load_torchvision, "hf": _load_hf}[prefix](rest)
 
 
@@ -124,11 +123,10 @@ def _load_hf(directory: str) -> Loaded:
     transformers = _import("transformers")
     path = user_path(directory)
     if not (path / "config.json").is_file():
-        message = (
+        raise BackboneError(
             f"hf:{directory} must be a local directory with config.json, weights and "
             "preprocessor_config.json; get one with `hf download ORG/NAME --local-dir DIR`"
         )
-        raise BackboneError(message)
     processor = _read_processor(path)
     with _fetching(f"hf:{directory}"):
         model, report = transformers.AutoModel.from_pretrained(
@@ -143,8 +141,7 @@ def _load_hf(directory: str) -> Loaded:
     half = "" if module is model else "vision_model."
     name = type(module).__name__
     if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
-        message = f"hf:{directory} holds a {name}, which takes {module.main_input_name}, not pictures"
-        raise BackboneError(message)
+        raise BackboneError(f"hf:{directory} holds a {name}, which takes {module.main_input_name}, not pictures")
     pool = "pooler"
     if any(isinstance(part, nn.Linear) for part in getattr(module, "pooler", nn.Module()).modules()):
         module.pooler, pool = None, "tokens"  # a trained tanh layer, random in classification checkpoints
@@ -187,14 +184,12 @@ def _read_processor(path: Path) -> dict[str, Any]:
             try:
                 fields = from_json(file.read_text("utf-8"))
             except ValueError as error:
-                message = f"{file} is not valid JSON ({first_line(error)})"
-                raise BackboneError(message) from error
+                raise BackboneError(f"{file} is not valid JSON ({first_line(error)})") from error
             return fields.get("image_processor", fields)
-    message = (
+    raise BackboneError(
         f"{path} has no preprocessor_config.json, so how pictures are prepared is unknown; save the image "
         "processor there, or wrap the network with Backbone(module, input_size=..., mean=..., std=...)"
     )
-    raise BackboneError(message)
 
 
 @contextmanager
@@ -208,15 +203,13 @@ def _fetching(name: str) -> Iterator[None]:
         told = first_line(error)
         if isinstance(error, ImportError) or any(word in str(error) for word in ("torchvision::", "Failed to import")):
             _import("torchvision")  # says what is wrong with it, as there usually is
-            message = f"{name} needs a package that cannot be imported ({told}); install that"
-            raise MissingExtraError(message) from error
+            raise MissingExtraError(f"{name} needs a package that cannot be imported ({told}); install that") from error
         if isinstance(error, BackboneError):
             raise
-        message = (
+        raise BackboneError(
             f"the weights of {name} could not be loaded ({type(error).__name__}: {told}); the "
             "first use needs the network, later ones the cache"
-        )
-        raise BackboneError(message) from error
+        ) from error
     finally:
         socket.setdefaulttimeout(patience)
 
@@ -234,8 +227,7 @@ def _without_retries(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f"the weights of {name} are not in the cache of this machine, and {hub.ENDPOINT} cannot be reached"
-        message = f"{where} ({silence}); load them once with a connection, or copy the cache"
-        raise BackboneError(message) from error
+        raise BackboneError(f"{where} ({silence}); load them once with a connection, or copy the cache") from error
     finally:
         hub.HF_HUB_OFFLINE = False
 

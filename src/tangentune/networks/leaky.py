@@ -77,16 +77,13 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
         tensor([-0.1000,  2.0000])
     """
     if not 0 <= slope < 1:
-        message = f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)"
-        raise InputError(message)
+        raise InputError(f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)")
     module = network.module if isinstance(network, Backbone) else network
     extract = network.feature_function.extract if isinstance(network, Backbone) else own_output
     if isinstance(module, torch.jit.ScriptModule):
-        message = "a scripted or traced network hides its activations; give the network it was made from"
-        raise BackboneError(message)
+        raise BackboneError("a scripted or traced network hides its activations; give the network it was made from")
     if isinstance(extract, LeakyFeatures) or any(isinstance(p, LeakingForward | LeakyReLU6) for p in module.modules()):
-        message = "the network leaks already; start from the original to give it another slope"
-        raise InputError(message)
+        raise InputError("the network leaks already; start from the original to give it another slope")
     copied = copy.deepcopy(module)
     if slope:
         modules, unreached = _replace_modules(copied, slope), _out_of_reach(copied)

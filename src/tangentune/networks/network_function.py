@@ -124,8 +124,7 @@ def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
         return found[1]
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
-    message = (
+    raise BackboneError(
         f"the network returns a {type(output).__name__}, neither a tensor nor an output with logits; wrap it in a "
         "module that returns the tensor to linearise"
     )
-    raise BackboneError(message)

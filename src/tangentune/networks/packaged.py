@@ -59,16 +59,14 @@ class WeightFile:
         """
         path = self.find()
         if path is None:
-            message = f"the weights {Path(self.path).name} are not installed; run: {self.command}"
-            raise MissingExtraError(message)
+            raise MissingExtraError(f"the weights {Path(self.path).name} are not installed; run: {self.command}")
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256:
-            message = (
+            raise BackboneError(
                 f"{path} is not the expected file (sha256 {digest[:12]}..., expected {self.sha256[:12]}...); "
                 f"run: {self.command} --force-reinstall"
             )
-            raise BackboneError(message)
         return state_dict_of(content, path)
 
 
@@ -77,11 +75,9 @@ def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        message = f"{path} cannot be read as a file of weights ({first_line(error)})"
-        raise BackboneError(message) from error
+        raise BackboneError(f"{path} cannot be read as a file of weights ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        message = f"{path} does not hold tensors by name (a state dict)"
-        raise BackboneError(message)
+        raise BackboneError(f"{path} does not hold tensors by name (a state dict)")
     return state
 
 

@@ -58,11 +58,10 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
         patterns = [p.strip() for p in subset.split(",") if p.strip()]
         chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     if not chosen:
-        message = (
+        raise InputError(
             f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', "
             f"'bias', 'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
         )
-        raise InputError(message)
     return [name for name in names if name in chosen]
 
 

@@ -54,8 +54,7 @@ def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
         return select_parameters(backbone.module, cut, used)
     blocks = group_blocks(used)
     if cut not in blocks:
-        message = f"cut={cut!r} names no block with parameters; there are {', '.join(blocks)}, and 'last:K'"
-        raise InputError(message)
+        raise InputError(f"cut={cut!r} names no block with parameters; there are {', '.join(blocks)}, and 'last:K'")
     later = list(blocks)[list(blocks).index(cut) :]
     return [name for block in later for name in blocks[block]]
 
@@ -77,8 +76,7 @@ def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> Spli
     reach = _Reach(backbone.feature_function.extract, block)
     used = used_parameters(backbone.module, reach, x, names)
     if used:  # activations that depend on it would be out of date once it has a tangent
-        message = f"{used[0]} is also used below {block}, where the network would be cut"
-        raise BackboneError(message)
+        raise BackboneError(f"{used[0]} is also used below {block}, where the network would be cut")
     resumed = _Resumed(reach.extract, block, tuple(x.shape[1:]), x.dtype)
     parts = SplitNetwork(block, torch.no_grad()(partial(reach, backbone.module)), _fed_by(backbone, resumed))
     _refuse_other_result(backbone, parts, x)
@@ -99,8 +97,7 @@ class _Reach:
         reached = value_at(module.get_submodule(self.block), "input", lambda: self.extract(module, x))
         if reached and isinstance(reached[0], Tensor) and reached[0].shape[:1] == x.shape[:1]:
             return reached[0]
-        message = f"{self.block} is not called with a tensor of one row a picture as its first argument"
-        raise BackboneError(message)
+        raise BackboneError(f"{self.block} is not called with a tensor of one row a picture as its first argument")
 
 
 @final
@@ -149,8 +146,7 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
             hooks.enter_context(modules[block].register_forward_pre_hook(note))
         backbone.feature_function(module, x)
     if not called:
-        message = f"the network calls no block that holds {next(iter(names))} as a module"
-        raise BackboneError(message)
+        raise BackboneError(f"the network calls no block that holds {next(iter(names))} as a module")
     return called[0]
 
 
@@ -164,5 +160,4 @@ def _refuse_other_result(backbone: Backbone, parts: SplitNetwork, x: Tensor) -> 
         except Exception as error:  # whatever the network's code makes of an empty batch
             resumed, reason = None, first_line(error)
     if resumed is None or not close(whole, resumed, tolerance(whole)):
-        message = f"the network cannot go on from {parts.block} alone: {reason}"
-        raise BackboneError(message)
+        raise BackboneError(f"the network cannot go on from {parts.block} alone: {reason}")

@@ -64,8 +64,7 @@ def fit_dirichlet(
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if any(given is not None and not given > 0 for given in (scale, pseudocount)):
-        message = f"scale and pseudocount must be positive, got {scale} and {pseudocount}"
-        raise InputError(message)
+        raise InputError(f"scale and pseudocount must be positive, got {scale} and {pseudocount}")
     if scale is not None and pseudocount is not None:
         return _solve(problem, scale, pseudocount)
     return _search(problem, scale, pseudocount)

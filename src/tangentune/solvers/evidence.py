@@ -122,19 +122,16 @@ def _traces(kernels: Tensor, targets: Tensor, roots: Tensor) -> Tensor:
     mean = torch.einsum("i,bij,j->b", weights, kernels, weights) / weights.sum()
     traces = (kernels.diagonal(dim1=1, dim2=2) @ weights - mean) / (len(targets) - 1)
     if not bool((traces > 0).all()):
-        message = f"block {int((traces <= 0).nonzero()[0])} has a constant kernel; leave it out"
-        raise InputError(message)
+        raise InputError(f"block {int((traces <= 0).nonzero()[0])} has a constant kernel; leave it out")
     return traces
 
 
 def _checked_start(traces: Tensor, start: Tensor | None, spread: float | None) -> Tensor:
     first = 1 / traces if start is None else start.double()
     if len(first) != len(traces) or not bool((first > 0).all()):
-        message = f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks"
-        raise InputError(message)
+        raise InputError(f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks")
     if spread is not None and not spread > 0:
-        message = f"spread is {spread}; it must be a number above 0, or None for no prior"
-        raise InputError(message)
+        raise InputError(f"spread is {spread}; it must be a number above 0, or None for no prior")
     return first
 
 

@@ -84,8 +84,7 @@ def complement(basis: Tensor, what: str) -> Tensor:
 def _finite(matrix: Tensor, what: str) -> Tensor:
     """In float64, proven finite."""
     if not bool(torch.isfinite(matrix).all()):
-        message = f"{what} holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
+        raise InputError(f"{what} holds NaN or infinite values; look for broken pictures or an overflowing network")
     return matrix.double()
 
 

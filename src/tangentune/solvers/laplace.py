@@ -61,8 +61,7 @@ def fit_laplace(
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if scale is not None and not scale > 0:
-        message = f"scale is {scale}; it must be positive"
-        raise InputError(message)
+        raise InputError(f"scale is {scale}; it must be positive")
     values, vectors = eigh(problem.kernel, "the kernel")
     root = vectors * values.clamp_min(0).sqrt()
     best = _search(problem, root) if scale is None else scale

@@ -101,13 +101,11 @@ def _norm(a: Tensor) -> float:
 
 def _positive(value: float, what: str) -> float:
     if not 0 < value < float("inf"):
-        message = f"{what} is not positive definite (a quadratic form came out as {value:.3g}); add damping"
-        raise InputError(message)
+        raise InputError(f"{what} is not positive definite (a quadratic form came out as {value:.3g}); add damping")
     return value
 
 
 def _finite(value: float) -> float:
     if not value < float("inf"):
-        message = "conjugate gradients met values that are not finite; look for broken inputs or an overflow"
-        raise InputError(message)
+        raise InputError("conjugate gradients met values that are not finite; look for broken inputs or an overflow")
     return value

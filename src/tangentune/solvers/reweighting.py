@@ -43,8 +43,7 @@ def weight_gradient(system: System, *, loss: Loss = squared, evaluate: Tensor | 
     multiply-adds, and n^2 more for each picture of weight 0.
     """
     if system.width != 1:
-        message = f"the weight gradient is for one row a picture, not {system.width}"
-        raise InputError(message)
+        raise InputError(f"the weight gradient is for one row a picture, not {system.width}")
     shares = _shares(evaluate, system.targets)
     predictions = loo(system).requires_grad_()
     with torch.enable_grad():

@@ -53,8 +53,7 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
     """Factor an (n, n) positive semi-definite kernel under positive sample weights; n^3 once, in float64."""
     n = len(kernel)
     if n < 2:
-        message = f"least squares with an intercept needs at least 2 samples, got {n}"
-        raise InputError(message)
+        raise InputError(f"least squares with an intercept needs at least 2 samples, got {n}")
     kernel, weights = checked_kernel(kernel, weights)
     roots = weights.sqrt()
     # In e = D^-1/2 c the solution meets (D^1/2 K D^1/2 + lambda I) e + d b = D^1/2 y and d^T e = 0, d = roots: e is
@@ -75,12 +74,10 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
 def checked_kernel(kernel: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """A kernel (n, n) and sample weights (n,), ones if None, in float64, proven finite and positive."""
     if not bool(torch.isfinite(kernel).all()):
-        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
+        raise InputError("the kernel holds NaN or infinite values; look for broken pictures or an overflowing network")
     weights = torch.ones_like(kernel[0], dtype=torch.float64) if weights is None else weights.double()
     if not bool((weights > 0).all()):
-        message = "sample weights must be positive; leave pictures of weight 0 out"
-        raise InputError(message)
+        raise InputError("sample weights must be positive; leave pictures of weight 0 out")
     return kernel.double(), weights
 
 
@@ -137,6 +134,5 @@ def _spectrum(factor: RidgeFactor, damping: float) -> Tensor:
     """Eigenvalues plus damping, all positive."""
     spectrum = factor.values.clamp_min(0) + damping
     if not bool((spectrum > 0).all()):
-        message = f"damping {damping:g} leaves the least-squares problem singular; use a positive damping"
-        raise InputError(message)
+        raise InputError(f"damping {damping:g} leaves the least-squares problem singular; use a positive damping")
     return spectrum

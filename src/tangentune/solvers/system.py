@@ -121,8 +121,7 @@ def checked_cross(system: System, cross: Tensor) -> Tensor:
     """The (m, N) kernel between new rows and the system's, in float64."""
     n = len(system.kernel)
     if cross.dim() != 2 or cross.shape[1] != n:
-        message = f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}"
-        raise InputError(message)
+        raise InputError(f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}")
     return cross.to(system.kernel)
 
 
@@ -188,26 +187,22 @@ def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, wid
         )
         raise InputError(message)
     if targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
-        message = (
+        raise InputError(
             f"the kernel has {n} rows; targets must be ({n}, C) and weights ({n},), not {tuple(targets.shape)} and "
             f"{tuple(weights.shape)}"
         )
-        raise InputError(message)
     for name, tensor in (("kernel", kernel), ("targets", targets), ("weights", weights)):
         if not bool(torch.isfinite(tensor).all()):
-            message = f"the {name} must be finite; look for broken pictures or an overflowing network"
-            raise InputError(message)
+            raise InputError(f"the {name} must be finite; look for broken pictures or an overflowing network")
     if not damping > 0:
-        message = f"damping is {damping}; it must be positive"
-        raise InputError(message)
+        raise InputError(f"damping is {damping}; it must be positive")
     check_weights(weights, width)
 
 
 def check_weights(weights: Tensor, width: int) -> None:
     """Refuse weights that leave no problem: negative ones, or fewer than 2 pictures with any."""
     if not bool((weights >= 0).all()):
-        message = "sample weights must not be negative; 0 leaves a picture out"
-        raise InputError(message)
+        raise InputError("sample weights must not be negative; 0 leaves a picture out")
     left = int((weights.unflatten(0, (-1, width)) > 0).any(1).sum())
     if left < 2:
         message = f"least squares needs at least 2 pictures with positive weight, {left} would be left; keep more"

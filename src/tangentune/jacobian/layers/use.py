@@ -92,8 +92,7 @@ def by_sample(x: Tensor, n: int) -> Tensor:
     if x.shape[0] == n:
         return x
     if x.shape[0] % n:
-        message = f"first axis {x.shape[0]} does not hold {n} samples"
-        raise LayoutError(message)
+        raise LayoutError(f"first axis {x.shape[0]} does not hold {n} samples")
     return x.unflatten(0, (n, -1)).flatten(1, 2)
 
 
