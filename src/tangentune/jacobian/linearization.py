@@ -16,14 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from tangentune._torch import usual_modes, usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.forward_mode import (
-    ForwardMode,
-    carry,
-    math_attention,
-    primal_of,
-    tangent_of,
-    weight_gradients,
-)
+from tangentune.jacobian.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of, weight_gradients
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs, NetworkFunction, network_function, recordable
