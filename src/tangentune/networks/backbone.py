@@ -38,11 +38,11 @@ class Backbone:
         module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off, and half
             precision becomes float32.
         input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
-        mean: per-channel mean of pixels in [0, 1], or one number for all channels; empty means no shift.
-        std: per-channel standard deviation on that scale, likewise; empty means no scaling.
-        features: where the penultimate features (n, d) are. None: the module's own output. A name: the output
-            of that submodule, at which the forward pass then ends. A function of (module, x): what it
-            returns; it must use the module it is given. (n, d, h, w) is averaged over positions.
+        mean: of pixels in [0, 1], one number a channel or one for all; empty means no shift.
+        std: standard deviation on that scale, likewise; empty means no scaling.
+        features: where the penultimate features (n, d) are. None: the module's own output. A name: the output of that
+            submodule, at which the forward pass then ends. A function of (module, x): what it returns; it must use the
+            module it is given. (n, d, h, w) is averaged over positions.
         interpolation: how pictures are resized: "nearest", "bilinear", "bicubic" or "lanczos".
         crop: None squashes pictures to the input size; a share in (0, 1] keeps their shape and crops them.
         licence: licence of the weights.
@@ -53,7 +53,6 @@ class Backbone:
     Attributes:
         module: the frozen copy; the pre-trained classifier stays in it.
         contract: the `DataContract`.
-        name: as given.
         feature_function: `(module, x) -> (n, d)` without the checks of `features`, for `torch.func`.
 
     Raises:
@@ -126,16 +125,10 @@ class Backbone:
         return next(p for p in self.module.parameters() if p.is_floating_point())
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features, differentiable in x and in the parameters.
+        """Penultimate features (n, d), in the network's own dtype, differentiable in x and in the parameters.
 
-        Args:
-            x: network inputs (n, *input_size), already normalised; another height and width is passed on.
-
-        Returns:
-            Features (n, d), in the network's own dtype.
-
-        Raises:
-            BackboneError: if x does not fit the contract or the features hold NaN or infinity.
+        Network inputs x (n, *input_size) are normalised already; another height and width is passed on. What does not
+        fit the contract, or gives NaN or infinity, is a BackboneError.
         """
         phi = self.feature_function(self.module, self._input(x))
         refuse_not_finite(phi.detach())
@@ -145,13 +138,8 @@ class Backbone:
     def check(self, x: Tensor | None = None) -> None:
         """Refuse a network that is not a fixed, differentiable function of each picture alone.
 
-        Args:
-            x: a few normalised inputs, (n, *input_size); by default a fixed made-up one.
-
-        Raises:
-            BackboneError: naming the likely part: dropout or noise left on, normalisation by the batch, NaN,
-                no gradient, inputs it cannot take.
-
+        By default on a fixed made-up input, else on a few normalised ones x (n, *input_size). The BackboneError names
+        the likely part: dropout or noise left on, normalisation by the batch, NaN, no gradient, inputs it cannot take.
         Cost: at most 13 pictures forward and one backward.
         """
         if x is None and self.contract.input_size is None:
@@ -168,11 +156,7 @@ class Backbone:
 
     @usual_torch
     def to(self, device: str | torch.device) -> Backbone:
-        """The same backbone on a device: itself if it is there already, else a copy.
-
-        Raises:
-            InputError: there is no such device here.
-        """
+        """The same backbone on a device: itself if it is there already, else a copy; an InputError if there is none."""
         found = usable_device(device)
         if found == self.device:
             return self
@@ -220,11 +204,7 @@ class Backbone:
 
     @usual_torch
     def verify(self, description: dict[str, Any]) -> None:
-        """Check that this is the network that `describe` described, whatever it is called and sized now.
-
-        Raises:
-            BackboneError: if parameters, or the features they give, are different.
-        """
+        """A BackboneError unless parameters and features are those that `describe` told, whatever name or size now."""
         kind = f"{description['class']}, {description['parameters']:,} parameters, {description['dtype']}"
         was = f"{description['name']!r} ({kind})"
         if parameter_digest(self.module) != description["digest"]:
@@ -292,13 +272,13 @@ def load_backbone(name: str) -> Backbone:
     """A pre-trained network by name.
 
     Args:
-        name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package,
-            hash checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download);
-            "hf:DIR" (a local directory written by transformers).
+        name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package, hash
+            checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download); "hf:DIR" (a
+            local directory written by transformers).
 
     Raises:
-        MissingExtraError: if a package is absent; the message holds the command that installs it.
-        BackboneError: if the name is unknown or the weights are damaged.
+        MissingExtraError: a package is absent; the message holds the command that installs it.
+        BackboneError: the name is unknown or the weights are damaged.
     """
     if not isinstance(name, str):
         message = f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
@@ -330,11 +310,7 @@ def is_known(name: str) -> bool:
 
 
 def as_backbone(given: Any, size: Any = None) -> Backbone:
-    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped.
-
-    Raises:
-        BackboneError: it is nothing of the kind, cannot be loaded or linearised, or does not take such a size.
-    """
+    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped."""
     if isinstance(given, str):
         given = load_backbone(given)
     elif isinstance(given, nn.Module):
