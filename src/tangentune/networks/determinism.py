@@ -19,11 +19,7 @@ def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor
     """Refuse a network whose features are not a fixed, differentiable function of each picture alone.
 
     At most two of the inputs x (n, ...), n >= 1, are used. Cost: 13 pictures forward and one backward. The global
-    random state is left as it was.
-
-    Raises:
-        BackboneError: if a forward pass fails; overwrites its input; differs from the one before (dropout or noise left
-            on); depends on batch mates; gives NaN or infinity; or carries no gradient. Names the likely part.
+    random state is left as it was. The BackboneError names the likely part.
     """
     batch = _with_mates(x)
     devices = [batch.device] if batch.device.type == "cuda" else []

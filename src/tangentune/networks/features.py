@@ -101,11 +101,7 @@ class Tap:
 
 
 def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
-    """The function behind a `features` argument: None, the name of a submodule, or a function itself.
-
-    Raises:
-        BackboneError: if a name is not one of the module's; close ones are given.
-    """
+    """The function behind a `features` argument: None, the name of a submodule, or a function itself."""
     if features is None:
         return own_output
     if callable(features):
@@ -123,10 +119,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
 
     (n, d) stays; (n,) becomes (n, 1); (n, d, h, w) and (n, d, t, h, w) are averaged over positions; of an output object
     the `pooler_output`, else the `last_hidden_state` (class token if the network has one, else the mean over tokens),
-    else the `logits` are taken.
-
-    Raises:
-        BackboneError: if there is no single reading of the output as rows of pictures.
+    else the `logits` are taken. What has no single reading as rows of pictures is a BackboneError.
     """
     if not isinstance(output, Tensor):
         output = _tensor_of(output, module)

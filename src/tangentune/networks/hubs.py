@@ -35,13 +35,9 @@ CONVNEXT_SQUASH = 384  # from this size on, crop_pct no longer crops there
 def load_from_hub(name: str) -> Loaded:
     """The network behind "timm:NAME", "torchvision:NAME" or "hf:DIR", with its own data contract.
 
-    Features are the pooled penultimate ones: timm's `forward_head(pre_logits=True)`; torchvision's input of
-    the classifier; for transformers the `pooler_output` where pooling has no trained layer of its own, else
-    the class token, else the mean over tokens.
-
-    Raises:
-        MissingExtraError: if the package is absent or broken; the message holds the install command.
-        BackboneError: if the name is unknown or its weights cannot be had.
+    Features are the pooled penultimate ones: timm's `forward_head(pre_logits=True)`; torchvision's input of the
+    classifier; for transformers the `pooler_output` where pooling has no trained layer of its own, else the class
+    token, else the mean over tokens.
     """
     prefix, _, rest = name.partition(":")
     if not rest:
@@ -276,11 +272,7 @@ def torchvision_contract(transforms: Any, source: str) -> DataContract:
 
 
 def hf_contract(fields: dict[str, Any], channels: int, licence: str | None, source: str) -> DataContract:
-    """From the fields of a `preprocessor_config.json` of transformers, for a model of so many channels.
-
-    Raises:
-        BackboneError: if the file does not fix a picture size or a normalisation.
-    """
+    """From the fields of a `preprocessor_config.json` of transformers, for a model of so many channels."""
     height, width, crop = _geometry(fields)
     mean, std = _normalisation(fields, channels)
     interpolation = RESAMPLING.get(fields.get("resample", 3), "bicubic")

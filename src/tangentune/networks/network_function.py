@@ -79,12 +79,7 @@ class NetworkFunction:
 
 
 def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> NetworkFunction:
-    """What `Linearization` differentiates: a Backbone (shared) with a copy of its head, or a frozen copy of a module.
-
-    Raises:
-        InputError: the head is zero, has another width, or is given for a module.
-        BackboneError: the network cannot be linearised, or has parameters named as the head's.
-    """
+    """What `Linearization` differentiates: a shared Backbone with a copy of its head, or a frozen copy of a module."""
     if isinstance(backbone, Backbone):
         return _of_backbone(backbone, head)
     if head is not None:

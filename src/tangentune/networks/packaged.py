@@ -51,12 +51,7 @@ class WeightFile:
         return None
 
     def load(self) -> dict[str, Tensor]:
-        """The file's tensors by name, on the CPU.
-
-        Raises:
-            MissingExtraError: if the file is not installed; the message holds the command.
-            BackboneError: if the file is not the one expected.
-        """
+        """The file's tensors by name, on the CPU; if it is not installed, the error holds the command."""
         path = self.find()
         if path is None:
             raise MissingExtraError(f"the weights {Path(self.path).name} are not installed; run: {self.command}")
@@ -140,12 +135,7 @@ NETWORKS: dict[str, NetworkEntry] = {
 
 
 def load_network(name: str) -> Loaded:
-    """A pre-trained network of `NETWORKS`; draws no random numbers.
-
-    Raises:
-        MissingExtraError: if the package with its weights is not installed.
-        BackboneError: if the weight file is damaged.
-    """
+    """A pre-trained network of `NETWORKS`; draws no random numbers. Weights that are absent or damaged are an error."""
     entry = NETWORKS[name]
     with torch.device("meta"):  # no random start that the weights would overwrite
         module = entry.build()
