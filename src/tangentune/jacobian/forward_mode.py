@@ -65,8 +65,8 @@ def _stand_in(primal: Tensor, tangent: Tensor | None) -> Tensor:
 class ForwardMode(TorchFunctionMode):
     """While active, outputs of torch functions carry the tangents that follow from those of their inputs.
 
-    Functions are watched, not modules, as in `Recorder`. A function without a rule of its own is run once more
-    on dual numbers; where torch has no forward rule for it (LSTM, embedding bags), by two backward passes.
+    Functions are watched, not modules, as in `Recorder`. A function without a rule of its own is run once more on dual
+    numbers; where torch has no forward rule for it (LSTM), by two backward passes.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -36,8 +36,7 @@ class KroneckerCurvature:
 
     Attributes:
         kind: "kfac", "ekfac" or "block_diagonal".
-        sums: factors by parameter name.
-        blocks: their eigendecompositions.
+        sums: factors by parameter name, whose eigendecompositions are `blocks`.
     """
 
     def __init__(self, kind: str, sums: Mapping[str, FactorSums], blocks: Mapping[str, EigenBlock]):
@@ -48,11 +47,7 @@ class KroneckerCurvature:
         return self._apply(v, lambda coordinates, values: coordinates * values)
 
     def solve(self, v: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """`(M + damping I)^{-1} v`; cost of two small matrix products a block, at any damping.
-
-        Raises:
-            InputError: the damping is not positive.
-        """
+        """`(M + damping I)^{-1} v`; cost of two small matrix products a block, at any positive damping."""
         if not damping > 0:
             raise InputError(f"damping is {damping}; the factors are singular, so it must be positive")
         return self._apply(v, lambda coordinates, values: coordinates / (values + damping))
@@ -70,11 +65,7 @@ class KroneckerCurvature:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, in one move.
-
-        Raises:
-            StoreError: if the file cannot be written.
-        """
+        """Write one safetensors file, in one move; StoreError if it cannot be written."""
         tensors, facts = {}, {}
         for name, block in self.blocks.items():
             held = {**vars(self.sums[name]), **vars(block)}
@@ -84,11 +75,7 @@ class KroneckerCurvature:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KroneckerCurvature:
-        """Read what `save` wrote, bit for bit.
-
-        Raises:
-            StoreError: if there is no such file, or it holds something else.
-        """
+        """Read what `save` wrote, bit for bit; StoreError if there is no such file, or it holds something else."""
         words, tensors = read_tensors(path, "curvature")
         sums, blocks = {}, {}
         for name, facts in words["blocks"].items():
@@ -105,10 +92,8 @@ class KroneckerCurvature:
         other = self.blocks.keys() ^ v.keys()
         wrong = [n for n, b in self.blocks.items() if n in v and v[n].numel() != torch.Size(b.layout).numel()]
         if other or wrong:
-            message = (
-                f"the vector and the curvature belong to different parameters: look at {sorted([*other, *wrong])[0]!r}"
-            )
-            raise InputError(message)
+            first = sorted([*other, *wrong])[0]
+            raise InputError(f"the vector and the curvature belong to different parameters: look at {first!r}")
 
 
 @usual_torch
@@ -134,10 +119,10 @@ def kfac(
     Args:
         linearization: the network.
         batches: inputs; read twice by "ekfac", so then a list or another reusable collection.
-        kind: "kfac"; "ekfac": K-FAC's eigenvectors, eigenvalues the exact second moments along them;
-            "block_diagonal": one block per output unit, S reduced to its diagonal.
-        cotangents: "exact": one backward pass per output; "signs": `draws` passes with random signs, right on
-            average. Never residuals: labels do not enter.
+        kind: "kfac"; "ekfac": K-FAC's eigenvectors, eigenvalues the exact second moments along them; "block_diagonal":
+            one block per output unit, S reduced to its diagonal.
+        cotangents: "exact": one backward pass per output; "signs": `draws` passes with random signs of a `seed`, right
+            on average. Never residuals: labels do not enter.
         draws: passes a batch of random signs.
         seed: of the signs.
         verbose: 1 shows progress.
@@ -145,9 +130,6 @@ def kfac(
     Returns:
         The curvature in the network's precision, its sums in float64. Cost: one forward and C (or `draws`) backwards
         a batch, twice for "ekfac", and one eigendecomposition of every factor.
-
-    Raises:
-        InputError: an argument is not understood, there are no batches, or they can be read only once.
 
     Example:
         >>> from torch import nn
@@ -192,9 +174,6 @@ def merge(curvatures: Sequence[KroneckerCurvature]) -> KroneckerCurvature:
     Sums of factors add, so K-FAC of shards merges to K-FAC of all data. EKFAC's second moments live in each shard's
     own eigenvectors; they are carried over into the new ones as the diagonal of their sum, which is exact only where
     those agree.
-
-    Raises:
-        InputError: nothing is given, or kinds, parameters or treatments differ.
     """
     if not curvatures:
         raise InputError("merge needs at least one curvature")

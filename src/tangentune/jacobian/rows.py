@@ -43,8 +43,7 @@ class Ways:
     def restrict(self, names: Iterable[str]) -> Ways:
         """The same ways of fewer parameters."""
         kept = set(names)
-        chosen = (tuple(n for n in own if n in kept) for own in (self.ruled, self.generic, self.single))
-        return Ways(*chosen)
+        return Ways(*(tuple(n for n in own if n in kept) for own in (self.ruled, self.generic, self.single)))
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,11 @@ def rows(
     positions: int = 0,
     together: bool = True,
 ) -> BatchRows:
-    """Outputs and Jacobian rows of one batch.
+    """Outputs and Jacobian rows of one batch x; with `views`, all views of it one after the other, averaged.
 
-    Args:
-        function: the network.
-        ways: which parameters, and how; proven by `survey`.
-        x: the batch; with views, all views of it one after the other.
-        cotangents: (R, outputs), each the same for every picture; None: the unit vectors, so every output's own row.
-        views: how many views of each picture to average over.
-        positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
-        together: let the uses that gain by it wait for several cotangents; rounding then differs.
+    `ways`: which parameters, and how, proven by `survey`. `cotangents` (R, outputs), each the same for every picture;
+    None: the unit vectors, so every output's own row. So many `positions` a picture enter the K-FAC sums of explicit
+    rows. `together` lets the uses that gain by it wait for several cotangents; rounding then differs.
     """
     n = sample_count(x)
     collected: dict[tuple[int, str], list[Entry]] = {}
@@ -198,21 +192,13 @@ def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: in
 @final
 @dataclass(frozen=True, eq=False)
 class TangentRows:
-    """A network whose rows are wanted for all outputs; made by `survey_rows`.
-
-    Attributes:
-        linearization: the network, frozen.
-        ways: how the rows of each parameter are got.
-        held: bytes of one picture's rows, by parameter; parameters that no output depends on are not among them.
-        outputs: C.
-        channels_last: whether pictures go through the network in that memory order.
-    """
+    """A network, frozen, whose rows are wanted for all C outputs; made by `survey_rows`."""
 
     linearization: Linearization
     ways: Ways
-    held: dict[str, int]
+    held: dict[str, int]  # bytes of a picture's rows, by parameter; without those that no output depends on
     outputs: int
-    channels_last: bool
+    channels_last: bool  # the memory order in which pictures go through the network
 
     @property
     def width(self) -> int:

@@ -81,11 +81,7 @@ class TaskVector(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
-        """Read what `save` wrote, or any safetensors file of tensors by parameter name.
-
-        Raises:
-            StoreError: if there is no such file, or it is damaged.
-        """
+        """Read what `save` wrote, or any safetensors file of tensors by parameter name; StoreError if it cannot."""
         return cls(read_tensors(path, "task vector", foreign=True)[1])
 
     def _refuse_other(self, other: TaskVector) -> None:
@@ -102,11 +98,7 @@ class TaskVector(Mapping[str, Tensor]):
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> TaskVector:
-    """`after - before` over the names of `before`; shapes must agree.
-
-    Raises:
-        InputError: a parameter is missing or has another shape; it is named.
-    """
+    """`after - before` over the names of `before`; an InputError names what is missing or has another shape."""
     for name, tensor in before.items():
         if name not in after:
             raise InputError(f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}")

@@ -115,8 +115,8 @@ def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:
     return FeatureRows(torch.cat([first.phi, second.phi]), entries, lengths)
 
 
-def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None) -> Tensor:
-    """(m, n) float64 kernel between two sets, None being the first again; cost as `gram`, parameter by parameter."""
+def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None = None) -> Tensor:
+    """(m, n) float64 kernel between two sets, or of one with itself; cost as `gram`, parameter by parameter."""
     other = left if right is None else right
     head = left.phi @ other.phi.T
     if not left.entries:
@@ -125,11 +125,6 @@ def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows 
     for name, entry in left.entries.items():
         body += _scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
     return head + feature_map.body_scale * left.lengths[:, None] * body * other.lengths
-
-
-def own_kernel(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
-    """(n, n) kernel of one set with itself, symmetric."""
-    return cross_kernel(feature_map, rows, None)
 
 
 def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
@@ -155,9 +150,7 @@ def row_parts(
 def primal(
     feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor, bias: Tensor
 ) -> TangentModel:
-    """The fitted function of a dual solution (n, C), with weights instead of pictures; one pass over the `parts` of the
-    rows.
-    """
+    """The fitted function of a dual solution (n, C), with weights instead of pictures; one pass over the rows."""
     head: Tensor | None = None
     body: dict[str, Tensor] = {}
     for index, rows in parts:
@@ -183,10 +176,7 @@ def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) ->
 
 
 def decision(model: TangentModel, x: Tensor) -> Tensor:
-    """Scores (n, C), float64, of one batch of network inputs.
-
-    Cost: one forward and R backwards, as in fitting, and C multiply-adds a row entry.
-    """
+    """Scores (n, C), float64, of a batch of inputs; one forward and R backwards, and C multiply-adds a row entry."""
     feature_map = model.map
     part = batch_rows(feature_map.tangent, views_of(x, feature_map.mirrored), feature_map.probes)
     phi = part.phi
