@@ -32,11 +32,7 @@ PATIENCE = 60  # seconds to wait for another writer
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user writes it, with `~` for a home, if there is such a user; it need not exist.
-
-    Raises:
-        InputError: the system refuses the name or the way to it.
-    """
+    """A path as a user writes it, `~` being a home where there is such a user; InputError if the system refuses it."""
     found = Path(os.path.expanduser(path))  # the method of Path raises where there is no such user
     try:
         found.exists()
@@ -48,11 +44,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to beside `path`; at the end, without an error, it takes its place in one move.
-
-    Raises:
-        StoreError: if the file system refuses.
-    """
+    """A path to write to beside `path`; at the end, without an error, it takes its place in one move, or StoreError."""
     target = Path(path)
     part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
     try:
@@ -72,10 +64,6 @@ def write_tensors(
     """One safetensors file, in one move: tensors by name, and in its header what they are.
 
     The facts are text, and mappings or lists that JSON can hold; `read_tensors` takes no file of another kind.
-
-    Raises:
-        StoreError: if the file cannot be written.
-        InputError: if a fact has no JSON form.
     """
     words = {name: fact if isinstance(fact, str) else json.dumps(plain(fact, name)) for name, fact in facts.items()}
     header = {"format": "pt", "kind": f"tangentune {kind}", **words}
@@ -88,10 +76,8 @@ def read_tensors(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `write_tensors` wrote, `(facts, tensors)`: bit for bit, on the CPU, in memory of their own.
 
-    `foreign` takes any safetensors file, whoever wrote it, and its header as it stands.
-
-    Raises:
-        StoreError: there is no such file, it is damaged, or it holds something else.
+    `foreign` takes any safetensors file, whoever wrote it, and its header as it stands. A file that is not there,
+    damaged, or of another kind is a StoreError.
     """
     try:
         header, tensors = load_tensors(path)
@@ -135,9 +121,6 @@ def locked(target: Path) -> Iterator[None]:
     """Be the only writer of `target`, by a lock file beside it that is gone afterwards; waits for another one a while.
 
     A writer that is killed holds nothing. What the thread holds already it may take again.
-
-    Raises:
-        StoreError: another process holds it, or this disk has no locks.
     """
     lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
     try:
@@ -180,7 +163,13 @@ def put_in_place(partial: Path, target: Path) -> None:
     else:
         shutil.copymode(target, partial)
         if not exchange(partial, target):
-            _replace_in_two_steps(partial, target)
+            former = _sibling(target, _FORMER)
+            os.rename(target, former)
+            try:
+                os.rename(partial, target)
+            except BaseException:
+                os.rename(former, target)
+                raise
     with suppress(OSError):  # it is in place; some file systems cannot flush a directory
         flush(target.parent)
 
@@ -200,16 +189,6 @@ def exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def _replace_in_two_steps(partial: Path, target: Path) -> None:
-    former = _sibling(target, _FORMER)
-    os.rename(target, former)
-    try:
-        os.rename(partial, target)
-    except BaseException:
-        os.rename(former, target)
-        raise
-
-
 def find_former(target: Path) -> Path | None:
     """The directory that a writer killed between its two renames left, if any."""
     return next(iter(_leftovers(target, _FORMER)), None)
@@ -218,18 +197,14 @@ def find_former(target: Path) -> Path | None:
 def remove_leftovers(target: Path, before: str = "") -> None:
     """Remove what this writer and killed ones left beside `target`, former versions of it too; the lock must be held.
 
-    Raises:
-        StoreError: naming what could not be removed, after the words `before`.
+    `before` begins the StoreError that names what cannot be removed.
     """
     for left in [*_leftovers(target, _PARTIAL), *(_leftovers(target, _FORMER) if target.exists() else ())]:
         try:
             shutil.rmtree(left)
         except OSError as error:
-            where = f"{error.filename or left}: {error.strerror or error}"
-            message = (
-                f"{before}an older version of {target} is left in {left} and cannot be removed ({where}); remove it"
-            )
-            raise StoreError(message) from error
+            where = f"{left} and cannot be removed ({error.filename or left}: {error.strerror or error})"
+            raise StoreError(f"{before}an older version of {target} is left in {where}; remove it") from error
 
 
 def _sibling(target: Path, ending: str) -> Path:
@@ -272,10 +247,7 @@ def flush(path: Path) -> None:
 
 def existing_ancestor(path: Path) -> Path:
     """The nearest parent that exists."""
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
+    return next((parent for parent in path.parents if parent.exists()), path)
 
 
 def from_json(text: str | bytes) -> Any:
@@ -283,24 +255,19 @@ def from_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        message = "nested too deep"
-        raise json.JSONDecodeError(message, "", 0) from error
+        raise json.JSONDecodeError("nested too deep", "", 0) from error
 
 
 def plain(value: Any, where: str = "value") -> Any:
     """JSON's own types from common Python and numpy ones, nested in any way; `where` names the value in errors.
-
-    Raises:
-        InputError: a key is no string, a number is not finite, or a type has no JSON form.
 
     Example:
         >>> plain({"shape": (2, 3), "scale": np.float32(0.5)})
         {'shape': [2, 3], 'scale': 0.5}
     """
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InputError(f"{where} has the key {key!r}, but JSON keys are strings")
+        if other := [key for key in value if not isinstance(key, str)]:
+            raise InputError(f"{where} has the key {other[0]!r}, but JSON keys are strings")
         return {k: plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist(), where)

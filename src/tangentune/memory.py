@@ -52,8 +52,8 @@ def room_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pr
     groups are mounted; `groups` names those of the process, `number:kinds:path` a line; version 2 names no kinds.
     """
     room = math.inf
-    lines = groups.read_text().splitlines() if groups.exists() else []
-    for kinds, path in (line.split(":", 2)[1:] for line in lines):
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, kinds, path = line.split(":", 2)
         for kind in _GROUP_FILES.keys() & set(kinds.split(",")):
             limit, used, cache = _GROUP_FILES[kind]
             tree = root / kind
@@ -181,10 +181,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def warm_pages() -> Iterator[None]:
-    """Let glibc keep freed memory while a job runs; without this, page faults double the time of a backward pass.
-
-    Returned to the system at the end. Does nothing elsewhere.
-    """
+    """Let glibc keep freed memory while a job runs, since page faults double the time of a backward pass."""
     libc = _glibc()
     if libc is not None:
         trim_threshold, mmap_threshold = -1, -3
