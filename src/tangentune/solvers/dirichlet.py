@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
@@ -126,8 +127,8 @@ def _search(problem: LabelledKernel, scale: float | None, pseudocount: float | N
 
     def place(point: tuple[float, ...]) -> tuple[float, float]:
         free = iter(point)
-        e = pseudocount if pseudocount is not None else math.exp(_inside(next(free), REACH[0]))
-        s = scale if scale is not None else math.exp(_inside(next(free), REACH[1])) / unit
+        e = pseudocount if pseudocount is not None else math.exp(np.clip(next(free), *REACH[0]))
+        s = scale if scale is not None else math.exp(np.clip(next(free), *REACH[1])) / unit
         return s, e
 
     def loss(point: tuple[float, ...]) -> float:
@@ -139,14 +140,6 @@ def _search(problem: LabelledKernel, scale: float | None, pseudocount: float | N
             grid = [(*point, math.log(value)) for point in grid for value in tried]
     start = min(grid, key=loss)
     simplex = [start] + [tuple(v + (0.7 if i == j else 0) for i, v in enumerate(start)) for j in range(len(start))]
-    found = minimize(
-        lambda point: loss(tuple(point.tolist())),
-        start,
-        method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-4, "maxfev": 40},
-    )
+    options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-4, "maxfev": 40}
+    found = minimize(lambda point: loss(tuple(point.tolist())), start, method="Nelder-Mead", options=options)
     return _solve(problem, *place(tuple(found.x.tolist())))
-
-
-def _inside(value: float, reach: tuple[float, float]) -> float:
-    return min(max(value, reach[0]), reach[1])

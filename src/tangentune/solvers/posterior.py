@@ -92,9 +92,7 @@ def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generat
 
 
 def _check(system: System, cross: Tensor, own: Tensor, shape: tuple[int, ...]) -> None:
-    total = len(system.weights)
+    total, got = len(system.weights), f"{tuple(cross.shape)} and {tuple(own.shape)}"
     if cross.dim() != 2 or cross.shape[1] != total or tuple(own.shape) != shape:
-        raise InputError(
-            f"the kernel with {total} rows of the problem is (m, {total}) and that of the new rows {shape}; "
-            f"got {tuple(cross.shape)} and {tuple(own.shape)}"
-        )
+        rows = f"the kernel with {total} rows of the problem is (m, {total}) and that of the new rows {shape}"
+        raise InputError(f"{rows}; got {got}")

@@ -27,11 +27,6 @@ class RidgeFactor:
     kernel: Tensor
 
     @property
-    def border(self) -> Tensor:
-        """(n,) unit vector of the intercept."""
-        return self.roots / self.roots.norm()
-
-    @property
     def mean_eigenvalue(self) -> float:
         """Mean eigenvalue of the centred, weighted kernel: the unit of relative damping."""
         return float(self.values.clamp_min(0).mean())

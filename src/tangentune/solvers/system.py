@@ -22,28 +22,19 @@ from tangentune.solvers.factorisation import cholesky
 class System:
     """A solved problem with the inverse of its matrix; picture i owns the rows from i width to (i + 1) width.
 
-    Attributes:
-        kernel: (N, N) float64; N is the number of pictures times `width`.
-        inverse: (N+1, N+1) inverse of W, the intercept last; (N, N) without intercept.
-        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits, whose kernel `J J^T` couples outputs:
-            width C, one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
-        weights: (N,) a, not negative; 0 leaves the row out.
-        damping: positive, absolute.
-        intercept: whether there is an unpenalised b.
-        width: rows of a picture.
-        dual: (N, C) c.
-        bias: (C,) b; zeros without intercept.
+    One kernel for all outputs: width 1, C columns of targets. Logits, whose kernel `J J^T` couples outputs: width C,
+    one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
     """
 
-    kernel: Tensor
-    inverse: Tensor
-    targets: Tensor
-    weights: Tensor
-    damping: float
-    intercept: bool
-    width: int
-    dual: Tensor
-    bias: Tensor
+    kernel: Tensor  # (N, N) float64; N is the number of pictures times `width`
+    inverse: Tensor  # (N+1, N+1) of W, the intercept last; (N, N) without intercept
+    targets: Tensor  # (N, C)
+    weights: Tensor  # (N,) a, not negative; 0 leaves the row out
+    damping: float  # positive, absolute
+    intercept: bool  # whether there is an unpenalised b
+    width: int  # rows of a picture
+    dual: Tensor  # (N, C) c
+    bias: Tensor  # (C,) b; zeros without intercept
 
     @property
     def pictures(self) -> int:
@@ -89,10 +80,10 @@ def build(
         raise SingularError(message) from error
     inverse = torch.cholesky_inverse(factor)
     inverse = _bordered(inverse, roots) if intercept else inverse
-    unsolved = torch.zeros_like(targets)
-    return with_inverse(
-        System(kernel, inverse, targets, weights, damping, intercept, width, unsolved, unsolved[0]), inverse
-    )
+    unsolved = System(
+        kernel, inverse, targets, weights, damping, intercept, width, targets, targets[0]
+    )  # dual and bias follow
+    return with_inverse(unsolved, inverse)
 
 
 def refresh(system: System, **changes: Any) -> System:
@@ -182,10 +173,8 @@ def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
 def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> None:
     n = len(kernel)
     if kernel.shape != (n, n) or width < 1 or n % width:
-        message = (
-            f"the kernel of pictures with {width} rows each is square and a multiple of it, not {tuple(kernel.shape)}"
-        )
-        raise InputError(message)
+        shape = tuple(kernel.shape)
+        raise InputError(f"the kernel of pictures with {width} rows each is square and a multiple of it, not {shape}")
     if targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
         raise InputError(
             f"the kernel has {n} rows; targets must be ({n}, C) and weights ({n},), not {tuple(targets.shape)} and "

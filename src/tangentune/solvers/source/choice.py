@@ -94,7 +94,8 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
     means, weights = problem.means(), problem.weights
     mass = transport(means).sum(1)
     dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
-    without = [_errors_without(problem, tried) for tried in dampings]
+    systems = (build(problem.kernel, problem.targets, tried, problem.weights) for tried in dampings)
+    without = [squared(loo(system), problem.targets) for system in systems]
     alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
     counts = torch.where(problem.named.any(1), 1.0, (mass / mass.max()).square())
     best, errors, tried = _search(problem, means, counts, dampings)
@@ -115,15 +116,8 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
 
 
 def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
-    """(n,) squared leave-one-out error of each target picture, the coupling of classes made without it as well.
-
-    Cost `10 m^3 + n^3`.
-    """
+    """(n,) squared leave-one-out error of each target picture, the coupling made without it as well; `10 m^3 + n^3`."""
     return _errors(_weighted(problem, problem.means(), setting.class_weights), setting)
-
-
-def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
-    return squared(loo(build(problem.kernel, problem.targets, damping, problem.weights)), problem.targets)
 
 
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
@@ -163,10 +157,8 @@ def _harmful(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """(S,) true for source classes whose weight raises the error, by more than DOUBT standard errors."""
     slopes = torch.zeros(len(problem.targets), len(setting.class_weights)).to(problem.own)
     slopes.index_add_(1, problem.positions, source_effects(problem, setting) * problem.given)
-    means, errors = zip(
-        *((_mean(s, problem.weights), _standard_error(s, problem.weights)) for s in slopes.T), strict=True
-    )
-    return torch.tensor(means).to(slopes) > DOUBT * torch.tensor(errors).to(slopes)
+    a = problem.weights
+    return torch.tensor([_mean(s, a) > DOUBT * _standard_error(s, a) for s in slopes.T], device=slopes.device)
 
 
 def _search(
