@@ -70,7 +70,6 @@ class ForwardMode(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func` and let its outputs carry their tangents."""
         kwargs = kwargs or {}
         if all(tangent_of(t) is None for t in tensors_in((args, kwargs))):
             return func(*args, **kwargs)

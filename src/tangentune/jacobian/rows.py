@@ -47,12 +47,23 @@ class Ways:
 
 
 @dataclass(frozen=True)
-class BatchRows:
-    """Rows of one batch: `phi` (n, d), `entries` and K-FAC `factors` by parameter name."""
+class RowSet:
+    """Rows of n pictures: outputs `phi` (n, d), `entries` and, of explicit ones, K-FAC `factors` by parameter name."""
 
     phi: Tensor
     entries: dict[str, Entry]
     factors: dict[str, FactorSums]
+
+    def restrict(self, names: Iterable[str]) -> RowSet:
+        """The rows of fewer parameters."""
+        kept = set(names)
+        entries = {name: entry for name, entry in self.entries.items() if name in kept}
+        return RowSet(self.phi, entries, {name: own for name, own in self.factors.items() if name in kept})
+
+    def select(self, index: Tensor) -> RowSet:
+        """The rows of fewer pictures."""
+        entries = {name: entry.select(index) for name, entry in self.entries.items()}
+        return RowSet(self.phi[index], entries, self.factors)
 
 
 def rows(
@@ -64,7 +75,7 @@ def rows(
     views: int = 1,
     positions: int = 0,
     together: bool = True,
-) -> BatchRows:
+) -> RowSet:
     """Outputs and Jacobian rows of one batch x; with `views`, all views of it one after the other, averaged.
 
     `ways`: which parameters, and how, proven by `survey`. `cotangents` (R, outputs), each the same for every picture;
@@ -112,7 +123,7 @@ def rows(
         if names:
             found = by(function, names, x, directions)
             entries |= {name: average_views(Rows(v[:, :, :, None, None]), views) for name, v in found.items()}
-    return BatchRows(output.detach().unflatten(0, (views, n // views)).mean(0), entries, factors)
+    return RowSet(output.detach().unflatten(0, (views, n // views)).mean(0), entries, factors)
 
 
 def _by_vmap(function: Function, names: tuple[str, ...], x: Inputs, cotangents: Tensor) -> dict[str, Tensor]:
@@ -178,7 +189,7 @@ class RowPlan:
         return self.ruled + self.generic
 
 
-def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
+def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> RowSet:
     """Features and tangent rows of one batch, averaged over its views (n, ...), say plain and mirrored.
 
     `probes` (R, d) are directions in feature space; `positions` a picture enter the K-FAC sums of explicit rows. Cost:

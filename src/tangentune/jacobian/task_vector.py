@@ -43,7 +43,6 @@ class TaskVector(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def __add__(self, other: TaskVector) -> TaskVector:
-        """Sum over the same parameters."""
         self._refuse_other(other)
         return TaskVector({name: tensor + other[name] for name, tensor in self.items()})
 

@@ -245,7 +245,6 @@ class Backbone:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Same name, contract, features and parameters."""
         if not isinstance(other, Backbone):
             return NotImplemented
         same = (self.name, self.contract) == (other.name, other.contract)
@@ -253,11 +252,9 @@ class Backbone:
         return same and parameter_digest(self.module) == parameter_digest(other.module)
 
     def __hash__(self) -> int:
-        """Hash of what is cheap to compare."""
         return hash((self.name, self.contract))
 
     def __repr__(self) -> str:
-        """One line: name, input size, parameters, type and device."""
         count = sum(p.numel() for p in self.module.parameters())
         dtype = str(self.dtype).removeprefix("torch.")
         facts = f"input_size={self.contract.input_size}, parameters={count:,}, dtype={dtype}"

@@ -118,8 +118,7 @@ def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: 
         allowed = tolerance(first)  # atomic sums there have no fixed order
     if close(first, _run(module, features, batch), allowed):
         return
-    one, two = _trace(module, features, batch), _trace(module, features, batch)
-    where = _first_difference(one, two, allowed)
+    where = _first_difference(_trace(module, features, batch), _trace(module, features, batch), allowed)
     raise BackboneError(
         "two passes over the same pictures give different features: randomness (dropout, noise, drop path) "
         f"stays on in eval mode{where}; make it depend on module.training"
@@ -149,26 +148,23 @@ _Call = tuple[str, list[Tensor], list[Tensor]]
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
+    entered: list[list[Tensor]] = []  # what went into the calls that have not ended
     module = own_modules(module)
 
     def copies(tree: Any) -> list[Tensor]:  # in-place layers change them later
         return [t.clone() for t in tensors_in(tree)]
 
+    def before(_part: nn.Module, inputs: Any) -> None:
+        entered.append(copies(inputs))
+
+    def after(label: str, _part: nn.Module, _inputs: Any, output: Any) -> None:
+        calls.append((label, entered.pop(), copies(output)))
+
     with ExitStack() as hooks:
         for name, part in module.named_modules():
             label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
-            entered: list[list[Tensor]] = []
-
-            def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-                stack.append(copies(inputs))
-
-            def after(
-                _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
-            ) -> None:
-                calls.append((label, stack.pop(), copies(output)))
-
             hooks.enter_context(part.register_forward_pre_hook(before))
-            hooks.enter_context(part.register_forward_hook(after))
+            hooks.enter_context(part.register_forward_hook(partial(after, label)))
         features(module, x.clone())
     return calls
 
@@ -176,7 +172,6 @@ def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
 def _first_difference(one: list[_Call], two: list[_Call], allowed: float) -> str:
     """Text naming the innermost call that turns equal inputs into different outputs; empty if none does."""
     same = partial(close, allowed=allowed)
-
     for (label, inputs, outputs), (other, inputs_too, outputs_too) in zip(one, two, strict=False):
         if label != other or len(outputs) != len(outputs_too):
             break

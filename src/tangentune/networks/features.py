@@ -198,7 +198,6 @@ class Followed(TorchFunctionMode):
         self.names = {id(p): name for name, p in parameters.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`."""
         kwargs = kwargs or {}
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self.names and getattr(func, "__name__", "") != "__get__":  # not a look at its type

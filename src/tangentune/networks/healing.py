@@ -33,17 +33,11 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
     costs more than a leak does. Few pictures give noisy statistics: use some hundred, in batches of 32 or more.
 
     Args:
-        network: a module or a Backbone, left as it is.
-        inputs: batches of normalised network inputs (n, ...), each gone through once and counted by its size; for a
-            Backbone `pictures.batches(backbone.contract)`.
-        reference: the network before the change, of the same kind, with the same layers.
-
-    Returns:
-        The copy, in eval mode. Cost: one forward pass, of both networks where there is a reference.
-
-    Raises:
-        InputError: there is no BatchNorm with statistics, no batch, a batch of one picture, or another number of
-            BatchNorms in the reference.
+        network: a module or a Backbone, left as it is; the copy is in eval mode.
+        inputs: batches of two or more normalised network inputs (n, ...), each gone through once and counted by its
+            size; for a Backbone `pictures.batches(backbone.contract)`.
+        reference: the network before the change, of the same kind, with the same layers. Cost: one forward pass, of
+            both networks.
 
     Example:
         >>> healed = heal_batchnorm(nn.BatchNorm1d(1), [torch.tensor([[1.0], [3.0]])])

@@ -36,7 +36,6 @@ class Leaky(Generic[Network]):
     unreached: tuple[str, ...]  # what may still be a ReLU, one sentence each
 
     def __str__(self) -> str:
-        """All of it in a line or a few."""
         told = f"slope {self.slope:g}: {len(self.modules)} modules and all functional uses within reach replaced"
         return "; ".join([told, *self.unreached])
 
@@ -192,7 +191,6 @@ class Leak(TorchFunctionMode):
         self.slope = slope
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`, or what stands in for it."""
         kwargs = kwargs or {}
         replacement, output = _REPLACEMENTS.get(func), None
         if replacement is not None and (args[0] if args else kwargs["input"]).is_floating_point():
