@@ -207,12 +207,9 @@ def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvat
 
 def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     """Mean (n, C) and covariance (n, C, C) of each picture's latents, its own site taken out of its marginal."""
-    marginal = torch.cat(
-        [
-            _covariance(at.prior[own], at.prior.diagonal()[own], at.shrink, at.joint)
-            for own in torch.arange(len(at.latent), device=at.latent.device).split(PORTION)
-        ]
-    )  # what a portion needs is held C times over
+    portions = torch.arange(len(at.latent), device=at.latent.device).split(PORTION)  # each needs C times its own memory
+    prior = at.prior.diagonal()
+    marginal = torch.cat([_covariance(at.prior[own], prior[own], at.shrink, at.joint) for own in portions])
     proba = at.logs.exp()
     site = torch.diag_embed(proba) - proba[:, :, None] * proba[:, None, :]
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)
