@@ -30,15 +30,11 @@ WAITING_BYTES = 2**24  # cotangents of one call that wait for those of further o
 
 @dataclass(frozen=True)
 class Ways:
-    """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them.
+    """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them."""
 
-    `ruled` by layer rules; `generic` by `vmap(grad)`, about one more forward and backward pass a cotangent; `single` by
-    a forward pass a picture, and a backward pass a picture and cotangent.
-    """
-
-    ruled: tuple[str, ...] = ()
-    generic: tuple[str, ...] = ()
-    single: tuple[str, ...] = ()
+    ruled: tuple[str, ...] = ()  # by layer rules
+    generic: tuple[str, ...] = ()  # by `vmap(grad)`, about one more forward and backward pass a cotangent
+    single: tuple[str, ...] = ()  # by a forward pass a picture, and a backward pass a picture and cotangent
 
     def restrict(self, names: Iterable[str]) -> Ways:
         """The same ways of fewer parameters."""
@@ -158,17 +154,13 @@ def _one_by_one(function: Function, names: tuple[str, ...], x: Inputs, cotangent
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What feature rows are taken of: a network, its feature function, and which parameters go which way.
-
-    `ruled` parameters use layer rules, `generic` ones `vmap(grad)`; the rest stay fixed. Made by `survey`.
-    `points` are networks of the same kind at other weights, for pictures whose rows are taken there.
-    """
+    """What feature rows are taken of: a network, its feature function, and the `Ways` that `survey` has proven."""
 
     module: nn.Module
     features: Features
     ruled: tuple[str, ...]
     generic: tuple[str, ...]
-    points: tuple[nn.Module, ...] = ()
+    points: tuple[nn.Module, ...] = ()  # the network at other weights, for pictures whose rows are taken there
 
     def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
         """Features (n, d)."""

@@ -24,22 +24,16 @@ from tangentune.networks.parameters import block_of
 
 @dataclass(frozen=True)
 class TangentMap:
-    """The feature map of `tangent`, network and parameters that move, frozen after `fit`.
-
-    `probes` (R, d) are directions in feature space; with `mirrored`, features and rows are means over a picture and
-    its mirror image; `metric` whitens each parameter's rows, and is empty for power 0. `body_scale` is the scale of
-    the body's kernel against the head's. With `normalize` head rows and body rows have length one, `length_scales`
-    being the scale of each block in the lengths of body rows.
-    """
+    """The feature map of `tangent`, network and parameters that move, frozen after `fit`."""
 
     tangent: RowPlan
-    probes: Tensor
-    mirrored: bool
-    metric: dict[str, Whitening]
+    probes: Tensor  # (R, d) directions in feature space
+    mirrored: bool  # features and rows are means over a picture and its mirror image
+    metric: dict[str, Whitening]  # whitens each parameter's rows; empty for power 0
     block_scales: dict[str, float]
-    body_scale: float
-    normalize: bool
-    length_scales: dict[str, float]
+    body_scale: float  # of the body's kernel against the head's
+    normalize: bool  # head rows and body rows have length one
+    length_scales: dict[str, float]  # of each block in the lengths of body rows
 
 
 @dataclass(frozen=True)
@@ -55,13 +49,11 @@ class TangentModel:
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureRows:
-    """Rows of n pictures in one feature map: `phi` (n, d) float64, of length one if the map normalises; body `entries`
-    by parameter name, in the metric; `lengths` (n,) float64, inverse ones of the whole body rows, or ones.
-    """
+    """Rows of n pictures in one feature map."""
 
-    phi: Tensor
-    entries: dict[str, Entry]
-    lengths: Tensor
+    phi: Tensor  # (n, d) float64, of length one if the map normalises
+    entries: dict[str, Entry]  # of the body, by parameter name, in the metric
+    lengths: Tensor  # (n,) float64, inverse ones of the whole body rows, or ones
 
     def __len__(self) -> int:
         return len(self.phi)

@@ -33,20 +33,18 @@ class DirichletSolution:
     """A solved classification: latents `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
 
     With `S_c` the noise of class c, `A_c = D^1/2 (scale K + INTERCEPT) D^1/2 + S_c` and all classes share
-    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` (n, n) that belong to the pictures of class c. `roots`
-    (n,) of the weights; `calibration` is for the logarithms of the probabilities; `loo` (n, C) calibrated probabilities
-    without the own picture, exact but for the choice of scale, pseudocount and calibration.
+    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` (n, n) that belong to the pictures of class c.
     """
 
     dual: Tensor
     inverse: Tensor
     updates: Tensor
-    roots: Tensor
+    roots: Tensor  # (n,) of the weights
     classes: Tensor
     scale: float
     pseudocount: float
-    calibration: Calibration
-    loo: Tensor
+    calibration: Calibration  # for the logarithms of the probabilities
+    loo: Tensor  # (n, C) calibrated probabilities without the own picture, exact at this scale and calibration
 
 
 def fit_dirichlet(

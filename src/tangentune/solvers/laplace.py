@@ -35,20 +35,15 @@ STEPS, PASSES, HALVINGS = 100, 500, 40
 @final
 @dataclass(frozen=True, eq=False)
 class LaplaceSolution:
-    """A solved classification: mode `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
+    """A solved classification: mode `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`."""
 
-    `dual` (n, C) weighted residuals `a (y - p)`; `shrink` (C, n, n) `E_c = (prior + D_c^-1)^-1`, what the data take off
-    the prior of a class alone; `joint` (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes;
-    `evidence` Laplace's log marginal likelihood; `loo` (n, C) probabilities without the own observation, approximate.
-    """
-
-    dual: Tensor
-    shrink: Tensor
-    joint: Tensor
+    dual: Tensor  # (n, C) weighted residuals `a (y - p)`
+    shrink: Tensor  # (C, n, n) `E_c = (prior + D_c^-1)^-1`, what the data take off the prior of a class alone
+    joint: Tensor  # (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes
     scale: float
     calibration: Calibration
-    evidence: float
-    loo: Tensor
+    evidence: float  # Laplace's log marginal likelihood
+    loo: Tensor  # (n, C) probabilities without the own observation, approximate
 
 
 def fit_laplace(

@@ -33,21 +33,16 @@ LEAST_GAIN = 1e-6  # of the error; below it all is rounding
 @final
 @dataclass(frozen=True, eq=False)
 class SourceProblem:
-    """Target and source pictures as kernels: `kernel` (n, n), `cross` (n, m), `own` (m, m).
-
-    `targets` (n, C) one-hot and `weights` (n,) of the target pictures; `positions` (m,), class 0 to S - 1 of each
-    source picture, and their relative weights `given` (m,), positive; `named` (S, C) true where a source class has the
-    name of a target class.
-    """
+    """Target and source pictures as kernels: `kernel` (n, n), `cross` (n, m), `own` (m, m)."""
 
     kernel: Tensor
     cross: Tensor
     own: Tensor
-    targets: Tensor
-    weights: Tensor
-    positions: Tensor
-    given: Tensor
-    named: Tensor
+    targets: Tensor  # (n, C) one-hot, of the target pictures
+    weights: Tensor  # (n,) of them
+    positions: Tensor  # (m,) class 0 to S - 1 of each source picture
+    given: Tensor  # (m,) their relative weights, positive
+    named: Tensor  # (S, C) true where a source class has the name of a target class
 
     def means(self) -> ClassMeans:
         """What the coupling of the classes is made from."""
