@@ -29,19 +29,14 @@ SCALES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """One way to build the kernel from its blocks, made with the metric `power`.
-
-    With `normalize` head and body are cosines, each apart. `body_scale` is the factor of the body, head at 1 (0: a
-    linear probe); block scales grow like exp(slope * depth), depth from 0 (`first` block kept; those before it have
-    scale 0) to 1 (last). `factors` further multiply each block kept, in network order; lengths are without them.
-    """
+    """One way to build the kernel from its blocks, made with the metric `power`."""
 
     power: float
-    normalize: bool
-    body_scale: float
-    slope: float = 0.0
-    first: str = ""
-    factors: tuple[float, ...] = ()
+    normalize: bool  # head and body are cosines, each apart
+    body_scale: float  # factor of the body, head at 1; 0: a linear probe
+    slope: float = 0.0  # block scales grow like exp(slope * depth), depth from 0 (the first block kept) to 1 (last)
+    first: str = ""  # block kept; those before it have scale 0
+    factors: tuple[float, ...] = ()  # of each block kept, beside its scale, in network order; not in the lengths
 
     def scales(self, blocks: Sequence[str]) -> dict[str, float]:
         """Scale of each block within the body."""

@@ -29,14 +29,12 @@ SPREAD = 0.25  # on real pictures wider ones, and none, overfit small sets
 @final
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What was found: `scales` (B,) of the blocks, their geometric mean that of the start; `damping`; `noise` (C,),
-    variance at weight 1, each output at its own optimum; log evidence `value`, without the prior of the scales.
-    """
+    """What was found."""
 
-    scales: Tensor
+    scales: Tensor  # (B,) of the blocks, their geometric mean that of the start
     damping: float
-    noise: Tensor
-    value: float
+    noise: Tensor  # (C,) variance at weight 1, each output at its own optimum
+    value: float  # log evidence, without the prior of the scales
 
 
 def block_log_evidence(

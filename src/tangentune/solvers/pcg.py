@@ -18,17 +18,15 @@ Map = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class PCGResult:
-    """Where conjugate gradients ended: `x`, in the shape and precision of b, and how.
+    """Where conjugate gradients ended, and how.
 
-    `relative_residuals` are `||b - A x|| / ||b||` at the start and after every iteration; the last one is measured from
-    x itself, the others follow the recursion, which drifts from the truth by rounding only. `converged`: the measured
-    residual is within the tolerance.
+    The last of the residuals is measured from x itself, the others follow the recursion, which drifts by rounding only.
     """
 
-    x: Tensor
-    relative_residuals: list[float]
+    x: Tensor  # in the shape and precision of b
+    relative_residuals: list[float]  # `||b - A x|| / ||b||` at the start and after every iteration
     iterations: int
-    converged: bool
+    converged: bool  # the measured residual is within the tolerance
 
 
 def pcg(

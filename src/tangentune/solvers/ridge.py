@@ -17,13 +17,11 @@ from tangentune.solvers.factorisation import eigh
 
 @dataclass(frozen=True)
 class RidgeFactor:
-    """What is kept of a kernel (n, n): `values` (n-1,), ascending, and `vectors` (n, n-1) of the weighted kernel, the
-    intercept's direction projected out; `roots` (n,) of the weights, which are that direction before scaling.
-    """
+    """What is kept of a kernel (n, n): its eigenvalues under the weights, the intercept's direction projected out."""
 
-    values: Tensor
-    vectors: Tensor
-    roots: Tensor
+    values: Tensor  # (n-1,), ascending
+    vectors: Tensor  # (n, n-1)
+    roots: Tensor  # (n,) of the weights; scaled to length one they are the intercept's direction
     kernel: Tensor
 
     @property
@@ -34,14 +32,12 @@ class RidgeFactor:
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved problem `f(x) = intercept + k(x, X) dual`: `dual` (n, C), column sums zero; `intercept` (C,); and `loo`
-    (n, C), exact predictions of every sample by the solution fitted without it.
-    """
+    """A solved problem `f(x) = intercept + k(x, X) dual`."""
 
-    dual: Tensor
-    intercept: Tensor
+    dual: Tensor  # (n, C), column sums zero
+    intercept: Tensor  # (C,)
     damping: float
-    loo: Tensor
+    loo: Tensor  # (n, C) exact predictions of every sample by the solution fitted without it
 
 
 def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:

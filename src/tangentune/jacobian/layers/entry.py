@@ -109,10 +109,7 @@ Entry = Rows | Pairs
 
 
 def average_views(entry: Entry, views: int) -> Entry:
-    """Mean row over `views` stacked copies of the pictures (view-major first axis).
-
-    Pairs stay pairs: the views become further positions.
-    """
+    """Mean row over `views` stacked copies of the pictures, view by view; of pairs the views are further positions."""
     if views == 1:
         return entry
     if isinstance(entry, Rows):

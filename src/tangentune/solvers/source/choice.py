@@ -55,28 +55,23 @@ class SourceProblem:
 @final
 @dataclass(frozen=True, eq=False)
 class SourceSetting:
-    """One way to count the source: `strength` times all source weights, 0 being none of it; `deviation`, prior variance
-    of the source task's own part, relative to the shared one; absolute `damping` for both; `class_weights` (S,) <= 1.
-    """
+    """One way to count the source."""
 
-    strength: float
-    deviation: float
-    damping: float
-    class_weights: Tensor
+    strength: float  # times all source weights; 0: none of it
+    deviation: float  # prior variance of the source task's own part, relative to the shared one
+    damping: float  # absolute, for both
+    class_weights: Tensor  # (S,) <= 1
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SourceChoice:
-    """The best setting, of strength 0 if the source does not help, mean squared leave-one-out errors of the target
-    pictures without source and with it, the `standard_error` of the difference to no source at the best damping tried,
-    and all that was `tried` with its error.
-    """
+    """The best setting; errors are mean squared leave-one-out errors of the target pictures."""
 
-    setting: SourceSetting
+    setting: SourceSetting  # of strength 0 if the source does not help
     error_without: float
     error: float
-    standard_error: float
+    standard_error: float  # of the difference to no source at the best damping tried
     tried: list[dict[str, Any]]
 
 
