@@ -8,6 +8,7 @@ if the pictures do not gain more than a standard error by it, nothing of the sou
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +20,7 @@ from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import squared
 from tangentune.solvers.source.coupling import ClassMeans, coupling, transport
 from tangentune.solvers.source.leave_out import SourcePrediction, target_loo
-from tangentune.solvers.source.prior import Spectrum, prior, spectrum
+from tangentune.solvers.source.prior import prior, spectrum
 from tangentune.solvers.system import build
 
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -107,7 +108,7 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
 
 def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """(n,) squared leave-one-out error of each target picture, the coupling made without it as well; `10 m^3 + n^3`."""
-    return _errors(_weighted(problem, problem.means(), setting.class_weights), setting)
+    return _errors(problem, problem.means(), setting.class_weights)(setting)
 
 
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
@@ -155,10 +156,10 @@ def _search(
     problem: SourceProblem, means: ClassMeans, class_weights: Tensor, dampings: list[float]
 ) -> tuple[SourceSetting, Tensor, list[dict[str, Any]]]:
     """The best setting of some class weights, its errors (n,), and all that was tried."""
-    weighted, best, tried = _weighted(problem, means, class_weights), None, []
+    errors_of, best, tried = _errors(problem, means, class_weights), None, []
     for strength, deviation, damping in itertools.product(STRENGTHS, DEVIATIONS, dampings):
         setting = SourceSetting(strength, deviation, damping, class_weights)
-        errors = _errors(weighted, setting)
+        errors = errors_of(setting)
         error = _mean(errors, problem.weights)
         classes = int((class_weights > 0).sum())
         facts = {"strength": strength, "deviation": deviation, "damping": damping, "classes": classes}
@@ -169,31 +170,19 @@ def _search(
     return best[1], best[2], tried
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Weighted:
-    """A problem at some class weights: what all settings of it share; `crossed` (n, m) is `cross` in the basis."""
-
-    problem: SourceProblem
-    means: ClassMeans
-    labels: Tensor
-    basis: Spectrum
-    crossed: Tensor
-
-
-def _weighted(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> _Weighted:
-    relative = problem.given * class_weights[problem.positions]
+def _errors(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> Callable[[SourceSetting], Tensor]:
+    """Squared leave-one-out errors (n,) of the target pictures by setting; what settings share is calculated once."""
+    relative, labels = problem.given * class_weights[problem.positions], coupling(means)
     basis = spectrum(problem.own, relative, problem.positions, len(class_weights))
-    return _Weighted(problem, means, coupling(means), basis, problem.cross @ basis.through)
+    crossed = problem.cross @ basis.through
 
+    def errors(setting: SourceSetting) -> Tensor:
+        met = prior(basis, setting.damping / setting.strength, setting.deviation, crossed)
+        source = SourcePrediction(means, met.response, labels)
+        system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
+        return squared(target_loo(system, source), problem.targets)
 
-def _errors(at: _Weighted, setting: SourceSetting) -> Tensor:
-    """(n,) squared leave-one-out errors of the target pictures."""
-    problem = at.problem
-    met = prior(at.basis, setting.damping / setting.strength, setting.deviation, at.crossed)
-    source = SourcePrediction(at.means, met.response, at.labels)
-    system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
-    return squared(target_loo(system, source), problem.targets)
+    return errors
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:
