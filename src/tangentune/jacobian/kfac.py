@@ -59,10 +59,8 @@ class KroneckerCurvature:
 
     def trace(self) -> float:
         """Trace of M, about `||J||_F^2`, summed in float64."""
-        return sum(
-            float(b.values.double().sum()) * (torch.Size(b.layout).numel() / b.values.numel())
-            for b in self.blocks.values()
-        )
+        blocks = self.blocks.values()
+        return sum(float(b.values.double().sum()) * (torch.Size(b.layout).numel() / b.values.numel()) for b in blocks)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, in one move; StoreError if it cannot be written."""
@@ -140,10 +138,8 @@ def kfac(
         True
     """
     if kind not in KINDS or cotangents not in ("exact", "signs") or draws < 1:
-        raise InputError(
-            f"kfac takes kind {', '.join(KINDS)}, cotangents exact or signs, and at least one draw; got {kind!r}, "
-            f"{cotangents!r}, {draws}"
-        )
+        may = f"kind {', '.join(KINDS)}, cotangents exact or signs, and at least one draw"
+        raise InputError(f"kfac takes {may}; got {kind!r}, {cotangents!r}, {draws}")
     items = iter(batches)
     if kind == "ekfac" and items is batches:
         raise InputError("ekfac reads the batches twice; give a list, or another collection that can be read again")

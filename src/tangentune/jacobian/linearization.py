@@ -206,9 +206,8 @@ def _pull_back(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> 
     if not output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), grads, strict=True)
-    }
+    pairs = zip(leaves.items(), grads, strict=True)
+    return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs}
 
 
 def _moving(function: NetworkFunction, params: str | Iterable[str]) -> tuple[str, ...]:

@@ -165,10 +165,7 @@ class Backbone:
         return moved
 
     def with_size(self, size: int | tuple[int, ...] | None) -> Backbone:
-        """The same network (shared, not copied) for pictures of another size; None changes nothing.
-
-        Whether the network takes that size, `check` tells. Sizes are as for `DataContract.with_size`.
-        """
+        """The same network (shared) for pictures of another size, as `DataContract.with_size`; `check` tries it."""
         return self.with_contract(self.contract.with_size(size))
 
     def with_contract(self, contract: DataContract) -> Backbone:
@@ -247,9 +244,8 @@ class Backbone:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Backbone):
             return NotImplemented
-        same = (self.name, self.contract) == (other.name, other.contract)
-        same = same and self.feature_function == other.feature_function
-        return same and parameter_digest(self.module) == parameter_digest(other.module)
+        mine, theirs = ((b.name, b.contract, b.feature_function) for b in (self, other))
+        return mine == theirs and parameter_digest(self.module) == parameter_digest(other.module)
 
     def __hash__(self) -> int:
         return hash((self.name, self.contract))

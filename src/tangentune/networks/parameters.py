@@ -32,9 +32,6 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
     Words of `subset`: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
     "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter names, such as
     "features.1?.*,features.9.*". Parameters not `used` by the features (a classifier behind them) are not counted.
-
-    Raises:
-        InputError: if the words are not understood or match nothing.
     """
     names = [name for name, _ in module.named_parameters() if used is None or name in used]
     if subset == "all":
@@ -51,9 +48,8 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
     elif subset == "bias":
         chosen = {name for name in names if name.rsplit(".", 1)[-1] == "bias"}
     elif match := re.fullmatch(r"last:(\d+)", subset):
-        blocks = list(dict.fromkeys(block_of(name) for name in names))
-        kept = set(blocks[-int(match[1]) :]) if int(match[1]) else set()
-        chosen = {name for name in names if block_of(name) in kept}
+        blocks, count = list(group_blocks(names).values()), int(match[1])
+        chosen = {name for block in blocks[max(0, len(blocks) - count) :] for name in block}
     else:
         patterns = [p.strip() for p in subset.split(",") if p.strip()]
         chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}

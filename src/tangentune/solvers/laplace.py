@@ -116,8 +116,7 @@ def _root(root: Tensor, scale: float) -> Tensor:
 def _mode(problem: LabelledKernel, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
     """Coordinates u (n + 1, C) of the mode: Newton steps by conjugate gradients, halved until the loss falls."""
     weights, goal = problem.weights[:, None], precision * float(root.norm(dim=0).max())
-    u = torch.zeros(root.shape[1], problem.labels.shape[1], dtype=root.dtype, device=root.device)
-    u = u if start is None else start
+    u = root.new_zeros(root.shape[1], problem.labels.shape[1]) if start is None else start
 
     def loss(u: Tensor) -> float:
         logs = torch.log_softmax(root @ u, 1)
