@@ -88,8 +88,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{_MODULES[name]}")
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -119,8 +118,7 @@ class _PublicModules(MetaPathFinder, Loader):
         except ModuleNotFoundError as error:
             if error.name != spec.origin:
                 raise
-            message = f"No module named {spec.name!r}"
-            raise ModuleNotFoundError(message, name=spec.name) from None
+            raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name) from None
         spec.loader_state = module.__spec__
         return module
 

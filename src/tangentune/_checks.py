@@ -15,11 +15,9 @@ def check_words(settings: Any) -> None:
     for name, annotation in get_type_hints(type(settings)).items():
         value, choices = getattr(settings, name), get_args(annotation)
         if any(isinstance(choice, str) for choice in choices) and value not in choices:
-            message = f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}"
-            raise InputError(message)
+            raise InputError(f"{name} is {value!r}; use one of {', '.join(map(repr, choices))}")
         if annotation is bool and not isinstance(value, bool):
-            message = f"{name} is {value!r}; it is True or False"
-            raise InputError(message)
+            raise InputError(f"{name} is {value!r}; it is True or False")
 
 
 def check_counts(settings: Any, lowest: Mapping[str, int]) -> None:
@@ -27,8 +25,7 @@ def check_counts(settings: Any, lowest: Mapping[str, int]) -> None:
     for name, low in lowest.items():
         value = getattr(settings, name)
         if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
-            message = f"{name} is {value!r}; it must be a whole number of at least {low}"
-            raise InputError(message)
+            raise InputError(f"{name} is {value!r}; it must be a whole number of at least {low}")
 
 
 def check_numbers(settings: Any, names: Iterable[str], fits: Callable[[float], bool], what: str) -> None:
@@ -36,8 +33,7 @@ def check_numbers(settings: Any, names: Iterable[str], fits: Callable[[float], b
     for name in names:
         value = getattr(settings, name)
         if not is_number(value) or not math.isfinite(value) or not fits(value):
-            message = f"{name} is {value!r}; it must be {what}"
-            raise InputError(message)
+            raise InputError(f"{name} is {value!r}; it must be {what}")
 
 
 def check_positive(settings: Any, *names: str) -> None:

@@ -32,27 +32,20 @@ PATIENCE = 60  # seconds to wait for another writer
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user writes it, with `~` for a home, if there is such a user; it need not exist.
-
-    Raises:
-        InputError: the system refuses the name or the way to it.
-    """
+    """A path as a user writes it, `~` being a home where there is such a user; InputError if the system refuses it."""
     found = Path(os.path.expanduser(path))  # the method of Path raises where there is no such user
     try:
         found.exists()
     except OSError as error:
-        message = f"{str(path)[:80]}{'...' if len(str(path)) > 80 else ''} cannot be used: {error.strerror}"
-        raise InputError(message) from error
+        raise InputError(
+            f"{str(path)[:80]}{'...' if len(str(path)) > 80 else ''} cannot be used: {error.strerror}"
+        ) from error
     return found
 
 
 @contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to beside `path`; at the end, without an error, it takes its place in one move.
-
-    Raises:
-        StoreError: if the file system refuses.
-    """
+    """A path to write to beside `path`; at the end, without an error, it takes its place in one move, or StoreError."""
     target = Path(path)
     part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
     try:
@@ -60,8 +53,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         os.replace(part, target)
     except OSError as error:
-        message = f"cannot write {target}: {error.strerror or error}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # not even the folder could be used
             part.unlink(missing_ok=True)
@@ -73,10 +65,6 @@ def write_tensors(
     """One safetensors file, in one move: tensors by name, and in its header what they are.
 
     The facts are text, and mappings or lists that JSON can hold; `read_tensors` takes no file of another kind.
-
-    Raises:
-        StoreError: if the file cannot be written.
-        InputError: if a fact has no JSON form.
     """
     words = {name: fact if isinstance(fact, str) else json.dumps(plain(fact, name)) for name, fact in facts.items()}
     header = {"format": "pt", "kind": f"tangentune {kind}", **words}
@@ -89,23 +77,19 @@ def read_tensors(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What `write_tensors` wrote, `(facts, tensors)`: bit for bit, on the CPU, in memory of their own.
 
-    `foreign` takes any safetensors file, whoever wrote it, and its header as it stands.
-
-    Raises:
-        StoreError: there is no such file, it is damaged, or it holds something else.
+    `foreign` takes any safetensors file, whoever wrote it, and its header as it stands. A file that is not there,
+    damaged, or of another kind is a StoreError.
     """
     try:
         header, tensors = load_tensors(path)
         if foreign:
             return header, tensors
         if header.pop("kind", None) != f"tangentune {kind}":
-            message = f"{os.fspath(path)} holds no {kind} written by tangentune"
-            raise StoreError(message)
+            raise StoreError(f"{os.fspath(path)} holds no {kind} written by tangentune")
         header.pop("format", None)
         facts = {name: from_json(text) if text[:1] in ("{", "[") else text for name, text in header.items()}
     except (OSError, json.JSONDecodeError) as error:
-        message = f"no {kind} can be read from {os.fspath(path)} ({error})"
-        raise StoreError(message) from error
+        raise StoreError(f"no {kind} can be read from {os.fspath(path)} ({error})") from error
     return facts, tensors
 
 
@@ -138,20 +122,15 @@ def locked(target: Path) -> Iterator[None]:
     """Be the only writer of `target`, by a lock file beside it that is gone afterwards; waits for another one a while.
 
     A writer that is killed holds nothing. What the thread holds already it may take again.
-
-    Raises:
-        StoreError: another process holds it, or this disk has no locks.
     """
     lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        message = f"another process is changing {target}; do this again when it has ended"
-        raise StoreError(message) from None
+        raise StoreError(f"another process is changing {target}; do this again when it has ended") from None
     except (OSError, NotImplementedError) as error:
         reason = f"{error.strerror if isinstance(error, OSError) else error}; use a disk that has locks"
-        message = f"cannot keep other writers away from {target}: {reason}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot keep other writers away from {target}: {reason}") from error
     try:
         yield
     finally:
@@ -185,7 +164,13 @@ def put_in_place(partial: Path, target: Path) -> None:
     else:
         shutil.copymode(target, partial)
         if not exchange(partial, target):
-            _replace_in_two_steps(partial, target)
+            former = _sibling(target, _FORMER)
+            os.rename(target, former)
+            try:
+                os.rename(partial, target)
+            except BaseException:
+                os.rename(former, target)
+                raise
     with suppress(OSError):  # it is in place; some file systems cannot flush a directory
         flush(target.parent)
 
@@ -205,16 +190,6 @@ def exchange(one: Path, other: Path) -> bool:
     return False
 
 
-def _replace_in_two_steps(partial: Path, target: Path) -> None:
-    former = _sibling(target, _FORMER)
-    os.rename(target, former)
-    try:
-        os.rename(partial, target)
-    except BaseException:
-        os.rename(former, target)
-        raise
-
-
 def find_former(target: Path) -> Path | None:
     """The directory that a writer killed between its two renames left, if any."""
     return next(iter(_leftovers(target, _FORMER)), None)
@@ -223,18 +198,14 @@ def find_former(target: Path) -> Path | None:
 def remove_leftovers(target: Path, before: str = "") -> None:
     """Remove what this writer and killed ones left beside `target`, former versions of it too; the lock must be held.
 
-    Raises:
-        StoreError: naming what could not be removed, after the words `before`.
+    `before` begins the StoreError that names what cannot be removed.
     """
     for left in [*_leftovers(target, _PARTIAL), *(_leftovers(target, _FORMER) if target.exists() else ())]:
         try:
             shutil.rmtree(left)
         except OSError as error:
-            where = f"{error.filename or left}: {error.strerror or error}"
-            message = (
-                f"{before}an older version of {target} is left in {left} and cannot be removed ({where}); remove it"
-            )
-            raise StoreError(message) from error
+            where = f"{left} and cannot be removed ({error.filename or left}: {error.strerror or error})"
+            raise StoreError(f"{before}an older version of {target} is left in {where}; remove it") from error
 
 
 def _sibling(target: Path, ending: str) -> Path:
@@ -277,10 +248,7 @@ def flush(path: Path) -> None:
 
 def existing_ancestor(path: Path) -> Path:
     """The nearest parent that exists."""
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
+    return next((parent for parent in path.parents if parent.exists()), path)
 
 
 def from_json(text: str | bytes) -> Any:
@@ -288,25 +256,19 @@ def from_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        message = "nested too deep"
-        raise json.JSONDecodeError(message, "", 0) from error
+        raise json.JSONDecodeError("nested too deep", "", 0) from error
 
 
 def plain(value: Any, where: str = "value") -> Any:
     """JSON's own types from common Python and numpy ones, nested in any way; `where` names the value in errors.
-
-    Raises:
-        InputError: a key is no string, a number is not finite, or a type has no JSON form.
 
     Example:
         >>> plain({"shape": (2, 3), "scale": np.float32(0.5)})
         {'shape': [2, 3], 'scale': 0.5}
     """
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                message = f"{where} has the key {key!r}, but JSON keys are strings"
-                raise InputError(message)
+        if other := [key for key in value if not isinstance(key, str)]:
+            raise InputError(f"{where} has the key {other[0]!r}, but JSON keys are strings")
         return {k: plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist(), where)
@@ -315,9 +277,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not np.isfinite(value):
-        message = f"{where} is {value}, which JSON cannot hold; use None instead"
-        raise InputError(message)
+        raise InputError(f"{where} is {value}, which JSON cannot hold; use None instead")
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    message = f"{where} is of type {type(value).__name__}, which JSON cannot hold"
-    raise InputError(message)
+    raise InputError(f"{where} is of type {type(value).__name__}, which JSON cannot hold")

@@ -32,7 +32,6 @@ class Held:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Hold it."""
         with self._lock:
             if not self.holders:
                 self._open.enter_context(self._setting())

@@ -33,8 +33,7 @@ def parse_bytes(text: str | int | float) -> int:
     """Read a memory size: a number of bytes, or text such as "4GiB", "500 MB"; what is neither is an InputError."""
     match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\+?\d+)?)\s*([a-zA-Z]*)\s*", str(text))
     if match is None or match[2].lower() not in UNITS or float(match[1]) <= 0:
-        message = f"memory size {text!r} is not understood; write it as '4GiB', '500MB' or a number of bytes"
-        raise InputError(message)
+        raise InputError(f"memory size {text!r} is not understood; write it as '4GiB', '500MB' or a number of bytes")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
@@ -53,8 +52,8 @@ def room_in_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pr
     groups are mounted; `groups` names those of the process, `number:kinds:path` a line; version 2 names no kinds.
     """
     room = math.inf
-    lines = groups.read_text().splitlines() if groups.exists() else []
-    for kinds, path in (line.split(":", 2)[1:] for line in lines):
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, kinds, path = line.split(":", 2)
         for kind in _GROUP_FILES.keys() & set(kinds.split(",")):
             limit, used, cache = _GROUP_FILES[kind]
             tree = root / kind
@@ -182,10 +181,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def warm_pages() -> Iterator[None]:
-    """Let glibc keep freed memory while a job runs; without this, page faults double the time of a backward pass.
-
-    Returned to the system at the end. Does nothing elsewhere.
-    """
+    """Let glibc keep freed memory while a job runs, since page faults double the time of a backward pass."""
     libc = _glibc()
     if libc is not None:
         trim_threshold, mmap_threshold = -1, -3

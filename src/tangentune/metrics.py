@@ -25,15 +25,11 @@ _LEVEL = 2 * float(ndtr(1.959964)) - 1  # 95 %, by the usual seven digits of the
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often predictions of a given confidence are right; one entry per bin, empty bins are NaN.
+    """How often predictions of a given confidence are right; one entry per bin, empty bins are NaN."""
 
-    Bin edges in [0, 1], shape (bins + 1,); mean probability of the predicted class in each bin, shape (bins,), share of
-    right predictions, and number of predictions.
-    """
-
-    edges: FloatArray
-    confidence: FloatArray
-    accuracy: FloatArray
+    edges: FloatArray  # of the bins, in [0, 1], (bins + 1,)
+    confidence: FloatArray  # mean probability of the predicted class
+    accuracy: FloatArray  # share of right predictions
     counts: IntArray
 
 
@@ -46,9 +42,7 @@ def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """
     from sklearn.metrics import accuracy_score
 
-    given, guess = np.asarray(labels), np.asarray(predicted)
-    _same_length(given, guess)
-    return float(accuracy_score(given, guess))
+    return float(accuracy_score(*_same_length(labels, predicted)))
 
 
 def accuracy_interval(share: float, n: int) -> tuple[float, float]:
@@ -68,8 +62,7 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:
     """Mean negative log-probability of the given class, in nats; labels (n,) are positions, probabilities (n, C).
 
-    A probability of zero counts as the smallest step of its own precision (as in scikit-learn's `log_loss`), so the
-    answer is always finite.
+    A probability of zero counts as the smallest step of its own precision, as in scikit-learn's `log_loss`.
 
     Example:
         >>> round(nll([0, 1], [[0.5, 0.5], [0.5, 0.5]]), 4)
@@ -100,13 +93,9 @@ def brier(labels: ArrayLike, proba: ArrayLike) -> float:
 
 
 def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliability:
-    """Confidence against accuracy of the predicted class, in bins of equal width (upper edges included).
-
-    Labels are positions (n,), probabilities (n, C).
-    """
+    """Confidence against accuracy of the predicted class, in bins of equal width (upper edges included)."""
     if bins < 1:
-        message = f"a reliability curve needs at least one bin, not {bins}"
-        raise InputError(message)
+        raise InputError(f"a reliability curve needs at least one bin, not {bins}")
     given, table = _labels_and_table(labels, proba)
     confidence = table.max(axis=1).astype(np.float64)
     right = table.argmax(axis=1) == given
@@ -138,8 +127,7 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) ->
     """Counts of (given, predicted) pairs, shape (C, C); row = given class, column = predicted class."""
     from sklearn.metrics import confusion_matrix as counts
 
-    given, guess = np.asarray(labels), np.asarray(predicted)
-    _same_length(given, guess)
+    given, guess = _same_length(labels, predicted)
     _check_positions(given, n_classes, "label")
     _check_positions(guess, n_classes, "prediction")
     return counts(given, guess, labels=np.arange(n_classes))
@@ -175,38 +163,34 @@ def rmse(targets: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def _columns(targets: ArrayLike, predicted: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    given, guess = np.asarray(targets, np.float64), np.asarray(predicted, np.float64)
-    _same_length(given, guess)
+    given, guess = _same_length(np.asarray(targets, np.float64), np.asarray(predicted, np.float64))
     given, guess = given.reshape(len(given), -1), guess.reshape(len(guess), -1)
     if given.shape != guess.shape:
-        message = f"targets have shape {given.shape} but predictions {guess.shape}"
-        raise InputError(message)
+        raise InputError(f"targets have shape {given.shape} but predictions {guess.shape}")
     return given, guess
 
 
 def _labels_and_table(labels: ArrayLike, proba: ArrayLike) -> tuple[IntArray, NDArray]:
-    given, table = np.asarray(labels), np.asarray(proba)
+    table = np.asarray(proba)
     if table.ndim != 2:
-        message = f"probabilities must have shape (cases, classes), not {table.shape}"
-        raise InputError(message)
-    _same_length(given, table)
+        raise InputError(f"probabilities must have shape (cases, classes), not {table.shape}")
+    given, table = _same_length(labels, table)
     _check_positions(given, table.shape[1], "label")
     return given.astype(np.int64), table
 
 
 def _check_positions(positions: NDArray, n_classes: int, what: str) -> None:
     if not np.issubdtype(positions.dtype, np.integer):
-        message = f"each {what} must be a class position (an integer), not of type {positions.dtype}"
-        raise InputError(message)
+        raise InputError(f"each {what} must be a class position (an integer), not of type {positions.dtype}")
     if positions.min() < 0 or positions.max() >= n_classes:
-        message = f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes"
-        raise InputError(message)
+        raise InputError(f"{what}s run from {positions.min()} to {positions.max()}, but there are {n_classes} classes")
 
 
-def _same_length(given: NDArray, guess: NDArray) -> None:
+def _same_length(labels: ArrayLike, predicted: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Both as arrays, of as many cases."""
+    given, guess = np.asarray(labels), np.asarray(predicted)
     if given.ndim == 0 or guess.ndim == 0 or len(given) != len(guess):
-        message = f"labels and predictions differ in number: shapes {given.shape} and {guess.shape}"
-        raise InputError(message)
+        raise InputError(f"labels and predictions differ in number: shapes {given.shape} and {guess.shape}")
     if len(given) == 0:
-        message = "nothing to score: there is not one case"
-        raise InputError(message)
+        raise InputError("nothing to score: there is not one case")
+    return given, guess

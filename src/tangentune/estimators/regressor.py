@@ -17,7 +17,7 @@ from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Regression, as_given
 from tangentune.estimators.user_input import with_labels
-from tangentune.kernels.feature_map import own_kernel
+from tangentune.kernels.feature_map import cross_kernel
 from tangentune.pictures.load import numeric_labels
 from tangentune.solvers.posterior import covariance, sample, variance
 
@@ -89,7 +89,7 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
         mean = torch.cat([new.kernel @ system.dual + system.bias for new in found])
         if joint:
             (new,) = found
-            own = own_kernel(self.fitted_.feature_map, new.rows)
+            own = cross_kernel(self.fitted_.feature_map, new.rows)
             return mean.cpu().numpy(), covariance(system, new.kernel, own).cpu().numpy()
         bars = [variance(system, new.kernel, new.own) for new in found]
         return mean.cpu().numpy(), torch.cat(bars).cpu().numpy()

@@ -23,7 +23,6 @@ from tangentune.kernels.feature_map import (
     collect_rows,
     cross_kernel,
     join_rows,
-    own_kernel,
     portion_rows,
     row_parts,
 )
@@ -207,7 +206,7 @@ def first_set(
 def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers: NDArray) -> TrainingSet:
     """The set with k more pictures of its type at its end; with a source, its kernel grows as well: k m^2 more."""
     new = reader.collect(pictures)
-    between, own = reader.cross(new, training), own_kernel(reader.feature_map, new)
+    between, own = reader.cross(new, training), cross_kernel(reader.feature_map, new)
     source, n = training.source, len(training)
     before = training.kernel if source is None else source.plain
     kernel = torch.cat([torch.cat([before, between.T], 1), torch.cat([between, own], 1)])
@@ -248,7 +247,7 @@ def source_kernels(
         here = slice(start, min(start + step, m))
         rows = reader.collect(pictures.pictures.select(here))
         between[:, here] = reader.cross(rows, training).T
-        own[here, here] = own_kernel(reader.feature_map, rows)
+        own[here, here] = cross_kernel(reader.feature_map, rows)
         for before in range(0, start, step):
             there = slice(before, before + step)
             block = cross_kernel(reader.feature_map, rows, reader.collect(pictures.pictures.select(there)))

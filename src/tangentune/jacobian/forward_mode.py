@@ -33,7 +33,7 @@ rule = registry(RULES)
 _IN_PLACE = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__imatmul__")
 
 
-def tangent_of(x: Tensor) -> Tensor | None:
+def tangent_of(x: Tensor | None) -> Tensor | None:
     """The tangent that `x` carries, if any."""
     return getattr(x, "_tangentune", (None, None))[1]
 
@@ -65,12 +65,11 @@ def _stand_in(primal: Tensor, tangent: Tensor | None) -> Tensor:
 class ForwardMode(TorchFunctionMode):
     """While active, outputs of torch functions carry the tangents that follow from those of their inputs.
 
-    Functions are watched, not modules, as in `Recorder`. A function without a rule of its own is run once more
-    on dual numbers; where torch has no forward rule for it (LSTM, embedding bags), by two backward passes.
+    Functions are watched, not modules, as in `Recorder`. A function without a rule of its own is run once more on dual
+    numbers; where torch has no forward rule for it (LSTM), by two backward passes.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func` and let its outputs carry their tangents."""
         kwargs = kwargs or {}
         if all(tangent_of(t) is None for t in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
@@ -113,11 +112,10 @@ def _tangents(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[
         try:
             return _by_two_backwards(func, args, kwargs)
         except (NotImplementedError, RuntimeError):
-            message = (
+            raise LayerError(
                 f"the network calls {getattr(func, '__name__', func)}, which torch can differentiate neither forward "
                 "nor twice backward; leave the parameters before it out with `params`, or use another layer"
-            )
-            raise LayerError(message) from no_forward_rule
+            ) from no_forward_rule
 
 
 @cache
@@ -196,7 +194,7 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 def _bilinear(call: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """`call(dx, W) + call(x, dW) + db`, whichever are there; `call` takes input, weight and bias."""
-    dx, dw, db = tangent_of(x), tangent_of(weight), None if bias is None else tangent_of(bias)
+    dx, dw, db = tangent_of(x), tangent_of(weight), tangent_of(bias)
     if dw is None:
         return None if dx is None else call(dx, weight, db)
     through = call(x, dw, db)
@@ -233,13 +231,10 @@ def batch_norm(
         return None
     shape = (-1, *[1] * (input.dim() - 2))
     inverse = (running_var + eps).rsqrt()
-    dx = tangent_of(input)
-    dw = None if weight is None else tangent_of(weight)
-    db = None if bias is None else tangent_of(bias)
-    shift = db
+    dx, dw, shift = tangent_of(input), tangent_of(weight), tangent_of(bias)
     slope = None if dw is None else dw * inverse
     if slope is not None:
-        shift = -running_mean * slope if db is None else db - running_mean * slope
+        shift = -running_mean * slope if shift is None else shift - running_mean * slope
     if dx is None:
         if slope is None or shift is None:
             return None if shift is None else shift.view(shape).expand_as(input).clone()
@@ -288,10 +283,9 @@ def leaky_clamp(z: Tensor, slope: float, inplace: bool = False) -> Tensor | None
 
 def _without_padding(tangent: Tensor, padding_idx: int | None) -> Tensor:
     """A padding entry never moves: autograd gives it no gradient, so its column of J is zero."""
-    if padding_idx is None:
-        return tangent
-    tangent = tangent.clone()
-    tangent[padding_idx] = 0
+    if padding_idx is not None:
+        tangent = tangent.clone()
+        tangent[padding_idx] = 0
     return tangent
 
 
@@ -320,8 +314,7 @@ def embedding_bag(
         settings = {"mode": mode, "include_last_offset": include_last_offset, "padding_idx": padding_idx}
         return F.embedding_bag(input, table, offsets, per_sample_weights=weights, **settings)
 
-    table = tangent_of(weight)
-    scale = None if per_sample_weights is None else tangent_of(per_sample_weights)
+    table, scale = tangent_of(weight), tangent_of(per_sample_weights)
     out = None if table is None else call(_without_padding(table, padding_idx), per_sample_weights)
     if scale is not None:
         out = call(weight, scale) if out is None else out + call(weight, scale)

@@ -8,9 +8,9 @@ labels, damping or the tangent: computed once, it serves every damping.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tangentune._files import read_tensors, write_tensors
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
+from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose
 from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, second_moments
 from tangentune.jacobian.linearization import Linearization
 from tangentune.networks.network_function import Inputs
@@ -32,12 +32,11 @@ _PARTS = ("a", "s", "left", "right", "values")
 class KroneckerCurvature:
     """Block-diagonal model of `J^T J`, in the sum convention: over samples and outputs, nothing divided.
 
-    Made by `kfac`, `merge` or `load`. Immutable.
+    Made by `kfac` or `load`. Immutable.
 
     Attributes:
         kind: "kfac", "ekfac" or "block_diagonal".
-        sums: factors by parameter name.
-        blocks: their eigendecompositions.
+        sums: factors by parameter name, whose eigendecompositions are `blocks`.
     """
 
     def __init__(self, kind: str, sums: Mapping[str, FactorSums], blocks: Mapping[str, EigenBlock]):
@@ -48,14 +47,9 @@ class KroneckerCurvature:
         return self._apply(v, lambda coordinates, values: coordinates * values)
 
     def solve(self, v: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """`(M + damping I)^{-1} v`; cost of two small matrix products a block, at any damping.
-
-        Raises:
-            InputError: the damping is not positive.
-        """
+        """`(M + damping I)^{-1} v`; cost of two small matrix products a block, at any positive damping."""
         if not damping > 0:
-            message = f"damping is {damping}; the factors are singular, so it must be positive"
-            raise InputError(message)
+            raise InputError(f"damping is {damping}; the factors are singular, so it must be positive")
         return self._apply(v, lambda coordinates, values: coordinates / (values + damping))
 
     def quad(self, v: Mapping[str, Tensor]) -> float:
@@ -65,17 +59,11 @@ class KroneckerCurvature:
 
     def trace(self) -> float:
         """Trace of M, about `||J||_F^2`, summed in float64."""
-        return sum(
-            float(b.values.double().sum()) * (torch.Size(b.layout).numel() / b.values.numel())
-            for b in self.blocks.values()
-        )
+        blocks = self.blocks.values()
+        return sum(float(b.values.double().sum()) * (torch.Size(b.layout).numel() / b.values.numel()) for b in blocks)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, in one move.
-
-        Raises:
-            StoreError: if the file cannot be written.
-        """
+        """Write one safetensors file, in one move; StoreError if it cannot be written."""
         tensors, facts = {}, {}
         for name, block in self.blocks.items():
             held = {**vars(self.sums[name]), **vars(block)}
@@ -85,11 +73,7 @@ class KroneckerCurvature:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> KroneckerCurvature:
-        """Read what `save` wrote, bit for bit.
-
-        Raises:
-            StoreError: if there is no such file, or it holds something else.
-        """
+        """Read what `save` wrote, bit for bit; StoreError if there is no such file, or it holds something else."""
         words, tensors = read_tensors(path, "curvature")
         sums, blocks = {}, {}
         for name, facts in words["blocks"].items():
@@ -106,10 +90,8 @@ class KroneckerCurvature:
         other = self.blocks.keys() ^ v.keys()
         wrong = [n for n, b in self.blocks.items() if n in v and v[n].numel() != torch.Size(b.layout).numel()]
         if other or wrong:
-            message = (
-                f"the vector and the curvature belong to different parameters: look at {sorted([*other, *wrong])[0]!r}"
-            )
-            raise InputError(message)
+            first = sorted([*other, *wrong])[0]
+            raise InputError(f"the vector and the curvature belong to different parameters: look at {first!r}")
 
 
 @usual_torch
@@ -135,10 +117,10 @@ def kfac(
     Args:
         linearization: the network.
         batches: inputs; read twice by "ekfac", so then a list or another reusable collection.
-        kind: "kfac"; "ekfac": K-FAC's eigenvectors, eigenvalues the exact second moments along them;
-            "block_diagonal": one block per output unit, S reduced to its diagonal.
-        cotangents: "exact": one backward pass per output; "signs": `draws` passes with random signs, right on
-            average. Never residuals: labels do not enter.
+        kind: "kfac"; "ekfac": K-FAC's eigenvectors, eigenvalues the exact second moments along them; "block_diagonal":
+            one block per output unit, S reduced to its diagonal.
+        cotangents: "exact": one backward pass per output; "signs": `draws` passes with random signs of a `seed`, right
+            on average. Never residuals: labels do not enter.
         draws: passes a batch of random signs.
         seed: of the signs.
         verbose: 1 shows progress.
@@ -146,9 +128,6 @@ def kfac(
     Returns:
         The curvature in the network's precision, its sums in float64. Cost: one forward and C (or `draws`) backwards
         a batch, twice for "ekfac", and one eigendecomposition of every factor.
-
-    Raises:
-        InputError: an argument is not understood, there are no batches, or they can be read only once.
 
     Example:
         >>> from torch import nn
@@ -159,19 +138,14 @@ def kfac(
         True
     """
     if kind not in KINDS or cotangents not in ("exact", "signs") or draws < 1:
-        message = (
-            f"kfac takes kind {', '.join(KINDS)}, cotangents exact or signs, and at least one draw; got {kind!r}, "
-            f"{cotangents!r}, {draws}"
-        )
-        raise InputError(message)
+        may = f"kind {', '.join(KINDS)}, cotangents exact or signs, and at least one draw"
+        raise InputError(f"kfac takes {may}; got {kind!r}, {cotangents!r}, {draws}")
     items = iter(batches)
     if kind == "ekfac" and items is batches:
-        message = "ekfac reads the batches twice; give a list, or another collection that can be read again"
-        raise InputError(message)
+        raise InputError("ekfac reads the batches twice; give a list, or another collection that can be read again")
     first = next(items, None)
     if first is None:
-        message = "kfac got no batches"
-        raise InputError(message)
+        raise InputError("kfac got no batches")
     treatment = plan(linearization, first)
 
     def given() -> Cotangents:
@@ -187,41 +161,3 @@ def kfac(
         moments = second_moments(linearization, treatment, given(), shown(batches, "second moments"), blocks)
         blocks |= {name: blocks[name].with_values(value) for name, value in moments.items()}
     return KroneckerCurvature(kind, sums, blocks)
-
-
-@usual_torch
-def merge(curvatures: Sequence[KroneckerCurvature]) -> KroneckerCurvature:
-    """Curvature of several shards of data, or tasks, taken together.
-
-    Sums of factors add, so K-FAC of shards merges to K-FAC of all data. EKFAC's second moments live in each shard's
-    own eigenvectors; they are carried over into the new ones as the diagonal of their sum, which is exact only where
-    those agree.
-
-    Raises:
-        InputError: nothing is given, or kinds, parameters or treatments differ.
-    """
-    if not curvatures:
-        message = "merge needs at least one curvature"
-        raise InputError(message)
-    first = curvatures[0]
-    for other in curvatures[1:]:
-        if other.kind != first.kind or _outline(other) != _outline(first):
-            message = "only curvatures of one kind and of the same parameters can be merged"
-            raise InputError(message)
-    sums, blocks = {}, {}
-    for name, block in first.blocks.items():
-        sums[name] = first.sums[name]
-        for other in curvatures[1:]:
-            sums[name] = sums[name] + other.sums[name]
-        blocks[name] = decompose(sums[name], first.kind, block.layout, block.values.dtype)
-        if first.kind == "ekfac" and None not in (sums[name].a, sums[name].s):
-            shards = [other.blocks[name] for other in curvatures]
-            blocks[name] = blocks[name].with_values(second_moments_between(shards, blocks[name]))
-    return KroneckerCurvature(first.kind, sums, blocks)
-
-
-def _outline(curvature: KroneckerCurvature) -> dict[str, Any]:
-    return {
-        name: (b.layout, curvature.sums[name].a is None, curvature.sums[name].s is None)
-        for name, b in curvature.blocks.items()
-    }

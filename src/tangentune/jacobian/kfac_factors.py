@@ -6,7 +6,7 @@ Vectors have S alone, depthwise filters A alone (then the block is exact), and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -21,16 +21,11 @@ KINDS = ("kfac", "ekfac", "block_diagonal")
 @final
 @dataclass(frozen=True, eq=False)
 class FactorSums:
-    """Sums over data; two shards' sums add up to those of all data: the block is `S (x) A / count`.
+    """Sums over data; two shards' sums add up to those of all data: the block is `S (x) A / count`."""
 
-    `a` (groups, inputs, inputs) of `a a^T` over samples and positions, `s` (groups, outputs, outputs) of `g g^T` over
-    samples, positions and outputs, None where there is no such factor; `count` positions of all samples, 0 for one
-    factor.
-    """
-
-    a: Tensor | None
-    s: Tensor | None
-    count: float
+    a: Tensor | None  # (groups, inputs, inputs) of `a a^T` over samples and positions; None: no such factor
+    s: Tensor | None  # (groups, outputs, outputs) of `g g^T` over samples, positions and outputs, likewise
+    count: float  # positions of all samples; 0 for one factor
 
     @property
     def both(self) -> tuple[Tensor, Tensor]:
@@ -51,16 +46,12 @@ def outer_sums(a: Tensor, g: Tensor) -> FactorSums:
 @final
 @dataclass(frozen=True, eq=False)
 class EigenBlock:
-    """One block as `Q_S (x) Q_A diag(values) Q_S^T (x) Q_A^T`; None for the identity.
+    """One block as `Q_S (x) Q_A diag(values) Q_S^T (x) Q_A^T`; None for the identity."""
 
-    `left` (groups, o, o) eigenvectors of S, `right` (groups, i, i) of A; `values`, not negative, broadcast over the
-    `layout` (groups, o, i), the parameter as a stack of matrices.
-    """
-
-    left: Tensor | None
-    right: Tensor | None
-    values: Tensor
-    layout: tuple[int, int, int]
+    left: Tensor | None  # (groups, o, o) eigenvectors of S
+    right: Tensor | None  # (groups, i, i) of A
+    values: Tensor  # not negative; broadcast over the layout
+    layout: tuple[int, int, int]  # (groups, o, i): the parameter as a stack of matrices
 
     def rotate(self, v: Tensor) -> Tensor:
         """Coordinates (..., groups, o, i) in the eigenbasis."""
@@ -103,19 +94,6 @@ def decompose(sums: FactorSums, kind: str, layout: tuple[int, int, int], dtype: 
         values = a_values[:, None, :]
     cast = [None if vectors is None else vectors.to(dtype) for vectors in (left, right)]
     return EigenBlock(cast[0], cast[1], values.to(dtype), layout)
-
-
-def second_moments_between(blocks: Sequence[EigenBlock], target: EigenBlock) -> Tensor:
-    """Diagonal, in target's eigenbasis, of the sum of blocks; exact where they share that basis."""
-    total = torch.zeros(target.values.shape, dtype=torch.float64, device=target.values.device)
-    for block in blocks:
-        values = block.values.double()
-        if target.left is not None and block.left is not None:
-            values = (target.left.double().mT @ block.left.double()).square() @ values
-        if target.right is not None and block.right is not None:
-            values = values @ (target.right.double().mT @ block.right.double()).square().mT
-        total += values
-    return total
 
 
 def _eigh(matrix: Tensor | None, diagonal: bool = False) -> tuple[Tensor | None, Tensor | None]:

@@ -26,21 +26,16 @@ Layout = tuple[int, int, int]
 @final
 @dataclass(frozen=True)
 class Cotangents:
-    """Which cotangents stand for the outputs: all of them, one backward pass each, if `exact`, or random signs.
-
-    Never residuals. `draws` independent signs also estimate the parameters without a rule.
-    """
+    """Which cotangents stand for the outputs, never residuals: all outputs, one backward pass each, or random signs."""
 
     exact: bool
-    draws: int
+    draws: int  # of signs, which also estimate the parameters without a rule
     generator: torch.Generator
 
     def of(self, output: Tensor) -> Iterator[Tensor]:
         """Cotangents (n, C) whose outer products sum to the identity, exactly or on average."""
-        if not self.exact:
-            yield from self.signs(output)
-            return
-        yield from (unit.expand_as(output) for unit in torch.eye(output.shape[1]).to(output))
+        units = (unit.expand_as(output) for unit in torch.eye(output.shape[1]).to(output))
+        return units if self.exact else self.signs(output)
 
     def signs(self, output: Tensor) -> Iterator[Tensor]:
         """Random signs, scaled so that the draws average."""

@@ -16,14 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from tangentune._torch import usual_modes, usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.forward_mode import (
-    ForwardMode,
-    carry,
-    math_attention,
-    primal_of,
-    tangent_of,
-    weight_gradients,
-)
+from tangentune.jacobian.forward_mode import ForwardMode, carry, math_attention, primal_of, tangent_of, weight_gradients
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs, NetworkFunction, network_function, recordable
@@ -37,20 +30,16 @@ class Linearization(nn.Module):
     """`f0(x) + J(x) u` around frozen weights; as a module, its only parameters and state are the tangent u.
 
     Args:
-        backbone: a Backbone, whose features are linearised (with `head`: its logits), or any module: tensor or
-            Hugging Face outputs, tensor or dict inputs, attention. A module is copied, frozen, in eval mode.
+        backbone: a Backbone, whose features are linearised (with `head`: its logits), or any module: tensor or Hugging
+            Face outputs, tensor or dict inputs, attention. A module is copied, frozen, in eval mode.
         params: which parameters move: words of `select_parameters` ("all", "last:2", globs ...) or names.
-        head: linear layer from a backbone's features to logits; must not be zero. Its parameters move too,
-            as "head.weight" and "head.bias".
+        head: linear layer from a backbone's features to logits; must not be zero (then J is zero for every layer below
+            it, and stays so). Its parameters move too, as "head.weight" and "head.bias".
 
     Attributes:
         names: parameters that move, in network order.
         function: the frozen network as a function of inputs and replaced parameters; no part of the module's state.
         tangent: module whose parameters are u, under the names of the network's own; zero at the start.
-
-    Raises:
-        InputError: the head is zero (then J is zero for every layer below it, and stays so), or does not fit.
-        BackboneError: the network cannot be linearised.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -151,25 +140,11 @@ class Linearization(nn.Module):
         return TaskVector({name: p.detach().clone() for name, p in self._own().items()})
 
     def set_tangent(self, v: Mapping[str, Tensor]) -> None:
-        """Put a tangent into the module.
-
-        Raises:
-            InputError: a name is missing or a shape differs.
-        """
+        """Put a tangent into the module; an InputError if a name is missing or a shape differs."""
         given = difference(v, self.zeros())
         with torch.no_grad():
             for name, p in self._own().items():
                 p.copy_(given[name])
-
-    def from_finetuned(self, weights: Mapping[str, Tensor] | nn.Module | Backbone) -> TaskVector:
-        """A fine-tuned checkpoint (state dict, module or Backbone) as a tangent: its weights minus those of the point.
-
-        Raises:
-            InputError: a parameter that moves is missing, or has another shape; it is named.
-        """
-        module = weights.module if isinstance(weights, Backbone) else weights
-        state = module.state_dict() if isinstance(module, nn.Module) else module
-        return difference(state, self.point())
 
     def _own(self) -> dict[str, nn.Parameter]:
         return dict(self.tangent.named_parameters())
@@ -201,11 +176,10 @@ class Linearization(nn.Module):
         self, x: Inputs, v: Mapping[str, Tensor], leaves: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Output and its tangent, the primal taped where `leaves` ask for it."""
-        point = {name: p.detach() for name, p in self.point().items()} if leaves is None else leaves
+        point = self.point() if leaves is None else leaves
         missing = [name for name in self.names if name not in v]
         if missing:
-            message = f"the tangent has no {missing[0]!r}; it needs all of `names` (`zeros()` gives them)"
-            raise InputError(message)
+            raise InputError(f"the tangent has no {missing[0]!r}; it needs all of `names` (`zeros()` gives them)")
         for name, p in point.items():
             carry(p, v[name].detach().to(p))
         with weight_gradients(), ForwardMode():
@@ -232,9 +206,8 @@ def _pull_back(output: Tensor, leaves: dict[str, Tensor], cotangent: Tensor) -> 
     if not output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(output, list(leaves.values()), cotangent.to(output), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), grads, strict=True)
-    }
+    pairs = zip(leaves.items(), grads, strict=True)
+    return {name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs}
 
 
 def _moving(function: NetworkFunction, params: str | Iterable[str]) -> tuple[str, ...]:
@@ -248,8 +221,7 @@ def _moving(function: NetworkFunction, params: str | Iterable[str]) -> tuple[str
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         problem = f"the network's outputs use no parameter {unknown[0]!r}" if unknown else "params names no parameter"
-        message = f"{problem}; they use, for instance, {', '.join(list(known)[:3])}"
-        raise InputError(message)
+        raise InputError(f"{problem}; they use, for instance, {', '.join(list(known)[:3])}")
     return tuple(name for name in known if name in set(chosen))
 
 

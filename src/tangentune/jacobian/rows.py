@@ -30,30 +30,36 @@ WAITING_BYTES = 2**24  # cotangents of one call that wait for those of further o
 
 @dataclass(frozen=True)
 class Ways:
-    """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them.
+    """How the rows of each parameter are got; parameters in none of the three stay fixed, or no output uses them."""
 
-    `ruled` by layer rules; `generic` by `vmap(grad)`, about one more forward and backward pass a cotangent; `single` by
-    a forward pass a picture, and a backward pass a picture and cotangent.
-    """
-
-    ruled: tuple[str, ...] = ()
-    generic: tuple[str, ...] = ()
-    single: tuple[str, ...] = ()
+    ruled: tuple[str, ...] = ()  # by layer rules
+    generic: tuple[str, ...] = ()  # by `vmap(grad)`, about one more forward and backward pass a cotangent
+    single: tuple[str, ...] = ()  # by a forward pass a picture, and a backward pass a picture and cotangent
 
     def restrict(self, names: Iterable[str]) -> Ways:
         """The same ways of fewer parameters."""
         kept = set(names)
-        chosen = (tuple(n for n in own if n in kept) for own in (self.ruled, self.generic, self.single))
-        return Ways(*chosen)
+        return Ways(*(tuple(n for n in own if n in kept) for own in (self.ruled, self.generic, self.single)))
 
 
 @dataclass(frozen=True)
-class BatchRows:
-    """Rows of one batch: `phi` (n, d), `entries` and K-FAC `factors` by parameter name."""
+class RowSet:
+    """Rows of n pictures: outputs `phi` (n, d), `entries` and, of explicit ones, K-FAC `factors` by parameter name."""
 
     phi: Tensor
     entries: dict[str, Entry]
     factors: dict[str, FactorSums]
+
+    def restrict(self, names: Iterable[str]) -> RowSet:
+        """The rows of fewer parameters."""
+        kept = set(names)
+        entries = {name: entry for name, entry in self.entries.items() if name in kept}
+        return RowSet(self.phi, entries, {name: own for name, own in self.factors.items() if name in kept})
+
+    def select(self, index: Tensor) -> RowSet:
+        """The rows of fewer pictures."""
+        entries = {name: entry.select(index) for name, entry in self.entries.items()}
+        return RowSet(self.phi[index], entries, self.factors)
 
 
 def rows(
@@ -65,17 +71,12 @@ def rows(
     views: int = 1,
     positions: int = 0,
     together: bool = True,
-) -> BatchRows:
-    """Outputs and Jacobian rows of one batch.
+) -> RowSet:
+    """Outputs and Jacobian rows of one batch x; with `views`, all views of it one after the other, averaged.
 
-    Args:
-        function: the network.
-        ways: which parameters, and how; proven by `survey`.
-        x: the batch; with views, all views of it one after the other.
-        cotangents: (R, outputs), each the same for every picture; None: the unit vectors, so every output's own row.
-        views: how many views of each picture to average over.
-        positions: positions a picture that enter the K-FAC sums of explicit rows; 0 collects none.
-        together: let the uses that gain by it wait for several cotangents; rounding then differs.
+    `ways`: which parameters, and how, proven by `survey`. `cotangents` (R, outputs), each the same for every picture;
+    None: the unit vectors, so every output's own row. So many `positions` a picture enter the K-FAC sums of explicit
+    rows. `together` lets the uses that gain by it wait for several cotangents; rounding then differs.
     """
     n = sample_count(x)
     collected: dict[tuple[int, str], list[Entry]] = {}
@@ -118,7 +119,7 @@ def rows(
         if names:
             found = by(function, names, x, directions)
             entries |= {name: average_views(Rows(v[:, :, :, None, None]), views) for name, v in found.items()}
-    return BatchRows(output.detach().unflatten(0, (views, n // views)).mean(0), entries, factors)
+    return RowSet(output.detach().unflatten(0, (views, n // views)).mean(0), entries, factors)
 
 
 def _by_vmap(function: Function, names: tuple[str, ...], x: Inputs, cotangents: Tensor) -> dict[str, Tensor]:
@@ -153,17 +154,13 @@ def _one_by_one(function: Function, names: tuple[str, ...], x: Inputs, cotangent
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What feature rows are taken of: a network, its feature function, and which parameters go which way.
-
-    `ruled` parameters use layer rules, `generic` ones `vmap(grad)`; the rest stay fixed. Made by `survey`.
-    `points` are networks of the same kind at other weights, for pictures whose rows are taken there.
-    """
+    """What feature rows are taken of: a network, its feature function, and the `Ways` that `survey` has proven."""
 
     module: nn.Module
     features: Features
     ruled: tuple[str, ...]
     generic: tuple[str, ...]
-    points: tuple[nn.Module, ...] = ()
+    points: tuple[nn.Module, ...] = ()  # the network at other weights, for pictures whose rows are taken there
 
     def __call__(self, x: Inputs, replaced: Mapping[str, Tensor]) -> Tensor:
         """Features (n, d)."""
@@ -184,7 +181,7 @@ class RowPlan:
         return self.ruled + self.generic
 
 
-def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> BatchRows:
+def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: int = 0) -> RowSet:
     """Features and tangent rows of one batch, averaged over its views (n, ...), say plain and mirrored.
 
     `probes` (R, d) are directions in feature space; `positions` a picture enter the K-FAC sums of explicit rows. Cost:
@@ -198,21 +195,13 @@ def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: in
 @final
 @dataclass(frozen=True, eq=False)
 class TangentRows:
-    """A network whose rows are wanted for all outputs; made by `survey_rows`.
-
-    Attributes:
-        linearization: the network, frozen.
-        ways: how the rows of each parameter are got.
-        held: bytes of one picture's rows, by parameter; parameters that no output depends on are not among them.
-        outputs: C.
-        channels_last: whether pictures go through the network in that memory order.
-    """
+    """A network, frozen, whose rows are wanted for all C outputs; made by `survey_rows`."""
 
     linearization: Linearization
     ways: Ways
-    held: dict[str, int]
+    held: dict[str, int]  # bytes of a picture's rows, by parameter; without those that no output depends on
     outputs: int
-    channels_last: bool
+    channels_last: bool  # the memory order in which pictures go through the network
 
     @property
     def width(self) -> int:
@@ -234,12 +223,10 @@ class TangentRows:
         x = torch.as_tensor(x)
         x = x.clone() if x.is_inference() else x
         if x.dim() < 2 or not len(x):
-            message = f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one"
-            raise InputError(message)
+            raise InputError(f"inputs have shape {tuple(x.shape)}; give a batch (n, ...) of at least one")
         broken = ~torch.isfinite(x).flatten(1).all(1)
         if bool(broken.any()):
-            message = f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out"
-            raise InputError(message)
+            raise InputError(f"input {int(broken.nonzero()[0])} holds NaN or infinite values; repair or leave it out")
         x = x.to(self.like) if x.is_floating_point() else x.to(self.like.device)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 

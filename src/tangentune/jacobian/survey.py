@@ -37,11 +37,10 @@ def survey(module: nn.Module, features: Features, names: list[str], x: Tensor) -
     twin = lambda: replace(plan, module=copy.deepcopy(module).double())  # noqa: E731
     ways = find_ways(plan, twin, names, x, together=False)
     if ways.single:
-        message = (
+        raise LayerError(
             f"per-sample gradients of {', '.join(sorted(ways.single)[:5])} cannot be computed: the network mixes "
             "samples there or uses an operation without vmap support; leave these parameters out with `subset`"
         )
-        raise LayerError(message)
     return replace(plan, ruled=ways.ruled, generic=ways.generic)
 
 
@@ -71,8 +70,7 @@ def survey_rows(network: Network | Linearization, x: Tensor, params: str | Itera
     x = TangentRows(lin, Ways(), {}, 0, channels_last).prepare(x[:3])
     shape = tuple(lin.f0(x).shape)
     if len(shape) != 2 or shape[0] != len(x):
-        message = f"the network turns {len(x)} inputs into {shape}; it must return (n, outputs)"
-        raise InputError(message)
+        raise InputError(f"the network turns {len(x)} inputs into {shape}; it must return (n, outputs)")
     return survey_linearization(lin, x, channels_last)
 
 

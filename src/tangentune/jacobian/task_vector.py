@@ -43,7 +43,6 @@ class TaskVector(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def __add__(self, other: TaskVector) -> TaskVector:
-        """Sum over the same parameters."""
         self._refuse_other(other)
         return TaskVector({name: tensor + other[name] for name, tensor in self.items()})
 
@@ -81,41 +80,32 @@ class TaskVector(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TaskVector:
-        """Read what `save` wrote, or any safetensors file of tensors by parameter name.
-
-        Raises:
-            StoreError: if there is no such file, or it is damaged.
-        """
+        """Read what `save` wrote, or any safetensors file of tensors by parameter name; StoreError if it cannot."""
         return cls(read_tensors(path, "task vector", foreign=True)[1])
 
     def _refuse_other(self, other: TaskVector) -> None:
         if not isinstance(other, TaskVector):
-            message = f"a task vector is added to a task vector, not to a {type(other).__name__}"
-            raise InputError(message)
+            raise InputError(f"a task vector is added to a task vector, not to a {type(other).__name__}")
         if self.keys() != other.keys():
             name = sorted(self.keys() ^ other.keys())[0]
-            message = f"these task vectors hold different parameters: only one has {name!r}"
-            raise InputError(message)
+            raise InputError(f"these task vectors hold different parameters: only one has {name!r}")
         wrong = [name for name, tensor in self.items() if tensor.shape != other[name].shape]
         if wrong:
             shapes = f"{tuple(self[wrong[0]].shape)} and {tuple(other[wrong[0]].shape)}"
-            message = f"{wrong[0]} has the shapes {shapes} in these task vectors; they belong to different networks"
-            raise InputError(message)
+            raise InputError(
+                f"{wrong[0]} has the shapes {shapes} in these task vectors; they belong to different networks"
+            )
 
 
 def difference(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> TaskVector:
-    """`after - before` over the names of `before`; shapes must agree.
-
-    Raises:
-        InputError: a parameter is missing or has another shape; it is named.
-    """
+    """`after - before` over the names of `before`; an InputError names what is missing or has another shape."""
     for name, tensor in before.items():
         if name not in after:
-            message = f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}"
-            raise InputError(message)
+            raise InputError(f"the fine-tuned weights have no {name!r}; they have, for instance, {sorted(after)[:3]}")
         if after[name].shape != tensor.shape:
-            message = f"{name} has shape {tuple(after[name].shape)} after and {tuple(tensor.shape)} before fine-tuning"
-            raise InputError(message)
+            raise InputError(
+                f"{name} has shape {tuple(after[name].shape)} after and {tuple(tensor.shape)} before fine-tuning"
+            )
     return TaskVector({name: torch.sub(after[name].to(tensor), tensor) for name, tensor in before.items()})
 
 

@@ -37,16 +37,12 @@ def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor
 
 @dataclass(frozen=True)
 class PictureBatches:
-    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call.
-
-    `points` is the expansion point of each picture's rows, -1 being the network itself; None where all are taken there.
-    At most `batch` pictures come at a time.
-    """
+    """Pictures as network inputs: `batches(positions or None)` gives them in order, afresh at every call."""
 
     count: int
     batches: Callable[[list[int] | None], Iterable[Tensor]]
-    points: tuple[int, ...] | None = None
-    batch: int = 32
+    points: tuple[int, ...] | None = None  # expansion point of each picture's rows, -1 being the network, as None is
+    batch: int = 32  # pictures at a time, at most
 
     def portions(self, index: list[int] | None) -> Iterator[Portion]:
         """Batches of all pictures or some, those of one expansion point together."""

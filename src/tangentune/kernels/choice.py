@@ -29,19 +29,14 @@ SCALES = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """One way to build the kernel from its blocks, made with the metric `power`.
-
-    With `normalize` head and body are cosines, each apart. `body_scale` is the factor of the body, head at 1 (0: a
-    linear probe); block scales grow like exp(slope * depth), depth from 0 (`first` block kept; those before it have
-    scale 0) to 1 (last). `factors` further multiply each block kept, in network order; lengths are without them.
-    """
+    """One way to build the kernel from its blocks, made with the metric `power`."""
 
     power: float
-    normalize: bool
-    body_scale: float
-    slope: float = 0.0
-    first: str = ""
-    factors: tuple[float, ...] = ()
+    normalize: bool  # head and body are cosines, each apart
+    body_scale: float  # factor of the body, head at 1; 0: a linear probe
+    slope: float = 0.0  # block scales grow like exp(slope * depth), depth from 0 (the first block kept) to 1 (last)
+    first: str = ""  # block kept; those before it have scale 0
+    factors: tuple[float, ...] = ()  # of each block kept, beside its scale, in network order; not in the lengths
 
     def scales(self, blocks: Sequence[str]) -> dict[str, float]:
         """Scale of each block within the body."""
@@ -105,8 +100,7 @@ def block_scales(blocks: list[str], slope: float) -> dict[str, float]:
 
 def combine(problem: KernelCandidates, choice: KernelChoice) -> Tensor:
     """The (n, n) kernel of a choice, float64."""
-    head = problem.head.double()
-    head = cosine(head) if choice.normalize else head
+    head = cosine(problem.head.double()) if choice.normalize else problem.head.double()
     if choice.body_scale == 0 or not problem.blocks:
         return head
     scales, lengths = choice.scales(list(problem.blocks)), body_lengths(problem, choice)
@@ -132,28 +126,24 @@ def damping_unit(factor: RidgeFactor) -> float:
 
 
 def damping_path(factor: RidgeFactor, targets: Tensor, criterion: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Dampings, and along them the leave-one-out error and the criterion, smaller being better.
-
-    The grid goes on where its best is at an end, if that gains anything.
-    """
+    """`along` the grid of dampings, which goes on where its best is at an end, if that gains anything."""
     unit = damping_unit(factor)
-
-    def along(relative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        errors = loo_errors(factor, targets, relative * unit)
-        values = errors if criterion == "loo" else -log_evidence(factor, targets, relative * unit)
-        return relative * unit, errors, values
-
-    first = along(RELATIVE_DAMPINGS)
+    first = along(factor, targets, RELATIVE_DAMPINGS * unit, criterion)
     best, last = int(first[2].argmin()), len(RELATIVE_DAMPINGS) - 1
     if 0 < best < last:
         return first
-    more = along(ABOVE[1:] if best else BELOW[:-1])
+    more = along(factor, targets, (ABOVE[1:] if best else BELOW[:-1]) * unit, criterion)
     least = first[2].min()
     if not more[2].min() < least - LEAST_GAIN * least.abs():
         return first
-    joined = zip(*((first, more) if best else (more, first)), strict=True)
-    dampings, errors, values = (torch.cat(pair) for pair in joined)
+    dampings, errors, values = map(torch.cat, zip(*((first, more) if best else (more, first)), strict=True))
     return dampings, errors, values
+
+
+def along(factor: RidgeFactor, targets: Tensor, dampings: Tensor, criterion: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Dampings, and along them the leave-one-out error and the criterion, smaller being better."""
+    errors = loo_errors(factor, targets, dampings)
+    return dampings, errors, errors if criterion == "loo" else -log_evidence(factor, targets, dampings)
 
 
 def edge_words(relative: float) -> str:
@@ -173,12 +163,9 @@ def score(problem: KernelCandidates, choice: KernelChoice, damping: float | None
     if damping is None:
         grid, errors, values = damping_path(factor, problem.targets, criterion)
     else:
-        grid = torch.tensor([damping], dtype=torch.float64)
-        errors = loo_errors(factor, problem.targets, grid)
-        values = errors if criterion == "loo" else -log_evidence(factor, problem.targets, grid)
-    best = int(values.argmin())
+        grid, errors, values = along(factor, problem.targets, torch.tensor([damping], dtype=torch.float64), criterion)
+    best, count = int(values.argmin()), len(problem.targets)
     chosen = float(grid[best])
-    count = len(problem.targets)
     return Scored(choice, chosen, chosen / damping_unit(factor), float(errors[best]), float(values[best]), count)
 
 
@@ -224,8 +211,7 @@ def first_choices(
     problem: KernelCandidates, power: float, fixed: FixedChoices, slopes: Sequence[float]
 ) -> list[KernelChoice]:
     """A coarse grid over everything that is free; always with the plain linear probe in it."""
-    choices: list[KernelChoice] = []
-    first = next(iter(problem.blocks), "")
+    choices, first = list[KernelChoice](), next(iter(problem.blocks), "")
     for normalize in (True, False) if fixed.normalize is None else (fixed.normalize,):
         unit = unit_scale(problem, normalize)
         if fixed.body_scale is not None:
@@ -268,11 +254,10 @@ def search(
 
 
 def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
-    """A choice whose blocks each have a scale of their own, with the damping, by evidence with gradients.
+    """A choice whose blocks each have a scale of their own, with the damping, by about 30 evidences with gradient.
 
-    A weak prior keeps scales near those of `scored`, the best of a search by evidence, its body not switched off
-    (`maximise_block_evidence`). Rows keep the lengths that they were given. The old choice comes back where every block
-    kernel is zero. Cost about 30 evaluations of the evidence with gradient.
+    A weak prior keeps scales near those of `scored`, the best of a search by evidence, its body not switched off. Rows
+    keep the lengths that they were given. The old choice comes back where every block kernel is zero.
     """
     choice, names = scored.choice, list(problem.blocks)
     lengths = body_lengths(problem, choice)

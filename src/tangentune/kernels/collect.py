@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,33 +11,13 @@ from torch import Tensor
 from tangentune.errors import BudgetError
 from tangentune.jacobian.kfac_factors import FactorSums
 from tangentune.jacobian.layers import Entry, Pairs, Rows
-from tangentune.jacobian.rows import RowPlan, Ways, batch_rows, memory_groups
+from tangentune.jacobian.rows import RowPlan, RowSet, Ways, batch_rows, memory_groups
 from tangentune.kernels.batches import Batches
 from tangentune.kernels.metric import KroneckerFactors, diagonal_kronecker, matrix_kronecker, pairs_sample
 
 FACTOR_POSITIONS = 16
 FACTOR_PICTURES = 256
 ROUNDING = 32  # rows below so many roundings of the largest layer's are noise
-
-
-@dataclass(frozen=True)
-class RowSet:
-    """Rows of n pictures: `phi` (n, d), `entries` by parameter, K-FAC sums of those that are explicit."""
-
-    phi: Tensor
-    entries: dict[str, Entry]
-    samples: dict[str, FactorSums]
-
-    def restrict(self, names: Iterable[str]) -> RowSet:
-        """The rows of fewer parameters."""
-        kept = set(names)
-        entries = {name: entry for name, entry in self.entries.items() if name in kept}
-        return RowSet(self.phi, entries, {name: s for name, s in self.samples.items() if name in kept})
-
-    def select(self, index: Tensor) -> RowSet:
-        """The rows of fewer pictures."""
-        entries = {name: entry.select(index) for name, entry in self.entries.items()}
-        return RowSet(self.phi[index], entries, self.samples)
 
 
 def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
@@ -74,7 +54,7 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
     """K-FAC factors of every parameter from a collected set; cost `sum groups (i^3 + o^3)`."""
     out = {}
     for name, entry in rows.entries.items():
-        sample = pairs_sample(entry) if isinstance(entry, Pairs) else rows.samples.get(name)
+        sample = pairs_sample(entry) if isinstance(entry, Pairs) else rows.factors.get(name)
         if isinstance(entry, Rows) and (sample is None or not _fits(sample, entry)):
             out[name] = diagonal_kronecker(entry)
         elif sample is not None:
@@ -99,12 +79,11 @@ def plan_passes(sizes: dict[str, int], count: int, budget: int) -> list[list[str
     """
     for name, size in reversed(sizes.items()):
         if 3 * size * count > budget:
-            message = (
+            raise BudgetError(
                 f"the rows of {name} need {3 * size * count / 2**20:.0f} MiB for {count} pictures, more than the "
                 f"{budget / 2**20:.0f} MiB left of the memory budget; raise memory_budget, lower the input size or "
                 "leave early layers out with subset='last:K'"
             )
-            raise BudgetError(message)
     return memory_groups(sizes, count, budget, spare=2)
 
 

@@ -184,11 +184,8 @@ def seconds_of(
     pilot = len(pilot_pictures(n, outputs)) if free and not small else 0
     plain = sum(_gram_work(layer, n) for layer in layers)
     moved = sum(_whitening_work(layer) for layer in layers)
-    factors = sum(
-        layer.groups * sum(rates.decomposition(side) for side in (layer.outputs, layer.inputs))
-        for layer in layers
-        if layer.factors
-    )
+    sides = [(layer.groups, side) for layer in layers if layer.factors for side in (layer.outputs, layer.inputs)]
+    factors = sum(groups * rates.decomposition(side) for groups, side in sides)
     normalisations = 2 if settings.fixed.normalize is None else 1
 
     def trying(count: int, settings_tried: int) -> float:

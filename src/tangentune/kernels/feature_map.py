@@ -24,22 +24,16 @@ from tangentune.networks.parameters import block_of
 
 @dataclass(frozen=True)
 class TangentMap:
-    """The feature map of `tangent`, network and parameters that move, frozen after `fit`.
-
-    `probes` (R, d) are directions in feature space; with `mirrored`, features and rows are means over a picture and
-    its mirror image; `metric` whitens each parameter's rows, and is empty for power 0. `body_scale` is the scale of
-    the body's kernel against the head's. With `normalize` head rows and body rows have length one, `length_scales`
-    being the scale of each block in the lengths of body rows.
-    """
+    """The feature map of `tangent`, network and parameters that move, frozen after `fit`."""
 
     tangent: RowPlan
-    probes: Tensor
-    mirrored: bool
-    metric: dict[str, Whitening]
+    probes: Tensor  # (R, d) directions in feature space
+    mirrored: bool  # features and rows are means over a picture and its mirror image
+    metric: dict[str, Whitening]  # whitens each parameter's rows; empty for power 0
     block_scales: dict[str, float]
-    body_scale: float
-    normalize: bool
-    length_scales: dict[str, float]
+    body_scale: float  # of the body's kernel against the head's
+    normalize: bool  # head rows and body rows have length one
+    length_scales: dict[str, float]  # of each block in the lengths of body rows
 
 
 @dataclass(frozen=True)
@@ -55,13 +49,11 @@ class TangentModel:
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureRows:
-    """Rows of n pictures in one feature map: `phi` (n, d) float64, of length one if the map normalises; body `entries`
-    by parameter name, in the metric; `lengths` (n,) float64, inverse ones of the whole body rows, or ones.
-    """
+    """Rows of n pictures in one feature map."""
 
-    phi: Tensor
-    entries: dict[str, Entry]
-    lengths: Tensor
+    phi: Tensor  # (n, d) float64, of length one if the map normalises
+    entries: dict[str, Entry]  # of the body, by parameter name, in the metric
+    lengths: Tensor  # (n,) float64, inverse ones of the whole body rows, or ones
 
     def __len__(self) -> int:
         return len(self.phi)
@@ -115,8 +107,8 @@ def join_rows(first: FeatureRows, second: FeatureRows) -> FeatureRows:
     return FeatureRows(torch.cat([first.phi, second.phi]), entries, lengths)
 
 
-def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None) -> Tensor:
-    """(m, n) float64 kernel between two sets, None being the first again; cost as `gram`, parameter by parameter."""
+def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows | None = None) -> Tensor:
+    """(m, n) float64 kernel between two sets, or of one with itself; cost as `gram`, parameter by parameter."""
     other = left if right is None else right
     head = left.phi @ other.phi.T
     if not left.entries:
@@ -125,11 +117,6 @@ def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows 
     for name, entry in left.entries.items():
         body += _scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
     return head + feature_map.body_scale * left.lengths[:, None] * body * other.lengths
-
-
-def own_kernel(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
-    """(n, n) kernel of one set with itself, symmetric."""
-    return cross_kernel(feature_map, rows, None)
 
 
 def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
@@ -155,9 +142,7 @@ def row_parts(
 def primal(
     feature_map: TangentMap, parts: Iterable[tuple[Tensor, FeatureRows]], dual: Tensor, bias: Tensor
 ) -> TangentModel:
-    """The fitted function of a dual solution (n, C), with weights instead of pictures; one pass over the `parts` of the
-    rows.
-    """
+    """The fitted function of a dual solution (n, C), with weights instead of pictures; one pass over the rows."""
     head: Tensor | None = None
     body: dict[str, Tensor] = {}
     for index, rows in parts:
@@ -183,10 +168,7 @@ def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) ->
 
 
 def decision(model: TangentModel, x: Tensor) -> Tensor:
-    """Scores (n, C), float64, of one batch of network inputs.
-
-    Cost: one forward and R backwards, as in fitting, and C multiply-adds a row entry.
-    """
+    """Scores (n, C), float64, of a batch of inputs; one forward and R backwards, and C multiply-adds a row entry."""
     feature_map = model.map
     part = batch_rows(feature_map.tangent, views_of(x, feature_map.mirrored), feature_map.probes)
     phi = part.phi

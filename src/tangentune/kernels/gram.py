@@ -36,8 +36,7 @@ def pairs_are_cheaper(positions: int, thickness: int, width: int) -> bool:
 def gram(entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> Tensor:
     """Inner products of rows, (n, m) float64; symmetric work is done once when `other` is None.
 
-    Cost: "rows" n m w multiply-adds for row width w, "pairs" n m T^2 (i + R o). Temporary memory about
-    `tile_bytes`.
+    Cost: "rows" n m w multiply-adds for row width w, "pairs" n m T^2 (i + R o). Temporary memory about `tile_bytes`.
     """
     pairs, device = strategy(entry, other) == "pairs", (entry.a if isinstance(entry, Pairs) else entry.values).device
     out = torch.zeros(len(entry), len(entry if other is None else other), dtype=torch.float64, device=device)

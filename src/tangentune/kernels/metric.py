@@ -22,18 +22,13 @@ FACTOR_DAMPING = 1.0  # in mean eigenvalues; less makes leave-one-out optimistic
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """K-FAC factors of one parameter, as eigen-decompositions with mean eigenvalue 1.
+    """K-FAC factors of one parameter, as eigen-decompositions with mean eigenvalue 1."""
 
-    `a_values` (groups, i) and `a_vectors` (groups, i, i) of the input factor, `g_values` (groups, o) and `g_vectors`
-    (groups, o, o) of the cotangents'; `mean_square` of a row's entries is the mean eigenvalue of the block's Fisher
-    matrix.
-    """
-
-    a_values: Tensor
-    a_vectors: Tensor
-    g_values: Tensor
-    g_vectors: Tensor
-    mean_square: float
+    a_values: Tensor  # (groups, i) of the input factor
+    a_vectors: Tensor  # (groups, i, i)
+    g_values: Tensor  # (groups, o) of the cotangents' factor
+    g_vectors: Tensor  # (groups, o, o)
+    mean_square: float  # of a row's entries: the mean eigenvalue of the block's Fisher matrix
 
 
 @dataclass(frozen=True)

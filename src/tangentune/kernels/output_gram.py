@@ -30,7 +30,7 @@ DUAL_FORWARD, BACKWARD = 3, 2  # in plain forward passes
 
 
 def logit_gram(
-    linearization: Linearization, batches: Collection[Inputs], *, memory_bytes: int = 2 * 2**30, verbose: int = 0
+    linearization: Linearization, batches: Collection[Inputs], *, memory_bytes: int = 2**31, verbose: int = 0
 ) -> Tensor:
     """`J J^T` over all pictures and outputs, (n C, n C) float64, row i C + c for picture i, output c.
 
@@ -40,14 +40,19 @@ def logit_gram(
     count, first = sum(map(sample_count, batches)), next(iter(batches))
     size = count * linearization.f0(first).shape[1]
     if size > LIMIT:
-        message = (
+        raise InputError(
             f"{count} pictures x {size // count} outputs make a Gram matrix of {size:,} rows, above {LIMIT:,}; solve "
             "in parameter space with tangentune.solvers.pcg, or take fewer pictures"
         )
-        raise InputError(message)
     rows = survey_linearization(linearization, first)
     out = torch.zeros(size, size, dtype=torch.float64, device=rows.like.device)
-    groups = _fitting_groups(rows, count, memory_bytes)
+    for name, size in reversed(rows.held.items()):
+        if count * size > memory_bytes:
+            raise BudgetError(
+                f"the rows of {name} need {count * size / 2**20:.1f} MB for {count} pictures; allow more "
+                "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
+            )
+    groups = memory_groups(rows.held, count, memory_bytes)
     for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
         for _, entry in _collected(rows, batches, names):
             add_gram(out, entry)
@@ -55,11 +60,7 @@ def logit_gram(
 
 
 def logit_cross_gram(
-    linearization: Linearization,
-    batches: Collection[Inputs],
-    others: Collection[Inputs],
-    *,
-    memory_bytes: int = 2 * 2**30,
+    linearization: Linearization, batches: Collection[Inputs], others: Collection[Inputs], *, memory_bytes: int = 2**31
 ) -> Tensor:
     """`J(X) J(X')^T` between all outputs of two sets of pictures, (n C, m C), row i C + c and column j C + d.
 
@@ -70,16 +71,13 @@ def logit_cross_gram(
     rows = survey_linearization(linearization, next(iter(batches)))
     outputs, most = rows.outputs, max(left, right)
     if most * outputs > LIMIT:
-        message = (
+        raise InputError(
             f"{most} pictures x {outputs} outputs make a Gram matrix of {most * outputs:,} rows, above {LIMIT:,}; "
             "take fewer pictures at a time"
         )
-        raise InputError(message)
-    try:
-        groups = _fitting_groups(rows, left + right, memory_bytes)
-    except BudgetError:
-        return _cross_by_products(linearization, batches, others)
-    if DUAL_FORWARD * left * right * outputs < len(groups) * (left + right) * (1 + BACKWARD * outputs):
+    fits = (left + right) * max(rows.held.values(), default=0) <= memory_bytes
+    groups = memory_groups(rows.held, left + right, memory_bytes)
+    if not fits or DUAL_FORWARD * left * right * outputs < len(groups) * (left + right) * (1 + BACKWARD * outputs):
         return _cross_by_products(linearization, batches, others)
     out = torch.zeros(left * outputs, right * outputs, dtype=torch.float64, device=rows.like.device)
     for names in groups:
@@ -101,6 +99,9 @@ def tangent_kernel(
 ) -> Tensor:
     """Kernel between inputs, (problems, N, M) in float64; N and M count the rows of each problem.
 
+    Cost: one forward and C backward passes an input and sweep, and at most n m C^2 p multiply-adds ("full") or n m C p
+    (the others). An input or kernel that is not finite is an InputError.
+
     Args:
         rows: the network, from `survey_rows`.
         x: (n, ...) inputs.
@@ -111,13 +112,6 @@ def tangent_kernel(
         batch_size: inputs that pass through the network at a time.
         memory_bytes: for the rows of x; parameters are taken in groups that fit, each group costing one more sweep.
         held: rows of x where they are known already, from `hold_rows`.
-
-    Returns:
-        The kernel. Cost: one forward and C backward passes an input and sweep, and at most n m C^2 p multiply-adds
-        ("full") or n m C p (the others).
-
-    Raises:
-        InputError: an input or the kernel is not finite.
 
     Example:
         >>> from tangentune.jacobian.survey import survey_rows
@@ -146,17 +140,13 @@ def tangent_kernel(
             for name, entry in rows.entries(part, names).items():
                 _add(columns, own[name], entry, outputs)
     if not bool(torch.isfinite(out).all()):
-        message = "the tangent kernel holds NaN or infinite values; the network overflows on these inputs"
-        raise InputError(message)
+        raise InputError("the tangent kernel holds NaN or infinite values; the network overflows on these inputs")
     return mirrored(out) if second is None else out
 
 
 @usual_torch
 def kernel_diagonal(rows: TangentRows, x: Tensor, *, outputs: Outputs = "full", batch_size: int = 64) -> Tensor:
     """`k(x, x)` of every input and output, (n, C) in float64; (n, 1) for "shared". Cost: no products over pairs.
-
-    Raises:
-        InputError: an input is not finite.
 
     Example:
         >>> from tangentune.jacobian.survey import survey_rows
@@ -181,8 +171,7 @@ def hold_rows(rows: TangentRows, x: Tensor, batch_size: int, memory_bytes: int) 
 def check_outputs(outputs: str) -> None:
     """Refuse an unknown word."""
     if outputs not in get_args(Outputs):
-        message = f"outputs={outputs!r} is not known; use one of {', '.join(map(repr, get_args(Outputs)))}"
-        raise InputError(message)
+        raise InputError(f"outputs={outputs!r} is not known; use one of {', '.join(map(repr, get_args(Outputs)))}")
 
 
 def add_gram(out: Tensor, entry: Entry, other: Entry | None = None, tile_bytes: int = TILE_BYTES) -> None:
@@ -270,18 +259,6 @@ def _collected(rows: TangentRows, batches: Iterable[Inputs], names: list[str]) -
     for name in list(parts):
         own = parts.pop(name)
         yield name, own[0] if len(own) == 1 else join_entries(own)
-
-
-def _fitting_groups(rows: TangentRows, pictures: int, memory_bytes: int) -> list[list[str]]:
-    """Groups of parameters whose rows fit into memory together."""
-    for name, size in reversed(rows.held.items()):
-        if pictures * size > memory_bytes:
-            message = (
-                f"the rows of {name} need {pictures * size / 2**20:.1f} MB for {pictures} pictures; allow more "
-                "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
-            )
-            raise BudgetError(message)
-    return memory_groups(rows.held, pictures, memory_bytes)
 
 
 def _cross_by_products(linearization: Linearization, batches: Collection[Inputs], others: Collection[Inputs]) -> Tensor:

@@ -72,10 +72,7 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
 def choose_on_all(
     job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]
 ) -> tuple[float, dict[str, Tensor], list[Scored]]:
-    """The best metric power, its kernels from the best first block on, and all that was tried: every pair of the two.
-
-    What small sets can afford.
-    """
+    """The best metric power, its kernels from the best first block on, and all tried: every pair, for small sets."""
     settings, head = job.settings, _head(rows)
     best: tuple[Scored, dict[str, Tensor]] | None = None
     tried: list[Scored] = []

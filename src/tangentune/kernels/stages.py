@@ -42,20 +42,17 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class FitJob:
-    """What the stages share: `targets` (n, C) and `weights` (n,) of the pictures, `probes` (R, d), a meter of costs.
-
-    `room` is the bytes that rows may take, `trial` says how many those of each parameter are.
-    """
+    """What the stages share."""
 
     tangent: RowPlan
     pictures: PictureBatches
-    targets: Tensor
-    weights: Tensor
+    targets: Tensor  # (n, C)
+    weights: Tensor  # (n,)
     settings: FitSettings
     meter: Meter
-    probes: Tensor
-    trial: Trial
-    room: int
+    probes: Tensor  # (R, d)
+    trial: Trial  # how many bytes the rows of each parameter take
+    room: int  # bytes that rows may take
 
     def batches(self, label: str, index: list[int] | None = None) -> Batches:
         """Network inputs with a progress bar."""

@@ -24,13 +24,9 @@ SCATTER = 1.2  # what the pieces of freed memory cost, batch after batch
 @final
 @dataclass(frozen=True)
 class LayerRows:
-    """One parameter's rows as they are held: R `probes`, each `groups` matrices of `outputs` x `inputs`.
+    """One parameter's rows as they are held: R `probes`, each `groups` matrices of `outputs` x `inputs`."""
 
-    `positions` whose outer products add up to a row are held instead of it; 0: the row itself. Numbers of `itemsize`
-    bytes.
-    """
-
-    positions: int
+    positions: int  # whose outer products add up to a row are held instead of it; 0: the row itself
     groups: int
     outputs: int
     inputs: int
@@ -64,21 +60,14 @@ class LayerRows:
 @final
 @dataclass(frozen=True)
 class Trial:
-    """What was found with a few pictures.
+    """What was found with a few pictures."""
 
-    Attributes:
-        layers: rows of each parameter, with all probes.
-        resident: bytes that the process holds before the fit: itself, libraries, network, pictures.
-        batch_bytes: what one batch takes beyond that, its rows not counted; each picture of it `picture_bytes`.
-        forward, backward: seconds a picture, the latter a probe; NaN where no time was taken.
-    """
-
-    layers: dict[str, LayerRows]
-    resident: int
-    batch_bytes: int
-    picture_bytes: int
-    forward: float = math.nan
-    backward: float = math.nan
+    layers: dict[str, LayerRows]  # rows of each parameter, with all probes
+    resident: int  # bytes that the process holds before the fit: itself, libraries, network, pictures
+    batch_bytes: int  # what one batch takes beyond that, its rows not counted
+    picture_bytes: int  # of it, each picture
+    forward: float = math.nan  # seconds a picture; NaN where no time was taken
+    backward: float = math.nan  # seconds a picture and probe
 
 
 def run_trial(
@@ -107,12 +96,11 @@ def run_trial(
     _, one, entries = measure(1, 1)  # pays for set-up too, and what set-up leaves behind stays
     resident = resident_bytes(device)
     if resident + one > budget:
-        message = (
+        raise BudgetError(
             f"one picture in the network takes {nice_mebibytes(one)} beside the {nice_mebibytes(resident)} that this "
             f"process already holds, more than the memory budget of {nice_mebibytes(budget)}, which counts the whole "
             "process; raise memory_budget or lower the input size"
         )
-        raise BudgetError(message)
     count = max(1, min(len(few), (budget - resident) // max(1, one)))
     seconds, several, entries = measure(count, 1)
     layers = {name: _layer(entries[name], probes) for name in tangent.names if name in entries}

@@ -38,11 +38,11 @@ class Backbone:
         module: any network that takes a batch (n, ...); torch.compile and DataParallel are taken off, and half
             precision becomes float32.
         input_size: (channels, height, width) of its pictures; None: vectors or token ids, passed as they are.
-        mean: per-channel mean of pixels in [0, 1], or one number for all channels; empty means no shift.
-        std: per-channel standard deviation on that scale, likewise; empty means no scaling.
-        features: where the penultimate features (n, d) are. None: the module's own output. A name: the output
-            of that submodule, at which the forward pass then ends. A function of (module, x): what it
-            returns; it must use the module it is given. (n, d, h, w) is averaged over positions.
+        mean: of pixels in [0, 1], one number a channel or one for all; empty means no shift.
+        std: standard deviation on that scale, likewise; empty means no scaling.
+        features: where the penultimate features (n, d) are. None: the module's own output. A name: the output of that
+            submodule, at which the forward pass then ends. A function of (module, x): what it returns; it must use the
+            module it is given. (n, d, h, w) is averaged over positions.
         interpolation: how pictures are resized: "nearest", "bilinear", "bicubic" or "lanczos".
         crop: None squashes pictures to the input size; a share in (0, 1] keeps their shape and crops them.
         licence: licence of the weights.
@@ -53,7 +53,6 @@ class Backbone:
     Attributes:
         module: the frozen copy; the pre-trained classifier stays in it.
         contract: the `DataContract`.
-        name: as given.
         feature_function: `(module, x) -> (n, d)` without the checks of `features`, for `torch.func`.
 
     Raises:
@@ -126,16 +125,10 @@ class Backbone:
         return next(p for p in self.module.parameters() if p.is_floating_point())
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features, differentiable in x and in the parameters.
+        """Penultimate features (n, d), in the network's own dtype, differentiable in x and in the parameters.
 
-        Args:
-            x: network inputs (n, *input_size), already normalised; another height and width is passed on.
-
-        Returns:
-            Features (n, d), in the network's own dtype.
-
-        Raises:
-            BackboneError: if x does not fit the contract or the features hold NaN or infinity.
+        Network inputs x (n, *input_size) are normalised already; another height and width is passed on. What does not
+        fit the contract, or gives NaN or infinity, is a BackboneError.
         """
         phi = self.feature_function(self.module, self._input(x))
         refuse_not_finite(phi.detach())
@@ -145,38 +138,25 @@ class Backbone:
     def check(self, x: Tensor | None = None) -> None:
         """Refuse a network that is not a fixed, differentiable function of each picture alone.
 
-        Args:
-            x: a few normalised inputs, (n, *input_size); by default a fixed made-up one.
-
-        Raises:
-            BackboneError: naming the likely part: dropout or noise left on, normalisation by the batch, NaN,
-                no gradient, inputs it cannot take.
-
+        By default on a fixed made-up input, else on a few normalised ones x (n, *input_size). The BackboneError names
+        the likely part: dropout or noise left on, normalisation by the batch, NaN, no gradient, inputs it cannot take.
         Cost: at most 13 pictures forward and one backward.
         """
         if x is None and self.contract.input_size is None:
-            message = "check() of a backbone without input_size needs a few inputs x"
-            raise BackboneError(message)
+            raise BackboneError("check() of a backbone without input_size needs a few inputs x")
         given = self.sample() if x is None else self._input(x)
         if len(given) == 0:
-            message = "check(x) needs at least one input"
-            raise BackboneError(message)
+            raise BackboneError("check(x) needs at least one input")
         if given.is_floating_point() and not bool(torch.isfinite(given).all()):
-            message = "the inputs given to check() hold NaN or infinity"
-            raise BackboneError(message)
+            raise BackboneError("the inputs given to check() hold NaN or infinity")
         try:
             check_fixed_function(self.module, self.feature_function, given)
         except BackboneError as error:
-            message = f"backbone {self.name!r} cannot be used: {error}"
-            raise BackboneError(message) from error
+            raise BackboneError(f"backbone {self.name!r} cannot be used: {error}") from error
 
     @usual_torch
     def to(self, device: str | torch.device) -> Backbone:
-        """The same backbone on a device: itself if it is there already, else a copy.
-
-        Raises:
-            InputError: there is no such device here.
-        """
+        """The same backbone on a device: itself if it is there already, else a copy; an InputError if there is none."""
         found = usable_device(device)
         if found == self.device:
             return self
@@ -185,10 +165,7 @@ class Backbone:
         return moved
 
     def with_size(self, size: int | tuple[int, ...] | None) -> Backbone:
-        """The same network (shared, not copied) for pictures of another size; None changes nothing.
-
-        Whether the network takes that size, `check` tells. Sizes are as for `DataContract.with_size`.
-        """
+        """The same network (shared) for pictures of another size, as `DataContract.with_size`; `check` tries it."""
         return self.with_contract(self.contract.with_size(size))
 
     def with_contract(self, contract: DataContract) -> Backbone:
@@ -224,26 +201,20 @@ class Backbone:
 
     @usual_torch
     def verify(self, description: dict[str, Any]) -> None:
-        """Check that this is the network that `describe` described, whatever it is called and sized now.
-
-        Raises:
-            BackboneError: if parameters, or the features they give, are different.
-        """
+        """A BackboneError unless parameters and features are those that `describe` told, whatever name or size now."""
         kind = f"{description['class']}, {description['parameters']:,} parameters, {description['dtype']}"
         was = f"{description['name']!r} ({kind})"
         if parameter_digest(self.module) != description["digest"]:
-            message = (
+            raise BackboneError(
                 f"backbone {self.name!r} has other parameters than {was}, with which the model was fitted; "
                 "give that network"
             )
-            raise BackboneError(message)
         prepared = self.with_contract(DataContract.from_dict(description["contract"]))
         if not same_features(prepared._fingerprint(), description["fingerprint"]):
-            message = (
+            raise BackboneError(
                 f"backbone {self.name!r} has the parameters of {was} but gives other features; check that its layers "
                 "and `features` are those the model was fitted with"
             )
-            raise BackboneError(message)
 
     def _fingerprint(self) -> list[float] | None:
         """Width, norm and first eight values of the features of the made-up input."""
@@ -265,26 +236,21 @@ class Backbone:
             return x.to(self._weight) if x.is_floating_point() else x.to(self.device)
         if x.dim() == 1 + len(size) and x.shape[1] == size[0] and x.is_floating_point():
             return x.to(self._weight)
-        message = (
+        raise BackboneError(
             f"backbone {self.name!r} takes normalised floating-point inputs of shape (n, {', '.join(map(str, size))}), "
             f"not {tuple(x.shape)} of {x.dtype}"
         )
-        raise BackboneError(message)
 
     def __eq__(self, other: object) -> bool:
-        """Same name, contract, features and parameters."""
         if not isinstance(other, Backbone):
             return NotImplemented
-        same = (self.name, self.contract) == (other.name, other.contract)
-        same = same and self.feature_function == other.feature_function
-        return same and parameter_digest(self.module) == parameter_digest(other.module)
+        mine, theirs = ((b.name, b.contract, b.feature_function) for b in (self, other))
+        return mine == theirs and parameter_digest(self.module) == parameter_digest(other.module)
 
     def __hash__(self) -> int:
-        """Hash of what is cheap to compare."""
         return hash((self.name, self.contract))
 
     def __repr__(self) -> str:
-        """One line: name, input size, parameters, type and device."""
         count = sum(p.numel() for p in self.module.parameters())
         dtype = str(self.dtype).removeprefix("torch.")
         facts = f"input_size={self.contract.input_size}, parameters={count:,}, dtype={dtype}"
@@ -299,17 +265,18 @@ def load_backbone(name: str) -> Backbone:
     """A pre-trained network by name.
 
     Args:
-        name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package,
-            hash checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download);
-            "hf:DIR" (a local directory written by transformers).
+        name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package, hash
+            checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download); "hf:DIR" (a
+            local directory written by transformers).
 
     Raises:
-        MissingExtraError: if a package is absent; the message holds the command that installs it.
-        BackboneError: if the name is unknown or the weights are damaged.
+        MissingExtraError: a package is absent; the message holds the command that installs it.
+        BackboneError: the name is unknown or the weights are damaged.
     """
     if not isinstance(name, str):
-        message = f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
-        raise BackboneError(message)
+        raise BackboneError(
+            f"load_backbone takes a name, not a {type(name).__name__}; wrap networks with Backbone(module, ...)"
+        )
     if is_known(name):
         loaded = load_network(name) if name in NETWORKS else hubs.load_from_hub(name)
         backbone = Backbone.from_loaded(loaded, name)
@@ -318,11 +285,10 @@ def load_backbone(name: str) -> Backbone:
     squeezed = {known.replace("_", ""): known for known in NETWORKS}
     near = difflib.get_close_matches(name.lower().replace("_", "").replace("-", ""), squeezed, 1)
     hint = f"; did you mean {squeezed[near[0]]!r}?" if near else ""
-    message = (
+    raise BackboneError(
         f"there is no backbone {name!r}{hint or ';'} there are {', '.join(NETWORKS)}, and "
         f"{', '.join(f'{prefix}:{what}' for prefix, what in hubs.HUBS.items())}"
     )
-    raise BackboneError(message)
 
 
 def same_features(one: list[float] | None, other: list[float] | None) -> bool:
@@ -338,11 +304,7 @@ def is_known(name: str) -> bool:
 
 
 def as_backbone(given: Any, size: Any = None) -> Backbone:
-    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped.
-
-    Raises:
-        BackboneError: it is nothing of the kind, cannot be loaded or linearised, or does not take such a size.
-    """
+    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped."""
     if isinstance(given, str):
         given = load_backbone(given)
     elif isinstance(given, nn.Module):
@@ -352,8 +314,9 @@ def as_backbone(given: Any, size: Any = None) -> Backbone:
             warnings.warn(f"{sentence}Backbone(module, input_size={size}, mean=..., std=...)", stacklevel=4)
         return given
     if not isinstance(given, Backbone):
-        message = f"backbone is a {type(given).__name__}; give a name or Backbone(module, input_size=..., ...)"
-        raise BackboneError(message)
+        raise BackboneError(
+            f"backbone is a {type(given).__name__}; give a name or Backbone(module, input_size=..., ...)"
+        )
     return given if size is None else given.with_size(size)
 
 
@@ -371,8 +334,7 @@ def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torc
         elif "CUDA" not in reason or isinstance(error, NotImplementedError):
             reason = "this torch knows no such device"
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    message = f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}"
-    raise InputError(message)
+    raise InputError(f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}")
 
 
 def parameter_digest(module: nn.Module) -> str:
@@ -394,8 +356,7 @@ def _per_channel(name: str, given: Any, size: tuple[int, ...] | None) -> tuple[f
     several = [] if given is None else listed(given)
     found = [number(value) for value in ([given] * (size or (1,))[0] if several is None else several)]
     if None in found:
-        message = f"{name}={given!r} must be one number a channel, for pixels in [0, 1]"
-        raise BackboneError(message)
+        raise BackboneError(f"{name}={given!r} must be one number a channel, for pixels in [0, 1]")
     return tuple(float(value) for value in found if value is not None)
 
 

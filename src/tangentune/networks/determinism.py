@@ -19,11 +19,7 @@ def check_fixed_function(module: nn.Module, features: FeatureFunction, x: Tensor
     """Refuse a network whose features are not a fixed, differentiable function of each picture alone.
 
     At most two of the inputs x (n, ...), n >= 1, are used. Cost: 13 pictures forward and one backward. The global
-    random state is left as it was.
-
-    Raises:
-        BackboneError: if a forward pass fails; overwrites its input; differs from the one before (dropout or noise left
-            on); depends on batch mates; gives NaN or infinity; or carries no gradient. Names the likely part.
+    random state is left as it was. The BackboneError names the likely part.
     """
     batch = _with_mates(x)
     devices = [batch.device] if batch.device.type == "cuda" else []
@@ -54,11 +50,10 @@ def refuse_not_finite(phi: Tensor) -> None:
     bad = ~torch.isfinite(phi).all(1)
     if bool(bad.any()):
         rows = bad.nonzero()[:, 0].tolist()
-        message = (
+        raise BackboneError(
             f"the features of {len(rows)} of {len(phi)} pictures hold NaN or infinity (first at row {rows[0]}); check "
             "the weights, the normalisation and the precision (half precision overflows above 65,504)"
         )
-        raise BackboneError(message)
 
 
 def sample_input(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -108,14 +103,12 @@ def _run(module: nn.Module, features: Features, x: Tensor) -> Tensor:
         raise
     except Exception as error:  # whatever the user's forward raises
         kind = f"{type(error).__name__}: {first_line(error)}"
-        message = (
+        raise BackboneError(
             f"the network fails on inputs of shape {tuple(x.shape)}, {x.dtype} ({kind}); check input_size "
             "(is another size allowed?) and features (a name, or a function of (module, x))"
-        )
-        raise BackboneError(message) from error
+        ) from error
     if not torch.equal(given, x):
-        message = "the network overwrites its own input; set inplace=False in its first layer"
-        raise BackboneError(message)
+        raise BackboneError("the network overwrites its own input; set inplace=False in its first layer")
     return phi
 
 
@@ -125,13 +118,11 @@ def _check_repeats(module: nn.Module, features: Features, batch: Tensor, first: 
         allowed = tolerance(first)  # atomic sums there have no fixed order
     if close(first, _run(module, features, batch), allowed):
         return
-    one, two = _trace(module, features, batch), _trace(module, features, batch)
-    where = _first_difference(one, two, allowed)
-    message = (
+    where = _first_difference(_trace(module, features, batch), _trace(module, features, batch), allowed)
+    raise BackboneError(
         "two passes over the same pictures give different features: randomness (dropout, noise, drop path) "
         f"stays on in eval mode{where}; make it depend on module.training"
     )
-    raise BackboneError(message)
 
 
 def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Tensor) -> None:
@@ -144,11 +135,10 @@ def _check_mates(module: nn.Module, features: Features, batch: Tensor, first: Te
     for other, row in ((batch[[0, 0]], 0), (batch[[1, 0]], 1), (batch[:1], 0)):  # other mates, place, number
         two = _rows(_trace(module, features, other), row, len(other))
         where = where or _first_difference(one, two, allowed)
-    message = (
+    raise BackboneError(
         "the features of a picture depend on the other pictures of its batch (normalisation by the batch, or "
         f"pictures mixed up){where}; use running statistics or treat each picture alone"
     )
-    raise BackboneError(message)
 
 
 _Call = tuple[str, list[Tensor], list[Tensor]]
@@ -158,26 +148,23 @@ _Call = tuple[str, list[Tensor], list[Tensor]]
 def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
     """Every submodule call of one pass, inner ones first."""
     calls: list[_Call] = []
+    entered: list[list[Tensor]] = []  # what went into the calls that have not ended
     module = own_modules(module)
 
     def copies(tree: Any) -> list[Tensor]:  # in-place layers change them later
         return [t.clone() for t in tensors_in(tree)]
 
+    def before(_part: nn.Module, inputs: Any) -> None:
+        entered.append(copies(inputs))
+
+    def after(label: str, _part: nn.Module, _inputs: Any, output: Any) -> None:
+        calls.append((label, entered.pop(), copies(output)))
+
     with ExitStack() as hooks:
         for name, part in module.named_modules():
             label = f"'{name}' ({type(part).__name__})" if name else f"the forward of {type(part).__name__}"
-            entered: list[list[Tensor]] = []
-
-            def before(_part: nn.Module, inputs: Any, stack: list[list[Tensor]] = entered) -> None:
-                stack.append(copies(inputs))
-
-            def after(
-                _part: nn.Module, _in: Any, output: Any, label: str = label, stack: list[list[Tensor]] = entered
-            ) -> None:
-                calls.append((label, stack.pop(), copies(output)))
-
             hooks.enter_context(part.register_forward_pre_hook(before))
-            hooks.enter_context(part.register_forward_hook(after))
+            hooks.enter_context(part.register_forward_hook(partial(after, label)))
         features(module, x.clone())
     return calls
 
@@ -185,7 +172,6 @@ def _trace(module: nn.Module, features: Features, x: Tensor) -> list[_Call]:
 def _first_difference(one: list[_Call], two: list[_Call], allowed: float) -> str:
     """Text naming the innermost call that turns equal inputs into different outputs; empty if none does."""
     same = partial(close, allowed=allowed)
-
     for (label, inputs, outputs), (other, inputs_too, outputs_too) in zip(one, two, strict=False):
         if label != other or len(outputs) != len(outputs_too):
             break

@@ -89,8 +89,7 @@ class Tap:
         reached = value_at(module.get_submodule(self.name), self.side, lambda: module(x))
         if reached:
             return reached[0]
-        message = f"the network's forward pass never calls its submodule {self.name!r}, named as features"
-        raise BackboneError(message)
+        raise BackboneError(f"the network's forward pass never calls its submodule {self.name!r}, named as features")
 
     def calls(self, module: nn.Module, x: Tensor) -> int:
         """How often a whole forward pass calls the submodule."""
@@ -102,11 +101,7 @@ class Tap:
 
 
 def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
-    """The function behind a `features` argument: None, the name of a submodule, or a function itself.
-
-    Raises:
-        BackboneError: if a name is not one of the module's; close ones are given.
-    """
+    """The function behind a `features` argument: None, the name of a submodule, or a function itself."""
     if features is None:
         return own_output
     if callable(features):
@@ -115,8 +110,9 @@ def extractor(module: nn.Module, features: str | Extractor | None) -> Extractor:
     if features in names:
         return Tap(features)
     near = difflib.get_close_matches(str(features), names, 3, 0.4) or names[-3:]
-    message = f"features={features!r} names no submodule of {type(module).__name__}; there are, for instance, {near}"
-    raise BackboneError(message)
+    raise BackboneError(
+        f"features={features!r} names no submodule of {type(module).__name__}; there are, for instance, {near}"
+    )
 
 
 def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
@@ -124,10 +120,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
 
     (n, d) stays; (n,) becomes (n, 1); (n, d, h, w) and (n, d, t, h, w) are averaged over positions; of an output object
     the `pooler_output`, else the `last_hidden_state` (class token if the network has one, else the mean over tokens),
-    else the `logits` are taken.
-
-    Raises:
-        BackboneError: if there is no single reading of the output as rows of pictures.
+    else the `logits` are taken. What has no single reading as rows of pictures is a BackboneError.
     """
     if not isinstance(output, Tensor):
         output = _tensor_of(output, module)
@@ -173,11 +166,10 @@ def _tensor_of(output: Any, module: nn.Module) -> Tensor:
         return pool_tokens(found[1], module) if found[0] == "last_hidden_state" else found[1]
     if isinstance(output, list | tuple) and len(output) == 1 and isinstance(output[0], Tensor):
         return output[0]
-    message = (
+    raise BackboneError(
         f"the network returns a {type(output).__name__}, not a tensor or an output with one of "
         f"{', '.join(OUTPUT_FIELDS)}; give features=lambda module, x: ... that returns (n, d)"
     )
-    raise BackboneError(message)
 
 
 def named_tensor(output: Any, fields: Iterable[str]) -> tuple[str, Tensor] | None:
@@ -207,15 +199,13 @@ class Followed(TorchFunctionMode):
         self.names = {id(p): name for name, p in parameters.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`."""
         kwargs = kwargs or {}
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self.names and getattr(func, "__name__", "") != "__get__":  # not a look at its type
-                message = (
+                raise BackboneError(
                     f"the network reaches its parameter {self.names[id(tensor)]} through an object that is no module, "
                     "list, tuple or mapping; hold the module that owns it as an attribute, or in an nn.ModuleList"
                 )
-                raise BackboneError(message)
         return func(*args, **kwargs)
 
 

@@ -21,11 +21,10 @@ def frozen_copy(module: object) -> nn.Module:
     try:  # activations of an earlier pass stay behind; a network that calculates with one shows it, as NaN
         copied = copy.deepcopy(module, {id(t): torch.full_like(t, torch.nan, requires_grad=False) for t in kept})
     except Exception as error:  # any __deepcopy__ of the user's may run here
-        message = (
+        raise BackboneError(
             f"the network {type(module).__name__} cannot be copied ({first_line(error)}); take what cannot be copied "
             "off its attributes"
-        )
-        raise BackboneError(message) from error
+        ) from error
     return freeze(copied)
 
 
@@ -55,11 +54,8 @@ def refuse_unusable(module: nn.Module) -> None:
     devices = sorted({str(tensor.device) for _, tensor in tensors})
     parts = module.named_modules()
     scripted = [name for name, part in parts if isinstance(part, torch.jit.ScriptModule) and [*part.parameters()]]
-    by_batch = [
-        name
-        for name, part in module.named_modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None
-    ]
+    norms = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    by_batch = [name for name, norm in norms if norm.running_mean is None]
     if scripted:
         where = f" at {scripted[0]!r}" if scripted[0] else ""
         problem = f"a scripted or traced network hides its layers{where}; give the network it was made from"
@@ -89,10 +85,8 @@ def _unwrapped(module: object) -> nn.Module:
     """The network inside torch.compile, DataParallel or DistributedDataParallel."""
     if isinstance(module, type) or not isinstance(module, nn.Module):
         what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
-        message = (
-            f"Backbone takes a torch.nn.Module, not {what}; names of pre-trained networks go to load_backbone(name)"
-        )
-        raise BackboneError(message)
+        named = "names of pre-trained networks go to load_backbone(name)"
+        raise BackboneError(f"Backbone takes a torch.nn.Module, not {what}; {named}")
     inner = getattr(module, "_orig_mod", None)
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner = module.module

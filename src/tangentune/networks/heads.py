@@ -32,13 +32,10 @@ def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: 
     Outputs then have mean square `scale^2 ||phi||^2 / width`. Float32 on the CPU; `head.to(features)` moves it.
 
     Args:
-        features_width: d.
-        outputs: C.
+        features_width: d, at least 1.
+        outputs: C, at least 1.
         scale: positive; the body's Jacobian, and so its share of the tangent kernel's root, is proportional to it.
         seed: of a generator of its own; the global random state stays.
-
-    Raises:
-        InputError: a width is below 1 or the scale is not positive.
 
     Example:
         >>> head = random_head(400, 3, scale=2.0)
@@ -46,10 +43,8 @@ def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: 
         (torch.Size([3, 400]), True)
     """
     if features_width < 1 or outputs < 1 or not 0 < scale < math.inf:
-        message = (
-            f"a random head needs widths of at least 1 and a positive scale, not {features_width}, {outputs}, {scale}"
-        )
-        raise InputError(message)
+        given = f"{features_width}, {outputs}, {scale}"
+        raise InputError(f"a random head needs widths of at least 1 and a positive scale, not {given}")
     weight = torch.randn(outputs, features_width, generator=torch.Generator().manual_seed(seed))
     return _linear(weight * (scale / features_width**0.5), torch.zeros(outputs)).requires_grad_(False)
 
@@ -59,17 +54,14 @@ def probe_head(features: Tensor, positions: Tensor, *, calibrated: bool = False)
     """Linear probe: ridge regression on one-hot targets, damping chosen by the exact leave-one-out error.
 
     Args:
-        features: (n, d).
+        features: (n, d), finite, of two pictures at least.
         positions: (n,) classes as 0..C-1, each at least once.
-        calibrated: scale the outputs to logits of honest probabilities, again by leave-one-out: some ten
-            times as large. The training loss then starts near zero, a poor place to fine-tune from.
+        calibrated: scale the outputs to logits of honest probabilities, again by leave-one-out: some ten times as
+            large. The training loss then starts near zero, a poor place to fine-tune from.
 
     Returns:
-        A linear layer d -> C in the features' dtype, its parameters trainable (fine-tuning starts from it).
-        Cost n^2 (n + d).
-
-    Raises:
-        InputError: there are fewer than two pictures, or the features are not finite.
+        A linear layer d -> C in the features' dtype, its parameters trainable (fine-tuning starts from it). Cost
+        n^2 (n + d).
 
     Example:
         >>> head = probe_head(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
@@ -82,19 +74,12 @@ def probe_head(features: Tensor, positions: Tensor, *, calibrated: bool = False)
 @final
 @dataclass(frozen=True, eq=False)
 class CrossFittedProbe:
-    """Linear probes fitted without one fold of the pictures each; made by `cross_fitted_probe`.
+    """Linear probes fitted without one fold of the pictures each; made by `cross_fitted_probe`."""
 
-    Attributes:
-        head: fitted to all pictures; the one to linearise at and to predict with.
-        heads: one a fold, fitted to all pictures outside it.
-        fold: (n,) fold of each picture, 0..len(heads)-1.
-        outputs: (n, C) output of each picture by the head that has not seen it, in the features' dtype.
-    """
-
-    head: nn.Linear
-    heads: tuple[nn.Linear, ...]
-    fold: Tensor
-    outputs: Tensor
+    head: nn.Linear  # fitted to all pictures; the one to linearise at and to predict with
+    heads: tuple[nn.Linear, ...]  # one a fold, fitted to all pictures outside it
+    fold: Tensor  # (n,) of each picture, 0..len(heads)-1
+    outputs: Tensor  # (n, C) of each picture by the head that has not seen it, in the features' dtype
 
 
 @usual_torch
@@ -111,16 +96,13 @@ def cross_fitted_probe(
     Args:
         features: (n, d).
         positions: (n,) classes as 0..C-1, each at least once.
-        folds: a number of folds, stratified by class (at most n are made); or (n,) whole numbers, one a picture,
-            such as scene numbers, to keep together what belongs together.
+        folds: a number of folds, at least two, stratified by class (at most n are made); or (n,) whole numbers, one a
+            picture, such as scene numbers, to keep together what belongs together. Two pictures stay outside each.
         calibrated: as in `probe_head`; each head has its own temperature.
         seed: of the assignment to folds.
 
     Returns:
         Heads and held-out outputs. Cost: that of a `probe_head` on n pictures, and one a fold.
-
-    Raises:
-        InputError: fewer than two folds, or a fold whose rest has fewer than two pictures.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0], [0.5], [4.0], [5.0], [4.5]])
@@ -131,15 +113,14 @@ def cross_fitted_probe(
     n, count = len(features), int(positions.max()) + 1
     given = stratified_folds(positions, folds, seed) if not isinstance(folds, Tensor) else folds
     if given.shape != (n,) or given.is_floating_point():
-        message = (
-            f"folds must be a number, or {n} whole numbers, one a picture; got {tuple(given.shape)} of {given.dtype}"
-        )
-        raise InputError(message)
+        got = f"{tuple(given.shape)} of {given.dtype}"
+        raise InputError(f"folds must be a number, or {n} whole numbers, one a picture; got {got}")
     fold = given.to(features.device).unique(return_inverse=True)[1]
     sizes = fold.bincount().tolist()
     if len(sizes) < 2 or n - max(sizes) < 2:
-        message = f"cross-fitting needs two folds at least and two pictures outside each; the folds have {sizes}"
-        raise InputError(message)
+        raise InputError(
+            f"cross-fitting needs two folds at least and two pictures outside each; the folds have {sizes}"
+        )
     heads, outputs = [], features.new_empty(n, count)
     for number in range(len(sizes)):
         held = fold == number
@@ -155,13 +136,9 @@ def stratified_folds(positions: Tensor, folds: int, seed: int = 0) -> Tensor:
     """Fold of each picture, (n,): every class is dealt out as evenly as can be, and so are all pictures.
 
     A class of two or more pictures is in two folds at least, so that no fold's rest lacks it.
-
-    Raises:
-        InputError: fewer than two folds are asked for.
     """
     if isinstance(folds, bool) or not isinstance(folds, Integral) or folds < 2:
-        message = f"folds is {folds!r}; cross-fitting needs a whole number of at least 2"
-        raise InputError(message)
+        raise InputError(f"folds is {folds!r}; cross-fitting needs a whole number of at least 2")
     n = len(positions)
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     order = shuffled[positions.cpu()[shuffled].argsort(stable=True)]
@@ -178,16 +155,12 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
     into the network's output.
 
     Args:
-        backbone: a network that still has its classifier behind the features.
+        backbone: a network that still has its classifier behind the features; a BackboneError says where it has none.
         classes: rows to keep, in the order of the outputs: positions in the pre-trained classes.
         x: a few normalised inputs to find the classifier with; by default a fixed made-up one.
 
     Returns:
         A copy, features' width -> len(classes), in the network's dtype. Cost: two forward passes.
-
-    Raises:
-        InputError: `classes` is empty or names rows that are not there, or x is needed.
-        BackboneError: no linear layer leads from the features to the network's output.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5))
@@ -200,8 +173,7 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
     wrong = [c for c in classes if isinstance(c, bool) or not isinstance(c, Integral) or not 0 <= c < rows]
     if wrong or not len(classes):
         what = f"{wrong[0]!r} is not one of them" if wrong else "none is given"
-        message = f"classes are rows 0..{rows - 1} of the pre-trained classifier, and {what}"
-        raise InputError(message)
+        raise InputError(f"classes are rows 0..{rows - 1} of the pre-trained classifier, and {what}")
     kept = torch.tensor([int(c) for c in classes], device=classifier.weight.device)
     weight, bias = classifier.weight.detach()[kept], classifier.bias
     return _linear(weight, weight.new_zeros(len(kept)) if bias is None else bias.detach()[kept]).requires_grad_(False)
@@ -210,11 +182,10 @@ def pretrained_head(backbone: Backbone, classes: Sequence[int], x: Tensor | None
 def refuse_zero_head(head: nn.Linear) -> None:
     """Raise an InputError if all weights of a head are zero: the body below it cannot be linearised."""
     if not bool((head.weight != 0).any()):
-        message = (
+        raise InputError(
             "the head's weights are all zero: the body's Jacobian is then exactly zero, and the linearised model stays "
             "a linear probe for ever; use probe_head, cross_fitted_probe, pretrained_head or random_head"
         )
-        raise InputError(message)
 
 
 def _ridge_head(features: Tensor, positions: Tensor, outputs: int, calibrated: bool) -> nn.Linear:
@@ -242,21 +213,22 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 @torch.no_grad()
 def _find_classifier(backbone: Backbone, x: Tensor | None) -> nn.Linear:
     if x is None and backbone.contract.input_size is None:
-        message = f"backbone {backbone.name!r} states no input_size; give a few inputs x to find its classifier with"
-        raise InputError(message)
+        raise InputError(
+            f"backbone {backbone.name!r} states no input_size; give a few inputs x to find its classifier with"
+        )
     given = backbone.sample() if x is None else x
     given = given.to(backbone.device, backbone.dtype if given.is_floating_point() else None)
     phi, output = backbone.features(given), own_modules(backbone.module)(given)
     scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     parts = backbone.module.named_modules()
-    wide = {name: part for name, part in parts if isinstance(part, nn.Linear) and part.in_features == phi.shape[1]}
-    for part in reversed(wide.values()):
+    layers = [(name, part) for name, part in parts if isinstance(part, nn.Linear) and part.in_features == phi.shape[1]]
+    for _, part in reversed(layers):
         if isinstance(scores, Tensor) and scores.dim() == 2 and close(part(phi), scores, tolerance(phi)):
             return part
-    found = f"of {', '.join(wide)} none gives" if wide else "no linear layer is that wide, so none gives"
-    message = (
+    wide = ", ".join(name for name, _ in layers)
+    found = f"of {wide} none gives" if wide else "no linear layer is that wide, so none gives"
+    raise BackboneError(
         f"backbone {backbone.name!r} has no linear classifier right behind its {phi.shape[1]} features: {found} the "
         "network's own output; load it with its classifier and name the layer before it as features, or use "
         "probe_head or random_head"
     )
-    raise BackboneError(message)

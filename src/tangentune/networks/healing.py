@@ -33,17 +33,11 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
     costs more than a leak does. Few pictures give noisy statistics: use some hundred, in batches of 32 or more.
 
     Args:
-        network: a module or a Backbone, left as it is.
-        inputs: batches of normalised network inputs (n, ...), each gone through once and counted by its size; for a
-            Backbone `pictures.batches(backbone.contract)`.
-        reference: the network before the change, of the same kind, with the same layers.
-
-    Returns:
-        The copy, in eval mode. Cost: one forward pass, of both networks where there is a reference.
-
-    Raises:
-        InputError: there is no BatchNorm with statistics, no batch, a batch of one picture, or another number of
-            BatchNorms in the reference.
+        network: a module or a Backbone, left as it is; the copy is in eval mode.
+        inputs: batches of two or more normalised network inputs (n, ...), each gone through once and counted by its
+            size; for a Backbone `pictures.batches(backbone.contract)`.
+        reference: the network before the change, of the same kind, with the same layers. Cost: one forward pass, of
+            both networks.
 
     Example:
         >>> healed = heal_batchnorm(nn.BatchNorm1d(1), [torch.tensor([[1.0], [3.0]])])
@@ -58,8 +52,9 @@ def heal_batchnorm(network: Network, inputs: Iterable[Tensor], *, reference: Net
     ]
     if not norms[0] or len({len(own) for own in norms}) > 1:
         counts = " and ".join(str(len(own)) for own in norms)
-        message = f"healing needs BatchNorm with running statistics, as many in the reference; there are {counts}"
-        raise InputError(message)
+        raise InputError(
+            f"healing needs BatchNorm with running statistics, as many in the reference; there are {counts}"
+        )
     trained = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms[-1]]
     _estimate(networks, modules, norms, inputs)
     if reference is not None:
@@ -84,8 +79,7 @@ def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[An
         norm.train()
     for x in inputs:
         if len(x) < 2:
-            message = "a batch of one picture has no variance; give batches of two or more, better of 32"
-            raise InputError(message)
+            raise InputError("a batch of one picture has no variance; give batches of two or more, better of 32")
         seen += len(x)
         for norm in everyone:
             norm.momentum = len(x) / seen
@@ -95,8 +89,7 @@ def _estimate(networks: list[Any], modules: list[nn.Module], norms: list[list[An
             with torch.no_grad():
                 run(module, x.to(like) if x.is_floating_point() else x.to(like.device))
     if not seen:
-        message = "no batch was given; BatchNorm statistics need pictures"
-        raise InputError(message)
+        raise InputError("no batch was given; BatchNorm statistics need pictures")
     for norm, momentum in zip(everyone, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

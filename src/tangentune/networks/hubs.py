@@ -35,18 +35,13 @@ CONVNEXT_SQUASH = 384  # from this size on, crop_pct no longer crops there
 def load_from_hub(name: str) -> Loaded:
     """The network behind "timm:NAME", "torchvision:NAME" or "hf:DIR", with its own data contract.
 
-    Features are the pooled penultimate ones: timm's `forward_head(pre_logits=True)`; torchvision's input of
-    the classifier; for transformers the `pooler_output` where pooling has no trained layer of its own, else
-    the class token, else the mean over tokens.
-
-    Raises:
-        MissingExtraError: if the package is absent or broken; the message holds the install command.
-        BackboneError: if the name is unknown or its weights cannot be had.
+    Features are the pooled penultimate ones: timm's `forward_head(pre_logits=True)`; torchvision's input of the
+    classifier; for transformers the `pooler_output` where pooling has no trained layer of its own, else the class
+    token, else the mean over tokens.
     """
     prefix, _, rest = name.partition(":")
     if not rest:
-        message = f"{name!r} names no network; write {prefix}:{HUBS[prefix]}"
-        raise BackboneError(message)
+        raise BackboneError(f"{name!r} names no network; write {prefix}:{HUBS[prefix]}")
     return {"timm": _load_timm, "torchvision": _load_torchvision, "hf": _load_hf}[prefix](rest)
 
 
@@ -98,8 +93,9 @@ def _load_torchvision(name: str) -> Loaded:
         raise BackboneError(_unknown("torchvision", architecture, known))
     choices = models.get_model_weights(architecture)
     if tag and tag not in choices.__members__:
-        message = f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
-        raise BackboneError(message)
+        raise BackboneError(
+            f"torchvision:{architecture} has no weights {tag!r}; there are {', '.join(choices.__members__)}"
+        )
     weights = choices[tag or "DEFAULT"]
     with _fetching(f"torchvision:{name}"):
         # torchvision's builders unpickle without restriction: first prove the cached file holds tensors only.
@@ -116,19 +112,19 @@ def _last_layer(module: nn.Module, classes: int) -> str:
         outputs = getattr(part, "out_features", getattr(part, "out_channels", None))
         if isinstance(part, nn.Linear | nn.Conv2d) and outputs == classes:
             return name
-    message = f"no layer of {type(module).__name__} gives {classes} class scores; use Backbone(module, features=...)"
-    raise BackboneError(message)
+    raise BackboneError(
+        f"no layer of {type(module).__name__} gives {classes} class scores; use Backbone(module, features=...)"
+    )
 
 
 def _load_hf(directory: str) -> Loaded:
     transformers = _import("transformers")
     path = user_path(directory)
     if not (path / "config.json").is_file():
-        message = (
+        raise BackboneError(
             f"hf:{directory} must be a local directory with config.json, weights and "
             "preprocessor_config.json; get one with `hf download ORG/NAME --local-dir DIR`"
         )
-        raise BackboneError(message)
     processor = _read_processor(path)
     with _fetching(f"hf:{directory}"):
         model, report = transformers.AutoModel.from_pretrained(
@@ -143,16 +139,16 @@ def _load_hf(directory: str) -> Loaded:
     half = "" if module is model else "vision_model."
     name = type(module).__name__
     if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
-        message = f"hf:{directory} holds a {name}, which takes {module.main_input_name}, not pictures"
-        raise BackboneError(message)
+        raise BackboneError(f"hf:{directory} holds a {name}, which takes {module.main_input_name}, not pictures")
     pool = "pooler"
     if any(isinstance(part, nn.Linear) for part in getattr(module, "pooler", nn.Module()).modules()):
         module.pooler, pool = None, "tokens"  # a trained tanh layer, random in classification checkpoints
     lost = [str(key) for field in ("missing_keys", "mismatched_keys") for key in report[field]]
     lost = [key for key in lost if key.startswith(half) and "pooler." not in key]
     if lost:
-        message = f"hf:{directory} lacks {len(lost)} weights of {name}, such as {lost[0]}, which would be random"
-        raise BackboneError(message)
+        raise BackboneError(
+            f"hf:{directory} lacks {len(lost)} weights of {name}, such as {lost[0]}, which would be random"
+        )
     card = path / "README.md"
     licence = card_licence(card.read_text("utf-8", "replace")) if card.is_file() else None
     interpolate = "interpolate_pos_encoding" in inspect.signature(module.forward).parameters
@@ -187,14 +183,12 @@ def _read_processor(path: Path) -> dict[str, Any]:
             try:
                 fields = from_json(file.read_text("utf-8"))
             except ValueError as error:
-                message = f"{file} is not valid JSON ({first_line(error)})"
-                raise BackboneError(message) from error
+                raise BackboneError(f"{file} is not valid JSON ({first_line(error)})") from error
             return fields.get("image_processor", fields)
-    message = (
+    raise BackboneError(
         f"{path} has no preprocessor_config.json, so how pictures are prepared is unknown; save the image "
         "processor there, or wrap the network with Backbone(module, input_size=..., mean=..., std=...)"
     )
-    raise BackboneError(message)
 
 
 @contextmanager
@@ -208,15 +202,13 @@ def _fetching(name: str) -> Iterator[None]:
         told = first_line(error)
         if isinstance(error, ImportError) or any(word in str(error) for word in ("torchvision::", "Failed to import")):
             _import("torchvision")  # says what is wrong with it, as there usually is
-            message = f"{name} needs a package that cannot be imported ({told}); install that"
-            raise MissingExtraError(message) from error
+            raise MissingExtraError(f"{name} needs a package that cannot be imported ({told}); install that") from error
         if isinstance(error, BackboneError):
             raise
-        message = (
+        raise BackboneError(
             f"the weights of {name} could not be loaded ({type(error).__name__}: {told}); the "
             "first use needs the network, later ones the cache"
-        )
-        raise BackboneError(message) from error
+        ) from error
     finally:
         socket.setdefaulttimeout(patience)
 
@@ -234,8 +226,7 @@ def _without_retries(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f"the weights of {name} are not in the cache of this machine, and {hub.ENDPOINT} cannot be reached"
-        message = f"{where} ({silence}); load them once with a connection, or copy the cache"
-        raise BackboneError(message) from error
+        raise BackboneError(f"{where} ({silence}); load them once with a connection, or copy the cache") from error
     finally:
         hub.HF_HUB_OFFLINE = False
 
@@ -284,11 +275,7 @@ def torchvision_contract(transforms: Any, source: str) -> DataContract:
 
 
 def hf_contract(fields: dict[str, Any], channels: int, licence: str | None, source: str) -> DataContract:
-    """From the fields of a `preprocessor_config.json` of transformers, for a model of so many channels.
-
-    Raises:
-        BackboneError: if the file does not fix a picture size or a normalisation.
-    """
+    """From the fields of a `preprocessor_config.json` of transformers, for a model of so many channels."""
     height, width, crop = _geometry(fields)
     mean, std = _normalisation(fields, channels)
     interpolation = RESAMPLING.get(fields.get("resample", 3), "bicubic")
@@ -315,10 +302,9 @@ def _geometry(fields: dict[str, Any]) -> tuple[int, int, float | None]:
         pair = (int(size["height"]), int(size["width"]))
         edge = min(pair)
     else:
-        message = (
+        raise BackboneError(
             f"the preprocessor's size={size} fixes no height and width; wrap the network with Backbone(module, ...)"
         )
-        raise BackboneError(message)
     if cropped:
         crop = fields["crop_size"]
         kept = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
@@ -335,8 +321,9 @@ def _normalisation(fields: dict[str, Any], channels: int) -> tuple[tuple[float, 
     mean, std = [0.0] * channels, [1.0] * channels
     if fields.get("do_normalize", True):
         if not fields.get("image_mean") or not fields.get("image_std"):
-            message = "the preprocessor normalises but states no image_mean and image_std; use Backbone(module, ...)"
-            raise BackboneError(message)
+            raise BackboneError(
+                "the preprocessor normalises but states no image_mean and image_std; use Backbone(module, ...)"
+            )
         mean, std = _per_channel(fields["image_mean"], channels), _per_channel(fields["image_std"], channels)
         if fields.get("include_top"):  # EfficientNet there divides by std once more
             std = [value * value for value in std]

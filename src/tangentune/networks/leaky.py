@@ -28,22 +28,14 @@ Network = TypeVar("Network", nn.Module, Backbone)
 @final
 @dataclass(frozen=True, eq=False)
 class Leaky(Generic[Network]):
-    """A network with a leak, and what was and was not replaced; made by `leaky`.
+    """A network with a leak, and what was and was not replaced; made by `leaky`."""
 
-    Attributes:
-        network: the copy, a Backbone or a module as was given.
-        slope: slope of the leak.
-        modules: names of the modules replaced; functional uses are replaced where they happen.
-        unreached: what may still be a ReLU, one sentence each.
-    """
-
-    network: Network
+    network: Network  # the copy, a Backbone or a module as was given
     slope: float
-    modules: tuple[str, ...]
-    unreached: tuple[str, ...]
+    modules: tuple[str, ...]  # names of the modules replaced; functional uses are replaced where they happen
+    unreached: tuple[str, ...]  # what may still be a ReLU, one sentence each
 
     def __str__(self) -> str:
-        """All of it in a line or a few."""
         told = f"slope {self.slope:g}: {len(self.modules)} modules and all functional uses within reach replaced"
         return "; ".join([told, *self.unreached])
 
@@ -62,9 +54,6 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
         network: a module or a Backbone, left as it is; the copy has the same parameters under the same names.
         slope: of the leak, in [0, 1).
 
-    Returns:
-        The copy with an account of what was replaced. Cost: a copy.
-
     Raises:
         InputError: the slope is out of range or the network leaks already.
         BackboneError: the network is scripted.
@@ -77,24 +66,15 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
         tensor([-0.1000,  2.0000])
     """
     if not 0 <= slope < 1:
-        message = f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)"
-        raise InputError(message)
+        raise InputError(f"slope is {slope}; a leak is at least 0 (none) and below 1 (no nonlinearity at all)")
     module = network.module if isinstance(network, Backbone) else network
     extract = network.feature_function.extract if isinstance(network, Backbone) else own_output
     if isinstance(module, torch.jit.ScriptModule):
-        message = "a scripted or traced network hides its activations; give the network it was made from"
-        raise BackboneError(message)
+        raise BackboneError("a scripted or traced network hides its activations; give the network it was made from")
     if isinstance(extract, LeakyFeatures) or any(isinstance(p, LeakingForward | LeakyReLU6) for p in module.modules()):
-        message = "the network leaks already; start from the original to give it another slope"
-        raise InputError(message)
+        raise InputError("the network leaks already; start from the original to give it another slope")
     copied = copy.deepcopy(module)
-    if slope:
-        modules, unreached = _replace_modules(copied, slope), _out_of_reach(copied)
-        for part in copied.modules():
-            if _runs_own_code(part):
-                _become(part, leaking_class(type(part)), leaky_slope=slope)
-    else:
-        modules, unreached = (), ()
+    modules, unreached = _let_leak(copied, slope) if slope else ((), ())
     if not isinstance(network, Backbone):
         return Leaky(copied, slope, modules, unreached)
     name = network.name
@@ -104,24 +84,24 @@ def leaky(network: Network, slope: float = 0.01) -> Leaky[Network]:
     return Leaky(changed, slope, modules, unreached)
 
 
-def _become(part: Any, kind: type[nn.Module], **fields: float) -> None:
-    """Change a module's class where it stands, so that hooks, sharing and names stay."""
-    part.__class__ = kind
-    vars(part).update(fields)
-
-
-def _replace_modules(module: nn.Module, slope: float) -> tuple[str, ...]:
-    """Let ReLU modules leak; names of those changed."""
-    names = []
+def _let_leak(module: nn.Module, slope: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Let ReLU modules and forwards of one's own leak, where they stand; names of the ReLUs, and what is unreached."""
+    names, unreached = [], _out_of_reach(module)
     for name, part in module.named_modules():
-        if type(part) is nn.ReLU:
-            _become(part, nn.LeakyReLU, negative_slope=slope)
-        elif type(part) is nn.ReLU6 or (type(part) is nn.Hardtanh and (part.min_val, part.max_val) == (0, 6)):
-            _become(part, LeakyReLU6, leaky_slope=slope)
+        kind, field = type(part), "leaky_slope"
+        if kind is nn.ReLU:
+            become, field = nn.LeakyReLU, "negative_slope"
+        elif kind is nn.ReLU6 or (kind is nn.Hardtanh and (part.min_val, part.max_val) == (0, 6)):
+            become = LeakyReLU6
+        elif _runs_own_code(part):
+            become = leaking_class(kind)
         else:
             continue
-        names.append(name)
-    return tuple(names)
+        part.__class__ = become  # so that hooks, sharing and names stay
+        vars(part)[field] = slope
+        if not issubclass(become, LeakingForward):
+            names.append(name)
+    return tuple(names), unreached
 
 
 def _runs_own_code(part: nn.Module) -> bool:
@@ -211,7 +191,6 @@ class Leak(TorchFunctionMode):
         self.slope = slope
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call `func`, or what stands in for it."""
         kwargs = kwargs or {}
         replacement, output = _REPLACEMENTS.get(func), None
         if replacement is not None and (args[0] if args else kwargs["input"]).is_floating_point():

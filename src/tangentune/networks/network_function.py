@@ -79,17 +79,13 @@ class NetworkFunction:
 
 
 def network_function(backbone: Backbone | nn.Module, head: nn.Linear | None) -> NetworkFunction:
-    """What `Linearization` differentiates: a Backbone (shared) with a copy of its head, or a frozen copy of a module.
-
-    Raises:
-        InputError: the head is zero, has another width, or is given for a module.
-        BackboneError: the network cannot be linearised, or has parameters named as the head's.
-    """
+    """What `Linearization` differentiates: a shared Backbone with a copy of its head, or a frozen copy of a module."""
     if isinstance(backbone, Backbone):
         return _of_backbone(backbone, head)
     if head is not None:
-        message = "head= goes with a Backbone, which says where the features are; a module's own output is linearised"
-        raise InputError(message)
+        raise InputError(
+            "head= goes with a Backbone, which says where the features are; a module's own output is linearised"
+        )
     body = frozen_copy(backbone)
     layers = [part for part in body.modules() if isinstance(part, nn.Linear)]
     if len(layers) > 1:  # a last linear layer of zeros hides everything below it from first order, as a zero head does
@@ -107,8 +103,9 @@ def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
         refuse_zero_head(head)
         taken = [name for name in names if name in ("head.weight", "head.bias")]
         if taken:
-            message = f"the backbone's features use a parameter named {taken[0]}, the name of the new head's; rename it"
-            raise BackboneError(message)
+            raise BackboneError(
+                f"the backbone's features use a parameter named {taken[0]}, the name of the new head's; rename it"
+            )
         head = copy.deepcopy(head).requires_grad_(False).to(backbone.device, backbone.dtype)
         names += [f"head.{name}" for name, _ in head.named_parameters()]
     return NetworkFunction(_Network(backbone.module, backbone.feature_function, head), tuple(names))
@@ -124,8 +121,7 @@ def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:
         return found[1]
     if isinstance(output, list | tuple) and output and isinstance(output[0], Tensor):
         return output[0]
-    message = (
+    raise BackboneError(
         f"the network returns a {type(output).__name__}, neither a tensor nor an output with logits; wrap it in a "
         "module that returns the tensor to linearise"
     )
-    raise BackboneError(message)

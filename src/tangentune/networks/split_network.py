@@ -27,17 +27,11 @@ from tangentune.networks.passes import own_modules
 @final
 @dataclass(frozen=True, eq=False)
 class SplitNetwork:
-    """A backbone in two parts; `above.features(below(x))` are the backbone's own features of x.
+    """A backbone in two parts; `above.features(below(x))` are the backbone's own features of x."""
 
-    Attributes:
-        block: name of the submodule at whose input the cut is; empty if it is behind the features.
-        below: from normalised inputs (n, ...) to activations (n, ...) at the cut, without gradients.
-        above: a backbone whose inputs are those activations; it shares the given one's module.
-    """
-
-    block: str
-    below: Callable[[Tensor], Tensor]
-    above: Backbone
+    block: str  # the submodule at whose input the cut is; empty if it is behind the features
+    below: Callable[[Tensor], Tensor]  # normalised inputs (n, ...) to activations (n, ...) at the cut, no gradients
+    above: Backbone  # takes those activations; shares the given one's module
 
 
 def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
@@ -45,17 +39,13 @@ def parameters_above(backbone: Backbone, cut: str, x: Tensor) -> list[str]:
 
     The cut is the name of a block, such as "features.15" (see `block_of`), or "last:K" for the last K blocks; x holds
     two normalised inputs or more.
-
-    Raises:
-        InputError: there is no such block, or K is 0; some that are there are named.
     """
     used = used_parameters(backbone.module, backbone.feature_function, x)
     if cut.startswith("last:"):
         return select_parameters(backbone.module, cut, used)
     blocks = group_blocks(used)
     if cut not in blocks:
-        message = f"cut={cut!r} names no block with parameters; there are {', '.join(blocks)}, and 'last:K'"
-        raise InputError(message)
+        raise InputError(f"cut={cut!r} names no block with parameters; there are {', '.join(blocks)}, and 'last:K'")
     later = list(blocks)[list(blocks).index(cut) :]
     return [name for block in later for name in blocks[block]]
 
@@ -65,63 +55,43 @@ def split_network(backbone: Backbone, names: Collection[str], x: Tensor) -> Spli
 
     No names cut behind the features. The cut is tried on x, two different normalised inputs or more. Cost: four
     forward passes and a backward one of x. Below, a picture costs the share of the network under the cut; above, the
-    rest, and the calls of the lower layers on an empty batch.
-
-    Raises:
-        BackboneError: the network cannot be cut there, with the reason: a block is reached in another way than by
-            calling it, a parameter is used below, or something flows around the cut (long skip connections).
+    rest, and the calls of the lower layers on an empty batch. A BackboneError where a block is reached in another way
+    than by calling it, a parameter is used below, or something flows around the cut (long skip connections).
     """
     if not names:
         return SplitNetwork("", torch.no_grad()(backbone.features), _fed_by(backbone, _as_it_is))
     block = _first_called(backbone, names, x)
-    reach = _Reach(backbone.feature_function.extract, block)
+    extract = backbone.feature_function.extract
+    reach = partial(_reach, extract, block)
     used = used_parameters(backbone.module, reach, x, names)
     if used:  # activations that depend on it would be out of date once it has a tangent
-        message = f"{used[0]} is also used below {block}, where the network would be cut"
-        raise BackboneError(message)
-    resumed = _Resumed(reach.extract, block, tuple(x.shape[1:]), x.dtype)
-    parts = SplitNetwork(block, torch.no_grad()(partial(reach, backbone.module)), _fed_by(backbone, resumed))
+        raise BackboneError(f"{used[0]} is also used below {block}, where the network would be cut")
+    above = _fed_by(backbone, partial(_resume, extract, block, tuple(x.shape[1:]), x.dtype))
+    parts = SplitNetwork(block, torch.no_grad()(partial(reach, backbone.module)), above)
     _refuse_other_result(backbone, parts, x)
     return parts
 
 
-@final
-@dataclass(frozen=True)
-class _Reach:
-    """The network's feature function up to the cut: (module, inputs) -> activations at the cut."""
-
-    extract: Extractor
-    block: str
-
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        """First input of the block's first call; the forward pass ends there."""
-        module = own_modules(module)
-        reached = value_at(module.get_submodule(self.block), "input", lambda: self.extract(module, x))
-        if reached and isinstance(reached[0], Tensor) and reached[0].shape[:1] == x.shape[:1]:
-            return reached[0]
-        message = f"{self.block} is not called with a tensor of one row a picture as its first argument"
-        raise BackboneError(message)
+def _reach(extract: Extractor, block: str, module: nn.Module, x: Tensor) -> Tensor:
+    """Activations at the cut, the first input of the block's first call; the forward pass ends there."""
+    module = own_modules(module)
+    reached = value_at(module.get_submodule(block), "input", lambda: extract(module, x))
+    if reached and isinstance(reached[0], Tensor) and reached[0].shape[:1] == x.shape[:1]:
+        return reached[0]
+    raise BackboneError(f"{block} is not called with a tensor of one row a picture as its first argument")
 
 
-@final
-@dataclass(frozen=True)
-class _Resumed:
-    """The network's feature function from the cut on: (module, activations at the cut) -> its output."""
+def _resume(
+    extract: Extractor, block: str, shape: tuple[int, ...], dtype: torch.dtype, module: nn.Module, z: Tensor
+) -> Any:
+    """The network's output on an empty batch, with z in the place of the first input of the block's first call."""
+    waiting = [z.clone()]  # a block may begin by changing its input in place
 
-    extract: Extractor
-    block: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    def feed(_module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        return (waiting.pop(), *inputs[1:]) if waiting else None
 
-    def __call__(self, module: nn.Module, z: Tensor) -> Any:
-        """Run on an empty batch, with z in the place of the first input of the block's first call."""
-        waiting = [z.clone()]  # a block may begin by changing its input in place
-
-        def feed(_module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-            return (waiting.pop(), *inputs[1:]) if waiting else None
-
-        with module.get_submodule(self.block).register_forward_pre_hook(feed):
-            return self.extract(module, z.new_empty(0, *self.shape, dtype=self.dtype))
+    with module.get_submodule(block).register_forward_pre_hook(feed):
+        return extract(module, z.new_empty(0, *shape, dtype=dtype))
 
 
 def _as_it_is(_module: nn.Module, z: Tensor) -> Tensor:
@@ -149,8 +119,7 @@ def _first_called(backbone: Backbone, names: Collection[str], x: Tensor) -> str:
             hooks.enter_context(modules[block].register_forward_pre_hook(note))
         backbone.feature_function(module, x)
     if not called:
-        message = f"the network calls no block that holds {next(iter(names))} as a module"
-        raise BackboneError(message)
+        raise BackboneError(f"the network calls no block that holds {next(iter(names))} as a module")
     return called[0]
 
 
@@ -164,5 +133,4 @@ def _refuse_other_result(backbone: Backbone, parts: SplitNetwork, x: Tensor) -> 
         except Exception as error:  # whatever the network's code makes of an empty batch
             resumed, reason = None, first_line(error)
     if resumed is None or not close(whole, resumed, tolerance(whole)):
-        message = f"the network cannot go on from {parts.block} alone: {reason}"
-        raise BackboneError(message)
+        raise BackboneError(f"the network cannot go on from {parts.block} alone: {reason}")

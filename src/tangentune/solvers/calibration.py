@@ -46,16 +46,12 @@ def probabilities(scores: Tensor, temperature: float) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """`softmax(scores / temperature + offsets)`, averaged over `spread` times the scores' covariance.
-
-    `offsets` (C,) in log odds; `spread` is 0 where no covariance was given or none helped; `loss` is what was
-    minimised, held-out log-loss with one imaginary mistake, plus the offsets' prior.
-    """
+    """`softmax(scores / temperature + offsets)`, averaged over `spread` times the scores' covariance."""
 
     temperature: float
-    offsets: Tensor
-    spread: float
-    loss: float
+    offsets: Tensor  # (C,) in log odds
+    spread: float  # 0 where no covariance was given or none helped
+    loss: float  # what was minimised: held-out log-loss with one imaginary mistake, plus the offsets' prior
 
 
 def fit_calibration(

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
@@ -32,20 +33,18 @@ class DirichletSolution:
     """A solved classification: latents `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
 
     With `S_c` the noise of class c, `A_c = D^1/2 (scale K + INTERCEPT) D^1/2 + S_c` and all classes share
-    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` (n, n) that belong to the pictures of class c. `roots`
-    (n,) of the weights; `calibration` is for the logarithms of the probabilities; `loo` (n, C) calibrated probabilities
-    without the own picture, exact but for the choice of scale, pseudocount and calibration.
+    `A_c^-1 = inverse + U_c U_c^T`, U_c the columns of `updates` (n, n) that belong to the pictures of class c.
     """
 
     dual: Tensor
     inverse: Tensor
     updates: Tensor
-    roots: Tensor
+    roots: Tensor  # (n,) of the weights
     classes: Tensor
     scale: float
     pseudocount: float
-    calibration: Calibration
-    loo: Tensor
+    calibration: Calibration  # for the logarithms of the probabilities
+    loo: Tensor  # (n, C) calibrated probabilities without the own picture, exact at this scale and calibration
 
 
 def fit_dirichlet(
@@ -64,8 +63,7 @@ def fit_dirichlet(
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if any(given is not None and not given > 0 for given in (scale, pseudocount)):
-        message = f"scale and pseudocount must be positive, got {scale} and {pseudocount}"
-        raise InputError(message)
+        raise InputError(f"scale and pseudocount must be positive, got {scale} and {pseudocount}")
     if scale is not None and pseudocount is not None:
         return _solve(problem, scale, pseudocount)
     return _search(problem, scale, pseudocount)
@@ -127,8 +125,8 @@ def _search(problem: LabelledKernel, scale: float | None, pseudocount: float | N
 
     def place(point: tuple[float, ...]) -> tuple[float, float]:
         free = iter(point)
-        e = pseudocount if pseudocount is not None else math.exp(_inside(next(free), REACH[0]))
-        s = scale if scale is not None else math.exp(_inside(next(free), REACH[1])) / unit
+        e = pseudocount if pseudocount is not None else math.exp(np.clip(next(free), *REACH[0]))
+        s = scale if scale is not None else math.exp(np.clip(next(free), *REACH[1])) / unit
         return s, e
 
     def loss(point: tuple[float, ...]) -> float:
@@ -140,14 +138,6 @@ def _search(problem: LabelledKernel, scale: float | None, pseudocount: float | N
             grid = [(*point, math.log(value)) for point in grid for value in tried]
     start = min(grid, key=loss)
     simplex = [start] + [tuple(v + (0.7 if i == j else 0) for i, v in enumerate(start)) for j in range(len(start))]
-    found = minimize(
-        lambda point: loss(tuple(point.tolist())),
-        start,
-        method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-4, "maxfev": 40},
-    )
+    options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-4, "maxfev": 40}
+    found = minimize(lambda point: loss(tuple(point.tolist())), start, method="Nelder-Mead", options=options)
     return _solve(problem, *place(tuple(found.x.tolist())))
-
-
-def _inside(value: float, reach: tuple[float, float]) -> float:
-    return min(max(value, reach[0]), reach[1])

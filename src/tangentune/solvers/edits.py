@@ -83,8 +83,7 @@ def retarget(system: System, targets: Tensor) -> System:
     """The problem with other targets, (N, C) for any C; cost `N^2 C`."""
     targets = targets.to(system.kernel)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
-        message = f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}"
-        raise InputError(message)
+        raise InputError(f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}")
     return with_inverse(system, system.inverse, targets=targets)
 
 
@@ -95,8 +94,7 @@ def reweight(system: System, weights: Tensor) -> System:
     """
     weights = weights.to(system.kernel)
     if weights.shape != system.weights.shape or not bool(torch.isfinite(weights).all()):
-        message = f"weights must be {len(system.kernel)} finite numbers, one a row, not {tuple(weights.shape)}"
-        raise InputError(message)
+        raise InputError(f"weights must be {len(system.kernel)} finite numbers, one a row, not {tuple(weights.shape)}")
     check_weights(weights, system.width)
     same = weights == system.weights
     changed = (~same).nonzero().flatten()
@@ -111,13 +109,11 @@ def reweight(system: System, weights: Tensor) -> System:
 def rows_of(system: System, pictures: Tensor) -> Tensor:
     """Rows of pictures, ascending, each once."""
     if pictures.dtype == torch.bool or pictures.is_floating_point():
-        message = f"pictures are named by their positions, as integers, not by {pictures.dtype}"
-        raise InputError(message)
+        raise InputError(f"pictures are named by their positions, as integers, not by {pictures.dtype}")
     found = torch.unique(pictures.to(system.kernel.device))
     if len(found) and not (found[0] >= 0 and found[-1] < system.pictures):
         wrong = int(found[0] if found[0] < 0 else found[-1])
-        message = f"there is no picture {wrong}; positions go from 0 to {system.pictures - 1}"
-        raise InputError(message)
+        raise InputError(f"there is no picture {wrong}; positions go from 0 to {system.pictures - 1}")
     return (found[:, None] * system.width + torch.arange(system.width, device=found.device)).flatten()
 
 
@@ -191,14 +187,11 @@ def _check_new(system: System, cross: Tensor, own: Tensor, targets: Tensor, weig
     n, k, outputs = len(system.kernel), len(own), system.targets.shape[1]
     shapes = [tuple(tensor.shape) for tensor in (cross, own, targets, weights)]
     if shapes != [(k, n), (k, k), (k, outputs), (k,)] or k % system.width:
-        message = (
+        raise InputError(
             f"k new rows need kernels (k, {n}) and (k, k), targets (k, {outputs}) and weights (k,), k a multiple of "
             f"{system.width}, not {', '.join(map(str, shapes))}"
         )
-        raise InputError(message)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (cross, own, targets, weights)):
-        message = "kernels, targets and weights of new pictures must be finite; look for broken pictures"
-        raise InputError(message)
+        raise InputError("kernels, targets and weights of new pictures must be finite; look for broken pictures")
     if not bool((weights >= 0).all()):
-        message = "sample weights must not be negative; 0 leaves a picture out"
-        raise InputError(message)
+        raise InputError("sample weights must not be negative; 0 leaves a picture out")

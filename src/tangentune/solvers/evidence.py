@@ -29,14 +29,12 @@ SPREAD = 0.25  # on real pictures wider ones, and none, overfit small sets
 @final
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What was found: `scales` (B,) of the blocks, their geometric mean that of the start; `damping`; `noise` (C,),
-    variance at weight 1, each output at its own optimum; log evidence `value`, without the prior of the scales.
-    """
+    """What was found."""
 
-    scales: Tensor
+    scales: Tensor  # (B,) of the blocks, their geometric mean that of the start
     damping: float
-    noise: Tensor
-    value: float
+    noise: Tensor  # (C,) variance at weight 1, each output at its own optimum
+    value: float  # log evidence, without the prior of the scales
 
 
 def block_log_evidence(
@@ -116,25 +114,23 @@ def _parts(
 def _traces(kernels: Tensor, targets: Tensor, roots: Tensor) -> Tensor:
     """(B,) mean eigenvalue of every block's weighted and centred kernel."""
     if kernels.dim() != 3 or kernels.shape[1:] != (len(targets), len(targets)) or targets.dim() != 2:
-        message = f"block kernels are (B, n, n) and targets (n, C); got {tuple(kernels.shape)}, {tuple(targets.shape)}"
-        raise InputError(message)
+        raise InputError(
+            f"block kernels are (B, n, n) and targets (n, C); got {tuple(kernels.shape)}, {tuple(targets.shape)}"
+        )
     weights = roots.square()
     mean = torch.einsum("i,bij,j->b", weights, kernels, weights) / weights.sum()
     traces = (kernels.diagonal(dim1=1, dim2=2) @ weights - mean) / (len(targets) - 1)
     if not bool((traces > 0).all()):
-        message = f"block {int((traces <= 0).nonzero()[0])} has a constant kernel; leave it out"
-        raise InputError(message)
+        raise InputError(f"block {int((traces <= 0).nonzero()[0])} has a constant kernel; leave it out")
     return traces
 
 
 def _checked_start(traces: Tensor, start: Tensor | None, spread: float | None) -> Tensor:
     first = 1 / traces if start is None else start.double()
     if len(first) != len(traces) or not bool((first > 0).all()):
-        message = f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks"
-        raise InputError(message)
+        raise InputError(f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks")
     if spread is not None and not spread > 0:
-        message = f"spread is {spread}; it must be a number above 0, or None for no prior"
-        raise InputError(message)
+        raise InputError(f"spread is {spread}; it must be a number above 0, or None for no prior")
     return first
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError, SingularError
 
+SINGULAR = "{} cannot be factored in float64: singular, or badly scaled; use a larger damping"
 JITTERS = (1e-14, 1e-12, 1e-10, 1e-8)  # of the largest entry on the diagonal
 EIGH_DRIVERS = [partial(scipy.linalg.eigh, driver=name) for name in ("evr", "ev")]
 SVD_DRIVERS = [partial(scipy.linalg.svd, full_matrices=False, lapack_driver=name) for name in ("gesdd", "gesvd")]
@@ -30,9 +31,6 @@ def eigh(matrix: Tensor, what: str, *, quick: bool = False) -> tuple[Tensor, Ten
     """Eigenvalues (..., n), ascending, and eigenvectors (..., n, n) of symmetric matrices; about 10 n^3.
 
     `quick` tries their own precision first, and gives their own back: twice as fast, where rounding is no error.
-
-    Raises:
-        InputError: an entry is not finite.
     """
     own, matrix = matrix, _finite(matrix, what)
     for attempt in (own, matrix) if quick else (matrix,):
@@ -58,9 +56,7 @@ def svd(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, Tensor]:
 def cholesky(matrix: Tensor, what: str, *, as_it_is: bool = False) -> Tensor:
     """Lower factor L, `L L^T` being a positive definite matrix (..., n, n); n^3 / 3, differentiable.
 
-    Raises:
-        InputError: an entry is not finite.
-        SingularError: it is not positive definite, with `as_it_is` not even by a rounding error.
+    A SingularError where it is not positive definite, with `as_it_is` not even by a rounding error.
     """
     return _factored(torch.linalg.cholesky_ex, _finite(matrix, what), what, () if as_it_is else JITTERS)
 
@@ -84,8 +80,7 @@ def complement(basis: Tensor, what: str) -> Tensor:
 def _finite(matrix: Tensor, what: str) -> Tensor:
     """In float64, proven finite."""
     if not bool(torch.isfinite(matrix).all()):
-        message = f"{what} holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
+        raise InputError(f"{what} holds NaN or infinite values; look for broken pictures or an overflowing network")
     return matrix.double()
 
 
@@ -103,7 +98,7 @@ def _factored(attempt: Callable[[Tensor], Any], matrix: Tensor, what: str, jitte
         if not bool(still.any()):
             _tell(what, added)
             return found
-    raise _singular(what)
+    raise SingularError(SINGULAR.format(what))
 
 
 def _one_by_one(matrix: Tensor, what: str, drivers: list[partial[Any]]) -> Any:
@@ -124,7 +119,7 @@ def _by_any(matrix: Tensor, what: str, drivers: list[partial[Any]]) -> Any:
                 if jitter:
                     _tell(what, added)
                 return found
-    raise _singular(what)
+    raise SingularError(SINGULAR.format(what))
 
 
 def _jitter(matrix: Tensor, share: float) -> Tensor:
@@ -137,7 +132,3 @@ def _jitter(matrix: Tensor, share: float) -> Tensor:
 def _tell(what: str, added: Tensor) -> None:
     message = f"{what} is singular to rounding; up to {float(added.max()):.1e} was added to its diagonal"
     warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
-def _singular(what: str) -> SingularError:
-    return SingularError(f"{what} cannot be factored in float64: singular, or badly scaled; use a larger damping")

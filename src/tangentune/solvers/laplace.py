@@ -35,20 +35,15 @@ STEPS, PASSES, HALVINGS = 100, 500, 40
 @final
 @dataclass(frozen=True, eq=False)
 class LaplaceSolution:
-    """A solved classification: mode `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`.
+    """A solved classification: mode `f_c(x) = (scale k(x, X) + INTERCEPT) dual_c`."""
 
-    `dual` (n, C) weighted residuals `a (y - p)`; `shrink` (C, n, n) `E_c = (prior + D_c^-1)^-1`, what the data take off
-    the prior of a class alone; `joint` (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes;
-    `evidence` Laplace's log marginal likelihood; `loo` (n, C) probabilities without the own observation, approximate.
-    """
-
-    dual: Tensor
-    shrink: Tensor
-    joint: Tensor
+    dual: Tensor  # (n, C) weighted residuals `a (y - p)`
+    shrink: Tensor  # (C, n, n) `E_c = (prior + D_c^-1)^-1`, what the data take off the prior of a class alone
+    joint: Tensor  # (n, n) lower Cholesky factor of `sum_c E_c`, which couples the classes
     scale: float
     calibration: Calibration
-    evidence: float
-    loo: Tensor
+    evidence: float  # Laplace's log marginal likelihood
+    loo: Tensor  # (n, C) probabilities without the own observation, approximate
 
 
 def fit_laplace(
@@ -61,8 +56,7 @@ def fit_laplace(
     """
     problem = labelled_kernel(kernel, classes, count, weights)
     if scale is not None and not scale > 0:
-        message = f"scale is {scale}; it must be positive"
-        raise InputError(message)
+        raise InputError(f"scale is {scale}; it must be positive")
     values, vectors = eigh(problem.kernel, "the kernel")
     root = vectors * values.clamp_min(0).sqrt()
     best = _search(problem, root) if scale is None else scale
@@ -122,8 +116,7 @@ def _root(root: Tensor, scale: float) -> Tensor:
 def _mode(problem: LabelledKernel, root: Tensor, start: Tensor | None, precision: float) -> Tensor:
     """Coordinates u (n + 1, C) of the mode: Newton steps by conjugate gradients, halved until the loss falls."""
     weights, goal = problem.weights[:, None], precision * float(root.norm(dim=0).max())
-    u = torch.zeros(root.shape[1], problem.labels.shape[1], dtype=root.dtype, device=root.device)
-    u = u if start is None else start
+    u = root.new_zeros(root.shape[1], problem.labels.shape[1]) if start is None else start
 
     def loss(u: Tensor) -> float:
         logs = torch.log_softmax(root @ u, 1)
@@ -208,12 +201,9 @@ def _curvature(problem: LabelledKernel, scale: float, latent: Tensor) -> _Curvat
 
 def _left_out(problem: LabelledKernel, at: _Curvature) -> tuple[Tensor, Tensor]:
     """Mean (n, C) and covariance (n, C, C) of each picture's latents, its own site taken out of its marginal."""
-    marginal = torch.cat(
-        [
-            _covariance(at.prior[own], at.prior.diagonal()[own], at.shrink, at.joint)
-            for own in torch.arange(len(at.latent), device=at.latent.device).split(PORTION)
-        ]
-    )  # what a portion needs is held C times over
+    portions = torch.arange(len(at.latent), device=at.latent.device).split(PORTION)  # each needs C times its own memory
+    prior = at.prior.diagonal()
+    marginal = torch.cat([_covariance(at.prior[own], prior[own], at.shrink, at.joint) for own in portions])
     proba = at.logs.exp()
     site = torch.diag_embed(proba) - proba[:, :, None] * proba[:, None, :]
     eye = torch.eye(proba.shape[1], dtype=proba.dtype, device=proba.device)

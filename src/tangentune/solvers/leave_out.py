@@ -34,16 +34,14 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
     """
     groups = groups.to(system.kernel.device)
     if groups.shape != (system.pictures,) or groups.is_floating_point():
-        message = f"groups must be {system.pictures} integers, one a picture, not {tuple(groups.shape)}"
-        raise InputError(message)
+        raise InputError(f"groups must be {system.pictures} integers, one a picture, not {tuple(groups.shape)}")
     of_row = groups.repeat_interleave(system.width)
     unknowns, scaled = system.unknowns, torch.empty_like(system.targets)
     weighty = system.weights > 0
     for group in torch.unique(of_row).tolist():
         rows = (of_row == group).nonzero().flatten()
         if not bool(weighty[of_row != group].any()):
-            message = f"group {group} holds every picture that has weight; nothing is left to fit without it"
-            raise InputError(message)
+            raise InputError(f"group {group} holds every picture that has weight; nothing is left to fit without it")
         factor = cholesky(system.inverse[rows][:, rows], "a group's part of the inverse")
         scaled[rows] = torch.cholesky_solve(unknowns[rows], factor)
     return _left_out(system, groups, scaled)
@@ -75,8 +73,7 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
     scaled = scaled_residuals(system)
     if cross is not None:
         if not len(cross):
-            message = "unique information needs at least one new row to predict"
-            raise InputError(message)
+            raise InputError("unique information needs at least one new row to predict")
         through = _through(system, cross)
         squares = torch.einsum("mnv,mnw->nvw", through, through) / len(cross)
     else:

@@ -20,8 +20,7 @@ LikelihoodSolution = DirichletSolution | LaplaceSolution
 def check_likelihood(name: Any) -> None:
     """Refuse a likelihood that does not exist."""
     if name not in LIKELIHOODS:
-        message = f"likelihood is {name!r}; it must be 'least_squares', 'dirichlet' or 'laplace'"
-        raise InputError(message)
+        raise InputError(f"likelihood is {name!r}; it must be 'least_squares', 'dirichlet' or 'laplace'")
 
 
 def fit_likelihood(name: str, system: System, known: dict[str, float] | None = None) -> LikelihoodSolution:

@@ -18,18 +18,15 @@ Map = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, eq=False)
 class PCGResult:
-    """Where conjugate gradients ended: `x`, in the shape and precision of b, and how.
+    """Where conjugate gradients ended, and how.
 
-    `relative_residuals` are `||b - A x|| / ||b||` at the start and after every iteration; the last one is measured from
-    x itself, the others follow the recursion, which drifts from the truth by rounding only. `products` with A: one a
-    step, one a check of the residual, one for a start x0. `converged`: the measured residual is within the tolerance.
+    The last of the residuals is measured from x itself, the others follow the recursion, which drifts by rounding only.
     """
 
-    x: Tensor
-    relative_residuals: list[float]
+    x: Tensor  # in the shape and precision of b
+    relative_residuals: list[float]  # `||b - A x|| / ||b||` at the start and after every iteration
     iterations: int
-    products: int
-    converged: bool
+    converged: bool  # the measured residual is within the tolerance
 
 
 def pcg(
@@ -37,25 +34,21 @@ def pcg(
     b: Tensor,
     *,
     precondition: Map | None = None,
-    x0: Tensor | None = None,
     tolerance: float = 1e-10,
     max_iterations: int,
     callback: Callable[[int, float, Tensor], None] | None = None,
 ) -> PCGResult:
     """Solve `A x = b` for a symmetric positive definite A that is only known by its products `matvec`, v -> A v.
 
-    b (p,); `precondition` is r -> M^{-1} r with M symmetric positive definite; it starts from `x0` or zero, and stops
-    when `||b - A x|| <= tolerance ||b||`, or warns (RuntimeWarning) at the cap, or where rounding allows no better;
+    b (p,); `precondition` is r -> M^{-1} r with M symmetric positive definite; it starts from zero, and stops when
+    `||b - A x|| <= tolerance ||b||`, or warns (RuntimeWarning) at the cap, or where rounding allows no better;
     `callback` gets the number, relative residual and x of every step. Vectors in b's precision, inner products in
     float64. Cost: one product with A and one with M^{-1} a step, four vectors. Steps are exact minimisers along
     conjugate directions (Hestenes and Stiefel 1952).
     """
-    size = float(torch.linalg.vector_norm(b, dtype=torch.float64))
-    x = torch.zeros_like(b) if x0 is None else x0.detach().to(b).clone()
+    size, x, r = _norm(b), torch.zeros_like(b), b.clone()
     if size == 0:
-        return PCGResult(torch.zeros_like(b), [0.0], 0, 0, True)
-    r = b.clone() if x0 is None else b - matvec(x)
-    products = int(x0 is not None)
+        return PCGResult(x, [0.0], 0, True)
     residuals = [_finite(_norm(r) / size)]
     best = residuals[0]  # measured, not from the recursion
     iterations, converged = 0, best <= tolerance
@@ -65,7 +58,6 @@ def pcg(
         previous, inner = inner, _positive(_dot(r, z), "the pre-conditioner")
         direction = z.clone() if previous == 0 else z + (inner / previous) * direction
         product = matvec(direction)
-        products += 1
         step = inner / _positive(_dot(direction, product), "the matrix")
         x = x + step * direction
         r = r - step * product
@@ -75,7 +67,6 @@ def pcg(
             callback(iterations, residuals[-1], x)
         if residuals[-1] <= tolerance or iterations == max_iterations:
             r = b - matvec(x)
-            products += 1
             residuals[-1] = _finite(_norm(r) / size)
             converged = residuals[-1] <= tolerance
             if not converged and residuals[-1] > best / 2:
@@ -88,7 +79,7 @@ def pcg(
             f"{tolerance:.1e}; allow more steps, raise the damping, pre-condition, or work in float64"
         )
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    return PCGResult(x, residuals, iterations, products, converged)
+    return PCGResult(x, residuals, iterations, converged)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
@@ -101,13 +92,11 @@ def _norm(a: Tensor) -> float:
 
 def _positive(value: float, what: str) -> float:
     if not 0 < value < float("inf"):
-        message = f"{what} is not positive definite (a quadratic form came out as {value:.3g}); add damping"
-        raise InputError(message)
+        raise InputError(f"{what} is not positive definite (a quadratic form came out as {value:.3g}); add damping")
     return value
 
 
 def _finite(value: float) -> float:
     if not value < float("inf"):
-        message = "conjugate gradients met values that are not finite; look for broken inputs or an overflow"
-        raise InputError(message)
+        raise InputError("conjugate gradients met values that are not finite; look for broken inputs or an overflow")
     return value

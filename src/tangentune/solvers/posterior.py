@@ -83,8 +83,7 @@ def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generat
     output: `noise_variance(system) / system.damping`. Cost m^3 + m^2 C count.
     """
     if count < 1:
-        message = f"count is {count}; draw at least one function"
-        raise InputError(message)
+        raise InputError(f"count is {count}; draw at least one function")
     values, vectors = eigh(covariance, "the posterior covariance")
     root = vectors * values.clamp_min(0).sqrt()  # rounding makes zero eigenvalues negative
     normal = torch.randn(len(mean), mean.shape[1] * count, generator=generator, dtype=torch.float64)
@@ -93,10 +92,7 @@ def sample(mean: Tensor, covariance: Tensor, scales: Tensor, count: int, generat
 
 
 def _check(system: System, cross: Tensor, own: Tensor, shape: tuple[int, ...]) -> None:
-    total = len(system.weights)
+    total, got = len(system.weights), f"{tuple(cross.shape)} and {tuple(own.shape)}"
     if cross.dim() != 2 or cross.shape[1] != total or tuple(own.shape) != shape:
-        message = (
-            f"the kernel with {total} rows of the problem is (m, {total}) and that of the new rows {shape}; "
-            f"got {tuple(cross.shape)} and {tuple(own.shape)}"
-        )
-        raise InputError(message)
+        rows = f"the kernel with {total} rows of the problem is (m, {total}) and that of the new rows {shape}"
+        raise InputError(f"{rows}; got {got}")

@@ -19,19 +19,12 @@ ENTRIES = 1 << 24  # numbers held at once along a path of dampings
 
 @dataclass(frozen=True)
 class RidgeFactor:
-    """What is kept of a kernel (n, n): `values` (n-1,), ascending, and `vectors` (n, n-1) of the weighted kernel, the
-    intercept's direction projected out; `roots` (n,) of the weights, which are that direction before scaling.
-    """
+    """What is kept of a kernel (n, n): its eigenvalues under the weights, the intercept's direction projected out."""
 
-    values: Tensor
-    vectors: Tensor
-    roots: Tensor
+    values: Tensor  # (n-1,), ascending
+    vectors: Tensor  # (n, n-1)
+    roots: Tensor  # (n,) of the weights; scaled to length one they are the intercept's direction
     kernel: Tensor
-
-    @property
-    def border(self) -> Tensor:
-        """(n,) unit vector of the intercept."""
-        return self.roots / self.roots.norm()
 
     @property
     def mean_eigenvalue(self) -> float:
@@ -41,22 +34,19 @@ class RidgeFactor:
 
 @dataclass(frozen=True)
 class Solution:
-    """A solved problem `f(x) = intercept + k(x, X) dual`: `dual` (n, C), column sums zero; `intercept` (C,); and `loo`
-    (n, C), exact predictions of every sample by the solution fitted without it.
-    """
+    """A solved problem `f(x) = intercept + k(x, X) dual`."""
 
-    dual: Tensor
-    intercept: Tensor
+    dual: Tensor  # (n, C), column sums zero
+    intercept: Tensor  # (C,)
     damping: float
-    loo: Tensor
+    loo: Tensor  # (n, C) exact predictions of every sample by the solution fitted without it
 
 
 def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
     """Factor an (n, n) positive semi-definite kernel under positive sample weights; n^3 once, in float64."""
     n = len(kernel)
     if n < 2:
-        message = f"least squares with an intercept needs at least 2 samples, got {n}"
-        raise InputError(message)
+        raise InputError(f"least squares with an intercept needs at least 2 samples, got {n}")
     kernel, weights = checked_kernel(kernel, weights)
     roots = weights.sqrt()
     # In e = D^-1/2 c the solution meets (D^1/2 K D^1/2 + lambda I) e + d b = D^1/2 y and d^T e = 0, d = roots: e is
@@ -77,12 +67,10 @@ def factor_ridge(kernel: Tensor, weights: Tensor | None = None) -> RidgeFactor:
 def checked_kernel(kernel: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """A kernel (n, n) and sample weights (n,), ones if None, in float64, proven finite and positive."""
     if not bool(torch.isfinite(kernel).all()):
-        message = "the kernel holds NaN or infinite values; look for broken pictures or an overflowing network"
-        raise InputError(message)
+        raise InputError("the kernel holds NaN or infinite values; look for broken pictures or an overflowing network")
     weights = torch.ones_like(kernel[0], dtype=torch.float64) if weights is None else weights.double()
     if not bool((weights > 0).all()):
-        message = "sample weights must be positive; leave pictures of weight 0 out"
-        raise InputError(message)
+        raise InputError("sample weights must be positive; leave pictures of weight 0 out")
     return kernel.double(), weights
 
 
@@ -142,6 +130,7 @@ def _spectra(factor: RidgeFactor, dampings: Tensor) -> Tensor:
     """(k, m) eigenvalues plus each damping, all positive."""
     spectra = factor.values.clamp_min(0) + dampings.to(factor.values)[:, None]
     if not bool((spectra > 0).all()):
-        message = f"damping {float(dampings.min()):g} leaves the least-squares problem singular; use a positive damping"
-        raise InputError(message)
+        raise InputError(
+            f"damping {float(dampings.min()):g} leaves the least-squares problem singular; use a positive damping"
+        )
     return spectra

@@ -49,11 +49,10 @@ def labelled_kernel(kernel: Tensor, classes: Tensor, count: int, weights: Tensor
 def check_classes(n: int, classes: Tensor, count: int) -> None:
     """Refuse all but n >= 2 pictures with a label each that is one of `count` >= 2 classes."""
     if n < 2 or count < 2 or len(classes) != n or not bool(((classes >= 0) & (classes < count)).all()):
-        message = (
+        raise InputError(
             f"classification needs at least two pictures, a label in 0..C-1 for each and at least two classes; got "
             f"{n} pictures, {len(classes)} labels and {count} classes"
         )
-        raise InputError(message)
 
 
 def softmax_gaussian(mean: Tensor, covariance: Tensor) -> Tensor:

@@ -22,28 +22,19 @@ from tangentune.solvers.factorisation import cholesky
 class System:
     """A solved problem with the inverse of its matrix; picture i owns the rows from i width to (i + 1) width.
 
-    Attributes:
-        kernel: (N, N) float64; N is the number of pictures times `width`.
-        inverse: (N+1, N+1) inverse of W, the intercept last; (N, N) without intercept.
-        targets: (N, C). One kernel for all outputs: width 1, C columns. Logits, whose kernel `J J^T` couples outputs:
-            width C, one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
-        weights: (N,) a, not negative; 0 leaves the row out.
-        damping: positive, absolute.
-        intercept: whether there is an unpenalised b.
-        width: rows of a picture.
-        dual: (N, C) c.
-        bias: (C,) b; zeros without intercept.
+    One kernel for all outputs: width 1, C columns of targets. Logits, whose kernel `J J^T` couples outputs: width C,
+    one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
     """
 
-    kernel: Tensor
-    inverse: Tensor
-    targets: Tensor
-    weights: Tensor
-    damping: float
-    intercept: bool
-    width: int
-    dual: Tensor
-    bias: Tensor
+    kernel: Tensor  # (N, N) float64; N is the number of pictures times `width`
+    inverse: Tensor  # (N+1, N+1) of W, the intercept last; (N, N) without intercept
+    targets: Tensor  # (N, C)
+    weights: Tensor  # (N,) a, not negative; 0 leaves the row out
+    damping: float  # positive, absolute
+    intercept: bool  # whether there is an unpenalised b
+    width: int  # rows of a picture
+    dual: Tensor  # (N, C) c
+    bias: Tensor  # (C,) b; zeros without intercept
 
     @property
     def pictures(self) -> int:
@@ -85,14 +76,15 @@ def build(
     try:
         factor = cholesky(matrix, "the least-squares problem", as_it_is=True)
     except SingularError as error:
-        message = f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
-        raise SingularError(message) from error
+        raise SingularError(
+            f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
+        ) from error
     inverse = torch.cholesky_inverse(factor)
     inverse = _bordered(inverse, roots) if intercept else inverse
-    unsolved = torch.zeros_like(targets)
-    return with_inverse(
-        System(kernel, inverse, targets, weights, damping, intercept, width, unsolved, unsolved[0]), inverse
-    )
+    unsolved = System(
+        kernel, inverse, targets, weights, damping, intercept, width, targets, targets[0]
+    )  # dual and bias follow
+    return with_inverse(unsolved, inverse)
 
 
 def refresh(system: System, **changes: Any) -> System:
@@ -121,8 +113,7 @@ def checked_cross(system: System, cross: Tensor) -> Tensor:
     """The (m, N) kernel between new rows and the system's, in float64."""
     n = len(system.kernel)
     if cross.dim() != 2 or cross.shape[1] != n:
-        message = f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}"
-        raise InputError(message)
+        raise InputError(f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}")
     return cross.to(system.kernel)
 
 
@@ -183,32 +174,27 @@ def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
 def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> None:
     n = len(kernel)
     if kernel.shape != (n, n) or width < 1 or n % width:
-        message = (
-            f"the kernel of pictures with {width} rows each is square and a multiple of it, not {tuple(kernel.shape)}"
-        )
-        raise InputError(message)
+        shape = tuple(kernel.shape)
+        raise InputError(f"the kernel of pictures with {width} rows each is square and a multiple of it, not {shape}")
     if targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
-        message = (
+        raise InputError(
             f"the kernel has {n} rows; targets must be ({n}, C) and weights ({n},), not {tuple(targets.shape)} and "
             f"{tuple(weights.shape)}"
         )
-        raise InputError(message)
     for name, tensor in (("kernel", kernel), ("targets", targets), ("weights", weights)):
         if not bool(torch.isfinite(tensor).all()):
-            message = f"the {name} must be finite; look for broken pictures or an overflowing network"
-            raise InputError(message)
+            raise InputError(f"the {name} must be finite; look for broken pictures or an overflowing network")
     if not damping > 0:
-        message = f"damping is {damping}; it must be positive"
-        raise InputError(message)
+        raise InputError(f"damping is {damping}; it must be positive")
     check_weights(weights, width)
 
 
 def check_weights(weights: Tensor, width: int) -> None:
     """Refuse weights that leave no problem: negative ones, or fewer than 2 pictures with any."""
     if not bool((weights >= 0).all()):
-        message = "sample weights must not be negative; 0 leaves a picture out"
-        raise InputError(message)
+        raise InputError("sample weights must not be negative; 0 leaves a picture out")
     left = int((weights.unflatten(0, (-1, width)) > 0).any(1).sum())
     if left < 2:
-        message = f"least squares needs at least 2 pictures with positive weight, {left} would be left; keep more"
-        raise InputError(message)
+        raise InputError(
+            f"least squares needs at least 2 pictures with positive weight, {left} would be left; keep more"
+        )

@@ -29,15 +29,12 @@ def one_hot_targets(positions: Tensor, outputs: int, *, alpha: float = 1.0, cent
         [[-2.0, 2.0], [2.0, -2.0]]
     """
     if not 0 < alpha < math.inf:
-        message = f"alpha is {alpha}; targets need a positive, finite scale"
-        raise InputError(message)
+        raise InputError(f"alpha is {alpha}; targets need a positive, finite scale")
     whole = positions.dim() == 1 and not (positions.is_floating_point() or positions.is_complex())
     if not whole or positions.dtype == torch.bool:
-        message = f"classes must be (n,) whole numbers, not {tuple(positions.shape)} of {positions.dtype}"
-        raise InputError(message)
+        raise InputError(f"classes must be (n,) whole numbers, not {tuple(positions.shape)} of {positions.dtype}")
     low, high = (int(positions.min()), int(positions.max())) if len(positions) else (0, 0)
     if low < 0 or high >= outputs:
-        message = f"classes run from {low} to {high}, outside 0..{outputs - 1}; number the sorted labels from 0"
-        raise InputError(message)
+        raise InputError(f"classes run from {low} to {high}, outside 0..{outputs - 1}; number the sorted labels from 0")
     targets = alpha * F.one_hot(positions.long(), outputs).double()
     return targets - alpha / outputs if centred else targets

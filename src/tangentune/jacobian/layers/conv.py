@@ -45,10 +45,8 @@ class ConvUse(Use):
         return Rows(values.unflatten(0, (n, -1)).sum(1)[:, None])
 
     def _correlate(self, g: Tensor) -> Tensor:
-        """Rows (n, groups, o, i k k) as one convolution of inputs with cotangents, samples as groups.
-
-        Plain memory order and symmetric padding keep this on the library's fast path.
-        """
+        """Rows (n, groups, o, i k k) as one convolution of inputs with cotangents, samples as groups."""
+        # Plain memory order and symmetric padding keep this on the library's fast path.
         symmetric = all(before == after for before, after in self.padding)
         x = (self.x if symmetric else self._padded()).contiguous()
         padding = tuple(before for before, _ in self.padding) if symmetric else (0, 0)

@@ -1,8 +1,7 @@
 """How the gradient rows of one parameter are held: explicit, or as position pairs.
 
-A row is the gradient of one probe output with respect to one parameter, for one picture. Seen as a
-stack of matrices it has `groups` blocks of `outputs x inputs`; biases and affine vectors are
-`groups` blocks of 1 x 1.
+A row is the gradient of one probe output with respect to one parameter, for one picture. Seen as a stack of matrices it
+has `groups` blocks of `outputs x inputs`; biases and affine vectors are `groups` blocks of 1 x 1.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ class Rows:
 class Pairs:
     """Rows as sums over positions, `row = sum_t outer(g_t, a_t)`: `a` (n, T, i), `g` (n, T, R, o).
 
-    Far smaller than the row wherever there are few positions (late layers); never expanded for the
-    whole set at once.
+    Far smaller than the row wherever there are few positions (late layers); never expanded for the whole set at once.
     """
 
     a: Tensor
@@ -111,10 +109,7 @@ Entry = Rows | Pairs
 
 
 def average_views(entry: Entry, views: int) -> Entry:
-    """Mean row over `views` stacked copies of the pictures (view-major first axis).
-
-    Pairs stay pairs: the views become further positions.
-    """
+    """Mean row over `views` stacked copies of the pictures, view by view; of pairs the views are further positions."""
     if views == 1:
         return entry
     if isinstance(entry, Rows):

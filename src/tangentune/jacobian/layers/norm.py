@@ -36,8 +36,7 @@ class ChannelAffineUse(Use):
     def rows(self, role: str, g: Tensor, n: int) -> Entry:
         """Per-channel sums over positions."""
         if g.shape[0] != n:
-            message = "positions are folded into the batch axis"
-            raise LayoutError(message)
+            raise LayoutError("positions are folded into the batch axis")
         flat = g.reshape(n, g.shape[1], -1)
         total = flat.sum(2)
         if role == "bias":

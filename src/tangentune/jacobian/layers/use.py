@@ -15,9 +15,8 @@ from tangentune.jacobian.layers.entry import Entry, Pairs, Rows
 class Use(ABC):
     """A function call whose arguments include tracked parameters.
 
-    `roles` maps the role of a parameter in the call ("weight", "bias") to its tensor. Rules see the
-    function's own arguments, never the module, so subclasses that pad or reshape by themselves,
-    modules called twice and tied weights need no rule of their own.
+    `roles` maps the role of a parameter in the call ("weight", "bias") to its tensor. Rules see the function's own
+    arguments, never the module: subclasses that pad by themselves, modules called twice and tied weights need no rule.
     """
 
     roles: dict[str, Tensor]
@@ -28,11 +27,7 @@ class Use(ABC):
 
     @abstractmethod
     def rows(self, role: str, g: Tensor, n: int) -> Entry:
-        """Per-sample gradient for one role, from the cotangent `g` of the call's output, `n` samples.
-
-        Raises:
-            LayoutError: if the first axis does not hold the samples.
-        """
+        """Per-sample gradient for one role, from the output's cotangent `g`; LayoutError where samples are lost."""
 
     def shares(self, role: str) -> bool:
         """Whether the cotangents of several outputs are best turned into rows together, by `rows_together`."""
@@ -47,10 +42,7 @@ class Use(ABC):
         return None
 
     def inputs(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
-        """Inputs of a `matrix` role (groups, positions, inputs), at all positions of all samples.
-
-        With `most`, at about so many evenly spaced positions of each sample.
-        """
+        """Inputs of a `matrix` role (groups, positions, inputs); with `most`, at about so many positions a sample."""
         raise NotImplementedError
 
     def cotangents(self, role: str, g: Tensor, n: int, most: int | None = None) -> Tensor:
@@ -92,8 +84,7 @@ def by_sample(x: Tensor, n: int) -> Tensor:
     if x.shape[0] == n:
         return x
     if x.shape[0] % n:
-        message = f"first axis {x.shape[0]} does not hold {n} samples"
-        raise LayoutError(message)
+        raise LayoutError(f"first axis {x.shape[0]} does not hold {n} samples")
     return x.unflatten(0, (n, -1)).flatten(1, 2)
 
 

@@ -8,6 +8,7 @@ if the pictures do not gain more than a standard error by it, nothing of the sou
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +20,7 @@ from tangentune.solvers.leave_out import loo
 from tangentune.solvers.reweighting import squared
 from tangentune.solvers.source.coupling import ClassMeans, coupling, transport
 from tangentune.solvers.source.leave_out import SourcePrediction, target_loo
-from tangentune.solvers.source.prior import Spectrum, prior, spectrum
+from tangentune.solvers.source.prior import prior, spectrum
 from tangentune.solvers.system import build
 
 STRENGTHS = (0.01, 0.1, 1.0)
@@ -33,21 +34,16 @@ LEAST_GAIN = 1e-6  # of the error; below it all is rounding
 @final
 @dataclass(frozen=True, eq=False)
 class SourceProblem:
-    """Target and source pictures as kernels: `kernel` (n, n), `cross` (n, m), `own` (m, m).
-
-    `targets` (n, C) one-hot and `weights` (n,) of the target pictures; `positions` (m,), class 0 to S - 1 of each
-    source picture, and their relative weights `given` (m,), positive; `named` (S, C) true where a source class has the
-    name of a target class.
-    """
+    """Target and source pictures as kernels: `kernel` (n, n), `cross` (n, m), `own` (m, m)."""
 
     kernel: Tensor
     cross: Tensor
     own: Tensor
-    targets: Tensor
-    weights: Tensor
-    positions: Tensor
-    given: Tensor
-    named: Tensor
+    targets: Tensor  # (n, C) one-hot, of the target pictures
+    weights: Tensor  # (n,) of them
+    positions: Tensor  # (m,) class 0 to S - 1 of each source picture
+    given: Tensor  # (m,) their relative weights, positive
+    named: Tensor  # (S, C) true where a source class has the name of a target class
 
     def means(self) -> ClassMeans:
         """What the coupling of the classes is made from."""
@@ -60,28 +56,23 @@ class SourceProblem:
 @final
 @dataclass(frozen=True, eq=False)
 class SourceSetting:
-    """One way to count the source: `strength` times all source weights, 0 being none of it; `deviation`, prior variance
-    of the source task's own part, relative to the shared one; absolute `damping` for both; `class_weights` (S,) <= 1.
-    """
+    """One way to count the source."""
 
-    strength: float
-    deviation: float
-    damping: float
-    class_weights: Tensor
+    strength: float  # times all source weights; 0: none of it
+    deviation: float  # prior variance of the source task's own part, relative to the shared one
+    damping: float  # absolute, for both
+    class_weights: Tensor  # (S,) <= 1
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class SourceChoice:
-    """The best setting, of strength 0 if the source does not help, mean squared leave-one-out errors of the target
-    pictures without source and with it, the `standard_error` of the difference to no source at the best damping tried,
-    and all that was `tried` with its error.
-    """
+    """The best setting; errors are mean squared leave-one-out errors of the target pictures."""
 
-    setting: SourceSetting
+    setting: SourceSetting  # of strength 0 if the source does not help
     error_without: float
     error: float
-    standard_error: float
+    standard_error: float  # of the difference to no source at the best damping tried
     tried: list[dict[str, Any]]
 
 
@@ -94,7 +85,8 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
     means, weights = problem.means(), problem.weights
     mass = transport(means).sum(1)
     dampings = [damping * factor for factor in ((1.0,) if fixed else DAMPINGS)]
-    without = [_errors_without(problem, tried) for tried in dampings]
+    systems = (build(problem.kernel, problem.targets, tried, problem.weights) for tried in dampings)
+    without = [squared(loo(system), problem.targets) for system in systems]
     alone, rival = without[0], min(without, key=lambda errors: _mean(errors, weights))
     counts = torch.where(problem.named.any(1), 1.0, (mass / mass.max()).square())
     best, errors, tried = _search(problem, means, counts, dampings)
@@ -115,15 +107,8 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
 
 
 def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
-    """(n,) squared leave-one-out error of each target picture, the coupling of classes made without it as well.
-
-    Cost `10 m^3 + n^3`.
-    """
-    return _errors(_weighted(problem, problem.means(), setting.class_weights), setting)
-
-
-def _errors_without(problem: SourceProblem, damping: float) -> Tensor:
-    return squared(loo(build(problem.kernel, problem.targets, damping, problem.weights)), problem.targets)
+    """(n,) squared leave-one-out error of each target picture, the coupling made without it as well; `10 m^3 + n^3`."""
+    return _errors(problem, problem.means(), setting.class_weights)(setting)
 
 
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
@@ -163,20 +148,18 @@ def _harmful(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """(S,) true for source classes whose weight raises the error, by more than DOUBT standard errors."""
     slopes = torch.zeros(len(problem.targets), len(setting.class_weights)).to(problem.own)
     slopes.index_add_(1, problem.positions, source_effects(problem, setting) * problem.given)
-    means, errors = zip(
-        *((_mean(s, problem.weights), _standard_error(s, problem.weights)) for s in slopes.T), strict=True
-    )
-    return torch.tensor(means).to(slopes) > DOUBT * torch.tensor(errors).to(slopes)
+    a = problem.weights
+    return torch.tensor([_mean(s, a) > DOUBT * _standard_error(s, a) for s in slopes.T], device=slopes.device)
 
 
 def _search(
     problem: SourceProblem, means: ClassMeans, class_weights: Tensor, dampings: list[float]
 ) -> tuple[SourceSetting, Tensor, list[dict[str, Any]]]:
     """The best setting of some class weights, its errors (n,), and all that was tried."""
-    weighted, best, tried = _weighted(problem, means, class_weights), None, []
+    errors_of, best, tried = _errors(problem, means, class_weights), None, []
     for strength, deviation, damping in itertools.product(STRENGTHS, DEVIATIONS, dampings):
         setting = SourceSetting(strength, deviation, damping, class_weights)
-        errors = _errors(weighted, setting)
+        errors = errors_of(setting)
         error = _mean(errors, problem.weights)
         classes = int((class_weights > 0).sum())
         facts = {"strength": strength, "deviation": deviation, "damping": damping, "classes": classes}
@@ -187,31 +170,19 @@ def _search(
     return best[1], best[2], tried
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Weighted:
-    """A problem at some class weights: what all settings of it share; `crossed` (n, m) is `cross` in the basis."""
-
-    problem: SourceProblem
-    means: ClassMeans
-    labels: Tensor
-    basis: Spectrum
-    crossed: Tensor
-
-
-def _weighted(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> _Weighted:
-    relative = problem.given * class_weights[problem.positions]
+def _errors(problem: SourceProblem, means: ClassMeans, class_weights: Tensor) -> Callable[[SourceSetting], Tensor]:
+    """Squared leave-one-out errors (n,) of the target pictures by setting; what settings share is calculated once."""
+    relative, labels = problem.given * class_weights[problem.positions], coupling(means)
     basis = spectrum(problem.own, relative, problem.positions, len(class_weights))
-    return _Weighted(problem, means, coupling(means), basis, problem.cross @ basis.through)
+    crossed = problem.cross @ basis.through
 
+    def errors(setting: SourceSetting) -> Tensor:
+        met = prior(basis, setting.damping / setting.strength, setting.deviation, crossed)
+        source = SourcePrediction(means, met.response, labels)
+        system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
+        return squared(target_loo(system, source), problem.targets)
 
-def _errors(at: _Weighted, setting: SourceSetting) -> Tensor:
-    """(n,) squared leave-one-out errors of the target pictures."""
-    problem = at.problem
-    met = prior(at.basis, setting.damping / setting.strength, setting.deviation, at.crossed)
-    source = SourcePrediction(at.means, met.response, at.labels)
-    system = build(problem.kernel - met.gain, problem.targets - source.offset, setting.damping, problem.weights)
-    return squared(target_loo(system, source), problem.targets)
+    return errors
 
 
 def _mean(values: Tensor, weights: Tensor) -> float:

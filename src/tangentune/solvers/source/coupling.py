@@ -22,17 +22,14 @@ CANCELLED = 1e-4  # share of a class's squared norm; what is left of less is sum
 @final
 @dataclass(frozen=True, eq=False)
 class ClassMeans:
-    """All that the coupling depends on: `kernel` (n, n) of target pictures, `between` (n, S) them and the means of
-    source classes, whose lengths are `norms` (S,); `named` (S, C) true where a source class has the name of a target
-    class; `targets` (n, C) one-hot and `weights` (n,) of the target pictures.
-    """
+    """All that the coupling depends on."""
 
-    kernel: Tensor
-    between: Tensor
-    norms: Tensor
-    named: Tensor
-    targets: Tensor
-    weights: Tensor
+    kernel: Tensor  # (n, n) of target pictures
+    between: Tensor  # (n, S) of them and the means of source classes
+    norms: Tensor  # (S,) lengths of those means
+    named: Tensor  # (S, C) true where a source class has the name of a target class
+    targets: Tensor  # (n, C) one-hot, of the target pictures
+    weights: Tensor  # (n,) of them
 
 
 def transport(means: ClassMeans) -> Tensor:

@@ -29,15 +29,11 @@ from tangentune.solvers.system import System
 @final
 @dataclass(frozen=True, eq=False)
 class SourcePrediction:
-    """What source pictures alone predict for target pictures: the prior mean of the target problem.
+    """What source pictures alone predict for target pictures: the prior mean of the target problem."""
 
-    `means` are what the coupling is made from, the same pictures' labels among it; `response` (n, S) is R, what a
-    picture's prior mean gains by one unit of a source class's target; `labels` (S, C) is L, those targets.
-    """
-
-    means: ClassMeans
-    response: Tensor
-    labels: Tensor
+    means: ClassMeans  # what the coupling is made from, the same pictures' labels among it
+    response: Tensor  # (n, S) R, what a picture's prior mean gains by one unit of a source class's target
+    labels: Tensor  # (S, C) L, those targets
 
     @property
     def offset(self) -> Tensor:

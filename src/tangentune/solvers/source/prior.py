@@ -23,16 +23,12 @@ from tangentune.solvers.factorisation import eigh
 @final
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The source kernel under its weights, `D^1/2 K D^1/2`, by eigenvalues: every strength and deviation is cheap.
+    """The source kernel under its weights, `D^1/2 K D^1/2`, by eigenvalues: every strength and deviation is cheap."""
 
-    `values` (m,); `through` (m, m), `D^1/2` times the eigenvectors, takes a cross kernel into the basis; in it `roots`
-    (m,) of the weights and the sums over source classes, `classes` (m, S).
-    """
-
-    values: Tensor
-    through: Tensor
-    roots: Tensor
-    classes: Tensor
+    values: Tensor  # (m,)
+    through: Tensor  # (m, m) `D^1/2` times the eigenvectors: takes a cross kernel into the basis
+    roots: Tensor  # (m,) of the weights, in the basis
+    classes: Tensor  # (m, S) sums over source classes, in the basis
 
 
 def spectrum(own: Tensor, weights: Tensor, positions: Tensor, count: int) -> Spectrum:
