@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tangentune.errors import InputError, StoreError
-from tangentune.jacobian.kfac import KroneckerCurvature, kfac
+from tangentune.jacobian.kfac import KroneckerCurvature, kfac, merge
 from tangentune.jacobian.linearization import Linearization
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -204,6 +204,25 @@ def test_solve_inverts_matvec_plus_damping(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["kfac", "ekfac", "block_diagonal"])
+def test_merged_shards_are_all_data(kind: str) -> None:
+    network, x = convolutional(), X(6, torch.Generator().manual_seed(0))
+    lin = Linearization(network)
+    whole, merged = kfac(lin, [x], kind=kind), merge([kfac(lin, [part], kind=kind) for part in x.split([1, 3, 2])])
+    for name, sums in whole.sums.items():
+        for factor in ("a", "s"):
+            both = getattr(merged.sums[name], factor), getattr(sums, factor)
+            assert (both[0] is None) == (both[1] is None)
+            assert both[0] is None or closeness(*both) < 1e-13
+        assert merged.sums[name].count == sums.count
+    v = tangent(lin)
+    assert merged.quad(v) == pytest.approx(whole.quad(v), rel=0.3 if kind == "ekfac" else 1e-10)
+    assert kind != "kfac" or merged.trace() == pytest.approx(whole.trace(), rel=1e-10)
+    if kind == "ekfac":  # in any basis the trace stays, and shards that share a basis merge exactly
+        assert merged.trace() == pytest.approx(whole.trace(), rel=1e-10)
+        assert merge([whole, whole]).quad(v) == pytest.approx(2 * whole.quad(v), rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "block_diagonal"])
 def test_saved_and_loaded_is_equal_bit_by_bit(kind: str, tmp_path: Path) -> None:
     lin = Linearization(convolutional())
     curvature, v = kfac(lin, [X(3, torch.Generator().manual_seed(0))], kind=kind), tangent(lin)
@@ -218,6 +237,8 @@ def test_saved_and_loaded_is_equal_bit_by_bit(kind: str, tmp_path: Path) -> None
                 assert torch.equal(value, loaded) if isinstance(value, Tensor) else value == loaded, (name, part)
     before, after = curvature.solve(v, 0.1), again.solve(v, 0.1)
     assert all(closeness(before[name], after[name]) < 1e-13 for name in v)
+    merged = merge([curvature, again])
+    assert merged.trace() == pytest.approx(2 * curvature.trace(), rel=1e-9)
 
 
 def test_a_file_of_an_earlier_version_is_loaded(tmp_path: Path) -> None:
@@ -265,6 +286,10 @@ def test_wrong_calls_are_refused() -> None:
         curvature.solve(tangent(lin), 0.0)
     with pytest.raises(InputError, match=r"different parameters: look at '0.weight'"):
         curvature.quad({name: t for name, t in tangent(lin).items() if name != "0.weight"})
+    with pytest.raises(InputError, match="at least one"):
+        merge([])
+    with pytest.raises(InputError, match="of one kind"):
+        merge([curvature, kfac(lin, [x], kind="ekfac")])
 
 
 @pytest.mark.parametrize("kind", ["kfac", "ekfac"])

@@ -23,7 +23,6 @@ from tangentune.errors import BackboneError, InputError
 from tangentune.jacobian import survey
 from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
-from tangentune.jacobian.task_vector import difference
 from tangentune.kernels.output_gram import logit_gram
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -277,14 +276,14 @@ def test_zero_head_is_refused_with_the_reason() -> None:
 def test_checkpoints_become_tangents_that_add() -> None:
     network, x = CONVNET.network(), CONVNET.batch(3)
     lin, tuned = Linearization(network), seeded(CONVNET.make(), seed=5)
-    task = difference(tuned.state_dict(), lin.point())
+    task = lin.from_finetuned(tuned)
     assert closeness(task["0.weight"], tuned.state_dict()["0.weight"] - network.state_dict()["0.weight"]) < 1e-15
-    other = difference(seeded(CONVNET.make(), seed=6).state_dict(), lin.point())
+    other = lin.from_finetuned(seeded(CONVNET.make(), seed=6).state_dict())
     both = lin(x, task + 0.5 * other) - lin.f0(x)
     assert closeness(both, lin.jvp(x, task) + 0.5 * lin.jvp(x, other)) < 1e-10
     assert closeness(lin.jvp(x, task - task), torch.zeros(3, 100).double()) == 0
     with pytest.raises(InputError, match=r"1\.bias"):
-        difference({name: t for name, t in tuned.state_dict().items() if name != "1.bias"}, lin.point())
+        lin.from_finetuned({name: t for name, t in tuned.state_dict().items() if name != "1.bias"})
 
 
 @pytest.mark.parametrize(

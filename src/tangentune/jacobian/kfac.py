@@ -8,9 +8,9 @@ labels, damping or the tangent: computed once, it serves every damping.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from tangentune._files import read_tensors, write_tensors
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
-from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose
+from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
 from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, second_moments
 from tangentune.jacobian.linearization import Linearization
 from tangentune.networks.network_function import Inputs
@@ -32,7 +32,7 @@ _PARTS = ("a", "s", "left", "right", "values")
 class KroneckerCurvature:
     """Block-diagonal model of `J^T J`, in the sum convention: over samples and outputs, nothing divided.
 
-    Made by `kfac` or `load`. Immutable.
+    Made by `kfac`, `merge` or `load`. Immutable.
 
     Attributes:
         kind: "kfac", "ekfac" or "block_diagonal".
@@ -161,3 +161,36 @@ def kfac(
         moments = second_moments(linearization, treatment, given(), shown(batches, "second moments"), blocks)
         blocks |= {name: blocks[name].with_values(value) for name, value in moments.items()}
     return KroneckerCurvature(kind, sums, blocks)
+
+
+@usual_torch
+def merge(curvatures: Sequence[KroneckerCurvature]) -> KroneckerCurvature:
+    """Curvature of several shards of data, or tasks, taken together.
+
+    Sums of factors add, so K-FAC of shards merges to K-FAC of all data. EKFAC's second moments live in each shard's
+    own eigenvectors; they are carried over into the new ones as the diagonal of their sum, which is exact only where
+    those agree.
+    """
+    if not curvatures:
+        raise InputError("merge needs at least one curvature")
+    first = curvatures[0]
+    for other in curvatures[1:]:
+        if other.kind != first.kind or _outline(other) != _outline(first):
+            raise InputError("only curvatures of one kind and of the same parameters can be merged")
+    sums, blocks = {}, {}
+    for name, block in first.blocks.items():
+        sums[name] = first.sums[name]
+        for other in curvatures[1:]:
+            sums[name] = sums[name] + other.sums[name]
+        blocks[name] = decompose(sums[name], first.kind, block.layout, block.values.dtype)
+        if first.kind == "ekfac" and None not in (sums[name].a, sums[name].s):
+            shards = [other.blocks[name] for other in curvatures]
+            blocks[name] = blocks[name].with_values(second_moments_between(shards, blocks[name]))
+    return KroneckerCurvature(first.kind, sums, blocks)
+
+
+def _outline(curvature: KroneckerCurvature) -> dict[str, Any]:
+    return {
+        name: (b.layout, curvature.sums[name].a is None, curvature.sums[name].s is None)
+        for name, b in curvature.blocks.items()
+    }

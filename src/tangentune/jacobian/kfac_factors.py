@@ -6,7 +6,7 @@ Vectors have S alone, depthwise filters A alone (then the block is exact), and w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -94,6 +94,19 @@ def decompose(sums: FactorSums, kind: str, layout: tuple[int, int, int], dtype: 
         values = a_values[:, None, :]
     cast = [None if vectors is None else vectors.to(dtype) for vectors in (left, right)]
     return EigenBlock(cast[0], cast[1], values.to(dtype), layout)
+
+
+def second_moments_between(blocks: Sequence[EigenBlock], target: EigenBlock) -> Tensor:
+    """Diagonal, in target's eigenbasis, of the sum of blocks; exact where they share that basis."""
+    total = torch.zeros(target.values.shape, dtype=torch.float64, device=target.values.device)
+    for block in blocks:
+        values = block.values.double()
+        if target.left is not None and block.left is not None:
+            values = (target.left.double().mT @ block.left.double()).square() @ values
+        if target.right is not None and block.right is not None:
+            values = values @ (target.right.double().mT @ block.right.double()).square().mT
+        total += values
+    return total
 
 
 def _eigh(matrix: Tensor | None, diagonal: bool = False) -> tuple[Tensor | None, Tensor | None]:

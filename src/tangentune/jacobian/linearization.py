@@ -146,6 +146,14 @@ class Linearization(nn.Module):
             for name, p in self._own().items():
                 p.copy_(given[name])
 
+    def from_finetuned(self, weights: Mapping[str, Tensor] | nn.Module | Backbone) -> TaskVector:
+        """A fine-tuned checkpoint (state dict, module or Backbone) as a tangent: its weights minus those of the point.
+
+        An InputError names a parameter that moves and is missing, or has another shape.
+        """
+        module = weights.module if isinstance(weights, Backbone) else weights
+        return difference(module.state_dict() if isinstance(module, nn.Module) else module, self.point())
+
     def _own(self) -> dict[str, nn.Parameter]:
         return dict(self.tangent.named_parameters())
 
