@@ -100,9 +100,9 @@ net = nn.Sequential(
     nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256),
 )
 rng = np.random.default_rng(0)
-n, options = eval(sys.argv[1])
-x, y = rng.integers(0, 256, (n, 3, 64, 64)).astype(np.uint8), np.arange(n) % 10
-clf = TangentClassifier(Backbone(net, input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.25,) * 3), **options)
+n, size, options = eval(sys.argv[1])
+x, y = rng.integers(0, 256, (n, 3, size, size)).astype(np.uint8), np.arange(n) % 10
+clf = TangentClassifier(Backbone(net, input_size=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3), **options)
 if len(sys.argv) == 2:
     low, high = 0, 6000
     while high - low > 8:
@@ -124,21 +124,21 @@ else:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of /proc")
-@pytest.mark.parametrize(("n", "options"), [
-    (150, {"likelihood": "laplace"}),
-    *(pytest.param(300, options, marks=pytest.mark.slow) for options in (
+@pytest.mark.parametrize(("n", "size", "options"), [
+    (150, 32, {"likelihood": "laplace"}),
+    *(pytest.param(300, 64, options, marks=pytest.mark.slow) for options in (
         {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
         {"augment": "flip", "outer_steps": 8},
         {"metric_power": 0.5, "body_scale": 1.0, "damping": 1.0, "normalize": True},
     )),
 ], ids=str)  # fmt: skip
-def test_a_fit_keeps_the_smallest_budget_that_the_plan_takes(n: int, options: dict[str, Any]) -> None:
+def test_a_fit_keeps_the_smallest_budget_that_the_plan_takes(n: int, size: int, options: dict[str, Any]) -> None:
     """In a process of its own, looked at from outside as well.
 
     What a process holds before it starts differs from one to the next, so the plan of the second may refuse what the
     plan of the first took: then it gets a little more. What a plan takes, it must keep.
     """
-    given = repr((n, options))
+    given = repr((n, size, options))
     found = subprocess.run([sys.executable, "-c", TIGHT, given], capture_output=True, text=True, check=True)
     for spare in (8, 16, 32, 64):
         budget = int(found.stdout) + spare
