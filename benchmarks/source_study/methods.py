@@ -173,7 +173,7 @@ def joint_training(task: SourceTask, backbone: Backbone, source: transport.Selec
         tuned = baselines.fine_tune(backbone, task.target, replace(ALONE, seed=seed, epochs=epochs))
     else:
         tuning = replace(TOGETHER, seed=seed, epochs=epochs)
-        settings = joint.JointSettings(tuning, 1.0, source_task=joint.SourceLabels("probe"))
+        settings = joint.JointSettings(tuning, source_weight=1.0)
         tuned = joint.joint_fine_tune(backbone, task.target, source.pictures, settings, source_weights=source.weights)
     return {**scores(tuned, task.test), "cpu_seconds": round(tuned.cpu_seconds, 2), "epochs": epochs}
 

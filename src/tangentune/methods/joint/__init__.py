@@ -5,6 +5,6 @@ set of labels, the loss of the target plus a multiple of the source's.
 """
 
 from tangentune.methods.joint.joint import JointTuned, joint_fine_tune
-from tangentune.methods.joint.settings import JointSettings, PseudoLabels, SourceLabels
+from tangentune.methods.joint.settings import JointSettings
 
-__all__ = ["JointSettings", "JointTuned", "PseudoLabels", "SourceLabels", "joint_fine_tune"]
+__all__ = ["JointSettings", "JointTuned", "joint_fine_tune"]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune._torch import usual_torch
-from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
-from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
-from tangentune.methods.fine_tuning.training import batch_norms, loss_of, start_head, trainable_copy, tune
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, label_positions, training_views
+from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import keep_aside
 from tangentune.methods.joint.settings import JointSettings
-from tangentune.methods.joint.source import LabelledSource, SourceDraws, SourceTask, in_eval, source_task
+from tangentune.methods.joint.source import (
+    SourceDraws,
+    checked_head,
+    checked_weights,
+    refuse_other_pictures,
+    start_source_head,
+)
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -33,18 +38,15 @@ class JointTuned(TunedClassifier):
 
     Attributes:
         settings: how it was trained.
-        source_head: one logit a source class; None with pseudo-labels.
-        source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted; or None.
+        source_head: one logit a source class.
+        source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted.
         source_losses: mean source loss of each epoch; empty if no source picture was looked at.
-        source_shares: share of the drawn source pictures that counted in each epoch: 1 with labels, with pseudo-labels
-            those that reached the threshold; empty as above.
     """
 
     settings: JointSettings
-    source_head: nn.Linear | None
-    source_classes: NDArray[Any] | None
+    source_head: nn.Linear
+    source_classes: NDArray[Any]
     source_losses: tuple[float, ...]
-    source_shares: tuple[float, ...]
 
 
 @usual_torch
@@ -63,18 +65,17 @@ def joint_fine_tune(
     Args:
         backbone: left as it is; a deep copy is trained, on the device its parameters are on.
         target: at the backbone's size, with class labels. Validation pictures come from these alone.
-        source: pre-training pictures of the same size and type; with class labels for `SourceLabels`.
+        source: pre-training pictures of the same size and type, with class labels.
         settings: rate, epochs, weight of the source and the rest; None takes the defaults.
         source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a picture of
             weight 0 is as good as absent. None: all alike, which did better than the weights of a selection
             (docs/results/source_study.md).
-        source_head: a linear layer to start the source head from in place of `SourceLabels.start`, such as
+        source_head: a linear layer to start the source head from in place of `JointSettings.source_start`, such as
             `pretrained_head(backbone, rows)`; its rows are the sorted source classes. Left as it is.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`; a forward pass more over the
-        source part with pseudo-labels.
+        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`.
 
     Raises:
         InputError: labels are missing or of one class only, target and source differ in size or type, there is no
@@ -94,91 +95,40 @@ def joint_fine_tune(
         (torch.Size([4, 2]), [7, 8])
     """
     settings = settings or JointSettings()
-    began = spent()
+    began, base = spent(), settings.fine_tune
     classes, positions = class_positions(target)
-    _refuse_other_pictures(target, source)
-    draws = SourceDraws(source, source_weights, settings.weighting, settings.fine_tune.seed)
-    base = dataclasses.replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
+    refuse_other_pictures(target, source)
+    weights = checked_weights(source_weights, len(source))
+    draws = SourceDraws(weights[weights > 0], base.seed)
+    source = source if weights.all() else source.select(np.flatnonzero(weights))
+    source_classes, source_positions = label_positions(source.labels, "learning source labels")
     tuned = trainable_copy(backbone, target)
+    steps: list[tuple[int, float]] = []  # target pictures and mean source loss of each
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
+        theirs = LabelledPictures(source, torch.from_numpy(source_positions).to(tuned.device))
         head = start_head(tuned, data, base.head_start, base.flip, base.seed)
-        task = source_task(tuned, head, draws, source_head, settings)
-        heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
-        loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
-        losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
-    by_epoch, temperature = loss.by_epoch(), 1.0 if validation is None else validation.temperature
-    own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
-    return JointTuned(
-        tuned, classes, *spent(began), head, losses, validation, settings, *own, *by_epoch, temperature=temperature
-    )
+        if source_head is None:
+            own_head = start_source_head(tuned, theirs, settings)
+        else:
+            own_head = checked_head(source_head, head, len(source_classes))
 
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            """Of some target pictures, and of the next source pictures in the same forward pass."""
+            x = training_views(tuned, data.pictures.pixels[rows], generator, base)
+            if not settings.source_weight:
+                return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], base)
+            drawn = draws.take(max(1, round(settings.batch_ratio * len(rows))))
+            source_x = training_views(tuned, source.pixels[drawn], draws.generator, base)
+            features = tuned.feature_function(tuned.module, torch.cat([x, source_x]))
+            source_loss = loss_of(own_head(features[len(x) :]), theirs.positions[drawn.to(tuned.device)], base)
+            steps.append((len(rows), float(source_loss.detach())))
+            return loss_of(head(features[: len(x)]), data.positions[rows], base) + settings.source_weight * source_loss
 
-@final
-@dataclass(eq=False)
-class JointLoss:
-    """`target loss + source_weight * source loss` of one step; remembers the second part.
-
-    Where statistics are not those of the batch, or those of the mixture, both parts are one batch of one forward pass.
-    Their order in it does not matter: statistics are of the whole batch.
-    """
-
-    tuned: Backbone  # in the modes of the training loop
-    head: nn.Linear  # one logit a target class
-    data: LabelledPictures  # target pictures
-    source: SourceTask  # draws the source pictures
-    settings: JointSettings  # weight, ratio, statistics, and those of the target's loss and views
-    # target pictures, mean source loss and share that counts of every step
-    steps: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Of some target pictures, with the next source pictures."""
-        settings, data = self.settings.fine_tune, self.data
-        x = training_views(self.tuned, data.pictures.pixels[rows], generator, settings)
-        if not self.settings.source_weight and self.settings.batchnorm != "mixed":
-            return loss_of(self.head(self._features(x)), data.positions[rows], settings)
-        batch = self.source.batch(max(1, round(self.settings.batch_ratio * len(rows))))
-        features, source_features = self._both_features(x, batch.x)
-        source_losses = batch.factors * self.source.losses(source_features, batch)
-        source_loss = source_losses.sum() / len(source_losses)  # exactly 0, as its gradient, where no picture counts
-        self.steps.append((len(rows), float(source_loss.detach()), batch.counted))
-        loss = loss_of(self.head(features), data.positions[rows], settings)
-        return loss + self.settings.source_weight * source_loss
-
-    def by_epoch(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of each epoch: mean source loss, and share of source pictures that counted; empty if none was seen."""
-        losses, shares, seen, loss, share = [], [], 0, 0.0, 0.0
-        for count, own_loss, own_share in self.steps:
-            seen, loss, share = seen + count, loss + count * own_loss, share + count * own_share
-            if seen == len(self.data.pictures):
-                losses.append(loss / seen)
-                shares.append(share / seen)
-                seen, loss, share = 0, 0.0, 0.0
-        return tuple(losses), tuple(shares)
-
-    def _both_features(self, x: Tensor, source_x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) of the target and (m, d) of the source pictures."""
-        if self.settings.batchnorm != "target":
-            target, source = self._features(torch.cat([x, source_x])).split([len(x), len(source_x)])
-            return target, source
-        target = self._features(x)
-        with in_eval(batch_norms(self.tuned.module)):
-            return target, self._features(source_x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.tuned.feature_function(self.tuned.module, x)
-
-
-def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
-    """Source pictures must go into one batch with target pictures."""
-    if not len(source):
-        message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
-        raise InputError(message)
-    a, b = (tuple(pictures.pixels.shape[1:]) for pictures in (target, source))
-    if a != b:
-        message = f"target pictures are {a} but source pictures {b}; load both for the same backbone"
-        raise InputError(message)
-    a, b = (str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source))
-    if a != b:
-        message = f"target pictures are {a} but source pictures {b}; give both as one type"
-        raise InputError(message)
+        count = len(data.pictures)
+        losses, validation = tune(tuned, (head, own_head), loss, count, others, base, "joint fine-tuning", verbose)
+    epochs = np.array_split([size * value for size, value in steps], len(losses)) if steps else ()
+    temperature = 1.0 if validation is None else validation.temperature
+    found = (head, losses, validation, settings, own_head, source_classes)
+    source_losses = tuple(float(sums.sum()) / count for sums in epochs)
+    return JointTuned(tuned, classes, *spent(began), *found, source_losses, temperature=temperature)
