@@ -8,7 +8,7 @@ the weights had moved when they were linearised again, at first zero. With mirro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -19,25 +19,8 @@ from torch.nn import functional as F
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
+from tangentune.methods.lqf.explanations import Batches, LogitExplanations
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.network_function import Inputs
-
-
-@final
-class Batches(Collection[Inputs]):
-    """Network inputs that are made anew whenever they are read."""
-
-    def __init__(self, count: int, read: Callable[[], Iterator[Inputs]]) -> None:
-        self.count, self.read = count, read
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Inputs]:
-        return self.read()
-
-    def __contains__(self, x: object) -> bool:
-        return any(x is batch for batch in self)
 
 
 @final
@@ -122,20 +105,18 @@ class Objective:
     def value_at_point(self) -> float:
         """P(0): the network's own loss at the linearisation point with its penalty; one forward pass."""
         total = 0.0
-        for rows, _, outputs in self._outputs_at_point():
+        for rows, view in self.batches():
+            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
             total += self.losses(outputs, rows)[0] / self.views
         return total + 0.5 * self.damping * dot(self.centre, self.centre)
 
-    def residual(self) -> Tensor:
-        """(views, n, C) targets less outputs at the linearisation point, in float64; one forward pass."""
-        out = torch.empty(self.shift.shape, dtype=torch.float64, device=self.shift.device)
-        for rows, view, outputs in self._outputs_at_point():
-            out[view, rows] = self.targets[rows] - outputs.double()
-        return out
-
-    def _outputs_at_point(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        for rows, view in self.batches():
-            yield rows, view, self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+    def solved(self, verbose: int = 0) -> LogitExplanations:
+        """The exact optimum of the squared loss with exact leave-one-out; cost and errors as `LogitExplanations.of`."""
+        parts = [rows for rows, view in self.batches() if view == 0]
+        plain = Batches(len(parts), lambda: (self.inputs(rows, 0) for rows in parts))
+        centre = self.centre if any(bool(t.any()) for t in self.centre.values()) else None
+        more = {"flip": self.views == 2, "shift": self.shift, "centre": centre, "verbose": verbose}
+        return LogitExplanations.of(self.lin, plain, self.targets, self.damping, **more)
 
     def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
         """Value, what it and the gradient prove, and the gradient at u; one pass (two with mirror images)."""
