@@ -212,7 +212,7 @@ def methods(dtype: torch.dtype) -> Numbers:
 
 
 def linearised(network: str, dtype: torch.dtype) -> Numbers:
-    """Products with the Jacobian, curvature, Fisher products, the kernel and its Gaussian process."""
+    """Products with the Jacobian, curvature, the kernel and its Gaussian process."""
     net = backbone(network, dtype)
     x = torch.from_numpy(X[:8]).to(dtype) / 128 - 1
     head = nn.Linear(net.features(x).shape[1], 3).to(dtype)
@@ -224,12 +224,11 @@ def linearised(network: str, dtype: torch.dtype) -> Numbers:
     for kind in ("kfac", "ekfac", "block_diagonal"):
         curvature = kfac.kfac(lin, [x], kind=kind)
         out |= {f"{kind} {name}": value for name, value in curvature.solve(u, 0.1).items()}
-    out |= {f"Fisher {name}": value for name, value in ntk.fisher_vector_product(lin, x, u).items()}
     rows = ntk.survey_rows(lin, x)
     out |= {"kernel": ntk.tangent_kernel(rows, x), "diagonal": ntk.kernel_diagonal(rows, x)}
     out["shared kernel"] = ntk.tangent_kernel(rows, x, outputs="shared")
     y = x.flatten(1)[:, :3].contiguous()
-    for space in ("function", "matrix-free"):
+    for space in ("function", "parameter"):
         process = ntk.NTKGaussianProcess(lin, noise=10.0, prior_variance=1.0, space=space).fit(x, y)
         mean, std = process.predict(x[:3].flip(-1), return_std=True)
         out |= {f"{space} mean": mean, f"{space} std": std}

@@ -84,9 +84,9 @@ class ParameterSpace:
 
     space: Literal["parameter"] = "parameter"
 
-    def __init__(self, prior: Prior, tasks: Sequence[Task], prior_variance: float, sums: Sequence[Sums] | None = None):
+    def __init__(self, prior: Prior, tasks: Sequence[Task], prior_variance: float, sums: Sequence[Sums]):
         self.prior, self.tasks, self.prior_variance = prior, tuple(tasks), prior_variance
-        self.sums = [sum_up(prior, task.x, task.residuals) for task in tasks] if sums is None else sums
+        self.sums = sums
         weighted = [(own, 1 / task.noise) for own, task in zip(self.sums, tasks, strict=True)]
         precision = torch.stack([w * own.normal for own, w in weighted]).sum(0)
         pulled = torch.stack([w * own.pulled for own, w in weighted]).sum(0)

@@ -19,13 +19,12 @@ from tangentune.jacobian.survey import Network, survey_rows
 from tangentune.memory import parse_bytes
 from tangentune.methods.ntk.evidence import Scale, common_scale, kernel_spectrum, maximise_evidence
 from tangentune.methods.ntk.function_space import FunctionSpace
-from tangentune.methods.ntk.matrix_free import MatrixFree
 from tangentune.methods.ntk.parameter_space import ParameterSpace, normal_spectrum, sum_up
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 from tangentune.methods.ntk.settings import Settings, Space, check_scale
 
 CHUNK = 512  # inputs that are predicted at a time
-Posterior = FunctionSpace | ParameterSpace | MatrixFree
+Posterior = FunctionSpace | ParameterSpace
 
 
 @final
@@ -47,12 +46,9 @@ class NTKGaussianProcess:
             different outputs left out; "shared": one kernel (n, n), the mean of the C diagonal blocks, for all targets,
             whose number is then free unless the mean is the network's. For C = 1 the three agree.
         space: "function": Cholesky of the kernel of all data; "parameter": of the (p, p) precision of the weights;
-            "matrix-free": conjugate gradients and a low rank, for large n and p; "auto": "parameter" where it is the
-            smaller, else "function" up to 10,000 rows, else "matrix-free". The first two agree to rounding.
+            "auto": the smaller of the two, up to 10,000 rows or 4,096 weights. They agree to rounding.
         noise: variance of the noise, or "evidence": the one with the highest marginal likelihood of the data fitted.
         prior_variance: v, or "evidence". Maddox et al.: 1.
-        rank: Lanczos steps of "matrix-free".
-        tolerance: relative residual that conjugate gradients must reach.
         batch_size: inputs that pass through the network at a time.
         memory: for rows that are held, such as "1GiB".
 
@@ -147,7 +143,7 @@ class NTKGaussianProcess:
         noise = (self.settings.noise if own else self.noise_[-1]) if noise is None else noise
         check_scale("noise", noise)
         if keep:
-            new._posterior = _condition_more(self.posterior_, self.settings, *data, noise)
+            new._posterior = _condition_more(self.posterior_, *data, noise)
         else:
             scale = self.settings.prior_variance if own else self.prior_variance_
             new._posterior = _condition_on(prior, self.settings, *data, noise, scale)
@@ -168,7 +164,7 @@ class NTKGaussianProcess:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Posterior mean (m, T), and its standard deviation (m, T) or covariance (m T, m T), row i T + c; float64.
 
-        Before `fit` these are the prior's. "matrix-free" gives standard deviations that are never too small.
+        Before `fit` these are the prior's.
 
         Args:
             x: (m, ...) inputs.
@@ -204,13 +200,9 @@ class NTKGaussianProcess:
         """Log density of the targets; with mean "constant" of their part without constants (restricted likelihood).
 
         Raises:
-            InputError: nothing is fitted, or the space is "matrix-free".
+            InputError: nothing is fitted.
         """
-        found = self.posterior_
-        if isinstance(found, MatrixFree):
-            message = "space='matrix-free' knows no marginal likelihood; use 'function' or 'parameter'"
-            raise InputError(message)
-        return found.log_likelihood
+        return self.posterior_.log_likelihood
 
     def loo(self) -> Tensor:
         """(n, T) prediction of every input by the process without it, exact; noise and prior variance stay.
@@ -269,33 +261,26 @@ def _condition_on(
     ratio: float | None = None,
 ) -> Posterior:
     """The posterior of one task, scales found where they are not given; with `ratio`, noise over prior variance is."""
-    space = settings.choose_space(prior.size(len(x)), prior.width, noise, prior_variance)
-    smallest = 10 * torch.finfo(prior.rows.dtype).eps
-    kernel = sums = None
-    if space == "function":
-        kernel = prior.kernel(x)
-    elif space == "parameter":
-        sums = sum_up(prior, x, residuals)
+    in_functions = settings.choose_space(prior.size(len(x)), prior.width) == "function"
+    found = prior.kernel(x) if in_functions else sum_up(prior, x, residuals)
     if noise == "evidence" or prior_variance == "evidence":
-        if kernel is not None:
-            spectrum = kernel_spectrum(kernel, prior.basis(len(x), kernel), prior.split(residuals))
+        if isinstance(found, Tensor):
+            spectrum = kernel_spectrum(found, prior.basis(len(x), found), prior.split(residuals))
         else:
-            assert sums is not None  # no evidence without matrices: `choose_space` saw to it
-            spectrum = normal_spectrum(sums)
+            spectrum = normal_spectrum(found)
         if ratio is None:
+            smallest = 10 * torch.finfo(prior.rows.dtype).eps
             noise, prior_variance = maximise_evidence(spectrum, noise, prior_variance, smallest)
         else:
             prior_variance = common_scale(spectrum, ratio)
             noise = ratio * prior_variance
     tasks, scale = (Task(x, residuals, float(noise)),), float(prior_variance)
-    if kernel is not None:
-        return FunctionSpace(prior, tasks, scale, kernel)
-    if sums is not None:
-        return ParameterSpace(prior, tasks, scale, (sums,))
-    return MatrixFree(prior, tasks, scale, settings.rank, settings.tolerance)
+    if isinstance(found, Tensor):
+        return FunctionSpace(prior, tasks, scale, found)
+    return ParameterSpace(prior, tasks, scale, (found,))
 
 
-def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residuals: Tensor, noise: Scale) -> Posterior:
+def _condition_more(posterior: Posterior, x: Tensor, residuals: Tensor, noise: Scale) -> Posterior:
     """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data."""
     prior, count = posterior.prior, posterior.tasks[0].residuals.shape[1]
     if residuals.shape[1] != count:
@@ -310,9 +295,7 @@ def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residua
     tasks = (*posterior.tasks, Task(x, residuals, float(noise)))
     if isinstance(posterior, FunctionSpace):
         return FunctionSpace(prior, tasks, posterior.prior_variance)
-    if isinstance(posterior, ParameterSpace):
-        return ParameterSpace(prior, tasks, posterior.prior_variance, (*posterior.sums, sum_up(prior, x, residuals)))
-    return MatrixFree(prior, tasks, posterior.prior_variance, settings.rank, settings.tolerance)
+    return ParameterSpace(prior, tasks, posterior.prior_variance, (*posterior.sums, sum_up(prior, x, residuals)))
 
 
 def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -> Moments:
