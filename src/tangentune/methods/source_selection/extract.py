@@ -44,24 +44,15 @@ _KIND, _INDEX = "tangentune features 1", "index.json"
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """A target or source set.
+    """A target or source set."""
 
-    Attributes:
-        features: n rows, as the backbone gives them: not brought to length one.
-        labels: (n,) names of classes, or None.
-        ids: n paths below `root`, or positions as numbers.
-        root: absolute folder of the files, None where there are none.
-        paths: the n files, where there are.
-        pictures: the pictures in memory, where they are.
-        backbone: what `Backbone.describe` says of the network that made the features, where it is known.
-    """
-
-    features: Features
-    labels: NDArray[Any] | None
-    ids: Sequence[Any]
-    root: str | None = None
-    paths: Sequence[str] | None = None
-    pictures: Pictures | None = None
+    features: Features  # n rows, as the backbone gives them: not brought to length one
+    labels: NDArray[Any] | None  # (n,) names of classes, or None
+    ids: Sequence[Any]  # n paths below `root`, or positions as numbers
+    root: str | None = None  # absolute folder of the files, None where there are none
+    paths: Sequence[str] | None = None  # the n files, where there are
+    pictures: Pictures | None = None  # the pictures in memory, where they are
+    # what `Backbone.describe` says of the network that made the features, where it is known
     backbone: dict[str, Any] | None = None
 
     def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:

@@ -30,25 +30,15 @@ WEIGHT_CAP = 10.0
 @final
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Pictures a method takes, best first.
+    """Pictures a method takes, best first."""
 
-    Attributes:
-        rows: (n,) int64 positions in the source.
-        scores: (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm.
-        shares: (n, K) float64 for which targets.
-        cosines: (n, K) float64 with the targets.
-        weights: (n,) float64 importance, mean 1.
-        coverage: (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes.
-        notes: sentences about what could not be had.
-    """
-
-    rows: Tensor
-    scores: Tensor
-    shares: Tensor
-    cosines: Tensor
-    weights: Tensor
-    coverage: Tensor
-    notes: tuple[str, ...]
+    rows: Tensor  # (n,) int64 positions in the source
+    scores: Tensor  # (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm
+    shares: Tensor  # (n, K) float64 for which targets
+    cosines: Tensor  # (n, K) float64 with the targets
+    weights: Tensor  # (n,) float64 importance, mean 1
+    coverage: Tensor  # (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes
+    notes: tuple[str, ...]  # sentences about what could not be had
 
 
 def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
@@ -194,24 +184,17 @@ def _notes(picks: Picks, held: Tensor, quota: int, names: tuple[str, ...]) -> tu
 @final
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """What was chosen, best first.
+    """What was chosen, best first."""
 
-    Attributes:
-        chosen: (k,) positions of candidates.
-        pictures: (k,) how many pictures of each to take: all, but of the last one of a budget of pictures maybe fewer.
-        weights: (k,) importance of a picture of each, mean 1 over the pictures, see `importance_weights`.
-        targets: (k,) the target of which each has the largest share.
-        coverage: (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a
-            target that nothing goes to.
-        notes: sentences about what was asked for and could not be had.
-    """
-
-    chosen: Tensor
+    chosen: Tensor  # (k,) positions of candidates
+    # (k,) how many pictures of each to take: all, but of the last one of a budget of pictures maybe fewer
     pictures: Tensor
-    weights: Tensor
-    targets: Tensor
+    weights: Tensor  # (k,) importance of a picture of each, mean 1 over the pictures, see `importance_weights`
+    targets: Tensor  # (k,) the target of which each has the largest share
+    # (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a target that
+    # nothing goes to
     coverage: Tensor
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences about what was asked for and could not be had
 
 
 def choose(
