@@ -23,18 +23,6 @@ from tangentune.networks.backbone import Backbone
 
 
 @final
-@dataclass(frozen=True)
-class Measured:
-    """The problem at one tangent, from one pass over all pictures and views."""
-
-    value: float  # P(u)
-    gradient_norm: float  # length of P's gradient
-    # P(u) less the least value is at most this: `||g||^2 / (2 lambda)`, as P is lambda-strongly convex; for the squared
-    # loss the gap to the best dual value along the residual's direction, which is never larger
-    bound: float
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class Objective:
     """The problem around one linearisation point."""
@@ -116,8 +104,12 @@ class Objective:
         more = {"flip": self.views == 2, "centre": centre, "verbose": verbose}
         return LogitExplanations.of(self.lin, plain, self.targets, self.damping, **more)
 
-    def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
-        """Value, what it and the gradient prove, and the gradient at u; one pass (two with mirror images)."""
+    def measure(self, u: TangentVector) -> tuple[float, TangentVector, float]:
+        """P(u), its gradient, and what P(u) is above the least value at most; one pass (two with mirror images).
+
+        The bound is `||g||^2 / (2 lambda)`, as P is lambda-strongly convex; for the squared loss the gap to the best
+        dual value along the residual's direction, which is never larger.
+        """
         loss, gradient = 0.0, self.lin.zeros()
         for rows, view in self.batches():
             value, grads = self.learn(u, rows, view)
@@ -125,15 +117,15 @@ class Objective:
             gradient = combine(1, gradient, 1 / self.views, grads)
         penalty, total = self.damping, combine(1, u, 1, self.centre)
         gradient = combine(1, gradient, penalty, total)
-        value, norm = loss + 0.5 * penalty * dot(total, total), dot(gradient, gradient) ** 0.5
-        bound = norm**2 / (2 * penalty)
+        value = loss + 0.5 * penalty * dot(total, total)
+        bound = dot(gradient, gradient) / (2 * penalty)
         if self.quadratic:
             pulled = combine(penalty, total, -1, gradient)
             squares = 2 * value - penalty * dot(total, total)
             gap = value - _dual_value(squares, dot(pulled, total), dot(pulled, pulled), penalty)
             if gap > torch.finfo(self.backbone.dtype).eps ** 0.5 * value:  # else it is mostly rounding
                 bound = min(bound, gap)
-        return Measured(value, norm, bound), gradient
+        return value, gradient, bound
 
     def normal(self, v: TangentVector) -> TangentVector:
         """`sum_i J_i^T J_i v`, the mean of both views' with mirror images; one pass (two)."""

@@ -5,10 +5,4 @@ from tangentune.jacobian.survey import survey_rows
 from tangentune.kernels.output_gram import kernel_diagonal, tangent_kernel
 from tangentune.methods.ntk.process import NTKGaussianProcess
 
-__all__ = [
-    "NTKGaussianProcess",
-    "TangentRows",
-    "kernel_diagonal",
-    "survey_rows",
-    "tangent_kernel",
-]
+__all__ = ["NTKGaussianProcess", "TangentRows", "kernel_diagonal", "survey_rows", "tangent_kernel"]
