@@ -2,59 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from benchmarks import record
-from benchmarks.near_copies.run import CHOOSING, NAME, OURS, REPORTED
+from benchmarks.near_copies.run import CHANGES, CHOOSING, NAME, REPORTED, TRIED
 from benchmarks.record import Row, markdown_table, matching
 from benchmarks.study import publishing
 from tangentune.pictures.copies import NEAR
-
-TRIED = (0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995)  # thresholds
 
 
 def publish() -> None:
     """docs/results/near_copies.md."""
     rows, choosing = (
-        {row["key"]["dataset"]: row["methods"] for row in matching(record.load(NAME)["rows"], seed=seed)}
+        {row["key"]["dataset"]: row for row in matching(record.load(NAME)["rows"], seed=seed)}
         for seed in (REPORTED, CHOOSING)
     )
     methods = [
-        {"likeness": name} | {dataset: f"{found_at_one_percent(row[name]):.0%}" for dataset, row in rows.items()}
-        for name in rows["CIFAR-10"]
+        {"likeness": name}
+        | {dataset: f"{row['found_at_one_percent'][name] / copies(row):.0%}" for dataset, row in rows.items()}
+        for name in rows["CIFAR-10"]["found_at_one_percent"]
     ]
-    tried = [
-        {"threshold": f"{t:.3f}"}
-        | {f"{dataset}, {part}": f"{share:.1%}" for dataset, row in choosing.items() for part, share in told(row, t)}
-        for t in TRIED
-    ]
+    tried: list[Row] = [{"threshold": f"{threshold:.3f}"} for threshold in TRIED]
+    for (place, line), (dataset, row) in ((own, other) for own in enumerate(tried) for other in choosing.items()):
+        found = sum(row["told"][change][place] for change in CHANGES)
+        line[f"{dataset}, found"] = f"{found / copies(row):.1%}"
+        line[f"{dataset}, false"] = f"{row['told']['others'][place] / row['pictures']:.1%}"
+    used = TRIED.index(NEAR)
     found = [
-        {"change": change} | {name: f"{above(row[OURS]['copies'][change], NEAR):.0%}" for name, row in rows.items()}
-        for change in rows["CIFAR-10"][OURS]["copies"]
+        {"change": change} | {name: f"{row['told'][change][used] / row['changed']:.0%}" for name, row in rows.items()}
+        for change in CHANGES
     ]
     false = {"change": "**other pictures, told all the same**"}
-    found.append(false | {name: f"{above(row[OURS]['others'], NEAR):.1%}" for name, row in rows.items()})
+    found.append(false | {name: f"{row['told']['others'][used] / row['pictures']:.1%}" for name, row in rows.items()})
     tables = {"methods": methods, "tried": tried, "found": found}
     record.write_page(NAME, __file__, {"near": f"{NEAR}"} | {name: markdown_table(t) for name, t in tables.items()})
 
 
-def above(values: Any, threshold: float) -> float:
-    """Share of likenesses that reach a threshold."""
-    return float((np.asarray(values) >= threshold).mean())
-
-
-def told(row: Row, threshold: float) -> list[tuple[str, float]]:
-    """Copies that ours finds, and other pictures that it tells."""
-    parts = {"found": np.concatenate(list(row[OURS]["copies"].values())), "false": row[OURS]["others"]}
-    return [(name, above(values, threshold)) for name, values in parts.items()]
-
-
-def found_at_one_percent(method: Row) -> float:
-    """Copies found where at most 1 % of the others are told by mistake."""
-    least = np.quantile(method["others"], 0.99, method="higher")
-    return float((np.concatenate(list(method["copies"].values())) > least).mean())
+def copies(row: Row) -> int:
+    """All copies of a draw."""
+    return row["changed"] * len(CHANGES)
 
 
 if __name__ == "__main__":
