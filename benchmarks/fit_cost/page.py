@@ -24,8 +24,8 @@ def publish() -> None:
     worst = max(max(ratio(row, "bytes"), 1 / ratio(row, "bytes")) for _, row in real)
     slowest = max(max(ratio(row, "seconds"), 1 / ratio(row, "seconds")) for _, row in real + tight)
     parts = {
-        "real": markdown_table([real_row(name, row) for name, row in real]),
-        "tight": BUDGETS + markdown_table([tight_row(name, row) for name, row in tight]) if tight else NOT_YET,
+        "real": markdown_table([shown(name, row, False) for name, row in real]),
+        "tight": BUDGETS + markdown_table([shown(name, row, True) for name, row in tight]) if tight else NOT_YET,
         "worst": f"{worst:.2f}",
         "slowest": f"{slowest:.2f}",
     }
@@ -37,27 +37,15 @@ def ratio(row: Row, what: str) -> float:
     return row[f"planned_{what}"] / row["seconds" if what == "seconds" else "seen_bytes"]
 
 
-def real_row(name: str, row: Row) -> Row:
-    return {
-        "setting": name,
-        "promised, MiB": f"{row['planned_bytes'] / MIB:,.0f}",
-        "used": f"{row['seen_bytes'] / MIB:,.0f}",
-        "ratio": f"{ratio(row, 'bytes'):.2f}",
-        "promised, s": f"{row['planned_seconds']:.1f}",
-        "used ": f"{row['seconds']:.1f}",
-        "ratio ": f"{ratio(row, 'seconds'):.2f}",
-    }
-
-
-def tight_row(name: str, row: Row) -> Row:
-    return {
-        "option": name,
-        "budget, MiB": f"{row['budget'] / MIB:,.0f}",
-        "used": f"{row['seen_bytes'] / MIB:,.0f}",
-        "passes": row["passes"],
-        "promised, s": f"{row['planned_seconds']:.1f}",
-        "used ": f"{row['seconds']:.1f}",
-    }
+def shown(name: str, row: Row, tight: bool) -> Row:
+    """One line of a table."""
+    mib = {name: f"{row[name] / MIB:,.0f}" for name in ("planned_bytes", "seen_bytes", "budget") if row[name]}
+    seconds = {"promised, s": f"{row['planned_seconds']:.1f}", "used ": f"{row['seconds']:.1f}"}
+    if tight:
+        first = {"option": name, "budget, MiB": mib["budget"], "used": mib["seen_bytes"], "passes": row["passes"]}
+        return first | seconds
+    first = {"setting": name, "promised, MiB": mib["planned_bytes"], "used": mib["seen_bytes"]}
+    return first | {"ratio": f"{ratio(row, 'bytes'):.2f}"} | seconds | {"ratio ": f"{ratio(row, 'seconds'):.2f}"}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
 from benchmarks.record import Row
 from benchmarks.source_study.page import ALL, DISTRACTOR, EVEN, FREE, HALF, NEAREST, PAPER, PAPER_FINE, RANDOM, UOT
-from benchmarks.study import labels_of, mean_features, proba_scores, scores, stopwatch
+from benchmarks.study import labels_of, mean_features, scores, stopwatch
 from tangentune import Backbone, Pictures, TangentClassifier, baselines, joint, load_pictures, transport
 
 SIZE, SHOTS, TEST, BLUR = 64, 10, 1000, 0.6  # BLUR: radius in pixels of 32
@@ -175,7 +175,8 @@ def joint_training(task: SourceTask, backbone: Backbone, source: transport.Selec
         tuning = replace(TOGETHER, seed=seed, epochs=epochs)
         settings = joint.JointSettings(tuning, source_weight=1.0)
         tuned = joint.joint_fine_tune(backbone, task.target, source.pictures, settings, source_weights=source.weights)
-    return {**scores(tuned, task.test), "cpu_seconds": round(tuned.cpu_seconds, 2), "epochs": epochs}
+    told = scores(tuned.predict_proba(task.test), tuned.classes, task.test)
+    return {**told, "cpu_seconds": round(tuned.cpu_seconds, 2), "epochs": epochs}
 
 
 def closed_form(task: SourceTask, backbone: Backbone, source: transport.SelectedPictures | None, _: int) -> Row:
@@ -183,7 +184,7 @@ def closed_form(task: SourceTask, backbone: Backbone, source: transport.Selected
     with stopwatch() as spent:
         fitted = TangentClassifier(backbone, augment="flip").fit(task.target, source=source)
     proba = torch.from_numpy(np.asarray(fitted.predict_proba(task.test)))
-    values = {**proba_scores(proba, fitted.classes_, task.test), "cpu_seconds": round(spent["cpu_seconds"], 2)}
+    values = {**scores(proba, fitted.classes_, task.test), "cpu_seconds": round(spent["cpu_seconds"], 2)}
     told = fitted.source_
     if source is None or told is None:
         return values
