@@ -201,7 +201,7 @@ def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(InputError, match="no data yet; call fit"):
         gp.log_marginal_likelihood()
     with pytest.raises(InputError, match="no data yet; call fit"):
-        gp.adapt(x, y, keep=True)
+        gp.adapt(x, y, scales="inherit")
     with pytest.raises(InputError, match="before fit there is no constant mean"):
         gp.predict(x, return_std=True)
     with pytest.raises(InputError, match="not both"):
@@ -213,9 +213,6 @@ def test_what_cannot_be_used_is_refused() -> None:
         fitted.predict(broken)
     with pytest.raises(InputError, match="noise is -1; it must be a variance above 0"):
         fitted.adapt(x, y, noise=-1)
-    shared = NTKGaussianProcess(net, outputs="shared", mean="zero").fit(x, y)
-    with pytest.raises(InputError, match="new task has 3 targets, the kept one 2"):
-        shared.adapt(x, torch.ones(9, 3), keep=True)
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"mean": "median"}, "mean is 'median'; use one of"),
         ({"space": "dual"}, "space is 'dual'; use one of"),

@@ -80,9 +80,9 @@ class NTKGaussianProcess:
         return self._posterior
 
     @property
-    def noise_(self) -> tuple[float, ...]:
-        """Noise variance of each task."""
-        return tuple(task.noise for task in self.posterior_.tasks)
+    def noise_(self) -> float:
+        """Noise variance."""
+        return self.posterior_.task.noise
 
     @property
     def prior_variance_(self) -> float:
@@ -111,7 +111,6 @@ class NTKGaussianProcess:
         x: Tensor,
         y: Tensor,
         *,
-        keep: bool = False,
         scales: Literal["fit", "inherit", "ratio"] = "fit",
         noise: Scale | None = None,
     ) -> NTKGaussianProcess:
@@ -120,33 +119,28 @@ class NTKGaussianProcess:
         Args:
             x: inputs of the new task.
             y: its targets.
-            keep: False: condition on the new task's data only (Maddox et al.). True: on the old data too, each task
-                with a noise of its own; the prior variance stays.
-            scales: noise and prior variance. "fit": as the settings say, "evidence" being that of the new data (with
-                `keep`: of the new noise given the old data). "inherit": those of this process. "ratio": their ratio is
-                this process's, their size fits the new data by evidence: for a few data of another unit.
+            scales: noise and prior variance. "fit": as the settings say, "evidence" being that of the new data.
+                "inherit": those of this process. "ratio": their ratio is this process's, their size fits the new data
+                by evidence: for a few data of another unit.
             noise: of the new task, in place of what `scales` gives.
 
         Raises:
-            InputError: as `fit`; or there is nothing yet to keep or inherit; or `scales` does not go with the rest.
+            InputError: as `fit`; or there is nothing yet to inherit; or `scales` does not go with `noise`.
         """
-        if scales not in ("fit", "inherit", "ratio") or (scales == "ratio" and (keep or noise is not None)):
-            message = f"scales is {scales!r}; use 'fit', 'inherit', or (without keep and noise) 'ratio'"
+        if scales not in ("fit", "inherit", "ratio") or (scales == "ratio" and noise is not None):
+            message = f"scales is {scales!r}; use 'fit', 'inherit', or (without noise) 'ratio'"
             raise InputError(message)
         new, prior = copy.copy(self), self._survey(x)
         data = _check_data(prior, x, y)
         if scales == "ratio":
-            ratio = self.noise_[-1] / self.prior_variance_
+            ratio = self.noise_ / self.prior_variance_
             new._posterior = _condition_on(prior, self.settings, *data, "evidence", "evidence", ratio)
             return new
         own = scales == "fit"
-        noise = (self.settings.noise if own else self.noise_[-1]) if noise is None else noise
+        noise = (self.settings.noise if own else self.noise_) if noise is None else noise
         check_scale("noise", noise)
-        if keep:
-            new._posterior = _condition_more(self.posterior_, *data, noise)
-        else:
-            scale = self.settings.prior_variance if own else self.prior_variance_
-            new._posterior = _condition_on(prior, self.settings, *data, noise, scale)
+        scale = self.settings.prior_variance if own else self.prior_variance_
+        new._posterior = _condition_on(prior, self.settings, *data, noise, scale)
         return new
 
     @overload
@@ -170,7 +164,7 @@ class NTKGaussianProcess:
             x: (m, ...) inputs.
             return_std: return the standard deviation too.
             return_cov: return the covariance too.
-            observed: of a noisy observation (noise of the last task) instead of f.
+            observed: of a noisy observation instead of f.
 
         Raises:
             InputError: an input is not finite, both are asked for, or the prior's scale is not known before `fit`.
@@ -180,8 +174,8 @@ class NTKGaussianProcess:
             raise InputError(message)
         prior = self._survey(x)
         x = prior.rows.prepare(x)
-        targets = prior.rows.outputs if self._posterior is None else self._posterior.tasks[0].residuals.shape[1]
-        noise = self.noise_[-1] if observed and self._posterior is not None else 0.0
+        targets = prior.rows.outputs if self._posterior is None else self._posterior.task.residuals.shape[1]
+        noise = self.noise_ if observed and self._posterior is not None else 0.0
         if return_cov:
             found = self._moments(x, "covariance")
             assert found.covariance is not None
@@ -214,7 +208,7 @@ class NTKGaussianProcess:
         if not isinstance(found, FunctionSpace):
             message = "leave-one-out predictions need space='function'"
             raise InputError(message)
-        return found.prior.base(found.x, found.tasks[0].residuals.shape[1]) + found.loo()
+        return found.prior.base(found.x, found.task.residuals.shape[1]) + found.loo()
 
     def _survey(self, x: Tensor) -> Prior:
         """The network looked at, once, with the first inputs it meets."""
@@ -274,28 +268,10 @@ def _condition_on(
         else:
             prior_variance = common_scale(spectrum, ratio)
             noise = ratio * prior_variance
-    tasks, scale = (Task(x, residuals, float(noise)),), float(prior_variance)
+    task, scale = Task(x, residuals, float(noise)), float(prior_variance)
     if isinstance(found, Tensor):
-        return FunctionSpace(prior, tasks, scale, found)
-    return ParameterSpace(prior, tasks, scale, (found,))
-
-
-def _condition_more(posterior: Posterior, x: Tensor, residuals: Tensor, noise: Scale) -> Posterior:
-    """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data."""
-    prior, count = posterior.prior, posterior.tasks[0].residuals.shape[1]
-    if residuals.shape[1] != count:
-        message = f"the new task has {residuals.shape[1]} targets, the kept one {count}; they must agree"
-        raise InputError(message)
-    if noise == "evidence":
-        found = posterior.predict(x, "covariance")
-        assert found.covariance is not None
-        surprise = prior.split(residuals) - found.mean
-        spectrum = kernel_spectrum(found.covariance, surprise[:, :, :0], surprise)
-        noise, _ = maximise_evidence(spectrum, "evidence", 1.0, 10 * torch.finfo(prior.rows.dtype).eps)
-    tasks = (*posterior.tasks, Task(x, residuals, float(noise)))
-    if isinstance(posterior, FunctionSpace):
-        return FunctionSpace(prior, tasks, posterior.prior_variance)
-    return ParameterSpace(prior, tasks, posterior.prior_variance, (*posterior.sums, sum_up(prior, x, residuals)))
+        return FunctionSpace(prior, task, scale, found)
+    return ParameterSpace(prior, task, scale, found)
 
 
 def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -> Moments:

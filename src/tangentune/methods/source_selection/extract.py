@@ -79,18 +79,11 @@ def open_set(
 ) -> Iterator[FeatureSet]:
     """A set of pictures, or of features, ready for the passes of a selection.
 
-    Args:
-        given: what `load_pictures` takes; or features: a directory of `extract_features`, what `open_features` takes
-            from the disk, or, without a backbone, an array (n, d).
-        backbone: whose features; None where they are given.
-        labels: one a picture, where `given` has none itself.
-        labelled: False for sets that need no labels; folders may then have any shape.
-        cache: folder where the features are kept, and found by the next selection; None keeps them in a temporary
-            folder for as long as the set is open.
-        batch_size: pictures of one forward pass.
-        verbose: 1 shows progress bars.
-        loading: `on_error`, `n_jobs`, `path_column`, `label_column`; with "skip" all pixels are held, beyond 1 GiB in
-            a temporary file.
+    `given` is what `load_pictures` takes, or features: a directory of `extract_features`, what `open_features` takes
+    from the disk, or, without a backbone, an array (n, d). Sets that are not `labelled` need no labels, and folders may
+    then have any shape. In `cache` the features are kept, and found by the next selection; None keeps them in a
+    temporary folder for as long as the set is open. `loading` are arguments of `load_pictures`; with `on_error` "skip"
+    all pixels are held, beyond 1 GiB in a temporary file.
     """
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
@@ -166,15 +159,11 @@ def _key(backbone: Backbone, listed: PictureList) -> str:
 @final
 @dataclass(frozen=True, eq=False)
 class PictureList:
-    """Pictures that are read in parts, by ranges of positions, from files or memory.
-
-    `labels` are as the source has them. `content` changes with the pictures: the sizes of files, or the digest of
-    pixels.
-    """
+    """Pictures that are read in parts, by ranges of positions, from files or memory."""
 
     ids: list[str]
-    labels: list[Any] | None
-    content: str
+    labels: list[Any] | None  # as the source has them
+    content: str  # changes with the pictures: the sizes of files, or the digest of pixels
     read: Callable[[slice], Pictures]
     files: FileList | None = None
     pictures: Pictures | None = None
@@ -252,12 +241,7 @@ def extract_features(
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
     of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number. Cost: one
-    forward pass a picture.
-
-    Raises:
-        PictureError: a picture cannot be read; it is named, and the shards before it stay.
-        StoreError: the directory holds something else, or features of another backbone, picture size or source.
-        InputError: an argument cannot be used.
+    forward pass a picture. A picture that cannot be read is named, and the shards before it stay.
     """
     check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
     index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}

@@ -114,13 +114,12 @@ def score_rows(
     """Score every row once, in float32.
 
     Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of features, a few
-    of cosines, and 12 bytes a row. `of` (n,) is the class of each row, where what each class gives is to be told apart.
+    of cosines, and 12 bytes a row.
 
-    Returns:
-        (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
-        of what all pictures give each target: transported mass, or for scores without masses the number of pictures
-        nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
-        `exp(-unit)`, `unit` being a logarithm near the largest.
+    Returns (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64
+    logarithms of what all pictures give each target: transported mass, or for scores without masses the number of
+    pictures nearest to it (-inf for none). With the class `of` (n,) of each row the last is (C, K), what each class
+    gives, no logarithms but times `exp(-unit)`, `unit` being a logarithm near the largest.
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
     scores, best = torch.empty(features.count), torch.empty(features.count, dtype=torch.int64)
@@ -214,15 +213,10 @@ def choose(
     the last one of a budget of pictures gives what is left of the budget. A budget beyond what is there takes all, and
     a note says so.
 
-    Args:
-        scores: (n,) higher is better.
-        shares: (n, K) for which target each candidate serves.
-        budget: how much.
-        masses: (n,) row mass of each candidate; None: its count.
-        counts: (n,) pictures in each, at least 1; None: 1.
-        quota: least number of candidates for every target.
-        target_totals: (K,) mass that goes to each target, where the candidates are only the best of a longer list;
-            None: that of the candidates. Its sum is the whole that a budget of mass is a share of.
+    Of n candidates: scores (n,), higher is better; shares (n, K), for which target each serves; row masses (n,), by
+    default the counts; counts (n,) of pictures in each, by default 1. `target_totals` (K,) is the mass that goes to
+    each target, whose sum is the whole that a budget of mass is a share of: by default that of the candidates, to be
+    given where they are only the best of a longer list.
     """
     targets, number = shares.argmax(1), shares.shape[1]
     counts = torch.ones(len(scores), dtype=torch.int64) if counts is None else counts
