@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -10,23 +10,60 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tangentune._checks import check_numbers, check_positive, check_words
 from tangentune._torch import usual_torch
+from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, label_positions, training_views
+from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import keep_aside
-from tangentune.methods.joint.settings import JointSettings
 from tangentune.methods.joint.source import (
     SourceDraws,
     checked_head,
     checked_weights,
     refuse_other_pictures,
-    start_source_head,
+    spread,
 )
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
+
+
+@final
+@dataclass(frozen=True)
+class JointSettings:
+    """Choices of joint fine-tuning.
+
+    Attributes:
+        fine_tune: rate, epochs, batches, views, target head, validation and seed, all as in ordinary fine-tuning; the
+            epoch is one pass over the target pictures. With its `batchnorm` "train" the statistics are those of a
+            step's target and source pictures together.
+        source_weight: lambda, the factor of the source loss. 0 is ordinary fine-tuning, bit for bit.
+        batch_ratio: mu, source pictures in a step for each target picture; at least one is drawn.
+        source_start: of the source head, as `FineTuneSettings.head_start`; probes see at most 2,000 source pictures.
+
+    Raises:
+        InputError: a number is out of range or a choice is unknown.
+
+    Example:
+        >>> JointSettings(source_weight=1.0).source_start
+        'probe'
+    """
+
+    fine_tune: FineTuneSettings = field(default_factory=FineTuneSettings)
+    source_weight: float = 0.3
+    batch_ratio: float = 1.0
+    source_start: HeadStart = "probe"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fine_tune, FineTuneSettings):
+            message = f"fine_tune is {self.fine_tune!r}; it must be FineTuneSettings(...)"
+            raise InputError(message)
+        check_words(self)
+        check_numbers(self, ["source_weight"], lambda value: value >= 0, "a number of at least 0")
+        check_positive(self, "batch_ratio")
 
 
 @final
@@ -109,7 +146,8 @@ def joint_fine_tune(
         theirs = LabelledPictures(source, torch.from_numpy(source_positions).to(tuned.device))
         head = start_head(tuned, data, base.head_start, base.flip, base.seed)
         if source_head is None:
-            own_head = start_source_head(tuned, theirs, settings)
+            few, seed = spread(theirs, base.seed)
+            own_head = start_head(tuned, few, settings.source_start, base.flip, seed)
         else:
             own_head = checked_head(source_head, head, len(source_classes))
 

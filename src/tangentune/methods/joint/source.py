@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from tangentune.errors import InputError
 from tangentune.methods.fine_tuning.labelled import LabelledPictures
-from tangentune.methods.fine_tuning.training import start_head
-from tangentune.methods.joint.settings import JointSettings
-from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which costs the square of their number
@@ -95,12 +92,11 @@ def _other_seed(seed: int) -> int:
     return int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
 
 
-def start_source_head(tuned: Backbone, data: LabelledPictures, settings: JointSettings) -> nn.Linear:
-    """As `start_head` makes it, from at most `PROBE_LIMIT` of the source pictures that hold every class."""
-    seed = _other_seed(settings.fine_tune.seed)
-    chosen = spread_rows(data.positions.cpu().numpy(), PROBE_LIMIT, seed)
-    few = LabelledPictures(data.pictures.select(chosen), data.positions[chosen])
-    return start_head(tuned, few, settings.source_start, settings.fine_tune.flip, seed)
+def spread(data: LabelledPictures, seed: int) -> tuple[LabelledPictures, int]:
+    """At most `PROBE_LIMIT` of the pictures that hold every class, and a seed for what is started from them."""
+    other = _other_seed(seed)
+    chosen = spread_rows(data.positions.cpu().numpy(), PROBE_LIMIT, other)
+    return LabelledPictures(data.pictures.select(chosen), data.positions[chosen]), other
 
 
 def checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
