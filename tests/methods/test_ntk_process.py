@@ -166,8 +166,8 @@ def test_auto_takes_the_smaller_space_and_says_what_is_too_large(monkeypatch: py
     net, (x, y) = network(), data(30)
     assert NTKGaussianProcess(net).fit(x[:5], y[:5]).space_ == "function"
     assert NTKGaussianProcess(net).fit(x, y).space_ == "parameter"
-    monkeypatch.setattr("tangentune.methods.ntk.settings.FUNCTION_ROWS", 10)
-    monkeypatch.setattr("tangentune.methods.ntk.settings.PARAMETER_WIDTH", 10)
+    monkeypatch.setattr("tangentune.methods.ntk.process.FUNCTION_ROWS", 10)
+    monkeypatch.setattr("tangentune.methods.ntk.process.PARAMETER_WIDTH", 10)
     with pytest.raises(InputError, match="60 rows and 32 weights make two large matrices; take fewer"):
         NTKGaussianProcess(net).fit(x, y)
     assert NTKGaussianProcess(net, space="function").fit(x, y).space_ == "function"

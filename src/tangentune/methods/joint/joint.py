@@ -20,13 +20,7 @@ from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_posi
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import keep_aside
-from tangentune.methods.joint.source import (
-    SourceDraws,
-    checked_head,
-    checked_weights,
-    refuse_other_pictures,
-    spread,
-)
+from tangentune.methods.joint.source import SourceDraws, checked_head, checked_weights, refuse_other_pictures, spread
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 

@@ -42,10 +42,7 @@ class Picked:
 
 
 def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
-    """The best single pictures, by the scores that a ranking of prototypes has learnt, in one pass over the features.
-
-    "nested" divides the masses of classes between their pictures, "pictures" takes each picture's own.
-    """
+    """The best single pictures, by the scores that a ranking of prototypes has learnt, in one pass over the source."""
     features, budget, quota = made.source.features, settings.amount, settings.quota or 0
     scorer, nested = ranking.scorer or made.nearest, settings.candidates == "nested"
     of = torch.from_numpy(made.source_sums.members) if nested else None
@@ -55,9 +52,9 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     if of is not None:  # what a class has, over what its pictures would have by themselves
         factor = ranking.scores - _grouped_logsumexp(scores, of, len(ranking.scores))
         scores = scores + factor[of]
-    elif ranking.method == "random":
+    elif settings.method == "random":
         scores = random_scores(torch.arange(features.count), settings.seed)
-    elif ranking.method == "all":
+    elif settings.method == "all":
         scores = torch.zeros_like(scores)
     top = descending(scores)
     reserved = first_of_each(best[top], quota, len(scorer.prototypes))

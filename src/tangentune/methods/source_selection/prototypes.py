@@ -46,11 +46,7 @@ class ClassSums:
 
 
 def class_sums(source: Any, labels: Any, *, chunk: int = CHUNK, verbose: int = 0) -> ClassSums:
-    """Sums of unit features by class, of what `open_features` takes, one label a row.
-
-    Cost: reading the features once; memory a chunk of rows, on which nothing but float64 rounding depends, and twice
-    the sums.
-    """
+    """Sums of unit features by class, of what `open_features` takes, one label a row; memory a chunk and the sums."""
     features = open_features(source)
     names, members = np.unique(read_labels(labels, features.count), return_inverse=True)
     members = members.reshape(-1)
