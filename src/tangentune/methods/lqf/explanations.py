@@ -48,22 +48,14 @@ class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
     Answers are exact at the fixed linearisation point: a head that was fitted to a picture's label has still seen it.
-
-    Attributes:
-        lin: the linearised network.
-        inputs: network inputs of the training pictures, and then of their mirror images if the loss is both's mean.
-        views: 1, or 2 with mirror images.
-        system: of width views C, without intercept; targets are what is left to fit at u = -d.
-        base: (n views C, 1) outputs at u = -d: `f0 - J d`.
-        centre: d; None is zero.
     """
 
-    lin: Linearization
-    inputs: Collection[Inputs]
-    views: int
-    system: System
-    base: Tensor
-    centre: TangentVector | None
+    lin: Linearization  # the linearised network
+    inputs: Collection[Inputs]  # of the training pictures, and then of their mirror images if the loss is both's mean
+    views: int  # 1, or 2 with mirror images
+    system: System  # of width views C, without intercept; targets are what is left to fit at u = -d
+    base: Tensor  # (n views C, 1) outputs at u = -d: `f0 - J d`
+    centre: TangentVector | None  # d; None is zero
 
     @classmethod
     def of(

@@ -128,8 +128,7 @@ def _from_features(given: Any, labels: Any) -> FeatureSet:
 def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """Ids, root and paths of the files that are kept.
 
-    Ids are relative to the folder given, that of the table, or that which holds all paths; of a file that lies
-    elsewhere its path.
+    Ids are relative to the folder given, that of the table, or that which holds all paths; or, elsewhere, paths.
     """
     if isinstance(given, str | os.PathLike):
         place = user_path(given)
@@ -181,10 +180,7 @@ def list_pictures(
     path_column: str | None = None,
     label_column: str | None = None,
 ) -> PictureList:
-    """The pictures of what `load_pictures` takes, with its arguments; of files only the names are read.
-
-    With `on_error="skip"`, which leaves out files that cannot be read, all are read at once.
-    """
+    """What `load_pictures` takes, with its arguments; only names of files are read, but with `on_error="skip"` all."""
     files = None
     if isinstance(source, str | os.PathLike):
         files = find_files(source, need_labels and labels is None, Columns(path_column, label_column))
@@ -244,7 +240,7 @@ def extract_features(
     forward pass a picture. A picture that cannot be read is named, and the shards before it stay.
     """
     check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
-    index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
+    index = {"kind": _KIND, "shard_size": shard_size, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
     folder, count = user_path(directory), len(pictures.ids)
     _begin(folder, plain(index))
@@ -314,9 +310,7 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
         "pictures of another size or preparation": theirs["contract"] == mine["contract"],
         "another place of the backbone's features": same_features(theirs["fingerprint"], mine["fingerprint"]),
         "another list of pictures or labels": all(was[name] == index[name] for name in ("ids", "labels", "content")),
-        f"shard_size {was['shard_size']} and flip {was['flip']}": all(
-            was[name] == index[name] for name in ("shard_size", "flip")
-        ),
+        f"shard_size {was['shard_size']}": was["shard_size"] == index["shard_size"],
     }
     other = next((what for what, same in checks.items() if not same), None)
     if other is not None:

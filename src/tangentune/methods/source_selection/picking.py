@@ -155,10 +155,7 @@ def _grouped_logsumexp(values: Tensor, of: Tensor, groups: int) -> Tensor:
 
 
 def _needed(scores: Tensor, budget: Budget, has_mass: bool) -> int:
-    """How many of the best pictures the budget can take; without masses each has the mass 1.
-
-    A few more where scores are log masses, as those are rounded to float32 and `choose` counts exactly.
-    """
+    """How many of the best pictures the budget can take; a few more of log masses, here rounded to float32."""
     if budget.kind != "mass":
         return int(budget.amount)
     if not has_mass:
