@@ -101,10 +101,10 @@ def test_public_modules_are_the_ones_of_the_table_not_copies() -> None:
     code = (
         "import tangentune\n"
         "print(tangentune.transport.unbalanced_sinkhorn.__name__)\n"
-        "from tangentune.ntk.process import Settings as ours\n"
-        "from tangentune.methods.ntk import process\n"
+        "from tangentune.ntk.settings import Settings as ours\n"
+        "from tangentune.methods.ntk import settings\n"
         "import tangentune.kfac, tangentune.leaky\n"
-        "print(ours is process.Settings, tangentune.kfac.kfac.__name__, tangentune.kfac.__spec__.name)\n"
+        "print(ours is settings.Settings, tangentune.kfac.kfac.__name__, tangentune.kfac.__spec__.name)\n"
     )
     assert python(code).split() == ["unbalanced_sinkhorn", "True", "kfac", "tangentune.jacobian.kfac"]
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'tangentune\.lqf\.no_such_module'"):

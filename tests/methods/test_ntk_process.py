@@ -162,15 +162,43 @@ def test_a_shared_kernel_takes_any_number_of_targets() -> None:
     assert closeness(found, cross @ solution[:9] + solution[9]) < 1e-9
 
 
+@pytest.mark.parametrize("rank", [3, 40])
+def test_matrix_free_mean_is_exact_and_its_variance_keeps_the_priors_complement(rank) -> None:
+    net, (x, y), (x2, y2), (new, _) = network(), data(), data(5, seed=7), data(6, seed=2)
+    settings: dict[str, Any] = {"noise": NOISE, "prior_variance": PRIOR}
+    exact = NTKGaussianProcess(net, space="function", **settings).fit(x, y)
+    free = NTKGaussianProcess(net, space="matrix-free", rank=rank, tolerance=1e-12, batch_size=4, **settings).fit(x, y)
+    prior = NTKGaussianProcess(net, **settings)
+    for left, right in (
+        (exact, free),
+        (exact.adapt(x2, y2, keep=True, noise=1.0), free.adapt(x2, y2, keep=True, noise=1.0)),
+    ):
+        found = right.posterior_
+        assert found.result.converged  # type: ignore[union-attr]
+        assert found.result.relative_residuals[-1] <= 1e-12  # type: ignore[union-attr]
+        assert closeness(right.predict(new), left.predict(new)) < 1e-9
+        truth, std = left.predict(new, return_std=True)[1], right.predict(new, return_std=True)[1]
+        assert bool((std >= truth * (1 - 1e-9)).all())
+        assert bool((std <= prior.predict(new, return_std=True)[1] * (1 + 1e-9)).all())
+        if rank == 40:
+            assert closeness(std, truth) < 1e-6
+        else:
+            assert closeness(std, truth) > 1e-3
+        joint = right.predict(new, return_cov=True)[1]
+        assert closeness(joint.diagonal().sqrt().reshape(6, 2), std) < 1e-9
+
+
 def test_auto_takes_the_smaller_space_and_says_what_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     net, (x, y) = network(), data(30)
     assert NTKGaussianProcess(net).fit(x[:5], y[:5]).space_ == "function"
     assert NTKGaussianProcess(net).fit(x, y).space_ == "parameter"
-    monkeypatch.setattr("tangentune.methods.ntk.process.FUNCTION_ROWS", 10)
-    monkeypatch.setattr("tangentune.methods.ntk.process.PARAMETER_WIDTH", 10)
-    with pytest.raises(InputError, match="60 rows and 32 weights make two large matrices; take fewer"):
+    monkeypatch.setattr("tangentune.methods.ntk.settings.FUNCTION_ROWS", 10)
+    monkeypatch.setattr("tangentune.methods.ntk.settings.PARAMETER_WIDTH", 10)
+    with pytest.raises(InputError, match="60 rows and 32 weights go by space='matrix-free', which cannot maximise"):
         NTKGaussianProcess(net).fit(x, y)
-    assert NTKGaussianProcess(net, space="function").fit(x, y).space_ == "function"
+    with pytest.raises(InputError, match="knows only outputs='full'"):
+        NTKGaussianProcess(net, outputs="independent").fit(x, y)
+    assert NTKGaussianProcess(net, noise=0.1, prior_variance=1.0).fit(x, y).space_ == "matrix-free"
 
 
 def test_batch_norm_and_dropout_are_fixed() -> None:
@@ -201,7 +229,7 @@ def test_what_cannot_be_used_is_refused() -> None:
     with pytest.raises(InputError, match="no data yet; call fit"):
         gp.log_marginal_likelihood()
     with pytest.raises(InputError, match="no data yet; call fit"):
-        gp.adapt(x, y, scales="inherit")
+        gp.adapt(x, y, keep=True)
     with pytest.raises(InputError, match="before fit there is no constant mean"):
         gp.predict(x, return_std=True)
     with pytest.raises(InputError, match="not both"):
@@ -213,11 +241,14 @@ def test_what_cannot_be_used_is_refused() -> None:
         fitted.predict(broken)
     with pytest.raises(InputError, match="noise is -1; it must be a variance above 0"):
         fitted.adapt(x, y, noise=-1)
+    shared = NTKGaussianProcess(net, outputs="shared", mean="zero").fit(x, y)
+    with pytest.raises(InputError, match="new task has 3 targets, the kept one 2"):
+        shared.adapt(x, torch.ones(9, 3), keep=True)
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"mean": "median"}, "mean is 'median'; use one of"),
         ({"space": "dual"}, "space is 'dual'; use one of"),
         ({"noise": 0.0}, "noise is 0.0; it must be a variance above 0"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number"),
+        ({"rank": 0}, "rank is 0; it must be a whole number"),
     )
     for setting, message in refused:
         with pytest.raises(InputError, match=message):
@@ -227,6 +258,8 @@ def test_what_cannot_be_used_is_refused() -> None:
         flat.fit(torch.ones(9, 3), y)
     with pytest.raises(InputError, match="need space='function'"):
         NTKGaussianProcess(net, space="parameter").fit(x, y).loo()
+    with pytest.raises(InputError, match="knows no marginal likelihood"):
+        NTKGaussianProcess(net, space="matrix-free", noise=1.0, prior_variance=1.0).fit(x, y).log_marginal_likelihood()
 
 
 def test_a_shared_kernel_with_a_constant_is_the_systems_of_the_library() -> None:

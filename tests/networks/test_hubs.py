@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import importlib
 import json
 import socket
 import sys
@@ -371,3 +372,13 @@ def test_a_broken_torchvision_is_named_and_not_the_connection(
         MissingExtraError, match=r"torchvision is installed but .*--force-reinstall --no-deps .torchvis"
     ):
         load_backbone("timm:resnet18")
+
+
+def test_gpytorch_that_breaks_on_import_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "tangentune.methods.ntk.gpytorch_kernel"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "gpytorch", None)
+    with pytest.raises(
+        MissingExtraError, match=r"^gpytorch is not installed; run: pip install 'tangentune\[gpytorch\]'$"
+    ):
+        importlib.import_module(name)

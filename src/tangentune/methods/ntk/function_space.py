@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -17,7 +18,7 @@ from tangentune.solvers.factorisation import cholesky, solve
 
 @final
 class FunctionSpace:
-    """The posterior of one task: normal data (B, N, columns) of covariance A and mean `basis beta`, beta flat.
+    """The posterior of a prior and tasks: normal data (B, N, columns) of covariance A and mean `basis beta`, beta flat.
 
     Cost N^3 / 3 for each of the B problems. The log marginal likelihood is the restricted one, that of the data's part
     orthogonal to the basis.
@@ -25,17 +26,21 @@ class FunctionSpace:
 
     space: Literal["function"] = "function"
 
-    def __init__(self, prior: Prior, task: Task, prior_variance: float, kernel: Tensor):
-        self.prior, self.task, self.x, self.prior_variance = prior, task, task.x, prior_variance
+    def __init__(self, prior: Prior, tasks: Sequence[Task], prior_variance: float, kernel: Tensor | None = None):
+        self.prior, self.tasks, self.prior_variance = prior, tuple(tasks), prior_variance
+        self.x = torch.cat([task.x for task in tasks])
         self._held: dict[str, Entry] | None = None
-        self.targets = targets = prior.split(task.residuals)
+        kernel = prior.kernel(self.x) if kernel is None else kernel
+        noise = torch.cat([task.residuals.new_full((prior.size(len(task.x)),), task.noise) for task in tasks])
+        self.targets = targets = prior.split(torch.cat([task.residuals for task in tasks]))
         basis = prior.basis(len(self.x), kernel)
         try:
-            covariance = prior_variance * kernel + task.noise * torch.eye(kernel.shape[1]).to(kernel)
-            factor = cholesky(covariance, "the covariance of the data", as_it_is=True)
+            factor = cholesky(prior_variance * kernel + torch.diag(noise), "the covariance of the data", as_it_is=True)
         except SingularError as error:
-            message = "kernel plus noise is not positive definite: the noise is below what the network's precision "
-            message += "resolves; give more noise, or a float64 network (`network.double()`)"
+            message = (
+                "kernel plus noise is not positive definite: the noise is below what the network's precision resolves; "
+                "give more noise, or a float64 network (`network.double()`)"
+            )
             raise SingularError(message) from error
         self.factor, self.whitened = factor, _lower(factor, basis)  # (B, N, N) L of A = L L^T, (B, N, q) `L^-1 basis`
         self.inner = cholesky(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -79,25 +80,30 @@ def normal_spectrum(sums: Sums) -> Spectrum:
 
 @final
 class ParameterSpace:
-    """The posterior of the weights; its likelihood is the restricted one."""
+    """The posterior of the weights; sums of earlier tasks can be used again, and likelihoods are restricted ones."""
 
     space: Literal["parameter"] = "parameter"
 
-    def __init__(self, prior: Prior, task: Task, prior_variance: float, sums: Sums):
-        self.prior, self.task, self.prior_variance = prior, task, prior_variance
-        precision, pulled, q = sums.normal / task.noise, sums.pulled / task.noise, sums.constants
+    def __init__(self, prior: Prior, tasks: Sequence[Task], prior_variance: float, sums: Sequence[Sums] | None = None):
+        self.prior, self.tasks, self.prior_variance = prior, tuple(tasks), prior_variance
+        self.sums = [sum_up(prior, task.x, task.residuals) for task in tasks] if sums is None else sums
+        weighted = [(own, 1 / task.noise) for own, task in zip(self.sums, tasks, strict=True)]
+        precision = torch.stack([w * own.normal for own, w in weighted]).sum(0)
+        pulled = torch.stack([w * own.pulled for own, w in weighted]).sum(0)
+        q = self.sums[0].constants
         p = precision.shape[1] - q
         precision[:, range(p), range(p)] += 1 / prior_variance
         self.factor = cholesky(precision, "the precision of the weights")
         self.weights = torch.cholesky_solve(pulled, self.factor)
         problems, columns = len(precision), pulled.shape[2]
-        quadratic = float(sums.squares.sum()) / task.noise - float((pulled * self.weights).sum())
+        quadratic = sum(w * float(own.squares.sum()) for own, w in weighted) - float((pulled * self.weights).sum())
         logdet = 2 * float(self.factor.diagonal(dim1=1, dim2=2).log().sum())
-        logdet += problems * (p * math.log(prior_variance) + sums.count * math.log(task.noise))
+        logdet += problems * p * math.log(prior_variance)
+        logdet += problems * sum(own.count * math.log(task.noise) for own, task in zip(self.sums, tasks, strict=True))
         if q:
-            outer = cholesky(sums.normal[:, p:, p:], CONSTANTS)
+            outer = cholesky(torch.stack([own.normal for own in self.sums]).sum(0)[:, p:, p:], CONSTANTS)
             logdet -= 2 * float(outer.diagonal(dim1=1, dim2=2).log().sum())
-        freedom = problems * columns * (sums.count - q)
+        freedom = problems * columns * (sum(own.count for own in self.sums) - q)
         self.log_likelihood = -0.5 * (quadratic + columns * logdet + freedom * math.log(2 * math.pi))
 
     def predict(self, x: Tensor, want: Want) -> Moments:

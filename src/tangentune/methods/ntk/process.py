@@ -7,60 +7,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, final, overload
 
 import torch
 from torch import Tensor
 
-from tangentune._checks import check_counts, check_words, is_number
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.survey import Network, survey_rows
-from tangentune.kernels.output_gram import Outputs
 from tangentune.memory import parse_bytes
 from tangentune.methods.ntk.evidence import Scale, common_scale, kernel_spectrum, maximise_evidence
 from tangentune.methods.ntk.function_space import FunctionSpace
+from tangentune.methods.ntk.matrix_free import MatrixFree
 from tangentune.methods.ntk.parameter_space import ParameterSpace, normal_spectrum, sum_up
-from tangentune.methods.ntk.problems import Mean, Moments, Prior, Task, Want
+from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
+from tangentune.methods.ntk.settings import Settings, Space, check_scale
 
 CHUNK = 512  # inputs that are predicted at a time
-Posterior = FunctionSpace | ParameterSpace
-Space = Literal["auto", "function", "parameter"]
-FUNCTION_ROWS, PARAMETER_WIDTH = 10_000, 4096  # largest dense problems that "auto" takes on
-
-
-@final
-@dataclass(frozen=True)
-class Settings:
-    """What `NTKGaussianProcess` was told; its documentation says what each means."""
-
-    mean: Mean = "network"
-    outputs: Outputs = "full"
-    space: Space = "auto"
-    noise: Scale = "evidence"
-    prior_variance: Scale = "evidence"
-    batch_size: int = 64
-    memory: int | str = "1GiB"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        check_words(self)
-        check_counts(self, {"batch_size": 1})
-        check_scale("noise", self.noise)
-        check_scale("prior_variance", self.prior_variance)
-        parse_bytes(self.memory)
-
-    def choose_space(self, rows: int, width: int) -> Space:
-        """The space for a problem of so many rows and weights."""
-        if self.space != "auto":
-            return self.space
-        if rows > FUNCTION_ROWS and width > PARAMETER_WIDTH:
-            message = f"{rows:,} rows and {width:,} weights make two large matrices; take fewer pictures or params, or "
-            message += "set space='function' (memory rows^2) or 'parameter' (weights^2)"
-            raise InputError(message)
-        return "parameter" if width <= PARAMETER_WIDTH and (width <= rows or rows > FUNCTION_ROWS) else "function"
+Posterior = FunctionSpace | ParameterSpace | MatrixFree
 
 
 @final
@@ -82,9 +47,12 @@ class NTKGaussianProcess:
             different outputs left out; "shared": one kernel (n, n), the mean of the C diagonal blocks, for all targets,
             whose number is then free unless the mean is the network's. For C = 1 the three agree.
         space: "function": Cholesky of the kernel of all data; "parameter": of the (p, p) precision of the weights;
-            "auto": the smaller of the two, up to 10,000 rows or 4,096 weights. They agree to rounding.
+            "matrix-free": conjugate gradients and a low rank, for large n and p; "auto": "parameter" where it is the
+            smaller, else "function" up to 10,000 rows, else "matrix-free". The first two agree to rounding.
         noise: variance of the noise, or "evidence": the one with the highest marginal likelihood of the data fitted.
         prior_variance: v, or "evidence". Maddox et al.: 1.
+        rank: Lanczos steps of "matrix-free".
+        tolerance: relative residual that conjugate gradients must reach.
         batch_size: inputs that pass through the network at a time.
         memory: for rows that are held, such as "1GiB".
 
@@ -116,9 +84,9 @@ class NTKGaussianProcess:
         return self._posterior
 
     @property
-    def noise_(self) -> float:
-        """Noise variance."""
-        return self.posterior_.task.noise
+    def noise_(self) -> tuple[float, ...]:
+        """Noise variance of each task."""
+        return tuple(task.noise for task in self.posterior_.tasks)
 
     @property
     def prior_variance_(self) -> float:
@@ -143,35 +111,46 @@ class NTKGaussianProcess:
         return self
 
     def adapt(
-        self, x: Tensor, y: Tensor, *, scales: Literal["fit", "inherit", "ratio"] = "fit", noise: Scale | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        *,
+        keep: bool = False,
+        scales: Literal["fit", "inherit", "ratio"] = "fit",
+        noise: Scale | None = None,
     ) -> NTKGaussianProcess:
         """A new process for a new task, this one unchanged.
 
         Args:
             x: inputs of the new task.
             y: its targets.
-            scales: noise and prior variance. "fit": as the settings say, "evidence" being that of the new data.
-                "inherit": those of this process. "ratio": their ratio is this process's, their size fits the new data
-                by evidence: for a few data of another unit.
+            keep: False: condition on the new task's data only (Maddox et al.). True: on the old data too, each task
+                with a noise of its own; the prior variance stays.
+            scales: noise and prior variance. "fit": as the settings say, "evidence" being that of the new data (with
+                `keep`: of the new noise given the old data). "inherit": those of this process. "ratio": their ratio is
+                this process's, their size fits the new data by evidence: for a few data of another unit.
             noise: of the new task, in place of what `scales` gives.
 
         Raises:
-            InputError: as `fit`; or there is nothing yet to inherit; or `scales` does not go with `noise`.
+            InputError: as `fit`; or there is nothing yet to keep or inherit; or `scales` does not go with the rest.
         """
-        if scales not in ("fit", "inherit", "ratio") or (scales == "ratio" and noise is not None):
-            message = f"scales is {scales!r}; use 'fit', 'inherit', or (without noise) 'ratio'"
+        if scales not in ("fit", "inherit", "ratio") or (scales == "ratio" and (keep or noise is not None)):
+            message = f"scales is {scales!r}; use 'fit', 'inherit', or (without keep and noise) 'ratio'"
             raise InputError(message)
         new, prior = copy.copy(self), self._survey(x)
         data = _check_data(prior, x, y)
         if scales == "ratio":
-            ratio = self.noise_ / self.prior_variance_
+            ratio = self.noise_[-1] / self.prior_variance_
             new._posterior = _condition_on(prior, self.settings, *data, "evidence", "evidence", ratio)
             return new
         own = scales == "fit"
-        noise = (self.settings.noise if own else self.noise_) if noise is None else noise
+        noise = (self.settings.noise if own else self.noise_[-1]) if noise is None else noise
         check_scale("noise", noise)
-        scale = self.settings.prior_variance if own else self.prior_variance_
-        new._posterior = _condition_on(prior, self.settings, *data, noise, scale)
+        if keep:
+            new._posterior = _condition_more(self.posterior_, self.settings, *data, noise)
+        else:
+            scale = self.settings.prior_variance if own else self.prior_variance_
+            new._posterior = _condition_on(prior, self.settings, *data, noise, scale)
         return new
 
     @overload
@@ -189,13 +168,13 @@ class NTKGaussianProcess:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Posterior mean (m, T), and its standard deviation (m, T) or covariance (m T, m T), row i T + c; float64.
 
-        Before `fit` these are the prior's.
+        Before `fit` these are the prior's. "matrix-free" gives standard deviations that are never too small.
 
         Args:
             x: (m, ...) inputs.
             return_std: return the standard deviation too.
             return_cov: return the covariance too.
-            observed: of a noisy observation instead of f.
+            observed: of a noisy observation (noise of the last task) instead of f.
 
         Raises:
             InputError: an input is not finite, both are asked for, or the prior's scale is not known before `fit`.
@@ -205,8 +184,8 @@ class NTKGaussianProcess:
             raise InputError(message)
         prior = self._survey(x)
         x = prior.rows.prepare(x)
-        targets = prior.rows.outputs if self._posterior is None else self._posterior.task.residuals.shape[1]
-        noise = self.noise_ if observed and self._posterior is not None else 0.0
+        targets = prior.rows.outputs if self._posterior is None else self._posterior.tasks[0].residuals.shape[1]
+        noise = self.noise_[-1] if observed and self._posterior is not None else 0.0
         if return_cov:
             found = self._moments(x, "covariance")
             assert found.covariance is not None
@@ -225,9 +204,13 @@ class NTKGaussianProcess:
         """Log density of the targets; with mean "constant" of their part without constants (restricted likelihood).
 
         Raises:
-            InputError: nothing is fitted.
+            InputError: nothing is fitted, or the space is "matrix-free".
         """
-        return self.posterior_.log_likelihood
+        found = self.posterior_
+        if isinstance(found, MatrixFree):
+            message = "space='matrix-free' knows no marginal likelihood; use 'function' or 'parameter'"
+            raise InputError(message)
+        return found.log_likelihood
 
     def loo(self) -> Tensor:
         """(n, T) prediction of every input by the process without it, exact; noise and prior variance stay.
@@ -239,7 +222,7 @@ class NTKGaussianProcess:
         if not isinstance(found, FunctionSpace):
             message = "leave-one-out predictions need space='function'"
             raise InputError(message)
-        return found.prior.base(found.x, found.task.residuals.shape[1]) + found.loo()
+        return found.prior.base(found.x, found.tasks[0].residuals.shape[1]) + found.loo()
 
     def _survey(self, x: Tensor) -> Prior:
         """The network looked at, once, with the first inputs it meets."""
@@ -286,23 +269,50 @@ def _condition_on(
     ratio: float | None = None,
 ) -> Posterior:
     """The posterior of one task, scales found where they are not given; with `ratio`, noise over prior variance is."""
-    in_functions = settings.choose_space(prior.size(len(x)), prior.width) == "function"
-    found = prior.kernel(x) if in_functions else sum_up(prior, x, residuals)
+    space = settings.choose_space(prior.size(len(x)), prior.width, noise, prior_variance)
+    smallest = 10 * torch.finfo(prior.rows.dtype).eps
+    kernel = sums = None
+    if space == "function":
+        kernel = prior.kernel(x)
+    elif space == "parameter":
+        sums = sum_up(prior, x, residuals)
     if noise == "evidence" or prior_variance == "evidence":
-        if isinstance(found, Tensor):
-            spectrum = kernel_spectrum(found, prior.basis(len(x), found), prior.split(residuals))
+        if kernel is not None:
+            spectrum = kernel_spectrum(kernel, prior.basis(len(x), kernel), prior.split(residuals))
         else:
-            spectrum = normal_spectrum(found)
+            assert sums is not None  # no evidence without matrices: `choose_space` saw to it
+            spectrum = normal_spectrum(sums)
         if ratio is None:
-            smallest = 10 * torch.finfo(prior.rows.dtype).eps
             noise, prior_variance = maximise_evidence(spectrum, noise, prior_variance, smallest)
         else:
             prior_variance = common_scale(spectrum, ratio)
             noise = ratio * prior_variance
-    task, scale = Task(x, residuals, float(noise)), float(prior_variance)
-    if isinstance(found, Tensor):
-        return FunctionSpace(prior, task, scale, found)
-    return ParameterSpace(prior, task, scale, found)
+    tasks, scale = (Task(x, residuals, float(noise)),), float(prior_variance)
+    if kernel is not None:
+        return FunctionSpace(prior, tasks, scale, kernel)
+    if sums is not None:
+        return ParameterSpace(prior, tasks, scale, (sums,))
+    return MatrixFree(prior, tasks, scale, settings.rank, settings.tolerance)
+
+
+def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residuals: Tensor, noise: Scale) -> Posterior:
+    """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data."""
+    prior, count = posterior.prior, posterior.tasks[0].residuals.shape[1]
+    if residuals.shape[1] != count:
+        message = f"the new task has {residuals.shape[1]} targets, the kept one {count}; they must agree"
+        raise InputError(message)
+    if noise == "evidence":
+        found = posterior.predict(x, "covariance")
+        assert found.covariance is not None
+        surprise = prior.split(residuals) - found.mean
+        spectrum = kernel_spectrum(found.covariance, surprise[:, :, :0], surprise)
+        noise, _ = maximise_evidence(spectrum, "evidence", 1.0, 10 * torch.finfo(prior.rows.dtype).eps)
+    tasks = (*posterior.tasks, Task(x, residuals, float(noise)))
+    if isinstance(posterior, FunctionSpace):
+        return FunctionSpace(prior, tasks, posterior.prior_variance)
+    if isinstance(posterior, ParameterSpace):
+        return ParameterSpace(prior, tasks, posterior.prior_variance, (*posterior.sums, sum_up(prior, x, residuals)))
+    return MatrixFree(prior, tasks, posterior.prior_variance, settings.rank, settings.tolerance)
 
 
 def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -> Moments:
@@ -316,11 +326,3 @@ def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -
     if want == "variance":
         return Moments(mean, variance=float(prior_variance) * prior.diagonal(x))
     return Moments(mean, covariance=float(prior_variance) * prior.kernel(x))
-
-
-def check_scale(name: str, value: object) -> None:
-    """Refuse what is neither "evidence" nor a positive number."""
-    if value == "evidence" or (is_number(value) and 0 < float(value) < float("inf")):  # type: ignore[arg-type]
-        return
-    message = f"{name} is {value!r}; it must be a variance above 0, or 'evidence'"
-    raise InputError(message)
