@@ -110,8 +110,8 @@ def test_contributions_sum_to_the_change_of_outputs(flip: bool) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"flip": True, "head": "calibrated_probe"},
-        {"outer_steps": 2, "head": "random"},
+        {"flip": True, "head": "cross_fitted"},
+        {"outer_steps": 2, "head": "cross_fitted"},
         {"slope": 0.2, "alpha": 2.0, "outer_steps": 2, "flip": True},
     ],
 )

@@ -7,16 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from lqf_dense import C, Dense, N, exact, fit, inputs, noise_pictures, positions, relative, small_backbone
+from lqf_dense import C, Dense, N, exact, fit, inputs, noise_pictures, positions, probe, relative, small_backbone
 from torch import nn
 from torch.func import functional_call
 
 from tangentune.errors import DivergedError, InputError
 from tangentune.methods.lqf import LQF, LQFSettings, fit_lqf
-from tangentune.networks.heads import probe_head, random_head
+from tangentune.networks.heads import cross_fitted_probe, probe_head, random_head
 from tangentune.networks.leaky import leaky
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.targets import one_hot_targets
+
+
+def test_a_cross_fitted_head_gives_residuals_that_have_not_seen_the_picture() -> None:
+    model = exact(head="cross_fitted", seed=3)
+    x, other = inputs(noise_pictures()), noise_pictures(20)
+    fitted = cross_fitted_probe(small_backbone().features(x).detach(), positions(), folds=5, seed=3)
+    dense = Dense(probe(), x)
+    u = dense.solve(one_hot_targets(positions(), C) - fitted.outputs, model.damping)
+    assert relative(model.logits(other), dense.predict(inputs(other), u)) < 1e-6
+    assert relative(model.logits(other), exact().logits(other)) > 1e-2
 
 
 def test_leave_one_out_of_the_dual_is_a_refit_without_the_picture() -> None:

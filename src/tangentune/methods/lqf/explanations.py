@@ -45,7 +45,7 @@ class Batches(Collection[Inputs]):
 @usual_torch
 @dataclass(frozen=True, eq=False)
 class LogitExplanations:
-    """A solved problem `minimise 1/2 sum_i ||y_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
+    """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
     Answers are exact at the fixed linearisation point: a head that was fitted to a picture's label has still seen it.
     """
@@ -54,7 +54,7 @@ class LogitExplanations:
     inputs: Collection[Inputs]  # of the training pictures, and then of their mirror images if the loss is both's mean
     views: int  # 1, or 2 with mirror images
     system: System  # of width views C, without intercept; targets are what is left to fit at u = -d
-    base: Tensor  # (n views C, 1) outputs at u = -d: `f0 - J d`
+    base: Tensor  # (n views C, 1) outputs at u = -d: `f0 + s - J d`
     centre: TangentVector | None  # d; None is zero
 
     @classmethod
@@ -66,6 +66,7 @@ class LogitExplanations:
         damping: float,
         *,
         flip: bool = False,
+        shift: Tensor | None = None,
         centre: Mapping[str, Tensor] | None = None,
         verbose: int = 0,
     ) -> LogitExplanations:
@@ -77,6 +78,7 @@ class LogitExplanations:
             targets: (n, C).
             damping: absolute.
             flip: mirror images have half of each picture's weight.
+            shift: (views, n, C) s, added to f0 at the training pictures; None is zero.
             centre: d, by parameter name; None is zero.
             verbose: 1 shows a progress bar.
 
@@ -97,12 +99,13 @@ class LogitExplanations:
         inputs, views = _with_mirrored(batches) if flip else batches, 2 if flip else 1
         base = _base(lin, inputs, centre, views)
         pictures, outputs = base.shape[1:]
-        if targets.shape != (pictures, outputs):
-            message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}), not "
-            raise InputError(message + str(tuple(targets.shape)))
+        if targets.shape != (pictures, outputs) or (shift is not None and shift.shape != base.shape):
+            message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}) and a shift "
+            message += f"{tuple(base.shape)}, not {tuple(targets.shape)} and {None if shift is None else shift.shape}"
+            raise InputError(message)
         kernel = logit_gram(lin, inputs, verbose=verbose)
         kernel = _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
-        rows = _flat(base)
+        rows = _flat(base if shift is None else base + shift.to(base))
         weights = torch.full_like(rows[:, 0], 1 / views)
         left = _flat(targets.to(base).expand_as(base)) - rows
         system = build(kernel, left, damping, weights, intercept=False, width=views * outputs)

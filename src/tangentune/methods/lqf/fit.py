@@ -49,7 +49,8 @@ class LQF(Classifier):
         temperature: fitted to the outputs of probes that have not seen the pictures, since outputs of the training
             pictures are closer to their labels than others will be.
         loo: (n, C) exact leave-one-out outputs of the training pictures from solver "dual", in the last linear problem;
-            else None. The head is not refitted: only a "random" one has seen no label of the picture.
+            else None. The head is not refitted: only a "random" one has seen no label of the picture. A "cross_fitted"
+            one's output has not, but its Jacobian has: .72 right where .62 of others were (CIFAR-10, 10 a class).
         records: one a linearisation.
     """
 
@@ -186,7 +187,7 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
         pictures: those that were given to it, with labels.
 
     Returns:
-        The solved problem; cost as `LogitExplanations.of`.
+        The solved problem; cost as `LogitExplanations.of`, and fitting the cross-fitted heads again.
 
     Raises:
         InputError: the backbone prepares pictures otherwise, the loss is the cross-entropy, which has no exact
@@ -210,8 +211,9 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
         raise InputError(message)
     positions = torch.from_numpy(class_positions(pictures)[1]).to(fitted.backbone.device)
     targets = one_hot_targets(positions, len(fitted.classes), alpha=settings.alpha, centred=settings.centred)
-    flip = settings.flip and pictures.pixels.ndim == 4
+    flip, cross_fitted = settings.flip and pictures.pixels.ndim == 4, settings.head == "cross_fitted"
+    shift = start(backbone, pictures, positions, settings).shift if cross_fitted else None
     centre = combine(1, fitted.tangent, -1, fitted.lin.task_vector())
     parts = pictures.pixels.split(settings.batch_size)
     plain = Batches(len(parts), lambda: (network_input(fitted.backbone, part) for part in parts))
-    return LogitExplanations.of(fitted.lin, plain, targets, fitted.damping, flip=flip, centre=centre)
+    return LogitExplanations.of(fitted.lin, plain, targets, fitted.damping, flip=flip, shift=shift, centre=centre)

@@ -1,7 +1,8 @@
 """The convex problem that LQF solves, its value and gradient over all pictures, and what they certify.
 
-`P(u) = sum_i loss(f0(x_i) + J(x_i) u, y_i) + 1/2 lambda ||u + d||^2`. The centre d is what the weights had moved when
-they were linearised again, at first zero. With mirror images the loss is both views' mean.
+`P(u) = sum_i loss(f0(x_i) + s_i + J(x_i) u, y_i) + 1/2 lambda ||u + d||^2`. The shift s is zero, or what a head that
+has not seen picture i says less what the head at the linearisation point says (cross-fitting). The centre d is what
+the weights had moved when they were linearised again, at first zero. With mirror images the loss is both views' mean.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Objective:
     backbone: Backbone  # the same network, for its contract
     pixels: Tensor  # (n, ...) of the training pictures
     targets: Tensor  # (n, C); for the cross-entropy (n,) classes as positions
-    views: int  # 1, or 2 with mirror images
+    shift: Tensor  # (views, n, C); the second view is the mirror image
     damping: float  # lambda, absolute
     centre: TangentVector  # d
     batch_size: int  # pictures that go through the network at a time
@@ -40,14 +41,14 @@ class Objective:
         return len(self.pixels)
 
     @property
+    def views(self) -> int:
+        """1, or 2 with mirror images."""
+        return len(self.shift)
+
+    @property
     def quadratic(self) -> bool:
         """Whether the loss is the squared one."""
         return self.targets.ndim == 2
-
-    @property
-    def outputs(self) -> int:
-        """C."""
-        return self.targets.shape[1] if self.quadratic else int(self.targets.max()) + 1
 
     def inputs(self, rows: Tensor, view: Tensor | int) -> Tensor:
         """Network inputs of some pictures; `view` is 0, 1, or one of them a picture."""
@@ -80,10 +81,10 @@ class Objective:
 
     def learn(self, u: TangentVector, rows: Tensor, view: Tensor | int) -> tuple[float, TangentVector]:
         """Sum of the losses of a batch and its gradient in u; one dual forward and one plain backward pass."""
-        sums = [0.0]
+        shift, sums = self.shift[view, rows], [0.0]
 
         def cotangent(f0: Tensor, jv: Tensor) -> Tensor:
-            sums[0], errors = self.losses(f0 + jv, rows)
+            sums[0], errors = self.losses(f0 + shift + jv, rows)
             return errors
 
         grads = self.lin.step(self.inputs(rows, view), u, cotangent)[2]
@@ -93,7 +94,8 @@ class Objective:
         """P(0): the network's own loss at the linearisation point with its penalty; one forward pass."""
         total = 0.0
         for rows, view in self.batches():
-            total += self.losses(self.lin.f0(self.inputs(rows, view)), rows)[0] / self.views
+            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+            total += self.losses(outputs, rows)[0] / self.views
         return total + 0.5 * self.damping * dot(self.centre, self.centre)
 
     def solved(self, verbose: int = 0) -> LogitExplanations:
@@ -101,7 +103,7 @@ class Objective:
         parts = [rows for rows, view in self.batches() if view == 0]
         plain = Batches(len(parts), lambda: (self.inputs(rows, 0) for rows in parts))
         centre = self.centre if any(bool(t.any()) for t in self.centre.values()) else None
-        more = {"flip": self.views == 2, "centre": centre, "verbose": verbose}
+        more = {"flip": self.views == 2, "shift": self.shift, "centre": centre, "verbose": verbose}
         return LogitExplanations.of(self.lin, plain, self.targets, self.damping, **more)
 
     def measure(self, u: TangentVector) -> tuple[float, TangentVector, float]:
@@ -123,7 +125,7 @@ class Objective:
             pulled = combine(penalty, total, -1, gradient)
             squares = 2 * value - penalty * dot(total, total)
             gap = value - _dual_value(squares, dot(pulled, total), dot(pulled, pulled), penalty)
-            if gap > torch.finfo(self.backbone.dtype).eps ** 0.5 * value:  # else it is mostly rounding
+            if gap > torch.finfo(self.shift.dtype).eps ** 0.5 * value:  # else it is mostly rounding
                 bound = min(bound, gap)
         return value, gradient, bound
 

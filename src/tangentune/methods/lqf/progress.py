@@ -57,6 +57,11 @@ class Record:
         known = max(point.objective - point.bound for point in self.points)
         return known if self.optimum is None else self.optimum
 
+    @property
+    def passes(self) -> float:
+        """Passes over the pictures in all."""
+        return self.points[-1].passes
+
     def suboptimality(self, point: int = -1) -> float:
         """Share of the way from u = 0 to the optimum that was still to go at a measurement.
 

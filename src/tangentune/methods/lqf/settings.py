@@ -24,7 +24,8 @@ class LQFSettings:
     Attributes:
         params: which layers move, in words of `select_parameters`; the head always does.
         head: at the linearisation point. "probe": ridge regression on one-hot labels; "calibrated_probe": the same in
-            logits of honest probabilities; "random": normal weights.
+            logits of honest probabilities; "cross_fitted": the probe, but every picture's error in training starts
+            from the output of a head that has not seen it; "random": normal weights.
         head_scale: what the head is multiplied by; the body's Jacobian is proportional to it, the head's is not.
         alpha: value of the one-hot target at the picture's own class (squared loss only).
         centred: subtract alpha / C from the targets (squared loss only).
@@ -54,7 +55,7 @@ class LQFSettings:
     """
 
     params: str = "all"
-    head: Literal["probe", "calibrated_probe", "random"] = "probe"
+    head: Literal["probe", "calibrated_probe", "cross_fitted", "random"] = "probe"
     head_scale: float = 1.0
     alpha: float = 1.0
     centred: bool = False

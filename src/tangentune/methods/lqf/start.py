@@ -33,7 +33,7 @@ class Start:
 
     backbone: Backbone  # a copy of the given one, leaking where that was asked for
     head: nn.Linear  # from features to outputs, not zero
-    views: int  # 1, or 2 with mirror images
+    shift: Tensor  # (views, n, C); zero unless the head is cross-fitted
     temperature: float  # of the softmax, from outputs of probes that have not seen the picture; 1 for cross-entropy
 
     def objective(
@@ -46,7 +46,7 @@ class Start:
         if s.loss == "squared":
             targets = one_hot_targets(targets, head.out_features, alpha=s.alpha, centred=s.centred)
         centre = lin.zeros() if moved is None else moved
-        return Objective(lin, backbone, pictures.pixels, targets, self.views, damping, centre, s.batch_size)
+        return Objective(lin, backbone, pictures.pixels, targets, self.shift, damping, centre, s.batch_size)
 
     def _at(self, moved: TangentVector) -> tuple[Backbone, nn.Linear]:
         backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
@@ -65,17 +65,27 @@ def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: L
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     features = view_outputs(copied.features, copied, pictures, max(settings.batch_size, 32), settings.flip)
     mean, outputs = features.mean(0), int(positions.max()) + 1
+    squared, cross_fitted, held_out = settings.loss == "squared", settings.head == "cross_fitted", None
+    if squared or cross_fitted:
+        held_out = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
     if settings.head == "random":
         head = random_head(mean.shape[1], outputs, seed=settings.seed).to(mean)
+    elif cross_fitted and held_out is not None:
+        head = held_out.head
     else:
         head = probe_head(mean, positions, calibrated=settings.head == "calibrated_probe")
     for parameter in head.requires_grad_(False).parameters():
         parameter.mul_(settings.head_scale)
+    shift = features.new_zeros(len(features), len(mean), outputs)
+    if cross_fitted and held_out is not None:
+        for view, phi in enumerate(features):
+            for fold, unseeing in enumerate(held_out.heads):
+                rows = held_out.fold == fold
+                shift[view, rows] = settings.head_scale * unseeing(phi[rows]) - head(phi[rows])
     temperature = 1.0
-    if settings.loss == "squared":
-        held_out = cross_fitted_probe(mean, positions, folds=min(FOLDS, len(mean)), seed=settings.seed)
+    if squared and held_out is not None:
         temperature = settings.alpha * fit_temperature(held_out.outputs.double(), positions)
-    return Start(copied, head, len(features), temperature)
+    return Start(copied, head, shift.detach(), temperature)
 
 
 def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, float]:
@@ -85,13 +95,13 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
     again where there are fewer and evenly spaced where there are more.
     """
     generator = torch.Generator().manual_seed(seed)
-    n, outputs, like = len(objective), objective.outputs, next(iter(objective.lin.point().values()))
+    n, outputs = len(objective), objective.shift.shape[2]
     order = torch.linspace(0, n - 1, min(n, UNIT_SAMPLES)).round().long()
     order = order.repeat(math.ceil(UNIT_SAMPLES / len(order)))
     found, sizes = [], []
     for rows in order.split(UNIT_BATCH):
         signs = torch.randint(0, 2, (len(rows), outputs), generator=generator) * 2.0 - 1.0
-        pulled = objective.lin.vjp(objective.inputs(rows, 0), signs.to(like))
+        pulled = objective.lin.vjp(objective.inputs(rows, 0), signs.to(objective.shift))
         found.append(dot(pulled, pulled) / (len(rows) * outputs))
         sizes.append(len(rows))
     values, weights = torch.tensor(found, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
