@@ -24,6 +24,7 @@ from tangentune.methods.gradient_features import (
     GradientFeatures,
     GradientFeatureSettings,
     fit_gradient_features,
+    ntk_scale,
 )
 from tangentune.networks.heads import probe_head, random_head
 from tangentune.pictures.load import load_pictures
@@ -115,18 +116,20 @@ def test_at_step_zero_it_is_the_activation_model_exactly(variant: Variant) -> No
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_training_of_explicit_features(variant: Variant, optimiser: str, loss: str) -> None:
-    """On autograd's own gradients."""
+def test_equals_training_of_explicit_features_in_the_ntk_parametrisation(
+    variant: Variant, optimiser: str, loss: str
+) -> None:
+    """`W = s What` trained by an optimiser that knows nothing of rates by part, on autograd's own gradients."""
     pictures, decay = some_pictures(), 0.3
     changes: Any = {"variant": variant, "optimiser": optimiser, "loss": loss}
     model = fitted(
-        **changes, batch_size=20, epochs=4, warmup=0.25, flip=False, learning_rate=0.02,
+        **changes, batch_size=20, epochs=4, warmup=0.25, flip=False, ntk_scaling=True, learning_rate=0.02,
         head_learning_rate=0.04, weight_decay=decay,
     )  # fmt: skip
     module, om = model.backbone.module, model.frozen_head
     x, labels = network_inputs(pictures), torch.arange(20) % 4
     phi, jacobian = module(x).detach(), explicit_jacobian(module, x)
-    hats: dict[str, Tensor] = {
+    hats = {
         name: torch.zeros_like(module.get_parameter(name)).requires_grad_()
         for name in model.tangent
         if "head" not in name
@@ -138,7 +141,7 @@ def test_equals_training_of_explicit_features(variant: Variant, optimiser: str, 
         if variant != "gradient":
             out = out + phi @ (om.weight + moves[0]).T + om.bias + moves[1]
         for name, hat in hats.items():
-            out = out + torch.tensordot(jacobian[name], hat, dims=hat.dim()) @ om.weight.T
+            out = out + torch.tensordot(jacobian[name], ntk_scale(hat) ** 0.5 * hat, dims=hat.dim()) @ om.weight.T
         return out
 
     kind = {"sgd": lambda groups: torch.optim.SGD(groups, momentum=0.9), "adamw": torch.optim.AdamW}[optimiser]
@@ -256,7 +259,7 @@ def test_a_seed_fixes_everything_and_global_randomness_stays() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     wrong: list[dict[str, Any]] = [
         {"cut": ""}, {"variant": "both"}, {"learning_rate": 0.0}, {"head_learning_rate": math.nan}, {"epochs": 0},
-        {"batch_size": 1.5}, {"optimiser": "adam"}, {"momentum": 1.0}, {"weight_decay": -1.0},
+        {"batch_size": 1.5}, {"optimiser": "adam"}, {"momentum": 1.0}, {"weight_decay": -1.0}, {"ntk_scaling": 1},
         {"loss": "hinge"}, {"warmup": 1.0}, {"schedule": "step"}, {"flip": "yes"}, {"cache": None}, {"seed": -1},
     ]  # fmt: skip
     for fields in wrong:

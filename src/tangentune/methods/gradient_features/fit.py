@@ -138,7 +138,7 @@ def fit_gradient_features(
             if kept is not None:
                 return [view[rows] for view in kept]
             x = network_input(backbone, pictures.pixels[rows])
-            return [x, x.flip(-1)]
+            return [x, x.flip(-1)] if flip else [x]
 
         losses = train(training, views, positions, settings, flip, verbose)
     cut, tangent = "" if parts is None else parts.block, training.task_vector()

@@ -28,6 +28,7 @@ class GradientFeatureSettings:
         optimiser: "adamw" or "sgd".
         momentum: of "sgd", in [0, 1).
         weight_decay: decoupled for "adamw" (0 is plain Adam); added to the gradient for "sgd".
+        ntk_scaling: train w2 in the parametrisation of the authors' code, as rates of its parts (see `training`).
         loss: "cross_entropy" in nats, or "squared", `1/2 ||g - one_hot||^2`, whose probabilities, softmax g, are flat.
         warmup: share of all steps in which the rates rise linearly from nearly zero, in [0, 1).
         schedule: what the rates do then: "cosine" decay to zero or "constant".
@@ -50,6 +51,7 @@ class GradientFeatureSettings:
     optimiser: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
     weight_decay: float = 0.0
+    ntk_scaling: bool = False
     loss: Literal["cross_entropy", "squared"] = "cross_entropy"
     warmup: float = 0.1
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -1,10 +1,24 @@
-"""How gradient features are trained: a dual forward pass and a plain backward pass a step, and a rate for each part."""
+"""How gradient features are trained: a dual forward pass and a plain backward pass a step, and a rate for each part.
+
+Rates and decays of the parts of the tangent are the authors' NTK parametrisation as parameter groups.
+Their code trains `What` in `W = s What`, with `s^2 = 1 / C_out` for a weight of C_out outputs and `s^2 = 0.1` for a
+bias. The gradient in What is s times that in W, and a step in What moves W by s times as much. So at rate lr, decay d:
+
+- SGD, `What -= lr (s g + d What)`, is `W -= s^2 lr (g + d / s^2 W)`: rate `lr / C_out` and decay `C_out d`, for a bias
+  `0.1 lr` and `10 d`. Momentum is linear in the gradients, so it changes nothing.
+- AdamW, whose step has the size of the rate whatever the gradient's: rate `s lr`, decay `d / s`, and `epsilon / s`.
+
+Two choices of ours, where their code says nothing or does harm: per-channel scales of norms, which they fold into the
+convolutions, go as biases do; and w1 is left out, as its fan-out is the number of classes, with which its rate would
+fall (`head_learning_rate = learning_rate / C` does as they do).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +30,8 @@ from tangentune.methods.fine_tuning.training import Training
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
 
 HEAD = ("head.weight", "head.bias")
+VECTOR_SCALE = 0.1
+_EPSILON = 1e-8
 
 
 def train(
@@ -45,7 +61,7 @@ def train(
             value.grad = grads[name]
         return loss * len(rows) / n
 
-    training = Training(n, learn, lambda: _optimiser(u, settings), 1.0, "gradient features")
+    training = Training(n, learn, lambda: make_optimiser(u, settings), 1.0, "gradient features")
     for mean in training.epochs(settings, repeat(torch.Generator().manual_seed(settings.seed)), verbose):
         losses.append(mean)
         if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in u.values()):
@@ -75,14 +91,30 @@ def gradient(
     return found[0], grads
 
 
-def _optimiser(u: Mapping[str, Tensor], settings: GradientFeatureSettings) -> torch.optim.Optimizer:
-    """An optimiser over the tangent; the peak rate of each of its groups is the group's `factor`."""
-    body = [value for name, value in u.items() if name not in HEAD]
-    parts = [(body, settings.learning_rate, settings.weight_decay)] if body else []
-    for name, decay in zip(HEAD, (settings.weight_decay, 0.0), strict=True):
-        if name in u:
-            parts.append(([u[name]], settings.head_learning_rate, decay))
-    groups = [{"params": values, "factor": rate, "weight_decay": decay} for values, rate, decay in parts]
-    if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+def ntk_scale(parameter: Tensor) -> float:
+    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors.
+
+    Example:
+        >>> ntk_scale(torch.zeros(50, 3, 3, 3)), ntk_scale(torch.zeros(50))
+        (0.02, 0.1)
+    """
+    return 1 / parameter.shape[0] if parameter.ndim > 1 else VECTOR_SCALE
+
+
+def make_optimiser(u: Mapping[str, Tensor], settings: GradientFeatureSettings) -> torch.optim.Optimizer:
+    """An optimiser over the tangent `u`, by name; the peak rate of each of its groups is the group's `factor`."""
+    plain = settings.optimiser == "sgd"
+    groups: dict[tuple[float, float, float], list[Tensor]] = {}
+    for name, value in u.items():
+        rate = settings.head_learning_rate if name in HEAD else settings.learning_rate
+        square = ntk_scale(value) if settings.ntk_scaling and name not in HEAD else 1.0
+        factor = square if plain else square**0.5
+        decay = 0.0 if name == "head.bias" else settings.weight_decay / factor
+        groups.setdefault((factor * rate, decay, _EPSILON / factor), []).append(value)
+    rows: list[dict[str, Any]] = [
+        {"params": values, "factor": peak, "weight_decay": decay} | ({} if plain else {"eps": epsilon})
+        for (peak, decay, epsilon), values in groups.items()
+    ]
+    if plain:
+        return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=settings.momentum)
+    return torch.optim.AdamW(rows, lr=settings.learning_rate)
