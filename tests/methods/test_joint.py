@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentune.methods.fine_tuning import DivergedError, fine_tune
-from tangentune.methods.joint import JointTuned, joint_fine_tune
-from tangentune.methods.joint.source import SourceDraws
+from tangentune.methods.joint import JointTuned, SourceLabels, joint_fine_tune
 from tangentune.networks.heads import probe_head
 from tangentune.pictures.pictures import Pictures
 
 
-@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+@pytest.mark.parametrize("batchnorm", ["frozen", "target"])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -28,9 +27,13 @@ from tangentune.pictures.pictures import Pictures
     ],
 )
 def test_without_source_weight_it_is_ordinary_fine_tuning_bit_for_bit(batchnorm: Any, fields: dict[str, Any]) -> None:
-    settings = base(epochs=4, learning_rate=1e-2, batchnorm=batchnorm, **fields)
-    plain = fine_tune(small.backbone(), target(), settings)
-    tuned = joint_fine_tune(small.backbone(), target(), source(), joint(settings, source_weight=0))
+    settings = base(epochs=4, learning_rate=1e-2, **fields)
+    plain = fine_tune(
+        small.backbone(),
+        target(),
+        base(epochs=4, learning_rate=1e-2, batchnorm="eval" if batchnorm == "frozen" else "train", **fields),
+    )
+    tuned = joint_fine_tune(small.backbone(), target(), source(), joint(settings, source_weight=0, batchnorm=batchnorm))
     assert same(tuned.backbone.module, plain.backbone.module)
     assert same(tuned.head, plain.head)
     assert (tuned.losses, tuned.validation, tuned.temperature) == (plain.losses, plain.validation, plain.temperature)
@@ -38,24 +41,35 @@ def test_without_source_weight_it_is_ordinary_fine_tuning_bit_for_bit(batchnorm:
     assert tuned.source_losses == ()
 
 
-@pytest.mark.parametrize("batchnorm", ["eval", "train"])
+@pytest.mark.parametrize("batchnorm", ["frozen", "mixed", "target"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_step_is_the_sum_of_both_gradients(batchnorm: str, weighted: bool) -> None:
-    weights = np.random.default_rng(0).uniform(0.5, 2, 24) if weighted else np.ones(24)
-    chosen = one_step(flip=False, batchnorm=batchnorm)
-    settings = joint(chosen, source_weight=0.7, batch_ratio=2, source_start="random")  # one pass over the source
+    weights = np.random.default_rng(0).uniform(0.5, 2, 24) if weighted else None
+    settings = joint(
+        one_step(flip=False),
+        source_weight=0.7,
+        batch_ratio=2,  # 24 of 24 source pictures: each once
+        weighting="loss",
+        batchnorm=batchnorm,
+        source_task=SourceLabels("random"),
+    )
     tuned = joint_fine_tune(small.backbone(), target(), source(24), settings, source_weights=weights)
-    still = joint(one_step(flip=False, learning_rate=1e-300), source_start="random")
+    assert tuned.source_head is not None
+
+    still = joint(one_step(flip=False, learning_rate=1e-300), source_task=SourceLabels("random"))
     start = joint_fine_tune(small.backbone(), target(), source(24), still)
+    assert start.source_head is not None
     net = small.network().requires_grad_(True).train()
-    for part in net.modules():
-        part.train(batchnorm == "train" and isinstance(part, nn.BatchNorm2d))
-    drawn = SourceDraws(weights, 0).take(24)
-    assert (len(drawn.unique()) < 24) == weighted
-    xt, xs = (small.normalised(pictures.pixels.numpy()) for pictures in (target(), source(24).select(drawn)))
-    yt, ys = torch.arange(12) % 3, drawn % 4
-    both = torch.cat([xt, xs])
+    bns = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in bns:
+        part.train(batchnorm != "frozen")
+    xt, xs = (small.normalised(pictures.pixels.numpy()) for pictures in (target(), source(24)))
+    yt, ys = torch.arange(12) % 3, torch.arange(24) % 4
+    factors = torch.ones(24, dtype=torch.float64) if weights is None else torch.from_numpy(weights / weights.mean())
     heads = [start.head.requires_grad_(True), start.source_head.requires_grad_(True)]
+
+    def source_loss(features: Tensor) -> Tensor:
+        return (factors * F.cross_entropy(heads[1](features), ys, reduction="none")).mean()
 
     parts = [*net.parameters(), *heads[0].parameters(), *heads[1].parameters()]
 
@@ -63,8 +77,14 @@ def test_the_step_is_the_sum_of_both_gradients(batchnorm: str, weighted: bool) -
         found = torch.autograd.grad(loss, parts, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parts, found, strict=True)]
 
-    of_target = gradients(F.cross_entropy(heads[0](net(both)[:12]), yt))  # two passes: one gradient each
-    of_source = gradients(F.cross_entropy(heads[1](net(both)[12:]), ys))
+    if batchnorm == "mixed":  # two passes over the mixture: one gradient each
+        of_target = gradients(F.cross_entropy(heads[0](net(torch.cat([xt, xs]))[:12]), yt))
+        of_source = gradients(source_loss(net(torch.cat([xt, xs]))[12:]))
+    else:
+        of_target = gradients(F.cross_entropy(heads[0](net(xt)), yt))
+        for part in bns:
+            part.eval()
+        of_source = gradients(source_loss(net(xs)))
     after = [*tuned.backbone.module.parameters(), *tuned.head.parameters(), *tuned.source_head.parameters()]
     for p, moved, a, b in zip(parts, after, of_target, of_source, strict=True):
         torch.testing.assert_close(p.detach() - moved, a + 0.7 * b, atol=1e-10, rtol=0)
@@ -87,7 +107,7 @@ def test_target_pictures_come_as_in_ordinary_fine_tuning_and_each_source_picture
 
 def test_a_seed_fixes_everything_and_the_global_generator_nothing() -> None:
     def tuned(seed: int) -> JointTuned:
-        settings = joint(base(epochs=2, batch_size=5, seed=seed, crop=0.6), source_start="random")
+        settings = joint(base(epochs=2, batch_size=5, seed=seed, crop=0.6), source_task=SourceLabels("random"))
         return joint_fine_tune(small.backbone(), target(), source(), settings, source_weights=np.arange(20))
 
     torch.manual_seed(1)
@@ -100,24 +120,33 @@ def test_a_seed_fixes_everything_and_the_global_generator_nothing() -> None:
     assert first.source_losses == second.source_losses
 
 
-@pytest.mark.parametrize("batchnorm", ["eval", "train"])
-def test_whose_statistics_are_kept(batchnorm: Any) -> None:
-    settings = joint(base(epochs=1, batch_size=64, flip=False, batchnorm=batchnorm))
+@pytest.mark.parametrize("batchnorm", ["frozen", "mixed", "target"])
+def test_whose_statistics_are_kept(batchnorm: str) -> None:
+    settings = joint(base(epochs=1, batch_size=64, flip=False), batchnorm=batchnorm)
     bright = Pictures(source().pixels // 2 + 128, source().labels, source().ids)
     one, other = (joint_fine_tune(small.backbone(), target(), pictures, settings) for pictures in (source(), bright))
-    start, *means = (b.module.get_buffer("1.running_mean") for b in (small.backbone(), one.backbone, other.backbone))
-    if batchnorm == "eval":
+    fine = fine_tune(small.backbone(), target(), base(epochs=1, batch_size=64, flip=False, batchnorm="train"))
+    start, *means = (
+        backbone.module.get_buffer("1.running_mean")
+        for backbone in (small.backbone(), one.backbone, other.backbone, fine.backbone)
+    )
+    if batchnorm == "frozen":
         assert torch.equal(means[0], start)
         assert torch.equal(means[1], start)
+    elif batchnorm == "target":
+        assert torch.equal(means[0], means[2])
+        assert torch.equal(means[1], means[2])
     else:
         assert not torch.allclose(means[0], means[1])
-        drawn = small.network().get_submodule("0")(small.normalised(target().pixels.numpy())).mean((0, 2, 3))
+        x = torch.cat([small.normalised(p.pixels.numpy()) for p in (target(), source())])
+        drawn = small.network().get_submodule("0")(x[:12]).mean((0, 2, 3))
         assert not torch.allclose(means[0], 0.9 * start + 0.1 * drawn.detach())
 
 
-def test_only_ratios_of_weights_count() -> None:
+@pytest.mark.parametrize("weighting", ["sampling", "loss"])
+def test_only_ratios_of_weights_count(weighting: str) -> None:
     weights = np.random.default_rng(0).uniform(0.1, 2, 20)
-    settings = joint(base(epochs=2, batch_size=5))
+    settings = joint(base(epochs=2, batch_size=5), weighting=weighting)
     plain, scaled, other = (
         joint_fine_tune(small.backbone(), target(), source(), settings, source_weights=w)
         for w in (weights, 1e300 * weights, weights**3)
@@ -131,9 +160,10 @@ def test_only_ratios_of_weights_count() -> None:
     assert torch.equal(ones.logits(source()), none.logits(source()))
 
 
+@pytest.mark.parametrize("weighting", ["sampling", "loss"])
 @pytest.mark.parametrize("start", ["zero", "probe"])
-def test_a_picture_without_weight_is_as_good_as_absent(start: Any) -> None:
-    settings = joint(base(epochs=2, batch_size=5), source_start=start)
+def test_a_picture_without_weight_is_as_good_as_absent(weighting: str, start: Any) -> None:
+    settings = joint(base(epochs=2, batch_size=5), weighting=weighting, source_task=SourceLabels(start))
     weights = np.random.default_rng(0).uniform(0.1, 2, 20)
     weights[[3, 8]] = 0
     kept = np.flatnonzero(weights)
@@ -146,6 +176,7 @@ def test_a_picture_without_weight_is_as_good_as_absent(start: Any) -> None:
         small.backbone(), target(), Pictures(pixels, labels, strange.ids), settings, source_weights=weights
     )
     without = joint_fine_tune(small.backbone(), target(), source().select(kept), settings, source_weights=weights[kept])
+    assert with_them.source_classes is not None
     assert with_them.source_classes.tolist() == [7, 8, 9, 10]
     assert torch.equal(with_them.logits(source()), without.logits(source()))
     assert with_them.source_losses == without.source_losses
@@ -153,8 +184,9 @@ def test_a_picture_without_weight_is_as_good_as_absent(start: Any) -> None:
 
 def test_source_heads_start_where_they_are_told() -> None:
     def head_of(start: Any, given: nn.Linear | None = None) -> nn.Linear:
-        settings = joint(base(epochs=1, learning_rate=1e-200), source_start=start)
+        settings = joint(base(epochs=1, learning_rate=1e-200), source_task=SourceLabels(start))
         tuned = joint_fine_tune(small.backbone(), target(), source(), settings, source_head=given)
+        assert tuned.source_head is not None
         assert not any(p.requires_grad for p in tuned.source_head.parameters())
         return tuned.source_head
 
@@ -190,6 +222,8 @@ def test_stopping_brings_all_of_the_best_epoch_back_and_looks_at_target_pictures
     stopped = joint_fine_tune(
         small.backbone(), data, source(), joint(base(epochs=seen.kept, **fields), source_weight=1.0)
     )
+    assert tuned.source_head is not None
+    assert stopped.source_head is not None
     for one, other in ((tuned.head, stopped.head), (tuned.source_head, stopped.source_head)):
         assert same(one, other)
     assert same(tuned.backbone.module, stopped.backbone.module)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -147,12 +147,22 @@ def tune(
     return tuple(losses), validation
 
 
-def loss_of(logits: Tensor, positions: Tensor, settings: FineTuneSettings) -> Tensor:
-    """Mean loss of (n, C) logits: cross-entropy in nats, or `1/2 sum_c (logit_c - target_scale [c = class])^2`."""
+def loss_of(
+    logits: Tensor, positions: Tensor, settings: FineTuneSettings, reduction: Literal["mean", "none"] = "mean"
+) -> Tensor:
+    """Mean loss of a batch of (n, C) logits, or ("none") that of each of its rows.
+
+    Cross-entropy in nats, or `1/2 sum_c (logit_c - target_scale [c = class])^2`.
+    """
     if settings.loss == "cross_entropy":
-        return F.cross_entropy(logits, positions, label_smoothing=settings.label_smoothing)
-    targets = settings.target_scale * F.one_hot(positions, logits.shape[1]).to(logits)
-    return 0.5 * (logits - targets).square().sum() / len(logits)
+        return F.cross_entropy(logits, positions, label_smoothing=settings.label_smoothing, reduction=reduction)
+    squares = (logits - settings.target_scale * F.one_hot(positions, logits.shape[1]).to(logits)).square()
+    return 0.5 * (squares.sum() / len(logits) if reduction == "mean" else squares.sum(1))
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """The layers that normalise by statistics of the batch while they are in training mode."""
+    return [part for part in module.modules() if isinstance(part, _BATCH_NORMS)]
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
@@ -205,6 +215,5 @@ def _optimiser(module: nn.Module, heads: Iterable[nn.Linear], settings: FineTune
 def _set_modes(module: nn.Module, batchnorm: str) -> None:
     module.train()
     if batchnorm == "eval":
-        for part in module.modules():
-            if isinstance(part, _BATCH_NORMS):
-                part.eval()
+        for part in batch_norms(module):
+            part.eval()

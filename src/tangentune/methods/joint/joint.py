@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -10,54 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tangentune._checks import check_numbers, check_positive, check_words
 from tangentune._torch import usual_torch
-from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, label_positions, training_views
-from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
-from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
+from tangentune.methods.fine_tuning.training import batch_norms, loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import keep_aside
-from tangentune.methods.joint.source import SourceDraws, checked_head, checked_weights, refuse_other_pictures, spread
+from tangentune.methods.joint.settings import JointSettings, PseudoLabels
+from tangentune.methods.joint.source import (
+    SourceDraws,
+    checked_weights,
+    in_eval,
+    labelled,
+    refuse_other_pictures,
+    refuse_pseudo_labels,
+    start_source_head,
+    unlabelled,
+)
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
-
-
-@final
-@dataclass(frozen=True)
-class JointSettings:
-    """Choices of joint fine-tuning.
-
-    Attributes:
-        fine_tune: rate, epochs, batches, views, target head, validation and seed, all as in ordinary fine-tuning; the
-            epoch is one pass over the target pictures. With its `batchnorm` "train" the statistics are those of a
-            step's target and source pictures together.
-        source_weight: lambda, the factor of the source loss. 0 is ordinary fine-tuning, bit for bit.
-        batch_ratio: mu, source pictures in a step for each target picture; at least one is drawn.
-        source_start: of the source head, as `FineTuneSettings.head_start`; probes see at most 2,000 source pictures.
-
-    Raises:
-        InputError: a number is out of range or a choice is unknown.
-
-    Example:
-        >>> JointSettings(source_weight=1.0).source_start
-        'probe'
-    """
-
-    fine_tune: FineTuneSettings = field(default_factory=FineTuneSettings)
-    source_weight: float = 0.3
-    batch_ratio: float = 1.0
-    source_start: HeadStart = "probe"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.fine_tune, FineTuneSettings):
-            message = f"fine_tune is {self.fine_tune!r}; it must be FineTuneSettings(...)"
-            raise InputError(message)
-        check_words(self)
-        check_numbers(self, ["source_weight"], lambda value: value >= 0, "a number of at least 0")
-        check_positive(self, "batch_ratio")
 
 
 @final
@@ -69,15 +41,18 @@ class JointTuned(TunedClassifier):
 
     Attributes:
         settings: how it was trained.
-        source_head: one logit a source class.
-        source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted.
+        source_head: one logit a source class; None with pseudo-labels.
+        source_classes: (S,) labels of the source pictures with weight, in the order of its logits, sorted; or None.
         source_losses: mean source loss of each epoch; empty if no source picture was looked at.
+        source_shares: share of the drawn source pictures that counted in each epoch: 1 with labels, with pseudo-labels
+            those that reached the threshold; empty as above.
     """
 
     settings: JointSettings
-    source_head: nn.Linear
-    source_classes: NDArray[Any]
+    source_head: nn.Linear | None
+    source_classes: NDArray[Any] | None
     source_losses: tuple[float, ...]
+    source_shares: tuple[float, ...]
 
 
 @usual_torch
@@ -96,17 +71,18 @@ def joint_fine_tune(
     Args:
         backbone: left as it is; a deep copy is trained, on the device its parameters are on.
         target: at the backbone's size, with class labels. Validation pictures come from these alone.
-        source: pre-training pictures of the same size and type, with class labels.
+        source: pre-training pictures of the same size and type; with class labels for `SourceLabels`.
         settings: rate, epochs, weight of the source and the rest; None takes the defaults.
         source_weights: (n,) at least 0, how much each source picture matters; only their ratios count, and a picture of
             weight 0 is as good as absent. None: all alike, which did better than the weights of a selection
             (docs/results/source_study.md).
-        source_head: a linear layer to start the source head from in place of `JointSettings.source_start`, such as
+        source_head: a linear layer to start the source head from in place of `SourceLabels.start`, such as
             `pretrained_head(backbone, rows)`; its rows are the sorted source classes. Left as it is.
         verbose: 1 shows a progress bar with the time left.
 
     Returns:
-        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`.
+        The tuned copy with its heads. Cost: `1 + batch_ratio` times that of `fine_tune`; a forward pass more over the
+        source part with pseudo-labels.
 
     Raises:
         InputError: labels are missing or of one class only, target and source differ in size or type, there is no
@@ -126,41 +102,57 @@ def joint_fine_tune(
         (torch.Size([4, 2]), [7, 8])
     """
     settings = settings or JointSettings()
-    began, base = spent(), settings.fine_tune
+    began, choices = spent(), settings.source_task
+    base = replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
     classes, positions = class_positions(target)
     refuse_other_pictures(target, source)
     weights = checked_weights(source_weights, len(source))
-    draws = SourceDraws(weights[weights > 0], base.seed)
+    draws = SourceDraws(weights[weights > 0], settings.weighting, base.seed)
     source = source if weights.all() else source.select(np.flatnonzero(weights))
-    source_classes, source_positions = label_positions(source.labels, "learning source labels")
+    source_classes, source_positions = None, np.zeros(0)
+    if isinstance(choices, PseudoLabels):
+        refuse_pseudo_labels(source, source_head)
+    else:
+        what = "learning source labels (PseudoLabels needs none)"
+        source_classes, source_positions = label_positions(source.labels, what)
     tuned = trainable_copy(backbone, target)
-    steps: list[tuple[int, float]] = []  # target pictures and mean source loss of each
+    steps: list[tuple[int, float, float]] = []  # target pictures, mean source loss and share that counts of each
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
-        theirs = LabelledPictures(source, torch.from_numpy(source_positions).to(tuned.device))
-        head = start_head(tuned, data, base.head_start, base.flip, base.seed)
-        if source_head is None:
-            few, seed = spread(theirs, base.seed)
-            own_head = start_head(tuned, few, settings.source_start, base.flip, seed)
+        head, own_head = start_head(tuned, data, base.head_start, base.flip, base.seed), None
+        if isinstance(choices, PseudoLabels):
+            next_source = unlabelled(tuned, head, source, draws, base, choices)
         else:
-            own_head = checked_head(source_head, head, len(source_classes))
+            theirs = LabelledPictures(source, torch.from_numpy(source_positions).to(tuned.device))
+            own_head = start_source_head(tuned, theirs, choices.start, base, source_head, head)
+            next_source = labelled(tuned, own_head, theirs, draws, base)
+
+        def features(x: Tensor) -> Tensor:
+            return tuned.feature_function(tuned.module, x)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            """Of some target pictures, and of the next source pictures in the same forward pass."""
-            x = training_views(tuned, data.pictures.pixels[rows], generator, base)
-            if not settings.source_weight:
-                return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], base)
-            drawn = draws.take(max(1, round(settings.batch_ratio * len(rows))))
-            source_x = training_views(tuned, source.pixels[drawn], draws.generator, base)
-            features = tuned.feature_function(tuned.module, torch.cat([x, source_x]))
-            source_loss = loss_of(own_head(features[len(x) :]), theirs.positions[drawn.to(tuned.device)], base)
-            steps.append((len(rows), float(source_loss.detach())))
-            return loss_of(head(features[: len(x)]), data.positions[rows], base) + settings.source_weight * source_loss
+            """Of some target pictures, with the next source pictures.
 
-        count = len(data.pictures)
-        losses, validation = tune(tuned, (head, own_head), loss, count, others, base, "joint fine-tuning", verbose)
-    epochs = np.array_split([size * value for size, value in steps], len(losses)) if steps else ()
+            Where statistics are not those of the batch, or those of the mixture, both are one batch of one pass.
+            """
+            x = training_views(tuned, data.pictures.pixels[rows], generator, base)
+            if not settings.source_weight and settings.batchnorm != "mixed":
+                return loss_of(head(features(x)), data.positions[rows], base)
+            batch = next_source(max(1, round(settings.batch_ratio * len(rows))))
+            if settings.batchnorm == "target":
+                own = features(x)
+                with in_eval(batch_norms(tuned.module)):
+                    other = features(batch.x)
+            else:
+                own, other = features(torch.cat([x, batch.x])).split([len(x), len(batch.x)])
+            source_loss = (batch.factors * batch.losses(other)).sum() / len(batch.x)  # exactly 0 where none counts
+            steps.append((len(rows), float(source_loss.detach()), batch.counted))
+            return loss_of(head(own), data.positions[rows], base) + settings.source_weight * source_loss
+
+        heads, count = (head,) if own_head is None else (head, own_head), len(data.pictures)
+        losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
+    epochs = np.array_split(np.array(steps), len(losses)) if steps else []  # as many steps in each
+    by_epoch = (tuple(float(each[:, 0] @ each[:, k]) / count for each in epochs) for k in (1, 2))
     temperature = 1.0 if validation is None else validation.temperature
-    found = (head, losses, validation, settings, own_head, source_classes)
-    source_losses = tuple(float(sums.sum()) / count for sums in epochs)
-    return JointTuned(tuned, classes, *spent(began), *found, source_losses, temperature=temperature)
+    found = (head, losses, validation, settings, own_head, source_classes, *by_epoch)
+    return JointTuned(tuned, classes, *spent(began), *found, temperature=temperature)
