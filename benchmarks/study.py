@@ -168,11 +168,6 @@ def mean_error(values: Sequence[float], spec: str = ".3f") -> str:
     return mean if len(values) < 2 else f"{mean} ± {format(standard_error(values), spec.removeprefix('+'))}"
 
 
-def met(reached: bool) -> str:
-    """Of a bar, in words."""
-    return "met" if reached else "MISSED"
-
-
 def solved(kernel: Tensor, targets: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Dual coefficients (n, C) and intercept (C,) of kernel ridge regression, by one dense solve: nobody's closed form.
 
