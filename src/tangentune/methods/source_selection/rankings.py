@@ -98,15 +98,11 @@ class Ranking:
     """How good sources are for a set of targets."""
 
     method: str  # "uot", "nearest", "random" or "all"
+    order: Tensor  # (n,) source numbers, best first: by score, and by number where scores are equal
     scores: Tensor  # (n,) of each source, higher is better; of "all" zeros
     shares: Tensor  # (n, K) for which target each source would serve, rows sum to 1
     scorer: Scorer | None  # scores single pictures alike; None for "random" and "all"
     plan: TransportPlan | None  # the transport plan of "uot", else None
-
-    @property
-    def order(self) -> Tensor:
-        """(n,) source numbers, best first: by score, and by number where scores are equal."""
-        return descending(self.scores)
 
     @property
     def has_mass(self) -> bool:
@@ -160,7 +156,7 @@ def rank(
         scores = random_scores(torch.arange(len(source)), settings.seed)
     else:
         scores = cosines.new_zeros(len(source))
-    return Ranking(settings.method, scores, (scorer or nearest).shares(cosines), scorer, plan)
+    return Ranking(settings.method, descending(scores), scores, (scorer or nearest).shares(cosines), scorer, plan)
 
 
 def descending(scores: Tensor) -> Tensor:
