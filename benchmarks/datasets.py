@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -176,6 +177,13 @@ def cifar_split(
     chosen, kept = few_shot(data.train_labels, shots, seed), held_out(len(data.test), test, start)
     train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
     return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
+
+
+def named(
+    pictures: NDArray[np.uint8] | list[Path], labels: NDArray[np.int64], names: Sequence[str], backbone: Backbone
+) -> Pictures:
+    """Pictures whose labels are names."""
+    return load_pictures(pictures, np.array(names)[labels], contract=backbone.contract)
 
 
 def _cifar10_batch(path: Path) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,26 +133,8 @@ def mean_features(backbone: Backbone, pictures: Pictures, flip: bool) -> Tensor:
     return torch.cat(out)
 
 
-class Fitted(Protocol):
-    """What every fitted method offers."""
-
-    @property
-    def classes(self) -> NDArray[Any]:
-        """(C,) labels in the order of the columns, sorted."""
-        ...
-
-    def predict_proba(self, pictures: Pictures) -> Tensor:
-        """(n, C) class probabilities."""
-        ...
-
-
-def scores(fitted: Fitted, test: Pictures) -> dict[str, float]:
-    """Accuracy and negative log-likelihood on the test pictures."""
-    return proba_scores(fitted.predict_proba(test), fitted.classes, test)
-
-
-def proba_scores(proba: Tensor, classes: NDArray[Any], test: Pictures) -> dict[str, float]:
-    """The same, from probabilities (n, C) in the order of the sorted classes."""
+def scores(proba: Tensor, classes: NDArray[Any], test: Pictures) -> dict[str, float]:
+    """Accuracy and negative log-likelihood of probabilities (n, C), in the order of the sorted classes."""
     labels = np.searchsorted(classes, labels_of(test))
     return {"accuracy": accuracy(labels, proba.argmax(1)), "nll": nll(labels, proba.double())}
 
@@ -184,11 +166,6 @@ def mean_error(values: Sequence[float], spec: str = ".3f") -> str:
     """Mean, and its standard error where there are two values or more, as text; `spec` is the mean's format."""
     mean = format(statistics.fmean(values), spec)
     return mean if len(values) < 2 else f"{mean} ± {format(standard_error(values), spec.removeprefix('+'))}"
-
-
-def met(reached: bool) -> str:
-    """Of a bar, in words."""
-    return "met" if reached else "MISSED"
 
 
 def solved(kernel: Tensor, targets: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Accuracy of linear probe, tangent kernel and ordinary fine-tuning on few-shot CIFAR-10, five seeds.
 
 `python -m benchmarks.accuracy.run` measures what docs/results/accuracy.json lacks, then writes table and figure beside
-it. Fine-tuning is read from docs/results/finetune_accuracy.json (`python -m benchmarks.finetune_accuracy.run`); splits
-and test pictures are the same. One thread, about 25 minutes; it may be stopped and started again at any time.
+it. Fine-tuning is read from docs/results/finetune_accuracy.json, measured once; splits and test pictures are the same.
+One thread, about 25 minutes; it may be stopped and started again at any time.
 """
 
 from __future__ import annotations
@@ -42,26 +42,14 @@ def measure(backbone: Backbone, shots: int, seed: int, method: str) -> Row:
     with stopwatch() as predict:
         proba = model.predict_proba(test)
     labels, own = (np.searchsorted(model.classes_, given) for given in (labels_of(test), model.targets_))
-    return {
-        "accuracy": accuracy(labels, proba.argmax(1)),
-        "nll": nll(labels, proba),
-        "ece": ece(labels, proba),
-        "loo_accuracy": model.loo_score_,
-        "loo_nll": nll(own, model.loo_proba_),
-        "loo_ece": ece(own, model.loo_proba_),
-        "fit_seconds": round(fit["seconds"], 2),
-        "fit_cpu_seconds": round(fit["cpu_seconds"], 2),
-        "predict_cpu_seconds": round(predict["cpu_seconds"], 2),
-        "peak_bytes": model.fit_report_["peak_bytes"],
-        "chosen": {
-            "outer_steps": model.outer_steps_,
-            "metric_power": model.metric_power_,
-            "body_scale": float(model.body_scale_),
-            "normalize": bool(model.normalize_),
-            "relative_damping": model.relative_damping_,
-            "blocks": [name for name, scale in model.block_scales_.items() if scale > 0],
-        },
-    }
+    scores = {"accuracy": accuracy(labels, proba.argmax(1)), "nll": nll(labels, proba), "ece": ece(labels, proba)}
+    scores |= {"loo_accuracy": model.loo_score_, "loo_nll": nll(own, model.loo_proba_)}
+    spent = {f"fit_{clock}": round(fit[clock], 2) for clock in ("seconds", "cpu_seconds")}
+    spent |= {"predict_cpu_seconds": round(predict["cpu_seconds"], 2), "peak_bytes": model.fit_report_["peak_bytes"]}
+    chosen = {name: getattr(model, f"{name}_") for name in ("outer_steps", "metric_power", "relative_damping")}
+    chosen |= {"body_scale": float(model.body_scale_), "normalize": bool(model.normalize_)}
+    chosen["blocks"] = [name for name, scale in model.block_scales_.items() if scale > 0]
+    return scores | {"loo_ece": ece(own, model.loo_proba_)} | spent | {"chosen": chosen}
 
 
 if __name__ == "__main__":

@@ -62,15 +62,11 @@ def scored(answer: Answer, labels: NDArray[np.int64]) -> Row:
     return {
         "family": answer.family,
         "accuracy": metrics.accuracy(labels, test.argmax(1)),
-        "nll": metrics.nll(labels, test),
-        "ece": metrics.ece(labels, test),
-        "brier": metrics.brier(labels, test),
+        **{name: getattr(metrics, name)(labels, test) for name in ("nll", "ece", "brier")},
         "auroc_probability": auroc(-test.max(1), -foreign.max(1)),
         "auroc_entropy": auroc(*(entr(p.astype(np.float64)).sum(1) for p in (test, foreign))),
         "auroc_own": None if answer.strangeness is None else auroc(*answer.strangeness),
-        "fit": answer.fit,
-        "predict": answer.predict,
-        "facts": answer.facts,
+        **{name: getattr(answer, name) for name in ("fit", "predict", "facts")},
     }
 
 

@@ -29,6 +29,13 @@ TASKS = {
     "plankton": Task("mobilenet_v2", 96, (1, 5)),
     "traffic_lights": Task("mobilenet_v2", 64, (5, 10)),
 }
+MEANS: dict[str, tuple[Callable[[Row], float], str]] = {  # what a cell says, and the format of its mean
+    "NLL": (lambda cell: cell["scores"]["nll"], ".3f"),
+    "ECE": (lambda cell: cell["scores"]["ece"], ".3f"),
+    "CPU seconds": (lambda cell: cell["cpu_seconds"], ".1f"),
+    "seconds": (lambda cell: cell["seconds"], ".1f"),
+    "peak GiB": (lambda cell: cell["peak_bytes"] / 2**30, ".2f"),
+}
 
 
 def publish() -> None:
@@ -52,24 +59,11 @@ def table(cells: list[Row]) -> str:
             groups.setdefault((cell["shots"], cell["method"]), []).append(cell)
     rows = []
     for (shots, method), group in groups.items():
-
-        def mean(of: Callable[[Row], float], digits: int, group: list[Row] = group) -> str:
-            return f"{statistics.fmean(map(of, group)):.{digits}f}"
-
-        rows.append(
-            {
-                "a class": shots,
-                "method": method,
-                "accuracy": mean_error([cell["scores"]["accuracy"] for cell in group]),
-                "NLL": mean(lambda cell: cell["scores"]["nll"], 3),
-                "ECE": mean(lambda cell: cell["scores"]["ece"], 3),
-                "CPU seconds": mean(lambda cell: cell["cpu_seconds"], 1),
-                "seconds": mean(lambda cell: cell["seconds"], 1),
-                "peak GiB": mean(lambda cell: cell["peak_bytes"] / 2**30, 2),
-                "seeds": len(group),
-            }
-        )
-    return record.markdown_table(rows)
+        means = {name: statistics.fmean(map(of, group)) for name, (of, _) in MEANS.items()}
+        scores = mean_error([cell["scores"]["accuracy"] for cell in group])
+        rows.append({"a class": shots, "method": method, "accuracy": scores, **means, "seeds": len(group)})
+    formats = dict.fromkeys(rows[0], "") | {name: spec for name, (_, spec) in MEANS.items()}
+    return record.markdown_table(rows, formats)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ methods may be measured by several runs one after another. One thread: run two t
 
 from __future__ import annotations
 
-import numpy as np
-
 from benchmarks import datasets, record
 from benchmarks.few_shot.page import TASKS, publish
 from benchmarks.study import begin, study_parser
-from tangentune import Backbone, Pictures, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, load_backbone
 from tangentune.comparison import compare
 from tangentune.comparison.methods import METHODS
 from tangentune.comparison.page import write_files
@@ -38,20 +36,15 @@ def main() -> None:
 
 def read(task: str, backbone: Backbone) -> tuple[Pictures, Pictures | None]:
     """Pictures to draw from, and test pictures where the data set has them."""
-    if task == "plankton":
-        return named(datasets.plankton(), backbone), None
-    if task == "traffic_lights":
-        return named(datasets.traffic_lights("train"), backbone), named(datasets.traffic_lights("test"), backbone)
+    if task in ("plankton", "traffic_lights"):
+        parts = [datasets.plankton()] if task == "plankton" else map(datasets.traffic_lights, ("train", "test"))
+        train, *test = (datasets.named(list(own.paths), own.labels, own.names, backbone) for own in parts)
+        return train, test[0] if test else None
     data = datasets.fashion_mnist() if task == "fashion_mnist" else datasets.cifar10()
     chosen = datasets.few_shot(data.train_labels, POOL, seed=0)
-    kept, names = datasets.held_out(len(data.test), TEST), np.array(data.names)
-    train = load_pictures(data.train[chosen], names[data.train_labels[chosen]], contract=backbone.contract)
-    return train, load_pictures(data.test[kept], names[data.test_labels[kept]], contract=backbone.contract)
-
-
-def named(data: datasets.FileData, backbone: Backbone) -> Pictures:
-    """All pictures of a set in files, with the names of their classes."""
-    return load_pictures(list(data.paths), np.array(data.names)[data.labels], contract=backbone.contract)
+    kept = datasets.held_out(len(data.test), TEST)
+    train = datasets.named(data.train[chosen], data.train_labels[chosen], data.names, backbone)
+    return train, datasets.named(data.test[kept], data.test_labels[kept], data.names, backbone)
 
 
 if __name__ == "__main__":

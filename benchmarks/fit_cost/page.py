@@ -8,27 +8,15 @@ from benchmarks.record import Row, markdown_table
 from benchmarks.study import publishing
 
 MIB = 2**20
-BUDGETS = "Each of these fits got the smallest `memory_budget` (to 4 MiB) that `plan` does not refuse:\n\n"
-NOT_YET = (
-    "That the smallest budgets are kept is tested (`tests/kernels/test_memory_budget.py`; `pytest -m slow` for all "
-    "six); their table here is not measured yet. Two settings that nothing was "
-    "tuned on still wait to be measured."
-)
 
 
 def publish() -> None:
     """docs/results/fit_cost.md."""
     rows = {row["key"]["setting"]: row for row in record.load(NAME)["rows"]}
-    real = [(name, rows[name]) for name in SETTINGS if name in rows and not SETTINGS[name].tight]
-    tight = [(name.removeprefix("tight: "), rows[name]) for name in SETTINGS if name in rows and SETTINGS[name].tight]
-    worst = max(max(ratio(row, "bytes"), 1 / ratio(row, "bytes")) for _, row in real)
-    slowest = max(max(ratio(row, "seconds"), 1 / ratio(row, "seconds")) for _, row in real + tight)
-    parts = {
-        "real": markdown_table([real_row(name, row) for name, row in real]),
-        "tight": BUDGETS + markdown_table([tight_row(name, row) for name, row in tight]) if tight else NOT_YET,
-        "worst": f"{worst:.2f}",
-        "slowest": f"{slowest:.2f}",
-    }
+    found = {name: rows[name] for name in SETTINGS if name in rows}
+    parts = {"real": markdown_table([shown(name, row) for name, row in found.items()])}
+    for title, what in (("worst", "bytes"), ("slowest", "seconds")):
+        parts[title] = f"{max(max(ratio(row, what), 1 / ratio(row, what)) for row in found.values()):.2f}"
     record.write_page(NAME, __file__, parts)
 
 
@@ -37,27 +25,12 @@ def ratio(row: Row, what: str) -> float:
     return row[f"planned_{what}"] / row["seconds" if what == "seconds" else "seen_bytes"]
 
 
-def real_row(name: str, row: Row) -> Row:
-    return {
-        "setting": name,
-        "promised, MiB": f"{row['planned_bytes'] / MIB:,.0f}",
-        "used": f"{row['seen_bytes'] / MIB:,.0f}",
-        "ratio": f"{ratio(row, 'bytes'):.2f}",
-        "promised, s": f"{row['planned_seconds']:.1f}",
-        "used ": f"{row['seconds']:.1f}",
-        "ratio ": f"{ratio(row, 'seconds'):.2f}",
-    }
-
-
-def tight_row(name: str, row: Row) -> Row:
-    return {
-        "option": name,
-        "budget, MiB": f"{row['budget'] / MIB:,.0f}",
-        "used": f"{row['seen_bytes'] / MIB:,.0f}",
-        "passes": row["passes"],
-        "promised, s": f"{row['planned_seconds']:.1f}",
-        "used ": f"{row['seconds']:.1f}",
-    }
+def shown(name: str, row: Row) -> Row:
+    """One line of the table."""
+    planned, used = (f"{row[what] / MIB:,.0f}" for what in ("planned_bytes", "seen_bytes"))
+    first = {"setting": name, "promised, MiB": planned, "used": used, "ratio": f"{ratio(row, 'bytes'):.2f}"}
+    seconds = {"promised, s": f"{row['planned_seconds']:.1f}", "used ": f"{row['seconds']:.1f}"}
+    return first | seconds | {"ratio ": f"{ratio(row, 'seconds'):.2f}"}
 
 
 if __name__ == "__main__":

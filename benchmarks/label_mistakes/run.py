@@ -133,16 +133,11 @@ def measure(backbone: Backbone, dataset: str, seed: int, part: str) -> Row:
         for suspect in model.suspects():
             scores[suspect.position] = suspect.score
     spent = {"cpu_seconds": fit["cpu_seconds"] + ranking["cpu_seconds"], "score_seconds": ranking["cpu_seconds"]}
-    best = model.loo_predictions_.argmax(1)
-    return {
-        "methods": {part: detection(scores, wrong) | spent},
-        "outer_steps": model.outer_steps_,
-        "body_scale": model.body_scale_,
-        "metric_power": model.metric_power_,
-        "relative_damping": model.relative_damping_,
-        "loo_accuracy_given": float((best == given).mean()),
-        "loo_accuracy_true": float((best == labels_of(true)).mean()),
-    }
+    best, found = model.loo_predictions_.argmax(1), {"methods": {part: detection(scores, wrong) | spent}}
+    names = ("outer_steps", "body_scale", "metric_power", "relative_damping")
+    loo = {"given": float((best == given).mean()), "true": float((best == labels_of(true)).mean())}
+    chose = {name: getattr(model, f"{name}_") for name in names}
+    return found | chose | {f"loo_accuracy_{kind}": share for kind, share in loo.items()}
 
 
 def drawn(backbone: Backbone, dataset: str, seed: int) -> Pictures:

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from benchmarks import record
-from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, traffic_lights
+from benchmarks.datasets import cifar10, fashion_mnist, few_shot, traffic_lights
 from benchmarks.loo_honesty.page import BALANCED, NAME, POWERS, SIZE, SPLITS, digest, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
 
 HELD_OUT, BALANCED_SPLITS = 400, 4
+DATASETS = ("CIFAR-10", "Fashion-MNIST", "traffic lights", BALANCED)
 LATER_HALF = "last:10"  # the later half of the blocks of MobileNetV2: a usual choice of the default
 BODY_SCALES = (0.5, 2.0, 8.0)  # never 0: a fit that falls back to the probe says nothing about the metric
 
@@ -97,48 +98,31 @@ def measure(backbone: Backbone, **key: Any) -> Row:
 
 def draw(backbone: Backbone, dataset: str, n: int, seed: int) -> tuple[Pictures, Pictures]:
     """Training and held-out pictures of one split, disjoint."""
-    everything = DATASETS[dataset](backbone)
+    labels, pictures = pictures_of(dataset, backbone)
     rng = np.random.default_rng([zlib.crc32(dataset.encode()), n, seed])
-    order = rng.permutation(len(everything.labels))
+    order = rng.permutation(len(labels))
     if dataset == BALANCED:
-        count = len(np.unique(everything.labels))
-        chosen = few_shot(everything.labels, n // count, int(rng.integers(2**31)))
+        count = len(np.unique(labels))
+        chosen = few_shot(labels, n // count, int(rng.integers(2**31)))
         order = np.concatenate([chosen, np.setdiff1d(order, chosen)[rng.permutation(len(order) - n)]])
-    train, held = (everything.pictures(order[part]) for part in (slice(0, n), slice(n, n + HELD_OUT)))
+    train, held = (pictures(order[part]) for part in (slice(0, n), slice(n, n + HELD_OUT)))
     return train, held
 
 
-class _Array:
-    """Pictures in an array, brought to size when asked for; final."""
-
-    def __init__(self, data: ArrayData, backbone: Backbone):
-        self.data, self.labels, self.contract = data, data.train_labels, backbone.contract
-
-    def pictures(self, index: NDArray[np.int64]) -> Pictures:
-        """Some of them, with labels."""
-        return load_pictures(self.data.train[index], self.labels[index], contract=self.contract)
-
-
-class _Files:
-    """Pictures in files, decoded once; final."""
-
-    def __init__(self, backbone: Backbone):
+@cache
+def pictures_of(dataset: str, backbone: Backbone) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], Pictures]]:
+    """All labels of a set, and what gives the pictures at some positions: files are decoded once."""
+    if dataset == "traffic lights":
         parts = [traffic_lights("train"), traffic_lights("test")]
+        labels = np.concatenate([part.labels for part in parts])
         paths = [path for part in parts for path in part.paths]
-        self.labels = np.concatenate([part.labels for part in parts])
-        self.loaded = load_pictures(paths, self.labels, contract=backbone.contract, n_jobs=1)
+        return labels, load_pictures(paths, labels, contract=backbone.contract, n_jobs=1).select
+    data = fashion_mnist() if dataset == "Fashion-MNIST" else cifar10()
 
-    def pictures(self, index: NDArray[np.int64]) -> Pictures:
-        """Some of them, with labels."""
-        return self.loaded.select(index)
+    def some(index: NDArray[np.int64]) -> Pictures:
+        return load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
 
-
-DATASETS: dict[str, Callable[[Backbone], _Array | _Files]] = {
-    "CIFAR-10": cache(lambda backbone: _Array(cifar10(), backbone)),
-    "Fashion-MNIST": cache(lambda backbone: _Array(fashion_mnist(), backbone)),
-    "traffic lights": cache(lambda backbone: _Files(backbone)),
-    BALANCED: cache(lambda backbone: _Array(cifar10(), backbone)),
-}
+    return data.train_labels, some
 
 
 if __name__ == "__main__":

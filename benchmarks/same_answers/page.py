@@ -13,41 +13,30 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.record import RESULTS
 
 BOUNDS = {"float64": 1e-12, "float32": 1e-6}
-RESULT = RESULTS / "same_answers.json"
-
-
-def unequal(old: float, new: float) -> bool:
-    """NaN equals NaN."""
-    return old != new and not (math.isnan(old) and math.isnan(new))
-
-
-def difference(before: list[float], after: list[float]) -> float:
-    """Largest difference over the largest number; infinite where the shapes differ or only one is NaN."""
-    if len(before) != len(after):
-        return math.inf
-    finite = [abs(value) for value in before if math.isfinite(value)]
-    scale, worst = max(finite, default=0.0) or 1.0, 0.0
-    for old, new in zip(before, after, strict=True):
-        if unequal(old, new):
-            gap = abs(old - new) / scale
-            worst = max(worst, gap if math.isfinite(gap) else math.inf)
-    return worst
 
 
 def compared(before: dict[str, list[float]], after: dict[str, list[float]]) -> dict[str, Any]:
-    """One case: how many numbers, how many of them bit-equal, the worst entry."""
-    gaps = {key: difference(before[key], after[key]) if key in after else math.inf for key in before}
+    """One case: how many numbers, how many of them bit-equal (NaN equals NaN), the worst entry.
+
+    A difference is relative to the entry's largest number; infinite where shapes differ or only one side is finite.
+    """
+    gaps, same = dict.fromkeys(before, math.inf), 0
+    for key, numbers in before.items():
+        if key in after and len(after[key]) == len(numbers):
+            old, new = np.array(numbers), np.array(after[key])
+            equal = (old == new) | (np.isnan(old) & np.isnan(new))
+            scale = np.abs(old[np.isfinite(old)]).max(initial=0.0) or 1.0
+            apart = np.abs(old[~equal] - new[~equal]) / scale
+            gaps[key] = float(np.where(np.isfinite(apart), apart, math.inf).max(initial=0.0))
+            same += int(equal.sum())
     worst = max(gaps, key=lambda key: gaps[key])
-    pairs = [(old, new) for key in before if key in after for old, new in zip(before[key], after[key], strict=False)]
-    return {
-        "numbers": sum(map(len, before.values())),
-        "bit_equal": sum(not unequal(old, new) for old, new in pairs),
-        "worst": worst,
-        "difference": gaps[worst],
-    }
+    numbers = sum(map(len, before.values()))
+    return {"numbers": numbers, "bit_equal": same, "worst": worst, "difference": gaps[worst]}
 
 
 def main() -> int:
@@ -55,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare two stored runs.")
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "same_answers.json")
     options = parser.parse_args()
     before, after = (json.loads(path.read_text()) for path in (options.before, options.after))
     rows = {name: compared(case, after["cases"].get(name, {})) for name, case in before["cases"].items()}

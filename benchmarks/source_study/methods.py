@@ -9,9 +9,7 @@ target, and its potentials score each picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -21,11 +19,11 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, traffic_lights
+from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, named, traffic_lights
 from benchmarks.record import Row
 from benchmarks.source_study.page import ALL, DISTRACTOR, EVEN, FREE, HALF, NEAREST, PAPER, PAPER_FINE, RANDOM, UOT
-from benchmarks.study import labels_of, mean_features, proba_scores, scores, stopwatch
-from tangentune import Backbone, Pictures, TangentClassifier, baselines, joint, load_pictures, transport
+from benchmarks.study import labels_of, mean_features, scores, stopwatch
+from tangentune import Backbone, Pictures, TangentClassifier, baselines, joint, transport
 
 SIZE, SHOTS, TEST, BLUR = 64, 10, 1000, 0.6  # BLUR: radius in pixels of 32
 TARGET_SHARE = 10_000  # of a shuffle of CIFAR-10's training pictures; targets are drawn from these, pools from the rest
@@ -93,13 +91,6 @@ def grey_blurred(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
         soft = Image.fromarray(picture).convert("L").filter(ImageFilter.GaussianBlur(BLUR))
         row[...] = np.asarray(soft)[:, :, None]
     return out
-
-
-def named(
-    pictures: NDArray[np.uint8] | list[Path], labels: NDArray[np.int64], names: Sequence[str], backbone: Backbone
-) -> Pictures:
-    """Pictures whose labels are names."""
-    return load_pictures(pictures, np.array(names)[labels], contract=backbone.contract)
 
 
 def distractors(pictures: Pictures) -> NDArray[np.bool_]:
@@ -173,9 +164,10 @@ def joint_training(task: SourceTask, backbone: Backbone, source: transport.Selec
         tuned = baselines.fine_tune(backbone, task.target, replace(ALONE, seed=seed, epochs=epochs))
     else:
         tuning = replace(TOGETHER, seed=seed, epochs=epochs)
-        settings = joint.JointSettings(tuning, 1.0, source_task=joint.SourceLabels("probe"))
+        settings = joint.JointSettings(tuning, source_weight=1.0)
         tuned = joint.joint_fine_tune(backbone, task.target, source.pictures, settings, source_weights=source.weights)
-    return {**scores(tuned, task.test), "cpu_seconds": round(tuned.cpu_seconds, 2), "epochs": epochs}
+    told = scores(tuned.predict_proba(task.test), tuned.classes, task.test)
+    return {**told, "cpu_seconds": round(tuned.cpu_seconds, 2), "epochs": epochs}
 
 
 def closed_form(task: SourceTask, backbone: Backbone, source: transport.SelectedPictures | None, _: int) -> Row:
@@ -183,7 +175,7 @@ def closed_form(task: SourceTask, backbone: Backbone, source: transport.Selected
     with stopwatch() as spent:
         fitted = TangentClassifier(backbone, augment="flip").fit(task.target, source=source)
     proba = torch.from_numpy(np.asarray(fitted.predict_proba(task.test)))
-    values = {**proba_scores(proba, fitted.classes_, task.test), "cpu_seconds": round(spent["cpu_seconds"], 2)}
+    values = {**scores(proba, fitted.classes_, task.test), "cpu_seconds": round(spent["cpu_seconds"], 2)}
     told = fitted.source_
     if source is None or told is None:
         return values

@@ -80,7 +80,7 @@ STUDIES = {
 
 
 def publish() -> None:
-    """Write docs/results/transfer.md and transfer.png; the example of waves is drawn when they are measured."""
+    """Write docs/results/transfer.md and transfer.png; the example of waves was drawn once (8ee90dc)."""
     parts = {"verdicts": "\n".join(f"- {verdict(study)}" for study in STUDIES.values())}
     for name, study in STUDIES.items():
         parts |= {name: table(study), f"runs_{name}": study.runs}

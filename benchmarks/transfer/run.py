@@ -17,13 +17,11 @@ STUDIES = {"sines": studies.sines, "angles": studies.angles, "classes": studies.
 
 
 def main() -> None:
-    """Measure what is missing, draw an example of adapted waves, write the page."""
+    """Measure what is missing, then write the page."""
     parser = study_parser(__doc__)
     parser.add_argument("--study", choices=list(STUDIES), action="append", help="only this one; repeatable")
     for name in begin(parser).study or STUDIES:
         record.fill(f"transfer_{name}", studies.keys(name), lambda key, name=name: STUDIES[name](**key))
-        if name == "sines":
-            studies.example().savefig(record.RESULTS / "transfer_sines.png", dpi=140)
     publish()
 
 

@@ -25,18 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.datasets import cifar10, fashion_mnist, few_shot
-from benchmarks.plots import INK, MUTED, panels, styled
 from benchmarks.record import Row
 from benchmarks.transfer import methods
 from benchmarks.transfer.methods import Prediction
-from benchmarks.transfer.page import LAST, RBF, SHOWN, TANGENT, TUNED
+from benchmarks.transfer.page import LAST, RBF, TANGENT, TUNED
 from tangentune import heads, ntk
 
 POINTS, SHOTS, NOISE, RANGE, CLASSES = (5, 10, 20, 50), (2, 5, 10, 20), 0.01, 60.0, 5
@@ -122,41 +120,13 @@ def sine_task(seed: int, task: int, points: int) -> tuple[Wave, Tensor, Tensor]:
     return wave, x[:points], (height(wave, x) + NOISE * amplitude * noise)[:points]
 
 
-def adapted_waves(seed: int, task: int, points: int) -> tuple[Tensor, dict[str, Prediction]]:
-    """400 places in [-5, 5], and what every method predicts there."""
-    (_, x, y), source = sine_task(seed, task, points), sine_source(seed)[0]
-    new = torch.linspace(-5, 5, 400, dtype=torch.float64)[:, None]
-    return new, predictions("sines", source, x, y, new, seed, source[0][:-1], mean="constant")
-
-
 def sines(seed: int, task: int, points: int) -> Row:
-    """Scores of every method on 400 noisy points, in units of the amplitude."""
-    wave, (new, found) = sine_task(seed, task, points)[0], adapted_waves(seed, task, points)
+    """Scores of every method at 400 places in [-5, 5], noisy, in units of the amplitude."""
+    (wave, x, y), source = sine_task(seed, task, points), sine_source(seed)[0]
+    new = torch.linspace(-5, 5, 400, dtype=torch.float64)[:, None]
+    found = predictions("sines", source, x, y, new, seed, source[0][:-1], mean="constant")
     truth = height(wave, new) + NOISE * wave[0] * _normal(400, torch.Generator().manual_seed(7))
     return {"methods": {name: methods.regression_scores(own, truth, wave[0]) for name, own in found.items()}}
-
-
-@styled
-def example(seed: int = 1, task: int = 1, points: int = 10) -> Figure:
-    """What three methods make of the same points: mean, and two standard deviations."""
-    ((network, _), given), (wave, x, y) = sine_source(seed), sine_task(seed, task, points)
-    new, found = adapted_waves(seed, task, points)
-    figure, axes_of = panels((10.5, 2.9), 1, 3, sharey=True)
-    for axes, method in zip(axes_of[0], (TANGENT, TUNED, LAST), strict=True):
-        own = found[method]
-        assert own.variance is not None
-        mean, spread = own.mean[:, 0], 2 * own.variance[:, 0].sqrt()
-        axes.fill_between(new[:, 0], mean - spread, mean + spread, color=SHOWN[method], alpha=0.2, linewidth=0)
-        axes.plot(new[:, 0], network(new)[:, 0], color=MUTED, linewidth=0.8, linestyle=":", label="source")
-        axes.plot(new[:, 0], height(wave, new)[:, 0], color=INK, linewidth=0.9, linestyle="--", label="target")
-        axes.plot(new[:, 0], mean, color=SHOWN[method], label="adapted")
-        axes.plot(x[:, 0], y[:, 0], "o", color=INK, markersize=4)
-        axes.set_title(method, loc="left", fontsize=9)
-        axes.set_xlabel("x")
-    limit = 2.2 * max(wave[0], given[0])
-    axes_of[0, 0].set_ylim(-limit, limit)
-    axes_of[0, 0].legend(loc="upper left", ncols=3, fontsize=7)
-    return figure
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
-from tangentune.methods.lqf.explanations import LogitExplanations, explain
+from tangentune.methods.lqf import LogitExplanations, explain
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.targets import one_hot_targets
 

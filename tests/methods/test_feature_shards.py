@@ -280,7 +280,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
     attempts: dict[str, Any] = {
         "another backbone": lambda: extracted(root, linear_backbone(), out, shard_size=4),
         "pictures of another size": lambda: extracted(root, net.with_size(12), out, shard_size=4),
-        "shard_size 4 and flip False": lambda: extracted(root, net, out, shard_size=5),
+        "shard_size 4": lambda: extracted(root, net, out, shard_size=5),
         "another list of pictures": lambda: extracted(picture_folder(tmp_path / "more", 12), net, out, shard_size=4),
         "holds other files": lambda: extracted(root, net, tmp_path, shard_size=4),
     }

@@ -17,7 +17,7 @@ from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, network_input, view_outputs
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
-from tangentune.methods.gradient_features.training import HEAD, cached_inputs, fresh_inputs, train
+from tangentune.methods.gradient_features.training import HEAD, train
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.networks.heads import probe_head
 from tangentune.networks.split_network import SplitNetwork, parameters_above, split_network
@@ -133,8 +133,14 @@ def fit_gradient_features(
         names = [*theta2, *(() if settings.variant == "gradient" else HEAD)]
         whole = Linearization(backbone, names, frozen)
         training = whole if parts is None else Linearization(above, names, frozen)
-        inputs = fresh_inputs(backbone, pictures.pixels) if kept is None else cached_inputs(kept)
-        losses = train(training, inputs, positions, settings, flip, verbose)
+
+        def views(rows: Tensor) -> list[Tensor]:
+            if kept is not None:
+                return [view[rows] for view in kept]
+            x = network_input(backbone, pictures.pixels[rows])
+            return [x, x.flip(-1)] if flip else [x]
+
+        losses = train(training, views, positions, settings, flip, verbose)
     cut, tangent = "" if parts is None else parts.block, training.task_vector()
     return GradientFeatures(backbone, classes, *spent(began), whole, tangent, frozen, settings, losses, cut, problem)
 

@@ -26,51 +26,37 @@ from torch.nn import functional as F
 
 from tangentune.errors import DivergedError
 from tangentune.jacobian.linearization import Linearization
-from tangentune.methods.fine_tuning.labelled import network_input
 from tangentune.methods.fine_tuning.training import Training
 from tangentune.methods.gradient_features.settings import GradientFeatureSettings
-from tangentune.networks.backbone import Backbone
 
 HEAD = ("head.weight", "head.bias")
 VECTOR_SCALE = 0.1
 _EPSILON = 1e-8
 
 
-Inputs = Callable[[Tensor, Tensor | None], Tensor]  # network inputs by rows and, where some are mirrored, by which
-
-
-def cached_inputs(views: Sequence[Tensor]) -> Inputs:
-    """Activations at the cut that were kept: (n, ...), and with mirror images a second time of those."""
-
-    def inputs(rows: Tensor, mirrored: Tensor | None) -> Tensor:
-        z = views[0][rows]
-        return _layout(z if mirrored is None else _choose(mirrored, views[1][rows], z))
-
-    return inputs
-
-
-def fresh_inputs(backbone: Backbone, pixels: Tensor) -> Inputs:
-    """Network inputs, made from the pixels at every step."""
-
-    def inputs(rows: Tensor, mirrored: Tensor | None) -> Tensor:
-        x = network_input(backbone, pixels[rows])
-        return x if mirrored is None else _layout(_choose(mirrored, x.flip(-1), x))
-
-    return inputs
-
-
 def train(
-    lin: Linearization, inputs: Inputs, positions: Tensor, settings: GradientFeatureSettings, flip: bool, verbose: int
+    lin: Linearization,
+    views: Callable[[Tensor], Sequence[Tensor]],
+    positions: Tensor,
+    settings: GradientFeatureSettings,
+    flip: bool,
+    verbose: int,
 ) -> tuple[float, ...]:
     """Train the linearisation's own tangent in place; mean loss of each epoch.
 
-    `lin` is the network, or its part above the cut, with om_bar as its head; `flip`: there are mirrored inputs.
+    `lin` is the network, or its part above the cut, with om_bar as its head; `views` its inputs by rows, and with
+    `flip` those of the mirror images.
     """
     u, n, losses = dict(lin.tangent.named_parameters()), len(positions), []
 
     def learn(rows: Tensor, generator: torch.Generator) -> float:
-        mirrored = torch.rand(len(rows), generator=generator) < 0.5 if flip else None
-        loss, grads = gradient(lin, inputs(rows, mirrored), positions[rows], settings)
+        x, *mirrored = views(rows)
+        if flip:
+            chosen = (torch.rand(len(rows), generator=generator) < 0.5).to(x.device)
+            x = torch.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), mirrored[0], x)
+        if x.ndim == 4:  # the layout in which convolutions are a quarter faster on a processor
+            x = x.contiguous(memory_format=torch.channels_last)
+        loss, grads = gradient(lin, x, positions[rows], settings)
         for name, value in u.items():
             value.grad = grads[name]
         return loss * len(rows) / n
@@ -116,12 +102,7 @@ def ntk_scale(parameter: Tensor) -> float:
 
 
 def make_optimiser(u: Mapping[str, Tensor], settings: GradientFeatureSettings) -> torch.optim.Optimizer:
-    """An optimiser over the tangent; the peak rate of each of its groups is the group's `factor`.
-
-    Args:
-        u: what is learnt, by name; changed in place by the optimiser's steps.
-        settings: rates, decay and the rest.
-    """
+    """An optimiser over the tangent `u`, by name; the peak rate of each of its groups is the group's `factor`."""
     plain = settings.optimiser == "sgd"
     groups: dict[tuple[float, float, float], list[Tensor]] = {}
     for name, value in u.items():
@@ -137,12 +118,3 @@ def make_optimiser(u: Mapping[str, Tensor], settings: GradientFeatureSettings) -
     if plain:
         return torch.optim.SGD(rows, lr=settings.learning_rate, momentum=settings.momentum)
     return torch.optim.AdamW(rows, lr=settings.learning_rate)
-
-
-def _choose(mirrored: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mirrored.to(no.device).reshape(-1, *[1] * (no.ndim - 1)), yes, no)
-
-
-def _layout(z: Tensor) -> Tensor:
-    """The layout in which convolutions are a quarter faster on a processor."""
-    return z.contiguous(memory_format=torch.channels_last) if z.ndim == 4 else z

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune._torch import usual_torch
-from tangentune.errors import InputError
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import spent
 from tangentune.methods.fine_tuning.fit import TunedClassifier
-from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, training_views
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, class_positions, label_positions, training_views
 from tangentune.methods.fine_tuning.training import batch_norms, loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import keep_aside
-from tangentune.methods.joint.settings import JointSettings
-from tangentune.methods.joint.source import LabelledSource, SourceDraws, SourceTask, in_eval, source_task
+from tangentune.methods.joint.settings import JointSettings, PseudoLabels
+from tangentune.methods.joint.source import (
+    SourceDraws,
+    checked_weights,
+    in_eval,
+    labelled,
+    refuse_other_pictures,
+    refuse_pseudo_labels,
+    start_source_head,
+    unlabelled,
+)
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
@@ -94,91 +102,57 @@ def joint_fine_tune(
         (torch.Size([4, 2]), [7, 8])
     """
     settings = settings or JointSettings()
-    began = spent()
+    began, choices = spent(), settings.source_task
+    base = replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
     classes, positions = class_positions(target)
-    _refuse_other_pictures(target, source)
-    draws = SourceDraws(source, source_weights, settings.weighting, settings.fine_tune.seed)
-    base = dataclasses.replace(settings.fine_tune, batchnorm="eval" if settings.batchnorm == "frozen" else "train")
+    refuse_other_pictures(target, source)
+    weights = checked_weights(source_weights, len(source))
+    draws = SourceDraws(weights[weights > 0], settings.weighting, base.seed)
+    source = source if weights.all() else source.select(np.flatnonzero(weights))
+    source_classes, source_positions = None, np.zeros(0)
+    if isinstance(choices, PseudoLabels):
+        refuse_pseudo_labels(source, source_head)
+    else:
+        what = "learning source labels (PseudoLabels needs none)"
+        source_classes, source_positions = label_positions(source.labels, what)
     tuned = trainable_copy(backbone, target)
+    steps: list[tuple[int, float, float]] = []  # target pictures, mean source loss and share that counts of each
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
-        head = start_head(tuned, data, base.head_start, base.flip, base.seed)
-        task = source_task(tuned, head, draws, source_head, settings)
-        heads = (head, task.head) if isinstance(task, LabelledSource) else (head,)
-        loss, count = JointLoss(tuned, head, data, task, settings), len(data.pictures)
+        head, own_head = start_head(tuned, data, base.head_start, base.flip, base.seed), None
+        if isinstance(choices, PseudoLabels):
+            next_source = unlabelled(tuned, head, source, draws, base, choices)
+        else:
+            theirs = LabelledPictures(source, torch.from_numpy(source_positions).to(tuned.device))
+            own_head = start_source_head(tuned, theirs, choices.start, base, source_head, head)
+            next_source = labelled(tuned, own_head, theirs, draws, base)
+
+        def features(x: Tensor) -> Tensor:
+            return tuned.feature_function(tuned.module, x)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            """Of some target pictures, with the next source pictures.
+
+            Where statistics are not those of the batch, or those of the mixture, both are one batch of one pass.
+            """
+            x = training_views(tuned, data.pictures.pixels[rows], generator, base)
+            if not settings.source_weight and settings.batchnorm != "mixed":
+                return loss_of(head(features(x)), data.positions[rows], base)
+            batch = next_source(max(1, round(settings.batch_ratio * len(rows))))
+            if settings.batchnorm == "target":
+                own = features(x)
+                with in_eval(batch_norms(tuned.module)):
+                    other = features(batch.x)
+            else:
+                own, other = features(torch.cat([x, batch.x])).split([len(x), len(batch.x)])
+            source_loss = (batch.factors * batch.losses(other)).sum() / len(batch.x)  # exactly 0 where none counts
+            steps.append((len(rows), float(source_loss.detach()), batch.counted))
+            return loss_of(head(own), data.positions[rows], base) + settings.source_weight * source_loss
+
+        heads, count = (head,) if own_head is None else (head, own_head), len(data.pictures)
         losses, validation = tune(tuned, heads, loss, count, others, base, "joint fine-tuning", verbose)
-    by_epoch, temperature = loss.by_epoch(), 1.0 if validation is None else validation.temperature
-    own = (task.head, task.classes) if isinstance(task, LabelledSource) else (None, None)
-    return JointTuned(
-        tuned, classes, *spent(began), head, losses, validation, settings, *own, *by_epoch, temperature=temperature
-    )
-
-
-@final
-@dataclass(eq=False)
-class JointLoss:
-    """`target loss + source_weight * source loss` of one step; remembers the second part.
-
-    Where statistics are not those of the batch, or those of the mixture, both parts are one batch of one forward pass.
-    Their order in it does not matter: statistics are of the whole batch.
-    """
-
-    tuned: Backbone  # in the modes of the training loop
-    head: nn.Linear  # one logit a target class
-    data: LabelledPictures  # target pictures
-    source: SourceTask  # draws the source pictures
-    settings: JointSettings  # weight, ratio, statistics, and those of the target's loss and views
-    # target pictures, mean source loss and share that counts of every step
-    steps: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Of some target pictures, with the next source pictures."""
-        settings, data = self.settings.fine_tune, self.data
-        x = training_views(self.tuned, data.pictures.pixels[rows], generator, settings)
-        if not self.settings.source_weight and self.settings.batchnorm != "mixed":
-            return loss_of(self.head(self._features(x)), data.positions[rows], settings)
-        batch = self.source.batch(max(1, round(self.settings.batch_ratio * len(rows))))
-        features, source_features = self._both_features(x, batch.x)
-        source_losses = batch.factors * self.source.losses(source_features, batch)
-        source_loss = source_losses.sum() / len(source_losses)  # exactly 0, as its gradient, where no picture counts
-        self.steps.append((len(rows), float(source_loss.detach()), batch.counted))
-        loss = loss_of(self.head(features), data.positions[rows], settings)
-        return loss + self.settings.source_weight * source_loss
-
-    def by_epoch(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of each epoch: mean source loss, and share of source pictures that counted; empty if none was seen."""
-        losses, shares, seen, loss, share = [], [], 0, 0.0, 0.0
-        for count, own_loss, own_share in self.steps:
-            seen, loss, share = seen + count, loss + count * own_loss, share + count * own_share
-            if seen == len(self.data.pictures):
-                losses.append(loss / seen)
-                shares.append(share / seen)
-                seen, loss, share = 0, 0.0, 0.0
-        return tuple(losses), tuple(shares)
-
-    def _both_features(self, x: Tensor, source_x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, d) of the target and (m, d) of the source pictures."""
-        if self.settings.batchnorm != "target":
-            target, source = self._features(torch.cat([x, source_x])).split([len(x), len(source_x)])
-            return target, source
-        target = self._features(x)
-        with in_eval(batch_norms(self.tuned.module)):
-            return target, self._features(source_x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.tuned.feature_function(self.tuned.module, x)
-
-
-def _refuse_other_pictures(target: Pictures, source: Pictures) -> None:
-    """Source pictures must go into one batch with target pictures."""
-    if not len(source):
-        message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
-        raise InputError(message)
-    a, b = (tuple(pictures.pixels.shape[1:]) for pictures in (target, source))
-    if a != b:
-        message = f"target pictures are {a} but source pictures {b}; load both for the same backbone"
-        raise InputError(message)
-    a, b = (str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source))
-    if a != b:
-        message = f"target pictures are {a} but source pictures {b}; give both as one type"
-        raise InputError(message)
+    epochs = np.array_split(np.array(steps), len(losses)) if steps else []  # as many steps in each
+    by_epoch = (tuple(float(each[:, 0] @ each[:, k]) / count for each in epochs) for k in (1, 2))
+    temperature = 1.0 if validation is None else validation.temperature
+    found = (head, losses, validation, settings, own_head, source_classes, *by_epoch)
+    return JointTuned(tuned, classes, *spent(began), *found, temperature=temperature)

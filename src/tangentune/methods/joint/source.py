@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -16,14 +16,39 @@ from torch.nn import functional as F
 
 from tangentune.errors import InputError
 from tangentune.methods.fine_tuning.augment import strong_views
-from tangentune.methods.fine_tuning.labelled import LabelledPictures, label_positions, network_input, training_views
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, network_input, training_views
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.training import loss_of, start_head
-from tangentune.methods.joint.settings import JointSettings, PseudoLabels
+from tangentune.methods.joint.settings import PseudoLabels
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which costs the square of their number
+
+
+def refuse_other_pictures(target: Pictures, source: Pictures) -> None:
+    """Source pictures must go into one batch with target pictures."""
+    if not len(source):
+        message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
+        raise InputError(message)
+    a, b = (tuple(pictures.pixels.shape[1:]) for pictures in (target, source))
+    if a != b:
+        message = f"target pictures are {a} but source pictures {b}; load both for the same backbone"
+        raise InputError(message)
+    a, b = (str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source))
+    if a != b:
+        message = f"target pictures are {a} but source pictures {b}; give both as one type"
+        raise InputError(message)
+
+
+def refuse_pseudo_labels(source: Pictures, source_head: nn.Linear | None) -> None:
+    """Pseudo-labels have no head of their own, and need pictures."""
+    if source_head is not None:
+        message = "a source_head needs source labels; with PseudoLabels there is the target head only"
+        raise InputError(message)
+    if source.pixels.ndim != 4:
+        message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
+        raise InputError(message)
 
 
 def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]:
@@ -49,64 +74,41 @@ def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]
 
 
 @final
-class Stream:
-    """Positions 0..n-1 in passes without end, each shuffled anew, in proportion to (n,) positive shares.
+class SourceDraws:
+    """Positions of n pictures with weight, drawn without end in passes that are shuffled anew.
 
-    A pass is n draws in which position i comes up n w_i / sum(w) times, rounded up or down at random so that the mean
-    is exact (systematic sampling of a shuffled order; Madow 1949, Ann. Math. Statist. 20). With even weights that is
-    every position once.
+    By "sampling" a pass is n draws in which one of weight w comes up n w / sum(w) times, rounded up or down at random
+    so that the mean is exact (systematic sampling of a shuffled order; Madow 1949, Ann. Math. Statist. 20). By "loss",
+    and with even weights, it is every picture once, and the weights are factors of the losses. Order and views come
+    from a generator of its own: target pictures come in the same order and in the same views whatever the source is.
     """
 
-    def __init__(self, shares: NDArray[np.float64], generator: torch.Generator) -> None:
-        self.shares = torch.from_numpy(np.asarray(shares, dtype=np.float64))
-        self.even = bool((self.shares == self.shares[0]).all())
-        self.generator = generator
-        self.waiting = torch.empty(0, dtype=torch.int64)
+    def __init__(self, weights: NDArray[np.float64], weighting: Literal["sampling", "loss"], seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(_other_seed(seed))
+        given, self._waiting = torch.from_numpy(weights), torch.empty(0, dtype=torch.int64)
+        even = torch.ones_like(given)
+        self._shares, self._factors = (given, even) if weighting == "sampling" else (even, given)
 
-    def take(self, count: int) -> Tensor:
-        """The next `count` positions."""
-        while len(self.waiting) < count:
-            self.waiting = torch.cat([self.waiting, self._one_pass()])
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return taken
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """Positions of the next pictures, and the float64 factors of their losses."""
+        while len(self._waiting) < count:
+            self._waiting = torch.cat([self._waiting, self._one_pass()])
+        taken, self._waiting = self._waiting.tensor_split([count])
+        return taken, self._factors[taken]
 
     def _one_pass(self) -> Tensor:
-        n = len(self.shares)
+        n = len(self._shares)
         order = torch.randperm(n, generator=self.generator)
-        if self.even:
+        if bool((self._shares == self._shares[0]).all()):
             return order
-        ends = self.shares[order].cumsum(0)
+        ends = self._shares[order].cumsum(0)
         start = torch.rand(1, generator=self.generator, dtype=torch.float64)
         places = (torch.arange(n) + start) * (ends[-1] / n)
         drawn = torch.searchsorted(ends, places, right=True).clamp_max(n - 1)  # rounding may lead past the end
         return order[drawn][torch.randperm(n, generator=self.generator)]
 
 
-@final
-class SourceDraws:
-    """Source pictures with weight, `rows`, drawn without end: in proportion to their weights, or with them as factors.
-
-    Order and views come from a generator of its own: target pictures come in the same order and in the same views
-    whatever the source is.
-    """
-
-    def __init__(
-        self, pictures: Pictures, weights: NDArray[Any] | None, weighting: Literal["sampling", "loss"], seed: int
-    ) -> None:
-        weights = checked_weights(weights, len(pictures))
-        self.pictures, self.rows = pictures, np.flatnonzero(weights)
-        self.generator = torch.Generator().manual_seed(other_seed(seed))
-        even, kept = np.ones(len(self.rows)), weights[self.rows]
-        shares, factors = (kept, even) if weighting == "sampling" else (even, kept)
-        self._stream, self._factors = Stream(shares, self.generator), torch.from_numpy(factors)
-
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """Rows of the next pictures, and the float64 factors of their losses."""
-        drawn = self._stream.take(count)
-        return torch.from_numpy(self.rows)[drawn], self._factors[drawn]
-
-
-def other_seed(seed: int) -> int:
+def _other_seed(seed: int) -> int:
     """A seed for draws that must have nothing to do with those of `seed` itself."""
     return int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(seed)))
 
@@ -117,123 +119,82 @@ class SourceBatch:
     """Some source pictures, ready to learn from."""
 
     x: Tensor  # network inputs (m, ...)
-    targets: Tensor  # (m,) positions among the source classes, or (m, C) probabilities of the target classes
     factors: Tensor  # (m,) what each picture's loss is multiplied by before the mean over all m
-    counted: float  # share of the pictures that count; below 1 where the network is not sure enough
+    losses: Callable[[Tensor], Tensor]  # (m,) of (m, d) features
+    counted: float = 1.0  # share of the pictures that count; below 1 where the network is not sure enough
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class LabelledSource:
-    """A head of its own learns the source pictures' labels."""
+def labelled(
+    tuned: Backbone, head: nn.Linear, data: LabelledPictures, draws: SourceDraws, settings: FineTuneSettings
+) -> Callable[[int], SourceBatch]:
+    """The next pictures, in views as those of the target pictures, whose labels a head of their own learns."""
 
-    tuned: Backbone  # says how pictures are normalised
-    head: nn.Linear  # one logit a source class
-    classes: NDArray[Any]  # (S,) labels of the pictures with weight, sorted
-    positions: Tensor  # (n,) classes of all source pictures; those of pictures without weight are not read
-    draws: SourceDraws  # of the source pictures
-    settings: FineTuneSettings  # loss and views
+    def batch(count: int) -> SourceBatch:
+        rows, factors = draws.take(count)
+        x = training_views(tuned, data.pictures.pixels[rows], draws.generator, settings)
+        positions = data.positions[rows.to(x.device)]
+        return SourceBatch(x, factors.to(x), lambda features: loss_of(head(features), positions, settings, "none"))
 
-    def batch(self, count: int) -> SourceBatch:
-        """Views made as those of the target pictures are."""
-        rows, factors = self.draws.take(count)
-        pixels = self.draws.pictures.pixels[rows]
-        x = training_views(self.tuned, pixels, self.draws.generator, self.settings)
-        return SourceBatch(x, self.positions[rows.to(x.device)], factors.to(x), 1.0)
-
-    def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """(m,) losses of ordinary fine-tuning, on the source head."""
-        return loss_of(self.head(features), batch.targets, self.settings, "none")
+    return batch
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class UnlabelledSource:
-    """The target head learns to say of a strong view what it says of a weak one."""
+def unlabelled(
+    tuned: Backbone,
+    head: nn.Linear,
+    source: Pictures,
+    draws: SourceDraws,
+    settings: FineTuneSettings,
+    choices: PseudoLabels,
+) -> Callable[[int], SourceBatch]:
+    """The next pictures, of whose strong views the target head learns to say what it says of weak ones.
 
-    tuned: Backbone  # judges the weak views as it predicts: in eval mode
-    head: nn.Linear  # the target head
-    draws: SourceDraws  # of the source pictures
-    settings: FineTuneSettings  # the weak views
-    choices: PseudoLabels  # temperature, threshold and the strong views
+    The opinion is that of the network as it predicts; a picture below the threshold has the factor 0.
+    """
+    reach = {"crop": choices.crop, "jitter": choices.jitter, "cutout": choices.cutout}
 
-    def batch(self, count: int) -> SourceBatch:
-        """Strong views with the opinion of the weak ones; a picture below the threshold has the factor 0."""
-        rows, factors = self.draws.take(count)
-        choices, generator = self.choices, self.draws.generator
-        pixels = self.draws.pictures.pixels[rows].to(self.head.weight.device)
-        weak = training_views(self.tuned, pixels, generator, self.settings)
-        opinion = self._opinion(weak)
+    def batch(count: int) -> SourceBatch:
+        rows, factors = draws.take(count)
+        pixels = source.pixels[rows].to(head.weight.device)
+        weak = training_views(tuned, pixels, draws.generator, settings)
+        with torch.no_grad(), in_eval(tuned.module.modules()):
+            opinion = (head(tuned.feature_function(tuned.module, weak)) / choices.temperature).softmax(1)
         sure = opinion.amax(1) >= choices.threshold
-        exact = torch.promote_types(self.head.weight.dtype, torch.float32)
+        exact = torch.promote_types(head.weight.dtype, torch.float32)
         values = pixels.to(exact) / 255 if pixels.dtype == torch.uint8 else pixels
-        reach = {"crop": choices.crop, "jitter": choices.jitter, "cutout": choices.cutout}
-        strong = strong_views(values, generator, flip=self.settings.flip, **reach)
-        factors = factors.to(opinion) * sure
-        return SourceBatch(network_input(self.tuned, strong), opinion, factors, float(sure.double().mean()))
+        x = network_input(tuned, strong_views(values, draws.generator, flip=settings.flip, **reach))
+        share = float(sure.double().mean())
+        return SourceBatch(
+            x, factors.to(opinion) * sure, lambda f: F.cross_entropy(head(f), opinion, reduction="none"), share
+        )
 
-    def losses(self, features: Tensor, batch: SourceBatch) -> Tensor:
-        """(m,) cross-entropies to the soft opinion, in nats."""
-        return F.cross_entropy(self.head(features), batch.targets, reduction="none")
-
-    @torch.no_grad()
-    def _opinion(self, x: Tensor) -> Tensor:
-        module = self.tuned.module
-        with in_eval(module.modules()):
-            logits = self.head(self.tuned.feature_function(module, x))
-        return (logits / self.choices.temperature).softmax(1)
+    return batch
 
 
-SourceTask = LabelledSource | UnlabelledSource
-
-
-def source_task(
-    tuned: Backbone, head: nn.Linear, draws: SourceDraws, given: nn.Linear | None, settings: JointSettings
-) -> SourceTask:
-    """What is learnt from the source pictures; `head` is the target's, `given` what the source head starts from."""
-    base, choices, source = settings.fine_tune, settings.source_task, draws.pictures
-    if isinstance(choices, PseudoLabels):
-        if given is not None:
-            message = "a source_head needs source labels; with PseudoLabels there is the target head only"
-            raise InputError(message)
-        if source.pixels.ndim != 4:
-            message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
-            raise InputError(message)
-        return UnlabelledSource(tuned, head, draws, base, choices)
-    labels = None if source.labels is None else source.labels[draws.rows]
-    classes, counting = label_positions(labels, "learning source labels (PseudoLabels needs none)")
-    positions = np.full(len(source), -1)  # of pictures without weight
-    positions[draws.rows] = counting
-    if given is None:
-        own_head = _start_head(tuned, draws, counting, choices.start, base)
-    else:
-        own_head = _checked_head(given, head, len(classes))
-    return LabelledSource(tuned, own_head, classes, torch.from_numpy(positions).to(head.weight.device), draws, base)
-
-
-def _start_head(
-    tuned: Backbone, draws: SourceDraws, positions: NDArray[np.int64], start: HeadStart, settings: FineTuneSettings
+def start_source_head(
+    tuned: Backbone,
+    data: LabelledPictures,
+    start: HeadStart,
+    settings: FineTuneSettings,
+    given: nn.Linear | None,
+    like: nn.Linear,
 ) -> nn.Linear:
-    """As `start_head` makes it, from at most `PROBE_LIMIT` of the pictures with weight that hold every class."""
-    seed = other_seed(settings.seed)
-    chosen = spread_rows(positions, PROBE_LIMIT, seed)
-    data = LabelledPictures(
-        draws.pictures.select(draws.rows[chosen]), torch.from_numpy(positions[chosen]).to(tuned.device)
-    )
-    return start_head(tuned, data, start, settings.flip, seed)
+    """A trainable copy of a given head, in the place and type of another on the same features; else by `start_head`.
 
-
-def _checked_head(given: Any, like: nn.Linear, classes: int) -> nn.Linear:
-    """A trainable copy of a given head, on the device and in the type of another on the same features."""
+    That sees at most `PROBE_LIMIT` of the pictures, which hold every class.
+    """
+    if given is None:
+        seed = _other_seed(settings.seed)
+        chosen = spread_rows(data.positions.cpu().numpy(), PROBE_LIMIT, seed)
+        few = LabelledPictures(data.pictures.select(chosen), data.positions[chosen])
+        return start_head(tuned, few, start, settings.flip, seed)
     if not isinstance(given, nn.Linear):
         message = f"source_head is a {type(given).__name__}; give a torch.nn.Linear, such as pretrained_head makes"
         raise InputError(message)
+    classes = int(data.positions.max()) + 1
     if (given.out_features, given.in_features) != (classes, like.in_features):
-        message = (
-            f"source_head gives {given.out_features} classes from {given.in_features} features, but the source has "
-            f"{classes} classes and the backbone {like.in_features} features; choose its rows with pretrained_head"
-        )
-        raise InputError(message)
+        message = f"source_head gives {given.out_features} classes from {given.in_features} features, but the source "
+        message += f"has {classes} classes and the backbone {like.in_features} features; choose its rows with "
+        raise InputError(message + "pretrained_head")
     return copy.deepcopy(given).to(like.weight).requires_grad_(True)
 
 

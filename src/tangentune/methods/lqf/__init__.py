@@ -1,7 +1,7 @@
 """Linear quadratic fine-tuning (LQF: Achille et al. 2021, CVPR): a network that is linear in its weights, trained."""
 
-from tangentune.methods.lqf.explanations import LogitExplanations, explain
-from tangentune.methods.lqf.fit import LQF, fit_lqf
+from tangentune.methods.lqf.explanations import LogitExplanations
+from tangentune.methods.lqf.fit import LQF, explain, fit_lqf
 from tangentune.methods.lqf.progress import Point, Record
 from tangentune.methods.lqf.settings import LQFSettings
 

@@ -6,7 +6,7 @@ calculates on a system holds block by block, without refitting.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import final
@@ -19,18 +19,26 @@ from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, combine
 from tangentune.kernels.output_gram import logit_cross_gram, logit_gram
-from tangentune.methods.fine_tuning.labelled import class_positions, network_input
-from tangentune.methods.lqf.fit import LQF
-from tangentune.methods.lqf.objective import Batches
-from tangentune.methods.lqf.start import start
-from tangentune.networks.backbone import Backbone
 from tangentune.networks.network_function import Inputs
-from tangentune.pictures.pictures import Pictures
 from tangentune.solvers import leave_out
 from tangentune.solvers.system import System, build, design
-from tangentune.solvers.targets import one_hot_targets
 
-MEMORY = 2 * 2**30  # bytes for the rows that are held at a time
+
+@final
+class Batches(Collection[Inputs]):
+    """Network inputs that are made anew whenever they are read."""
+
+    def __init__(self, count: int, read: Callable[[], Iterator[Inputs]]) -> None:
+        self.count, self.read = count, read
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return self.read()
+
+    def __contains__(self, x: object) -> bool:
+        return any(x is batch for batch in self)
 
 
 @final
@@ -40,22 +48,14 @@ class LogitExplanations:
     """A solved problem `minimise 1/2 sum_i ||y_i - s_i - f0(x_i) - J_i u||^2 + damping/2 ||u + d||^2`; by `of`.
 
     Answers are exact at the fixed linearisation point: a head that was fitted to a picture's label has still seen it.
-
-    Attributes:
-        lin: the linearised network.
-        inputs: network inputs of the training pictures, and then of their mirror images if the loss is both's mean.
-        views: 1, or 2 with mirror images.
-        system: of width views C, without intercept; targets are what is left to fit at u = -d.
-        base: (n views C, 1) outputs at u = -d: `f0 + s - J d`.
-        centre: d; None is zero.
     """
 
-    lin: Linearization
-    inputs: Collection[Inputs]
-    views: int
-    system: System
-    base: Tensor
-    centre: TangentVector | None
+    lin: Linearization  # the linearised network
+    inputs: Collection[Inputs]  # of the training pictures, and then of their mirror images if the loss is both's mean
+    views: int  # 1, or 2 with mirror images
+    system: System  # of width views C, without intercept; targets are what is left to fit at u = -d
+    base: Tensor  # (n views C, 1) outputs at u = -d: `f0 + s - J d`
+    centre: TangentVector | None  # d; None is zero
 
     @classmethod
     def of(
@@ -68,6 +68,7 @@ class LogitExplanations:
         flip: bool = False,
         shift: Tensor | None = None,
         centre: Mapping[str, Tensor] | None = None,
+        verbose: int = 0,
     ) -> LogitExplanations:
         """Solve a problem and keep the inverse of its Gram matrix.
 
@@ -79,6 +80,7 @@ class LogitExplanations:
             flip: mirror images have half of each picture's weight.
             shift: (views, n, C) s, added to f0 at the training pictures; None is zero.
             centre: d, by parameter name; None is zero.
+            verbose: 1 shows a progress bar.
 
         Returns:
             The solved problem; cost as `logit_gram`, and `(n views C)^3` multiply-adds.
@@ -101,7 +103,7 @@ class LogitExplanations:
             message = f"{pictures} pictures and {outputs} outputs need targets ({pictures}, {outputs}) and a shift "
             message += f"{tuple(base.shape)}, not {tuple(targets.shape)} and {None if shift is None else shift.shape}"
             raise InputError(message)
-        kernel = logit_gram(lin, inputs, memory_bytes=MEMORY)
+        kernel = logit_gram(lin, inputs, verbose=verbose)
         kernel = _by_picture(_by_picture(kernel, views, outputs).T, views, outputs)
         rows = _flat(base if shift is None else base + shift.to(base))
         weights = torch.full_like(rows[:, 0], 1 / views)
@@ -114,6 +116,16 @@ class LogitExplanations:
         """(m, C) outputs `f0 + J u` at other pictures."""
         left = design(self.system, self.cross(batches)) @ self.system.unknowns
         return _base(self.lin, batches, self.centre, 1)[0] + left.view(-1, self._outputs)
+
+    @property
+    def value(self) -> float:
+        """The objective at the solution, the least value."""
+        return 0.5 * self.system.damping * float((self.system.targets * self.system.dual).sum())
+
+    @property
+    def passes(self) -> float:
+        """Passes over the pictures that solving took: one for each output and view, two more for the rest."""
+        return (self._outputs + 2.0) * self.views
 
     def tangent(self) -> TangentVector:
         """The solution u; one backward pass over the training pictures."""
@@ -128,7 +140,7 @@ class LogitExplanations:
 
     def cross(self, batches: Collection[Inputs]) -> Tensor:
         """(m C, n views C) kernel between other pictures and the training pictures."""
-        columns = logit_cross_gram(self.lin, self.inputs, batches, memory_bytes=MEMORY)
+        columns = logit_cross_gram(self.lin, self.inputs, batches)
         return _by_picture(columns, self.views, self._outputs).T
 
     def influence(self, batches: Collection[Inputs]) -> Tensor:
@@ -164,50 +176,6 @@ class LogitExplanations:
     def _by_output(self, found: Tensor) -> Tensor:
         """(m C, n, 1) -> (m, n, C)."""
         return found.view(-1, self._outputs, self.system.pictures).transpose(1, 2)
-
-
-@usual_torch
-def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplanations:
-    """The last linear problem of a fit, solved exactly whatever solver the fit used.
-
-    Args:
-        fitted: from `fit_lqf`.
-        backbone: the one that was given to it.
-        pictures: those that were given to it, with labels.
-
-    Returns:
-        The solved problem; cost as `LogitExplanations.of`, and fitting the cross-fitted heads again.
-
-    Raises:
-        InputError: the backbone prepares pictures otherwise, the loss is the cross-entropy, which has no exact
-            solution, or n views C is above 20,000.
-        BudgetError: one parameter alone needs more than 2 GiB.
-
-    Example:
-        >>> import numpy as np
-        >>> from tangentune.methods.lqf import LQFSettings, fit_lqf
-        >>> dots, net = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]]), torch.nn.Linear(2, 8)
-        >>> train = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
-        >>> solved = explain(fit_lqf(Backbone(net), train, LQFSettings(solver="dual")), Backbone(net), train)
-        >>> solved.influence([torch.ones(1, 2)]).shape          # by four pictures, on two outputs
-        torch.Size([1, 4, 2])
-    """
-    settings = fitted.settings
-    if other := fitted.backbone.contract.differences(backbone.contract):
-        message = f"the backbone prepares pictures otherwise than that of the fit ({', '.join(other)}); give that one"
-        raise InputError(message)
-    if settings.loss != "squared":
-        message = 'only the squared loss is solved exactly; fit with loss="squared" to explain outputs'
-        raise InputError(message)
-    positions = torch.from_numpy(class_positions(pictures)[1]).to(fitted.backbone.device)
-    targets = one_hot_targets(positions, len(fitted.classes), alpha=settings.alpha, centred=settings.centred)
-    flip, shift = settings.flip and pictures.pixels.ndim == 4, None
-    if settings.head == "cross_fitted":
-        shift = start(backbone, pictures, positions, settings).shift
-    centre = combine(1, fitted.tangent, -1, fitted.lin.task_vector())
-    parts = pictures.pixels.split(settings.batch_size)
-    plain = Batches(len(parts), lambda: (network_input(fitted.backbone, part) for part in parts))
-    return LogitExplanations.of(fitted.lin, plain, targets, fitted.damping, flip=flip, shift=shift, centre=centre)
 
 
 def _base(lin: Linearization, inputs: Iterable[Inputs], centre: Mapping[str, Tensor] | None, views: int) -> Tensor:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from tangentune._torch import usual_torch
+from tangentune.errors import InputError
 from tangentune.jacobian.kfac import kfac
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, TaskVector, combine
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import Classifier, spent
-from tangentune.methods.fine_tuning.labelled import class_positions, view_outputs
+from tangentune.methods.fine_tuning.labelled import class_positions, network_input, view_outputs
 from tangentune.methods.lqf.conjugate import conjugate
-from tangentune.methods.lqf.exact import solve_exactly
+from tangentune.methods.lqf.explanations import Batches, LogitExplanations
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.progress import Progress, Record
 from tangentune.methods.lqf.settings import LQFSettings
@@ -26,6 +27,7 @@ from tangentune.methods.lqf.start import mean_eigenvalue, start
 from tangentune.methods.lqf.stochastic import Precondition, train
 from tangentune.networks.backbone import Backbone, as_backbone
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.targets import one_hot_targets
 
 DRAWS, HALVINGS = 4, 11
 
@@ -125,12 +127,13 @@ def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tu
     """The tangent that the solver ends with, and leave-one-out outputs of "dual"; measurements go to `progress`."""
     if settings.solver == "dual":
         progress.measure(objective, objective.lin.zeros())
-        found = solve_exactly(objective, progress.verbose)
+        found = objective.solved(progress.verbose)
+        u = found.tangent()
         progress.epoch, progress.passes, progress.optimum = 1, progress.passes + found.passes, found.value
-        progress.measure(objective, found.u)
-        return found.u, found.loo
+        progress.measure(objective, u)
+        return u, found.loo()
     if settings.exact_optimum:
-        progress.optimum = solve_exactly(objective, progress.verbose).value
+        progress.optimum = objective.solved(progress.verbose).value
     if settings.solver == "pcg":
         approximate = preconditioner(objective, settings.preconditioner, settings, progress)
         return conjugate(objective, settings, progress, approximate), None
@@ -172,3 +175,45 @@ def relinearise(
         if trial.value_at_point() < before:
             return step, trial
     return 0.0, None
+
+
+@usual_torch
+def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplanations:
+    """The last linear problem of a fit, solved exactly whatever solver the fit used.
+
+    Args:
+        fitted: from `fit_lqf`.
+        backbone: the one that was given to it.
+        pictures: those that were given to it, with labels.
+
+    Returns:
+        The solved problem; cost as `LogitExplanations.of`, and fitting the cross-fitted heads again.
+
+    Raises:
+        InputError: the backbone prepares pictures otherwise, the loss is the cross-entropy, which has no exact
+            solution, or n views C is above 20,000.
+        BudgetError: one parameter alone needs more than 2 GiB.
+
+    Example:
+        >>> import numpy as np
+        >>> dots, net = torch.tensor([[0.0, 0.0], [0.0, 1.0], [4.0, 4.0], [4.0, 5.0]]), torch.nn.Linear(2, 8)
+        >>> train = Pictures(dots, np.array(["low", "low", "high", "high"]), ["a", "b", "c", "d"])
+        >>> solved = explain(fit_lqf(Backbone(net), train, LQFSettings(solver="dual")), Backbone(net), train)
+        >>> solved.influence([torch.ones(1, 2)]).shape          # by four pictures, on two outputs
+        torch.Size([1, 4, 2])
+    """
+    settings = fitted.settings
+    if other := fitted.backbone.contract.differences(backbone.contract):
+        message = f"the backbone prepares pictures otherwise than that of the fit ({', '.join(other)}); give that one"
+        raise InputError(message)
+    if settings.loss != "squared":
+        message = 'only the squared loss is solved exactly; fit with loss="squared" to explain outputs'
+        raise InputError(message)
+    positions = torch.from_numpy(class_positions(pictures)[1]).to(fitted.backbone.device)
+    targets = one_hot_targets(positions, len(fitted.classes), alpha=settings.alpha, centred=settings.centred)
+    flip, cross_fitted = settings.flip and pictures.pixels.ndim == 4, settings.head == "cross_fitted"
+    shift = start(backbone, pictures, positions, settings).shift if cross_fitted else None
+    centre = combine(1, fitted.tangent, -1, fitted.lin.task_vector())
+    parts = pictures.pixels.split(settings.batch_size)
+    plain = Batches(len(parts), lambda: (network_input(fitted.backbone, part) for part in parts))
+    return LogitExplanations.of(fitted.lin, plain, targets, fitted.damping, flip=flip, shift=shift, centre=centre)

@@ -8,7 +8,7 @@ the weights had moved when they were linearised again, at first zero. With mirro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -19,37 +19,8 @@ from torch.nn import functional as F
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, combine, dot
 from tangentune.methods.fine_tuning.labelled import network_input
+from tangentune.methods.lqf.explanations import Batches, LogitExplanations
 from tangentune.networks.backbone import Backbone
-from tangentune.networks.network_function import Inputs
-
-
-@final
-class Batches(Collection[Inputs]):
-    """Network inputs that are made anew whenever they are read."""
-
-    def __init__(self, count: int, read: Callable[[], Iterator[Inputs]]) -> None:
-        self.count, self.read = count, read
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Inputs]:
-        return self.read()
-
-    def __contains__(self, x: object) -> bool:
-        return any(x is batch for batch in self)
-
-
-@final
-@dataclass(frozen=True)
-class Measured:
-    """The problem at one tangent, from one pass over all pictures and views."""
-
-    value: float  # P(u)
-    gradient_norm: float  # length of P's gradient
-    # P(u) less the least value is at most this: `||g||^2 / (2 lambda)`, as P is lambda-strongly convex; for the squared
-    # loss the gap to the best dual value along the residual's direction, which is never larger
-    bound: float
 
 
 @final
@@ -122,23 +93,25 @@ class Objective:
     def value_at_point(self) -> float:
         """P(0): the network's own loss at the linearisation point with its penalty; one forward pass."""
         total = 0.0
-        for rows, _, outputs in self._outputs_at_point():
+        for rows, view in self.batches():
+            outputs = self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
             total += self.losses(outputs, rows)[0] / self.views
         return total + 0.5 * self.damping * dot(self.centre, self.centre)
 
-    def residual(self) -> Tensor:
-        """(views, n, C) targets less outputs at the linearisation point, in float64; one forward pass."""
-        out = torch.empty(self.shift.shape, dtype=torch.float64, device=self.shift.device)
-        for rows, view, outputs in self._outputs_at_point():
-            out[view, rows] = self.targets[rows] - outputs.double()
-        return out
+    def solved(self, verbose: int = 0) -> LogitExplanations:
+        """The exact optimum of the squared loss with exact leave-one-out; cost and errors as `LogitExplanations.of`."""
+        parts = [rows for rows, view in self.batches() if view == 0]
+        plain = Batches(len(parts), lambda: (self.inputs(rows, 0) for rows in parts))
+        centre = self.centre if any(bool(t.any()) for t in self.centre.values()) else None
+        more = {"flip": self.views == 2, "shift": self.shift, "centre": centre, "verbose": verbose}
+        return LogitExplanations.of(self.lin, plain, self.targets, self.damping, **more)
 
-    def _outputs_at_point(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        for rows, view in self.batches():
-            yield rows, view, self.lin.f0(self.inputs(rows, view)) + self.shift[view, rows]
+    def measure(self, u: TangentVector) -> tuple[float, TangentVector, float]:
+        """P(u), its gradient, and what P(u) is above the least value at most; one pass (two with mirror images).
 
-    def measure(self, u: TangentVector) -> tuple[Measured, TangentVector]:
-        """Value, what it and the gradient prove, and the gradient at u; one pass (two with mirror images)."""
+        The bound is `||g||^2 / (2 lambda)`, as P is lambda-strongly convex; for the squared loss the gap to the best
+        dual value along the residual's direction, which is never larger.
+        """
         loss, gradient = 0.0, self.lin.zeros()
         for rows, view in self.batches():
             value, grads = self.learn(u, rows, view)
@@ -146,15 +119,15 @@ class Objective:
             gradient = combine(1, gradient, 1 / self.views, grads)
         penalty, total = self.damping, combine(1, u, 1, self.centre)
         gradient = combine(1, gradient, penalty, total)
-        value, norm = loss + 0.5 * penalty * dot(total, total), dot(gradient, gradient) ** 0.5
-        bound = norm**2 / (2 * penalty)
+        value = loss + 0.5 * penalty * dot(total, total)
+        bound = dot(gradient, gradient) / (2 * penalty)
         if self.quadratic:
             pulled = combine(penalty, total, -1, gradient)
             squares = 2 * value - penalty * dot(total, total)
             gap = value - _dual_value(squares, dot(pulled, total), dot(pulled, pulled), penalty)
             if gap > torch.finfo(self.shift.dtype).eps ** 0.5 * value:  # else it is mostly rounding
                 bound = min(bound, gap)
-        return Measured(value, norm, bound), gradient
+        return value, gradient, bound
 
     def normal(self, v: TangentVector) -> TangentVector:
         """`sum_i J_i^T J_i v`, the mean of both views' with mirror images; one pass (two)."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import final
 
 from tangentune.errors import DivergedError
-from tangentune.jacobian.task_vector import TangentVector
-from tangentune.methods.lqf.objective import Measured, Objective
+from tangentune.jacobian.task_vector import TangentVector, dot
+from tangentune.methods.lqf.objective import Objective
 
 
 @final
@@ -91,18 +91,16 @@ class Progress:
 
     def measure(self, objective: Objective, u: TangentVector) -> TangentVector:
         """Write down one exact measurement; the gradient."""
-        measured, gradient = objective.measure(u)
+        value, gradient, bound = objective.measure(u)
         self.passes += objective.views
-        self.note(measured)
+        self.note(value, dot(gradient, gradient) ** 0.5, bound)
         return gradient
 
-    def note(self, measured: Measured) -> None:
+    def note(self, value: float, gradient_norm: float, bound: float) -> None:
         """Write down a measurement that the solver made by itself."""
-        if not measured.value < float("inf") or not measured.gradient_norm < float("inf"):
+        if not value < float("inf") or not gradient_norm < float("inf"):
             message = f"LQF diverged in epoch {max(self.epoch, 1)}; lower the learning rate or raise the damping"
             raise DivergedError(message)
-        first = self.points[0].gradient_norm if self.points else measured.gradient_norm
-        share = measured.gradient_norm / first if first > 0 else 0.0
-        self.points.append(
-            Point(self.epoch, self.passes, measured.value, measured.gradient_norm, share, measured.bound)
-        )
+        first = self.points[0].gradient_norm if self.points else gradient_norm
+        share = gradient_norm / first if first > 0 else 0.0
+        self.points.append(Point(self.epoch, self.passes, value, gradient_norm, share, bound))

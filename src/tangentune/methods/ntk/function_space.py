@@ -37,15 +37,12 @@ class FunctionSpace:
         try:
             factor = cholesky(prior_variance * kernel + torch.diag(noise), "the covariance of the data", as_it_is=True)
         except SingularError as error:
-            message = (
-                "kernel plus noise is not positive definite: the noise is below what the network's precision resolves; "
-                "give more noise, or a float64 network (`network.double()`)"
-            )
+            message = "kernel plus noise is not positive definite: the noise is below what the network's precision "
+            message += "resolves; give more noise, or a float64 network (`network.double()`)"
             raise SingularError(message) from error
         self.factor, self.whitened = factor, _lower(factor, basis)  # (B, N, N) L of A = L L^T, (B, N, q) `L^-1 basis`
-        self.inner = cholesky(
-            self.whitened.mT @ self.whitened, "the constants' precision"
-        )  # (B, q, q) of `basis^T A^-1 basis`
+        inner = self.whitened.mT @ self.whitened
+        self.inner = cholesky(inner, "the constants' precision")  # (B, q, q) of `basis^T A^-1 basis`
         z = _lower(factor, targets)
         self.beta = torch.cholesky_solve(self.whitened.mT @ z, self.inner)  # (B, q, columns) generalised least squares
         z = z - self.whitened @ self.beta
@@ -79,10 +76,8 @@ class FunctionSpace:
         inverse = inverse - spread @ torch.cholesky_solve(spread.mT, self.inner)
         width, n = self.prior.size(1), len(self.x)
         blocks = inverse.view(-1, n, width, n, width).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-        dual = self.dual.view(len(inverse), n, width, -1)
-        return self.prior.merge(
-            self.targets - solve(blocks, dual, "a picture's part of the inverse").reshape(self.targets.shape), n
-        )
+        errors = solve(blocks, self.dual.view(len(inverse), n, width, -1), "a picture's part of the inverse")
+        return self.prior.merge(self.targets - errors.reshape(self.targets.shape), n)
 
 
 def _lower(factor: Tensor, right: Tensor) -> Tensor:

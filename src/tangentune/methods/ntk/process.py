@@ -248,11 +248,8 @@ def _check_data(prior: Prior, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         message = f"targets have shape {tuple(y.shape)} for {len(x)} inputs; give (n, targets) or (n,)"
         raise InputError(message)
     if y.shape[1] != outputs and (prior.outputs != "shared" or prior.mean == "network"):
-        message = (
-            f"{y.shape[1]} targets for a network with {outputs} outputs; give one target an output, or use "
-            "outputs='shared' with mean='constant' or 'zero'"
-        )
-        raise InputError(message)
+        message = f"{y.shape[1]} targets for a network with {outputs} outputs; give one target an output, or use "
+        raise InputError(message + "outputs='shared' with mean='constant' or 'zero'")
     if not bool(torch.isfinite(y).all()):
         message = f"target {int((~torch.isfinite(y).all(1)).nonzero()[0])} is NaN or infinite; repair or leave it out"
         raise InputError(message)
@@ -270,12 +267,8 @@ def _condition_on(
 ) -> Posterior:
     """The posterior of one task, scales found where they are not given; with `ratio`, noise over prior variance is."""
     space = settings.choose_space(prior.size(len(x)), prior.width, noise, prior_variance)
-    smallest = 10 * torch.finfo(prior.rows.dtype).eps
-    kernel = sums = None
-    if space == "function":
-        kernel = prior.kernel(x)
-    elif space == "parameter":
-        sums = sum_up(prior, x, residuals)
+    kernel = prior.kernel(x) if space == "function" else None
+    sums = sum_up(prior, x, residuals) if space == "parameter" else None
     if noise == "evidence" or prior_variance == "evidence":
         if kernel is not None:
             spectrum = kernel_spectrum(kernel, prior.basis(len(x), kernel), prior.split(residuals))
@@ -283,6 +276,7 @@ def _condition_on(
             assert sums is not None  # no evidence without matrices: `choose_space` saw to it
             spectrum = normal_spectrum(sums)
         if ratio is None:
+            smallest = 10 * torch.finfo(prior.rows.dtype).eps
             noise, prior_variance = maximise_evidence(spectrum, noise, prior_variance, smallest)
         else:
             prior_variance = common_scale(spectrum, ratio)

@@ -56,11 +56,8 @@ class Settings:
             message = f"{large} knows only outputs='full' and mean='network' or 'zero'; change those, or take less data"
             raise InputError(message)
         if "evidence" in (noise, prior_variance):
-            message = (
-                f"{large} cannot maximise the evidence; give noise and prior_variance as numbers, say those found on "
-                "some of the data (noise_, prior_variance_)"
-            )
-            raise InputError(message)
+            message = f"{large} cannot maximise the evidence; give noise and prior_variance as numbers, say those found"
+            raise InputError(message + " on some of the data (noise_, prior_variance_)")
         return "matrix-free"
 
 

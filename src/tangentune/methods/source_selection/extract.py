@@ -44,24 +44,15 @@ _KIND, _INDEX = "tangentune features 1", "index.json"
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """A target or source set.
+    """A target or source set."""
 
-    Attributes:
-        features: n rows, as the backbone gives them: not brought to length one.
-        labels: (n,) names of classes, or None.
-        ids: n paths below `root`, or positions as numbers.
-        root: absolute folder of the files, None where there are none.
-        paths: the n files, where there are.
-        pictures: the pictures in memory, where they are.
-        backbone: what `Backbone.describe` says of the network that made the features, where it is known.
-    """
-
-    features: Features
-    labels: NDArray[Any] | None
-    ids: Sequence[Any]
-    root: str | None = None
-    paths: Sequence[str] | None = None
-    pictures: Pictures | None = None
+    features: Features  # n rows, as the backbone gives them: not brought to length one
+    labels: NDArray[Any] | None  # (n,) names of classes, or None
+    ids: Sequence[Any]  # n paths below `root`, or positions as numbers
+    root: str | None = None  # absolute folder of the files, None where there are none
+    paths: Sequence[str] | None = None  # the n files, where there are
+    pictures: Pictures | None = None  # the pictures in memory, where they are
+    # what `Backbone.describe` says of the network that made the features, where it is known
     backbone: dict[str, Any] | None = None
 
     def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
@@ -88,18 +79,11 @@ def open_set(
 ) -> Iterator[FeatureSet]:
     """A set of pictures, or of features, ready for the passes of a selection.
 
-    Args:
-        given: what `load_pictures` takes; or features: a directory of `extract_features`, what `open_features` takes
-            from the disk, or, without a backbone, an array (n, d).
-        backbone: whose features; None where they are given.
-        labels: one a picture, where `given` has none itself.
-        labelled: False for sets that need no labels; folders may then have any shape.
-        cache: folder where the features are kept, and found by the next selection; None keeps them in a temporary
-            folder for as long as the set is open.
-        batch_size: pictures of one forward pass.
-        verbose: 1 shows progress bars.
-        loading: `on_error`, `n_jobs`, `path_column`, `label_column`; with "skip" all pixels are held, beyond 1 GiB in
-            a temporary file.
+    `given` is what `load_pictures` takes, or features: a directory of `extract_features`, what `open_features` takes
+    from the disk, or, without a backbone, an array (n, d). Sets that are not `labelled` need no labels, and folders may
+    then have any shape. In `cache` the features are kept, and found by the next selection; None keeps them in a
+    temporary folder for as long as the set is open. `loading` are arguments of `load_pictures`; with `on_error` "skip"
+    all pixels are held, beyond 1 GiB in a temporary file.
     """
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
@@ -144,8 +128,7 @@ def _from_features(given: Any, labels: Any) -> FeatureSet:
 def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str], str, list[str]]:
     """Ids, root and paths of the files that are kept.
 
-    Ids are relative to the folder given, that of the table, or that which holds all paths; of a file that lies
-    elsewhere its path.
+    Ids are relative to the folder given, that of the table, or that which holds all paths; or, elsewhere, paths.
     """
     if isinstance(given, str | os.PathLike):
         place = user_path(given)
@@ -175,15 +158,11 @@ def _key(backbone: Backbone, listed: PictureList) -> str:
 @final
 @dataclass(frozen=True, eq=False)
 class PictureList:
-    """Pictures that are read in parts, by ranges of positions, from files or memory.
-
-    `labels` are as the source has them. `content` changes with the pictures: the sizes of files, or the digest of
-    pixels.
-    """
+    """Pictures that are read in parts, by ranges of positions, from files or memory."""
 
     ids: list[str]
-    labels: list[Any] | None
-    content: str
+    labels: list[Any] | None  # as the source has them
+    content: str  # changes with the pictures: the sizes of files, or the digest of pixels
     read: Callable[[slice], Pictures]
     files: FileList | None = None
     pictures: Pictures | None = None
@@ -201,10 +180,7 @@ def list_pictures(
     path_column: str | None = None,
     label_column: str | None = None,
 ) -> PictureList:
-    """The pictures of what `load_pictures` takes, with its arguments; of files only the names are read.
-
-    With `on_error="skip"`, which leaves out files that cannot be read, all are read at once.
-    """
+    """What `load_pictures` takes, with its arguments; only names of files are read, but with `on_error="skip"` all."""
     files = None
     if isinstance(source, str | os.PathLike):
         files = find_files(source, need_labels and labels is None, Columns(path_column, label_column))
@@ -261,15 +237,10 @@ def extract_features(
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
     of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number. Cost: one
-    forward pass a picture.
-
-    Raises:
-        PictureError: a picture cannot be read; it is named, and the shards before it stay.
-        StoreError: the directory holds something else, or features of another backbone, picture size or source.
-        InputError: an argument cannot be used.
+    forward pass a picture. A picture that cannot be read is named, and the shards before it stay.
     """
     check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
-    index = {"kind": _KIND, "shard_size": shard_size, "flip": False, "content": pictures.content}
+    index = {"kind": _KIND, "shard_size": shard_size, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
     folder, count = user_path(directory), len(pictures.ids)
     _begin(folder, plain(index))
@@ -339,9 +310,7 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
         "pictures of another size or preparation": theirs["contract"] == mine["contract"],
         "another place of the backbone's features": same_features(theirs["fingerprint"], mine["fingerprint"]),
         "another list of pictures or labels": all(was[name] == index[name] for name in ("ids", "labels", "content")),
-        f"shard_size {was['shard_size']} and flip {was['flip']}": all(
-            was[name] == index[name] for name in ("shard_size", "flip")
-        ),
+        f"shard_size {was['shard_size']}": was["shard_size"] == index["shard_size"],
     }
     other = next((what for what, same in checks.items() if not same), None)
     if other is not None:

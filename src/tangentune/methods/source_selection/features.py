@@ -25,17 +25,11 @@ CHUNK = 8192  # rows of one step: 16 MiB of 512 features
 @final
 @dataclass(frozen=True, eq=False)
 class Features:
-    """`count` feature vectors of `width` numbers in a fixed order; they need not fit into memory.
+    """`count` feature vectors of `width` numbers in a fixed order; they need not fit into memory."""
 
-    Attributes:
-        parts: (n_i, width) arrays and names of `.npy` files, one after the other.
-        ends: (P,) rows up to the end of each part.
-        width: numbers of a row.
-    """
-
-    parts: tuple[NDArray[Any] | Path, ...]
-    ends: NDArray[np.int64]
-    width: int
+    parts: tuple[NDArray[Any] | Path, ...]  # (n_i, width) arrays and names of `.npy` files, one after the other
+    ends: NDArray[np.int64]  # (P,) rows up to the end of each part
+    width: int  # numbers of a row
 
     @property
     def count(self) -> int:

@@ -30,32 +30,19 @@ WEIGHT_CAP = 10.0
 @final
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Pictures a method takes, best first.
+    """Pictures a method takes, best first."""
 
-    Attributes:
-        rows: (n,) int64 positions in the source.
-        scores: (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm.
-        shares: (n, K) float64 for which targets.
-        cosines: (n, K) float64 with the targets.
-        weights: (n,) float64 importance, mean 1.
-        coverage: (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes.
-        notes: sentences about what could not be had.
-    """
-
-    rows: Tensor
-    scores: Tensor
-    shares: Tensor
-    cosines: Tensor
-    weights: Tensor
-    coverage: Tensor
-    notes: tuple[str, ...]
+    rows: Tensor  # (n,) int64 positions in the source
+    scores: Tensor  # (n,) float64, of the picture or of its class; of a part of a class's mass its logarithm
+    shares: Tensor  # (n, K) float64 for which targets
+    cosines: Tensor  # (n, K) float64 with the targets
+    weights: Tensor  # (n,) float64 importance, mean 1
+    coverage: Tensor  # (K,) of the mass that goes to each target, the share that comes from these; NaN where none goes
+    notes: tuple[str, ...]  # sentences about what could not be had
 
 
 def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSettings, *, verbose: int = 0) -> Picked:
-    """The best single pictures, by the scores that a ranking of prototypes has learnt, in one pass over the features.
-
-    "nested" divides the masses of classes between their pictures, "pictures" takes each picture's own.
-    """
+    """The best single pictures, by the scores that a ranking of prototypes has learnt, in one pass over the source."""
     features, budget, quota = made.source.features, settings.amount, settings.quota or 0
     scorer, nested = ranking.scorer or made.nearest, settings.candidates == "nested"
     of = torch.from_numpy(made.source_sums.members) if nested else None
@@ -65,9 +52,9 @@ def pick_pictures(made: Prototypes, ranking: Ranking, settings: SelectionSetting
     if of is not None:  # what a class has, over what its pictures would have by themselves
         factor = ranking.scores - _grouped_logsumexp(scores, of, len(ranking.scores))
         scores = scores + factor[of]
-    elif ranking.method == "random":
+    elif settings.method == "random":
         scores = random_scores(torch.arange(features.count), settings.seed)
-    elif ranking.method == "all":
+    elif settings.method == "all":
         scores = torch.zeros_like(scores)
     top = descending(scores)
     reserved = first_of_each(best[top], quota, len(scorer.prototypes))
@@ -124,13 +111,12 @@ def score_rows(
     """Score every row once, in float32.
 
     Cost `2 n d K` flops, `n K` exponentials or two, and reading the features once. Memory: a chunk of features, a few
-    of cosines, and 12 bytes a row. `of` (n,) is the class of each row, where what each class gives is to be told apart.
+    of cosines, and 12 bytes a row.
 
-    Returns:
-        (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64 logarithms
-        of what all pictures give each target: transported mass, or for scores without masses the number of pictures
-        nearest to it (-inf for none). With `of` the last is (C, K), what each class gives, no logarithms but times
-        `exp(-unit)`, `unit` being a logarithm near the largest.
+    Returns (n,) float32 scores of the pictures, each by itself; (n,) int64 targets they serve best; (K,) float64
+    logarithms of what all pictures give each target: transported mass, or for scores without masses the number of
+    pictures nearest to it (-inf for none). With the class `of` (n,) of each row the last is (C, K), what each class
+    gives, no logarithms but times `exp(-unit)`, `unit` being a logarithm near the largest.
     """
     scorer, number = scorer.in_float32(), len(scorer.prototypes)
     scores, best = torch.empty(features.count), torch.empty(features.count, dtype=torch.int64)
@@ -169,10 +155,7 @@ def _grouped_logsumexp(values: Tensor, of: Tensor, groups: int) -> Tensor:
 
 
 def _needed(scores: Tensor, budget: Budget, has_mass: bool) -> int:
-    """How many of the best pictures the budget can take; without masses each has the mass 1.
-
-    A few more where scores are log masses, as those are rounded to float32 and `choose` counts exactly.
-    """
+    """How many of the best pictures the budget can take; a few more of log masses, here rounded to float32."""
     if budget.kind != "mass":
         return int(budget.amount)
     if not has_mass:
@@ -194,24 +177,17 @@ def _notes(picks: Picks, held: Tensor, quota: int, names: tuple[str, ...]) -> tu
 @final
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """What was chosen, best first.
+    """What was chosen, best first."""
 
-    Attributes:
-        chosen: (k,) positions of candidates.
-        pictures: (k,) how many pictures of each to take: all, but of the last one of a budget of pictures maybe fewer.
-        weights: (k,) importance of a picture of each, mean 1 over the pictures, see `importance_weights`.
-        targets: (k,) the target of which each has the largest share.
-        coverage: (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a
-            target that nothing goes to.
-        notes: sentences about what was asked for and could not be had.
-    """
-
-    chosen: Tensor
+    chosen: Tensor  # (k,) positions of candidates
+    # (k,) how many pictures of each to take: all, but of the last one of a budget of pictures maybe fewer
     pictures: Tensor
-    weights: Tensor
-    targets: Tensor
+    weights: Tensor  # (k,) importance of a picture of each, mean 1 over the pictures, see `importance_weights`
+    targets: Tensor  # (k,) the target of which each has the largest share
+    # (K,) of the mass that goes to each target, the share that comes from the chosen pictures; NaN for a target that
+    # nothing goes to
     coverage: Tensor
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # sentences about what was asked for and could not be had
 
 
 def choose(
@@ -231,15 +207,10 @@ def choose(
     the last one of a budget of pictures gives what is left of the budget. A budget beyond what is there takes all, and
     a note says so.
 
-    Args:
-        scores: (n,) higher is better.
-        shares: (n, K) for which target each candidate serves.
-        budget: how much.
-        masses: (n,) row mass of each candidate; None: its count.
-        counts: (n,) pictures in each, at least 1; None: 1.
-        quota: least number of candidates for every target.
-        target_totals: (K,) mass that goes to each target, where the candidates are only the best of a longer list;
-            None: that of the candidates. Its sum is the whole that a budget of mass is a share of.
+    Of n candidates: scores (n,), higher is better; shares (n, K), for which target each serves; row masses (n,), by
+    default the counts; counts (n,) of pictures in each, by default 1. `target_totals` (K,) is the mass that goes to
+    each target, whose sum is the whole that a budget of mass is a share of: by default that of the candidates, to be
+    given where they are only the best of a longer list.
     """
     targets, number = shares.argmax(1), shares.shape[1]
     counts = torch.ones(len(scores), dtype=torch.int64) if counts is None else counts

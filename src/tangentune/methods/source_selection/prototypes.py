@@ -26,19 +26,12 @@ _PER_CLUSTER, _LEAST_SAMPLE = 64, 4096  # rows of the sample that is clustered
 @final
 @dataclass(frozen=True, eq=False)
 class ClassSums:
-    """Sums of unit features by class.
+    """Sums of unit features by class."""
 
-    Attributes:
-        names: of the classes, sorted as text.
-        members: (n,) int64 class of each row, positions in `names`.
-        sums: (C, d) float64, of every feature divided by its length.
-        counts: (C,) int64 rows of each class.
-    """
-
-    names: tuple[str, ...]
-    members: NDArray[np.int64]
-    sums: Tensor
-    counts: Tensor
+    names: tuple[str, ...]  # of the classes, sorted as text
+    members: NDArray[np.int64]  # (n,) int64 class of each row, positions in `names`
+    sums: Tensor  # (C, d) float64, of every feature divided by its length
+    counts: Tensor  # (C,) int64 rows of each class
 
     def prototypes(self, centre: Tensor | None = None) -> Tensor:
         """Mean directions of the classes, (C, d) float64 of length one; `centre` (d,) is taken off the means first."""
@@ -53,11 +46,7 @@ class ClassSums:
 
 
 def class_sums(source: Any, labels: Any, *, chunk: int = CHUNK, verbose: int = 0) -> ClassSums:
-    """Sums of unit features by class, of what `open_features` takes, one label a row.
-
-    Cost: reading the features once; memory a chunk of rows, on which nothing but float64 rounding depends, and twice
-    the sums.
-    """
+    """Sums of unit features by class, of what `open_features` takes, one label a row; memory a chunk and the sums."""
     features = open_features(source)
     names, members = np.unique(read_labels(labels, features.count), return_inverse=True)
     members = members.reshape(-1)
@@ -101,25 +90,15 @@ def cluster_names(
 @final
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """Both sides of a selection.
+    """Both sides of a selection."""
 
-    Attributes:
-        target: labelled pictures.
-        source: pictures to choose from.
-        target_sums: the target's classes.
-        source_sums: the source's classes, or clusters.
-        centre: (d,) float64, midpoint of the two sets' mean unit features; None: nothing is taken off.
-        targets: (K, d) float64 unit prototypes of the target classes, the centre taken off.
-        sources: (C, d) float64 of the source classes, likewise.
-    """
-
-    target: FeatureSet
-    source: FeatureSet
-    target_sums: ClassSums
-    source_sums: ClassSums
-    centre: Tensor | None
-    targets: Tensor
-    sources: Tensor
+    target: FeatureSet  # labelled pictures
+    source: FeatureSet  # pictures to choose from
+    target_sums: ClassSums  # the target's classes
+    source_sums: ClassSums  # the source's classes, or clusters
+    centre: Tensor | None  # (d,) float64, midpoint of the two sets' mean unit features; None: nothing is taken off
+    targets: Tensor  # (K, d) float64 unit prototypes of the target classes, the centre taken off
+    sources: Tensor  # (C, d) float64 of the source classes, likewise
 
     @property
     def nearest(self) -> Scorer:

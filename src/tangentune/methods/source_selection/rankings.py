@@ -22,20 +22,14 @@ from tangentune.methods.source_selection.sinkhorn import TransportPlan, unbalanc
 @final
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What turns cosines with the targets into one score a picture.
+    """What turns cosines with the targets into one score a picture."""
 
-    Attributes:
-        prototypes: (K, d) unit rows, the targets.
-        log_weights: (K,) `log v` of transport; None: the score is the cosine with the nearest target.
-        temperature: that of transport's kernel `exp(-(1 - cosine) / temperature)`.
-        power: exponent of the weighted kernel sum, `1 - ts / (ts + eps)`.
-        centre: (d,) what is taken off unit features before they are compared, as it was off the prototypes, or None.
-    """
-
-    prototypes: Tensor
+    prototypes: Tensor  # (K, d) unit rows, the targets
+    # (K,) `log v` of transport; None: the score is the cosine with the nearest target
     log_weights: Tensor | None = None
-    temperature: float = 1.0
-    power: float = 1.0
+    temperature: float = 1.0  # that of transport's kernel `exp(-(1 - cosine) / temperature)`
+    power: float = 1.0  # exponent of the weighted kernel sum, `1 - ts / (ts + eps)`
+    # (d,) what is taken off unit features before they are compared, as it was off the prototypes, or None
     centre: Tensor | None = None
 
     @property
@@ -101,23 +95,14 @@ class Scorer:
 @final
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Sources from best to worst for a set of targets.
+    """How good sources are for a set of targets."""
 
-    Attributes:
-        method: "uot", "nearest", "random" or "all".
-        order: (n,) source numbers, best first: by score, and by number where scores are equal.
-        scores: (n,) of each source, higher is better; of "all" zeros.
-        shares: (n, K) for which target each source would serve, rows sum to 1.
-        scorer: scores single pictures alike; None for "random" and "all".
-        plan: the transport plan of "uot", else None.
-    """
-
-    method: str
-    order: Tensor
-    scores: Tensor
-    shares: Tensor
-    scorer: Scorer | None
-    plan: TransportPlan | None
+    method: str  # "uot", "nearest", "random" or "all"
+    order: Tensor  # (n,) source numbers, best first: by score, and by number where scores are equal
+    scores: Tensor  # (n,) of each source, higher is better; of "all" zeros
+    shares: Tensor  # (n, K) for which target each source would serve, rows sum to 1
+    scorer: Scorer | None  # scores single pictures alike; None for "random" and "all"
+    plan: TransportPlan | None  # the transport plan of "uot", else None
 
     @property
     def has_mass(self) -> bool:

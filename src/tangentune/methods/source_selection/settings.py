@@ -20,16 +20,12 @@ _ALWAYS = ("method", "unit", "budget", "granularity", "quota", "clusters", "cent
 @final
 @dataclass(frozen=True)
 class Budget:
-    """How much to choose.
+    """How much to choose."""
 
-    Attributes:
-        kind: "classes": so many candidates (classes or clusters, each with all its pictures); "pictures": so many
-            pictures; "mass": the best candidates that together hold this share of the row mass.
-        amount: a whole number, or a share above 0 and up to 1.
-    """
-
+    # "classes": so many candidates (classes or clusters, each with all its pictures); "pictures": so many pictures;
+    # "mass": the best candidates that together hold this share of the row mass
     kind: Literal["classes", "pictures", "mass"]
-    amount: float
+    amount: float  # a whole number, or a share above 0 and up to 1
 
     def __post_init__(self) -> None:
         """Check."""
