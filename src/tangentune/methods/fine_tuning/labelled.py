@@ -37,12 +37,10 @@ def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any
     """Sorted classes (C,) and the position of each label among them (n,); `what` begins the messages."""
     labels = None if labels is None else one_class_each(labels)
     if labels is None or labels.dtype.kind == "f":
-        message = f"{what} needs one class label per picture; give labels= or class folders"
-        raise InputError(message)
+        raise InputError(f"{what} needs one class label per picture; give labels= or class folders")
     classes, positions = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        message = f"{what} needs pictures of two classes at least; these have {classes.tolist()}"
-        raise InputError(message)
+        raise InputError(f"{what} needs pictures of two classes at least; these have {classes.tolist()}")
     return classes, positions
 
 

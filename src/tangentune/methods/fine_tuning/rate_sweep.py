@@ -110,8 +110,7 @@ def sweep(
     began = spent()
     shared = dataclasses.replace(settings or FineTuneSettings(), seed=seed, validation_share=validation_share)
     if not rates or not validation_share:
-        message = "a sweep needs a rate and a validation_share above 0"
-        raise InputError(message)
+        raise InputError("a sweep needs a rate and a validation_share above 0")
     candidates = [dataclasses.replace(shared, learning_rate=rate) for rate in rates]
     trials: list[Trial] = []
     problem = ""
@@ -142,8 +141,9 @@ def _try_all(
         if keep and _ranked(trials)[0][0] is trials[-1]:
             best = tuned
     if not _ranked(trials):
-        message = f"fine-tuning diverged at every rate, down to {min(c.learning_rate for c in candidates):g}; go lower"
-        raise DivergedError(message)
+        raise DivergedError(
+            f"fine-tuning diverged at every rate, down to {min(c.learning_rate for c in candidates):g}; go lower"
+        )
     return trials, best
 
 

@@ -197,8 +197,7 @@ def _optimiser(module: nn.Module, heads: Iterable[nn.Linear], settings: FineTune
     """Made after the first backward pass, which tells the parameters that the features depend on."""
     names = [name for name, parameter in module.named_parameters() if parameter.grad is not None]
     if not names:
-        message = "the backbone's `features` must use the module that it is given; it uses another"
-        raise BackboneError(message)
+        raise BackboneError("the backbone's `features` must use the module that it is given; it uses another")
     factors = layer_factors(names, settings.layer_decay)
     by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

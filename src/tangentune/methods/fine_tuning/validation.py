@@ -73,8 +73,9 @@ def keep_aside(
         return LabelledPictures(pictures, targets), None
     split = split_rows(positions, share, seed)
     if not len(split[1]):
-        message = "validation_share needs a class of two pictures at least; every class here has one: set it to 0"
-        raise InputError(message)
+        raise InputError(
+            "validation_share needs a class of two pictures at least; every class here has one: set it to 0"
+        )
     training, kept_aside = (LabelledPictures(pictures.select(rows), targets[rows]) for rows in split)
     return training, kept_aside
 

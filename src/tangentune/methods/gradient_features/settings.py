@@ -62,8 +62,7 @@ class GradientFeatureSettings:
     def __post_init__(self) -> None:
         check_words(self)
         if not isinstance(self.cut, str) or not self.cut:
-            message = f"cut is {self.cut!r}; give the name of a block, or 'last:K'"
-            raise InputError(message)
+            raise InputError(f"cut is {self.cut!r}; give the name of a block, or 'last:K'")
         check_positive(self, "learning_rate", "head_learning_rate")
         check_numbers(self, ["weight_decay"], lambda value: value >= 0, "a number of at least 0")
         check_shares(self, "momentum", "warmup")

@@ -65,8 +65,7 @@ def train(
     for mean in training.epochs(settings, repeat(torch.Generator().manual_seed(settings.seed)), verbose):
         losses.append(mean)
         if not math.isfinite(mean) or not all(bool(torch.isfinite(value).all()) for value in u.values()):
-            message = f"gradient features diverged in epoch {len(losses)}; lower the learning rate"
-            raise DivergedError(message)
+            raise DivergedError(f"gradient features diverged in epoch {len(losses)}; lower the learning rate")
     return tuple(losses)
 
 

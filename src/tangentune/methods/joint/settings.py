@@ -97,20 +97,16 @@ class JointSettings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fine_tune, FineTuneSettings):
-            message = f"fine_tune is {self.fine_tune!r}; it must be FineTuneSettings(...)"
-            raise InputError(message)
+            raise InputError(f"fine_tune is {self.fine_tune!r}; it must be FineTuneSettings(...)")
         if not isinstance(self.source_task, SourceLabels | PseudoLabels):
-            message = f"source_task is {self.source_task!r}; it must be SourceLabels(...) or PseudoLabels(...)"
-            raise InputError(message)
+            raise InputError(f"source_task is {self.source_task!r}; it must be SourceLabels(...) or PseudoLabels(...)")
         check_words(self)
         check_numbers(self, ["source_weight"], lambda value: value >= 0, "a number of at least 0")
         check_positive(self, "batch_ratio")
         if self.fine_tune.batchnorm != "eval":
-            message = (
+            raise InputError(
                 "fine_tune.batchnorm is 'train', which does not say whose statistics; leave it at 'eval' and set the "
                 "batchnorm of JointSettings to 'mixed' or 'target'"
             )
-            raise InputError(message)
         if isinstance(self.source_task, PseudoLabels) and self.fine_tune.loss != "cross_entropy":
-            message = "pseudo-labels are probabilities and need fine_tune.loss='cross_entropy'"
-            raise InputError(message)
+            raise InputError("pseudo-labels are probabilities and need fine_tune.loss='cross_entropy'")

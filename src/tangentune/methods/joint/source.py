@@ -29,26 +29,21 @@ PROBE_LIMIT = 2000  # source pictures of a warm start's ridge regression, which 
 def refuse_other_pictures(target: Pictures, source: Pictures) -> None:
     """Source pictures must go into one batch with target pictures."""
     if not len(source):
-        message = "there is no source picture; give some, or use fine_tune on the target pictures alone"
-        raise InputError(message)
+        raise InputError("there is no source picture; give some, or use fine_tune on the target pictures alone")
     a, b = (tuple(pictures.pixels.shape[1:]) for pictures in (target, source))
     if a != b:
-        message = f"target pictures are {a} but source pictures {b}; load both for the same backbone"
-        raise InputError(message)
+        raise InputError(f"target pictures are {a} but source pictures {b}; load both for the same backbone")
     a, b = (str(pictures.pixels.dtype).removeprefix("torch.") for pictures in (target, source))
     if a != b:
-        message = f"target pictures are {a} but source pictures {b}; give both as one type"
-        raise InputError(message)
+        raise InputError(f"target pictures are {a} but source pictures {b}; give both as one type")
 
 
 def refuse_pseudo_labels(source: Pictures, source_head: nn.Linear | None) -> None:
     """Pseudo-labels have no head of their own, and need pictures."""
     if source_head is not None:
-        message = "a source_head needs source labels; with PseudoLabels there is the target head only"
-        raise InputError(message)
+        raise InputError("a source_head needs source labels; with PseudoLabels there is the target head only")
     if source.pixels.ndim != 4:
-        message = "pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels"
-        raise InputError(message)
+        raise InputError("pseudo-labels need strong views of pictures, and these are vectors; use SourceLabels")
 
 
 def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]:
@@ -57,18 +52,18 @@ def checked_weights(weights: NDArray[Any] | None, n: int) -> NDArray[np.float64]
         return np.ones(n)
     given = np.asarray(weights)
     if given.dtype.kind not in "iufb":
-        message = f"source_weights are of type {given.dtype}; give one number a source picture"
-        raise InputError(message)
+        raise InputError(f"source_weights are of type {given.dtype}; give one number a source picture")
     if given.shape != (n,):
-        message = f"source_weights have the shape {given.shape}; give one number for each of the {n} source pictures"
-        raise InputError(message)
+        raise InputError(
+            f"source_weights have the shape {given.shape}; give one number for each of the {n} source pictures"
+        )
     wrong = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
     if len(wrong):
-        message = f"source weight {wrong[0]} is {given[wrong[0]]}; weights must be finite and at least 0"
-        raise InputError(message)
+        raise InputError(f"source weight {wrong[0]} is {given[wrong[0]]}; weights must be finite and at least 0")
     if not given.any():
-        message = "all source weights are 0; give at least one source picture a weight, or use fine_tune without any"
-        raise InputError(message)
+        raise InputError(
+            "all source weights are 0; give at least one source picture a weight, or use fine_tune without any"
+        )
     scaled = given / given.max()  # first, so that no sum overflows
     return scaled / scaled[scaled > 0].mean()
 
@@ -188,8 +183,9 @@ def start_source_head(
         few = LabelledPictures(data.pictures.select(chosen), data.positions[chosen])
         return start_head(tuned, few, start, settings.flip, seed)
     if not isinstance(given, nn.Linear):
-        message = f"source_head is a {type(given).__name__}; give a torch.nn.Linear, such as pretrained_head makes"
-        raise InputError(message)
+        raise InputError(
+            f"source_head is a {type(given).__name__}; give a torch.nn.Linear, such as pretrained_head makes"
+        )
     classes = int(data.positions.max()) + 1
     if (given.out_features, given.in_features) != (classes, like.in_features):
         message = f"source_head gives {given.out_features} classes from {given.in_features} features, but the source "

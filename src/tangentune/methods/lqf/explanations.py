@@ -200,6 +200,5 @@ def _with_mirrored(batches: Collection[Inputs]) -> Batches:
 
 def _mirrored(x: Inputs) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim != 4:
-        message = "only pictures (n, channels, height, width) have mirror images; leave flip off"
-        raise InputError(message)
+        raise InputError("only pictures (n, channels, height, width) have mirror images; leave flip off")
     return x.flip(-1)

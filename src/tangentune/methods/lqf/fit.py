@@ -204,11 +204,11 @@ def explain(fitted: LQF, backbone: Backbone, pictures: Pictures) -> LogitExplana
     """
     settings = fitted.settings
     if other := fitted.backbone.contract.differences(backbone.contract):
-        message = f"the backbone prepares pictures otherwise than that of the fit ({', '.join(other)}); give that one"
-        raise InputError(message)
+        raise InputError(
+            f"the backbone prepares pictures otherwise than that of the fit ({', '.join(other)}); give that one"
+        )
     if settings.loss != "squared":
-        message = 'only the squared loss is solved exactly; fit with loss="squared" to explain outputs'
-        raise InputError(message)
+        raise InputError('only the squared loss is solved exactly; fit with loss="squared" to explain outputs')
     positions = torch.from_numpy(class_positions(pictures)[1]).to(fitted.backbone.device)
     targets = one_hot_targets(positions, len(fitted.classes), alpha=settings.alpha, centred=settings.centred)
     flip, cross_fitted = settings.flip and pictures.pixels.ndim == 4, settings.head == "cross_fitted"

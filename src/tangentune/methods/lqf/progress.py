@@ -99,8 +99,9 @@ class Progress:
     def note(self, value: float, gradient_norm: float, bound: float) -> None:
         """Write down a measurement that the solver made by itself."""
         if not value < float("inf") or not gradient_norm < float("inf"):
-            message = f"LQF diverged in epoch {max(self.epoch, 1)}; lower the learning rate or raise the damping"
-            raise DivergedError(message)
+            raise DivergedError(
+                f"LQF diverged in epoch {max(self.epoch, 1)}; lower the learning rate or raise the damping"
+            )
         first = self.points[0].gradient_norm if self.points else gradient_norm
         share = gradient_norm / first if first > 0 else 0.0
         self.points.append(Point(self.epoch, self.passes, value, gradient_norm, share, bound))

@@ -83,16 +83,15 @@ class LQFSettings:
         check_counts(self, {"epochs": 1, "batch_size": 1, "outer_steps": 1, "measure_every": 0, "seed": 0})
         check_shares(self, "momentum", "warmup")
         if self.slope is not None and not (is_number(self.slope) and 0 < self.slope < 1):
-            message = f"slope is {self.slope!r}; a leak is above 0 and below 1, and None leaves every ReLU as it is"
-            raise InputError(message)
+            raise InputError(
+                f"slope is {self.slope!r}; a leak is above 0 and below 1, and None leaves every ReLU as it is"
+            )
         rate = self.learning_rate
         if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
-            message = f"learning_rate is {rate!r}; it must be a number above 0, or None for the solver's own"
-            raise InputError(message)
+            raise InputError(f"learning_rate is {rate!r}; it must be a number above 0, or None for the solver's own")
         if self.loss == "cross_entropy" and (self.solver in _QUADRATIC or self.exact_optimum):
             what = f"solver {self.solver!r}" if self.solver in _QUADRATIC else "exact_optimum"
-            message = f"{what} solves the squared loss only; train cross_entropy with 'sgd', 'adam' or 'kfac'"
-            raise InputError(message)
+            raise InputError(f"{what} solves the squared loss only; train cross_entropy with 'sgd', 'adam' or 'kfac'")
 
     @property
     def rate(self) -> float:

@@ -107,6 +107,7 @@ def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, floa
     values, weights = torch.tensor(found, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
     mean = float((values * weights).sum() / weights.sum())
     if not 0 < mean < math.inf:
-        message = f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
-        raise InputError(message)
+        raise InputError(
+            f"the Jacobian's mean square is {mean} on these pictures; is the network constant, or overflowing?"
+        )
     return mean, float(values.std() / len(values) ** 0.5), len(order) / n

@@ -55,8 +55,9 @@ def maximise_evidence(spectrum: Spectrum, noise: Scale, prior_variance: Scale, s
         return float(noise), float(prior_variance)
     top = float(spectrum.values.max()) if len(spectrum.values) else 0.0
     if not top > 0 or not float(spectrum.squares.sum()) > 0:
-        message = "noise or prior variance by evidence needs data that differ from the mean; give both as numbers"
-        raise InputError(message)
+        raise InputError(
+            "noise or prior variance by evidence needs data that differ from the mean; give both as numbers"
+        )
     scale = float(spectrum.squares.sum() / spectrum.counts.sum())  # mean square of the data
     low, high = math.log(max(LOWEST, smallest)), math.log(HIGHEST)
     if noise == "evidence" and prior_variance == "evidence":

@@ -52,15 +52,12 @@ def fisher_vector_product(
         True
     """
     if likelihood not in get_args(Likelihood):
-        message = f"likelihood is {likelihood!r}; use one of {', '.join(map(repr, get_args(Likelihood)))}"
-        raise InputError(message)
+        raise InputError(f"likelihood is {likelihood!r}; use one of {', '.join(map(repr, get_args(Likelihood)))}")
     if not noise > 0:
-        message = f"noise is {noise}; it must be above 0"
-        raise InputError(message)
+        raise InputError(f"noise is {noise}; it must be above 0")
     missing = [name for name in linearization.names if name not in v]
     if missing:
-        message = f"the vector has no {missing[0]!r}; it needs all of `linearization.names`"
-        raise InputError(message)
+        raise InputError(f"the vector has no {missing[0]!r}; it needs all of `linearization.names`")
     v = {name: v[name].detach().to(p) for name, p in linearization.point().items()}
 
     def curvature(f0: Tensor, jv: Tensor) -> Tensor:

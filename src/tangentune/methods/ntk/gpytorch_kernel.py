@@ -72,8 +72,9 @@ class NTKKernel(gpytorch.kernels.Kernel):
         super().__init__(**kernel)
         check_outputs(outputs)
         if outputs == "independent":
-            message = "outputs='independent' is a model list in GPyTorch; use one NTKKernel an output, or 'full'"
-            raise InputError(message)
+            raise InputError(
+                "outputs='independent' is a model list in GPyTorch; use one NTKKernel an output, or 'full'"
+            )
         self.input_shape = input_shape
         self.settings: dict[str, Any] = {"outputs": outputs, "batch_size": batch_size}
         self.memory_bytes = memory_bytes
@@ -98,8 +99,7 @@ class NTKKernel(gpytorch.kernels.Kernel):
             InputError: a gradient in the inputs is wanted, or the last dimension is to be a batch.
         """
         if last_dim_is_batch or (torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad)):
-            message = "NTKKernel has no gradient in its inputs and no last_dim_is_batch; detach the inputs"
-            raise InputError(message)
+            raise InputError("NTKKernel has no gradient in its inputs and no last_dim_is_batch; detach the inputs")
         batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
         left = x1.expand(*batch, *x1.shape[-2:]).reshape(-1, *x1.shape[-2:])
         right = x2.expand(*batch, *x2.shape[-2:]).reshape(-1, *x2.shape[-2:])

@@ -79,8 +79,7 @@ class NTKGaussianProcess:
     def posterior_(self) -> Posterior:
         """The conditioned process."""
         if self._posterior is None:
-            message = "no data yet; call fit"
-            raise InputError(message)
+            raise InputError("no data yet; call fit")
         return self._posterior
 
     @property
@@ -135,8 +134,7 @@ class NTKGaussianProcess:
             InputError: as `fit`; or there is nothing yet to keep or inherit; or `scales` does not go with the rest.
         """
         if scales not in ("fit", "inherit", "ratio") or (scales == "ratio" and (keep or noise is not None)):
-            message = f"scales is {scales!r}; use 'fit', 'inherit', or (without keep and noise) 'ratio'"
-            raise InputError(message)
+            raise InputError(f"scales is {scales!r}; use 'fit', 'inherit', or (without keep and noise) 'ratio'")
         new, prior = copy.copy(self), self._survey(x)
         data = _check_data(prior, x, y)
         if scales == "ratio":
@@ -180,8 +178,7 @@ class NTKGaussianProcess:
             InputError: an input is not finite, both are asked for, or the prior's scale is not known before `fit`.
         """
         if return_std and return_cov:
-            message = "ask for return_std or return_cov, not both"
-            raise InputError(message)
+            raise InputError("ask for return_std or return_cov, not both")
         prior = self._survey(x)
         x = prior.rows.prepare(x)
         targets = prior.rows.outputs if self._posterior is None else self._posterior.tasks[0].residuals.shape[1]
@@ -208,8 +205,7 @@ class NTKGaussianProcess:
         """
         found = self.posterior_
         if isinstance(found, MatrixFree):
-            message = "space='matrix-free' knows no marginal likelihood; use 'function' or 'parameter'"
-            raise InputError(message)
+            raise InputError("space='matrix-free' knows no marginal likelihood; use 'function' or 'parameter'")
         return found.log_likelihood
 
     def loo(self) -> Tensor:
@@ -220,8 +216,7 @@ class NTKGaussianProcess:
         """
         found = self.posterior_
         if not isinstance(found, FunctionSpace):
-            message = "leave-one-out predictions need space='function'"
-            raise InputError(message)
+            raise InputError("leave-one-out predictions need space='function'")
         return found.prior.base(found.x, found.tasks[0].residuals.shape[1]) + found.loo()
 
     def _survey(self, x: Tensor) -> Prior:
@@ -245,14 +240,14 @@ def _check_data(prior: Prior, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     y = y[:, None] if y.dim() == 1 else y
     outputs = prior.rows.outputs
     if y.dim() != 2 or len(y) != len(x) or not y.shape[1]:
-        message = f"targets have shape {tuple(y.shape)} for {len(x)} inputs; give (n, targets) or (n,)"
-        raise InputError(message)
+        raise InputError(f"targets have shape {tuple(y.shape)} for {len(x)} inputs; give (n, targets) or (n,)")
     if y.shape[1] != outputs and (prior.outputs != "shared" or prior.mean == "network"):
         message = f"{y.shape[1]} targets for a network with {outputs} outputs; give one target an output, or use "
         raise InputError(message + "outputs='shared' with mean='constant' or 'zero'")
     if not bool(torch.isfinite(y).all()):
-        message = f"target {int((~torch.isfinite(y).all(1)).nonzero()[0])} is NaN or infinite; repair or leave it out"
-        raise InputError(message)
+        raise InputError(
+            f"target {int((~torch.isfinite(y).all(1)).nonzero()[0])} is NaN or infinite; repair or leave it out"
+        )
     return x, y - prior.base(x, y.shape[1])
 
 
@@ -293,8 +288,7 @@ def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residua
     """The posterior of the tasks so far and a new one; by evidence, its noise is the likeliest given the old data."""
     prior, count = posterior.prior, posterior.tasks[0].residuals.shape[1]
     if residuals.shape[1] != count:
-        message = f"the new task has {residuals.shape[1]} targets, the kept one {count}; they must agree"
-        raise InputError(message)
+        raise InputError(f"the new task has {residuals.shape[1]} targets, the kept one {count}; they must agree")
     if noise == "evidence":
         found = posterior.predict(x, "covariance")
         assert found.covariance is not None
@@ -312,8 +306,9 @@ def _condition_more(posterior: Posterior, settings: Settings, x: Tensor, residua
 def _prior_moments(prior: Prior, prior_variance: Scale, x: Tensor, want: Want) -> Moments:
     """Moments without data."""
     if prior.mean == "constant" or (prior_variance == "evidence" and want != "mean"):
-        message = "before fit there is no constant mean and no prior variance by evidence; call fit, or give a number"
-        raise InputError(message)
+        raise InputError(
+            "before fit there is no constant mean and no prior variance by evidence; call fit, or give a number"
+        )
     mean = prior.split(torch.zeros_like(prior.base(x, prior.rows.outputs)))
     if want == "mean":
         return Moments(mean)

@@ -53,8 +53,9 @@ class Settings:
                 return "parameter"
         large = f"{rows:,} rows and {width:,} weights go by space='matrix-free', which"
         if self.outputs != "full" or self.mean == "constant":
-            message = f"{large} knows only outputs='full' and mean='network' or 'zero'; change those, or take less data"
-            raise InputError(message)
+            raise InputError(
+                f"{large} knows only outputs='full' and mean='network' or 'zero'; change those, or take less data"
+            )
         if "evidence" in (noise, prior_variance):
             message = f"{large} cannot maximise the evidence; give noise and prior_variance as numbers, say those found"
             raise InputError(message + " on some of the data (noise_, prior_variance_)")
@@ -65,5 +66,4 @@ def check_scale(name: str, value: object) -> None:
     """Refuse what is neither "evidence" nor a positive number."""
     if value == "evidence" or (is_number(value) and 0 < float(value) < float("inf")):  # type: ignore[arg-type]
         return
-    message = f"{name} is {value!r}; it must be a variance above 0, or 'evidence'"
-    raise InputError(message)
+    raise InputError(f"{name} is {value!r}; it must be a variance above 0, or 'evidence'")

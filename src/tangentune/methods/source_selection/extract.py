@@ -117,8 +117,7 @@ def _from_features(given: Any, labels: Any) -> FeatureSet:
         found = open_extracted(path)
         labels = found.labels if labels is None else labels
     elif isinstance(given, Pictures) or (path is not None and path.exists() and not holds_features(given)):
-        message = "pictures are given without a backbone; give one, or features"
-        raise InputError(message)
+        raise InputError("pictures are given without a backbone; give one, or features")
     else:
         features = open_features(given)
         found = FeatureSet(features, None, range(features.count))
@@ -140,8 +139,7 @@ def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str]
     ids = [readable(os.path.relpath(path, root) if Path(path).is_relative_to(root) else path) for path in paths]
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
-        message = f"{twice[0]} is listed more than once ({len(twice)} such); list each picture once"
-        raise InputError(message)
+        raise InputError(f"{twice[0]} is listed more than once ({len(twice)} such); list each picture once")
     return ids, root, paths
 
 
@@ -194,17 +192,16 @@ def list_pictures(
         own = None if pictures.labels is None else pictures.labels.tolist()
         return PictureList(pictures.ids, own, seen, pictures.select, files, pictures)
     if files.lost:
-        message = f"{files.lost[0][0]} cannot be read: {files.lost[0][1]}; {len(files.lost)} such places were met"
-        raise PictureError(message)
+        raise PictureError(
+            f"{files.lost[0][0]} cannot be read: {files.lost[0][1]}; {len(files.lost)} such places were met"
+        )
     for note in files.notes:
         warnings.warn(note, stacklevel=3)
     known = files.labels if labels is None else label_array(labels).tolist()
     if known is None and need_labels:
-        message = "these pictures have no labels; give labels=, class folders, or need_labels=False"
-        raise InputError(message)
+        raise InputError("these pictures have no labels; give labels=, class folders, or need_labels=False")
     if known is not None and len(known) != len(files.paths):
-        message = f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture"
-        raise InputError(message)
+        raise InputError(f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture")
 
     def read(part: slice) -> Pictures:
         return load_pictures(files.paths[part], need_labels=False, contract=contract, n_jobs=n_jobs)
@@ -219,8 +216,9 @@ def _sizes(files: FileList) -> str:
         try:
             seen.update(f"{os.path.getsize(path)}\n".encode())
         except OSError as error:
-            message = f"the picture {name} cannot be read ({error.strerror}); correct the list or the folder"
-            raise PictureError(message) from error
+            raise PictureError(
+                f"the picture {name} cannot be read ({error.strerror}); correct the list or the folder"
+            ) from error
     return seen.hexdigest()
 
 
@@ -263,8 +261,7 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     folder = user_path(directory)
     index = _read_index(folder)
     if index is None:
-        message = f"{readable(folder)} holds no extracted features; make them with extract_features"
-        raise StoreError(message)
+        raise StoreError(f"{readable(folder)} holds no extracted features; make them with extract_features")
     count, size = len(index["ids"]), index["shard_size"]
     shards = [_shard(folder, i) for i in range(-(-count // size))]
     missing = [path.name for path in shards if not path.exists()]
@@ -274,8 +271,9 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
         raise StoreError(message)
     features = open_features(shards)
     if features.count != count:
-        message = f"{readable(folder)} holds {features.count} rows for {count} pictures; delete it and extract again"
-        raise StoreError(message)
+        raise StoreError(
+            f"{readable(folder)} holds {features.count} rows for {count} pictures; delete it and extract again"
+        )
     labels = None if index["labels"] is None else label_array(index["labels"])
     return FeatureSet(features, labels, index["ids"], backbone=index["backbone"])
 
@@ -299,8 +297,7 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
     was = _read_index(folder)
     if was is None:
         if folder.is_dir() and any(folder.iterdir()):
-            message = f"{readable(folder)} holds other files; give a new directory for the features"
-            raise StoreError(message)
+            raise StoreError(f"{readable(folder)} holds other files; give a new directory for the features")
         with replaced_file(folder / _INDEX) as part:
             part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         return
@@ -314,8 +311,7 @@ def _begin(folder: Path, index: dict[str, Any]) -> None:
     }
     other = next((what for what, same in checks.items() if not same), None)
     if other is not None:
-        message = f"{readable(folder)} holds features made with {other}; give another directory"
-        raise StoreError(message)
+        raise StoreError(f"{readable(folder)} holds features made with {other}; give another directory")
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -325,9 +321,9 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     try:
         index = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"{readable(path)} cannot be read ({error}); delete the directory and extract again"
-        raise StoreError(message) from error
+        raise StoreError(
+            f"{readable(path)} cannot be read ({error}); delete the directory and extract again"
+        ) from error
     if not isinstance(index, dict) or index.get("kind") != _KIND:
-        message = f"{readable(path)} is no index of extracted features of this version; give another directory"
-        raise StoreError(message)
+        raise StoreError(f"{readable(path)} is no index of extracted features of this version; give another directory")
     return index

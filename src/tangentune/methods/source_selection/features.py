@@ -62,8 +62,9 @@ def open_features(source: Any) -> Features:
             return _open_files([path])
         files = sorted(part for part in path.glob("*.npy") if not part.name.startswith("."))
         if not files:
-            message = f"the folder {readable(path)} holds no .npy file; give the folder with the shards of features"
-            raise InputError(message)
+            raise InputError(
+                f"the folder {readable(path)} holds no .npy file; give the folder with the shards of features"
+            )
         return _open_files(files)
     if isinstance(source, list | tuple) and source and all(isinstance(part, str | os.PathLike) for part in source):
         return _open_files([user_path(part) for part in source])
@@ -96,31 +97,26 @@ def _shape(path: Path) -> tuple[int, int]:
             shape, by_columns, dtype = read(file)
             missing = file.tell() + int(np.prod(shape)) * dtype.itemsize - path.stat().st_size
     except OSError as error:
-        message = f"the features {name} cannot be opened ({error.strerror}); give a .npy file or a folder"
-        raise InputError(message) from error
+        raise InputError(
+            f"the features {name} cannot be opened ({error.strerror}); give a .npy file or a folder"
+        ) from error
     except ValueError as error:
-        message = f"{name} is no .npy file ({error}); write features with numpy.save"
-        raise InputError(message) from error
+        raise InputError(f"{name} is no .npy file ({error}); write features with numpy.save") from error
     _check_table(name, shape, dtype)
     if by_columns and 1 not in shape:
-        message = f"{name} is stored column by column; save numpy.ascontiguousarray(features)"
-        raise InputError(message)
+        raise InputError(f"{name} is stored column by column; save numpy.ascontiguousarray(features)")
     if missing > 0:
-        message = f"{name} is cut short: {missing} bytes are missing; write it again"
-        raise InputError(message)
+        raise InputError(f"{name} is cut short: {missing} bytes are missing; write it again")
     return shape[0], shape[1]
 
 
 def _check_table(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype.kind != "f" or dtype.itemsize > 8:
-        message = f"{name} holds values of type {dtype}; give numbers in float16, float32 or float64"
-        raise InputError(message)
+        raise InputError(f"{name} holds values of type {dtype}; give numbers in float16, float32 or float64")
     if len(shape) != 2:
-        message = f"{name} has the shape {shape}; features are a table (rows, width), one row a picture"
-        raise InputError(message)
+        raise InputError(f"{name} has the shape {shape}; features are a table (rows, width), one row a picture")
     if 0 in shape:
-        message = f"{name} is empty (shape {shape}); give at least one row of features"
-        raise InputError(message)
+        raise InputError(f"{name} is empty (shape {shape}); give at least one row of features")
 
 
 def _mapped(path: Path) -> NDArray[Any]:
@@ -128,8 +124,7 @@ def _mapped(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        message = f"{readable(path)} became shorter or went away while it was read; start again"
-        raise InputError(message) from error
+        raise InputError(f"{readable(path)} became shorter or went away while it was read; start again") from error
 
 
 def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
@@ -150,8 +145,7 @@ def lengths(rows: Tensor, numbers: int | Tensor = 0) -> Tensor:
     else:
         problem = f"have the length {float(row.norm()):.3g}, which {rows.dtype} cannot square; rescale all features"
     number = numbers + place if isinstance(numbers, int) else int(numbers[place])
-    message = f"the features of row {number} {problem}"
-    raise InputError(message)
+    raise InputError(f"the features of row {number} {problem}")
 
 
 def stream(
@@ -173,9 +167,11 @@ def read_labels(source: Any, count: int) -> NDArray[np.str_]:
     """Names (count,) of the classes of all rows, from a list or array of integers or text, exactly one a row."""
     labels = label_array(source)
     if labels.shape != (count,):
-        message = f"the list of labels has the shape {labels.shape} for {count} rows of features; give one label a row"
-        raise InputError(message)
+        raise InputError(
+            f"the list of labels has the shape {labels.shape} for {count} rows of features; give one label a row"
+        )
     if labels.dtype.kind == "f":
-        message = f"the list of labels holds numbers with a fraction ({labels.dtype}); give classes as integers or text"
-        raise InputError(message)
+        raise InputError(
+            f"the list of labels holds numbers with a fraction ({labels.dtype}); give classes as integers or text"
+        )
     return labels.astype(np.str_)

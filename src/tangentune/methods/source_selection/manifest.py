@@ -88,23 +88,17 @@ class Manifest:
         n, names = len(self.ids), self.target["classes"]
         lengths = {len(column) for column in (self.sha256, self.classes, self.scores, self.weights, self.targets)}
         if lengths != {n} or self.shares.shape != (n, len(names)):
-            message = f"{n} ids with columns of {sorted(lengths)} rows and shares of shape {self.shares.shape}"
-            raise InputError(message)
+            raise InputError(f"{n} ids with columns of {sorted(lengths)} rows and shares of shape {self.shares.shape}")
         if not n:
-            message = "nothing is selected; give a larger budget"
-            raise InputError(message)
+            raise InputError("nothing is selected; give a larger budget")
         if not all(np.isfinite(values).all() for values in (self.scores, self.weights, self.shares)):
-            message = "scores, weights and shares must be finite"
-            raise InputError(message)
+            raise InputError("scores, weights and shares must be finite")
         if self.weights.min() < 0 or not self.weights.any():
-            message = "weights must be at least 0, and not all 0"
-            raise InputError(message)
+            raise InputError("weights must be at least 0, and not all 0")
         if len(set(names)) < len(names) or not set(self.targets) <= set(names):
-            message = "targets must be among the target's classes, whose names must differ"
-            raise InputError(message)
+            raise InputError("targets must be among the target's classes, whose names must differ")
         if len(set(self.ids)) < n:
-            message = "a picture is selected twice"
-            raise InputError(message)
+            raise InputError("a picture is selected twice")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,8 +179,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{error} is missing" if isinstance(error, KeyError) else error
-        message = f"{name} is no valid manifest: {problem}"
-        raise StoreError(message) from error
+        raise StoreError(f"{name} is no valid manifest: {problem}") from error
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -194,27 +187,22 @@ def _read_document(path: Path) -> dict[str, Any]:
     name = readable(path)
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
-        message = f"cannot read the manifest {name}: {what}"
-        raise StoreError(message)
+        raise StoreError(f"cannot read the manifest {name}: {what}")
     try:
         document = from_json(path.read_bytes())
     except OSError as error:
-        message = f"cannot read the manifest {name}: {error.strerror}"
-        raise StoreError(message) from error
+        raise StoreError(f"cannot read the manifest {name}: {error.strerror}") from error
     except ValueError as error:
-        message = f"{name} is damaged or no manifest: it cannot be read as JSON"
-        raise StoreError(message) from error
+        raise StoreError(f"{name} is damaged or no manifest: it cannot be read as JSON") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        message = f"{name} is no manifest of tangentune; `tangentune select` writes them"
-        raise StoreError(message)
+        raise StoreError(f"{name} is no manifest of tangentune; `tangentune select` writes them")
     version = document.get("format_version")
     if isinstance(version, int) and version > VERSION:
         message = f"{name} has format version {version}, but this tangentune reads up to {VERSION}; "
         message += "update it with: pip install --upgrade tangentune"
         raise StoreError(message)
     if document.get("digest") != content_digest(document):
-        message = f"{name} is damaged or was edited by hand: it does not match its own digest; select again"
-        raise StoreError(message)
+        raise StoreError(f"{name} is damaged or was edited by hand: it does not match its own digest; select again")
     return document
 
 
@@ -222,8 +210,7 @@ def check_manifest_path(path: str | os.PathLike[str]) -> Path:
     """Refuse, before the work, a path that no manifest could be written to."""
     target = user_path(path)
     if target.suffix.lower() != ".json":
-        message = f"a manifest ends in .json, which {readable(target)} does not"
-        raise StoreError(message)
+        raise StoreError(f"a manifest ends in .json, which {readable(target)} does not")
     check_place(target)
     return target
 
@@ -231,13 +218,11 @@ def check_manifest_path(path: str | os.PathLike[str]) -> Path:
 def check_place(target: Path) -> None:
     """Refuse, before the work, a path that no file could be written to: a folder, or where nothing can be made."""
     if target.is_dir():
-        message = f"cannot write {readable(target)}: it is a folder"
-        raise StoreError(message)
+        raise StoreError(f"cannot write {readable(target)}: it is a folder")
     above = existing_ancestor(target.absolute())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "may not be written to" if above.is_dir() else "is no folder"
-        message = f"cannot write {readable(target)}: {readable(above)} {reason}"
-        raise StoreError(message)
+        raise StoreError(f"cannot write {readable(target)}: {readable(above)} {reason}")
 
 
 def content_digest(document: dict[str, Any]) -> str:
@@ -275,8 +260,7 @@ def load_selected(
     known = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     source = known.source["root"] if source is None else source
     if source is None:
-        message = "the manifest's pictures were given as arrays or features, not as files; give them as source="
-        raise InputError(message)
+        raise InputError("the manifest's pictures were given as arrays or features, not as files; give them as source=")
     labels = np.array(known.classes)
     if isinstance(source, str | os.PathLike):
         paths = _checked_paths(known, user_path(source), verbose)

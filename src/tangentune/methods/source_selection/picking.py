@@ -247,8 +247,9 @@ def importance_weights(masses: Tensor, pictures: Tensor | None = None, *, cap: f
     masses = masses.double()
     number = torch.ones_like(masses) if pictures is None else pictures.to(masses)
     if not bool((torch.isfinite(masses) & (masses >= 0)).all()) or not bool((masses > 0).any()):
-        message = "masses must be finite, none negative and not all 0; if they underflow, use a larger cost scale"
-        raise InputError(message)
+        raise InputError(
+            "masses must be finite, none negative and not all 0; if they underflow, use a larger cost scale"
+        )
     total, order = number.sum(), torch.argsort(masses, descending=True, stable=True)
     sizes, held = number[order], (number * masses)[order]
     # With the j heaviest at the cap, scale j brings the rest to mean 1; the first under the cap is the right one.

@@ -40,8 +40,9 @@ class ClassSums:
         cancelled = (norms <= 1e-12 * self.counts).nonzero().flatten().tolist()
         if cancelled:
             name = self.names[cancelled[0]]
-            message = f"the features of class {name!r} cancel out, so their mean has no direction; split the class"
-            raise InputError(message)
+            raise InputError(
+                f"the features of class {name!r} cancel out, so their mean has no direction; split the class"
+            )
         return sums / norms[:, None]
 
 
@@ -71,8 +72,7 @@ def cluster_names(
     from sklearn.exceptions import ConvergenceWarning
 
     if n_clusters > features.count:
-        message = f"{n_clusters} clusters cannot be made of {features.count} rows of features; ask for fewer"
-        raise InputError(message)
+        raise InputError(f"{n_clusters} clusters cannot be made of {features.count} rows of features; ask for fewer")
     size = max(_PER_CLUSTER * n_clusters, _LEAST_SAMPLE)
     sample = descending(random_scores(torch.arange(features.count), seed))[:size]
     rows = features.rows(sample)
@@ -111,22 +111,20 @@ def make_prototypes(
 ) -> Prototypes:
     """Class means of both sides, in one pass over each; with clusters, one more over the source."""
     if target.labels is None:
-        message = "the target's pictures have no labels; give class folders, a CSV file with labels, or target_labels="
-        raise InputError(message)
+        raise InputError(
+            "the target's pictures have no labels; give class folders, a CSV file with labels, or target_labels="
+        )
     known = np.unique(target.labels)
     if len(known) < 2:
-        message = f"the target holds one class only ({known[0]}); a selection needs at least two target classes"
-        raise InputError(message)
+        raise InputError(f"the target holds one class only ({known[0]}); a selection needs at least two target classes")
     if source.labels is None and settings.clusters is None:
-        message = "the source's pictures have no labels; give clusters=, how many groups to divide them into"
-        raise InputError(message)
+        raise InputError("the source's pictures have no labels; give clusters=, how many groups to divide them into")
     if source.features.width != target.features.width:
         message = f"source features have {source.features.width} numbers and target features {target.features.width}; "
         message += "take both from one backbone"
         raise InputError(message)
     if target.backbone and source.backbone and target.backbone["digest"] != source.backbone["digest"]:
-        message = "the target's features come from another backbone than the source's; take both from one"
-        raise InputError(message)
+        raise InputError("the target's features come from another backbone than the source's; take both from one")
     with _named("target"):
         target_sums = class_sums(target.features, target.labels)
     with _named("source"):
@@ -146,5 +144,4 @@ def _named(whose: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        message = f"the {whose} cannot be used: {error}"
-        raise InputError(message) from error
+        raise InputError(f"the {whose} cannot be used: {error}") from error

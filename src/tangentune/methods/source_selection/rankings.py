@@ -162,8 +162,7 @@ def rank(
 def descending(scores: Tensor) -> Tensor:
     """Positions from the highest score to the lowest, the earlier first where scores are equal; NaN is refused."""
     if bool(scores.isnan().any()):
-        message = f"{int(scores.isnan().sum())} scores are NaN; look for broken features"
-        raise InputError(message)
+        raise InputError(f"{int(scores.isnan().sum())} scores are NaN; look for broken features")
     return torch.argsort(scores, descending=True, stable=True)
 
 

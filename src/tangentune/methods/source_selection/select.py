@@ -105,8 +105,7 @@ def select_source(
     names = {one.name for one in fields(SelectionSettings)}
     unknown = sorted(set(settings) - names)
     if unknown:
-        message = f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(names))}"
-        raise InputError(message)
+        raise InputError(f"there is no setting {unknown[0]!r} of a selection; there are {', '.join(sorted(names))}")
     known = SelectionSettings(**settings)
     backbone = None if backbone is None else as_backbone(backbone)
     folder = None if cache is None else user_path(cache)

@@ -33,11 +33,9 @@ class Budget:
         amount = self.amount
         if self.kind == "mass":
             if not (is_number(amount) and 0 < amount <= 1):
-                message = f"a budget of mass is a share of it, above 0 and up to 1, not {amount!r}"
-                raise InputError(message)
+                raise InputError(f"a budget of mass is a share of it, above 0 and up to 1, not {amount!r}")
         elif not (is_number(amount) and math.isfinite(amount) and amount >= 1 and amount == int(amount)):
-            message = f"a budget of {self.kind} is a whole number of at least 1, not {amount!r}"
-            raise InputError(message)
+            raise InputError(f"a budget of {self.kind} is a whole number of at least 1, not {amount!r}")
 
 
 @final
@@ -93,11 +91,11 @@ class SelectionSettings:
         if self.tau_target != math.inf:
             check_numbers(self, ("tau_target",), lambda value: value >= 0, "a number of at least 0, or infinite")
         if self.granularity == "nested" and self.method != "uot":
-            message = f"granularity 'nested' divides masses of classes, which the method {self.method!r} has none of"
-            raise InputError(message)
+            raise InputError(
+                f"granularity 'nested' divides masses of classes, which the method {self.method!r} has none of"
+            )
         if self.unit == "classes" and self.granularity in ("pictures", "nested"):
-            message = "a budget of classes takes whole classes; use unit='pictures' to choose single ones"
-            raise InputError(message)
+            raise InputError("a budget of classes takes whole classes; use unit='pictures' to choose single ones")
         if (self.budget is None) != (self.method == "all"):
             message = f"the method {self.method!r} needs a budget"
             if self.method == "all":

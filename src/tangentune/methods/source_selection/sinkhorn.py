@@ -105,8 +105,7 @@ def unbalanced_sinkhorn(
     """
     cost, a, b = _checked(cost, a, b, eps, tau_source, tau_target)
     if not (tolerance > 0 and max_iterations >= 1):
-        message = f"tolerance and max_iterations must be positive, not {tolerance} and {max_iterations}"
-        raise InputError(message)
+        raise InputError(f"tolerance and max_iterations must be positive, not {tolerance} and {max_iterations}")
     powers = _power(tau_source, eps), _power(tau_target, eps)
     log_u, log_v, iterations, error = _rounds(cost / -eps, a.log(), b.log(), powers, tolerance, max_iterations)
     plan = (cost / -eps).add_(log_u[:, None]).add_(log_v).exp_()
@@ -209,19 +208,15 @@ def _checked(
         message += f"not {tuple(cost.shape)} with {tuple(a.shape)} and {tuple(b.shape)}"
         raise InputError(message)
     if not bool(torch.isfinite(cost).all()):
-        message = "the cost must be finite; look for broken features or rows of zeros"
-        raise InputError(message)
+        raise InputError("the cost must be finite; look for broken features or rows of zeros")
     for name, masses in (("source masses a", a), ("target masses b", b)):
         if not bool((torch.isfinite(masses) & (masses > 0)).all()):
-            message = f"the {name} must be positive and finite; leave out what has no mass"
-            raise InputError(message)
+            raise InputError(f"the {name} must be positive and finite; leave out what has no mass")
     if not (eps > 0 and math.isfinite(eps)):
-        message = f"eps is {eps}; the weight of the entropy must be positive and finite"
-        raise InputError(message)
+        raise InputError(f"eps is {eps}; the weight of the entropy must be positive and finite")
     for name, tau in (("tau_source", tau_source), ("tau_target", tau_target)):
         if not tau >= 0:
-            message = f"{name} is {tau}; a marginal's penalty is 0 or more, infinity for an exact marginal"
-            raise InputError(message)
+            raise InputError(f"{name} is {tau}; a marginal's penalty is 0 or more, infinity for an exact marginal")
     source, target = float(a.double().sum()), float(b.double().sum())
     apart = abs(source - target) > math.sqrt(torch.finfo(a.dtype).eps) * (source + target)
     if apart and _power(tau_source, eps) == _power(tau_target, eps) == 1:
