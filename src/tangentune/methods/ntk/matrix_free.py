@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from tangentune.jacobian.task_vector import flatten, unflatten
+from tangentune.jacobian.task_vector import TangentVector, flatten, unflatten
 from tangentune.methods.ntk.problems import Moments, Prior, Task, Want
 from tangentune.solvers.lanczos import lanczos_pairs
 from tangentune.solvers.pcg import PCGResult, pcg
@@ -29,8 +29,9 @@ class MatrixFree:
 
     def __init__(self, prior: Prior, tasks: Sequence[Task], prior_variance: float, rank: int, tolerance: float):
         self.prior, self.tasks, self.prior_variance = prior, tuple(tasks), prior_variance
-        self.shapes = {name: p.shape for name, p in prior.rows.linearization.point().items()}
-        pulled = self._pull_back()
+        self.lin = prior.rows.linearization
+        self.shapes = {name: p.shape for name, p in self.lin.point().items()}
+        pulled = self._sum(self.lin.vjp)
         start = pulled if bool(pulled.any()) else torch.ones_like(pulled)
         self.values, self.vectors = lanczos_pairs(self._data_product, start, rank)
         self.result: PCGResult = pcg(
@@ -40,35 +41,33 @@ class MatrixFree:
 
     def predict(self, x: Tensor, want: Want) -> Moments:
         """Moments of f, less the fixed part of the mean, at inputs x."""
-        lin, batches = self.prior.rows.linearization, self.prior.rows.prepare(x).split(self.prior.batch_size)
-        mean = torch.cat([lin.jvp(part, self._named(self.result.x)).double() for part in batches])
-        mean = self.prior.split(mean)
+        batches = self.prior.rows.prepare(x).split(self.prior.batch_size)
+
+        def outputs(v: Tensor) -> Tensor:
+            return torch.cat([self.lin.jvp(part, self._named(v)).double() for part in batches])
+
+        mean = self.prior.split(outputs(self.result.x))
         if want == "mean":
             return Moments(mean)
-        along = [
-            torch.cat([lin.jvp(part, self._named(q)).double().reshape(-1) for part in batches]) for q in self.vectors
-        ]
         shrunk = (self.values * self.prior_variance / (self.values * self.prior_variance + 1)).sqrt()
-        known = shrunk[:, None] * torch.stack(along)
+        known = shrunk[:, None] * torch.stack([outputs(q).reshape(-1) for q in self.vectors])
         if want == "variance":
             own = self.prior.diagonal(x)
             return Moments(mean, variance=self.prior_variance * (own - known.square().sum(0)[None]).clamp_min(0))
         return Moments(mean, covariance=self.prior_variance * (self.prior.kernel(x) - (known.T @ known)[None]))
 
     def _data_product(self, v: Tensor) -> Tensor:
-        total, tangent = torch.zeros_like(v, dtype=torch.float64), self._named(v)
-        for task in self.tasks:
-            for part in task.x.split(self.prior.batch_size):
-                total += flatten(self.prior.rows.linearization.normal(part, tangent)).double() / task.noise
-        return total.to(v)
+        tangent = self._named(v)
+        return self._sum(lambda x, _: self.lin.normal(x, tangent))
 
-    def _pull_back(self) -> Tensor:
-        like = next(iter(self.prior.rows.linearization.point().values()))
+    def _sum(self, of: Callable[[Tensor, Tensor], TangentVector]) -> Tensor:
+        """Over inputs and residuals of all tasks, each task's over its noise; added up in float64."""
+        like = next(iter(self.lin.point().values()))
         total = torch.zeros(self.prior.rows.width, dtype=torch.float64, device=like.device)
         for task in self.tasks:
             batches = task.x.split(self.prior.batch_size), task.residuals.split(self.prior.batch_size)
-            for part, r in zip(*batches, strict=True):
-                total += flatten(self.prior.rows.linearization.vjp(part, r)).double() / task.noise
+            for x, residuals in zip(*batches, strict=True):
+                total += flatten(of(x, residuals)).double() / task.noise
         return total.to(like)
 
     def _deflate(self, r: Tensor) -> Tensor:
