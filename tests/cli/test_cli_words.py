@@ -249,7 +249,6 @@ UNREACHABLE = [
     "crop",
     "the network overwrites",
     "features=X",
-    "Backbone takes",
     "BatchNorm without",
     "the preprocessor's size=X",
     "the preprocessor normalises",
@@ -268,13 +267,18 @@ ELSEWHERE = re.compile(
 
 
 def sentences(path: Path) -> list[str]:
-    """What is assigned to `message` or `problem` in a file; X stands for every value."""
+    """What is raised in a file, or assigned to `message` or `problem`; X stands for every value."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("message", "problem"):
-            parts = node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
-            texts = [part.value if isinstance(part, ast.Constant) else "X" for part in parts]
-            found.append("".join(text for text in texts if isinstance(text, str)))
+            said = node.value
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+            said = node.exc.args[0]
+        else:
+            continue
+        parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+        texts = [part.value if isinstance(part, ast.Constant) else "X" for part in parts]
+        found.append("".join(text for text in texts if isinstance(text, str)))
     return found
 
 
