@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tangentune
 from tangentune.errors import MissingExtraError
@@ -123,6 +124,7 @@ def doctests(module_name: str) -> list[doctest.DocTest]:
 @pytest.mark.parametrize("module_name", MODULES)
 def test_docstring_examples(module_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # of the networks in the examples
     for test in doctests(module_name):
         try:
             _Runner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=True)

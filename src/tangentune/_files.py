@@ -101,8 +101,9 @@ def save_tensors(file: Path, header: Mapping[str, str], tensors: Mapping[str, Te
     try:
         save_file(dict(tensors), file, metadata=dict(header))
     except SafetensorError as error:  # the library gives the system's error number in its text only
-        found = re.search(r"os error (\d+)", str(error))
-        raise OSError(*((code := int(found[1]), os.strerror(code)) if found else (errno.EIO, str(error)))) from error
+        found = re.search(r"os error (\d+)|Os \{ code: (\d+)", str(error))
+        code = int(found[1] or found[2]) if found else errno.EIO
+        raise OSError(code, os.strerror(code) if found else str(error)) from error
 
 
 def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:

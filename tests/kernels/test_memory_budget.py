@@ -125,7 +125,7 @@ else:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of /proc")
 @pytest.mark.parametrize(("n", "size", "options"), [
-    (150, 32, {"likelihood": "laplace"}),
+    (150, 64, {"likelihood": "laplace"}),
     *(pytest.param(300, 64, options, marks=pytest.mark.slow) for options in (
         {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
         {"augment": "flip", "outer_steps": 8},

@@ -14,7 +14,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import eigh
 
-ENTRIES = 1 << 24  # numbers held at once along a path of dampings
+ENTRIES = 1 << 16  # numbers held at once along a path of dampings
 
 
 @dataclass(frozen=True)
