@@ -179,7 +179,8 @@ def _decoders(number: int, *, at_work: bool) -> list[int]:
             return []
         below = children(number)
         decoders = [one for one in below if "popen_loky" in called(one)]  # others keep account of shared memory
-        if len(decoders) >= 2 and (not at_work or all(threads(one) > 1 for one in decoders)):
+        working = all(threads(one) > 1 for one in decoders)  # the second thread looks for the parent
+        if len(decoders) >= 2 and (working or not at_work):
             return below
         time.sleep(0.05)
     raise Failed("no decoder ever started")

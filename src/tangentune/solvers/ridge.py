@@ -98,10 +98,8 @@ def loo_errors(factor: RidgeFactor, targets: Tensor, dampings: Tensor) -> Tensor
     inverses = 1 / _spectra(factor, dampings)
     diagonals = factor.vectors.square() @ inverses.T
     errors = []
-    at_once = max(1, ENTRIES // max(1, targets.numel()))
-    for some, diagonal in zip(
-        inverses.split(at_once), diagonals.split(at_once, 1), strict=True
-    ):  # one product for many
+    at_once = max(1, ENTRIES // max(1, targets.numel()))  # one product for many dampings
+    for some, diagonal in zip(inverses.split(at_once), diagonals.split(at_once, 1), strict=True):
         dual = factor.vectors @ (projected[:, None] * some.T[:, :, None]).flatten(1)
         residual = dual.view(*diagonal.shape, -1) / diagonal[:, :, None]  # scaled by the root of the weight
         errors.append(residual.square().sum((0, 2)))

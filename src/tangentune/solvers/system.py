@@ -81,9 +81,8 @@ def build(
         ) from error
     inverse = torch.cholesky_inverse(factor)
     inverse = _bordered(inverse, roots) if intercept else inverse
-    unsolved = System(
-        kernel, inverse, targets, weights, damping, intercept, width, targets, targets[0]
-    )  # dual and bias follow
+    # Dual and bias follow.
+    unsolved = System(kernel, inverse, targets, weights, damping, intercept, width, targets, targets[0])
     return with_inverse(unsolved, inverse)
 
 
