@@ -17,6 +17,7 @@ from tangentune.networks.parameters import block_of
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 FIXED: dict[str, Any] = {
     "metric_power": 0, "probe_space": "isotropic", "body_scale": 0.3, "damping": 0.05, "normalize": False,
+    "outer_steps": 0, "augment": None,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from tangentune.cli.app import main
 from tangentune.methods.source_selection.manifest import read_manifest
 
 CHEAP = ["--metric-power", "0", "--normalize", "no", "--body-scale", "0.3", "--damping", "0.05", "--n-jobs", "1"]
+CHEAP += ["--outer-steps", "0", "--augment", "none"]
 COLUMNS = ["--path-column", "wo", "--label-column", "was"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
 from tangentune.errors import InputError
-from tangentune.estimators.outer_steps import FOLDS, choose_steps, cross_fitted_expansion, moved
+from tangentune.estimators import outer_steps
+from tangentune.estimators.outer_steps import FOLDS, Rung, choose_steps, cross_fitted_expansion, moved
 from tangentune.jacobian.task_vector import TaskVector
+from tangentune.methods.fine_tuning import fine_tune
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,8 @@ def test_mean_is_the_mean_of_the_points(backbone: Backbone, pictures: Pictures) 
 
 def test_rows_come_from_each_pictures_own_point(backbone: Backbone, pictures: Pictures) -> None:
     """The kernel is that of features stacked from the fold's own networks; predictions are at the mean."""
-    fixed = {"metric_power": 0, "body_scale": 0.0, "normalize": False, "damping": 0.05}
-    model = TangentClassifier(backbone, outer_steps=3, **fixed).fit(pictures)
+    fixed: dict[str, Any] = {"metric_power": 0, "body_scale": 0.0, "normalize": False, "damping": 0.05}
+    model = TangentClassifier(backbone, outer_steps=3, augment=None, **fixed).fit(pictures)
     made = cross_fitted_expansion(backbone, pictures, 3, flip=False, seed=0)
     x = torch.cat(list(pictures.batches(backbone.contract, 40, backbone.dtype)))
     phi = torch.stack([made.points[fold](one[None])[0] for fold, one in zip(made.fold, x, strict=True)])
@@ -90,11 +93,68 @@ def test_leave_one_out_is_exact_for_the_frozen_map(backbone: Backbone, pictures:
 
 def test_loo_chooses_and_records(backbone: Backbone, pictures: Pictures) -> None:
     made, tried = choose_steps(backbone, pictures, flip=False)
-    assert [row["outer_steps"] for row in tried] == [0, 32]
-    assert (made is None) == (tried[0]["loo_error"] <= tried[1]["loo_error"])
-    model = TangentClassifier(backbone, outer_steps="loo").fit(pictures)
+    assert [(row["outer_steps"], row["rate"]) for row in tried] == [(0, 0.0), (32, 1e-4)]
+    still, moved_error = (row["loo_error"] for row in tried)
+    assert still is not None
+    assert (made is None) == (moved_error is None or still <= moved_error)
+    model = TangentClassifier(backbone, augment=None).fit(pictures)  # loo is the default
     assert model.outer_selection_ == tried
     assert model.outer_steps_ == (0 if made is None else 32)
+
+
+def test_the_ladder_is_climbed_while_it_gets_better(
+    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rungs = (Rung(8, 1e-3, 8), Rung(16, 3e-3, 8), Rung(16, 1e-2, 41))
+    monkeypatch.setattr(outer_steps, "RUNGS", rungs)
+    made, tried = choose_steps(backbone, pictures, flip=False)
+    assert made is not None
+    errors = [row["loo_error"] for row in tried if row["loo_error"] is not None]
+    taken = next(row for row in tried if (row["outer_steps"], row["rate"]) == (made.steps, made.rate))
+    assert taken["loo_error"] == min(errors)
+    assert all(row["rate"] != 1e-2 for row in tried)  # for more pictures
+    model = TangentClassifier(backbone, augment=None, damping=0.1, metric_power=0, normalize=True, body_scale=0.5)
+    model.fit(pictures)
+    assert (model.outer_steps_, model.outer_rate_) == (made.steps, made.rate)
+    model.forget(["3", "17"], strict=True)  # moves them anew, as far and as fast
+    again = cross_fitted_expansion(
+        backbone, pictures.select(np.delete(np.arange(40), [3, 17])), made.steps, rate=made.rate, flip=False
+    )
+    assert model.task_vector_ is not None
+    assert (model.task_vector_ - again.task).norm() == 0
+
+
+def test_networks_that_drift_apart_are_refused(
+    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cross_fitted_expansion(backbone, pictures, 3, flip=False)
+    start, mean = weights_of(backbone.module), weights_of(made.mean)
+    apart = torch.stack([(weights_of(point) - mean).norm() for point in made.points]).square().mean().sqrt()
+    assert made.spread == pytest.approx(float(apart / (mean - start).norm()))
+    monkeypatch.setattr(outer_steps, "RUNGS", (Rung(8, 1e-3, 8),))
+    assert choose_steps(backbone, pictures, flip=False)[0] is not None
+    monkeypatch.setattr(outer_steps, "FAR", 0.0)
+    refused, tried = choose_steps(backbone, pictures, flip=False)
+    assert refused is None
+    assert tried[1]["loo_error"] is not None
+
+
+def test_nothing_is_spent_where_moving_does_not_pay(
+    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate that ruins the network is given up after the first of the four."""
+    monkeypatch.setattr(outer_steps, "RUNGS", (Rung(8, 3.0, 8),))
+    networks = []
+    monkeypatch.setattr(outer_steps, "fine_tune", lambda *given: networks.append(fine_tune(*given)) or networks[-1])
+    made, tried = choose_steps(backbone, pictures.select(slice(0, 36)), flip=False)
+    assert (made, len(networks)) == (None, 1)
+    assert tried[1] == {"outer_steps": 8, "rate": 3.0, "loo_error": None, "spread": None}
+
+
+@pytest.mark.parametrize("options", [{"subset": "none"}, {"subset": "last:1"}, {"body_scale": 0.0}], ids=str)
+def test_what_is_to_stay_does_not_move(backbone: Backbone, pictures: Pictures, options: dict[str, Any]) -> None:
+    model = TangentClassifier(backbone, damping=0.1, **options).fit(pictures)
+    assert (model.outer_steps_, model.outer_selection_, model.task_vector_) == (0, [], None)
 
 
 def test_saved_with_the_model_and_bit_equal(backbone: Backbone, pictures: Pictures, tmp_path: Path) -> None:

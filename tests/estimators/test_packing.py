@@ -30,7 +30,7 @@ def backbone() -> Backbone:
     return Backbone(net, input_size=(3, 16, 16), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
-QUICK: dict[str, Any] = {"metric_power": 0, "body_scale": 0.5, "normalize": False, "damping": 0.1}
+QUICK: dict[str, Any] = {"metric_power": 0, "body_scale": 0.5, "normalize": False, "damping": 0.1, "outer_steps": 0}
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 keys = st.integers() | st.text() | st.booleans() | st.floats(allow_nan=False)

@@ -33,11 +33,12 @@ class AnyWidth(nn.Module):
 BACKBONE = Backbone(AnyWidth().double())
 QUICK: dict[str, Any] = {
     "metric_power": 0.0, "body_scale": 1.0, "normalize": False, "probe_space": "isotropic", "damping": 0.1,
+    "outer_steps": 0,
 }  # fmt: skip
 ESTIMATORS = [
     TangentClassifier(BACKBONE, **QUICK),
     TangentRegressor(BACKBONE, **QUICK),
-    TangentClassifier(BACKBONE, metric_power=0.25, normalize=True),
+    TangentClassifier(BACKBONE, metric_power=0.25, normalize=True, outer_steps=0),
     TangentRegressor(BACKBONE, metric_power=0.25, normalize=True),
 ]
 

@@ -32,6 +32,7 @@ LABELS = np.array(CLASSES)[Y]
 NAMES = [f"ward-{i % 3}/patient-{7919 * (i + 3):06d}.png" for i in range(N)]
 SECRET, PIXELS, RARE = NAMES[7], X[7].tobytes()[:64], CLASSES[3]  # the picture is of that class
 CHOICES = ["--damping", "1", "--body-scale", "1", "--metric-power", "0", "--normalize", "yes", "--n-jobs", "1"]
+CHOICES += ["--outer-steps", "0", "--augment", "none"]
 SECONDS = 60  # after which a command hangs
 Outcomes = Counter[str]
 Trial = Callable[[int, Path], Outcomes]

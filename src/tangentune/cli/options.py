@@ -118,6 +118,7 @@ def _chosen(fits: Callable[[float], bool] | None, what: str, **words: Any) -> Wo
 _SWITCH = _chosen(None, "true, false", true=True, yes=True, false=False, no=False)
 _BALANCE = WordOrNumber({"none": None, "balanced": "balanced"}, None, "none or balanced", "word")
 MIRROR = WordOrNumber({"none": None, "flip": "flip"}, None, "none or flip", "word")
+_VIEWS = WordOrNumber({"loo": "loo", "flip": "flip", "none": None}, None, "loo, flip or none", "word")
 _STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 0, "a whole number >= 0, or loo")
 COUNT = click.IntRange(min=1)
 
@@ -125,10 +126,10 @@ _HELP = {
     "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME or hf:DIR.",
     "size": "Side of the pictures in pixels; the network's own if not given.",
     "subset": "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
-    "augment": "none, or flip: features are averaged over each picture and its mirror image.",
+    "augment": "flip: features are averaged over each picture and its mirror image; none; or loo, whichever is better.",
     "regression": "Labels are numbers, as in a CSV file with columns path,label.",
-    "outer_steps": "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number, "
-    "or loo.",
+    "outer_steps": "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number "
+    "(with 0 no label enters the features), or loo, as many as leave-one-out finds best.",
     "likelihood": "Where probabilities come from: least_squares, dirichlet or laplace.",
     "damping": "Strength of the regularisation: loo or evidence choose it, a number > 0 fixes it.",
     "body_scale": "Weight of the network's body against its head: loo, evidence, or a number >= 0.",
@@ -167,7 +168,7 @@ _NETWORK = (
 )
 _FIT = (
     _of_fit(NETWORK, "subset", metavar="WORDS"),
-    _of_fit(NETWORK, "augment", type=MIRROR),
+    _of_fit(NETWORK, "augment", type=_VIEWS),
     _option(SOLVER, "--regression", is_flag=True),
     _of_fit(SOLVER, "outer_steps", type=_STEPS),
     _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),

@@ -73,8 +73,8 @@ class TangentEstimator(BaseEstimator):
         damping: str | float = "loo",
         likelihood: str = "least_squares",
         class_weight: Any = None,
-        augment: str | None = None,
-        outer_steps: str | int = 0,
+        augment: str | None = "loo",
+        outer_steps: str | int = "loo",
         input_size: int | tuple[int, ...] | None = None,
         batch_size: int = 32,
         memory_budget: int | str | None = None,
@@ -126,7 +126,9 @@ class TangentEstimator(BaseEstimator):
     block_shares_ = fitted_attribute(lambda fitted: fitted.facts.block_shares)
     selection_ = fitted_attribute(lambda fitted: fitted.facts.selection)
     damping_path_ = fitted_attribute(lambda fitted: fitted.facts.damping_path)
+    augment_ = fitted_attribute(lambda fitted: "flip" if fitted.feature_map.mirrored else None)
     outer_steps_ = fitted_attribute(lambda fitted: fitted.facts.outer_steps)
+    outer_rate_ = fitted_attribute(lambda fitted: fitted.facts.outer_rate)
     outer_selection_ = fitted_attribute(lambda fitted: fitted.facts.outer_selection)
     fit_report_ = fitted_attribute(lambda fitted: fitted.facts.fit_report)
     source_ids_ = fitted_attribute(lambda fitted: fitted.facts.source_ids)
@@ -204,7 +206,7 @@ class TangentEstimator(BaseEstimator):
 
     def _reader(self) -> PictureReader:
         count = read_count(vars(self), "batch_size")
-        return PictureReader(self.fitted_.backbone, count, self.augment == "flip", self.verbose)
+        return PictureReader(self.fitted_.backbone, count, self.fitted_.feature_map.mirrored, self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
         if backbone.contract.input_size is None:

@@ -184,7 +184,8 @@ def _reestimated(
     pictures, numbers = pictures.relabelled(active.labels), fitted.training.numbers[active.positions]
     kept = fitted.task.encode(active.labels, active.sample_weight).weights.numpy() > 0
     used = pictures.select(kept)
-    expansion, _ = fitted.task.expand(fitted.backbone, used, settings, facts.outer_steps)
+    settings = replace(settings, mirrored=former.mirrored)
+    expansion, _ = fitted.task.expand(fitted.backbone, used, settings, facts.outer_steps, facts.outer_rate)
     tangent = replace(former.tangent, module=fitted.backbone.module, points=())
     points = (-1,) * len(used)
     if expansion is not None:

@@ -10,9 +10,12 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tangentune.errors import BudgetError
+from tangentune.estimators.first_look import mirroring_helps
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
+from tangentune.estimators.outer_steps import RATE
 from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
 from tangentune.estimators.source import fit_source
@@ -69,6 +72,7 @@ class Procedure:
     reader: PictureReader
     subset: str
     outer_steps: str | int
+    mirroring: bool  # whether it is still to be chosen
     meter: Meter
 
     @classmethod
@@ -80,14 +84,25 @@ class Procedure:
         backbone = as_backbone(options["backbone"], options["input_size"])
         backbone = backbone if device is None else backbone.to(device)
         settings, steps = read_settings(options, backbone, read_seed(options["random_state"])), read_steps(options)
-        batch_size, flip = read_count(options, "batch_size"), options["augment"] == "flip"
-        reader = PictureReader(backbone, batch_size, flip, settings.verbose)
-        return cls(task, settings, reader, options["subset"], steps, Meter(backbone.device))
+        augment = options["augment"]
+        reader = PictureReader(backbone, read_count(options, "batch_size"), augment == "flip", settings.verbose)
+        if steps == "loo" and (options["subset"] != "all" or settings.fixed.body_scale == 0):
+            steps = 0  # the network is to stay, or most of it
+        return cls(task, settings, reader, options["subset"], steps, augment == "loo", Meter(backbone.device))
 
     @property
     def backbone(self) -> Backbone:
         """The network."""
         return self.reader.backbone
+
+    def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
+        """With mirroring chosen, if that was left open, and no steps beside a source."""
+        steps = 0 if source and self.outer_steps == "loo" else self.outer_steps
+        if not self.mirroring:
+            return replace(self, outer_steps=steps)
+        flip = mirroring_helps(self.backbone, pictures, targets, max(1, self.reader.batch_size // 2))
+        settings, reader = replace(self.settings, mirrored=flip), replace(self.reader, flip=flip)
+        return replace(self, settings=settings, reader=reader, outer_steps=steps, mirroring=False)
 
     def plan(self, pictures: Pictures) -> Plan:
         """What `fit` would cost, from a trial with a few pictures."""
@@ -95,8 +110,10 @@ class Procedure:
         self.task.check_options(labels)
         self.task.check_labels(labels, pictures.ids)
         with self.meter.stage("survey"):
-            look = self.look(pictures, self.task.outputs(pictures), timed=True)
-        return self.foresee(look, pictures, self.settings)
+            targets = self.task.encode(labels, np.ones(len(pictures))).targets
+            procedure = self.decided(pictures, targets)
+            look = procedure.look(pictures, targets.shape[1], timed=True)
+        return procedure.foresee(look, pictures, procedure.settings)
 
     def foresee(self, look: Look, pictures: Pictures, settings: FitSettings) -> Plan:
         """The cost of a fit that was looked at, timed."""
@@ -153,7 +170,7 @@ class Procedure:
         self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None, tell: Tell = None
     ) -> FittedModel:
         """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
-        task, backbone, reader, meter = self.task, self.backbone, self.reader, self.meter
+        task, backbone, meter = self.task, self.backbone, self.meter
         labels = task.read_labels(pictures)
         task.check_options(labels)
         warn(task.check_labels(labels, pictures.ids), pictures)
@@ -161,17 +178,18 @@ class Procedure:
         check_weights(targets.weights.numpy(), pictures.ids)
         kept = np.flatnonzero(targets.weights.numpy() > 0)
         index = torch.from_numpy(kept)
-        settings = task.decidable(self.settings, targets.targets[index])
         used = pictures if len(kept) == len(pictures) else pictures.select(kept)
         with meter.stage("survey"):
-            look = self.look(used, targets.targets.shape[1], timed=tell is not None)
+            chosen = self.decided(used, targets.targets[index], source=source is not None)
+            settings, reader = task.decidable(chosen.settings, targets.targets[index]), chosen.reader
+            look = chosen.look(used, targets.targets.shape[1], timed=tell is not None)
             tangent, free = look.tangent, plan_memory(look.trial, settings, look.problem).room
         if tell is not None:
             with meter.stage("survey"):
-                plan = self.foresee(look, used, settings)
+                plan = chosen.foresee(look, used, settings)
             tell(plan)
         with meter.stage("outer steps"):
-            expansion, moves = task.expand(backbone, used, settings, self.outer_steps)
+            expansion, moves = task.expand(backbone, used, settings, chosen.outer_steps, RATE)
         points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
         inputs = reader.open(used, points)
         if expansion is not None:
@@ -207,8 +225,10 @@ class Procedure:
             "threads": torch.get_num_threads(),
             "device": str(backbone.device),
         }
-        steps, task_vector = (0, None) if expansion is None else (expansion.steps, expansion.task)
-        facts = replace(facts, outer_steps=steps, outer_selection=moves, fit_report=report)
+        task_vector = None if expansion is None else expansion.task
+        if expansion is not None:
+            facts = replace(facts, outer_steps=expansion.steps, outer_rate=expansion.rate)
+        facts = replace(facts, outer_selection=moves, fit_report=report)
         return FittedModel(
             task=task,
             backbone=backbone,

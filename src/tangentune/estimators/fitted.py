@@ -23,6 +23,7 @@ from torch import Tensor
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.model_directory import Version
+from tangentune.estimators.outer_steps import RATE
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
@@ -51,7 +52,8 @@ class FitFacts:
     selection: list[dict[str, Any]]
     damping_path: dict[str, NDArray[np.float64]]
     outer_steps: int = 0
-    outer_selection: list[dict[str, float]] = field(default_factory=list)
+    outer_rate: float = RATE  # of the learning in these steps
+    outer_selection: list[dict[str, float | None]] = field(default_factory=list)
     fit_report: dict[str, Any] = field(default_factory=dict)
     source_ids: list[str] = field(default_factory=list)
     source_effects: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))

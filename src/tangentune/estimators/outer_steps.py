@@ -5,13 +5,15 @@ turns towards the task in fine-tuning's first few dozen steps (docs/decisions/00
 steps first, each of them a linearisation at the weights of the moment, and solve the least-squares problem from there.
 
 The steps see labels. To keep leave-one-out honest they are cross-fitted: one network a fold, moved without the fold's
-pictures, gives the fold's rows; new pictures go through the mean of all. The networks stay so close to each other
-that rows of one fit weights learnt on the rows of another.
+pictures, gives the fold's rows; new pictures go through the mean of all. The networks must stay so close to each other
+that rows of one fit weights learnt on the rows of another; their `spread` says whether they did.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -22,19 +24,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from tangentune.estimators.first_look import FEW, held_out_errors, probe_errors, surely_lower
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers.ridge import factor_ridge, loo_errors
 
 FOLDS = 4
-STEPS = 32
-RATE = 1e-4
 BATCH = 32
-RELATIVE_DAMPINGS = torch.logspace(-4, 3, 29, dtype=torch.float64)
+RATE = 1e-4
+FAR = 1.0  # spread from which on the mean of the networks is not to be trusted
+
+
+@final
+@dataclass(frozen=True)
+class Rung:
+    """So many steps at a rate, tried where there are that many pictures: more pictures pay for going further."""
+
+    steps: int
+    rate: float
+    pictures: int
+
+
+RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(32, 3e-4, 200), Rung(96, 6e-4, 1000))
 
 
 @final
@@ -43,35 +57,71 @@ class Expansion:
     """Points of expansion of one fit, after `steps` minibatches: one network a fold, moved without the fold's pictures.
 
     `fold` (n,) is each picture's; `mean`, for pictures that none has seen, is the network at the mean of the points'
-    weights, and `task` those weights minus the pre-trained ones.
+    weights, and `task` those weights minus the pre-trained ones. `spread` is the points' root mean square distance from
+    their mean over the distance that the mean has moved: below 1 the mean does better than each of the points, above
+    it may be ruined although each of them is good, which leave-one-out, never running the mean, cannot see
+    (docs/decisions/0018).
     """
 
     steps: int
+    rate: float
+    spread: float
     fold: NDArray[np.int64]
     points: tuple[nn.Module, ...]
     mean: nn.Module
     task: TaskVector
 
 
+Choice = tuple[Expansion | None, list[dict[str, float | None]]]
+
+
 def cross_fitted_expansion(
-    backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, seed: int = 0, verbose: int = 0
+    backbone: Backbone,
+    pictures: Pictures,
+    steps: int,
+    *,
+    flip: bool,
+    rate: float = RATE,
+    seed: int = 0,
+    verbose: int = 0,
 ) -> Expansion:
     """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
     Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
     made. With `flip` half of them are mirrored, at random.
     """
+    fold = _folds(pictures, seed)
+    nets = tqdm(
+        _networks(backbone, pictures, fold, Rung(steps, rate, 0), flip, seed),
+        desc="moving", unit="network", total=int(fold.max()) + 1, delay=1.0, disable=not verbose,
+    )  # fmt: skip
+    return _expansion(backbone, steps, rate, fold, list(nets))
+
+
+def _folds(pictures: Pictures, seed: int) -> NDArray[np.int64]:
     positions = torch.from_numpy(class_positions(pictures)[1])
-    fold = stratified_folds(positions, FOLDS, seed).numpy()
-    nets: list[nn.Module] = []
-    for own in tqdm(np.unique(fold), desc="moving", unit="network", delay=1.0, disable=not verbose):
+    return np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
+
+
+def _networks(
+    backbone: Backbone, pictures: Pictures, fold: NDArray[np.int64], rung: Rung, flip: bool, seed: int
+) -> Iterator[nn.Module]:
+    """A network for each fold, moved without its pictures."""
+    for own in range(int(fold.max()) + 1):
         rest = pictures.select(np.flatnonzero(fold != own))
-        nets.append(fine_tune(backbone, rest, _settings(len(rest), steps, flip, seed)).backbone.module)
+        yield fine_tune(backbone, rest, _settings(len(rest), rung.steps, rung.rate, flip, seed)).backbone.module
+
+
+def _expansion(
+    backbone: Backbone, steps: int, rate: float, fold: NDArray[np.int64], nets: list[nn.Module]
+) -> Expansion:
     start = {name: p for name, p in backbone.module.named_parameters() if p.is_floating_point()}
     tasks = [difference(dict(net.named_parameters()), start) for net in nets]
     mean = sum(tasks[1:], tasks[0]) / len(tasks)
+    apart = math.sqrt(sum((task - mean).norm() ** 2 for task in tasks) / len(tasks))
+    spread = apart / length if (length := mean.norm()) else 0.0
     points = tuple(moved(backbone.module, task) for task in tasks)
-    return Expansion(steps, fold, points, moved(backbone.module, mean), mean)
+    return Expansion(steps, rate, spread, fold, points, moved(backbone.module, mean), mean)
 
 
 def moved(module: nn.Module, task: TaskVector) -> nn.Module:
@@ -84,61 +134,96 @@ def moved(module: nn.Module, task: TaskVector) -> nn.Module:
     return out.eval().requires_grad_(False)
 
 
-def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool) -> float:
-    """What `cross_fitted_expansion` will take: from one minibatch and from three, after one for the set-up."""
+def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, flip: bool) -> float:
+    """What moving will take, at "loo" if every rung is climbed: from one minibatch and from three, after a first."""
+    rungs = _rungs(pictures) if steps == "loo" else (Rung(int(steps), RATE, 0),)
+    if not rungs:
+        return 0.0
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
-    few = pictures.select(trial)
-    _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, flip, 0)).seconds for n in (1, 1, 3))
+    few, rate = pictures.select(trial), RATE
+    _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
     step, count = max(thrice - once, 0.0) / 2, len(pictures) * (FOLDS - 1) // FOLDS
-    return FOLDS * (max(once - step, 0.0) + step * _settings(count, steps, flip, 0).epochs * -(-count // BATCH))
+    epochs = [_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs]
+    return FOLDS * sum(max(once - step, 0.0) + step * one * -(-count // BATCH) for one in epochs)
 
 
-def _settings(count: int, steps: int, flip: bool, seed: int) -> FineTuneSettings:
+def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> FineTuneSettings:
     """So many whole passes over the pictures as come nearest to the steps."""
     epochs = max(1, round(steps / -(-count // BATCH)))
     return FineTuneSettings(
-        learning_rate=RATE, epochs=epochs, batch_size=BATCH, head_start="probe", flip=flip, seed=seed
+        learning_rate=rate, epochs=epochs, batch_size=BATCH, head_start="probe", flip=flip, seed=seed
     )
 
 
-def choose_steps(
-    backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0
-) -> tuple[Expansion | None, list[dict[str, float]]]:
-    """Move or not (None): whatever gives a ridge probe on the features the lower leave-one-out error (sum of squares).
+def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
+    """The rungs that this many pictures pay for; none where each class has one."""
+    alone = np.bincount(class_positions(pictures)[1]).max() == 1
+    return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
 
-    Each picture's features come from the network that has not seen it, so that the error is honest. Cost: that of
-    `cross_fitted_expansion`, and two forward passes.
+
+def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
+    """How far to move, None for not at all: up the ladder while a ridge probe's leave-one-out error falls.
+
+    Each picture's features come from the network that has not seen it, so that the error (squares, summed over classes,
+    mean over pictures) is honest. A rung is left after its first network if that does worse on its own fold, and the
+    climb ends where the networks have drifted so far apart that their mean is not to be trusted. What was tried comes
+    with its error, None where it was given up. Cost: that of `cross_fitted_expansion` a rung, and two forward
+    passes.
     """
-    if len(pictures) < 2 * FOLDS:  # too few to tell
+    best, rungs = None, _rungs(pictures)
+    if not rungs:
         return None, []
-    positions = torch.from_numpy(class_positions(pictures)[1])
-    if positions.bincount().max() == 1:
-        return None, []
-    tried = [{"outer_steps": 0, "loo_error": _probe_error(_features(backbone, pictures, None, flip), positions)}]
+    fold, targets = _folds(pictures, seed), F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double()
+    targets = targets.to(backbone.device)
+    features = _features(backbone, pictures, [backbone.module], np.zeros_like(fold), flip)
+    errors = probe_errors(features, targets)
+    tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
+    for rung in tqdm(rungs, desc="moving", unit="rung", delay=1.0, disable=not verbose):
+        made = _climb(backbone, pictures, rung, fold, targets, best, flip, seed)
+        if made is None:
+            tried.append(_row(rung.steps, rung.rate, None, None))
+            break
+        found = probe_errors(_features(backbone, pictures, list(made.points), fold, flip), targets)
+        tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
+        if made.spread >= FAR or not surely_lower(found, errors):
+            break
+        best, errors = made, found
+    return best, tried
+
+
+def _row(steps: int, rate: float, error: float | None, spread: float | None) -> dict[str, float | None]:
+    return {"outer_steps": steps, "rate": rate, "loo_error": error, "spread": spread}
+
+
+def _climb(
+    backbone: Backbone, pictures: Pictures, rung: Rung, fold: NDArray[np.int64], targets: Tensor,
+    former: Expansion | None, flip: bool, seed: int,
+) -> Expansion | None:  # fmt: skip
+    """The networks of a rung; None if training diverges, or the first of them does worse on the fold it never saw."""
+    nets, making = [], _networks(backbone, pictures, fold, rung, flip, seed)
+    held_out = torch.from_numpy(fold == 0)
     try:
-        made = cross_fitted_expansion(backbone, pictures, STEPS, flip=flip, seed=seed, verbose=verbose)
+        for net in making:
+            nets.append(net)
+            if len(nets) == 1:
+                before, after = (
+                    held_out_errors(_features(backbone, pictures, [one], np.zeros_like(fold), flip), targets, held_out)
+                    for one in (backbone.module if former is None else former.points[0], net)
+                )
+                if surely_lower(before, after) or (len(fold) < FEW and before.mean() <= after.mean()):
+                    return None
     except DivergedError:
-        return None, tried
-    error = _probe_error(_features(backbone, pictures, made, flip), positions)
-    tried.append({"outer_steps": STEPS, "loo_error": error})
-    return made if error < tried[0]["loo_error"] else None, tried
+        return None
+    return _expansion(backbone, rung.steps, rung.rate, fold, nets)
 
 
-def _probe_error(features: Tensor, positions: Tensor) -> float:
-    """Lowest leave-one-out error of a ridge probe along its damping path, features of length one."""
-    unit = F.normalize(features.double(), dim=1)
-    factor = factor_ridge(unit @ unit.T)
-    dampings = (factor.mean_eigenvalue or 1.0) * RELATIVE_DAMPINGS
-    return float(loo_errors(factor, F.one_hot(positions).double(), dampings).min())
-
-
-def _features(backbone: Backbone, pictures: Pictures, expansion: Expansion | None, flip: bool) -> Tensor:
-    """(n, d) features, each picture's from its own fold's network."""
-    if expansion is None:
-        return mean_features(backbone, pictures, 64, flip)
+def _features(
+    backbone: Backbone, pictures: Pictures, points: list[nn.Module], fold: NDArray[np.int64], flip: bool
+) -> Tensor:
+    """(n, d) features, each picture's from the network of its fold."""
     parts, order = [], []
-    for own, module in enumerate(expansion.points):
-        there, rows = copy.copy(backbone), np.flatnonzero(expansion.fold == own)
+    for own, module in enumerate(points):
+        there, rows = copy.copy(backbone), np.flatnonzero(fold == own)
         there.module = module
         parts.append(mean_features(there, pictures.select(rows), 64, flip))
         order.append(rows)

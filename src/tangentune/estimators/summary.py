@@ -17,6 +17,7 @@ from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
 SETTINGS = {
+    "augment": "mirrored pictures",
     "outer_steps": "outer steps",
     "metric_power": "metric power",
     "normalize": "cosine normalisation",
@@ -26,7 +27,7 @@ SETTINGS = {
     "temperature": "temperature",
 }
 DOUBT = 0.05  # a label less likely than this looks like a mistake
-OPTIONS = ("subset", "probes", "probe_space", "class_weight", "augment", "random_state")
+OPTIONS = ("subset", "probes", "probe_space", "class_weight", "random_state")
 
 
 class FittedEstimator(Protocol):

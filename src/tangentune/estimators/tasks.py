@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.estimators.outer_steps import STEPS, Expansion, choose_steps, cross_fitted_expansion, moving_seconds
+from tangentune.estimators.outer_steps import Choice, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.estimators.solution import Solution, Targets
 from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import FixedChoices
@@ -34,7 +34,6 @@ from tangentune.solvers.posterior import noise_variance
 
 LARGEST = 1e100  # a target, or its inverse; sums of squares of residuals must stay finite, and above 0
 USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
-Moved = tuple[Expansion | None, list[dict[str, float]]]  # and numbers of outer steps tried, with leave-one-out errors
 Opinions = tuple[NDArray, Sequence[float | None]]  # labels, and how sure the others are of those given
 
 
@@ -99,7 +98,7 @@ class Classification:
         """Refuse a source where its leave-one-out would not be exact."""
         if self.likelihood != LEAST_SQUARES:
             raise InputError(f"source= needs likelihood='least_squares', not {self.likelihood!r}")
-        if outer_steps != 0:
+        if outer_steps not in (0, "loo"):
             raise InputError(
                 f"source= needs outer_steps=0, not {outer_steps!r}: moved features would know the target's labels"
             )
@@ -136,16 +135,17 @@ class Classification:
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         """What `expand` will take."""
-        count = STEPS if steps == "loo" else int(steps)
-        return moving_seconds(backbone, _numbered(pictures), count, flip=settings.mirrored) if count else 0.0
+        return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
 
-    def expand(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> Moved:
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
+    ) -> Choice:
         """Points of expansion moved towards the labels, if wanted, and what was tried."""
         common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
         pictures = _numbered(pictures)
         if steps == "loo":
             return choose_steps(backbone, pictures, **common)
-        return (cross_fitted_expansion(backbone, pictures, int(steps), **common) if steps else None), []
+        return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         """What came of a solution; parameters of the likelihood that are known are kept."""
@@ -227,7 +227,9 @@ class Regression:
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         return 0.0
 
-    def expand(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> Moved:
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
+    ) -> Choice:
         if steps not in ("loo", 0):
             raise InputError(f"outer_steps={steps} needs class labels; leave it at 0 for a regressor")
         return None, []

@@ -52,8 +52,8 @@ def read_settings(options: dict[str, Any], backbone: Backbone, seed: int) -> Fit
         )
     if options["probe_space"] not in ("pca", "isotropic"):
         _refuse(options, "probe_space", "'pca' or 'isotropic'")
-    if options["augment"] not in (None, "none", "flip"):
-        _refuse(options, "augment", "'flip' or None")
+    if options["augment"] not in (None, "none", "flip", "loo"):
+        _refuse(options, "augment", "'loo', 'flip' or None")
     verbose, budget, device = options["verbose"], options["memory_budget"], backbone.device
     return FitSettings(
         probes=read_count(options, "probes"),

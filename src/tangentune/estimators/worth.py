@@ -66,21 +66,14 @@ def verdict(facts: Summary) -> str:
 
 
 def next_steps(facts: Summary) -> list[Step]:
-    """What to try next, likeliest first: at most three."""
-    steps, options = [], facts.options
+    """What to try next, likeliest first."""
+    steps = []
     if facts.interval is not None and facts.interval[0] <= facts.largest_class:
         why = "more pictures: from these it is not certain that the model does better than to name the largest class"
         steps.append(Step(why, "add(...)", "tangentune add"))
     elif facts.doubtful:
         labels = "a label that looks like a mistake" if facts.doubtful == 1 else f"{facts.doubtful:,} doubtful labels"
         steps.append(Step(f"look at {labels}", "suspects()", "tangentune suspects"))
-    pictures = facts.contract["input_size"] is not None
-    if facts.classification and not facts.settings["outer_steps"] and facts.source is None:
-        why = "let the network take some steps towards the labels first, if leave-one-out finds that better"
-        steps.append(Step(why, "outer_steps='loo'", "--outer-steps loo"))
-    if pictures and options["augment"] in (None, "none"):
-        why = "show each picture mirrored as well, if left and right mean the same"
-        steps.append(Step(why, "augment='flip'", "--augment flip"))
     if facts.probe is not None and facts.probe["interval"][0] <= 0 and facts.settings["body_scale"]:
         steps.append(Step("the linear probe alone: quicker, and perhaps as good", "subset='none'", "--subset none"))
-    return steps[:3]
+    return steps

@@ -1,0 +1,67 @@
+"""Cheap looks before a fit: what a ridge probe on the network's features makes of a choice, by leave-one-out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangentune.methods.fine_tuning.labelled import view_outputs
+from tangentune.networks.backbone import Backbone
+from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.ridge import RidgeFactor, factor_ridge, loo_errors, solve
+
+RELATIVE_DAMPINGS = torch.logspace(-4, 3, 29, dtype=torch.float64)
+FEW = 40  # pictures; with fewer, leave-one-out is mostly noise
+LOOKED_AT = 500  # pictures that decide about mirroring
+
+
+def probe_errors(features: Tensor, targets: Tensor) -> Tensor:
+    """(n,) squared leave-one-out errors of a ridge probe on features (n, d) of length one, at its best damping."""
+    factor, dampings = _probe(features)
+    best = dampings[loo_errors(factor, targets, dampings).argmin()]
+    return (targets - solve(factor, targets, float(best)).loo).square().sum(1)
+
+
+def held_out_errors(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
+    """(m,) squared errors on held-out pictures (n,) of a probe fitted to the others, at the damping that suits them."""
+    factor, dampings = _probe(features[~held_out])
+    unit = F.normalize(features.double(), dim=1)
+    across, wanted, tried = unit[held_out] @ unit[~held_out].T, targets[held_out], []
+    for damping in dampings.tolist():
+        solution = solve(factor, targets[~held_out], damping)
+        tried.append((wanted - across @ solution.dual - solution.intercept).square().sum(1))
+    return min(tried, key=lambda errors: float(errors.sum()))
+
+
+def surely_lower(errors: Tensor, than: Tensor) -> bool:
+    """Whether errors (n,) are the lower ones in the mean; of few pictures, by one standard error at least.
+
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3): `than` are those of the simpler choice.
+    """
+    gains = than - errors
+    doubt = float(gains.std()) / len(gains) ** 0.5 if 1 < len(gains) < FEW else 0.0
+    return float(gains.mean()) > doubt
+
+
+@torch.no_grad()
+def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, batch_size: int) -> bool:
+    """Whether a probe does better on features that are means over a picture and its mirror image.
+
+    Digits, letters and arrows lose by it what they are told by; most photographs gain. Targets are (n, C); at most 500
+    pictures, spread over all, are looked at. Cost: two forward passes over these.
+    """
+    if pictures.pixels.ndim != 4:
+        return False
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, LOOKED_AT).round().astype(int))
+    few = pictures.select(chosen)
+    views = view_outputs(backbone.features, backbone, few, batch_size, True)
+    wanted = targets[torch.from_numpy(chosen)].to(views.device)
+    return surely_lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted))
+
+
+def _probe(features: Tensor) -> tuple[RidgeFactor, Tensor]:
+    unit = F.normalize(features.double(), dim=1)
+    factor = factor_ridge(unit @ unit.T)
+    return factor, (factor.mean_eigenvalue or 1.0) * RELATIVE_DAMPINGS
