@@ -96,7 +96,7 @@ def test_loo_chooses_and_records(backbone: Backbone, pictures: Pictures) -> None
     assert [(row["outer_steps"], row["rate"]) for row in tried] == [(0, 0.0), (32, 1e-4)]
     still, moved_error = (row["loo_error"] for row in tried)
     assert still is not None
-    assert (made is None) == (moved_error is None or still <= moved_error)
+    assert made is not None or moved_error is None or still < moved_error
     model = TangentClassifier(backbone, augment=None).fit(pictures)  # loo is the default
     assert model.outer_selection_ == tried
     assert model.outer_steps_ == (0 if made is None else 32)
@@ -139,14 +139,15 @@ def test_networks_that_drift_apart_are_refused(
     assert tried[1]["loo_error"] is not None
 
 
-def test_nothing_is_spent_where_moving_does_not_pay(
-    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rate that ruins the network is given up after the first of the four."""
+def test_nothing_is_spent_where_moving_does_not_pay(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bright and dark pictures, which need no moving: a rate that ruins the network is given up after one of four."""
+    labels = np.arange(40) % 2
+    pixels = 0.7 * labels[:, None, None, None] + 0.2 * np.random.default_rng(0).random((40, 3, 8, 8))
+    easy = Pictures(torch.from_numpy(pixels), labels, [str(i) for i in range(40)])
     monkeypatch.setattr(outer_steps, "RUNGS", (Rung(8, 3.0, 8),))
     networks = []
     monkeypatch.setattr(outer_steps, "fine_tune", lambda *given: networks.append(fine_tune(*given)) or networks[-1])
-    made, tried = choose_steps(backbone, pictures.select(slice(0, 36)), flip=False)
+    made, tried = choose_steps(backbone, easy, flip=False)
     assert (made, len(networks)) == (None, 1)
     assert tried[1] == {"outer_steps": 8, "rate": 3.0, "loo_error": None, "spread": None}
 

@@ -35,14 +35,20 @@ def held_out_errors(features: Tensor, targets: Tensor, held_out: Tensor) -> Tens
     return min(tried, key=lambda errors: float(errors.sum()))
 
 
-def surely_lower(errors: Tensor, than: Tensor) -> bool:
-    """Whether errors (n,) are the lower ones in the mean; of few pictures, by one standard error at least.
+def lower(errors: Tensor, than: Tensor, margin: float) -> bool:
+    """Whether errors (n,) are the lower ones, in the mean by so many standard errors of the paired difference.
 
-    The rule of one standard error (Breiman et al. 1984, section 3.4.3): `than` are those of the simpler choice.
+    A margin of 1 is the rule of one standard error (Breiman et al. 1984, section 3.4.3), `than` being the errors of the
+    simpler choice; with -1 that choice must itself be better by as much to be kept.
     """
     gains = than - errors
-    doubt = float(gains.std()) / len(gains) ** 0.5 if 1 < len(gains) < FEW else 0.0
-    return float(gains.mean()) > doubt
+    doubt = float(gains.std()) / len(gains) ** 0.5 if margin and len(gains) > 1 else 0.0
+    return float(gains.mean()) > margin * doubt
+
+
+def margin(count: int, usual: float = 0.0) -> float:
+    """Standard errors by which the less simple choice must win: one of few pictures, else what is usual."""
+    return 1.0 if count < FEW else usual
 
 
 @torch.no_grad()
@@ -58,7 +64,7 @@ def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, bat
     few = pictures.select(chosen)
     views = view_outputs(backbone.features, backbone, few, batch_size, True)
     wanted = targets[torch.from_numpy(chosen)].to(views.device)
-    return surely_lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted))
+    return lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted), margin(len(few)))
 
 
 def _probe(features: Tensor) -> tuple[RidgeFactor, Tensor]:

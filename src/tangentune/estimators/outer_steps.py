@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from tangentune.estimators.first_look import FEW, held_out_errors, probe_errors, surely_lower
+from tangentune.estimators.first_look import FEW, held_out_errors, lower, margin, probe_errors
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
@@ -35,6 +35,9 @@ from tangentune.pictures.pictures import Pictures
 FOLDS = 4
 BATCH = 32
 RATE = 1e-4
+# Standard errors by which the first rung may lose to staying: on nearly every set new pictures gain by it, and the error
+# of moved features is too high, for their rows come from networks further apart than each is from the mean.
+PRIOR = -1.0
 FAR = 1.0  # spread from which on the mean of the networks is not to be trusted
 
 
@@ -185,7 +188,7 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
             break
         found = probe_errors(_features(backbone, pictures, list(made.points), fold, flip), targets)
         tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-        if made.spread >= FAR or not surely_lower(found, errors):
+        if made.spread >= FAR or not lower(found, errors, margin(len(fold), PRIOR if best is None else 0.0)):
             break
         best, errors = made, found
     return best, tried
@@ -210,7 +213,7 @@ def _climb(
                     held_out_errors(_features(backbone, pictures, [one], np.zeros_like(fold), flip), targets, held_out)
                     for one in (backbone.module if former is None else former.points[0], net)
                 )
-                if surely_lower(before, after) or (len(fold) < FEW and before.mean() <= after.mean()):
+                if lower(before, after, 0.0 if len(fold) < FEW else 1.0):
                     return None
     except DivergedError:
         return None
