@@ -278,6 +278,21 @@ def test_unfit_test_pictures(backbone: Backbone, made_up: list[Any]) -> None:
         compare(numbers, **options)
 
 
+def test_a_class_is_the_same_with_its_accents_apart(backbone: Backbone, made_up: list[Any]) -> None:
+    del made_up
+    options: dict[str, Any] = {"backbone": backbone, "methods": ["first"], "shots": [2], "seeds": 1}
+    whole, apart = "caf\u00e9", "cafe\u0301"
+    train = vectors().relabelled(np.array([whole if label == "bee" else label for label in LABELS.tolist()]))
+    accuracies = [
+        compare(train, test=vectors(np.array(["ant", name, "cow"]), seed=1), **options).rows[0].means["accuracy"].mean
+        for name in (whole, apart)
+    ]
+    assert accuracies == [pytest.approx(1 / 3), pytest.approx(1 / 3)]
+    both = train.relabelled(np.array([apart, *train.labels.tolist()[1:]]))
+    with pytest.warns(UserWarning, match="Classes have names that look alike"):
+        compare(both, **options)
+
+
 def test_warnings_become_notes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     def warn(*_: object) -> list[float]:
         import warnings
