@@ -76,8 +76,8 @@ def test_package_that_breaks_on_import_says_why(error, monkeypatch):
 
 
 @pytest.mark.parametrize(("version", "end"), [
-    ("2.13.0+cpu", r' "torchvision==0.28.*" --extra-index-url INDEX, INDEX being where the cpu build of torch came from$'),
-    ("2.13.0", r' "torchvision==0.28.*"$'),
+    ("2.13.0+cpu", r"[*]\" --extra-index-url INDEX, INDEX being where the cpu build of torch came from$"),
+    ("2.13.0", r"==0\.28\.[*]\"$"),
 ])  # fmt: skip
 def test_another_build_is_not_mended_by_fetching_the_same_again(version, end, monkeypatch):
     def broken(_name):
@@ -86,7 +86,7 @@ def test_another_build_is_not_mended_by_fetching_the_same_again(version, end, mo
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr("importlib.import_module", broken)
     for name in ("timm:resnet18", "torchvision:resnet18"):
-        with pytest.raises(MissingExtraError, match=end.replace("*", "[*]").replace("==0.28.", r"==0\.28\.")):
+        with pytest.raises(MissingExtraError, match=end):
             load_backbone(name)
 
 
