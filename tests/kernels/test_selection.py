@@ -8,6 +8,7 @@ from reference import closeness, refit_loo, unit
 from torch import Tensor
 
 from tangentune.kernels.choice import (
+    FAR,
     LEAST_GAIN,
     RELATIVE_DAMPINGS,
     FixedChoices,
@@ -19,6 +20,7 @@ from tangentune.kernels.choice import (
     edge_words,
     first_choices,
     learn_scales,
+    scale_words,
     score,
     search,
     solution_of,
@@ -220,6 +222,15 @@ def test_a_choice_at_an_end_is_told() -> None:
     for relative, words in ((1e-6, "the least that"), (1e-4, "less was"), (100.0, "more was"), (1e4, "the most that")):
         assert edge_words(relative).startswith(words)
     assert edge_words(1.0) == ""
+    rows = normal(40, 30)
+    targets = rows @ normal(30, 2, seed=5)
+    other = normal(40, 3, seed=8)  # a head that says nothing of the targets
+    kernels = KernelCandidates(other @ other.T, {"0": rows @ rows.T}, targets, torch.ones(40).double())
+    best, _ = search(kernels, 0.0, FixedChoices(normalize=True))
+    assert best.choice.body_scale > FAR
+    assert scale_words(best.choice.body_scale, best.choice.normalize).startswith("the most")
+    assert scale_words(1 / 1024, True).startswith("the least")
+    assert not any((scale_words(1024.0, False), scale_words(0.0, True), scale_words(0.25, True)))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-8])

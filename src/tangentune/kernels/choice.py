@@ -24,6 +24,7 @@ BELOW, ABOVE = (torch.logspace(low, low + 2, 13, dtype=torch.float64) for low in
 LEAST_GAIN = 1e-3  # share of the criterion by which a damping outside the first grid must be better
 SAME = 1e-12  # share of a kernel's diagonal that is rounding of float32 rows
 SLOPES = (0.0, 3.0)
+FAR = 1e3  # how far from even weights of head and body the search goes
 SCALES = (0.5, 2.0)
 
 
@@ -168,6 +169,13 @@ def edge_words(relative: float) -> str:
     return next((words for end, words in ends.items() if math.isclose(relative, end, rel_tol=1e-9)), "")
 
 
+def scale_words(scale: float, normalize: bool) -> str:
+    """What to say of a chosen body scale where the search has stopped; only cosines have a scale to tell it by."""
+    if normalize and scale >= FAR:
+        return "the most that is tried: the head hardly counts"
+    return "the least that is tried: the body hardly counts" if normalize and 0 < scale <= 1 / FAR else ""
+
+
 def score(problem: KernelCandidates, choice: KernelChoice, damping: float | None, criterion: str) -> Scored:
     """Best damping of one choice (or the given one) and its error; one n^3 factorisation."""
     factor = factor_ridge(combine(problem, choice), problem.weights)
@@ -259,7 +267,7 @@ def search(
         neighbours = [replace(here, body_scale=here.body_scale * step) for step in (0.5, 2.0)]
         neighbours += [replace(here, slope=here.slope + step) for step in (-1.5, 1.5) if 0 <= here.slope + step <= 9]
         best = min([best, *(attempt(choice) for choice in neighbours)], key=lambda s: s.criterion)
-        if best is start or not 1e-3 <= best.choice.body_scale / unit_scale(problem, best.choice.normalize) <= 1e3:
+        if best is start or not 1 / FAR <= best.choice.body_scale / unit_scale(problem, best.choice.normalize) <= FAR:
             break
     return best, list(tried.values())
 
