@@ -16,7 +16,7 @@ from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, metrics
 from tangentune.comparison import Comparison, compare
-from tangentune.comparison.measure import draw, split_test
+from tangentune.comparison.measure import class_labels, draw, split_test
 from tangentune.comparison.methods import METHODS, FittedMethod, Method, MethodSettings
 from tangentune.comparison.page import comparison_figure, document, write_files
 from tangentune.comparison.store import FILE
@@ -276,6 +276,21 @@ def test_unfit_test_pictures(backbone: Backbone, made_up: list[Any]) -> None:
     numbers = Pictures(torch.zeros(4, 5), np.array([0.5, 1.5, 2.5, 3.5]), list("abcd"))
     with pytest.raises(InputError, match="one class label per picture"):
         compare(numbers, **options)
+
+
+def test_a_class_is_the_same_with_its_accents_apart(backbone: Backbone, made_up: list[Any]) -> None:
+    del made_up
+    options: dict[str, Any] = {"backbone": backbone, "methods": ["first"], "shots": [2], "seeds": 1}
+    whole, apart = "caf\u00e9", "cafe\u0301"
+    train = vectors().relabelled(np.array([whole if label == "bee" else label for label in LABELS.tolist()]))
+    accuracies = [
+        compare(train, test=vectors(np.array(["ant", name, "cow"]), seed=1), **options).rows[0].means["accuracy"].mean
+        for name in (whole, apart)
+    ]
+    assert accuracies == [pytest.approx(1 / 3), pytest.approx(1 / 3)]
+    both = train.relabelled(np.where(np.arange(60) == 20, apart, class_labels(train)))
+    with pytest.warns(UserWarning, match="Classes have names that look alike"):
+        compare(both, **options)
 
 
 def test_warnings_become_notes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from reference import closeness, refit_loo, unit
 from torch import Tensor
 
 from tangentune.kernels.choice import (
+    FAR,
     LEAST_GAIN,
     RELATIVE_DAMPINGS,
     FixedChoices,
@@ -18,12 +19,15 @@ from tangentune.kernels.choice import (
     damping_path,
     edge_words,
     first_choices,
+    learn_scales,
+    scale_words,
     score,
     search,
     solution_of,
     unit_scale,
 )
 from tangentune.solvers.ridge import factor_ridge, log_evidence, loo_errors
+from tangentune.solvers.system import build
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -218,6 +222,15 @@ def test_a_choice_at_an_end_is_told() -> None:
     for relative, words in ((1e-6, "the least that"), (1e-4, "less was"), (100.0, "more was"), (1e4, "the most that")):
         assert edge_words(relative).startswith(words)
     assert edge_words(1.0) == ""
+    rows = normal(40, 30)
+    targets = rows @ normal(30, 2, seed=5)
+    other = normal(40, 3, seed=8)  # a head that says nothing of the targets
+    kernels = KernelCandidates(other @ other.T, {"0": rows @ rows.T}, targets, torch.ones(40).double())
+    best, _ = search(kernels, 0.0, FixedChoices(normalize=True))
+    assert best.choice.body_scale > FAR
+    assert scale_words(best.choice.body_scale, best.choice.normalize).startswith("the most")
+    assert scale_words(1 / 1024, True).startswith("the least")
+    assert not any((scale_words(1024.0, False), scale_words(0.0, True), scale_words(0.25, True)))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-8])
@@ -227,3 +240,21 @@ def test_equal_rows_have_a_damping_that_can_be_solved_for(noise: float) -> None:
     scored = score(kernels, KernelChoice(0.0, False, 0.0), None, "loo")
     assert scored.damping >= 1e-6 * 4
     assert torch.isfinite(solution_of(kernels, scored).loo).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*is singular to rounding")
+@pytest.mark.parametrize("share", [1e-12, 1e-8, 1e-4])
+@pytest.mark.parametrize("criterion", ["loo", "evidence"])
+def test_no_damping_is_chosen_that_rounding_of_the_kernel_swallows(share: float, criterion: str) -> None:
+    """Rows that are nearly the same, in float32: what tells them apart is rounding, in part or as a whole."""
+    rows = 4 * torch.ones(12, 40, dtype=torch.float64) + 4 * share**0.5 * normal(12, 40)
+    noise = 1e-6 * normal(12, 12, seed=3)
+    targets = torch.eye(2).double().repeat(6, 1)
+    kernel = rows @ rows.T + noise + noise.T
+    kernels = KernelCandidates(kernel, {"0": 3 * kernel}, targets, torch.ones(12).double())
+    best, tried = search(kernels, 0.0, FixedChoices(), criterion)
+    if criterion == "evidence" and best.choice.body_scale > 0:
+        tried = [*tried, learn_scales(kernels, best)]
+    for scored in tried:
+        build(combine(kernels, scored.choice), targets, scored.damping)
+    assert (min(float(torch.linalg.eigvalsh(kernel)[0]), 0) < 0) == (share < 1e-4)

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +75,21 @@ def test_package_that_breaks_on_import_says_why(error, monkeypatch):
         load_backbone("timm:resnet18")
 
 
+@pytest.mark.parametrize(("version", "end"), [
+    ("2.13.0+cpu", r"[*]\" --extra-index-url INDEX, INDEX being where the cpu build of torch came from$"),
+    ("2.13.0", r"==0\.28\.[*]\"$"),
+])  # fmt: skip
+def test_another_build_is_not_mended_by_fetching_the_same_again(version, end, monkeypatch):
+    def broken(_name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr("importlib.import_module", broken)
+    for name in ("timm:resnet18", "torchvision:resnet18"):
+        with pytest.raises(MissingExtraError, match=end):
+            load_backbone(name)
+
+
 # timm
 
 
@@ -119,6 +134,12 @@ def test_unknown_timm_names_give_close_ones(timm):
         load_backbone("timm:resnet181")
     with pytest.raises(BackboneError, match=r"weights of timm:resnet18.nowhere could not be loaded"):
         load_backbone("timm:resnet18.nowhere")
+
+
+def test_a_directory_that_is_not_there_is_no_question_of_the_network(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", ModuleType("timm"))
+    with pytest.raises(BackboneError, match=r"names no directory; write timm:local-dir:DIR"):
+        load_backbone(f"timm:local-dir:{tmp_path / 'absent'}")
 
 
 # torchvision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_columns_of_usual_names_are_found(tmp_path: Path, header: tuple[str, ...
     assert loaded.ids == IDS
     assert loaded.labels is not None
     assert loaded.labels.tolist() == NAMES
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_files_are_found_with_their_accents_put_together_otherwise(tmp_path: Path, form: Any) -> None:
+    """A table written on one system for files that another has unpacked."""
+    path = tmp_path / unicodedata.normalize(form, "gar\u00e7on") / "1.png"
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8), "red").save(path)
+    lines = [unicodedata.normalize(other, "gar\u00e7on") for other in ("NFC", "NFD")]
+    (tmp_path / "t.csv").write_text("\n".join(["path", f"{lines[0]}/1.png", f"{lines[1]}\\1.png"]), encoding="utf-8")
+    assert len(load_pictures(tmp_path / "t.csv", contract=CONTRACT, need_labels=False)) == 2
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:

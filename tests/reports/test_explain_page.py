@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,11 @@ def test_page_stands_alone_and_shows_every_picture() -> None:
     single = Page(render_explanations(model, px, found[:1]))
     assert f"Why the network says {found[0].answers[0].label}" in single.text
     assert "nav" not in single.counts
+
+
+def test_names_in_a_sentence_are_broken_where_the_page_ends() -> None:
+    page = render_explanations(classifier(), asked(25), explain(classifier(), asked(25), TOP))
+    assert re.search(r"^p {[^}]*overflow-wrap: anywhere", page, re.MULTILINE)
 
 
 def test_answer_that_one_picture_decides_is_pointed_at() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -15,8 +17,9 @@ from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import Shots, plan_cells
 from tangentune.comparison.store import Comparison, prepare_folder, read_cells, write_comparison
 from tangentune.comparison.summary import summarise_cells
-from tangentune.estimators.user_input import read_count
+from tangentune.estimators.user_input import as_classes, read_count
 from tangentune.networks.backbone import AnyBackbone, as_backbone, usable_device
+from tangentune.pictures.checks import look_alikes
 from tangentune.pictures.load import load_pictures
 
 _BAR = "{desc} |{bar}| {percentage:3.0f} % [{elapsed}<{remaining}]"
@@ -105,6 +108,9 @@ def compare(
         train, held_out = train.select(rows), train.select(kept)
     else:
         held_out = load_pictures(test, contract=network.contract, **reading)
+        held_out = held_out.relabelled(as_classes(class_labels(held_out), np.unique(class_labels(train))))
+    for sentence in look_alikes(train.labels):
+        warnings.warn(sentence, stacklevel=3)
     told = MethodSettings(flip=flip and network.contract.input_size is not None, batch_size=batch_size)
     bench = Bench(network, train, held_out, told)
     common = bench.describe(None if test is not None else test_share)

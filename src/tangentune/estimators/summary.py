@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tangentune import metrics
 from tangentune._version import __version__
 from tangentune.estimators.user_input import known_weights
-from tangentune.kernels.choice import edge_words
+from tangentune.kernels.choice import edge_words, scale_words
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
@@ -190,6 +190,8 @@ def nice_setting(value: Any) -> str:
 def nice_settings(facts: Summary) -> list[tuple[str, str]]:
     """What the fit chose, and what came of a source: names and values for people."""
     rows = {SETTINGS[key]: nice_setting(value) for key, value in facts.settings.items() if value is not None}
+    if words := scale_words(facts.settings.get("body_scale") or 0.0, bool(facts.settings.get("normalize"))):
+        rows[SETTINGS["body_scale"]] += f" ({words})"
     if facts.source is not None:
         rows["source"] = nice_source(facts.source)
     elif words := edge_words(facts.settings.get("relative_damping") or 0.0):

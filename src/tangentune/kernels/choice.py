@@ -24,6 +24,7 @@ BELOW, ABOVE = (torch.logspace(low, low + 2, 13, dtype=torch.float64) for low in
 LEAST_GAIN = 1e-3  # share of the criterion by which a damping outside the first grid must be better
 SAME = 1e-12  # share of a kernel's diagonal that is rounding of float32 rows
 SLOPES = (0.0, 3.0)
+FAR = 1e3  # how far from even weights of head and body the search goes
 SCALES = (0.5, 2.0)
 
 
@@ -122,17 +123,28 @@ def body_lengths(problem: KernelCandidates, choice: KernelChoice) -> Tensor:
 def damping_unit(factor: RidgeFactor) -> float:
     """Mean eigenvalue of the centred kernel; where all rows are the same to rounding, their mean squared length."""
     size = float((factor.roots.square() * factor.kernel.diagonal()).mean())
-    return factor.mean_eigenvalue if factor.mean_eigenvalue > SAME * size else size or 1.0
+    return factor.mean_eigenvalue if factor.mean_eigenvalue > max(SAME * size, rounding(factor)) else size or 1.0
+
+
+def rounding(factor: RidgeFactor) -> float:
+    """How far rounding has moved eigenvalues: the exact ones are not negative. Less damping leaves nothing to solve."""
+    return float(-factor.values[0].clamp_max(0))
+
+
+def solvable(factor: RidgeFactor, relative: Tensor) -> Tensor:
+    """Those of the relative dampings that rounding leaves a meaning, absolute."""
+    dampings = relative * damping_unit(factor)
+    return dampings[dampings > 2 * rounding(factor)]
 
 
 def damping_path(factor: RidgeFactor, targets: Tensor, criterion: str) -> tuple[Tensor, Tensor, Tensor]:
     """`along` the grid of dampings, which goes on where its best is at an end, if that gains anything."""
-    unit = damping_unit(factor)
-    first = along(factor, targets, RELATIVE_DAMPINGS * unit, criterion)
-    best, last = int(first[2].argmin()), len(RELATIVE_DAMPINGS) - 1
-    if 0 < best < last:
+    first = along(factor, targets, solvable(factor, RELATIVE_DAMPINGS), criterion)
+    best, last = int(first[2].argmin()), len(first[0]) - 1
+    beyond = solvable(factor, ABOVE[1:] if best else BELOW[:-1])
+    if 0 < best < last or not len(beyond):
         return first
-    more = along(factor, targets, (ABOVE[1:] if best else BELOW[:-1]) * unit, criterion)
+    more = along(factor, targets, beyond, criterion)
     least = first[2].min()
     if not more[2].min() < least - LEAST_GAIN * least.abs():
         return first
@@ -155,6 +167,13 @@ def edge_words(relative: float) -> str:
         ABOVE[-1]: "the most that is tried: the pictures say little about their labels",
     }
     return next((words for end, words in ends.items() if math.isclose(relative, end, rel_tol=1e-9)), "")
+
+
+def scale_words(scale: float, normalize: bool) -> str:
+    """What to say of a chosen body scale where the search has stopped; only cosines have a scale to tell it by."""
+    if normalize and scale >= FAR:
+        return "the most that is tried: the head hardly counts"
+    return "the least that is tried: the body hardly counts" if normalize and 0 < scale <= 1 / FAR else ""
 
 
 def score(problem: KernelCandidates, choice: KernelChoice, damping: float | None, criterion: str) -> Scored:
@@ -248,7 +267,7 @@ def search(
         neighbours = [replace(here, body_scale=here.body_scale * step) for step in (0.5, 2.0)]
         neighbours += [replace(here, slope=here.slope + step) for step in (-1.5, 1.5) if 0 <= here.slope + step <= 9]
         best = min([best, *(attempt(choice) for choice in neighbours)], key=lambda s: s.criterion)
-        if best is start or not 1e-3 <= best.choice.body_scale / unit_scale(problem, best.choice.normalize) <= 1e3:
+        if best is start or not 1 / FAR <= best.choice.body_scale / unit_scale(problem, best.choice.normalize) <= FAR:
             break
     return best, list(tried.values())
 
@@ -257,19 +276,28 @@ def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:
     """A choice whose blocks each have a scale of their own, with the damping, by about 30 evidences with gradient.
 
     A weak prior keeps scales near those of `scored`, the best of a search by evidence, its body not switched off. Rows
-    keep the lengths that they were given. The old choice comes back where every block kernel is zero.
+    keep the lengths that they were given. A kernel that is the same for all pictures has no scale to learn: the old
+    choice comes back where the head's is, or every block's.
     """
     choice, names = scored.choice, list(problem.blocks)
     lengths = body_lengths(problem, choice)
     head = cosine(problem.head.double()) if choice.normalize else problem.head.double()
-    profile = {name: scale for name, scale in choice.scales(names).items() if problem.blocks[name].abs().sum() > 0}
-    if not profile:
+    scaled = {name: lengths[:, None] * problem.blocks[name].double() * lengths for name in names}
+    profile = {name: s for name, s in choice.scales(names).items() if _varies(scaled[name], problem.weights)}
+    if not profile or not _varies(head, problem.weights):
         return scored
-    blocks = [lengths[:, None] * problem.blocks[name].double() * lengths for name in profile]
+    blocks = [scaled[name] for name in profile]
     start = torch.tensor([1.0, *(choice.body_scale * scale for scale in profile.values())], dtype=torch.float64)
     found = maximise_block_evidence(torch.stack([head, *blocks]), problem.targets, problem.weights, start=start)
     learned = dict(zip(profile, (found.scales[1:] / found.scales[0]).tolist(), strict=True))
     mean = sum(learned.values()) / len(names)
     factors = tuple(learned.get(name, 0.0) / mean / scale for name, scale in choice.scales(names).items())
     best = replace(choice, body_scale=mean, factors=factors)
-    return score(problem, best, found.damping / float(found.scales[0]), "evidence")
+    least = 2 * rounding(factor_ridge(combine(problem, best), problem.weights))
+    return score(problem, best, max(found.damping / float(found.scales[0]), least), "evidence")
+
+
+def _varies(kernel: Tensor, weights: Tensor) -> bool:
+    """Whether rows tell pictures apart, beyond rounding: by the trace of their centred kernel."""
+    total = weights @ kernel.diagonal()
+    return bool(total - weights @ kernel @ weights / weights.sum() > SAME * total)

@@ -60,7 +60,11 @@ def _import(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except Exception as error:  # a build for another torch fails in its own ways: operators, symbols, half-read modules
-        raise cannot_import(package, error, install_command(package)) from error
+        command, build = install_command(package), torch.__version__.partition("+")[2]
+        if build and "torchvision" in command and not isinstance(error, ModuleNotFoundError):
+            # The same command would bring the same wheel again, of torch's usual build.
+            command += f" --extra-index-url INDEX, INDEX being where the {build} build of torch came from"
+        raise cannot_import(package, error, command) from error
 
 
 def _load_timm(name: str) -> Loaded:
@@ -68,6 +72,10 @@ def _load_timm(name: str) -> Loaded:
     local = ":" in name or "/" in name  # timm's own "hf-hub:ORG/NAME" and "local-dir:PATH"
     if not local and not timm.is_model(name):
         raise BackboneError(_unknown("timm", name, timm.list_models()))
+    if name.startswith("local-dir:") and not user_path(name[10:]).is_dir():
+        raise BackboneError(
+            f"timm:{name} names no directory; write timm:local-dir:DIR, with its config.json and weights"
+        )
     with _fetching(f"timm:{name}"), _without_retries(f"timm:{name}"):
         try:  # lets vision transformers take other sizes, by interpolating their position embedding
             module = timm.create_model(name, pretrained=True, dynamic_img_size=True)

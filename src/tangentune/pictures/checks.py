@@ -130,7 +130,7 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
         many = f"All {len(values)} pictures have" if len(values) > 1 else "The only picture has"
         same = f"{many} the label {values[0]!r}"
         raise InputError(f"{same}; a classifier needs pictures of at least two classes.")
-    sentences = _look_alikes([value for value in counts if isinstance(value, str)])
+    sentences = look_alikes(labels)
     lonely = [i for i, label in enumerate(values) if counts[label] == 1]
     if not lonely:
         return sentences
@@ -142,10 +142,10 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
     return [*sentences, f"{which}, so the leave-one-out predictions of these pictures cannot be right."]
 
 
-def _look_alikes(names: Sequence[str]) -> list[str]:
+def look_alikes(labels: NDArray[Any] | None) -> list[str]:
     """A sentence on class names that people cannot tell apart: other spaces, or letters put together otherwise."""
     groups: dict[str, list[str]] = {}
-    for name in names:
+    for name in [] if labels is None else dict.fromkeys(value for value in labels.tolist() if isinstance(value, str)):
         visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
         groups.setdefault(" ".join(visible.split()), []).append(name)
     twins = [" = ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]

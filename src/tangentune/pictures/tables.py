@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,9 @@ def _split_rows(text: str, name: str) -> list[Row]:
 
 
 def _resolve(folder: Path, text: str) -> str:
-    """The file a table entry means; backslashes of a table written on Windows are understood."""
-    path = os.path.join(folder, os.path.expanduser(text))
-    if "\\" in text and not os.path.exists(path):
-        return os.path.join(folder, text.replace("\\", "/"))
-    return path
+    """The file that a table entry means: also one written on Windows, or with accents put together otherwise."""
+    forms = [text, text.replace("\\", "/")]
+    forms += [unicodedata.normalize(form, forms[-1]) for form in ("NFC", "NFD")]
+    paths = [os.path.join(folder, os.path.expanduser(form)) for form in dict.fromkeys(forms)]
+    there = (path for path in paths if len(paths) == 1 or os.path.exists(path))
+    return next(there, paths["\\" in text])
