@@ -146,7 +146,7 @@ def test_numbers_are_taken_in_every_form() -> None:
     told: dict[str, Any] = {"metric_power": np.float32(0), "body_scale": np.float64(0.3), "damping": np.float64(0.05)}
     told |= {"batch_size": np.float64(7), "outer_steps": 0.0, "memory_budget": np.float64(4e9), "random_state": 3.0}
     told |= {"normalize": np.bool_(False), "n_jobs": 1.0, "verbose": np.int64(0), "probe_space": "isotropic"}
-    told |= {"probes": 2.0}
+    told |= {"probes": 2.0, "augment": "none"}
     one, other = (TangentClassifier(Backbone(network(), **HOW), **options).fit(X, Y) for options in (plain, told))
     assert np.array_equal(one.decision_function(NEW), other.decision_function(NEW))
     drawn = TangentClassifier(Backbone(network(), **HOW), random_state=np.random.default_rng(0), **FIXED).fit(X, Y)

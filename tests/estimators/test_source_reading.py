@@ -44,7 +44,6 @@ from tangentune.pictures.load import Pictures
     [
         (source(), {"likelihood": "dirichlet"}, "source= needs likelihood='least_squares', not 'dirichlet'"),
         (source(), {"outer_steps": 8}, "source= needs outer_steps=0, not 8"),
-        (source(), {"outer_steps": "loo"}, "source= needs outer_steps=0, not 'loo'"),
         (replace(source(), pixels=source().pixels[:, :, :4, :4]), {}, r"\(3, 4, 4\) uint8, .* \(3, 8, 8\) uint8"),
         (replace(source(), pixels=source().pixels.float()), {}, r"\(3, 8, 8\) float32, .* \(3, 8, 8\) uint8"),
         (replace(source(), labels=None), {}, "source pictures have no labels"),

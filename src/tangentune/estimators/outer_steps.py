@@ -35,8 +35,8 @@ from tangentune.pictures.pictures import Pictures
 FOLDS = 4
 BATCH = 32
 RATE = 1e-4
-# Standard errors by which the first rung may lose to staying: on nearly every set new pictures gain by it, and the error
-# of moved features is too high, for their rows come from networks further apart than each is from the mean.
+# Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
+# error is too high, for rows come from networks further apart than each is from the mean.
 PRIOR = -1.0
 FAR = 1.0  # spread from which on the mean of the networks is not to be trusted
 
