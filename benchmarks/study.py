@@ -25,6 +25,8 @@ from tangentune import Backbone, Pictures, TangentClassifier
 from tangentune.metrics import accuracy, nll
 
 SCRATCH = record.ROOT / ".cache" / "scratch"
+# What every fit did when most studies were made; the defaults came later (docs/decisions/0018).
+STILL: dict[str, Any] = {"augment": None, "outer_steps": 0}
 
 
 def study_parser(description: str | None, *, runs: int | None = None) -> argparse.ArgumentParser:

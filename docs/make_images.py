@@ -38,7 +38,7 @@ STYLE: dict[Any, Any] = {
 def main() -> None:
     """Fit, draw, save."""
     with as_file(files("planktonclass") / "resources" / "demo-images") as folder:
-        model = TangentClassifier("mobilenet_v2", input_size=96).fit(folder)
+        model = TangentClassifier("mobilenet_v2", input_size=64).fit(folder)
         with mpl.rc_context(STYLE):
             figure = draw(model, folder)
             TARGET.parent.mkdir(exist_ok=True)

@@ -5,8 +5,8 @@ from importlib.resources import files
 from tangentune import TangentClassifier
 
 pictures = files("planktonclass") / "resources" / "demo-images"  # any folder of class/picture.jpg
-model = TangentClassifier("mobilenet_v2", input_size=96).fit(pictures)
-probe = TangentClassifier("mobilenet_v2", input_size=96, subset="none").fit(pictures)
+model = TangentClassifier("mobilenet_v2", input_size=64).fit(pictures)
+probe = TangentClassifier("mobilenet_v2", input_size=64, subset="none").fit(pictures)
 print(f"{len(model.ids_)} pictures of {len(model.classes_)} classes, {len(model.selection_)} kernels tried")
 print(f"leave-one-out accuracy {model.loo_score_:.3f}, of a linear probe {probe.loo_score_:.3f}")
 most = sorted(model.block_shares_, key=lambda block: -model.block_shares_[block])[:3]

@@ -15,7 +15,7 @@ from benchmarks import record
 from benchmarks.accuracy.page import METHODS, NAME, SEEDS, SHOTS, digest, publish
 from benchmarks.datasets import cifar_split
 from benchmarks.record import Row
-from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
+from benchmarks.study import STILL, begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import Backbone, TangentClassifier, load_backbone
 from tangentune.metrics import accuracy, ece, nll
 
@@ -36,7 +36,7 @@ def main() -> None:
 def measure(backbone: Backbone, shots: int, seed: int, method: str) -> Row:
     """Scores on the test pictures, leave-one-out scores, what was chosen, and what it cost."""
     train, test = cifar_split(backbone, shots, seed, TEST)
-    model = TangentClassifier(backbone, **METHODS[method])
+    model = TangentClassifier(backbone, **(STILL | METHODS[method]))
     with quietly(), stopwatch() as fit:
         model.fit(train)
     with stopwatch() as predict:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.datasets import ROOT, cifar10, fashion_mnist, few_shot, held_out, plankton, traffic_lights
-from benchmarks.study import labels_of, mean_features, network_inputs, stopwatch
+from benchmarks.study import STILL, labels_of, mean_features, network_inputs, stopwatch
 from tangentune import Backbone, Pictures, TangentClassifier, baselines, load_backbone, load_pictures
 from tangentune.memory import Meter
 from tangentune.methods.fine_tuning.validation import split_rows
@@ -216,7 +216,7 @@ def _tangent(name: str, family: str, options: dict[str, Any], dataset: str, seed
     split, backbone = split_of(dataset, seed), network()
     backbone.check(next(network_inputs(backbone, split.train, 2)))  # the first passes are not the method's cost
     with measured() as fit:
-        model: TangentClassifier = TangentClassifier(backbone, random_state=seed, **options).fit(split.train)
+        model: TangentClassifier = TangentClassifier(backbone, random_state=seed, **(STILL | options)).fit(split.train)
     with measured() as predict:
         test, foreign = model.predict_proba(split.test), model.predict_proba(split.foreign)
     strangeness = (model.ood_score(split.test), model.ood_score(split.foreign))

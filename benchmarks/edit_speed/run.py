@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.datasets import DataMissing, cifar_split
 from benchmarks.record import record
-from benchmarks.study import begin, solved, stopwatch, study_parser
+from benchmarks.study import STILL, begin, solved, stopwatch, study_parser
 from tangentune import TangentClassifier, load_backbone
 
 NAME, SIZE, PICTURES, TEST, SHARE, EDITS = "edit_speed", 96, 2000, 100, 0.01, 9
@@ -53,7 +53,7 @@ def measure(runs: int) -> dict[str, Any]:
 
     rng, difference = np.random.default_rng(0), 0.0
     for _ in range(runs):
-        model = TangentClassifier(backbone)
+        model = TangentClassifier(backbone, **STILL)
         timed("fit", lambda model=model: model.fit(pictures))
         for _ in range(EDITS):
             timed("influence of all on 100 pictures", lambda model=model: model.influence(held))

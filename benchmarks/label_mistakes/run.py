@@ -28,7 +28,7 @@ from benchmarks import record
 from benchmarks.datasets import cifar10, few_shot, flipped, traffic_lights
 from benchmarks.label_mistakes.page import DATASETS, NAME, OPTIONS, SHARES, publish
 from benchmarks.record import Row
-from benchmarks.study import begin, labels_of, mean_features, quietly, stopwatch, study_parser
+from benchmarks.study import STILL, begin, labels_of, mean_features, quietly, stopwatch, study_parser
 from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
 
 Array = NDArray[np.float64]
@@ -127,7 +127,7 @@ def measure(backbone: Backbone, dataset: str, seed: int, part: str) -> Row:
         ranked = rankings(mean_features(backbone, pictures, flip=True).double().numpy(), given)
         return {"methods": {name: detection(scores, wrong) | spent for name, (scores, spent) in ranked.items()}}
     with quietly(), stopwatch() as fit:
-        model = TangentClassifier(backbone, **OPTIONS[part]).fit(pictures)
+        model = TangentClassifier(backbone, **(STILL | OPTIONS[part])).fit(pictures)
     scores = np.empty(len(given))
     with stopwatch() as ranking:
         for suspect in model.suspects():

@@ -22,7 +22,7 @@ from benchmarks import record
 from benchmarks.datasets import cifar10, fashion_mnist, few_shot, traffic_lights
 from benchmarks.loo_honesty.page import BALANCED, NAME, POWERS, SIZE, SPLITS, digest, publish
 from benchmarks.record import Row
-from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
+from benchmarks.study import STILL, begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
 
 HELD_OUT, BALANCED_SPLITS = 400, 4
@@ -57,7 +57,7 @@ def measure(backbone: Backbone, **key: Any) -> Row:
 
     def fitted(**options: Any) -> TangentClassifier:
         with quietly():
-            return TangentClassifier(backbone, random_state=key["seed"], **options).fit(train)
+            return TangentClassifier(backbone, random_state=key["seed"], **(STILL | options)).fit(train)
 
     def squares(model: TangentClassifier, given: Pictures, made: NDArray[Any]) -> tuple[Tensor, Tensor]:
         """Squared error of every picture, and whether its class is wrong; classes that the fit lacks score 0."""

@@ -26,6 +26,7 @@ from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
 from benchmarks.retraining.page import NAME, publish
 from benchmarks.study import (
+    STILL,
     begin,
     cross_kernel,
     labels_of,
@@ -62,7 +63,7 @@ class Predictions:
 def fitted(backbone: Backbone, train: Pictures, **options: Any) -> TangentClassifier:
     """With flips averaged."""
     with quietly():
-        return TangentClassifier(backbone, augment="flip", **options).fit(train)
+        return TangentClassifier(backbone, **(STILL | {"augment": "flip"} | options)).fit(train)
 
 
 def margins(scores: Array, labels: NDArray[np.int64]) -> Array:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import tangentune
 from benchmarks import datasets, record
+from benchmarks.study import STILL
 from tangentune import (
     Backbone,
     Linearization,
@@ -128,13 +129,13 @@ def fitted_numbers(model: Any) -> Numbers:
 
 def classifier(network: str, dtype: torch.dtype, options: dict[str, Any]) -> Numbers:
     """A fit with weights, and its answers."""
-    model = TangentClassifier(backbone(network, dtype), **options).fit(X, Y, WEIGHTS)
+    model = TangentClassifier(backbone(network, dtype), **(STILL | options)).fit(X, Y, WEIGHTS)
     return fitted_numbers(model) | {"scores": model.decision_function(NEW), "proba": model.predict_proba(NEW)}
 
 
 def asked_and_edited(network: str, dtype: torch.dtype) -> Numbers:
     """Explanations, then every edit and its undoing."""
-    model = TangentClassifier(backbone(network, dtype), augment="flip").fit(X, Y, WEIGHTS)
+    model = TangentClassifier(backbone(network, dtype), augment="flip", outer_steps=0).fit(X, Y, WEIGHTS)
     out: Numbers = {
         "influence": model.influence(NEW),
         "contributions": model.contributions(NEW),
@@ -170,7 +171,7 @@ def asked_and_edited(network: str, dtype: torch.dtype) -> Numbers:
 def regression(network: str, dtype: torch.dtype) -> Numbers:
     """Two targets, error bars, edits."""
     y = np.stack([Y + 0.1 * np.sin(np.arange(36)), X.mean((1, 2, 3)) / 50], 1)
-    model = TangentRegressor(backbone(network, dtype)).fit(X, y, WEIGHTS)
+    model = TangentRegressor(backbone(network, dtype), **STILL).fit(X, y, WEIGHTS)
     mean, std = model.predict(NEW, return_std=True)
     out = fitted_numbers(model) | {"mean": mean, "std": std, "cov": model.predict(NEW, return_cov=True)[1]}
     model.forget([0, 9]).add(NEW, y[:5])
@@ -181,7 +182,7 @@ def with_source(dtype: torch.dtype) -> Numbers:
     """Related pictures behind a fit, and a selection among them."""
     x, y = pictures(40, seed=3)
     source = named(x, np.array(["0", "fly", "2", "elk"])[y], "s")
-    model = TangentClassifier(backbone("plain", dtype)).fit(X[:20], Y[:20], source=source)
+    model = TangentClassifier(backbone("plain", dtype), **STILL).fit(X[:20], Y[:20], source=source)
     assert model.source_ is not None
     out = fitted_numbers(model) | {"scores": model.decision_function(NEW), "effects": model.source_effects_}
     out |= {"strength": model.source_["strength"], "error": model.source_["loo_error"]}
@@ -244,7 +245,7 @@ def plankton() -> Numbers:
     labels, order = np.asarray(every.labels), np.argsort([crc32(name.encode()) for name in every.ids], kind="stable")
     rows = np.concatenate([order[labels[order] == name][:10] for name in np.unique(labels)])
     new = every.select(np.setdiff1d(np.arange(len(every)), rows)[:5])
-    model = TangentClassifier(net, augment="flip").fit(every.select(rows))
+    model = TangentClassifier(net, augment="flip", outer_steps=0).fit(every.select(rows))
     out = fitted_numbers(model) | {"scores": model.decision_function(new), "influence": model.influence(new)}
     out["suspects"] = [model.ids_.index(suspect.id) for suspect in model.suspects(5)]
     model.forget(model.ids_[:3]).relabel([model.ids_[5]], [model.classes_[0]])
