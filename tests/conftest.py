@@ -5,6 +5,7 @@ What they need is imported inside: the process that hands out the tests to other
 
 from __future__ import annotations
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -79,3 +80,9 @@ def plain() -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first (whole pages and examples run in them), so that no process waits for them at the end."""
     items.sort(key=lambda item: "test_docs" not in item.nodeid and "smallest_budget" not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Two million objects are there to stay: looking through them again takes a second, and copies them in a fork."""
+    gc.collect()
+    gc.freeze()
