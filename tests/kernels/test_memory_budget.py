@@ -39,9 +39,9 @@ def test_tiles_give_the_same_answer(options: dict[str, Any]) -> None:
 
 
 def _tight_budget(clf: TangentClassifier) -> int:
-    """The smallest budget, to 4 kB, that the plan accepts."""
+    """The smallest budget, to 32 kB, that the plan accepts."""
     low, high = 100_000, 2_000_000
-    while high - low > 4096:
+    while high - low > 2**15:
         middle = (low + high) // 2
         try:
             clf.set_params(memory_budget=middle).plan(X, Y)
