@@ -77,9 +77,15 @@ def plain() -> Any:
     return found
 
 
+EARLY = (
+    ("test_torture", "test_one_writer"),  # copy the process, which is smallest at the start
+    ("test_docs", "smallest_budget"),  # the longest: no process waits for them at the end
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first (whole pages and examples run in them), so that no process waits for them at the end."""
-    items.sort(key=lambda item: "test_docs" not in item.nodeid and "smallest_budget" not in item.nodeid)
+    """Some tests before the others."""
+    items.sort(key=lambda item: [not any(name in item.nodeid for name in names) for names in EARLY])
 
 
 def pytest_collection_finish() -> None:

@@ -77,11 +77,14 @@ def test_readme_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/python.md, block by block, at a smaller size; its own assertions and what it prints hold."""
+    """docs/python.md, block by block, at a smaller size; its own assertions and what it prints hold.
+
+    The metric power is the one that would be chosen there; the README's page, above, has all of them tried.
+    """
     need_packages()
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    text = text.replace("input_size=96", "input_size=32").replace("(3, 64, 64)", "(3, 32, 32)")
+    text = text.replace("input_size=96", "input_size=32, metric_power=0").replace("(3, 64, 64)", "(3, 32, 32)")
     _, _, own_network, asked, related, _ = run_blocks(blocks(text, "python"), "docs/python.md")
     assert asked == "forget True 7\n"
     strength, without, together = map(float, related.split())

@@ -181,7 +181,7 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply to all tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         mapped = [_map(function, item) for item in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     if isinstance(tree, dict):
