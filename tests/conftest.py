@@ -1,75 +1,42 @@
-"""Networks and pictures that several test files share."""
+"""Fixtures that several test files share.
+
+What they need is imported inside: the process that hands out the tests to others loads this file too, and no more.
+"""
 
 from __future__ import annotations
 
+import gc
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from cli_cases import save_models, small
-from torch import nn
 from usual_signals import usual_signals
 
-from tangentune.estimators import fit as estimators_fit
-from tangentune.kernels import reestimate as reestimating
-from tangentune.kernels import trial as trials
-
-SIZE = (3, 8, 8)
 usual_signals()
 
 
-def small_net() -> Any:
-    """Eight features after module "5", five scores after module "6"; BatchNorm and dropout inside."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        nn.Dropout(0.5),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 5),
-    )
-
-
 @pytest.fixture
-def x():
+def x() -> Any:
+    """Four inputs of the networks of `net_cases`."""
+    import torch
+    from net_cases import SIZE
+
     return torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(1))
-
-
-class Around(nn.Module):
-    """A network whose forward is an arbitrary function of (body, x)."""
-
-    def __init__(self, body, forward):
-        super().__init__()
-        self.body, self.rule = body, forward
-
-    def forward(self, x):
-        return self.rule(self.body, x)
-
-
-class Lambda(nn.Module):
-    """A layer that is an arbitrary function of x."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.fixture
 def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory plans count what a fit of the small network holds, not the process: small budgets mean something."""
-    fit = estimators_fit
+    from tangentune.estimators import fit
+    from tangentune.kernels import reestimate
+    from tangentune.kernels import trial as trials
+
     look: Any = fit.survey_network
     trial: Any = trials.run_trial
     monkeypatch.setattr(fit, "survey_network", lambda *arguments: look(*arguments[:3], 2**60))
-    for module in (fit, reestimating):
+    for module in (fit, reestimate):
         monkeypatch.setattr(
             module,
             "run_trial",
@@ -81,12 +48,16 @@ def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def loadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved models of `cli_cases` find their network by its name."""
+    from cli_cases import small
+
     monkeypatch.setattr("tangentune.estimators.saving.load_backbone", small)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved models of `cli_cases`."""
+    from cli_cases import save_models
+
     return save_models(tmp_path_factory.mktemp("models"))
 
 
@@ -106,6 +77,18 @@ def plain() -> Any:
     return found
 
 
+EARLY = (
+    ("test_torture", "test_one_writer"),  # copy the process, which is smallest at the start
+    ("test_docs", "smallest_budget"),  # the longest: no process waits for them at the end
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first (whole pages and examples run in them), so that no process waits for them at the end."""
-    items.sort(key=lambda item: "test_docs" not in item.nodeid and "smallest_budget" not in item.nodeid)
+    """Some tests before the others."""
+    items.sort(key=lambda item: [not any(name in item.nodeid for name in names) for names in EARLY])
+
+
+def pytest_collection_finish() -> None:
+    """Two million objects are there to stay: looking through them again takes a second, and copies them in a fork."""
+    gc.collect()
+    gc.freeze()

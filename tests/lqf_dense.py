@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ def fit(pictures: Pictures | None = None, *, flip: bool = False, **fields: Any) 
     return fit_lqf(small_backbone(), pictures or noise_pictures(), LQFSettings(flip=flip, **fields))
 
 
+@cache
 def exact(**fields: Any) -> LQF:
+    """One that tests share, to be looked at only."""
     return fit(solver="pcg", preconditioner="none", tolerance=1e-11, epochs=400, **fields)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as peer
 
 from tangentune import metrics
@@ -90,6 +91,8 @@ def test_interval_holds_the_share_and_shrinks() -> None:
         low, high = metrics.accuracy_interval(share, 50)
         assert 0.0 <= low < high <= 1.0
         assert low - 1e-12 <= share <= high + 1e-12
+        theirs = binomtest(round(share * 50), 50).proportion_ci(0.95, "wilson")
+        assert (low, high) == pytest.approx(tuple(theirs), abs=1e-8)  # seven digits of the normal quantile
     wide, narrow = metrics.accuracy_interval(0.8, 20), metrics.accuracy_interval(0.8, 2000)
     assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 5
 

@@ -83,9 +83,12 @@ def everything(directory: Path) -> dict[str, Any]:
     clf.save_pretrained(directory)
     loaded = TangentClassifier.from_pretrained(directory, backbone=backbone(network()))
     out["loaded"] = loaded.forget("3").add(X[:1] // 2, [1]).predict_proba(X)
-    soft = TangentClassifier(backbone(network()), likelihood="laplace", damping=0.1, outer_steps=0).fit(X, Y)
+    given: dict[str, Any] = {"metric_power": 0.25, "normalize": True, "body_scale": 1.0}  # chosen in the fit above
+    soft = TangentClassifier(backbone(network()), likelihood="laplace", damping=0.1, outer_steps=0, **given).fit(X, Y)
     out["laplace"] = soft.predict_proba(X[:3])
-    out["std"] = TangentRegressor(backbone(network())).fit(X, Y.astype(float)).predict(X[:3], return_std=True)[1]
+    out["std"] = (
+        TangentRegressor(backbone(network()), **given).fit(X, Y.astype(float)).predict(X[:3], return_std=True)[1]
+    )
     return out
 
 

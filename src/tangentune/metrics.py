@@ -1,8 +1,8 @@
 """Scores of predictions: accuracy, log-loss, calibration, confusion; R2 and RMSE for numbers.
 
-scikit-learn and scipy give those that are theirs, after our checks. The log-loss is ours, since scikit-learn's also
+scikit-learn gives those that are its own, after our checks. The log-loss is ours, since scikit-learn's also
 clips from above (by 1e-7 in float32), and so is R2, since scikit-learn's has no answer for one case or for infinity.
-Both libraries are loaded where they are used: a second and a half that `tangentune select` need not wait for.
+scikit-learn is loaded where it is used: a second and a half that `tangentune select` need not wait for.
 
 Classes are positions 0..C-1 here (the column of the probability table), never names.
 """
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr
 
 from tangentune.errors import InputError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-_LEVEL = 2 * float(ndtr(1.959964)) - 1  # 95 %, by the usual seven digits of the normal quantile
+_NORMAL = 1.959964  # 95 %: the usual seven digits of the normal quantile
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(share * n), n).proportion_ci(_LEVEL, "wilson")
-    return float(interval.low), float(interval.high)
+    hits = round(share * n)
+    middle, shrunk = (hits + _NORMAL**2 / 2) / (n + _NORMAL**2), hits * (n - hits) / n + _NORMAL**2 / 4
+    half = _NORMAL * shrunk**0.5 / (n + _NORMAL**2)
+    return (0.0 if hits == 0 else middle - half), (1.0 if hits == n else middle + half)
 
 
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:

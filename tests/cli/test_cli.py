@@ -23,7 +23,7 @@ from tangentune.cli.options import estimator_defaults
 from tangentune.errors import TangentuneError
 
 CLASSES = ("Ciliophora", "Dinoflagellata", "Tripos")
-QUICK = ["--size", "64", "--n-jobs", "1"]
+QUICK = ["--size", "32", "--n-jobs", "1"]
 FIXED = [*QUICK, "--subset", "last:2", "--metric_power", "0", "--normalize", "yes", "--body-scale", "1"]
 
 
@@ -126,7 +126,7 @@ def test_fit_tells_the_cost_and_prints_one_json_document(
     assert document["settings"]["metric_power"] == 0.0
     assert document["settings"]["body_scale"] == 1.0
     assert fitted.subset == "last:2"
-    assert fitted.backbone_.contract.input_size == (3, 64, 64)
+    assert fitted.backbone_.contract.input_size == (3, 32, 32)
     assert "to 24 pictures will take about" in err
     assert "Kernel from" in err
     assert f"{document['planned']['parameters']:,} parameters of mobilenet_v2" in err

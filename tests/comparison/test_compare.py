@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,9 @@ LABELS = np.array(["ant"] * 20 + ["bee"] * 9 + ["cow"] * 31)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_objects_to_search() -> Iterator[None]:
-    """Garbage is collected before every cell; what the test runner itself holds takes half a second each time."""
+def few_objects_to_search() -> None:
+    """Garbage is collected before every cell; what the tests before left takes half a second each time."""
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -31,14 +31,14 @@ def regression_targets() -> np.ndarray:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_loo_predictions_are_forty_real_refits(normalize: bool) -> None:
-    options = {"normalize": normalize, "probes": 2}
-    clf = classifier(**options).fit(X, Y)
-    for i in range(40):
-        rest = np.arange(40) != i
-        without = classifier(**options).fit(X[rest], Y[rest])
-        assert_allclose(without.decision_function(X[i : i + 1])[0], clf.loo_predictions_[i], rtol=0, atol=1e-9)
-    assert clf.loo_score_ == np.mean(clf.loo_predictions_.argmax(1) == Y)
+def test_loo_predictions_are_real_refits_of_all_pictures(normalize: bool) -> None:
+    options, x, y = {"normalize": normalize, "probes": 2}, X[:20], Y[:20]
+    clf = classifier(**options).fit(x, y)
+    for i in range(20):
+        rest = np.arange(20) != i
+        without = classifier(**options).fit(x[rest], y[rest])
+        assert_allclose(without.decision_function(x[i : i + 1])[0], clf.loo_predictions_[i], rtol=0, atol=1e-9)
+    assert clf.loo_score_ == np.mean(clf.loo_predictions_.argmax(1) == y)
 
 
 @pytest.mark.parametrize("augment", [None, "flip"])

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import child, wait
 
 from tangentune import _files
 from tangentune.errors import InputError, StoreError
@@ -191,25 +191,18 @@ def test_two_step_replacement_works_and_its_crash_is_explained(model: Path, monk
     refused(lambda: read_model(model), str(former), "rename it back")
 
 
-CRASH = """
-import os, sys, torch
-from tangentune import _files
-from tangentune.estimators import model_directory as store
-calls = 0
-def crash(path):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os._exit(9)
-_files.flush = crash
-store.write_model(sys.argv[1], {"v": 2}, {"x": torch.zeros(9)}, "new")
-"""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child process")
+def test_killed_half_way_old_model_stays_and_debris_is_swept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
+    def crash(path: object) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            os._exit(9)
 
-def test_killed_half_way_old_model_stays_and_debris_is_swept(model: Path) -> None:
-    command = [sys.executable, "-c", CRASH, str(model), "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run(command, env=environment, check=False).returncode == 9
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "flush", crash)
+        assert wait(child(lambda: write_model(model, {"v": 2}, {"x": torch.zeros(9)}, "new"))) == 9
     assert read_model(model)[0] == SETTINGS
     left = [p for p in model.parent.iterdir() if p != model and not p.name.endswith("-lock")]
     assert len(left) == 1
@@ -233,18 +226,21 @@ def test_full_disk_is_told_before_writing(model: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a file-size limit on a child process")
-def test_write_error_inside_the_tensor_library_is_one_sentence(model: Path) -> None:
-    code = (
-        "import resource, sys, torch\n"
-        "from tangentune.estimators.model_directory import write_model\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
-        "write_model(sys.argv[1], {}, {'x': torch.zeros(9999)}, '')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, str(model)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert "StoreError: cannot write the model" in done.stderr
-    assert "disk is full" in done.stderr
+def test_write_error_inside_the_tensor_library_is_one_sentence(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    told = tmp_path_factory.mktemp("told") / "told.txt"
+
+    def work() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        write_model(model, {}, {"x": torch.zeros(9999)}, "")
+
+    assert wait(child(work, told)) == 1
+    said = told.read_text(encoding="utf-8")
+    assert "StoreError: cannot write the model" in said
+    assert "disk is full" in said
     assert read_model(model)[0] == SETTINGS
     assert [p.name for p in model.parent.iterdir()] == ["model"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import child, wait
 from PIL import Image
 from small import MEAN, STD, backbone, pictures
 
@@ -229,42 +230,29 @@ def test_a_stopped_extraction_goes_on_and_gives_identical_files(
     assert files_of(tmp_path / "again") == files_of(tmp_path / "whole")
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from tangentune.networks.backbone import Backbone
-from tangentune.methods.source_selection import extract
-
-write = extract.np.save
-def killed(file, rows, **fields):
-    if "features-00001" in file.name:
-        file.write(b"half a shard")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(file, rows, **fields)
-
-extract.np.save = killed
-net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
-torch.nn.init.constant_(net[1].weight, 0.1)
-torch.nn.init.zeros_(net[1].bias)
-net = Backbone(net, input_size=(3, 8, 8))
-extract.extract_features(extract.list_pictures(sys.argv[1], None, net.contract), net, sys.argv[2], shard_size=4)
-"""
-
-
 def linear_backbone() -> Backbone:
-    """As in the script above; another one than `backbone`."""
+    """Another one than `backbone`."""
     layer = torch.nn.Linear(192, 6)
     torch.nn.init.constant_(layer.weight, 0.1)
     torch.nn.init.zeros_(layer.bias)
     return Backbone(torch.nn.Sequential(torch.nn.Flatten(), layer), input_size=(3, 8, 8))
 
 
-def test_a_killed_extraction_leaves_only_whole_shards(tmp_path: Path) -> None:
-    root, out = picture_folder(tmp_path / "pictures"), tmp_path / "out"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-c", KILLED, root, out], env=environment, check=False)
-    assert ran.returncode == -signal.SIGKILL
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child process")
+def test_a_killed_extraction_leaves_only_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out, write = picture_folder(tmp_path / "pictures"), tmp_path / "out", np.save
+
+    def killed(file: Any, rows: Any, **fields: Any) -> None:
+        if "features-00001" in file.name:
+            file.write(b"half a shard")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(file, rows, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module.np, "save", killed)
+        number = child(lambda: extracted(root, linear_backbone(), out, shard_size=4))
+        assert wait(number) == -signal.SIGKILL
     left = files_of(out)
     assert any(name.endswith(".part") for name in left)
     extracted(root, linear_backbone(), out, shard_size=4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZE, Around, small_net
+from net_cases import SIZE, Around, small_net
 from sklearn.base import BaseEstimator, clone
 from torch import nn
 from torch.func import functional_call, grad, vmap

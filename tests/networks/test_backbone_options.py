@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, small_net
+from net_cases import SIZE, small_net
 from torch import nn
 
 from tangentune.errors import BackboneError, InputError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZE, Around, Lambda, small_net
+from net_cases import SIZE, Around, Lambda, small_net
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import SIZE, Around, Lambda, small_net
+from net_cases import SIZE, Around, Lambda, small_net
 from torch import nn
 
 from tangentune.errors import BackboneError

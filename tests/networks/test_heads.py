@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, Around, Lambda, small_net
+from net_cases import SIZE, Around, Lambda, small_net
 from reference import closeness, dense_solve, refit_loo
 from torch import Tensor, nn
 from torch.nn import functional as F

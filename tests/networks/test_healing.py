@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import seeded
-from conftest import SIZE, small_net
+from net_cases import SIZE, small_net
 from torch import nn
 
 from tangentune.errors import InputError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from cases import seeded
-from conftest import SIZE, Around
 from leaky_cases import SLOPE, Written, Z, pushed, relu6_by_hand, relu_by_hand
+from net_cases import SIZE, Around
 from reference import closeness, dense_rows, explicit_rows
 from torch import Tensor, nn
 from torch.func import functional_call

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Lambda
 from leaky_cases import SLOPE, Written, Z, pushed, relu6_by_hand, relu_by_hand
+from net_cases import Lambda
 from torch import Tensor, nn
 from torch.nn import functional as F
 

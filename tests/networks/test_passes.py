@@ -87,7 +87,8 @@ def test_predictions_from_four_threads_are_those_of_one(features: str | None) ->
 def test_fits_that_share_a_backbone_are_those_of_one_thread(outer_steps: int) -> None:
     shared = backbone(made(Tokens), "norm")
     labels = [np.roll(Y, i) for i in range(THREADS)]
-    fit = lambda y: TangentClassifier(shared, damping=0.1, outer_steps=outer_steps).fit(X, y).loo_predictions_
+    fixed = {"damping": 0.1, "metric_power": 0.25, "body_scale": 1.0, "normalize": True, "outer_steps": outer_steps}
+    fit = lambda y: TangentClassifier(shared, **fixed).fit(X, y).loo_predictions_
     alone = [fit(y) for y in labels]
     for own, expected in zip(together([partial(fit, y) for y in labels]), alone, strict=True):
         np.testing.assert_allclose(own, expected, rtol=0, atol=1e-10)

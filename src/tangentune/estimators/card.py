@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_setting, nice_settings
 from tangentune.estimators.worth import verdict
@@ -22,13 +23,7 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
         classes.sort(key=lambda pair: -pair[1])
     size = facts.contract["input_size"]
     options = [(name.replace("_", " "), nice_setting(value)) for name, value in facts.options.items()]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    return environment.get_template("card.md.j2").render(
+    return _template().render(
         facts=facts,
         estimator="TangentClassifier" if facts.classification else "TangentRegressor",
         classes=classes[:_CLASSES_LISTED],
@@ -42,6 +37,18 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
         kept=kept,
         edits=edits,
     )
+
+
+@cache
+def _template() -> Template:
+    """Compiled once: that takes longer than all the rest of saving a small model."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    return environment.get_template("card.md.j2")
 
 
 def escape_markdown(text: object) -> str:

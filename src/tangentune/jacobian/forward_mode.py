@@ -71,11 +71,11 @@ class ForwardMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if all(tangent_of(t) is None for t in tensors_in((args, kwargs))):
+        if all(tangent_of(t) is None for t in tensors_in(args, kwargs)):
             return func(*args, **kwargs)
         in_place = _in_place(func, kwargs)
         output = None if in_place else func(*_map(primal_of, args), **_map(primal_of, kwargs))
-        if not in_place and not any(True for _ in tensors_in(output)):  # `x.shape` and the like
+        if not in_place and not tensors_in(output):  # `x.shape` and the like
             return output
         with torch.no_grad():
             tangents = _tangents(func, args, kwargs)
@@ -158,7 +158,7 @@ def _by_two_backwards(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     with torch.enable_grad():
         output = func(*_map(leaf, args), **_map(leaf, kwargs))
-        values = list(tensors_in(output))
+        values = tensors_in(output)
         found: list[Tensor | None] = [None] * len(values)
         for k, value in enumerate(values):
             if not value.requires_grad:
@@ -181,7 +181,7 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply to all tensors in nested tuples, lists and mappings."""
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, (tuple, list)):
         mapped = [_map(function, item) for item in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
     if isinstance(tree, dict):

@@ -61,7 +61,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call `func`; if it used tracked parameters, note how."""
         kwargs = kwargs or {}
-        touched = {id(t) for t in tensors_in((args, kwargs)) if id(t) in self.names}
+        touched = {id(t) for t in tensors_in(args, kwargs) if id(t) in self.names}
         # BatchNorm takes the cheaper way also where nothing of it is tracked: else its rounding would depend on that.
         if not touched and func is not F.batch_norm:
             return func(*args, **kwargs)
@@ -71,7 +71,7 @@ class Recorder(TorchFunctionMode):
         if not touched:
             return output
         if use is None or not touched <= {id(t) for t in use.roles.values()}:
-            if any(True for _ in tensors_in(output)):
+            if tensors_in(output):
                 self.unruled |= {self.names[t] for t in touched}
             return output
         use.roles = {role: t for role, t in use.roles.items() if id(t) in touched}

@@ -9,6 +9,7 @@ import base64
 import io
 import os
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -34,12 +35,18 @@ def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
+    return _environment().get_template(template).render({"version": __version__, **context})
+
+
+@cache
+def _environment() -> Environment:
+    """Of all templates, each of which is compiled once: that takes longer than filling it in."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    return environment.get_template(template).render({"version": __version__, **context})
+    return environment
 
 
 def write_page(page: str, path: str | os.PathLike[str], shows: Version | None = None) -> Path:
