@@ -49,7 +49,7 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 def test_the_source_stays_small() -> None:
     """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards and locks came since."""
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 27_400
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 27_600
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
 
 

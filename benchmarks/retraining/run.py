@@ -62,8 +62,9 @@ class Predictions:
 
 def fitted(backbone: Backbone, train: Pictures, **options: Any) -> TangentClassifier:
     """With flips averaged."""
+    settings: dict[str, Any] = STILL | {"augment": "flip"} | options
     with quietly():
-        return TangentClassifier(backbone, **(STILL | {"augment": "flip"} | options)).fit(train)
+        return TangentClassifier(backbone, **settings).fit(train)
 
 
 def margins(scores: Array, labels: NDArray[np.int64]) -> Array:
