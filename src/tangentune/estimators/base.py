@@ -103,7 +103,6 @@ class TangentEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    # fitted attributes, described by the classes
     backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
     task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
     probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())

@@ -63,7 +63,7 @@ class Expansion:
     weights, and `task` those weights minus the pre-trained ones. `spread` is the points' root mean square distance from
     their mean over the distance that the mean has moved: below 1 the mean does better than each of the points, above
     it may be ruined although each of them is good, which leave-one-out, never running the mean, cannot see
-    (docs/decisions/0018).
+    (docs/decisions/0019).
     """
 
     steps: int
