@@ -94,11 +94,8 @@ def cross_fitted_expansion(
     made. With `flip` half of them are mirrored, at random.
     """
     fold = _folds(pictures, seed)
-    nets = tqdm(
-        _networks(backbone, pictures, fold, Rung(steps, rate, 0), flip, seed),
-        desc="moving", unit="network", total=int(fold.max()) + 1, delay=1.0, disable=not verbose,
-    )  # fmt: skip
-    return _expansion(backbone, steps, rate, fold, list(nets))
+    nets = list(_networks(backbone, pictures, fold, Rung(steps, rate, 0), flip, seed, verbose))
+    return _expansion(backbone, steps, rate, fold, nets)
 
 
 def _folds(pictures: Pictures, seed: int) -> NDArray[np.int64]:
@@ -107,10 +104,11 @@ def _folds(pictures: Pictures, seed: int) -> NDArray[np.int64]:
 
 
 def _networks(
-    backbone: Backbone, pictures: Pictures, fold: NDArray[np.int64], rung: Rung, flip: bool, seed: int
+    backbone: Backbone, pictures: Pictures, fold: NDArray[np.int64], rung: Rung, flip: bool, seed: int, verbose: int
 ) -> Iterator[nn.Module]:
     """A network for each fold, moved without its pictures."""
-    for own in range(int(fold.max()) + 1):
+    name = f"moving at {rung.rate:g}"
+    for own in tqdm(range(int(fold.max()) + 1), desc=name, unit="network", delay=1.0, disable=not verbose):
         rest = pictures.select(np.flatnonzero(fold != own))
         yield fine_tune(backbone, rest, _settings(len(rest), rung.steps, rung.rate, flip, seed)).backbone.module
 
@@ -181,8 +179,8 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     features = _features(backbone, pictures, [backbone.module], np.zeros_like(fold), flip)
     errors = probe_errors(features, targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
-    for rung in tqdm(rungs, desc="moving", unit="rung", delay=1.0, disable=not verbose):
-        made = _climb(backbone, pictures, rung, fold, targets, best, flip, seed)
+    for rung in rungs:
+        made = _climb(backbone, pictures, rung, fold, targets, best, flip, seed, verbose)
         if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
             break
@@ -200,10 +198,10 @@ def _row(steps: int, rate: float, error: float | None, spread: float | None) -> 
 
 def _climb(
     backbone: Backbone, pictures: Pictures, rung: Rung, fold: NDArray[np.int64], targets: Tensor,
-    former: Expansion | None, flip: bool, seed: int,
+    former: Expansion | None, flip: bool, seed: int, verbose: int,
 ) -> Expansion | None:  # fmt: skip
     """The networks of a rung; None if training diverges, or the first of them does worse on the fold it never saw."""
-    nets, making = [], _networks(backbone, pictures, fold, rung, flip, seed)
+    nets, making = [], _networks(backbone, pictures, fold, rung, flip, seed, verbose)
     held_out = torch.from_numpy(fold == 0)
     try:
         for net in making:
