@@ -48,8 +48,8 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 
 def test_the_source_stays_small() -> None:
-    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards and locks came since."""
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 27_600
+    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since."""
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_100
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tangentune import comparison as compare
     from tangentune.errors import TangentuneError
     from tangentune.estimators.classifier import TangentClassifier
+    from tangentune.estimators.features import TangentFeatures
     from tangentune.estimators.regressor import TangentRegressor
     from tangentune.jacobian import kfac
     from tangentune.jacobian.linearization import Linearization
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tangentune.pictures.load import load_pictures
     from tangentune.pictures.pictures import Pictures
     from tangentune.reports.model_page import write_report
+    from tangentune.solvers.sums import TangentSums
 
 __all__ = [
     "Backbone",
@@ -36,7 +38,9 @@ __all__ = [
     "Linearization",
     "Pictures",
     "TangentClassifier",
+    "TangentFeatures",
     "TangentRegressor",
+    "TangentSums",
     "TangentuneError",
     "TaskVector",
     "baselines",
@@ -61,7 +65,9 @@ _HOMES = {
     "Linearization": "jacobian.linearization",
     "Pictures": "pictures.pictures",
     "TangentClassifier": "estimators.classifier",
+    "TangentFeatures": "estimators.features",
     "TangentRegressor": "estimators.regressor",
+    "TangentSums": "solvers.sums",
     "TangentuneError": "errors",
     "TaskVector": "jacobian.task_vector",
     "load_backbone": "networks.backbone",

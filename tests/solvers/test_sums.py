@@ -1,0 +1,114 @@
+"""Sums over rows: they add and subtract, and answer as the n x n system and as real refits do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangentune.errors import InputError, StoreError
+from tangentune.solvers import ridge
+from tangentune.solvers.sums import TangentSums
+
+N, D, C = 30, 12, 3
+GENERATOR = torch.Generator().manual_seed(0)
+ROWS = torch.randn(N, D, generator=GENERATOR, dtype=torch.float64) + 2
+TARGETS = F.one_hot(torch.arange(N) % C).double()
+WEIGHTS = 0.2 + torch.rand(N, generator=GENERATOR, dtype=torch.float64)
+
+
+def sums(places: Tensor | slice = slice(None), targets: Tensor = TARGETS, weights: Tensor = WEIGHTS) -> TangentSums:
+    return TangentSums.of(ROWS[places], targets[places], "map", weights[places])
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("damping", [1e-3, 0.3, 20.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_solution_is_that_of_the_kernel(damping: float, weighted: bool) -> None:
+    weights = WEIGHTS if weighted else torch.ones_like(WEIGHTS)
+    new = ROWS[:5].flip(1)
+    solution = ridge.solve(ridge.factor_ridge(ROWS @ ROWS.T, weights), TARGETS, damping)
+    found = sums(weights=weights).fit(damping)
+    close(found.predict(new), solution.intercept + new @ ROWS.T @ solution.dual)
+    loo = sums(weights=weights).factor().leave_one_out(ROWS, TARGETS, damping, weights)
+    close(loo, solution.loo)
+
+
+def test_leave_one_out_is_that_of_refits() -> None:
+    found = sums().factor().leave_one_out(ROWS, TARGETS, 0.3, WEIGHTS)
+    for i in range(N):
+        rest = torch.arange(N) != i
+        close(found[i], sums(rest).fit(0.3).predict(ROWS[i : i + 1])[0])
+
+
+def test_errors_along_the_dampings() -> None:
+    dampings = torch.logspace(-2, 2, 5, dtype=torch.float64)
+    found = sums().factor().loo_errors(ROWS, TARGETS.bool(), dampings, WEIGHTS)  # classes as a mask will do
+    close(found, ridge.loo_errors(ridge.factor_ridge(ROWS @ ROWS.T, WEIGHTS), TARGETS, dampings))
+
+
+@given(st.lists(st.integers(0, 3), min_size=N, max_size=N))
+@settings(max_examples=20, deadline=None)
+def test_shards_add_to_the_whole(shard: list[int]) -> None:
+    place = torch.tensor(shard)
+    parts = [sums(place == k) for k in range(4) if bool((place == k).any())]
+    total = sum(parts[1:], parts[0])
+    close(total.fit(0.3).coef, sums().fit(0.3).coef)
+    assert total.counts.tolist() == [10, 10, 10]
+
+
+def test_pictures_are_taken_out_relabelled_and_reweighted() -> None:
+    """Whatever changes is taken out as it was and put in as it is; equal to sums made anew."""
+    gone = torch.arange(N) < 4
+    close((sums() - sums(gone)).fit(0.3).coef, sums(~gone).fit(0.3).coef)
+    other = TARGETS.roll(1, 0)
+    changed = torch.where(gone[:, None], other, TARGETS)
+    close((sums() - sums(gone) + sums(gone, other)).fit(0.3).coef, sums(targets=changed).fit(0.3).coef)
+    weights = torch.where(gone, 3 * WEIGHTS, WEIGHTS)
+    close((sums() - sums(gone) + sums(gone, weights=3 * WEIGHTS)).fit(0.3).coef, sums(weights=weights).fit(0.3).coef)
+
+
+def test_a_picture_of_weight_zero_does_not_count() -> None:
+    weights = WEIGHTS.clone()
+    weights[7] = 0
+    rest = torch.arange(N) != 7
+    close(sums(weights=weights).fit(0.3).coef, sums(rest).fit(0.3).coef)
+    loo = sums(weights=weights).factor().leave_one_out(ROWS, TARGETS, 0.3, weights)
+    close(loo[7], sums(rest).fit(0.3).predict(ROWS[7:8])[0])
+
+
+def test_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
+    sums().save(tmp_path / "a.sums")
+    loaded = TangentSums.load(tmp_path / "a.sums")
+    assert loaded.fingerprint == "map"
+    assert loaded.squares.equal(sums().squares)
+    assert (loaded + sums()).counts.tolist() == [20, 20, 20]
+    (tmp_path / "b.sums").write_bytes(b"nothing")
+    with pytest.raises(StoreError, match="no sums of feature rows can be read"):
+        TangentSums.load(tmp_path / "b.sums")
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: sums() + TangentSums.of(ROWS, TARGETS, "other"), "different feature maps"),
+    (lambda: sums() + TangentSums.of(ROWS, TARGETS[:, :2], "map"), "other rows or classes"),
+    (lambda: sums(slice(0, 3)) - sums(), "more is taken away"),
+    (lambda: TangentSums.of(ROWS, TARGETS[:4], "map"), "30 rows, 4 targets"),
+    (lambda: TangentSums.of(ROWS / 0, TARGETS, "map"), "must be finite"),
+    (lambda: TangentSums.of(ROWS, TARGETS, "map", -WEIGHTS), "no weight negative"),
+    (lambda: TangentSums.of(ROWS, TARGETS, "map", 0 * WEIGHTS).fit(1.0), "no picture of positive weight"),
+    (lambda: sums().fit(0.0), "the damping is 0.0"),
+    (lambda: sums().fit(float("nan")), "the damping is nan"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
