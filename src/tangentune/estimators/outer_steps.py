@@ -143,9 +143,12 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
     few, rate = pictures.select(trial), RATE
     _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
-    step, count = max(thrice - once, 0.0) / 2, len(pictures) * (FOLDS - 1) // FOLDS
-    epochs = [_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs]
-    return FOLDS * sum(max(once - step, 0.0) + step * one * -(-count // BATCH) for one in epochs)
+    learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step
+    looking = max(once / len(trial) - learning, 0.0)  # a picture's features, as for the head that a network starts with
+    count = len(pictures) * (FOLDS - 1) // FOLDS
+    passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
+    judged = 3 * len(rungs) + 1 if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
+    return FOLDS * count * (learning * passes + looking * len(rungs)) + looking * judged * len(pictures)
 
 
 def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> FineTuneSettings:
