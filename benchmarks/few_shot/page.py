@@ -24,6 +24,7 @@ class Task:
 
 TASKS = {
     "cifar10": Task("mobilenet_v2", 96, (1, 5, 10, 25, 50, 100)),
+    "cifar10_ladder": Task("mobilenet_v2", 96, (5, 10, 25, 50)),
     "cifar10_lite0": Task("efficientnet_lite0", 96, (10, 50)),
     "fashion_mnist": Task("mobilenet_v2", 96, (5, 10, 50)),
     "plankton": Task("mobilenet_v2", 96, (1, 5)),

@@ -62,7 +62,7 @@ def _least_squares(
         batch_size=settings.batch_size,
         random_state=settings.seed,
     ).fit(train)
-    names = ("outer_steps", "damping", "body_scale", "metric_power", "normalize")
+    names = ("outer_steps", "outer_rate", "damping", "body_scale", "metric_power", "normalize")
     chosen = {name: getattr(model, f"{name}_") for name in names} | {"loo_accuracy": model.loo_score_}
     return FittedMethod(model.classes_, model.predict_proba, chosen)
 
