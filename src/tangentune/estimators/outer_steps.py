@@ -143,12 +143,14 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
     few, rate = pictures.select(trial), RATE
     _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
-    learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step
-    looking = max(once / len(trial) - learning, 0.0)  # a picture's features, as for the head that a network starts with
+    learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
+    looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
+    alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
     count = len(pictures) * (FOLDS - 1) // FOLDS
     passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
     judged = 3 * len(rungs) + 1 if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
-    return FOLDS * count * (learning * passes + looking * len(rungs)) + looking * judged * len(pictures)
+    networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
+    return networks + looking * judged * len(pictures)
 
 
 def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> FineTuneSettings:
