@@ -79,50 +79,85 @@ Choice = tuple[Expansion | None, list[dict[str, float | None]]]
 
 
 def cross_fitted_expansion(
-    backbone: Backbone,
-    pictures: Pictures,
-    steps: int,
-    *,
-    flip: bool,
-    rate: float = RATE,
-    seed: int = 0,
+    backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, rate: float = RATE, seed: int = 0,
     verbose: int = 0,
-) -> Expansion:
+) -> Expansion:  # fmt: skip
     """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
     Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
     made. With `flip` half of them are mirrored, at random.
     """
-    fold = _folds(pictures, seed)
-    nets = list(_networks(backbone, pictures, fold, Rung(steps, rate, 0), flip, seed, verbose))
-    return _expansion(backbone, steps, rate, fold, nets)
+    mover, rung = _Mover.of(backbone, pictures, flip, seed, verbose), Rung(steps, rate, 0)
+    return mover.expansion(rung, list(mover.networks(rung)))
 
 
-def _folds(pictures: Pictures, seed: int) -> NDArray[np.int64]:
-    positions = torch.from_numpy(class_positions(pictures)[1])
-    return np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
+@final
+@dataclass(frozen=True, eq=False)
+class _Mover:
+    """Moves a network without each fold of some pictures in turn, and looks at what came of it."""
 
+    backbone: Backbone
+    pictures: Pictures
+    fold: NDArray[np.int64]
+    flip: bool
+    seed: int
+    verbose: int
 
-def _networks(
-    backbone: Backbone, pictures: Pictures, fold: NDArray[np.int64], rung: Rung, flip: bool, seed: int, verbose: int
-) -> Iterator[nn.Module]:
-    """A network for each fold, moved without its pictures."""
-    name = f"moving at {rung.rate:g}"
-    for own in tqdm(range(int(fold.max()) + 1), desc=name, unit="network", delay=1.0, disable=not verbose):
-        rest = pictures.select(np.flatnonzero(fold != own))
-        yield fine_tune(backbone, rest, _settings(len(rest), rung.steps, rung.rate, flip, seed)).backbone.module
+    @classmethod
+    def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
+        positions = torch.from_numpy(class_positions(pictures)[1])
+        fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
+        return cls(backbone, pictures, fold, flip, seed, verbose)
 
+    def networks(self, rung: Rung) -> Iterator[nn.Module]:
+        """A network for each fold, moved without its pictures."""
+        folds, name = range(int(self.fold.max()) + 1), f"moving at {rung.rate:g}"
+        for own in tqdm(folds, desc=name, unit="network", delay=1.0, disable=not self.verbose):
+            rest = self.pictures.select(np.flatnonzero(self.fold != own))
+            settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
+            yield fine_tune(self.backbone, rest, settings).backbone.module
 
-def _expansion(
-    backbone: Backbone, steps: int, rate: float, fold: NDArray[np.int64], nets: list[nn.Module]
-) -> Expansion:
-    start = {name: p for name, p in backbone.module.named_parameters() if p.is_floating_point()}
-    tasks = [difference(dict(net.named_parameters()), start) for net in nets]
-    mean = sum(tasks[1:], tasks[0]) / len(tasks)
-    apart = math.sqrt(sum((task - mean).norm() ** 2 for task in tasks) / len(tasks))
-    spread = apart / length if (length := mean.norm()) else 0.0
-    points = tuple(moved(backbone.module, task) for task in tasks)
-    return Expansion(steps, rate, spread, fold, points, moved(backbone.module, mean), mean)
+    def expansion(self, rung: Rung, nets: list[nn.Module]) -> Expansion:
+        """What the networks of all folds make together."""
+        module = self.backbone.module
+        start = {name: p for name, p in module.named_parameters() if p.is_floating_point()}
+        tasks = [difference(dict(net.named_parameters()), start) for net in nets]
+        mean = sum(tasks[1:], tasks[0]) / len(tasks)
+        apart = math.sqrt(sum((task - mean).norm() ** 2 for task in tasks) / len(tasks))
+        spread = apart / length if (length := mean.norm()) else 0.0
+        points = tuple(moved(module, task) for task in tasks)
+        return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
+
+    def climb(self, rung: Rung, former: nn.Module, targets: Tensor) -> Expansion | None:
+        """A rung; None if training diverges, or its first network does worse than the former on the fold it never saw."""
+        nets, held_out = [], torch.from_numpy(self.fold == 0)
+        try:
+            for net in self.networks(rung):
+                nets.append(net)
+                if len(nets) == 1:
+                    tried = (held_out_errors(self.features_of(one), targets, held_out) for one in (former, net))
+                    if lower(*tried, 0.0 if len(targets) < FEW else 1.0):
+                        return None
+        except DivergedError:
+            return None
+        return self.expansion(rung, nets)
+
+    def features_of(self, module: nn.Module) -> Tensor:
+        """(n, d) features of all pictures from one network."""
+        return self._features(module, np.arange(len(self.pictures)))
+
+    def honest_features(self, made: Expansion) -> Tensor:
+        """(n, d) features, each picture's from the network that has not seen it."""
+        parts, order = [], []
+        for own, module in enumerate(made.points):
+            order.append(np.flatnonzero(self.fold == own))
+            parts.append(self._features(module, order[-1]))
+        return torch.cat(parts)[torch.from_numpy(np.concatenate(order).argsort()).to(parts[0].device)]
+
+    def _features(self, module: nn.Module, rows: NDArray[np.int64]) -> Tensor:
+        there = copy.copy(self.backbone)
+        there.module = module
+        return mean_features(there, self.pictures.select(rows), 64, self.flip)
 
 
 def moved(module: nn.Module, task: TaskVector) -> nn.Module:
@@ -179,19 +214,18 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     best, rungs = None, _rungs(pictures)
     if not rungs:
         return None, []
-    fold, targets = _folds(pictures, seed), F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double()
-    targets = targets.to(backbone.device)
-    features = _features(backbone, pictures, [backbone.module], np.zeros_like(fold), flip)
-    errors = probe_errors(features, targets)
+    mover = _Mover.of(backbone, pictures, flip, seed, verbose)
+    targets = F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double().to(backbone.device)
+    errors = probe_errors(mover.features_of(backbone.module), targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
     for rung in rungs:
-        made = _climb(backbone, pictures, rung, fold, targets, best, flip, seed, verbose)
+        made = mover.climb(rung, backbone.module if best is None else best.points[0], targets)
         if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
             break
-        found = probe_errors(_features(backbone, pictures, list(made.points), fold, flip), targets)
+        found = probe_errors(mover.honest_features(made), targets)
         tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-        if made.spread >= FAR or not lower(found, errors, margin(len(fold), PRIOR if best is None else 0.0)):
+        if made.spread >= FAR or not lower(found, errors, margin(len(found), PRIOR if best is None else 0.0)):
             break
         best, errors = made, found
     return best, tried
@@ -199,38 +233,3 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
 
 def _row(steps: int, rate: float, error: float | None, spread: float | None) -> dict[str, float | None]:
     return {"outer_steps": steps, "rate": rate, "loo_error": error, "spread": spread}
-
-
-def _climb(
-    backbone: Backbone, pictures: Pictures, rung: Rung, fold: NDArray[np.int64], targets: Tensor,
-    former: Expansion | None, flip: bool, seed: int, verbose: int,
-) -> Expansion | None:  # fmt: skip
-    """The networks of a rung; None if training diverges, or the first of them does worse on the fold it never saw."""
-    nets, making = [], _networks(backbone, pictures, fold, rung, flip, seed, verbose)
-    held_out = torch.from_numpy(fold == 0)
-    try:
-        for net in making:
-            nets.append(net)
-            if len(nets) == 1:
-                before, after = (
-                    held_out_errors(_features(backbone, pictures, [one], np.zeros_like(fold), flip), targets, held_out)
-                    for one in (backbone.module if former is None else former.points[0], net)
-                )
-                if lower(before, after, 0.0 if len(fold) < FEW else 1.0):
-                    return None
-    except DivergedError:
-        return None
-    return _expansion(backbone, rung.steps, rung.rate, fold, nets)
-
-
-def _features(
-    backbone: Backbone, pictures: Pictures, points: list[nn.Module], fold: NDArray[np.int64], flip: bool
-) -> Tensor:
-    """(n, d) features, each picture's from the network of its fold."""
-    parts, order = [], []
-    for own, module in enumerate(points):
-        there, rows = copy.copy(backbone), np.flatnonzero(fold == own)
-        there.module = module
-        parts.append(mean_features(there, pictures.select(rows), 64, flip))
-        order.append(rows)
-    return torch.cat(parts)[torch.from_numpy(np.concatenate(order).argsort()).to(parts[0].device)]
