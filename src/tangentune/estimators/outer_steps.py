@@ -129,14 +129,14 @@ class _Mover:
         return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
 
     def climb(self, rung: Rung, former: nn.Module, targets: Tensor) -> Expansion | None:
-        """A rung; None if training diverges, or its first network does worse than the former on the fold it never saw."""
+        """A rung; None if training diverges, or its first network does worse than the former on its unseen fold."""
         nets, held_out = [], torch.from_numpy(self.fold == 0)
         try:
             for net in self.networks(rung):
                 nets.append(net)
                 if len(nets) == 1:
-                    tried = (held_out_errors(self.features_of(one), targets, held_out) for one in (former, net))
-                    if lower(*tried, 0.0 if len(targets) < FEW else 1.0):
+                    before, after = (held_out_errors(self.features_of(one), targets, held_out) for one in (former, net))
+                    if lower(before, after, 0.0 if len(targets) < FEW else 1.0):
                         return None
         except DivergedError:
             return None
