@@ -14,7 +14,6 @@ from tangentune.estimators.first_look import (
     RELATIVE_DAMPINGS,
     held_out_errors,
     lower,
-    margin,
     mirroring_helps,
     probe_errors,
 )
@@ -60,11 +59,11 @@ def test_the_errors_on_held_out_pictures_are_those_of_a_refit() -> None:
 
 def test_few_pictures_need_one_standard_error() -> None:
     gains = torch.tensor([0.3, -0.2] * (FEW // 2), dtype=torch.float64)  # mean .05, standard deviation .25
-    assert lower(1 - gains, torch.ones(FEW), margin(FEW))
+    assert lower(1 - gains, torch.ones(FEW), 0.0)
     few = gains[: FEW // 2]  # standard error .057
-    assert not lower(1 - few, torch.ones(len(few)), margin(len(few)))
-    assert lower(1 - few - 0.02, torch.ones(len(few)), margin(len(few)))
-    assert not lower(torch.ones(FEW), torch.ones(FEW), margin(FEW))
+    assert not lower(1 - few, torch.ones(len(few)), 1.0)
+    assert lower(1 - few - 0.02, torch.ones(len(few)), 1.0)
+    assert not lower(torch.ones(FEW), torch.ones(FEW), 0.0)
     assert lower(1 + few, torch.ones(len(few)), -1.0)  # worse, but not by a standard error
     assert not lower(1 + few + 0.02, torch.ones(len(few)), -1.0)
 

@@ -46,11 +46,6 @@ def lower(errors: Tensor, than: Tensor, margin: float) -> bool:
     return float(gains.mean()) > margin * doubt
 
 
-def margin(count: int, usual: float = 0.0) -> float:
-    """Standard errors by which the less simple choice must win: one of few pictures, else what is usual."""
-    return 1.0 if count < FEW else usual
-
-
 @torch.no_grad()
 def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, batch_size: int) -> bool:
     """Whether a probe does better on features that are means over a picture and its mirror image.
@@ -64,7 +59,8 @@ def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, bat
     few = pictures.select(chosen)
     views = view_outputs(backbone.features, backbone, few, batch_size, True)
     wanted = targets[torch.from_numpy(chosen)].to(views.device)
-    return lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted), margin(len(few)))
+    margin = 1.0 if len(few) < FEW else 0.0
+    return lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted), margin)
 
 
 def _probe(features: Tensor) -> tuple[RidgeFactor, Tensor]:

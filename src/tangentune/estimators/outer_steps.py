@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from tangentune.estimators.first_look import FEW, held_out_errors, lower, margin, probe_errors
+from tangentune.estimators.first_look import held_out_errors, lower, probe_errors
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
@@ -128,15 +128,18 @@ class _Mover:
         points = tuple(moved(module, task) for task in tasks)
         return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
 
-    def climb(self, rung: Rung, former: nn.Module, targets: Tensor) -> Expansion | None:
-        """A rung; None if training diverges, or its first network does worse than the former on its unseen fold."""
+    def climb(self, rung: Rung, former: nn.Module, targets: Tensor, margin: float) -> Expansion | None:
+        """A rung; None if training diverges, or the former network does better on the fold that the first never saw.
+
+        Better by so many standard errors.
+        """
         nets, held_out = [], torch.from_numpy(self.fold == 0)
         try:
             for net in self.networks(rung):
                 nets.append(net)
                 if len(nets) == 1:
                     before, after = (held_out_errors(self.features_of(one), targets, held_out) for one in (former, net))
-                    if lower(before, after, 0.0 if len(targets) < FEW else 1.0):
+                    if lower(before, after, margin):
                         return None
         except DivergedError:
             return None
@@ -219,13 +222,14 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     errors = probe_errors(mover.features_of(backbone.module), targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
     for rung in rungs:
-        made = mover.climb(rung, backbone.module if best is None else best.points[0], targets)
+        former = backbone.module if best is None else best.points[0]
+        made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
         if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
             break
         found = probe_errors(mover.honest_features(made), targets)
         tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-        if made.spread >= FAR or not lower(found, errors, margin(len(found), PRIOR if best is None else 0.0)):
+        if made.spread >= FAR or not lower(found, errors, PRIOR if best is None else 0.0):
             break
         best, errors = made, found
     return best, tried
