@@ -78,11 +78,19 @@ def test_two_equal_answers_leave_it_open() -> None:
 )
 def test_the_verdict_follows_the_interval(interval: list[float], words: str) -> None:
     probe = {"score": 0.876, "gain": 0.03, "interval": interval, "seconds": 2.0}
-    said = verdict(facts(probe=probe, seconds=38.0, settings=facts().settings | {"body_scale": 1.0}))
+    said = verdict(facts(probe=probe, seconds=38.0, settings=facts().settings | {"body_scale": 1.0, "outer_steps": 0}))
     assert words in said
     assert "A linear probe of the same pictures has 87.6 %; the whole network changes that by +3.0 points" in said
     assert f"(95 % interval {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" in said
     assert "38 s instead of about 2.0 s" in said
+
+
+def test_a_probe_of_moved_features_is_called_that() -> None:
+    probe = {"score": 0.886, "gain": -0.01, "interval": [-0.035, 0.016], "seconds": 0.3}
+    moved = facts(probe=probe, settings=facts().settings | {"body_scale": 1.0, "outer_steps": 32})
+    assert "of the features as they were moved has 88.6 %; their tangents change that by -1.0 points" in verdict(moved)
+    assert "instead of" not in verdict(moved)
+    assert all("subset" not in step.command for step in next_steps(moved))
 
 
 def test_next_steps_are_few_and_fit_the_fit() -> None:

@@ -59,6 +59,9 @@ def verdict(facts: Summary) -> str:
     gain, lowest, highest = (f"{100 * x:+.1f}" if unit else f"{x:+.3f}" for x in (probe["gain"], low, high))
     spent = f"for {nice_seconds(facts.seconds)} instead of about {nice_seconds(probe['seconds'])}"
     score = f"{100 * probe['score']:.1f} %" if facts.classification else f"an R² of {probe['score']:.3f}"
+    if facts.settings["outer_steps"]:  # the probe stands on features that took all the time there was
+        than = f"A linear probe of the features as they were moved has {score}; their tangents change that by"
+        return f"{than} {gain}{unit} (95 % interval {lowest} to {highest})."
     than = f"A linear probe of the same pictures has {score}; the whole network changes that by"
     worth = "It was worth its time" if low > 0 else "It was not worth its time"
     worth = worth if low > 0 or high < 0 else "It is not certain that it was worth its time"
@@ -74,6 +77,7 @@ def next_steps(facts: Summary) -> list[Step]:
     elif facts.doubtful:
         labels = "a label that looks like a mistake" if facts.doubtful == 1 else f"{facts.doubtful:,} doubtful labels"
         steps.append(Step(f"look at {labels}", "suspects()", "tangentune suspects"))
-    if facts.probe is not None and facts.probe["interval"][0] <= 0 and facts.settings["body_scale"]:
+    unsure = facts.probe is not None and facts.probe["interval"][0] <= 0
+    if unsure and facts.settings["body_scale"] and not facts.settings["outer_steps"]:
         steps.append(Step("the linear probe alone: quicker, and perhaps as good", "subset='none'", "--subset none"))
     return steps
