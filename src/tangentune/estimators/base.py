@@ -32,12 +32,12 @@ from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
-from tangentune.estimators.user_input import load_vectors, read_count, read_settings
+from tangentune.estimators.user_input import load_inputs, read_count, read_settings
 from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import AnyBackbone, Backbone
-from tangentune.pictures.load import Pictures, load_pictures
+from tangentune.pictures.load import Pictures
 from tangentune.solvers.balancing import influence
 from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.posterior import variance
@@ -103,6 +103,7 @@ class TangentEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
+    # fitted attributes, described by the classes
     backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
     task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
     probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
@@ -208,10 +209,7 @@ class TangentEstimator(BaseEstimator):
         return PictureReader(self.fitted_.backbone, count, self.fitted_.feature_map.mirrored, self.verbose)
 
     def _load(self, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool = True) -> Pictures:
-        if backbone.contract.input_size is None:
-            return load_vectors(self, X, y, labelled, reset)
-        jobs, contract = self.n_jobs, backbone.contract
-        return load_pictures(X, y, contract=contract, n_jobs=jobs, verbose=self.verbose, need_labels=labelled)
+        return load_inputs(self, X, y, backbone, labelled, reset)
 
     def _new(self, X: Any) -> Pictures:
         """Pictures to predict, with a warning where the model was fitted on some of them."""

@@ -19,12 +19,11 @@ from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader, RowReader
-from tangentune.estimators.user_input import load_vectors, read_count, read_seed
+from tangentune.estimators.user_input import load_inputs, read_count, read_seed
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, collect_rows, cross_kernel, portion_rows
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
-from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
-from tangentune.pictures.load import load_pictures
+from tangentune.networks.backbone import AnyBackbone, as_backbone
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.landmarks import choose_landmarks, inverse_root
 from tangentune.solvers.sums import TangentSums
@@ -118,7 +117,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         count = read_count(vars(self), "landmarks", 2)
         backbone = as_backbone(self.backbone, self.input_size)
         backbone = backbone if self.device is None else backbone.to(self.device)
-        pictures = self._load(X, y, backbone, labelled=True, reset=True)
+        pictures = load_inputs(self, X, y, backbone, labelled=True, reset=True)
         seed, labels = read_seed(self.random_state), np.asarray(pictures.labels)
         with warm_pages(), torch.no_grad():
             features = F.normalize(mean_features(backbone, pictures, self.batch_size, False).double(), dim=1)
@@ -143,7 +142,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Classes are those of the landmarks, in the order of `model_.classes_`; another one is an InputError.
         """
-        pictures = self._load(X, y, self.model_.backbone_, labelled=True)
+        pictures = load_inputs(self, X, y, self.model_.backbone_, labelled=True, reset=False)
         targets = self._targets(np.asarray(pictures.labels))
         weights = torch.ones(len(pictures)) if sample_weight is None else torch.as_tensor(np.asarray(sample_weight))
         total, done = None, 0
@@ -165,13 +164,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _new(self, X: Any) -> Pictures:
         if not hasattr(self, "model_"):
             raise InputError("these features are not fitted yet; call fit with some pictures first")
-        return self._load(X, None, self.model_.backbone_, labelled=False)
-
-    def _load(self, X: Any, y: Any, backbone: Backbone, *, labelled: bool, reset: bool = False) -> Pictures:
-        if backbone.contract.input_size is None:
-            return load_vectors(self, X, y, labelled, reset)
-        how: dict[str, Any] = {"contract": backbone.contract, "n_jobs": self.n_jobs, "verbose": self.verbose}
-        return load_pictures(X, y, need_labels=labelled, **how)
+        return load_inputs(self, X, None, self.model_.backbone_, labelled=False, reset=False)
 
     @torch.no_grad()
     def _frozen(self, landmarks: Pictures) -> LandmarkMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +47,11 @@ def lower(errors: Tensor, than: Tensor, margin: float) -> bool:
     return float(gains.mean()) > margin * doubt
 
 
+def spread_over(count: int, most: int) -> NDArray[np.int64]:
+    """Places of at most so many pictures, evenly over all: sets are often sorted by class."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
+
+
 @torch.no_grad()
 def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, batch_size: int) -> bool:
     """Whether a probe does better on features that are means over a picture and its mirror image.
@@ -55,7 +61,7 @@ def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, bat
     """
     if pictures.pixels.ndim != 4:
         return False
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, LOOKED_AT).round().astype(int))
+    chosen = spread_over(len(pictures), LOOKED_AT)
     few = pictures.select(chosen)
     views = view_outputs(backbone.features, backbone, few, batch_size, True)
     wanted = targets[torch.from_numpy(chosen)].to(views.device)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from tangentune.estimators.first_look import held_out_errors, lower, probe_errors
+from tangentune.estimators.first_look import held_out_errors, lower, probe_errors, spread_over
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
@@ -128,8 +128,8 @@ class _Mover:
         points = tuple(moved(module, task) for task in tasks)
         return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
 
-    def climb(self, rung: Rung, former: nn.Module, targets: Tensor, margin: float) -> Expansion | None:
-        """A rung; None if training diverges, or the former network does better on the fold that the first never saw.
+    def climb(self, rung: Rung, former: Tensor, targets: Tensor, margin: float) -> Expansion | None:
+        """A rung; None if training diverges, or former features do better on the fold that the first network never saw.
 
         Better by so many standard errors.
         """
@@ -138,7 +138,8 @@ class _Mover:
             for net in self.networks(rung):
                 nets.append(net)
                 if len(nets) == 1:
-                    before, after = (held_out_errors(self.features_of(one), targets, held_out) for one in (former, net))
+                    seen = (former, self.features_of(net))
+                    before, after = (held_out_errors(features, targets, held_out) for features in seen)
                     if lower(before, after, margin):
                         return None
         except DivergedError:
@@ -178,7 +179,7 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     rungs = _rungs(pictures) if steps == "loo" else (Rung(int(steps), RATE, 0),)
     if not rungs:
         return 0.0
-    trial = np.unique(np.linspace(0, len(pictures) - 1, BATCH).round().astype(int))  # spread: sets are often sorted
+    trial = spread_over(len(pictures), BATCH)
     few, rate = pictures.select(trial), RATE
     _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
@@ -186,7 +187,7 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
     count = len(pictures) * (FOLDS - 1) // FOLDS
     passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
-    judged = 3 * len(rungs) + 1 if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
+    judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
     networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
     return networks + looking * judged * len(pictures)
 
@@ -219,10 +220,12 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
     targets = F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double().to(backbone.device)
-    errors = probe_errors(mover.features_of(backbone.module), targets)
+    former = mover.features_of(backbone.module)
+    errors = probe_errors(former, targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
     for rung in rungs:
-        former = backbone.module if best is None else best.points[0]
+        if best is not None:
+            former = mover.features_of(best.points[0])
         made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
         if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))

@@ -120,10 +120,6 @@ class Classification:
         targets = torch.nn.functional.one_hot(torch.from_numpy(positions), len(classes)).double()
         return Targets(classes, targets, torch.from_numpy(weights), balanced=balanced)
 
-    def outputs(self, pictures: Pictures) -> int:
-        """Columns of the targets."""
-        return len(np.unique(pictures.labels)) if pictures.labels is not None else 1
-
     def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
         """One picture a class: without it its class is unknown, so leave-one-out means nothing; take usual values."""
         if settings.criterion != "loo" or targets.sum(0).max() > 1:
@@ -217,9 +213,6 @@ class Regression:
 
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
         return Targets(None, torch.from_numpy(labels.reshape(len(labels), -1)), torch.from_numpy(sample_weight))
-
-    def outputs(self, pictures: Pictures) -> int:
-        return 1 if pictures.labels is None or pictures.labels.ndim == 1 else pictures.labels.shape[1]
 
     def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
         return settings

@@ -110,6 +110,15 @@ def _refuse(options: Mapping[str, Any], name: str, what: str) -> NoReturn:
     raise InputError(f"{name} is {options[name]!r}; it must be {what}")
 
 
+def load_inputs(estimator: BaseEstimator, X: Any, y: Any, backbone: Backbone, labelled: bool, reset: bool) -> Pictures:
+    """What an estimator was given, as its backbone takes it: pictures, or vectors where that has no input size."""
+    if backbone.contract.input_size is None:
+        return load_vectors(estimator, X, y, labelled, reset)
+    options, contract = estimator.get_params(deep=False), backbone.contract
+    jobs, verbose = options["n_jobs"], options["verbose"]
+    return load_pictures(X, y, contract=contract, n_jobs=jobs, verbose=verbose, need_labels=labelled)
+
+
 def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset: bool) -> Pictures:
     """Vectors (n, k) checked as scikit-learn does, for a backbone without input size."""
     if isinstance(X, Pictures):
