@@ -71,11 +71,12 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Source: design.md section 7; landmarks by randomly pivoted Cholesky (Chen, Epperly, Tropp and Webber 2024).
 
     Example:
+        >>> import tangentune
         >>> from sklearn.linear_model import RidgeClassifier
         >>> from sklearn.pipeline import make_pipeline
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8))
         >>> x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
-        >>> features = TangentFeatures(Backbone(net), landmarks=40)
+        >>> features = TangentFeatures(tangentune.Backbone(net), landmarks=40)
         >>> model = make_pipeline(features, RidgeClassifier()).fit(x, x[:, 0] * x[:, 1] > 0)
         >>> model.score(x, x[:, 0] * x[:, 1] > 0) > 0.8
         True
