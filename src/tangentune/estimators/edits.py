@@ -193,8 +193,9 @@ def _reestimated(
         points = tuple(expansion.fold.tolist())
     with warm_pages():
         inputs, outputs = reader.open(used, points), len(fitted.outcome.intercept)
-        feature_map, kernel = reestimate(former, tangent, inputs, settings, facts.metric_power, outputs)
-        training = first_set(used, numbers[kept], points, kernel, None, fitted.room)
+        found = reestimate(former, tangent, inputs, settings, facts.metric_power, outputs)
+        feature_map = found.feature_map
+        training = first_set(used, numbers[kept], points, found.kernel, found.rows, fitted.room)
         if not kept.all():
             rows = RowReader(feature_map, reader.open, fitted.room)
             training = extend(training, rows, pictures.select(~kept), numbers[~kept])

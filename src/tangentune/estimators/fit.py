@@ -27,7 +27,6 @@ from tangentune.estimators.worth import compare_classes, compare_numbers
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
-from tangentune.kernels.choice import damping_unit
 from tangentune.kernels.collect import restrict
 from tangentune.kernels.cost import (
     Problem,
@@ -196,12 +195,12 @@ class Procedure:
             tangent = replace(tangent, module=expansion.mean, points=expansion.points)
         wanted, weights = targets.targets[index], targets.weights[index]
         found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, look.trial, free)
-        if damping_unit(found.factor) != found.factor.mean_eigenvalue:
+        if found.flat:
             words = "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
             warnings.warn(words, stacklevel=3)
         room, feature_map = settings.memory_budget // ROWS_SHARE, found.model.map
         with meter.stage("system"):
-            training = first_set(used, kept, points, found.factor.kernel, found.rows, min(room, free))
+            training = first_set(used, kept, points, found.kernel, found.rows, min(room, free))
             found = replace(found, rows=None)
             if len(used) < len(pictures):  # pictures of weight 0: known, but they do not count
                 rest = np.flatnonzero(targets.weights.numpy() == 0)

@@ -56,6 +56,15 @@ class PictureBatches:
                 at = None if point < 0 else point
                 yield from portions(self.batches([chosen[i] for i in places]), at, torch.tensor(places))
 
+    def part(self, index: list[int]) -> PictureBatches:
+        """Some of the pictures, as a set of their own."""
+
+        def batches(chosen: list[int] | None) -> Iterable[Tensor]:
+            return self.batches(index if chosen is None else [index[i] for i in chosen])
+
+        points = None if self.points is None else tuple(self.points[i] for i in index)
+        return PictureBatches(len(index), batches, points, self.batch)
+
 
 def picture_batches(
     pictures: Pictures, backbone: Backbone, batch: int, points: tuple[int, ...] | None = None

@@ -19,7 +19,7 @@ from tangentune.kernels.batches import Batches, Portion
 from tangentune.kernels.collect import collect, views_of
 from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
 from tangentune.kernels.metric import Whitening, whiten, whiten_own
-from tangentune.networks.parameters import block_of
+from tangentune.networks.parameters import block_of, group_blocks
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,21 @@ def primal(
         body[name] = body[name] * (feature_map.body_scale * _scale(feature_map, name))
     ordered = {name: body[name] for name in feature_map.tangent.names}
     return TangentModel(feature_map, bias, head.to(feature_map.probes), ordered)
+
+
+def norm_shares(model: TangentModel) -> dict[str, float]:
+    """Each block's share of the squared norm of the fitted function, "head" first, by name: they sum to 1.
+
+    A weight w of rows scaled by s stands for `w / s^1/2` in the feature space, so that `|w|^2 / s` is its share.
+    """
+    squares = {"head": float(model.head.double().square().sum())}
+    for block in group_blocks(model.map.tangent.names):
+        squares[block] = 0.0
+    for name, weights in model.body.items():
+        if scale := model.map.body_scale * _scale(model.map, name):
+            squares[block_of(name)] += float(weights.double().square().sum()) / scale
+    total = sum(squares.values()) or 1.0
+    return {block: square / total for block, square in squares.items()}
 
 
 def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) -> Tensor:

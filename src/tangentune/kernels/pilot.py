@@ -19,6 +19,7 @@ from tangentune.networks.parameters import group_blocks
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
+CHOOSING_PICTURES, CHOOSING_PER_OUTPUT = 1000, 10
 FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # where the kept blocks may begin, as a share of the network
 POWERS = (0.25, 0.0, 0.5)  # the first is kept in doubt
 POWER_PICTURES = 200
@@ -37,6 +38,12 @@ def pilot_pictures(count: int, outputs: int) -> list[int]:
     """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted)."""
     wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs)
     return spread(count, count if 1.5 * wanted >= count else wanted)
+
+
+def choosing_pictures(count: int, outputs: int) -> list[int] | None:
+    """Positions of the pictures on which a large fit chooses its kernel; None where it chooses on all."""
+    wanted = max(CHOOSING_PICTURES, CHOOSING_PER_OUTPUT * outputs)
+    return spread(count, wanted) if count >= 1.5 * wanted else None
 
 
 def run_pilot(job: FitJob, index: list[int]) -> Pilot:

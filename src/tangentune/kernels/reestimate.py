@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
 
+from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
 from tangentune.kernels.cost import Problem, plan_memory
-from tangentune.kernels.feature_map import TangentMap
-from tangentune.kernels.gram import cosine, gram, inverse_lengths
-from tangentune.kernels.metric import Whitening, whiten, whitening
+from tangentune.kernels.feature_map import FeatureRows, TangentMap
+from tangentune.kernels.gram import gram, inverse_lengths
+from tangentune.kernels.metric import Whitening, whiten_own, whitening
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.kernels.trial import run_trial
 from tangentune.memory import Meter
 from tangentune.networks.parameters import block_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reestimated:
+    """The map, the features (n, d) of its pictures as the network gives them, their kernel (n, n), and the rows if all
+    of them were in memory at once.
+    """
+
+    feature_map: TangentMap
+    phi: Tensor
+    kernel: Tensor
+    rows: FeatureRows | None
+    passes: int
 
 
 def reestimate(
@@ -27,7 +43,7 @@ def reestimate(
     settings: FitSettings,
     power: float,
     outputs: int,
-) -> tuple[TangentMap, Tensor]:
+) -> Reestimated:
     """Probes and metric from other pictures, and their (n, n) kernel; the map's scales and normalisation stay.
 
     `outputs` columns of the targets count in the memory plan. Cost: rows of the pictures, in as many passes as memory
@@ -37,23 +53,42 @@ def reestimate(
     blank = torch.zeros(pictures.count, outputs, dtype=torch.float64)
     trial = run_trial(tangent, pictures, settings.probes, settings.mirrored, settings.memory_budget)
     room = plan_memory(trial, settings, Problem(pictures.count, pictures.batch, outputs)).room
-    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes, trial, room)
+    meter = Meter(probes.device)
+    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, meter, probes, trial, room)
+    return on_all(feature_map, job, power)
+
+
+def on_all(feature_map: TangentMap, job: FitJob, power: float) -> Reestimated:
+    """The same with the job's probes: metric and kernel of all its pictures."""
+    count, device, meter, passes = job.pictures.count, job.probes.device, job.meter, job.passes(job.tangent)
     metric: dict[str, Whitening] = {}
-    square = torch.zeros(pictures.count, dtype=torch.float64, device=probes.device)
-    head = body = torch.zeros(pictures.count, pictures.count, dtype=torch.float64, device=probes.device)
-    for names in job.passes(tangent):
-        rows = job.collect(restrict(tangent, names), "rows")
-        head = rows.phi.double() @ rows.phi.double().T
-        factors = kronecker_factors(rows) if power > 0 else {}
-        for name, entry in rows.entries.items():
-            if power > 0:
-                metric[name] = whitening(factors[name], power)
-                entry = whiten(entry, metric[name])
-            own = gram(entry) / entry.probes
-            body = body + feature_map.block_scales[block_of(name)] * own
-            square = square + feature_map.length_scales[block_of(name)] * own.diagonal()
+    entries: dict[str, Entry] = {}
+    phi = torch.empty(0)
+    square = torch.zeros(count, dtype=torch.float64, device=device)
+    body = torch.zeros(count, count, dtype=torch.float64, device=device)
+    for number, names in enumerate(passes):
+        with meter.stage("rows"):
+            label = "rows" if len(passes) == 1 else f"rows, pass {number + 1} of {len(passes)}"
+            found = job.collect(restrict(job.tangent, names), label)
+        with meter.stage("metric"):
+            factors = kronecker_factors(found) if power > 0 else {}
+        phi = found.phi
+        with meter.stage("kernels"):
+            for name in list(found.entries):
+                entry = found.entries.pop(name)
+                if power > 0:
+                    metric[name] = whitening(factors[name], power)
+                    entry = whiten_own(entry, metric[name])
+                if len(passes) == 1:
+                    entries[name] = entry
+                own = gram(entry).div_(entry.probes)
+                square += feature_map.length_scales[block_of(name)] * own.diagonal()
+                body.add_(own, alpha=feature_map.block_scales[block_of(name)])
+    lengths = inverse_lengths(square) if feature_map.normalize else torch.ones_like(square)
+    seen = phi.double()
     if feature_map.normalize:
-        lengths = inverse_lengths(square)
-        head, body = cosine(head), lengths[:, None] * body * lengths
-    new = replace(feature_map, tangent=tangent, probes=probes, metric=metric)
-    return new, head + feature_map.body_scale * body
+        seen = seen * inverse_lengths(seen.square().sum(1))[:, None]
+    kernel = body.mul_(lengths[:, None]).mul_(lengths).mul_(feature_map.body_scale).addmm_(seen, seen.T)
+    new = replace(feature_map, tangent=job.tangent, probes=job.probes, metric=metric)
+    rows = FeatureRows(seen, entries, lengths) if len(passes) == 1 else None
+    return Reestimated(new, phi, kernel, rows, len(passes))

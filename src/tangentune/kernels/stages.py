@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,12 @@ class FitJob:
     probes: Tensor  # (R, d)
     trial: Trial  # how many bytes the rows of each parameter take
     room: int  # bytes that rows may take
+
+    def part(self, index: list[int]) -> FitJob:
+        """The job of some of its pictures."""
+        chosen = torch.tensor(index)
+        pictures, targets, weights = self.pictures.part(index), self.targets[chosen], self.weights[chosen]
+        return replace(self, pictures=pictures, targets=targets, weights=weights)
 
     def batches(self, label: str, index: list[int] | None = None) -> Batches:
         """Network inputs with a progress bar."""

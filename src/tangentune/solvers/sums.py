@@ -167,21 +167,28 @@ class SumsFactor:
         over `1 - h_i` with the leverage `h_i = a_i / sum a + a_i z_i^T (S + lambda I)^-1 z_i` (Sherman and Morrison
         1950). A picture of weight 0 is answered by the fit, which never saw it.
         """
-        _check(damping)
-        rows, targets = rows.double(), targets.double()
-        weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(rows)
-        turned = (rows - self.mean) @ self.vectors
-        residual = targets - self.aim - (turned / (self.values + damping)) @ self.turned
-        lever = weights * (1 / self.weight + (turned.square() / (self.values + damping)).sum(1))
-        return targets - residual / (1 - lever)[:, None]
+        return self._left_out(self._turned(rows), targets, damping, weights)
 
     def loo_errors(self, rows: Tensor, targets: Tensor, dampings: Tensor, weights: Tensor | None = None) -> Tensor:
         """(k,) weighted mean squared leave-one-out error along dampings: of the rows of a shard, to be averaged."""
-        rows, targets = rows.double(), targets.double()
-        weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(rows)
-        found = (self.leave_one_out(rows, targets, damping, weights) for damping in dampings.tolist())
+        turned, targets = self._turned(rows), targets.double()
+        weights = torch.ones_like(turned[:, 0]) if weights is None else weights.to(turned)
+        found = (self._left_out(turned, targets, damping, weights) for damping in dampings.tolist())
         errors = [weights @ (one - targets).square().sum(1) / weights.sum() for one in found]
         return torch.stack(errors)
+
+    def _turned(self, rows: Tensor) -> Tensor:
+        """(n, D) centred rows along the eigenvectors."""
+        return (rows.double() - self.mean) @ self.vectors
+
+    def _left_out(self, turned: Tensor, targets: Tensor, damping: float, weights: Tensor | None) -> Tensor:
+        _check(damping)
+        targets = targets.double()
+        weights = torch.ones_like(turned[:, 0]) if weights is None else weights.to(turned)
+        shrunk = 1 / (self.values + damping)
+        residual = targets - self.aim - turned @ (shrunk[:, None] * self.turned)
+        lever = weights * (1 / self.weight + turned.square() @ shrunk)
+        return targets - residual / (1 - lever)[:, None]
 
     @property
     def mean_eigenvalue(self) -> float:

@@ -1,0 +1,108 @@
+"""What takes the place of an eigendecomposition where pictures are many: a few solutions, and sums of features.
+
+An eigendecomposition serves every damping, but costs about ten times the Cholesky factorisation of one, and nine
+matrices of memory. The choice made on a part of the pictures says where to begin; the best damping is a few steps away.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tangentune.errors import SingularError
+from tangentune.kernels.choice import ABOVE, BELOW, RELATIVE_DAMPINGS, SAME, KernelChoice, Scored, damping_path
+from tangentune.kernels.stages import FitSettings
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.ridge import Solution, factor_ridge, solve
+from tangentune.solvers.sums import TangentSums
+from tangentune.solvers.system import build
+
+LEAST_STEP = 3e-4  # share of the error by which a step must lower it: towards no damping it falls for ever, by nothing
+DAMPINGS = torch.cat([BELOW[:-1], RELATIVE_DAMPINGS, ABOVE[1:]])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """A solved problem of many pictures, and the dampings that were tried for it."""
+
+    solution: Solution
+    unit: float  # of relative damping
+    path: tuple[Tensor, Tensor]  # dampings, ascending, and the leave-one-out error along them
+    error: float  # leave-one-out
+    criterion: float
+    flat: bool  # whether the kernel tells no picture from another, to rounding
+
+    def scored(self, choice: KernelChoice) -> Scored:
+        """The choice, scored on all pictures."""
+        damping, count = self.solution.damping, len(self.solution.loo)
+        return Scored(choice, damping, damping / self.unit, self.error, self.criterion, count)
+
+
+def walk(kernel: Tensor, targets: Tensor, weights: Tensor, start: float, settings: FitSettings) -> Walked:
+    """The best damping of a kernel (n, n), found from the relative damping `start` by steps along the usual grid.
+
+    By leave-one-out each step costs n^3 and four matrices; by evidence it is an eigendecomposition. A damping that was
+    given is taken as it is.
+    """
+    targets, weights = targets.to(kernel), weights.to(kernel)
+    unit, flat = mean_eigenvalue(kernel, weights)
+    given = settings.fixed.damping
+    if settings.criterion == "evidence" and given is None:
+        factor = factor_ridge(kernel, weights)
+        dampings, errors, values = damping_path(factor, targets, settings.criterion)
+        best = int(values.argmin())
+        solution = solve(factor, targets, float(dampings[best]))
+        return Walked(solution, unit, (dampings, errors), float(errors[best]), float(values[best]), flat)
+    grid = [given] if given is not None else (DAMPINGS * unit).tolist()
+    place = 0 if given is not None else int((DAMPINGS / start).log().abs().argmin())
+    tried, found = dict[int, float](), None
+    for step in (0, 1, -1):  # here; then up while it helps; where that did not help at all, down
+        while 0 <= (there := place + step) < len(grid) and there not in tried:
+            one = solved_at(kernel, targets, grid[there], weights)
+            tried[there] = math.inf if one is None else _error(one, targets, weights)
+            if one is None or (found is not None and not tried[there] < (1 - LEAST_STEP) * tried[place]):
+                break
+            found, place = one, there
+    if found is None:
+        raise SingularError(f"damping {grid[place]:g} leaves the least-squares problem singular; use a larger damping")
+    kept = sorted(there for there, error in tried.items() if math.isfinite(error))
+    path = torch.tensor([[grid[there], tried[there]] for there in kept], dtype=torch.float64)
+    return Walked(found, unit, (path[:, 0], path[:, 1]), tried[place], tried[place], flat)
+
+
+def solved_at(kernel: Tensor, targets: Tensor, damping: float, weights: Tensor) -> Solution | None:
+    """The solution at one damping; None where float64 does not carry it."""
+    try:
+        system = build(kernel, targets, damping, weights)
+    except SingularError:
+        return None
+    return Solution(system.dual, system.bias, damping, loo(system))
+
+
+def _error(solution: Solution, targets: Tensor, weights: Tensor) -> float:
+    return float(weights @ (solution.loo - targets).square().sum(1) / weights.sum())
+
+
+def mean_eigenvalue(kernel: Tensor, weights: Tensor) -> tuple[float, bool]:
+    """`ridge`'s unit of relative damping without the eigenvalues, by their sum; and whether that is but rounding."""
+    total, size = weights @ kernel.diagonal(), float((weights * kernel.diagonal()).mean())
+    mean = float(total - weights @ (kernel @ weights) / weights.sum()) / (len(kernel) - 1)
+    flat = not mean > SAME * size
+    return (size or 1.0) if flat else mean, flat
+
+
+def probe_predictions(phi: Tensor, targets: Tensor, weights: Tensor, normalize: bool) -> Tensor:
+    """(n, C) leave-one-out predictions of a linear probe on features (n, d), at its best damping: n d^2 + d^3."""
+    features = phi.double()
+    if normalize:
+        features = torch.nn.functional.normalize(features, dim=1)
+    targets, weights = targets.to(features), weights.to(features)
+    factor = TangentSums.of(features, targets, "features", weights).factor()
+    dampings = RELATIVE_DAMPINGS * float(factor.values.sum() / (len(features) - 1))
+    errors = factor.loo_errors(features, targets, dampings, weights)
+    return factor.leave_one_out(features, targets, float(dampings[int(errors.argmin())]), weights)
