@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from numpy.testing import assert_allclose
+from numpy.typing import NDArray
 from small import FIXED, backbone, network, pictures
 
 from tangentune import TangentClassifier
@@ -30,7 +31,7 @@ def classifier(**options: Any) -> TangentClassifier:
 @pytest.mark.usefixtures("own_memory_only")
 def test_tiles_give_the_same_answer(options: dict[str, Any]) -> None:
     whole = classifier(**options).fit(X, Y)
-    tight = classifier(**options, memory_budget=_tight_budget(classifier(**options))).fit(X, Y)
+    tight = classifier(**options, memory_budget=tight_budget(classifier(**options), X, Y)).fit(X, Y)
     assert whole.fit_report_["passes"] == 1
     assert tight.fit_report_["passes"] > 1
     assert_allclose(tight.kernel_, whole.kernel_, rtol=1e-6, atol=1e-6 * whole.kernel_.max())
@@ -38,13 +39,13 @@ def test_tiles_give_the_same_answer(options: dict[str, Any]) -> None:
     assert tight.block_shares_ == pytest.approx(whole.block_shares_, rel=1e-6)
 
 
-def _tight_budget(clf: TangentClassifier) -> int:
+def tight_budget(clf: TangentClassifier, x: NDArray, y: NDArray) -> int:
     """The smallest budget, to 32 kB, that the plan accepts."""
     low, high = 100_000, 2_000_000
     while high - low > 2**15:
         middle = (low + high) // 2
         try:
-            clf.set_params(memory_budget=middle).plan(X, Y)
+            clf.set_params(memory_budget=middle).plan(x, y)
             high = middle
         except BudgetError:
             low = middle

@@ -17,7 +17,7 @@ from tangentune.errors import BudgetError
 from tangentune.kernels.choice import RELATIVE_DAMPINGS
 from tangentune.kernels.collect import plan_passes
 from tangentune.kernels.gram import TILE_BYTES
-from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, pilot_pictures
+from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, choosing_pictures, pilot_pictures
 from tangentune.kernels.stages import PCA_PICTURES, FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
@@ -26,6 +26,7 @@ from tangentune.solvers.factorisation import eigh
 
 MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so much more meanwhile; their batch
 REFINED = 14  # settings that the search of the kernel tries beyond its first grid, usually
+WALKED = 4  # dampings that a large fit usually tries
 LAPLACE_SCALES, DIRICHLET_TRIALS = 13, 45  # that the searches of these likelihoods try
 
 
@@ -83,6 +84,7 @@ def bytes_besides(trial: Trial, settings: FitSettings, problem: Problem) -> dict
     """Peak bytes of every stage beyond the rows that it works on, all that was held before included."""
     n, layers, free = problem.pictures, trial.layers.values(), settings.fixed.body_scale is None
     square, blocks = 8 * n**2, len({block_of(name) for name in trial.layers})
+    part = 8 * chosen_on(problem) ** 2
     size = max((layer.itemsize for layer in layers), default=4)
     metric = size * sum(layer.factors for layer in layers) if settings.power != 0 else 0
     sums = size * sum(layer.factors for layer in layers if not layer.positions)
@@ -95,17 +97,25 @@ def bytes_besides(trial: Trial, settings: FitSettings, problem: Problem) -> dict
     kernels = blocks + 4 + (searching if small else 0)
     likely = 8 + {"dirichlet": 8, "laplace": 9 + problem.outputs}.get(problem.likelihood, 0)
     base = trial.resident + problem.moved
+    large = square > part
+    assembling = max(kernels * part, 5 * square if large else 0)
     moving: dict[str, int] = {}
     if problem.moved:
         moving["outer steps"] = base + int(MOVING * problem.moved) + MOVING_BATCH * trial.picture_bytes
     return moving | {
         "rows": base + trial.batch_bytes + sums,
-        "metric": base + sums + metric + (4 * largest if metric else 0),
-        "kernels": base + sums + metric + kernels * square + TILE_BYTES,
-        "selection": base + sums + metric + searching * square,
-        "weights": base + sums + 2 * metric + body + 2 * widest + (blocks + 3) * square + TILE_BYTES,
+        "metric": base + sums + metric + (4 * largest if metric else 0) + (square if large else 0),
+        "kernels": base + sums + metric + assembling + TILE_BYTES,
+        "selection": base + sums + metric + max(searching * part, 6 * square if large else 0),
+        "weights": base + sums + 2 * metric + body + 2 * widest + max((blocks + 3) * part, square) + TILE_BYTES,
         "system": base + metric + body + likely * square,
     }
+
+
+def chosen_on(problem: Problem) -> int:
+    """How many pictures the kernel is chosen on."""
+    index = choosing_pictures(problem.pictures, problem.outputs)
+    return problem.pictures if index is None else len(index)
 
 
 @final
@@ -182,6 +192,8 @@ def seconds_of(
     a_row = trial.forward + probes * trial.backward
     powers = POWERS if settings.power is None else (settings.power,)
     pilot = len(pilot_pictures(n, outputs)) if free and not small else 0
+    part = chosen_on(problem)
+    again = part if part < n else 0  # pictures whose rows and kernels are made for the choice alone
     plain = sum(_gram_work(layer, n) for layer in layers)
     moved = sum(_whitening_work(layer) for layer in layers)
     sides = [(layer.groups, side) for layer in layers if layer.factors for side in (layer.outputs, layer.inputs)]
@@ -198,18 +210,20 @@ def seconds_of(
         out["pilot"] = pilot * (whole.forward + probes * whole.backward) / views(settings)
         out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
-    out["rows"] = passes * n * a_row
+    out["rows"] = (passes * n + again) * a_row
     if any(power != 0 for power in powers):
         out["metric"] = factors
     if settings.power is None and not small:
-        part, blocks = min(n, POWER_PICTURES), max(1, len({block_of(name) for name in trial.layers}))
-        out["metric power"] = 2 * len(POWERS) * (plain * (part / n) ** 2 + part * moved) / blocks / rates.rows
-        out["metric power"] += trying(part, len(POWERS) * normalisations * 5)
+        few, blocks = min(n, POWER_PICTURES), max(1, len({block_of(name) for name in trial.layers}))
+        out["metric power"] = 2 * len(POWERS) * (plain * (few / n) ** 2 + few * moved) / blocks / rates.rows
+        out["metric power"] += trying(few, len(POWERS) * normalisations * 5)
     assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))
+    assembling += sum(_gram_work(layer, again) for layer in layers) + again * moved
     out["kernels"] = assembling / rates.rows
     if small and free:
         out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
-    out["selection"] = trying(n, (5 * normalisations + REFINED) if free else normalisations)
+    out["selection"] = trying(part, (5 * normalisations + REFINED) if free else normalisations)
+    out["selection"] += WALKED * 3 * n**3 / rates.double if again else 0
     forming = sum(layer.positions * layer.width for layer in layers)
     out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in layers)) / rates.rows
     out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
