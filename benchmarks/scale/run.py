@@ -1,0 +1,87 @@
+"""What a fit costs as its pictures grow, beside fine-tuning, and what choosing the kernel on a part of them loses.
+
+    python -m benchmarks.scale.run                 # about an hour, one thread; goes on where it was stopped
+    python -m benchmarks.scale.run --child KEY     # one of the fits, as JSON
+
+Seconds are the processor's, for other work may share the machine. Each fit has a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+
+from benchmarks.datasets import cifar10, fashion_mnist, few_shot, held_out
+from benchmarks.record import Row, fill
+from benchmarks.study import STILL, begin, stopwatch, study_parser, watched
+from tangentune import TangentClassifier, load_backbone, load_pictures
+from tangentune.kernels import pilot
+
+NAME = "scale"
+SETS = {"CIFAR-10": cifar10, "Fashion-MNIST": fashion_mnist}
+COSTS: list[Row] = [{"set": "CIFAR-10", "a_class": n, "size": 96, "seed": 100} for n in (25, 50, 100, 200, 500)]
+CHOICES: list[Row] = [
+    {"set": name, "a_class": 200, "size": 64, "seed": seed, "chosen_on": way}
+    for name in SETS
+    for seed in (100, 101)
+    for way in ("all", "a part")
+]
+TIMED = 64  # pictures of the fine-tuning step that is timed
+
+
+def child(key: Row) -> Row:
+    """Fit, and answer a thousand held-out pictures."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    time.perf_counter = time.process_time  # what the planner and the meter read
+    if key.get("chosen_on") == "all":
+        pilot.CHOOSING_PICTURES = 10**9
+    data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
+    index, test = few_shot(data.train_labels, key["a_class"], key["seed"]), held_out(len(data.test), 1000)
+    pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
+    clf = TangentClassifier(backbone, **STILL)
+    planned = clf.plan(pictures)
+    report = clf.fit(pictures).fit_report_
+    new = load_pictures(data.test[test], data.test_labels[test], contract=backbone.contract)
+    truth = np.eye(len(clf.classes_))[data.test_labels[test]]
+    found, own = clf.decision_function(new), np.eye(len(clf.classes_))[np.asarray(clf.targets_)]
+    out: Row = {"pictures": len(pictures), "seconds": report["total_seconds"], "peak_bytes": report["peak_bytes"]}
+    out |= {"planned_seconds": planned["seconds"], "planned_bytes": planned["peak_bytes"], "stages": report["stages"]}
+    out |= {"passes": report["passes"], "damping": clf.relative_damping_, "body_scale": clf.body_scale_}
+    out |= {"loo_error": float(np.square(clf.loo_predictions_ - own).sum(1).mean()), "loo_accuracy": clf.loo_score_}
+    out |= {"error": float(np.square(found - truth).sum(1).mean())}
+    out |= {"accuracy": float((found.argmax(1) == truth.argmax(1)).mean())}
+    x = next(iter(new.batches(backbone.contract, TIMED, backbone.dtype, backbone.device)))
+    x, module = x.contiguous(memory_format=torch.channels_last), backbone.module
+    module.requires_grad_(True)
+    for _ in range(2):  # the first one finds its kernels
+        with stopwatch() as spent:
+            backbone.feature_function(module, x).sum().backward()
+    return out | {"tuning_seconds_a_picture": spent["cpu_seconds"] / TIMED}
+
+
+def measure(key: Row) -> Row:
+    """One fit, in a process of its own."""
+    printed, highest = watched([sys.executable, "-m", "benchmarks.scale.run", "--scratch", "--child", json.dumps(key)])
+    return json.loads(printed) | {"seen_bytes": highest}
+
+
+def main() -> None:
+    """All fits, one after the other; docs/results/scale.json."""
+    parser = study_parser(__doc__)
+    parser.add_argument("--child", metavar="KEY", help="only this fit, and print what it took")
+    given = begin(parser)
+    if given.child:
+        print(json.dumps(child(json.loads(given.child))))
+        return
+    fill(NAME, CHOICES, measure, "choices")
+    fill(NAME, COSTS, measure, "costs")
+
+
+if __name__ == "__main__":
+    main()
