@@ -24,7 +24,15 @@ from tangentune.kernels.choice import (
     probe_loo,
     search,
 )
-from tangentune.kernels.feature_map import FeatureRows, TangentModel, feature_rows, norm_shares, primal, row_parts
+from tangentune.kernels.feature_map import (
+    FeatureRows,
+    TangentMap,
+    TangentModel,
+    feature_rows,
+    norm_shares,
+    primal,
+    row_parts,
+)
 from tangentune.kernels.large import probe_predictions, walk
 from tangentune.kernels.pilot import choosing_pictures
 from tangentune.kernels.reestimate import on_all
@@ -131,10 +139,7 @@ def _fit_whole(job: FitJob) -> Fitted:
 def _fit_large(job: FitJob, index: list[int]) -> Fitted:
     """Everything but the damping chosen on some pictures, then the kernel of all."""
     meter = job.meter
-    part = job.part(index)
-    chosen = _choose(part)
-    feature_map, best, count = frozen_map(part, chosen.best.choice, chosen.made), chosen.best, len(chosen.tried)
-    del part
+    feature_map, best, tried = _chosen_map(job.part(index))
     found = on_all(feature_map, replace(job, tangent=feature_map.tangent), best.choice.power)
     with meter.stage("selection"):
         walked = walk(found.kernel, job.targets, job.weights, best.relative_damping, job.settings)
@@ -145,9 +150,15 @@ def _fit_large(job: FitJob, index: list[int]) -> Fitted:
     with meter.stage("weights"):
         parts = row_parts(found.rows, found.feature_map, job.batches("weights"))
         model = primal(found.feature_map, parts, walked.solution.dual, walked.solution.intercept)
-    tried, seconds = [*chosen.tried, best], _probe_seconds(job, count)
+    seconds, tried = _probe_seconds(job, len(tried)), [*tried, best]
     kernel, flat, path, passes = found.kernel, walked.flat, walked.path, found.passes + 1
     return Fitted(model, kernel, flat, found.rows, best, tried, norm_shares(model), passes, path, probe, seconds)
+
+
+def _chosen_map(part: FitJob) -> tuple[TangentMap, Scored, list[Scored]]:
+    """The map that is best for some pictures, and all that was tried; their rows and kernels are let go."""
+    chosen = _choose(part)
+    return frozen_map(part, chosen.best.choice, chosen.made), chosen.best, chosen.tried
 
 
 def _probe_seconds(job: FitJob, tried: int) -> float:
