@@ -43,7 +43,7 @@ def drawn_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`per_class` training rows of every class, and up to `tests // classes` other rows of every class for the test.
 
-    Groups come in random order: training takes from the front, and the test has nothing of a group used for training.
+    Half of the groups of two pictures or more can be drawn for training, the other half for the test.
 
     Raises:
         ValueError: a class is too small to leave something for the test.
@@ -53,13 +53,13 @@ def drawn_rows(
         >>> len(train), len(test), len({*train, *test})
         (4, 2, 6)
     """
-    rng, own = np.random.default_rng(seed), np.unique(groups, return_inverse=True)[1]
-    turn, mixed = rng.permutation(own.max() + 1)[own], rng.permutation(len(labels))
-    order = mixed[np.argsort(turn[mixed], kind="stable")]  # groups in their turn, pictures of a group at random
-    classes = np.unique(labels)
-    train = np.concatenate([order[labels[order] == label][:per_class] for label in classes])
-    rest = order[~np.isin(own[order], own[train])]
-    test = np.concatenate([rest[labels[rest] == label][::-1][: tests // len(classes)] for label in classes])
+    rng, (_, own, sizes) = np.random.default_rng(seed), np.unique(groups, return_inverse=True, return_counts=True)
+    alone, half = sizes[own] == 1, rng.permutation(len(sizes))[own] % 2 == 0
+    order, classes = rng.permutation(len(labels)), np.unique(labels)
+    front = order[(alone | half)[order]]
+    train = np.concatenate([front[labels[front] == label][:per_class] for label in classes])
+    rest = order[(alone | ~half)[order] & ~np.isin(order, train)]
+    test = np.concatenate([rest[labels[rest] == label][: tests // len(classes)] for label in classes])
     for label in classes:
         if (labels[train] == label).sum() < per_class or not (labels[test] == label).any():
             message = f"class {label} has {(labels == label).sum()} pictures: too few for {per_class} and a test"

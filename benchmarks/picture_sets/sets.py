@@ -28,8 +28,7 @@ from benchmarks.picture_sets.drawing import drawn_rows, without_copies
 class Recipe:
     """Where a set comes from, how it is read, and what a reader of its figures must know.
 
-    `near` is the limit of `without_copies`, `pool` the pictures a class that a comparison draws from, and `mirrors`
-    says whether a mirrored picture shows the same class.
+    `near` is the limit of `without_copies`, and `pool` the pictures a class that a comparison draws from.
     """
 
     read: Callable[..., readers.Found]
@@ -39,7 +38,6 @@ class Recipe:
     licence: str
     beware: str
     archives: tuple[str, ...]
-    mirrors: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +101,7 @@ def _read(name: str, folder: Path) -> PictureSet:
     data = assembled(recipe.read(*folders), recipe.near)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
         np.savez_compressed(part, made_by=np.array(made_by), **vars(data))
+    os.chmod(part.name, 0o644)
     os.replace(part.name, kept)
     return data
 
@@ -113,7 +112,7 @@ SETS = {
         near=0.005,
         pool=200,
         shows="silhouettes of ten animals, 28 px, cut from photographs",
-        licence="MIT, as the package says; where the silhouettes were taken from is not stated",
+        licence="MIT, as the package says; which photographs they were cut from, and how, is not stated",
         beware="568 pictures had an exact copy; more are one photograph cut twice or mirrored",
         archives=("animal-mnist",),
     ),
@@ -123,7 +122,8 @@ SETS = {
         pool=60,
         shows="drawings of animals, flags, food, people, tools, vehicles, offices and maps, by many hands",
         licence="public domain, dedicated by each author, as the package says",
-        beware="folders are topics, not definitions; many drawings lay in two; an author's drawings share a style",
+        beware="folders are topics: a padlock is among the animals; 335 copies, often in two folders, are left out; "
+        "drawings of one author share a style",
         archives=("openclipart-png",),
     ),
     "deep_sky": Recipe(
@@ -139,7 +139,6 @@ SETS = {
         readers.digits,
         near=1e-6,
         pool=200,
-        mirrors=False,
         shows="handwritten digits, 20 px",
         licence="Apache-2.0 and BSD-3-Clause, as the package says",
         beware="writers are not told apart, so that one hand may be on both sides",
@@ -151,14 +150,13 @@ SETS = {
         pool=20,
         shows="rendered furniture and household objects, by room or kind",
         licence="CC BY 3.0 (eTeks, Scopia, Kator and Legaz, Reallusion, contributors of BlendSwap) and CC0",
-        beware="variants of one model (windows, kitchen units) remain; rooms overlap: a chair may be in three",
+        beware="variants of one model (kitchen units, beds) remain; rooms overlap: a chair may be in three",
         archives=("sweethome3d-furniture",),
     ),
     "letters": Recipe(
         readers.letters,
         near=0.002,
         pool=100,
-        mirrors=False,
         shows="the letters A to J in 465 display fonts by Brian Kent, drawn by Pillow",
         licence="may be used, changed and passed on if changes are noted and the author named, as the package says",
         beware="a family of fonts is on one side only; some are hard to read, and drawing may differ between Pillows",
@@ -170,7 +168,8 @@ SETS = {
         pool=200,
         shows="electroluminescence pictures of solar cells, functional or defective as experts judged",
         licence="CC BY-NC-SA 4.0: for research, not for trade",
-        beware="2,624 cells of 44 modules, which are not told apart: cells of one module may be on both sides",
+        beware="cells of a module look alike, and wafers of one block nearly the same: modules are kept on one side, "
+        "as well as the order of the files tells; a draw from anywhere would flatter",
         archives=("elpv-dataset",),
     ),
 }
