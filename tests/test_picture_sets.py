@@ -140,7 +140,7 @@ def test_deep_sky_objects_are_what_the_catalogue_says_once_each(tmp_path: Path) 
     assert labels == ["other nebula", "galaxy", "globular cluster"]
 
 
-def test_furniture_is_read_from_its_catalogues_cut_out_and_centred(tmp_path: Path) -> None:
+def test_furniture_is_read_from_its_catalogues_cut_out_and_scaled(tmp_path: Path) -> None:
     folder, icon = tmp_path / "usr" / "share" / "sweethome3d" / "furniture", io.BytesIO()
     folder.mkdir(parents=True)
     drawing = Image.new("RGBA", (100, 100), (0, 0, 0, 0))
@@ -153,8 +153,8 @@ def test_furniture_is_read_from_its_catalogues_cut_out_and_centred(tmp_path: Pat
     [(picture, label, group)] = readers.furniture(tmp_path)
     assert (label, group, picture.size) == ("kitchen", "", (128, 128))
     inked = np.argwhere(np.asarray(picture)[..., 1] < 128)
-    assert inked.min(0).tolist() == [54, 59]
-    assert inked.max(0).tolist() == [73, 68]
+    assert inked.min(0).tolist() == [4, 34]
+    assert inked.max(0).tolist() == [123, 93]
 
 
 def test_found_pictures_become_arrays_with_sorted_classes() -> None:

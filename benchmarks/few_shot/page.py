@@ -37,6 +37,7 @@ TASKS = {
     "furniture": Task("mobilenet_v2", 96, (5, 10)),
     "letters": Task("mobilenet_v2", 64, (5, 10, 50), flip=False),
     "solar_cells": Task("mobilenet_v2", 96, (5, 10, 50)),
+    "stamps": Task("mobilenet_v2", 96, (5, 10)),
 }
 MEANS: dict[str, tuple[Callable[[Row], float], str]] = {  # what a cell says, and the format of its mean
     "NLL": (lambda cell: cell["scores"]["nll"], ".3f"),

@@ -10,7 +10,7 @@ from benchmarks.picture_sets.archives import ARCHIVES
 from benchmarks.picture_sets.sets import SETS, PictureSet, read
 from benchmarks.study import publishing
 
-# Sets whose licence lets samples stand here, in lines; solar_cells may not be used in trade, deep_sky has many authors.
+# Sets whose licence lets samples stand here; solar_cells is not for trade, deep_sky has many authors, stamps are GPL.
 LINES = (("animals", "digits", "letters"), ("clip_art", "furniture"))
 TILE, GAP, WIDTH = 34, 16, 27  # pixels, pixels, tiles in a line
 

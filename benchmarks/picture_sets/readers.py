@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 Found = list[tuple[Any, str, str]]
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """On white, cut to what is drawn, and padded to a square: many drawings are small in a corner of a page."""
+    """On white, cut to what is drawn, scaled, and padded to a square: many drawings are small in a corner of a page."""
     image = image.convert("RGBA")
     page = Image.new("RGBA", image.size, "white")
     page.alpha_composite(image)
     drawing = page.convert("RGB")
     box = ImageChops.difference(drawing, Image.new("RGB", drawing.size, "white")).getbbox()
     drawing = drawing.crop(box) if box else drawing
-    drawing.thumbnail((size - 8, size - 8), Image.Resampling.LANCZOS)
+    drawing = ImageOps.contain(drawing, (size - 8, size - 8), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (size, size), "white")
     square.paste(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2))
     return square
@@ -152,3 +152,13 @@ def solar_cells(folder: Path) -> Found:
                 picture = Image.open(root / name).convert("L").resize((128, 128), Image.Resampling.LANCZOS)
                 found.append((picture, label, f"module {module}"))
     return found
+
+
+def stamps(folder: Path) -> Found:
+    """Things to put into a drawing, most of them photographs that were cut out, by the topmost folder."""
+    root = folder / "usr" / "share" / "tuxpaint" / "stamps"
+    return [
+        (_square(Image.open(path), 128), label, "")
+        for label in ("animals", "food", "household", "plants", "town", "vehicles")
+        for path in sorted((root / label).rglob("*.png"))
+    ]

@@ -1,4 +1,4 @@
-"""Seven sets of labelled pictures inside packages: where they come from, and fair draws from them.
+"""Eight sets of labelled pictures inside packages: where they come from, and fair draws from them.
 
     data = drawn("animals", per_class=10, seed=0)
 
@@ -171,5 +171,14 @@ SETS = {
         beware="cells of a module look alike, and wafers of one block nearly the same: modules are kept on one side, "
         "as well as the order of the files tells; a draw from anywhere would flatter",
         archives=("elpv-dataset",),
+    ),
+    "stamps": Recipe(
+        readers.stamps,
+        near=0.002,
+        pool=20,
+        shows="animals, food, household things, plants, towns and vehicles, cut out of photographs, some drawn",
+        licence="GPL-2, as the package says",
+        beware="some things are there in several colours; towns are mostly drawn, and animals photographed",
+        archives=("tuxpaint-stamps-default",),
     ),
 }
