@@ -98,6 +98,13 @@ def test_a_missing_set_and_a_wrong_name_say_what_to_do(empty: Path, capsys: pyte
     assert list(empty.iterdir()) == []
 
 
+def test_a_client_that_fails_is_told_in_one_sentence(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(empty))  # no apt-get here
+    with pytest.raises(DataMissing, match=r"fonts-aenigma \S+ \(Debian\) could not be fetched: `apt-get .*Debian 12"):
+        archives.fetch(archives.ARCHIVES["fonts-aenigma"])
+    assert list(empty.iterdir()) == []
+
+
 def test_every_set_is_a_task_with_a_checked_source_and_a_licence() -> None:
     assert set(sets.SETS) <= set(TASKS)
     for recipe in sets.SETS.values():

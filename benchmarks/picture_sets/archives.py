@@ -122,7 +122,7 @@ def _downloaded(archive: Archive, scratch: Path) -> Path:
     try:
         subprocess.run(command, cwd=scratch, check=True, stdout=subprocess.DEVNULL)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        hint = "; Debian packages of this version come with Debian 12" if archive.client == "apt" else ""
-        message = f"`{' '.join(command)}` failed ({error}){hint}"
+        hint = {"apt": "; it needs Debian 12, and `apt-get update` before", "pip": ""}[archive.client]
+        message = f"{archive} could not be fetched: `{' '.join(command)}` failed{hint}"
         raise DataMissing(message) from error
     return next(iter(scratch.glob("*.deb" if archive.client == "apt" else "*.whl")))
