@@ -27,7 +27,10 @@ def main() -> None:
     given = begin(parser)
     task, folder = TASKS[given.task], record.RESULTS / "few_shot" / given.task
     backbone = load_backbone(task.backbone).with_size(task.size)
-    train, test = read(given.task, backbone)
+    try:
+        train, test = read(given.task, backbone)
+    except datasets.DataMissing as missing:
+        parser.exit(1, f"{given.task} is left out: {missing}\n")
     settings = {"methods": given.methods.split(","), "shots": list(task.shots), "seeds": SEEDS, "flip": task.flip}
     result = compare(train, test=test, backbone=backbone, out=folder, verbose=1, **settings)
     write_files(result, folder)

@@ -122,8 +122,8 @@ SETS = {
         pool=60,
         shows="drawings of animals, flags, food, people, tools, vehicles, offices and maps, by many hands",
         licence="public domain, dedicated by each author, as the package says",
-        beware="folders are topics: a padlock is among the animals; copies, often in two folders, are left out; drawings "
-        "of one author share a style, and two say that a linked image was not found",
+        beware="folders are topics: a padlock is among the animals; copies, often in two folders, are left out; "
+        "drawings of one author share a style, and two say that a linked image was not found",
         archives=("openclipart-png",),
     ),
     "deep_sky": Recipe(
