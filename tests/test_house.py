@@ -48,9 +48,12 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 
 def test_the_source_stays_small() -> None:
-    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since."""
+    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since.
+
+    Of the studies, 660 lines came with `picture_sets`: eight sets of real pictures, fetched, read and drawn from.
+    """
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_100
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_600
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_300
 
 
 def test_tests_mirror_the_rooms() -> None:

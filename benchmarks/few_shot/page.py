@@ -15,11 +15,12 @@ from tangentune.comparison.methods import METHODS
 
 @dataclass(frozen=True)
 class Task:
-    """A network, its picture size, and the numbers a class that are measured."""
+    """A network, its picture size, the numbers a class that are measured, and whether mirror images may be used."""
 
     backbone: str
     size: int
     shots: tuple[int, ...]
+    flip: bool = True
 
 
 TASKS = {
@@ -29,6 +30,14 @@ TASKS = {
     "fashion_mnist": Task("mobilenet_v2", 96, (5, 10, 50)),
     "plankton": Task("mobilenet_v2", 96, (1, 5)),
     "traffic_lights": Task("mobilenet_v2", 64, (5, 10)),
+    "animals": Task("mobilenet_v2", 64, (5, 10, 50)),
+    "clip_art": Task("mobilenet_v2", 96, (5, 10, 50)),
+    "deep_sky": Task("mobilenet_v2", 96, (5, 10)),
+    "digits": Task("mobilenet_v2", 64, (5, 10, 50), flip=False),
+    "furniture": Task("mobilenet_v2", 96, (5, 10)),
+    "letters": Task("mobilenet_v2", 64, (5, 10, 50), flip=False),
+    "solar_cells": Task("mobilenet_v2", 96, (5, 10, 50)),
+    "stamps": Task("mobilenet_v2", 96, (5, 10)),
 }
 MEANS: dict[str, tuple[Callable[[Row], float], str]] = {  # what a cell says, and the format of its mean
     "NLL": (lambda cell: cell["scores"]["nll"], ".3f"),

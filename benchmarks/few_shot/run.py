@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from benchmarks import datasets, record
 from benchmarks.few_shot.page import TASKS, publish
+from benchmarks.picture_sets.sets import SETS, drawn
 from benchmarks.study import begin, study_parser
 from tangentune import Backbone, Pictures, load_backbone
 from tangentune.comparison import compare
@@ -26,8 +27,11 @@ def main() -> None:
     given = begin(parser)
     task, folder = TASKS[given.task], record.RESULTS / "few_shot" / given.task
     backbone = load_backbone(task.backbone).with_size(task.size)
-    train, test = read(given.task, backbone)
-    settings = {"methods": given.methods.split(","), "shots": list(task.shots), "seeds": SEEDS}
+    try:
+        train, test = read(given.task, backbone)
+    except datasets.DataMissing as missing:
+        parser.exit(1, f"{given.task} is left out: {missing}\n")
+    settings = {"methods": given.methods.split(","), "shots": list(task.shots), "seeds": SEEDS, "flip": task.flip}
     result = compare(train, test=test, backbone=backbone, out=folder, verbose=1, **settings)
     write_files(result, folder)
     record.record(f"few_shot/{given.task}/made_by", {"task": given.task})
@@ -40,6 +44,10 @@ def read(task: str, backbone: Backbone) -> tuple[Pictures, Pictures | None]:
         parts = [datasets.plankton()] if task == "plankton" else map(datasets.traffic_lights, ("train", "test"))
         train, *test = (datasets.named(list(own.paths), own.labels, own.names, backbone) for own in parts)
         return train, test[0] if test else None
+    if task in SETS:
+        data = drawn(task, SETS[task].pool, seed=0, tests=TEST)
+        train = datasets.named(data.train, data.train_labels, data.names, backbone)
+        return train, datasets.named(data.test, data.test_labels, data.names, backbone)
     data = datasets.fashion_mnist() if task == "fashion_mnist" else datasets.cifar10()
     chosen = datasets.few_shot(data.train_labels, POOL, seed=0)
     kept = datasets.held_out(len(data.test), TEST)
