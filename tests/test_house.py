@@ -52,7 +52,7 @@ def test_the_source_stays_small() -> None:
 
     Of the studies, 660 lines came with `picture_sets`: eight sets of real pictures, fetched, read and drawn from.
     """
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_100
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_400
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_300
 
 

@@ -61,7 +61,9 @@ def test_the_part_is_even_and_only_of_many_pictures() -> None:
 
 
 @pytest.mark.usefixtures("part")
-@pytest.mark.parametrize("options", [{}, CHOSEN, {"class_weight": {0: 2.0, 3: 0.5}, "augment": "flip"}, {"outer_steps": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, CHOSEN, {"class_weight": {0: 2.0, 3: 0.5}, "augment": "flip"}, {"outer_steps": 2}], ids=str
+)
 def test_a_large_fit_solves_the_problem_of_all_pictures(options: dict[str, Any]) -> None:
     clf = classifier(**options).fit(X, Y)
     rows = clf.selection_
