@@ -35,8 +35,11 @@ class Pilot:
 
 
 def pilot_pictures(count: int, outputs: int) -> list[int]:
-    """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted)."""
-    wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs)
+    """Positions of the pictures that decide metric power and first block, evenly spread (folders are sorted).
+
+    Where pictures are many, early blocks pay more often, and more of them must say so.
+    """
+    wanted = max(PILOT_PICTURES, PILOT_PER_OUTPUT * outputs, count // 4 if count >= CHOOSING_PICTURES else 0)
     return spread(count, count if 1.5 * wanted >= count else wanted)
 
 
