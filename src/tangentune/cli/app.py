@@ -16,6 +16,7 @@ from tangentune.cli.options import with_hyphens
 from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
+from tangentune.cli.serve import serve
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,5 +30,5 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, forget, add, relabel):
+for command in (fit, predict, evaluate, report, select, compare, explain, suspects, forget, add, relabel, serve):
     cli.add_command(command)

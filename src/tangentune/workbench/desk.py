@@ -1,0 +1,74 @@
+"""The session at work: one thread for all that touches the model, and the pictures beside it.
+
+One thread, because locks of the model's directory belong to the thread that took them, and because edits are a sequence
+anyhow: whoever asks waits until the answer before is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self, TypeVar, final
+
+from tangentune._files import user_path
+from tangentune.errors import InputError
+from tangentune.workbench.answers import NewAnswer
+from tangentune.workbench.originals import Originals
+from tangentune.workbench.session import Session
+from tangentune.workbench.tray import Tray
+
+T = TypeVar("T")
+
+
+@final
+@dataclass
+class Desk:
+    """A session on its thread, with the originals, the tray of new pictures, and what was skipped; `close` ends it."""
+
+    name: str
+    session: Session
+    originals: Originals
+    tray: Tray
+    thread: ThreadPoolExecutor
+    room: TemporaryDirectory[str]
+    skipped: set[int] = field(default_factory=set)
+    said: dict[int, tuple[int, NewAnswer]] = field(default_factory=dict)  # of new pictures, at a version
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], originals: str | os.PathLike[str] | None = None) -> Self:
+        """Open a session on a saved classifier.
+
+        Raises:
+            StoreError: there is no such model, or another workbench is open on it.
+            InputError: it has no classes or no pictures, or the folder of originals is none.
+        """
+        folder = None
+        if originals is not None:
+            folder = user_path(originals)
+            if not folder.is_dir():
+                raise InputError(f"{originals} is no folder of pictures; name the folder that the model was fitted on")
+        thread = ThreadPoolExecutor(1, "tangentune-session")
+        try:
+            session = thread.submit(Session.open, Path(directory)).result()
+        except BaseException:
+            thread.shutdown()
+            raise
+        room = TemporaryDirectory(prefix="tangentune-", ignore_cleanup_errors=True)
+        tray = Tray(Path(room.name), session.estimator.backbone_.contract)
+        name = Path(os.path.realpath(directory)).name
+        return cls(name, session, Originals(folder), tray, thread, room)
+
+    async def ask(self, question: Callable[[Session], T]) -> T:
+        """What a function of the session gives, found on the session's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, question, self.session)
+
+    def close(self) -> None:
+        """Let the model go; edits that were not saved stay in the journal."""
+        self.thread.submit(self.session.close).result()
+        self.thread.shutdown()
+        self.room.cleanup()

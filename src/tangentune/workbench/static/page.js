@@ -1,0 +1,84 @@
+"use strict";
+// What holds for the whole page: sentences of the server, requests under way, edits not saved, where the focus goes.
+(() => {
+  const notice = () => document.getElementById("notice");
+
+  function tell(sentence, kind) {
+    const place = notice();
+    place.textContent = sentence;
+    place.className = kind;
+    place.hidden = !sentence;
+  }
+
+  let waiting = 0;
+  function busy(step) {
+    waiting = Math.max(0, waiting + step);
+    document.body.classList.toggle("busy", waiting > 0);
+  }
+
+  const changes = (event) => event.detail.requestConfig?.verb === "post";
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (changes(event)) {
+      busy(1);
+      tell("", "");
+    }
+  });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (changes(event)) busy(-1);
+  });
+
+  // A refusal is one sentence of plain text; after a stale edit the page shows what there is now.
+  document.addEventListener("htmx:responseError", (event) => {
+    const answer = event.detail.xhr;
+    tell(answer.responseText || "The server could not do this.", "wrong");
+    if (answer.status === 409) window.htmx.ajax("GET", "view", { source: "#state", swap: "none" });
+  });
+  document.addEventListener("htmx:sendError", () => tell("The server does not answer; is it still running?", "wrong"));
+
+  document.addEventListener("htmx:afterSettle", () => {
+    if (document.activeElement === document.body || document.activeElement === null) {
+      document.querySelector('[data-tile][aria-current="true"]')?.focus({ preventScroll: true });
+    }
+    const told = document.getElementById("said");
+    if (told?.textContent) {
+      tell(told.textContent, told.className);
+      told.textContent = "";
+    }
+  });
+
+  // On a narrow page the picture lies below the list: it comes into view when one is chosen by hand.
+  document.addEventListener("click", (event) => {
+    if (!event.isTrusted || !(event.target instanceof Element) || !event.target.closest("[data-tile]")) return;
+    if (window.matchMedia("(max-width: 900px)").matches) {
+      document.getElementById("picture")?.scrollIntoView({ block: "start" });
+    }
+  });
+
+  // Pictures of a cell that are ticked are the ones that are changed together.
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches("[data-pick]")) return;
+    const chosen = [...document.querySelectorAll("[data-pick]:checked")].map((one) => one.dataset.pick);
+    const form = document.getElementById("bulk");
+    form.querySelector("[name=numbers]").value = chosen.join(",");
+    window.htmx.trigger(form, "chosen");
+  });
+
+  // Arrows move between tabs, as people who use a keyboard alone expect.
+  document.addEventListener("keydown", (event) => {
+    const tab = event.target instanceof Element ? event.target.closest("[role=tab]") : null;
+    if (!tab || !["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key)) return;
+    const all = [...tab.parentElement.querySelectorAll("[role=tab]")];
+    const at = all.indexOf(tab);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: all.length - 1 }[event.key];
+    event.preventDefault();
+    const next = all[(to + all.length) % all.length];
+    next.focus();
+    next.click();
+  });
+
+  window.addEventListener("beforeunload", (event) => {
+    if (document.getElementById("figures")?.dataset.unsaved === "yes") event.preventDefault();
+  });
+
+  window.workbench = { tell, busy };
+})();
