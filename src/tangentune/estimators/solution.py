@@ -119,9 +119,7 @@ def update(
     Active pictures that stay come first, in their order. Cost n^2 a picture that leaves, comes or changes its weight.
     """
     stays = np.isin(before.positions, active.positions)
-    kept = int(stays.sum())
-    changed = len(before) - kept + len(active) - kept
-    if changed * LARGE_SHARE > len(active):
+    if _mostly_changed(stays, active):
         return solve(training, active, encode, solution.system.damping)
     targets = _targets(training, active, encode)
     try:
@@ -133,6 +131,30 @@ def update(
         system = refresh(system)
         error, left = residual(system)
     return _checked(targets, system, error, left)
+
+
+def follow(
+    system: System, before: ActivePictures, active: ActivePictures, after: Solution, training: TrainingSet
+) -> System:
+    """A problem at another damping taken through the edit that led to the solution `after`; it shares its kernel.
+
+    Equal to the problem of `after` solved anew at that damping, to rounding. Cost as of `update`.
+    """
+    anew = replace(after.system, damping=system.damping)
+    stays = np.isin(before.positions, active.positions)
+    if _mostly_changed(stays, active):
+        return refresh(anew)
+    try:
+        system = _updated(system, stays, active, after.targets, training, after.system.kernel)
+    except SingularError:
+        return refresh(anew)
+    return system if residual(system)[0] <= DRIFT else refresh(anew)
+
+
+def _mostly_changed(stays: NDArray, active: ActivePictures) -> bool:
+    """Whether solving anew is cheaper than what leaves, `stays` being false, and comes."""
+    kept = int(stays.sum())
+    return (len(stays) - kept + len(active) - kept) * LARGE_SHARE > len(active)
 
 
 def _checked(targets: Targets, system: System, residual: float, left: Tensor) -> Solution:
@@ -159,10 +181,19 @@ def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> T
     return replace(plain, source=source.predict(positions, targets, weights, plain.classes))
 
 
-def _updated(system: System, stays: NDArray, active: ActivePictures, targets: Targets, training: TrainingSet) -> System:
+def _updated(
+    system: System,
+    stays: NDArray,
+    active: ActivePictures,
+    targets: Targets,
+    training: TrainingSet,
+    kernel: Tensor | None = None,
+) -> System:
+    """The problem of another choice of pictures; its `kernel`, where one is at hand already."""
     kept = int(stays.sum())
     if kept < len(stays):
-        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
+        left = kernel if kept == len(active) else None
+        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)), left)
     if kept < len(active):
         old, new = (torch.from_numpy(active.positions[part]) for part in (slice(kept), slice(kept, None)))
         rows = training.kernel[new]

@@ -19,10 +19,11 @@ TILE = 128  # rows
 CORNER = "what an edit changes of the least-squares problem"
 
 
-def remove(system: System, pictures: Tensor) -> System:
+def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> System:
     """The problem without some pictures, named by position; `k^2 R + R^3`, or a new solution where that is cheaper.
 
     `W'^-1 = W^-1_kk - W^-1_kR (W^-1_RR)^-1 W^-1_Rk` for the kept rows k, the intercept among them, and the removed R.
+    `kernel` is what is left of the kernel, where that is at hand already.
     """
     gone = rows_of(system, pictures)
     if not len(gone):
@@ -33,7 +34,8 @@ def remove(system: System, pictures: Tensor) -> System:
     kept = stays.nonzero().flatten()
     weights = system.weights[kept]
     check_weights(weights, system.width)
-    kernel, targets = submatrix(system.kernel, kept), system.targets[kept]
+    kernel = submatrix(system.kernel, kept) if kernel is None else kernel
+    targets = system.targets[kept]
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
         return refresh(system, kernel=kernel, targets=targets, weights=weights)
     kept = _with_border(system, kept)
