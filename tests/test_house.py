@@ -12,7 +12,7 @@ import tangentune
 PACKAGE = Path(tangentune.__path__[0])
 ROOT = Path(__file__).parents[1]
 ROOMS = {"pictures", "solvers", "networks", "jacobian", "kernels"}
-ROOMS |= {"methods", "estimators", "reports", "comparison", "cli"}
+ROOMS |= {"methods", "estimators", "reports", "comparison", "workbench", "cli"}
 LONGEST, SHORTEST = 450, 40
 # Why a file of fewer than 40 lines stands alone.
 SMALL: dict[str, str] = {
@@ -29,7 +29,7 @@ def lines(path: Path) -> int:
 def test_the_package_shows_its_rooms() -> None:
     shown = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert {name for name in shown if (PACKAGE / name).is_dir()} == ROOMS
-    assert len(shown) <= 20
+    assert len(shown) <= 21
 
 
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "docs"])
@@ -49,8 +49,8 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 def test_the_source_stays_small() -> None:
     """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since."""
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_100
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 29_400
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_100  # 600 since, of later studies
 
 
 def test_tests_mirror_the_rooms() -> None:
