@@ -12,6 +12,7 @@ from tangentune.cli.compare import compare
 from tangentune.cli.edit import add, forget, relabel
 from tangentune.cli.explain import explain, report, suspects
 from tangentune.cli.fit import fit
+from tangentune.cli.labels import labels
 from tangentune.cli.options import with_hyphens
 from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
@@ -30,5 +31,6 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, forget, add, relabel, serve):
+_EDITS = (forget, add, relabel, labels, serve)
+for command in (fit, predict, evaluate, report, select, compare, explain, suspects, *_EDITS):
     cli.add_command(command)

@@ -128,9 +128,11 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
         first = int(np.argmax(twice))
         name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
         raise InputError(f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one")
-    active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
+    active, changed = replace(fitted.active, labels=labels), np.unique(places)
     _check(fitted, active, fitted.ids)
-    return _edited(fitted, "relabel", pictures, active)
+    pictures = _hashes(fitted, changed)
+    former = [audit.former(name, label) for name, label in zip(pictures, old[changed].tolist(), strict=True)]
+    return _edited(fitted, "relabel", pictures, active, former=former)
 
 
 def reweight(fitted: FittedModel, weights: ArrayLike) -> FittedModel:
@@ -156,14 +158,19 @@ def undo(fitted: FittedModel) -> FittedModel:
 
 
 def _edited(
-    fitted: FittedModel, edit: str, pictures: list[str], active: ActivePictures, training: TrainingSet | None = None
+    fitted: FittedModel,
+    edit: str,
+    pictures: list[str],
+    active: ActivePictures,
+    training: TrainingSet | None = None,
+    **facts: Any,
 ) -> FittedModel:
     """The model of another choice of pictures, labels and weights, perhaps from a training set that has grown."""
     training, before = fitted.training if training is None else training, solved(fitted)
     solution = update(before, fitted.active, active, fitted.task.encode, training)
     step = UndoStep(edit, fitted.active)
     changed = replace(fitted, training=training, active=active, undo=(*fitted.undo, step))
-    return _logged(changed, edit, pictures, solution, before.error, strict=False)
+    return _logged(changed, edit, pictures, solution, before.error, strict=False, **facts)
 
 
 def _logged(
