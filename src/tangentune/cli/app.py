@@ -31,6 +31,6 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-_EDITS = (forget, add, relabel, labels, serve)
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, *_EDITS):
+_CHANGES = (forget, add, relabel, labels, serve)
+for command in (fit, predict, evaluate, report, select, compare, explain, suspects, *_CHANGES):
     cli.add_command(command)

@@ -16,7 +16,7 @@ _serve = partial(option, "Server")
 
 @click.command(cls=Command, short_help="Correct a model's labels in the browser.")
 @click.argument("model", type=MODEL)
-@_serve("--originals", "The pictures that the model was fitted on, shown at their own size.", type=_FOLDER, metavar="DIR")
+@_serve("--originals", "The pictures of the fit, shown at their own size.", type=_FOLDER, metavar="DIR")
 @_serve("--port", "Where to listen; 0 takes a free port.", type=click.IntRange(0, 65535), default=0, metavar="PORT")
 @_serve("--open", "Open the page in the browser.", is_flag=True)
 @_serve("--host", "Another address than this machine's own 127.0.0.1.", metavar="ADDRESS")
@@ -44,9 +44,7 @@ def serve(
         from tangentune.workbench.server import prepare, show
 
         given = {} if host is None else {"host": host}
-        serving = prepare(
-            model, originals=originals, port=port, exposed=i_know_what_this_means, **given
-        )
+        serving = prepare(model, originals=originals, port=port, exposed=i_know_what_this_means, **given)
         stdout.write(f"{serving.address}\n" if quiet else f"The workbench is at {serving.address}\nCtrl-C ends it.\n")
         stdout.flush()
         if open and not show(serving.address):

@@ -166,6 +166,11 @@ def version_of(directory: str | os.PathLike[str]) -> Version | None:
         return None
 
 
+def saved_seal(directory: Path) -> str:
+    """With which seal the log of a saved model ends."""
+    return _parse(directory, read_text(directory))["edits"]["seal"]
+
+
 def check_version(directory: Path, known: Version | None) -> None:
     """Refuse to go on where another model than the known one is in a directory; the lock should be held."""
     found = version_of(directory)

@@ -6,51 +6,42 @@ Every change answers with all parts of the page as it then is. A refusal is one 
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from tangentune._version import __version__
-from tangentune.errors import InputError, StaleError, TangentuneError
+from tangentune.errors import InputError, TangentuneError
 from tangentune.estimators import audit
 from tangentune.workbench import views
+from tangentune.workbench.answering import download, file_answer, html, sentence
 from tangentune.workbench.desk import Desk
-from tangentune.workbench.edits import Edit, Kind
-from tangentune.workbench.originals import png, read_original
+from tangentune.workbench.edits import Edit
+from tangentune.workbench.forms import check_version, edit_kind, picture_numbers, read_form, seen_version
+from tangentune.workbench.originals import png
 from tangentune.workbench.security import CSRF_HEADER, Gate, Guard
 from tangentune.workbench.session import Session
 from tangentune.workbench.views import View
 
-_HERE = Path(__file__).parent
-_MOST_FIELD = 4 << 20  # characters of a form: some hundred thousand numbers of pictures
-_NAME = 18  # characters of a file's name below a small picture; names differ at their ends
-_SWAPPED = Markup(' hx-swap-oob="true"')
+_STATIC = Path(__file__).parent / "static"
 _Change = Callable[[Session], str]  # does something, and says what it did
 
 
 def create_app(desk: Desk, gate: Gate) -> Starlette:
     """The page of one desk, behind its gate.
 
-    Example:
-        >>> from tangentune.workbench.security import Gate
-        >>> app = create_app(None, Gate(frozenset({"127.0.0.1:1"})))
-        >>> "/view" in [getattr(route, "path", "") for route in app.routes]
-        True
+    Args:
+        desk: stays open; whoever opened it closes it.
+        gate: names and secrets of the server.
     """
     page = Page(desk, gate)
     routes = [
@@ -75,12 +66,12 @@ def create_app(desk: Desk, gate: Gate) -> Starlette:
         Route("/new/{number:int}/drop", page.put_away, methods=["POST"]),
         Route("/corrections.csv", page.corrections),
         Route("/log.jsonl", page.log),
-        Mount("/static", StaticFiles(directory=_HERE / "static")),
+        Mount("/static", StaticFiles(directory=_STATIC)),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, gate=gate)],
-        exception_handlers={TangentuneError: _sentence, OSError: _sentence, MemoryError: _sentence},
+        exception_handlers={TangentuneError: sentence, OSError: sentence, MemoryError: sentence},
     )
 
 
@@ -96,34 +87,34 @@ class Page:
     async def whole(self, request: Request) -> Response:
         """The page."""
         shown = await self._shown(View.of(request.query_params))
-        return _html("page.html.j2", shown | {"csrf": self.gate.csrf, "csrf_header": CSRF_HEADER})
+        return html("page.html.j2", shown | {"csrf": self.gate.csrf, "csrf_header": CSRF_HEADER})
 
     async def view(self, request: Request) -> Response:
         """All its parts, of another view."""
-        return _html("update.html.j2", await self._shown(View.of(request.query_params)), swapped=True)
+        return html("update.html.j2", await self._shown(View.of(request.query_params)), swapped=True)
 
     async def picture(self, request: Request) -> Response:
         """The chosen picture alone, so that what is drawn on the map stays."""
         view = View.of(request.query_params)
         shown = await self.desk.ask(lambda session: views.alone(self.desk, session, view))
-        return _html("picture.html.j2", shown)
+        return html("picture.html.j2", shown)
 
     async def choices(self, request: Request) -> Response:
         """What can be done about one picture, with what each would do."""
         number, suggestion = request.path_params["number"], request.query_params.get("suggested", "")
-        return _html(
+        return html(
             "choices.html.j2", await self.desk.ask(lambda session: views.with_previews(session, number, suggestion))
         )
 
     async def bulk(self, request: Request) -> Response:
         """The same of several pictures."""
-        form = await _form(request)
-        numbers, label = _numbers(form.get("numbers", "")), form.get("bulk_label", form.get("to", ""))
+        form = await read_form(request)
+        numbers, label = picture_numbers(form.get("numbers", "")), form.get("bulk_label", form.get("to", ""))
         hint = "Draw around pictures, or choose some, to relabel or forget them together."
         shown = await self.desk.ask(
             lambda session: {"bulk": views.bulk(session, numbers, label, hint), "names": session.classes}
         )
-        return _html("bulk.html.j2", shown)
+        return html("bulk.html.j2", shown)
 
     async def stored(self, request: Request) -> Response:
         """A training picture as the model keeps it."""
@@ -139,50 +130,51 @@ class Page:
         number = request.path_params["number"]
         names = await self.desk.ask(lambda session: dict(zip(session.numbers, session.estimator.ids_, strict=True)))
         path = self.desk.originals.path(names.get(number, ""))
-        return await _file(path)
+        return await file_answer(path)
 
     async def layout(self, request: Request) -> Response:
         """The map."""
-        return JSONResponse(await self.desk.ask(views.points))
+        view = View.of(request.query_params)
+        return JSONResponse(await self.desk.ask(lambda session: views.points(session, view)))
 
     async def corrections(self, request: Request) -> Response:
         """The labels as they are now, with what was changed, as a table that a fit can start from."""
-        return _download(await self.desk.ask(views.corrections), "text/csv", "corrections.csv")
+        return download(await self.desk.ask(views.corrections), "text/csv", "corrections.csv")
 
     async def log(self, request: Request) -> Response:
         """The sealed log of every edit."""
         lines = await self.desk.ask(lambda session: audit.dump(session.estimator.edits_))
-        return _download(lines, "application/x-ndjson", "audit.jsonl")
+        return download(lines, "application/x-ndjson", "audit.jsonl")
 
     # -- changing --------------------------------------------------------------------------------------------------
 
     async def edit(self, request: Request) -> Response:
         """Relabel, forget, or keep one picture or several."""
-        form = await _form(request)
-        numbers, kind = _numbers(form.get("numbers", "")), form.get("kind", "")
+        form = await read_form(request)
+        numbers, kind = picture_numbers(form.get("numbers", "")), form.get("kind", "")
         label = form.get("to") if kind == "relabel" else None
-        edit = Edit(_kind(kind), numbers, label)
+        edit = Edit(edit_kind(kind), numbers, label)
 
         def change(session: Session) -> str:
-            session.take(edit, _version(form))
+            session.take(edit, seen_version(form))
             return ""
 
         return await self._changed(form, change, numbers)
 
     async def undo(self, request: Request) -> Response:
         """Take the last edit back, and look at its picture again."""
-        form = await _form(request)
+        form = await read_form(request)
         return await self._back(form, [step for step in await self._steps() if step.done], Session.undo)
 
     async def redo(self, request: Request) -> Response:
         """Do the last undone edit again."""
-        form = await _form(request)
+        form = await read_form(request)
         return await self._back(form, [step for step in await self._steps() if not step.done][:1], Session.redo)
 
     async def skip(self, request: Request) -> Response:
         """Leave a picture out of the suspects until it is asked for again; nothing of the model changes."""
-        form = await _form(request)
-        numbers = _numbers(form.get("number", ""))
+        form = await read_form(request)
+        numbers = picture_numbers(form.get("number", ""))
 
         def change(_: Session) -> str:
             self.desk.skipped.update(numbers)
@@ -192,7 +184,7 @@ class Page:
 
     async def unskip(self, request: Request) -> Response:
         """Show what was skipped again."""
-        form = await _form(request)
+        form = await read_form(request)
 
         def change(_: Session) -> str:
             self.desk.skipped.clear()
@@ -202,10 +194,10 @@ class Page:
 
     async def save(self, request: Request) -> Response:
         """Write the model."""
-        form = await _form(request)
+        form = await read_form(request)
 
         def change(session: Session) -> str:
-            _check(session, form)
+            check_version(session, form)
             count = session.unsaved
             session.save()
             return f"Saved: the model now stands on {count} edit{'s' if count != 1 else ''} more."
@@ -214,7 +206,7 @@ class Page:
 
     async def recover(self, request: Request) -> Response:
         """Take the edits of a session that ended before it saved, or drop them."""
-        form = await _form(request)
+        form = await read_form(request)
 
         def change(session: Session) -> str:
             pending = session.pending()
@@ -237,11 +229,11 @@ class Page:
 
     async def new_picture(self, request: Request) -> Response:
         """A new picture as it was dropped."""
-        return await _file(self.desk.tray.get(request.path_params["number"]).path)
+        return await file_answer(self.desk.tray.get(request.path_params["number"]).path)
 
     async def add(self, request: Request) -> Response:
         """Make a new picture one of the model's, with a label."""
-        form = await _form(request)
+        form = await read_form(request)
         one, label = self.desk.tray.get(request.path_params["number"]), form.get("to", "").strip()
         if not label:
             raise InputError("the new picture needs a label")
@@ -250,7 +242,7 @@ class Page:
             new = form.get("new_class") == "yes"
             if not new and label not in session.classes:
                 raise InputError(f"there is no class {label!r}; add it as a new class if you mean that")
-            session.add(one.pictures, label, new_class=new, version=_version(form))
+            session.add(one.pictures, label, new_class=new, version=seen_version(form))
             self.desk.tray.remove(one.number)
             return f"{one.name} is one of the model's pictures now, labelled {label}."
 
@@ -258,7 +250,7 @@ class Page:
 
     async def put_away(self, request: Request) -> Response:
         """Take a new picture off the page."""
-        form = await _form(request)
+        form = await read_form(request)
         self.desk.tray.remove(request.path_params["number"])
         return await self._changed(form, lambda _: "")
 
@@ -271,7 +263,7 @@ class Page:
         numbers = steps[-1].edit.numbers if steps else ()
 
         def change(session: Session) -> str:
-            way(session, _version(form))
+            way(session, seen_version(form))
             return ""
 
         chosen = {"number": str(numbers[0])} if len(numbers) == 1 else {}
@@ -290,7 +282,7 @@ class Page:
                 at = replace(view, number=views.following(before, moved_on, after))
             return self._parts(session, at, said)
 
-        return _html("update.html.j2", await self.desk.ask(ask), swapped=True)
+        return html("update.html.j2", await self.desk.ask(ask), swapped=True)
 
     async def _shown(self, view: View) -> dict[str, Any]:
         return await self.desk.ask(lambda session: self._parts(session, view))
@@ -298,84 +290,3 @@ class Page:
     def _parts(self, session: Session, view: View, said: str = "") -> dict[str, Any]:
         shown = views.whole(self.desk, session, view, said)
         return shown | (views.arrived(self.desk, session) if view.tab == "new" else {})
-
-
-def _check(session: Session, form: dict[str, str]) -> None:
-    if _version(form) != session.version:
-        raise StaleError("the model has changed since this was shown; look at it again and repeat this")
-
-
-def _version(form: dict[str, str]) -> int:
-    """The version that a person saw; one that is no number is stale."""
-    text = form.get("version", "")
-    return int(text) if text.isdecimal() else -1
-
-
-def _kind(given: str) -> Kind:
-    if given not in ("relabel", "forget", "keep"):
-        raise InputError("an edit relabels, forgets, or keeps")
-    return given
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
-    except ValueError:
-        raise InputError("pictures are named by their numbers") from None
-
-
-async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form; of a field that comes twice the last."""
-    body = await request.body()
-    if len(body) > _MOST_FIELD:
-        raise InputError("this is too much for one edit; choose fewer pictures")
-    try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=100))
-    except ValueError as error:
-        raise InputError("this form cannot be read") from error
-
-
-async def _file(path: Path | None) -> Response:
-    if path is None:
-        return PlainTextResponse("the file of this picture is not there", 404)
-    try:
-        found = await run_in_threadpool(read_original, path)
-    except InputError as error:
-        return PlainTextResponse(str(error), 404)
-    return Response(found.content, media_type=found.kind)
-
-
-def _download(text: str, kind: str, name: str) -> Response:
-    content = text.encode("utf-8", "backslashreplace")
-    return Response(content, media_type=kind, headers={"Content-Disposition": f'attachment; filename="{name}"'})
-
-
-async def _sentence(request: Request, error: Exception) -> Response:
-    """A mistake as one sentence of plain text."""
-    status = 409 if isinstance(error, StaleError) else 422
-    if isinstance(error, MemoryError):
-        text = "There is not enough memory for this; nothing was changed."
-    elif isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        text = f"{'The disk is full' if full else error.strerror or error}; nothing was changed."
-    else:
-        text = str(error)
-    return PlainTextResponse(text.encode("utf-8", "backslashreplace"), status)
-
-
-def _html(template: str, shown: dict[str, Any], swapped: bool = False) -> Response:
-    found = _templates().get_template(template)
-    page = found.render({"oob": _SWAPPED if swapped else "", "release": __version__, **shown})
-    return HTMLResponse(page.encode("utf-8", "backslashreplace"))
-
-
-@cache
-def _templates() -> Environment:
-    loader = FileSystemLoader(_HERE / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    environment.filters["ending"] = lambda name: name if len(name) <= _NAME else f"…{name[1 - _NAME:]}"
-    environment.policies["json.dumps_function"] = json.dumps
-    return environment

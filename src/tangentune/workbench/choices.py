@@ -1,4 +1,4 @@
-"""What can be done about one picture, each with its key: the buttons that the page shows and the keys that press them."""
+"""What can be done about one picture, each with its key: the buttons that are shown and the keys that press them."""
 
 from __future__ import annotations
 

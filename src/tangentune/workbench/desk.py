@@ -17,6 +17,9 @@ from typing import Self, TypeVar, final
 
 from tangentune._files import user_path
 from tangentune.errors import InputError
+from tangentune.estimators import audit
+from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.model_directory import read_config, saved_seal, version_of
 from tangentune.workbench.answers import NewAnswer
 from tangentune.workbench.originals import Originals
 from tangentune.workbench.session import Session
@@ -40,8 +43,10 @@ class Desk:
     said: dict[int, tuple[int, NewAnswer]] = field(default_factory=dict)  # of new pictures, at a version
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], originals: str | os.PathLike[str] | None = None) -> Self:
-        """Open a session on a saved classifier.
+    def open(
+        cls, model: str | os.PathLike[str] | TangentClassifier, originals: str | os.PathLike[str] | None = None
+    ) -> Self:
+        """Open a session on a saved classifier, named by its directory; or on one at hand, edited in place.
 
         Raises:
             StoreError: there is no such model, or another workbench is open on it.
@@ -54,13 +59,13 @@ class Desk:
                 raise InputError(f"{originals} is no folder of pictures; name the folder that the model was fitted on")
         thread = ThreadPoolExecutor(1, "tangentune-session")
         try:
-            session = thread.submit(Session.open, Path(directory)).result()
+            session = thread.submit(_opened, model).result()
         except BaseException:
             thread.shutdown()
             raise
         room = TemporaryDirectory(prefix="tangentune-", ignore_cleanup_errors=True)
         tray = Tray(Path(room.name), session.estimator.backbone_.contract)
-        name = Path(os.path.realpath(directory)).name
+        name = "model" if session.directory is None else Path(os.path.realpath(session.directory)).name
         return cls(name, session, Originals(folder), tray, thread, room)
 
     async def ask(self, question: Callable[[Session], T]) -> T:
@@ -72,3 +77,17 @@ class Desk:
         self.thread.submit(self.session.close).result()
         self.thread.shutdown()
         self.room.cleanup()
+
+
+def _opened(model: str | os.PathLike[str] | TangentClassifier) -> Session:
+    """A session on a directory; of a model at hand on its own, which must hold it as it is: a journal follows that."""
+    if not isinstance(model, TangentClassifier):
+        if (kind := read_config(model).get("estimator")) != "TangentClassifier":
+            raise InputError(f"{model} holds a {kind}; the workbench corrects class labels, and it has none")
+        return Session.open(Path(model))
+    fitted = model.fitted_
+    version, edits = fitted.version, fitted.edits
+    same = version is not None and version_of(version.directory) == version
+    if version is None or not same or saved_seal(version.directory) != (edits[-1]["seal"] if edits else audit.FIRST):
+        raise InputError("the workbench needs a saved model; write this one first: model.save_pretrained(DIRECTORY)")
+    return Session(model, version.directory)

@@ -79,14 +79,10 @@ def read_original(path: Path) -> Original:
     if (problem := file_problem(path)) is not None:
         raise PictureError(f"{name} cannot be shown: {problem}")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise PictureError(f"{name} cannot be shown: it is larger than {MOST_BYTES >> 20} MiB")
         with Image.open(path, formats=allowed_formats(os.fspath(path))) as image:
             kind, size = _SHOWN.get(image.format or ""), image.size
-        if kind is not None:
+        if kind is not None and path.stat().st_size <= MOST_BYTES:
             return Original(path.read_bytes(), kind)
-    except PictureError:
-        raise
     except Exception as error:
         raise PictureError(f"{name} cannot be shown: {reason(path, error)}") from error
     return Original(png(_converted(path, size)), "image/png")

@@ -70,7 +70,8 @@ class Gate:
 
     def cookie(self, host: str) -> str:
         """The cookie's name: cookies know no ports, and two servers must not take each other's."""
-        return f"tangentune-{host.rpartition(':')[2]}"
+        port = host.rpartition(":")[2]
+        return f"tangentune-{port if port.isdecimal() else 80}"
 
 
 def host_names(address: str, port: int) -> frozenset[str]:
@@ -85,7 +86,8 @@ def host_names(address: str, port: int) -> frozenset[str]:
         names = {one.address.partition("%")[0] for one in found} | {"localhost", socket.gethostname().lower()}
     else:
         names = {address.lower()}
-    return frozenset(f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names)
+    ended = "" if port == 80 else f":{port}"  # browsers leave the usual port out
+    return frozenset(f"[{name}]{ended}" if ":" in name else f"{name}{ended}" for name in names)
 
 
 @final

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from typing import final
 
 from tangentune.errors import InputError, cannot_import
-from tangentune.workbench.desk import Desk
+from tangentune.estimators.classifier import TangentClassifier
 
 try:
+    import starlette  # noqa: F401
     import uvicorn
+except ImportError as error:  # before what stands on them
+    raise cannot_import(error.name or "uvicorn", error, 'pip install "tangentune[serve]"') from error
 
-    from tangentune.workbench.app import create_app
-    from tangentune.workbench.security import LOCAL, Gate, host_names
-except ImportError as error:  # the extra is not installed
-    raise cannot_import(error.name or "starlette", error, 'pip install "tangentune[serve]"') from error
+from tangentune.workbench.app import create_app
+from tangentune.workbench.desk import Desk
+from tangentune.workbench.security import LOCAL, Gate, host_names
 
 
 @final
@@ -62,7 +64,7 @@ class Serving:
 
 
 def prepare(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | TangentClassifier,
     *,
     originals: str | os.PathLike[str] | None = None,
     host: str = LOCAL,
@@ -73,7 +75,8 @@ def prepare(
     """A workbench on a saved model, bound to a port and not yet running.
 
     Args:
-        model: directory of a saved classifier; it is locked against other workbenches.
+        model: directory of a saved classifier, which is locked against other workbenches; or a classifier that was read
+            or saved and not changed since, which is then edited in place.
         originals: folder of the pictures at their own resolution.
         host: 127.0.0.1, unless `exposed`, which also puts the token into every address.
         port: 0 takes a free one.

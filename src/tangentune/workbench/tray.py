@@ -6,7 +6,6 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import final
 
 import torch
@@ -38,13 +37,11 @@ class Tray:
     """The pictures that were dropped, until they are added or put away; their files go when the server ends.
 
     Example:
+        >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
-        ...     tray = Tray(Path(folder), DataContract(input_size=(3, 8, 8)))
-        ...     try:
-        ...         tray.put("cat.png", b"no picture")
-        ...     except PictureError as error:
-        ...         print(error)
-        cat.png cannot be used: it is not a picture in a known format
+        ...     Tray(Path(folder), DataContract(input_size=(3, 8, 8))).put("cat.png", b"none")
+        Traceback (most recent call last):
+        tangentune.errors.PictureError: cat.png cannot be used: it is not a picture in a known format
     """
 
     folder: Path
@@ -104,5 +101,3 @@ def plain_name(given: str) -> str:
     last = re.split(r"[\\/]", given)[-1].strip()
     name = shown(last.encode("utf-8", "replace").decode())[-_LONGEST_NAME:]
     return name if name.strip(". ") else "picture"
-
-

@@ -94,7 +94,7 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
         "classes": session.class_figures(),
         "timeline": [
             {"words": step.words, "when": step.when, "accuracy": step.figures.accuracy, "undone": not step.done,
-             "now": bool(taken) and step is taken[-1]}
+             "now": bool(taken) and step is taken[-1], "saved": step.saved}
             for step in steps
         ],
         "unsaved": session.unsaved,
@@ -271,16 +271,28 @@ def arrived(desk: Desk, session: Session) -> dict[str, Any]:
     return {"arrived": shown}
 
 
-def points(session: Session) -> dict[str, Any]:
-    """The map for the canvas: plain numbers only, classes by their position."""
-    columns = {name: i for i, name in enumerate(session.classes)}
+def points(session: Session, view: View) -> dict[str, Any]:
+    """The map for the canvas: plain numbers only, classes by their position; `out` is what the filters hold back."""
+    names = session.classes
+    columns, called = {name: i for i, name in enumerate(names)}, set(session.numbers)
+    if view.suggestion in columns:
+        called = {number for name in names for number in session.members(name, view.suggestion)}
+    wanted = view.text.casefold()
     return {
         "points": [
-            {"number": one.number, "x": one.x, "y": one.y, "label": columns[one.label], "margin": one.margin,
-             "error": one.error / 2, "wrong": one.margin < 0}
+            {
+                "number": one.number,
+                "x": one.x,
+                "y": one.y,
+                "label": columns[one.label],
+                "margin": one.margin,
+                "error": one.error / 2,
+                "wrong": one.margin < 0,
+                "out": one.number not in called or view.label not in ("", one.label) or wanted not in one.id.casefold(),
+            }
             for one in session.layout()
         ]
-    }  # fmt: skip
+    }
 
 
 def following(before: list[int], edited: Iterable[int], after: list[int]) -> int:

@@ -6,6 +6,7 @@
   async function send(files) {
     window.workbench.busy(1);
     const refused = [];
+    window.workbench.tell(files.length > 1 ? `Reading ${files.length} pictures…` : "Reading the picture…", "");
     for (const file of files) {
       const headers = { ...token(), "X-Name": encodeURIComponent(file.name), "Content-Type": "application/octet-stream" };
       try {

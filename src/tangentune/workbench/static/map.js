@@ -26,7 +26,8 @@
     }
 
     async load() {
-      const answer = await fetch("layout.json");
+      const view = new URLSearchParams(new FormData(document.getElementById("state")));
+      const answer = await fetch(`layout.json?${view}`);
       if (!answer.ok) return window.workbench.tell(await answer.text(), "wrong");
       const found = await answer.json();
       this.points = found.points;
@@ -83,7 +84,7 @@
         const [x, y] = this.place(point);
         pen.beginPath();
         pen.arc(x, y, size, 0, 7);
-        pen.globalAlpha = this.chosen.size && !this.chosen.has(point.number) ? 0.3 : 0.9;
+        pen.globalAlpha = point.out ? 0.12 : this.chosen.size && !this.chosen.has(point.number) ? 0.3 : 0.9;
         pen.fillStyle = this.fill(point);
         pen.fill();
         if (point.wrong || this.chosen.has(point.number)) {
@@ -138,7 +139,7 @@
         if (this.at >= 0 && event.shiftKey) this.toggle(this.at);
         this.open();
       } else {
-        for (const point of this.points) if (inside(path, this.place(point))) this.chosen.add(point.number);
+        for (const point of this.points) if (!point.out && inside(path, this.place(point))) this.chosen.add(point.number);
       }
       this.tell();
     }

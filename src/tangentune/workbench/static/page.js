@@ -3,11 +3,14 @@
 (() => {
   const notice = () => document.getElementById("notice");
 
+  let fading = 0;
   function tell(sentence, kind) {
     const place = notice();
     place.textContent = sentence;
     place.className = kind;
     place.hidden = !sentence;
+    clearTimeout(fading);
+    if (kind === "done") fading = setTimeout(() => tell("", ""), 8000);
   }
 
   let waiting = 0;
@@ -36,9 +39,12 @@
   document.addEventListener("htmx:sendError", () => tell("The server does not answer; is it still running?", "wrong"));
 
   document.addEventListener("htmx:afterSettle", () => {
-    if (document.activeElement === document.body || document.activeElement === null) {
+    const focused = document.activeElement; // by its id it is on the same tile, which may not be the chosen one now
+    if (focused === document.body || focused === null || focused.matches("[data-tile]")) {
       document.querySelector('[data-tile][aria-current="true"]')?.focus({ preventScroll: true });
     }
+    if (follow) document.getElementById("picture")?.scrollIntoView({ block: "start" });
+    follow = false;
     const told = document.getElementById("said");
     if (told?.textContent) {
       tell(told.textContent, told.className);
@@ -47,11 +53,11 @@
   });
 
   // On a narrow page the picture lies below the list: it comes into view when one is chosen by hand.
+  let follow = false;
   document.addEventListener("click", (event) => {
-    if (!event.isTrusted || !(event.target instanceof Element) || !event.target.closest("[data-tile]")) return;
-    if (window.matchMedia("(max-width: 900px)").matches) {
-      document.getElementById("picture")?.scrollIntoView({ block: "start" });
-    }
+    if (!event.isTrusted || !(event.target instanceof Element)) return;
+    if (event.target.closest("#notice")) tell("", "");
+    follow = event.target.closest("[data-tile]") !== null && window.matchMedia("(max-width: 900px)").matches;
   });
 
   // Pictures of a cell that are ticked are the ones that are changed together.
