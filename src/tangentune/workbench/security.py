@@ -17,6 +17,7 @@ from typing import Any, final
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -111,10 +112,7 @@ class Guard:
         if answer is not None:
             await answer(scope, receive, send)
             return
-        try:
-            await self.app(scope, _bounded(receive), send)
-        except _TooLargeError:
-            await _refused(413, f"This upload is larger than {MOST_BYTES >> 20} MiB.")(scope, receive, send)
+        await self.app(scope, _bounded(receive), send)
 
     def _stopped(self, scope: Scope) -> Response | None:
         """The answer to a request that goes no further; the token's part of the address is taken off on the way."""
@@ -174,15 +172,12 @@ class Guard:
             return _refused(403, "This page is from an earlier start of the server; load it again.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MOST_BYTES:
-            return _refused(413, f"This upload is larger than {MOST_BYTES >> 20} MiB.")
+            return _refused(413, _too_large())
         return None
 
 
-class _TooLargeError(Exception):
-    """A body that goes on beyond what is allowed, whatever its header said."""
-
-
 def _bounded(receive: Receive) -> Receive:
+    """A body that is refused where it goes on beyond what is allowed, whatever its header said."""
     taken = 0
 
     async def counted() -> Message:
@@ -190,10 +185,14 @@ def _bounded(receive: Receive) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > MOST_BYTES:
-            raise _TooLargeError
+            raise HTTPException(413, _too_large())
         return message
 
     return counted
+
+
+def _too_large() -> str:
+    return f"This upload is larger than {MOST_BYTES >> 20} MiB."
 
 
 def _with_headers(send: Send, policy: str) -> Send:

@@ -46,8 +46,12 @@ class Serving:
         try:
             self.server.run([self.listener])
         finally:
-            self.listener.close()
-            self.desk.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let port and model go, of a server that does not run."""
+        self.listener.close()
+        self.desk.close()
 
     def start(self) -> Callable[[], None]:
         """Serve on a thread of its own; gives what stops it, and waits until it answers."""

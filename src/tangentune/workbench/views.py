@@ -7,7 +7,7 @@ ever show different versions of the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, final
 
 from tangentune.errors import InputError
@@ -22,6 +22,7 @@ from tangentune.workbench.session import Session
 from tangentune.workbench.suspects import SuspectRow
 
 SHOWN = 24  # suspects
+_LONGEST = 500  # characters of a field
 _MOST_TILES = 120  # of a cell of the confusion
 _ODDS = 5
 _DEPTHS = 10  # shades of the confusion
@@ -62,14 +63,18 @@ class View:
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
         """From the fields of a request; a filter that a person sets goes before the former one."""
-        found = {one.name: given.get(f"set_{one.name}", given.get(one.name, one.default)) for one in fields(cls)}
+
+        def text(name: str) -> str:
+            return given.get(f"set_{name}", given.get(name, ""))[:_LONGEST]
+
         try:
-            found["number"] = int(str(found["number"]))
+            number = int(text("number") or -1)
         except ValueError:
             raise InputError("a picture is named by its number") from None
-        if found["tab"] not in TABS:
-            raise InputError(f"there is no view {str(found['tab'])!r}")
-        return cls(**{name: value if name == "number" else str(value)[:500] for name, value in found.items()})
+        tab = text("tab") or "suspects"
+        if tab not in TABS:
+            raise InputError(f"there is no view {tab!r}")
+        return cls(tab, text("label"), text("suggestion"), text("text"), number, text("cell"), text("pattern"))
 
 
 def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str, Any]:
@@ -116,10 +121,9 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
 
 def _standing(session: Session, view: View, names: list[str]) -> View:
     """The view without what is not there any more, after edits or of an old page."""
-    gone = {key: "" for key in ("label", "suggestion") if getattr(view, key) not in ("", *names)}
-    if view.number not in session.numbers:
-        gone["number"] = -1
-    return replace(view, **gone)
+    label, suggestion = (name if name in names else "" for name in (view.label, view.suggestion))
+    number = view.number if view.number in session.numbers else -1
+    return replace(view, label=label, suggestion=suggestion, number=number)
 
 
 def suspects(desk: Desk, session: Session, view: View) -> list[SuspectRow]:

@@ -19,24 +19,22 @@
     document.body.classList.toggle("busy", waiting > 0);
   }
 
-  const changes = (event) => event.detail.requestConfig?.verb === "post";
+  // Each request is followed by itself: an element that asked may be gone when the answer comes, and its events with it.
+  // A refusal is one sentence of plain text; after a stale edit the page shows what there is now.
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (changes(event)) {
+    const { xhr, requestConfig } = event.detail;
+    const changes = requestConfig.verb === "post";
+    if (changes) {
       busy(1);
       tell("", "");
     }
+    xhr.addEventListener("error", () => tell("The server does not answer; is it still running?", "wrong"));
+    xhr.addEventListener("loadend", () => {
+      if (changes) busy(-1);
+      if (xhr.status >= 400) tell(xhr.responseText || "The server could not do this.", "wrong");
+      if (xhr.status === 409) window.htmx.ajax("GET", "view", { source: "#state", swap: "none" });
+    });
   });
-  document.addEventListener("htmx:afterRequest", (event) => {
-    if (changes(event)) busy(-1);
-  });
-
-  // A refusal is one sentence of plain text; after a stale edit the page shows what there is now.
-  document.addEventListener("htmx:responseError", (event) => {
-    const answer = event.detail.xhr;
-    tell(answer.responseText || "The server could not do this.", "wrong");
-    if (answer.status === 409) window.htmx.ajax("GET", "view", { source: "#state", swap: "none" });
-  });
-  document.addEventListener("htmx:sendError", () => tell("The server does not answer; is it still running?", "wrong"));
 
   document.addEventListener("htmx:afterSettle", () => {
     const focused = document.activeElement; // by its id it is on the same tile, which may not be the chosen one now
