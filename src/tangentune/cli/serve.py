@@ -41,10 +41,9 @@ def serve(
     the whole model, as if that had been fitted again. Nothing is written to MODEL until Save. Ctrl-C ends it.
     """
     with working(quiet) as stdout:
-        from tangentune.workbench.server import prepare, show
+        from tangentune.workbench.server import LOCAL, prepare, show
 
-        given = {} if host is None else {"host": host}
-        serving = prepare(model, originals=originals, port=port, exposed=i_know_what_this_means, **given)
+        serving = prepare(model, originals=originals, port=port, exposed=i_know_what_this_means, host=host or LOCAL)
         stdout.write(f"{serving.address}\n" if quiet else f"The workbench is at {serving.address}\nCtrl-C ends it.\n")
         stdout.flush()
         if open and not show(serving.address):

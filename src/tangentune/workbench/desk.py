@@ -89,5 +89,5 @@ def _opened(model: str | os.PathLike[str] | TangentClassifier) -> Session:
     version, edits = fitted.version, fitted.edits
     same = version is not None and version_of(version.directory) == version
     if version is None or not same or saved_seal(version.directory) != (edits[-1]["seal"] if edits else audit.FIRST):
-        raise InputError("the workbench needs a saved model; write this one first: model.save_pretrained(DIRECTORY)")
+        raise InputError("the workbench needs a saved model as it stands; use model.save_pretrained(DIRECTORY) first")
     return Session(model, version.directory)
