@@ -380,7 +380,7 @@ class TangentEstimator(BaseEstimator):
         return self._become(edits.reweight(self._fitted(), weights))
 
     def undo(self) -> Self:
-        """Take the last edit of this session back; called again, the one before. Solved anew from the kernel: n^3.
+        """Take the last edit of this session back; called again, the one before. One of many edits ago costs n^3.
 
         Raises:
             InputError: there is none left. A loaded model starts without.

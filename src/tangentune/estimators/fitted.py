@@ -35,6 +35,7 @@ from tangentune.pictures.pictures import Pictures
 
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
+UNDO_BYTES = 2**29  # that solutions of former edits may take, so that those are taken back without solving
 
 
 @final
@@ -62,10 +63,14 @@ class FitFacts:
 @final
 @dataclass(frozen=True, eq=False)
 class UndoStep:
-    """What taking an edit back needs: its name, which pictures counted; the rest only where the feature map changed."""
+    """What taking an edit back needs: its name, which pictures counted; the rest only where the feature map changed.
+
+    The solution of that time goes with the latest steps; it is None of former ones, and then solved anew.
+    """
 
     edit: str
     active: ActivePictures
+    solution: Solution | None = None
     training: TrainingSet | None = None
     feature_map: TangentMap | None = None
     task_vector: TaskVector | None = None
@@ -182,6 +187,19 @@ def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: T
         return facts
     assert targets.classes is not None
     return {**facts, "classes": class_facts(training.source, targets.source.labels, targets.classes)}
+
+
+def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
+    """The steps with the solutions of the latest ones only, such as fit into `room` bytes together."""
+    kept, seen = list[UndoStep](), set[int]()
+    for step in reversed(steps):
+        if step.solution is not None:
+            system = step.solution.system
+            new = {one.data_ptr(): one.nbytes for one in (system.kernel, system.inverse) if one.data_ptr() not in seen}
+            room, seen = room - sum(new.values()), seen | set(new)
+            step = step if room >= 0 else replace(step, solution=None)
+        kept.append(step)
+    return tuple(reversed(kept))
 
 
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:
