@@ -21,7 +21,7 @@ from tangentune.solvers import balancing
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refinement, refresh, residual
+from tangentune.solvers.system import System, build, refinement, refresh, residual, spot_check
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
 UNSURE = 1e-6  # relative error of the solution at which it is refused: leave-one-out is hardly better than that
@@ -126,7 +126,9 @@ def update(
         system = _updated(solution.system, stays, active, targets, training)
     except SingularError:  # so ill-conditioned that a corner of the inverse is not positive definite
         return solve(training, active, encode, solution.system.damping)
-    error, left = residual(system)
+    moved = system.inverse is not solution.system.inverse
+    error, left = residual(system, inverse=moved)
+    error = error if moved else max(error, solution.error)
     if not error <= DRIFT:
         system = refresh(system)
         error, left = residual(system)
@@ -140,7 +142,7 @@ def follow(
 
     Equal to the problem of `after` solved anew at that damping, to rounding. Cost as of `update`.
     """
-    anew = replace(after.system, damping=system.damping)
+    anew, inverse = replace(after.system, damping=system.damping), system.inverse
     stays = np.isin(before.positions, active.positions)
     if _mostly_changed(stays, active):
         return refresh(anew)
@@ -148,7 +150,7 @@ def follow(
         system = _updated(system, stays, active, after.targets, training, after.system.kernel)
     except SingularError:
         return refresh(anew)
-    return system if residual(system)[0] <= DRIFT else refresh(anew)
+    return system if system.inverse is inverse or spot_check(system) <= DRIFT else refresh(anew)
 
 
 def _mostly_changed(stays: NDArray, active: ActivePictures) -> bool:

@@ -15,6 +15,7 @@ from tangentune.solvers.system import System, check_weights, design, refresh, wi
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
 LEAST_SHARE = 1e-3
+FEW = 8  # a share of the rows below which what they change is added, rather than all calculated anew
 TILE = 128  # rows
 CORNER = "what an edit changes of the least-squares problem"
 
@@ -41,8 +42,7 @@ def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> Sy
     kept = _with_border(system, kept)
     factor = cholesky(system.inverse[gone][:, gone], CORNER, as_it_is=True)
     strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
-    inverse = submatrix(system.inverse, kept)
-    add_square(inverse, strip, -1.0)
+    inverse = _reduced(system.inverse, kept, strip)
     unknowns = system.unknowns
     step = torch.linalg.solve_triangular(factor, unknowns[gone], upper=False)
     moved = unknowns[kept] - strip.mT @ step
@@ -82,11 +82,18 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
 
 
 def retarget(system: System, targets: Tensor) -> System:
-    """The problem with other targets, (N, C) for any C; cost `N^2 C`."""
+    """The problem with other targets, (N, C) for any C; cost `N R C` for R rows that change, at most `N^2 C`."""
     targets = targets.to(system.kernel)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         raise InputError(f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}")
-    return with_inverse(system, system.inverse, targets=targets)
+    if targets.shape != system.targets.shape:
+        return with_inverse(system, system.inverse, targets=targets)
+    changed = (targets != system.targets).any(1).nonzero().flatten()
+    if len(changed) * FEW > len(targets):
+        return with_inverse(system, system.inverse, targets=targets)
+    moved = system.roots[changed, None] * (targets[changed] - system.targets[changed])
+    unknowns = system.unknowns + system.inverse[changed].mT @ moved
+    return with_inverse(system, system.inverse, unknowns, targets=targets)
 
 
 def reweight(system: System, weights: Tensor) -> System:
@@ -140,6 +147,28 @@ def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
         own = part[:, : high - low]
         own.copy_((own + own.mT) / 2)
         matrix[high:, low:high] = part[:, high - low :].mT
+
+
+def _reduced(matrix: Tensor, kept: Tensor, strip: Tensor) -> Tensor:
+    """`matrix[kept][:, kept] - strip^T strip` of a symmetric matrix, exactly symmetric.
+
+    Each strip of rows is copied from its diagonal on, changed while it is cached, and mirrored from the ones above.
+    """
+    if matrix.device.type != "cpu":
+        out = submatrix(matrix, kept)
+        add_square(out, strip, -1.0)
+        return out
+    positions, source = kept.numpy(), matrix.numpy()
+    out = _empty(matrix, len(positions))
+    for low in range(0, len(positions), TILE):
+        high = min(low + TILE, len(positions))
+        part = torch.from_numpy(np.take(source[positions[low:high]], positions[low:], 1, mode="clip"))
+        part.addmm_(strip[:, low:high].mT, strip[:, low:], alpha=-1.0)
+        own = part[:, : high - low]
+        own.copy_((own + own.mT) / 2)
+        out[low:high, low:] = part
+        out[low:high, :low] = out[:low, low:high].mT
+    return out
 
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
-from tangentune.estimators.fitted import FittedModel, solved
+from tangentune.estimators.fitted import FittedModel, bounded, solved
 from tangentune.estimators.solution import follow
 from tangentune.solvers.system import System
 from tangentune.workbench import figures, suspects
@@ -64,7 +64,7 @@ def after(state: State, fitted: FittedModel, edit: Edit) -> State:
         kept = state.kept - set(edit.numbers)
     state = with_wary(state)
     assert state.wary is not None
-    wary = state.wary
+    wary, fitted = state.wary, replace(fitted, undo=bounded(fitted.undo, 0))  # the time line keeps solutions itself
     if wary.damping == solved(fitted).system.damping:
         wary = solved(fitted).system
     elif fitted.solution is not state.fitted.solution:

@@ -13,6 +13,7 @@ from tangentune.workbench.edits import Edit
 from tangentune.workbench.figures import Figures
 from tangentune.workbench.states import State
 
+ROOM = 2**29  # bytes that the matrices of former and later states may take
 DONE = {"add": "added", "forget": "forgotten", "relabel": "relabelled", "reweight": "weighed anew", "keep": "kept"}
 
 
@@ -138,8 +139,8 @@ class Timeline:
         self._lighten()
 
     def _lighten(self) -> None:
-        """Take the matrices from the states that are farthest away, until the rest fit into the room of the model."""
-        room, seen = self.state.fitted.room, set[int]()
+        """Take the matrices from the states that are farthest away, until those of the rest fit into the room."""
+        room, seen = min(self.state.fitted.room, ROOM), set[int]()
         for i in sorted(range(len(self._taken)), key=lambda i: abs(i - self.at)):
             one = self._taken[i]
             new = {key: size for key, size in one.state.matrices() if key not in seen}
