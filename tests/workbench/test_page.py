@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from page_cases import (
     CLASSES,
+    HEADERS,
     IDS,
     NAMES,
     NEW,
@@ -31,7 +32,8 @@ from page_cases import (
 
 from tangentune import TangentClassifier
 from tangentune.workbench.desk import Desk
-from tangentune.workbench.views import View, following
+from tangentune.workbench.view import View
+from tangentune.workbench.views import following
 
 pytestmark = pytest.mark.usefixtures("loadable")
 
@@ -163,9 +165,16 @@ def test_groups_are_left_out_whole(page: tuple[TestClient, Desk]) -> None:
     for one in desk.session.groups(r"^([^/]+)/"):
         assert f"<tr><td>{one.name}</td>" in answer
         assert f"{100 * one.whole.accuracy:.1f} %" in answer
-    refused = client.get("/view", params={"tab": "groups", "set_pattern": "("})
-    assert refused.status_code == 422
-    assert "regular expression" in refused.text
+    assert "is no regular expression" in client.get("/view", params={"tab": "groups", "set_pattern": "("}).text
+    headers = HEADERS | {"X-Name": "cameras.csv", "X-Column": "camera"}
+    cells = ['"' + name.replace('"', '""') + '"' for name in IDS]
+    lines = [f"{name},{'north' if i < 9 else 'south'}" for i, name in enumerate(cells)]
+    table = "\n".join(["id,camera", *lines])
+    assert client.post("/grouped", content=table, headers=headers).json() == {"pictures": len(X)}
+    answer = client.get("/view", params={"tab": "groups"}).text
+    assert '<td>north</td><td class="num">9</td>' in answer
+    assert client.post("/grouped", content=b"\xff", headers=headers).status_code == 422
+    assert "camera" in client.post("/grouped", content="id,day\na,1\n", headers=headers).text
 
 
 def test_new_pictures_wait_until_they_are_added(page: tuple[TestClient, Desk]) -> None:
@@ -224,13 +233,15 @@ def test_save_writes_and_an_unsaved_edit_outlives_a_crash(kept: Path, tmp_path: 
 
 def test_exports(page: tuple[TestClient, Desk]) -> None:
     client, desk = page
-    post(client, "edit", kind="relabel", numbers=5, to=CLASSES[2])
+    post(client, "edit", kind="relabel", numbers=5, to=CLASSES[2], why=" out of focus ")
     answer = client.get("/corrections.csv")
     assert "attachment" in answer.headers["content-disposition"]
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     assert len(rows) == len(X)
     assert [row["original"] for row in rows] == NAMES.tolist()
     assert {row["current"] for row in rows if row["id"] == IDS[5]} == {CLASSES[2]}
+    (why,) = [row["why"] for row in rows if row["id"] == IDS[5]]
+    assert why.startswith("out of focus")
     lines = [json.loads(line) for line in client.get("/log.jsonl").text.splitlines()]
     assert lines == desk.session.estimator.edits_
 

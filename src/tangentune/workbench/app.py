@@ -22,16 +22,18 @@ from starlette.staticfiles import StaticFiles
 
 from tangentune.errors import InputError, TangentuneError
 from tangentune.estimators import audit
-from tangentune.workbench import views
+from tangentune.workbench import tabs, views
 from tangentune.workbench.answering import download, file_answer, html, sentence
+from tangentune.workbench.choices import bulk
 from tangentune.workbench.desk import Desk
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.forms import check_version, edit_kind, picture_numbers, read_form, seen_version
 from tangentune.workbench.originals import png
 from tangentune.workbench.security import CSRF_HEADER, Gate, Guard
 from tangentune.workbench.session import Session
-from tangentune.workbench.views import View
+from tangentune.workbench.view import View
 
+_LONGEST = 200  # characters of a reason
 _STATIC = Path(__file__).parent / "static"
 _Change = Callable[[Session], str]  # does something, and says what it did
 
@@ -60,6 +62,7 @@ def create_app(desk: Desk, gate: Gate) -> Starlette:
         Route("/unskip", page.unskip, methods=["POST"]),
         Route("/save", page.save, methods=["POST"]),
         Route("/recover", page.recover, methods=["POST"]),
+        Route("/grouped", page.grouped, methods=["POST"]),
         Route("/new", page.take_in, methods=["POST"]),
         Route("/new/{number:int}.png", page.new_picture),
         Route("/new/{number:int}/add", page.add, methods=["POST"]),
@@ -112,7 +115,7 @@ class Page:
         numbers, label = picture_numbers(form.get("numbers", "")), form.get("bulk_label", form.get("to", ""))
         hint = "Draw around pictures, or choose some, to relabel or forget them together."
         shown = await self.desk.ask(
-            lambda session: {"bulk": views.bulk(session, numbers, label, hint), "names": session.classes}
+            lambda session: {"bulk": bulk(session, numbers, label, hint), "names": session.classes}
         )
         return html("bulk.html.j2", shown)
 
@@ -135,7 +138,7 @@ class Page:
     async def layout(self, request: Request) -> Response:
         """The map."""
         view = View.of(request.query_params)
-        return JSONResponse(await self.desk.ask(lambda session: views.points(session, view)))
+        return JSONResponse(await self.desk.ask(lambda session: tabs.points(session, view)))
 
     async def corrections(self, request: Request) -> Response:
         """The labels as they are now, with what was changed, as a table that a fit can start from."""
@@ -153,7 +156,7 @@ class Page:
         form = await read_form(request)
         numbers, kind = picture_numbers(form.get("numbers", "")), form.get("kind", "")
         label = form.get("to") if kind == "relabel" else None
-        edit = Edit(edit_kind(kind), numbers, label)
+        edit = Edit(edit_kind(kind), numbers, label, why=form.get("why", "").strip()[:_LONGEST])
 
         def change(session: Session) -> str:
             session.take(edit, seen_version(form))
@@ -220,6 +223,16 @@ class Page:
 
         return await self._changed(form, change)
 
+    async def grouped(self, request: Request) -> Response:
+        """A table of groups, its text as it is; it stays until another one comes."""
+        name = unquote(request.headers.get("x-name", "the table"))
+        try:
+            text = (await request.body()).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise InputError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+        self.desk.table = tabs.group_table(text, name, unquote(request.headers.get("x-column", "")) or "group")
+        return JSONResponse({"pictures": len(self.desk.table)})
+
     async def take_in(self, request: Request) -> Response:
         """A new picture, its bytes as they are, its name in a header."""
         content = await request.body()
@@ -280,13 +293,9 @@ class Page:
             if listed:
                 after = [row.number for row in views.suspects(self.desk, session, view)]
                 at = replace(view, number=views.following(before, moved_on, after))
-            return self._parts(session, at, said)
+            return views.whole(self.desk, session, at, said)
 
         return html("update.html.j2", await self.desk.ask(ask), swapped=True)
 
     async def _shown(self, view: View) -> dict[str, Any]:
-        return await self.desk.ask(lambda session: self._parts(session, view))
-
-    def _parts(self, session: Session, view: View, said: str = "") -> dict[str, Any]:
-        shown = views.whole(self.desk, session, view, said)
-        return shown | (views.arrived(self.desk, session) if view.tab == "new" else {})
+        return await self.desk.ask(lambda session: views.whole(self.desk, session, view))

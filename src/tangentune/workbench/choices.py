@@ -1,12 +1,18 @@
-"""What can be done about one picture, each with its key: the buttons that are shown and the keys that press them."""
+"""What can be done about one picture or several, by which button and key, and what it would do to the whole model.
+
+What an edit would do is said before it is taken: each button holds the leave-one-out accuracy before and after.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
+from tangentune.errors import InputError
 from tangentune.workbench.answers import Answer
 from tangentune.workbench.edits import Edit
+from tangentune.workbench.session import Session
 
 _KEYS = 9  # classes that have one
 
@@ -63,3 +69,25 @@ def choices_of(one: Answer, suggestion: str, names: list[str]) -> list[Choice]:
     keep = Choice("keep", "k", "Label is right", {"kind": "keep", "numbers": str(number)}, half=True)
     skip = Choice("skip", "s", "Skip", {"number": str(number)}, address="skip", half=True)
     return [relabel(suggestion, "enter", "suggestion", strong=True), *classes, gone, keep, skip]
+
+
+def bulk(session: Session, numbers: Iterable[int], label: str, hint: str = "") -> dict[str, Any]:
+    """Several pictures chosen together, and what it would do to relabel or to forget them."""
+    known, names = set(session.numbers), session.classes
+    chosen = tuple(number for number in dict.fromkeys(numbers) if number in known)
+    label = label if label in names else names[0]
+    shown: dict[str, Any] = {"numbers": chosen, "label": label, "hint": hint}
+    if chosen:
+        shown["relabel"] = previewed(session, Edit("relabel", chosen, label))
+        shown["forget"] = previewed(session, Edit("forget", chosen))
+    return shown
+
+
+def previewed(session: Session, edit: Edit) -> str:
+    """What an edit would do to the leave-one-out accuracy; of one that is impossible, that."""
+    try:
+        after = session.preview(edit)
+    except InputError as error:
+        return str(error)
+    before = session.figures()
+    return f"{100 * before.accuracy:.1f} → {100 * after.accuracy:.1f} %"

@@ -40,6 +40,7 @@ class Desk:
     thread: ThreadPoolExecutor
     room: TemporaryDirectory[str]
     skipped: set[int] = field(default_factory=set)
+    table: dict[str, str] = field(default_factory=dict)  # groups by the names of pictures
     said: dict[int, tuple[int, NewAnswer]] = field(default_factory=dict)  # of new pictures, at a version
 
     @classmethod

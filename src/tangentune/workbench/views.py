@@ -6,27 +6,24 @@ ever show different versions of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self, final
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
 
 from tangentune.errors import InputError
 from tangentune.reports.explanation import EDGE
-from tangentune.workbench.choices import Choice, choices_of
+from tangentune.workbench import tabs
+from tangentune.workbench.choices import Choice, bulk, choices_of, previewed
 from tangentune.workbench.corrections import label_rows, labels_table
 from tangentune.workbench.desk import Desk
-from tangentune.workbench.edits import Edit
 from tangentune.workbench.figures import Figures
 from tangentune.workbench.originals import picture_size
 from tangentune.workbench.session import Session
 from tangentune.workbench.suspects import SuspectRow
+from tangentune.workbench.view import TABS, View
 
 SHOWN = 24  # suspects
-_LONGEST = 500  # characters of a field
-_MOST_TILES = 120  # of a cell of the confusion
 _ODDS = 5
-_DEPTHS = 10  # shades of the confusion
-TABS = {"suspects": "Suspects", "map": "Map", "confusion": "Confusion", "groups": "Groups", "new": "New pictures"}
 _HINTS = {
     "map": "Draw around pictures to relabel or forget them together.",
     "groups": "Choose a group to relabel or forget it whole.",
@@ -40,41 +37,6 @@ _TILES = {
     "log_loss": ("Log-loss", "The mean surprise at a label, in nats; lower is better.", False),
     "n": ("Pictures", "", None),
 }  # fmt: skip
-
-
-@final
-@dataclass(frozen=True)
-class View:
-    """What a person is looking at; it travels with every request, so that the server need not remember it.
-
-    Example:
-        >>> View.of({"tab": "map", "number": "3", "set_text": "cam1"}).text
-        'cam1'
-    """
-
-    tab: str = "suspects"
-    label: str = ""  # only pictures of this label
-    suggestion: str = ""  # only pictures that the others call so
-    text: str = ""  # only pictures with this in the name
-    number: int = -1  # the chosen picture
-    cell: str = ""  # of the confusion: row and column
-    pattern: str = ""  # of groups
-
-    @classmethod
-    def of(cls, given: Mapping[str, str]) -> Self:
-        """From the fields of a request; a filter that a person sets goes before the former one."""
-
-        def text(name: str) -> str:
-            return given.get(f"set_{name}", given.get(name, ""))[:_LONGEST]
-
-        try:
-            number = int(text("number") or -1)
-        except ValueError:
-            raise InputError("a picture is named by its number") from None
-        tab = text("tab") or "suspects"
-        if tab not in TABS:
-            raise InputError(f"there is no view {tab!r}")
-        return cls(tab, text("label"), text("suggestion"), text("text"), number, text("cell"), text("pattern"))
 
 
 def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str, Any]:
@@ -113,9 +75,11 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
         "bulk": bulk(session, (), "", _HINTS.get(view.tab, "")),
     }  # fmt: skip
     if view.tab == "confusion":
-        shown |= _confusion(session, view, names)
+        shown |= tabs.confusion(session, view)
     if view.tab == "groups":
-        shown["groups"] = session.groups(view.pattern) if view.pattern else []
+        shown |= tabs.groups(desk, session, view)
+    if view.tab == "new":
+        shown |= tabs.arrived(desk, session)
     return shown | picture(desk, session, view, rows)
 
 
@@ -149,58 +113,6 @@ def _tile(key: str, now: Figures, then: Figures) -> dict[str, str]:
     spread = "{:.1f} to {:.1f}".format(*(100 * end for end in now.interval)) if key == "accuracy" else ""
     told = "±0" if still else change.replace("-", "−")
     return {"key": key, "name": name, "what": what, "value": shown, "range": spread, "change": told, "kind": kind}
-
-
-def _confusion(session: Session, view: View, names: list[str]) -> dict[str, Any]:
-    """The table, and the pictures of the chosen cell."""
-    table, shown = session.confusion(), dict[str, Any]()
-    rows = []
-    for i, line in enumerate(table.tolist()):
-        total = max(sum(line), 1)
-        cells = [
-            {"count": count, "right": i == j, "name": names[j], "deep": max(1, round(_DEPTHS * count / total)),
-             "chosen": view.cell == f"{i}-{j}"}
-            for j, count in enumerate(line)
-        ]  # fmt: skip
-        rows.append({"name": names[i], "index": i, "cells": cells})
-    shown["confusion"], shown["members"] = rows, None
-    row, _, column = view.cell.partition("-")
-    if row.isdecimal() and column.isdecimal() and max(int(row), int(column)) < len(names):
-        label, predicted = names[int(row)], names[int(column)]
-        numbers = session.members(label, predicted)
-        if numbers:
-            tiles = [{"number": one, "id": name, "label": label} for one, name in _ids(session, numbers[:_MOST_TILES])]
-            shown["members"] = {"label": label, "predicted": predicted, "pictures": tiles}
-            shown["bulk"] = bulk(session, numbers[:_MOST_TILES], predicted)
-    return shown
-
-
-def _ids(session: Session, numbers: Iterable[int]) -> list[tuple[int, str]]:
-    """Numbers with the names of their pictures."""
-    names = dict(zip(session.numbers, session.estimator.ids_, strict=True))
-    return [(number, names[number]) for number in numbers]
-
-
-def bulk(session: Session, numbers: Iterable[int], label: str, hint: str = "") -> dict[str, Any]:
-    """Several pictures chosen together, and what it would do to relabel or to forget them."""
-    known, names = set(session.numbers), session.classes
-    chosen = tuple(number for number in dict.fromkeys(numbers) if number in known)
-    label = label if label in names else names[0]
-    shown: dict[str, Any] = {"numbers": chosen, "label": label, "hint": hint}
-    if chosen:
-        shown["relabel"] = previewed(session, Edit("relabel", chosen, label))
-        shown["forget"] = previewed(session, Edit("forget", chosen))
-    return shown
-
-
-def previewed(session: Session, edit: Edit) -> str:
-    """What an edit would do to the leave-one-out accuracy; of one that is impossible, that."""
-    try:
-        after = session.preview(edit)
-    except InputError as error:
-        return str(error)
-    before = session.figures()
-    return f"{100 * before.accuracy:.1f} → {100 * after.accuracy:.1f} %"
 
 
 def picture(desk: Desk, session: Session, view: View, rows: list[SuspectRow]) -> dict[str, Any]:
@@ -261,42 +173,13 @@ def _image(desk: Desk, session: Session, number: int, name: str) -> dict[str, An
 
 def corrections(session: Session) -> str:
     """Every label as it is now, as a CSV table."""
-    return labels_table(label_rows(session.estimator.fitted_))
-
-
-def arrived(desk: Desk, session: Session) -> dict[str, Any]:
-    """The new pictures with what the model says of each; asked again only after an edit."""
-    shown = []
-    for one in desk.tray.all():
-        known = desk.said.get(one.number)
-        if known is None or known[0] != session.version:
-            known = desk.said[one.number] = session.version, session.answer_new(one.pictures)[0]
-        shown.append({"number": one.number, "name": one.name, "answer": known[1]})
-    return {"arrived": shown}
-
-
-def points(session: Session, view: View) -> dict[str, Any]:
-    """The map for the canvas: plain numbers only, classes by their position; `out` is what the filters hold back."""
-    names = session.classes
-    columns, called = {name: i for i, name in enumerate(names)}, set(session.numbers)
-    if view.suggestion in columns:
-        called = {number for name in names for number in session.members(name, view.suggestion)}
-    wanted = view.text.casefold()
-    return {
-        "points": [
-            {
-                "number": one.number,
-                "x": one.x,
-                "y": one.y,
-                "label": columns[one.label],
-                "margin": one.margin,
-                "error": one.error / 2,
-                "wrong": one.margin < 0,
-                "out": one.number not in called or view.label not in ("", one.label) or wanted not in one.id.casefold(),
-            }
-            for one in session.layout()
-        ]
+    reasons = {
+        number: step.edit.why
+        for step in session.timeline()
+        for number in step.edit.numbers
+        if step.done and step.edit.why
     }
+    return labels_table(label_rows(session.estimator.fitted_, reasons))
 
 
 def following(before: list[int], edited: Iterable[int], after: list[int]) -> int:

@@ -21,6 +21,14 @@
     window.workbench.tell(refused.join(" "), "wrong");
   }
 
+  async function group(file) {
+    const column = document.getElementById("group-column").value;
+    const headers = { ...token(), "X-Name": encodeURIComponent(file.name), "X-Column": encodeURIComponent(column) };
+    const answer = await fetch("grouped", { method: "POST", body: file, headers: { ...headers, "Content-Type": "text/csv" } });
+    await window.htmx.ajax("GET", "view?set_pattern=", { source: "#state", swap: "none" });
+    if (!answer.ok) window.workbench.tell(await answer.text(), "wrong");
+  }
+
   const zone = (event) => (event.target instanceof Element ? event.target.closest("#new") : null);
   document.addEventListener("dragover", (event) => {
     event.preventDefault(); // a file dropped beside the zone must not replace the page
@@ -34,6 +42,7 @@
     send([...event.dataTransfer.files]);
   });
   document.addEventListener("change", (event) => {
+    if (event.target.id === "group-file" && event.target.files.length) group(event.target.files[0]);
     if (event.target.id === "files" && event.target.files.length) send([...event.target.files]);
   });
 })();
