@@ -53,9 +53,11 @@ def fresh(model: Path, folder: Path) -> Path:
 
 
 @contextmanager
-def opened(model: Path, originals: Path | None = None) -> Iterator[tuple[TestClient, Desk]]:
+def opened(
+    model: Path, originals: Path | None = None, unlabelled: Path | None = None
+) -> Iterator[tuple[TestClient, Desk]]:
     """A page that a person has open, and what stands behind it."""
-    desk = Desk.open(model, originals)
+    desk = Desk.open(model, originals, unlabelled)
     try:
         with TestClient(create_app(desk, GATE), base_url=f"http://{HOST}") as client:
             assert client.get("/?token=open").status_code == 200

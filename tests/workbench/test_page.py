@@ -204,6 +204,39 @@ def test_new_pictures_wait_until_they_are_added(page: tuple[TestClient, Desk]) -
     assert not [one for one in Path(desk.room.name).iterdir() if one.stem == "2"]
 
 
+def test_what_to_label_next(kept: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for i, pixels in enumerate(NEW):
+        (pool / f"<b>{i}.png").write_bytes(png(pixels))
+    (pool / "same.png").write_bytes(png(X[0]))
+    (pool / "torn.png").write_bytes(png(X[1])[:60])
+    with opened(fresh(kept, tmp_path), unlabelled=pool) as (client, desk):
+        assert 'id="suggest"' in client.get("/view?tab=next").text
+        answer = post(client, "suggest", tab="next")
+        assert "Chosen of 3." in answer, "the model stands on the fourth"
+        assert "<b>0.png" not in answer
+        assert "1 file cannot be read and is left out; the first: torn.png" in answer
+        assert desk.unlabelled is not None
+        first, second, third = (one.position for one in desk.unlabelled.open())
+        assert f'id="pool-{first}"' in answer
+        assert f'id="pool-{third}"' in client.get(f"/view?tab=next&pool={third}").text
+        assert client.get(f"/unlabelled/{first}.png").content == png(NEW[first])
+        post(client, f"unlabelled/{first}/add", 422, tab="next", to="unicorn")
+        post(client, f"unlabelled/{first}/add", 409, tab="next", to=CLASSES[0], version=7)
+        answer = post(client, f"unlabelled/{first}/add", tab="next", to=CLASSES[0])
+        names = np.append(NAMES, CLASSES[0])
+        agrees(answer, np.concatenate([X, NEW[first : first + 1]]), names, [*IDS, f"<b>{first}.png"])
+        assert f'id="pool-{second}"' in answer
+        assert f'id="pool-{third}"' in post(client, f"unlabelled/{second}/skip", tab="next", version=1)
+        assert "batch is done" in post(client, f"unlabelled/{third}/skip", tab="next", version=1)
+        assert client.get("/unlabelled/99.png").status_code == 422
+    with opened(tmp_path / "m") as (client, _):
+        assert client.get("/view?tab=next").status_code == 200
+        assert 'id="tab-next"' not in client.get("/").text
+        assert "--unlabelled" in post(client, "suggest", 422)
+
+
 def test_save_writes_and_an_unsaved_edit_outlives_a_crash(kept: Path, tmp_path: Path) -> None:
     model, names = fresh(kept, tmp_path), NAMES.copy()
     before = (model / "config.json").read_bytes()

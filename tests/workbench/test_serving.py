@@ -15,6 +15,7 @@ from tangentune import TangentClassifier
 from tangentune.cli.app import main
 from tangentune.errors import InputError, MissingExtraError, StoreError
 from tangentune.workbench import server
+from tangentune.workbench.edits import Edit
 from tangentune.workbench.server import Serving, prepare
 
 pytestmark = pytest.mark.usefixtures("loadable")
@@ -77,6 +78,19 @@ def test_the_command_prints_the_address(
     assert "without encryption" in capsys.readouterr().err
     assert main(["serve", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_its_usual_end(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Serving) -> None:
+        self.desk.session.take(Edit("forget", (3,)))
+        self.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Serving, "run", interrupted)
+    assert main(["serve", str(fresh(kept, tmp_path))]) == 0
+    assert "1 edit not saved; the next start" in capsys.readouterr().err
 
 
 def test_without_its_packages_the_command_that_brings_them_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

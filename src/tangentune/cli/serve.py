@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 import click
@@ -17,6 +18,7 @@ _serve = partial(option, "Server")
 @click.command(cls=Command, short_help="Correct a model's labels in the browser.")
 @click.argument("model", type=MODEL)
 @_serve("--originals", "The pictures of the fit, shown at their own size.", type=_FOLDER, metavar="DIR")
+@_serve("--unlabelled", "Pictures without labels, to choose from which are worth one.", type=_FOLDER, metavar="DIR")
 @_serve("--port", "Where to listen; 0 takes a free port.", type=click.IntRange(0, 65535), default=0, metavar="PORT")
 @_serve("--open", "Open the page in the browser.", is_flag=True)
 @_serve("--host", "Another address than this machine's own 127.0.0.1.", metavar="ADDRESS")
@@ -29,6 +31,7 @@ _serve = partial(option, "Server")
 def serve(
     model: str,
     originals: str | None,
+    unlabelled: str | None,
     port: int,
     open: bool,
     host: str | None,
@@ -43,9 +46,14 @@ def serve(
     with working(quiet) as stdout:
         from tangentune.workbench.server import LOCAL, prepare, show
 
-        serving = prepare(model, originals=originals, port=port, exposed=i_know_what_this_means, host=host or LOCAL)
+        given = {"originals": originals, "unlabelled": unlabelled}
+        serving = prepare(model, **given, port=port, exposed=i_know_what_this_means, host=host or LOCAL)
         stdout.write(f"{serving.address}\n" if quiet else f"The workbench is at {serving.address}\nCtrl-C ends it.\n")
         stdout.flush()
         if open and not show(serving.address):
             click.echo("note: no browser was found; open the address above", err=True)
-        serving.run()
+        with contextlib.suppress(KeyboardInterrupt):  # its usual end
+            serving.run()
+        if (count := serving.desk.session.unsaved) and not quiet:
+            kept = f"{count} edit{'s' if count > 1 else ''} not saved; the next start offers them again"
+            click.echo(f"note: {kept}", err=True)

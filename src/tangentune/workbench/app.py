@@ -31,7 +31,8 @@ from tangentune.workbench.forms import check_version, edit_kind, picture_numbers
 from tangentune.workbench.originals import png
 from tangentune.workbench.security import CSRF_HEADER, Gate, Guard
 from tangentune.workbench.session import Session
-from tangentune.workbench.view import View
+from tangentune.workbench.unlabelled import Unlabelled
+from tangentune.workbench.view import NEXT, View
 
 _LONGEST = 200  # characters of a reason
 _STATIC = Path(__file__).parent / "static"
@@ -67,6 +68,10 @@ def create_app(desk: Desk, gate: Gate) -> Starlette:
         Route("/new/{number:int}.png", page.new_picture),
         Route("/new/{number:int}/add", page.add, methods=["POST"]),
         Route("/new/{number:int}/drop", page.put_away, methods=["POST"]),
+        Route("/unlabelled/{number:int}.png", page.unlabelled),
+        Route("/unlabelled/{number:int}/add", page.label, methods=["POST"]),
+        Route("/unlabelled/{number:int}/skip", page.leave, methods=["POST"]),
+        Route("/suggest", page.suggest, methods=["POST"]),
         Route("/corrections.csv", page.corrections),
         Route("/log.jsonl", page.log),
         Mount("/static", StaticFiles(directory=_STATIC)),
@@ -104,10 +109,10 @@ class Page:
 
     async def choices(self, request: Request) -> Response:
         """What can be done about one picture, with what each would do."""
-        number, suggestion = request.path_params["number"], request.query_params.get("suggested", "")
-        return html(
-            "choices.html.j2", await self.desk.ask(lambda session: views.with_previews(session, number, suggestion))
-        )
+        number, given = request.path_params["number"], request.query_params
+        suggestion, keyed = given.get("suggested", ""), given.get("tab") not in ("new", NEXT)
+        shown = await self.desk.ask(lambda session: views.with_previews(session, number, suggestion, keyed))
+        return html("choices.html.j2", shown)
 
     async def bulk(self, request: Request) -> Response:
         """The same of several pictures."""
@@ -247,14 +252,10 @@ class Page:
     async def add(self, request: Request) -> Response:
         """Make a new picture one of the model's, with a label."""
         form = await read_form(request)
-        one, label = self.desk.tray.get(request.path_params["number"]), form.get("to", "").strip()
-        if not label:
-            raise InputError("the new picture needs a label")
+        one, (label, new) = self.desk.tray.get(request.path_params["number"]), _label(form)
 
         def change(session: Session) -> str:
-            new = form.get("new_class") == "yes"
-            if not new and label not in session.classes:
-                raise InputError(f"there is no class {label!r}; add it as a new class if you mean that")
+            _known(session, label, new)
             session.add(one.pictures, label, new_class=new, version=seen_version(form))
             self.desk.tray.remove(one.number)
             return f"{one.name} is one of the model's pictures now, labelled {label}."
@@ -267,7 +268,53 @@ class Page:
         self.desk.tray.remove(request.path_params["number"])
         return await self._changed(form, lambda _: "")
 
+    async def unlabelled(self, request: Request) -> Response:
+        """An unlabelled picture: its file, or what was read of it."""
+        number, pool = request.path_params["number"], self._pool()
+        path = await self.desk.ask(lambda _: pool.path(number))
+        if path is not None:
+            return await file_answer(path)
+        return Response(png(pool.one(number).pixels[0].numpy().transpose(1, 2, 0)), media_type="image/png")
+
+    async def suggest(self, request: Request) -> Response:
+        """Another batch of pictures that are worth a label."""
+        pool = self._pool()
+
+        def change(session: Session) -> str:
+            pool.ask(session)
+            return ""
+
+        return await self._changed(await read_form(request), change)
+
+    async def label(self, request: Request) -> Response:
+        """Make an unlabelled picture one of the model's."""
+        form, number, pool = await read_form(request), request.path_params["number"], self._pool()
+        label, new = _label(form)
+
+        def change(session: Session) -> str:
+            _known(session, label, new)
+            session.add(pool.one(number), label, new_class=new, version=seen_version(form))
+            pool.gone.add(number)
+            return ""
+
+        return await self._changed(form, change)
+
+    async def leave(self, request: Request) -> Response:
+        """Leave an unlabelled picture out of this batch and the next ones."""
+        number, pool = request.path_params["number"], self._pool()
+
+        def change(_: Session) -> str:
+            pool.gone.add(number)
+            return ""
+
+        return await self._changed(await read_form(request), change)
+
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _pool(self) -> Unlabelled:
+        if self.desk.unlabelled is None:
+            raise InputError("no folder of unlabelled pictures was named; start with --unlabelled DIR")
+        return self.desk.unlabelled
 
     async def _steps(self) -> list[Any]:
         return await self.desk.ask(lambda session: session.timeline())
@@ -299,3 +346,16 @@ class Page:
 
     async def _shown(self, view: View) -> dict[str, Any]:
         return await self.desk.ask(lambda session: views.whole(self.desk, session, view))
+
+
+def _label(form: dict[str, str]) -> tuple[str, bool]:
+    """The label that a picture is added with, and whether it may be a new class."""
+    label = form.get("to", "").strip()
+    if not label:
+        raise InputError("the new picture needs a label")
+    return label, form.get("new_class") == "yes"
+
+
+def _known(session: Session, label: str, new: bool) -> None:
+    if not new and label not in session.classes:
+        raise InputError(f"there is no class {label!r}; add it as a new class if you mean that")

@@ -24,6 +24,7 @@ from tangentune.workbench.answers import NewAnswer
 from tangentune.workbench.originals import Originals
 from tangentune.workbench.session import Session
 from tangentune.workbench.tray import Tray
+from tangentune.workbench.unlabelled import Unlabelled
 
 T = TypeVar("T")
 
@@ -39,13 +40,17 @@ class Desk:
     tray: Tray
     thread: ThreadPoolExecutor
     room: TemporaryDirectory[str]
+    unlabelled: Unlabelled | None = None
     skipped: set[int] = field(default_factory=set)
     table: dict[str, str] = field(default_factory=dict)  # groups by the names of pictures
     said: dict[int, tuple[int, NewAnswer]] = field(default_factory=dict)  # of new pictures, at a version
 
     @classmethod
     def open(
-        cls, model: str | os.PathLike[str] | TangentClassifier, originals: str | os.PathLike[str] | None = None
+        cls,
+        model: str | os.PathLike[str] | TangentClassifier,
+        originals: str | os.PathLike[str] | None = None,
+        unlabelled: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a session on a saved classifier, named by its directory; or on one at hand, edited in place.
 
@@ -53,11 +58,7 @@ class Desk:
             StoreError: there is no such model, or another workbench is open on it.
             InputError: it has no classes or no pictures, or the folder of originals is none.
         """
-        folder = None
-        if originals is not None:
-            folder = user_path(originals)
-            if not folder.is_dir():
-                raise InputError(f"{originals} is no folder of pictures; name the folder that the model was fitted on")
+        folders = [_folder(one) for one in (originals, unlabelled)]
         thread = ThreadPoolExecutor(1, "tangentune-session")
         try:
             session = thread.submit(_opened, model).result()
@@ -67,7 +68,8 @@ class Desk:
         room = TemporaryDirectory(prefix="tangentune-", ignore_cleanup_errors=True)
         tray = Tray(Path(room.name), session.estimator.backbone_.contract)
         name = "model" if session.directory is None else Path(os.path.realpath(session.directory)).name
-        return cls(name, session, Originals(folder), tray, thread, room)
+        pool = None if folders[1] is None else Unlabelled(folders[1], session.estimator.backbone_.contract)
+        return cls(name, session, Originals(folders[0]), tray, thread, room, pool)
 
     async def ask(self, question: Callable[[Session], T]) -> T:
         """What a function of the session gives, found on the session's thread."""
@@ -78,6 +80,14 @@ class Desk:
         self.thread.submit(self.session.close).result()
         self.thread.shutdown()
         self.room.cleanup()
+
+
+def _folder(given: str | os.PathLike[str] | None) -> Path | None:
+    """A folder that was named; an InputError if it is none."""
+    folder = None if given is None else user_path(given)
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{given} is no folder of pictures")
+    return folder
 
 
 def _opened(model: str | os.PathLike[str] | TangentClassifier) -> Session:

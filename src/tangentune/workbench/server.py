@@ -71,6 +71,7 @@ def prepare(
     model: str | os.PathLike[str] | TangentClassifier,
     *,
     originals: str | os.PathLike[str] | None = None,
+    unlabelled: str | os.PathLike[str] | None = None,
     host: str = LOCAL,
     port: int = 0,
     exposed: bool = False,
@@ -82,6 +83,7 @@ def prepare(
         model: directory of a saved classifier, which is locked against other workbenches; or a classifier that was read
             or saved and not changed since, which is then edited in place.
         originals: folder of the pictures at their own resolution.
+        unlabelled: folder of pictures without labels, to choose from which are worth one.
         host: 127.0.0.1, unless `exposed`, which also puts the token into every address.
         port: 0 takes a free one.
         exposed: whoever can reach the address and has the token may see the pictures and change the model.
@@ -98,7 +100,7 @@ def prepare(
         )
     listener = _bound(host, port)
     try:
-        desk = Desk.open(model, originals)
+        desk = Desk.open(model, originals, unlabelled)
     except BaseException:
         listener.close()
         raise

@@ -9,6 +9,7 @@ from typing import Self, final
 from tangentune.errors import InputError
 
 TABS = {"suspects": "Suspects", "map": "Map", "confusion": "Confusion", "groups": "Groups", "new": "New pictures"}
+NEXT = "next"  # of unlabelled pictures, where a folder of them was named
 _LONGEST = 500  # characters of a field
 
 
@@ -29,6 +30,7 @@ class View:
     number: int = -1  # the chosen picture
     cell: str = ""  # of the confusion: row and column
     pattern: str = ""  # of groups
+    pool: int = -1  # the unlabelled picture that is looked at
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Self:
@@ -38,10 +40,10 @@ class View:
             return given.get(f"set_{name}", given.get(name, ""))[:_LONGEST]
 
         try:
-            number = int(text("number") or -1)
+            number, pool = (int(text(name) or -1) for name in ("number", "pool"))
         except ValueError:
             raise InputError("a picture is named by its number") from None
         tab = text("tab") or "suspects"
-        if tab not in TABS:
+        if tab not in (*TABS, NEXT):
             raise InputError(f"there is no view {tab!r}")
-        return cls(tab, text("label"), text("suggestion"), text("text"), number, text("cell"), text("pattern"))
+        return cls(tab, text("label"), text("suggestion"), text("text"), number, text("cell"), text("pattern"), pool)

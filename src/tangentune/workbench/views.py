@@ -20,7 +20,7 @@ from tangentune.workbench.figures import Figures
 from tangentune.workbench.originals import picture_size
 from tangentune.workbench.session import Session
 from tangentune.workbench.suspects import SuspectRow
-from tangentune.workbench.view import TABS, View
+from tangentune.workbench.view import NEXT, TABS, View
 
 SHOWN = 24  # suspects
 _ODDS = 5
@@ -42,7 +42,7 @@ _TILES = {
 def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str, Any]:
     """Every part of the page."""
     names = session.classes
-    view = _standing(session, view, names)
+    view = _standing(desk, session, view, names)
     rows = suspects(desk, session, view)
     if view.tab == "suspects" and view.number < 0 and rows:
         view = replace(view, number=rows[0].number)
@@ -53,7 +53,8 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
         "said": said,
         "view": view,
         "state": {"version": session.version, **asdict(view)},
-        "tabs": TABS.items(),
+        "tabs": [*TABS.items(), *([] if desk.unlabelled is None else [(NEXT, "Label next")])],
+        "keyed": view.tab not in ("new", NEXT),
         "names": names,
         "now": now,
         "opening": session.opening,
@@ -78,16 +79,19 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
         shown |= tabs.confusion(session, view)
     if view.tab == "groups":
         shown |= tabs.groups(desk, session, view)
+    if view.tab == NEXT and desk.unlabelled is not None:
+        shown["next"] = desk.unlabelled.shown(view.pool)
     if view.tab == "new":
         shown |= tabs.arrived(desk, session)
     return shown | picture(desk, session, view, rows)
 
 
-def _standing(session: Session, view: View, names: list[str]) -> View:
+def _standing(desk: Desk, session: Session, view: View, names: list[str]) -> View:
     """The view without what is not there any more, after edits or of an old page."""
     label, suggestion = (name if name in names else "" for name in (view.label, view.suggestion))
     number = view.number if view.number in session.numbers else -1
-    return replace(view, label=label, suggestion=suggestion, number=number)
+    tab = "suspects" if view.tab == NEXT and desk.unlabelled is None else view.tab
+    return replace(view, tab=tab, label=label, suggestion=suggestion, number=number)
 
 
 def suspects(desk: Desk, session: Session, view: View) -> list[SuspectRow]:
@@ -137,11 +141,12 @@ def picture(desk: Desk, session: Session, view: View, rows: list[SuspectRow]) ->
 
 def alone(desk: Desk, session: Session, view: View) -> dict[str, Any]:
     """The chosen picture without the rest of the page."""
-    shown = {"edge": EDGE, "notice": session.notice, "pending": session.pending(), "names": session.classes}
+    shown = {"edge": EDGE, "notice": session.notice, "pending": session.pending()}
+    shown |= {"names": session.classes, "keyed": True}
     return shown | picture(desk, session, view, suspects(desk, session, view))
 
 
-def with_previews(session: Session, number: int, suggestion: str) -> dict[str, Any]:
+def with_previews(session: Session, number: int, suggestion: str, keyed: bool = True) -> dict[str, Any]:
     """The choices about one picture, each with what it would do."""
     one, names = session.answer(number, 1), session.classes
     if suggestion not in names or suggestion == one.label:
@@ -151,7 +156,7 @@ def with_previews(session: Session, number: int, suggestion: str) -> dict[str, A
         return choice if choice.edit is None else replace(choice, preview=previewed(session, choice.edit))
 
     found = [tried(choice) for choice in choices_of(one, suggestion, names)]
-    return {"one": one, "suggestion": suggestion, "names": names, "choices": found, "previewed": True}
+    return {"one": one, "suggestion": suggestion, "names": names, "choices": found, "previewed": True, "keyed": keyed}
 
 
 def _image(desk: Desk, session: Session, number: int, name: str) -> dict[str, Any]:

@@ -38,8 +38,8 @@
 
   document.addEventListener("htmx:afterSettle", () => {
     const focused = document.activeElement; // by its id it is on the same tile, which may not be the chosen one now
-    if (focused === document.body || focused === null || focused.matches("[data-tile]")) {
-      document.querySelector('[data-tile][aria-current="true"]')?.focus({ preventScroll: true });
+    if (focused === document.body || focused === null || focused.matches("[data-tile], #suggest")) {
+      document.querySelector('[data-tile][aria-current="true"], #next-guess')?.focus({ preventScroll: true });
     }
     if (follow) document.getElementById("picture")?.scrollIntoView({ block: "start" });
     follow = false;
