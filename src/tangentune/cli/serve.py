@@ -46,8 +46,10 @@ def serve(
     with working(quiet) as stdout:
         from tangentune.workbench.server import LOCAL, prepare, show
 
-        given = {"originals": originals, "unlabelled": unlabelled}
-        serving = prepare(model, **given, port=port, exposed=i_know_what_this_means, host=host or LOCAL)
+        away = i_know_what_this_means
+        serving = prepare(
+            model, originals=originals, unlabelled=unlabelled, host=host or LOCAL, port=port, exposed=away
+        )
         stdout.write(f"{serving.address}\n" if quiet else f"The workbench is at {serving.address}\nCtrl-C ends it.\n")
         stdout.flush()
         if open and not show(serving.address):
