@@ -50,7 +50,7 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 def test_the_source_stays_small() -> None:
     """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, ladder, sums, workbench since."""
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 30_200
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_640
 
 
 def test_tests_mirror_the_rooms() -> None:
