@@ -49,8 +49,8 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 def test_the_source_stays_small() -> None:
     """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, ladder, sums, workbench since."""
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 32_900
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_100  # 600 since, of later studies
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 33_300
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_700  # 1,200 since, of later studies
 
 
 def test_tests_mirror_the_rooms() -> None:
