@@ -17,6 +17,7 @@ from tangentune.cli.options import with_hyphens
 from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
+from tangentune.cli.suggest import suggest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,5 +31,6 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, forget, add, relabel, labels):
+_ASKING = (fit, predict, evaluate, report, select, compare, explain, suspects, suggest)
+for command in (*_ASKING, forget, add, relabel, labels):
     cli.add_command(command)
