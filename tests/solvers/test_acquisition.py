@@ -56,7 +56,7 @@ def slowly(
 
 
 def test_variance_and_doubt_are_reduced_most(problem: tuple[Tensor, Tensor, Tensor]) -> None:
-    kernel, weights, targets = problem
+    kernel, *_ = problem
     system, _ = solved(*problem, [])
     margins = torch.rand(M, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     doubt, cross, own = 1 - margins, kernel[N:, :N], kernel[N:, N:]

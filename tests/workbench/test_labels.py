@@ -114,7 +114,7 @@ def test_a_fit_starts_from_the_table(folder: Path, tmp_path: Path, capsys: pytes
     assert main(["labels", str(tmp_path / "m"), "--out", str(folder / "more.csv")]) == 0
     out = capsys.readouterr().out
     assert "Labels corrected: 2 of 11; pictures forgotten: 1" in out
-    assert "starts from them" in out
+    assert f"Written to {folder}/more.csv: 11 labels; `tangentune fit" in out
     (moved,) = [row for row in rows_of(folder / "more.csv") if row["id"] == "ant/3.png"]
     assert (moved["original"], moved["current"], moved["why"]) == ("ant", "cat", "relabelled")
 
@@ -140,7 +140,10 @@ def test_files_move_to_the_folders_of_their_classes(
     assert (tmp_path / "gone" / "bee" / "4.png").exists()
     after = digest(folder)
     assert sorted([*after.values(), *digest(tmp_path / "gone").values()]) == sorted(pixels)
-    again = answer(capsys, "labels", model, "--apply", folder)["apply"]
+    again = answer(capsys, "labels", model, "--apply", folder, "--out", folder / "labels.csv")["apply"]
+    moved = TangentClassifier(small(), **SETTINGS).fit(folder / "labels.csv")  # ids follow the files
+    assert "ant/1-from-bee.png" in moved.ids_
+    assert "bee/4.png" not in moved.ids_
     assert (again["moves"], again["before"], again["missing"]) == ([], 2, [])
     fitted = TangentClassifier(small(), **SETTINGS).fit(folder)
     expected = TangentClassifier.from_pretrained(model)

@@ -18,6 +18,7 @@ from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
 from tangentune.cli.serve import serve
+from tangentune.cli.suggest import suggest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +32,6 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-_CHANGES = (forget, add, relabel, labels, serve)
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, *_CHANGES):
+_ASKING = (fit, predict, evaluate, report, select, compare, explain, suspects, suggest)
+for command in (*_ASKING, forget, add, relabel, labels, serve):
     cli.add_command(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -65,19 +65,22 @@ def labels(
 
             hashes = moves.read_hashes(fitted, n_jobs, 0 if quiet else 1)
             plan = moves.plan_moves(fitted, source, hashes, Columns(path_column, label_column), forgotten)
+        places = {} if plan is None else plan.renamed  # where the files will be
+        table = corrections.labels_table([replace(row, id=places.get(row.id, row.id)) for row in rows])
         if not dry_run:
-            _carry_out(out, corrections.labels_table(rows), plan)
+            _carry_out(out, table, plan)
     corrected, gone = [row for row in rows if row.why], len(corrections.forgotten(fitted))
     if as_json:
         facts = {"n": len(rows), "forgotten": gone, "labels": [asdict(row) for row in corrected]}
         print_json({"model": model, "done": not dry_run, **facts, "out": out, "apply": _document(plan)})
         return
     _show(corrected, len(rows), gone, stdout)
-    would = "Would be" if dry_run else "Were"
+    would = "Would be " if dry_run else ""
     if plan is not None:
         _show_plan(plan, would, stdout)
     if out is not None:
-        stdout.write(f"{would.split()[0]} written: {shown(out)}, {len(rows):,} labels. {_use(out, rows[0].id)}\n")
+        line = f"{would}written to {shown(out)}: {len(rows):,} labels; {_use(out, rows[0].id)}"
+        stdout.write(f"{line[0].upper()}{line[1:]}\n")
 
 
 def _carry_out(out: str | None, table: str, plan: Plan | None) -> None:
@@ -132,7 +135,8 @@ def _show_plan(plan: Plan, would: str, stream: IO[str]) -> None:
     if len(plan.moves) > MOST:
         stream.write(f"and {len(plan.moves) - MOST:,} more\n")
     what = f"corrected in {shown(str(plan.target))}" if plan.text is not None else "moved"
-    stream.write(f"{would} {what}: {len(plan.moves):,}; corrected there already: {plan.done:,}\n")
+    line = f"{would}{what}: {len(plan.moves):,}; corrected there already: {plan.done:,}"
+    stream.write(f"{line[0].upper()}{line[1:]}\n")
     told = {
         "Changed there since the fit, and left alone": plan.changed,
         "Corrected, but not there": plan.missing,

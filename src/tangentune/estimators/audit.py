@@ -45,13 +45,17 @@ def former(picture: str, label: Any) -> str:
 
 
 def standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The edits of a log that no later line has taken back, in their order."""
+    """The edits of a log that are not taken back, in their order; a line "redo" brings the last one that was back."""
     left: list[dict[str, Any]] = []
+    undone: list[dict[str, Any]] = []
     for line in lines:
-        if line["edit"] != "undo":
+        if line["edit"] == "undo":
+            undone += [left.pop()] if left else []
+        elif line["edit"] == "redo":
+            left += [undone.pop()] if undone else []
+        else:
             left.append(line)
-        elif left:
-            left.pop()
+            undone.clear()
     return left
 
 

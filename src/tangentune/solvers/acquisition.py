@@ -84,9 +84,10 @@ def typical(apart: Tensor, nearest: Tensor | None, count: int) -> list[int]:
 
 
 def reducing(covariance: Tensor, damping: float, count: int) -> list[int]:
-    """Positions of pictures whose labels would take most off the posterior variance of all, `sum_i C_ij^2 / (C_jj + l)`.
+    """Positions of pictures whose labels would take most off the posterior variance of all pictures together.
 
-    `covariance` (m, m) of the function at the pictures, in units of noise / damping l. Cost m^2 a picture.
+    That is `sum_i C_ij^2 / (C_jj + damping)`, from the `covariance` C (m, m) of the function at the pictures, in units
+    of noise / damping. Cost m^2 a picture.
     Source: Cohn (1996); Seo, Wallat, Graepel and Obermayer (2000), for Gaussian processes.
     """
     return greedy(covariance, damping, count, lambda found: found.square().sum(0) / (found.diagonal() + damping))

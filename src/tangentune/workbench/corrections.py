@@ -64,8 +64,9 @@ def label_rows(fitted: FittedModel, reasons: Mapping[int, str] | None = None) ->
     names: list[Any] = fitted.outcome.classes.tolist() or list({str(one): one for one in labels}.values())
     rows = []
     for i, position in enumerate(fitted.active.positions.tolist()):
-        said = (reasons or {}).get(int(fitted.training.numbers[position]), "")
-        rows.append(_row(fitted.ids[i], labels[i], digests[position], lines.get(digests[position], []), names, said))
+        number, picture = int(fitted.training.numbers[position]), digests[position]
+        own = [one for one in lines.get(picture, []) if number in one[0].get("numbers", [number])]
+        rows.append(_row(fitted.ids[i], labels[i], picture, own, names, (reasons or {}).get(number, "")))
     return rows
 
 

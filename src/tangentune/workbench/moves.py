@@ -51,6 +51,7 @@ class Plan:
     changed: tuple[str, ...]  # ids whose label or picture was changed there since the fit, and are left alone
     missing: tuple[str, ...]  # ids of corrected pictures that are not there
     gone: tuple[str, ...]  # pictures there that the model has forgotten
+    renamed: dict[str, str]  # ids of the model whose files are, or will be, at another path of the folder
 
 
 def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Columns, aside: str | None = None) -> Plan:
@@ -86,9 +87,10 @@ def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Column
     others = [name for name in files.ids if name not in known] if lost or missing else []
     asked = [*stays, *others]
     found = dict(zip(asked, hashes([files.paths[places[name]] for name in asked]), strict=True))
-    left = {(found[name], files.labels[places[name]]) for name in others}
+    left = {(found[name], files.labels[places[name]]): name for name in others}
     gone = tuple(name for name in others if found[name] in lost)
-    done = [name for name in missing if (digests[name], current[name][0]) in left]
+    renamed = {name: left[one] for name in missing if (one := (digests[name], current[name][0])) in left}
+    done = [*renamed]
     done += [name for name in current if name in places and files.labels[places[name]] == current[name][0]]
     changed = [name for name in stays if not _as_at_the_fit(found[name], files.labels[places[name]], current[name])]
     moved = [name for name in stays if name not in set(changed)]
@@ -100,9 +102,11 @@ def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Column
             raise StoreError(f"{readable(target)} is there already, and is not overwritten; move it away")
         text = _corrected_table(root, columns, given, {i for i, name in enumerate(files.ids) if name in set(gone)})
         named = [(name, files.labels[places[name]], current[name][0], files.paths[places[name]]) for name in moved]
-        return Plan(tuple(Move(*one, one[3]) for one in named), text, target, *facts)
+        return Plan(tuple(Move(*one, one[3]) for one in named), text, target, *facts, {})
     wanted = {name: current[name][0] for name in moved}
-    return Plan(tuple(_file_moves(root, files, places, wanted, gone, aside)), None, root, *facts)
+    moves = tuple(_file_moves(root, files, places, wanted, gone, aside))
+    renamed |= {one.id: readable(os.path.relpath(one.target, root)) for one in moves if one.current}
+    return Plan(moves, None, root, *facts, renamed)
 
 
 def carry_out(plan: Plan) -> None:

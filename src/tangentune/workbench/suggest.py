@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
@@ -22,6 +23,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fitted import FittedModel, solved, with_rows
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader, RowReader
+from tangentune.estimators.user_input import load_inputs, read_count
 from tangentune.kernels.feature_map import cross_kernel
 from tangentune.memory import warm_pages
 from tangentune.pictures.pictures import Pictures
@@ -71,7 +73,9 @@ class Candidates:
     scores: Tensor  # (m, C)
 
 
-def suggest(estimator: TangentClassifier | TangentRegressor, X: Any, budget: int, tell: Tell = None) -> Suggestions:
+def suggest_next(
+    estimator: TangentClassifier | TangentRegressor, X: Any, budget: int, tell: Tell = None
+) -> Suggestions:
     """The unlabelled pictures of X that are worth labelling next, most useful first, none twice.
 
     Args:
@@ -92,15 +96,17 @@ def suggest(estimator: TangentClassifier | TangentRegressor, X: Any, budget: int
         >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
         >>> x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
         >>> model = TangentClassifier(Backbone(network)).fit(x[:20], x[:20, 0] > 0)
-        >>> found = suggest(model, x[20:], 3)
+        >>> found = suggest_next(model, x[20:], 3)
         >>> len({one.position for one in found.pictures}), found.unlabelled
         (3, 40)
     """
-    estimator.fitted_.check_pictures()
-    pictures = estimator._load(X, None, estimator.fitted_.backbone, labelled=False, reset=False)
-    reader = estimator._reader()
-    estimator.fitted_ = with_rows(estimator._solved(), reader)
-    return suggest_from(estimator.fitted_, reader, pictures, budget, tell)
+    if not hasattr(estimator, "fitted_"):
+        raise InputError("this model is not fitted yet, and has no opinion of what to label; fit it first")
+    fitted = estimator.fitted_
+    pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
+    batch = read_count(estimator.get_params(deep=False), "batch_size")
+    reader = PictureReader(fitted.backbone, batch, fitted.feature_map.mirrored, int(estimator.verbose))
+    return suggest_from(fitted, reader, pictures, budget, tell)
 
 
 @usual_torch
@@ -108,7 +114,7 @@ def suggest_from(
     fitted: FittedModel, reader: PictureReader, pictures: Pictures, budget: int, tell: Tell = None
 ) -> Suggestions:
     """The same for a fitted model by itself, and pictures that are loaded."""
-    fitted.check_pictures()
+    fitted = with_rows(replace(fitted, solution=solved(fitted)), reader)
     places, known = _distinct(fitted, pictures)
     count = len(places)
     if not 1 <= budget <= MOST:
@@ -124,8 +130,8 @@ def suggest_from(
             f"there are {count} different unlabelled pictures, fewer than the {budget} asked for", stacklevel=2
         )
     stage, measured = _stage(fitted)
-    one = _row_bytes(fitted, reader, pictures)
-    if tell is not None and (sentence := _cost(count, min(budget, count), max(1, fitted.room // one))):
+    block = max(1, fitted.room // _row_bytes(fitted, reader, pictures))
+    if tell is not None and (sentence := _cost(count, min(budget, count), block)):
         tell(sentence)
     rounds, left = 0, places
     with warm_pages(), torch.no_grad():
@@ -138,25 +144,40 @@ def suggest_from(
     return Suggestions(rows, stage, measured, count, known, len(pictures) - known - count, rounds + 1)
 
 
+def reason(found: Suggestions) -> str:
+    """Why these pictures, in a sentence."""
+    measured = f"by leave-one-out the model is {max(0.0, found.skill):.0%} of the way from guessing to always right"
+    why = {
+        "typical": f"{measured}, so these are typical pictures, which stand for many others",
+        "variance": "these are the pictures whose labels would take most off the error bars of all",
+        "doubt": f"{measured}, so these are pictures whose labels would say most about answers that are open",
+    }[found.stage]
+    return why[0].upper() + why[1:] + "."
+
+
 def candidates(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> Candidates:
     """Kernels of unlabelled pictures, their rows block by block as memory allows."""
     training, new, ours = fitted.training, RowReader(fitted.feature_map, reader.open, fitted.room), fitted.rows(reader)
     m, active = len(pictures), torch.from_numpy(fitted.active.positions).to(training.kernel.device)
-    step = max(1, min(m, fitted.room // max(1, new.one_row_bytes(pictures))))
+    step = max(1, min(m, fitted.room // _row_bytes(fitted, reader, pictures)))
     kernel, cross = training.kernel.new_empty(m, m), training.kernel.new_empty(m, len(active))
     source, solution = training.source, solved(fitted)
     crossed = None if source is None else training.kernel.new_empty(m, len(source.pictures))
-    for start in range(0, m, step):
-        here = slice(start, min(start + step, m))
-        rows = new.collect(pictures.select(here))
-        cross[here] = ours.cross(rows, training)[:, active]
-        if source is not None and crossed is not None:
-            crossed[here] = ours.cross(rows, source.pictures)
-        kernel[here, here] = cross_kernel(fitted.feature_map, rows)
-        for before in range(0, start, step):
-            there = slice(before, before + step)
-            block = cross_kernel(fitted.feature_map, rows, new.collect(pictures.select(there)))
-            kernel[here, there], kernel[there, here] = block, block.T
+    settings: dict[str, Any] = {"unit": "row", "delay": 1.0, "disable": not reader.verbose}
+    with tqdm(total=_passes(m, step), desc="comparing pictures", **settings) as bar:
+        for start in range(0, m, step):
+            here = slice(start, min(start + step, m))
+            rows = new.collect(pictures.select(here))
+            cross[here] = ours.cross(rows, training)[:, active]
+            if source is not None and crossed is not None:
+                crossed[here] = ours.cross(rows, source.pictures)
+            kernel[here, here] = cross_kernel(fitted.feature_map, rows)
+            bar.update(len(rows))
+            for before in range(0, start, step):
+                there = slice(before, before + step)
+                block = cross_kernel(fitted.feature_map, rows, new.collect(pictures.select(there)))
+                kernel[here, there], kernel[there, here] = block, block.T
+                bar.update(step)
     offset = solution.system.bias
     if source is not None and crossed is not None:
         alone = solution.targets.source
@@ -225,14 +246,12 @@ def _row_bytes(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -
 
 def _cost(count: int, budget: int, block: int) -> str:
     """What it will cost beyond one pass, in words; nothing where it is not more."""
-    parts, last, passes = 1, count, 0
-    left = count
+    left, passes = count, 0
     while left > PORTION:
         parts = -(-left // PORTION)
         passes += parts * _passes(-(-left // parts), block)
         left = parts * budget
-    last = left
-    passes += _passes(last, block)
+    passes += _passes(left, block)
     if passes <= 1.5 * count:
         return ""
     how = f", in portions of at most {PORTION:,}, whose best meet in a last one" if count > PORTION else ""
