@@ -17,14 +17,9 @@ from tangentune.pictures.load import load_pictures
 from tangentune.pictures.pictures import Pictures
 from tangentune.workbench.originals import Originals
 from tangentune.workbench.session import Session
-from tangentune.workbench.suggest import Suggestion, Suggestions, suggest
+from tangentune.workbench.suggest import Suggestion, Suggestions, reason, suggest_next
 
 BATCH = 12
-_WORDS = {
-    "typical": "As yet leave-one-out finds the model little better than guessing: these stand for many others.",
-    "variance": "These take most off the error bars of the others.",
-    "doubt": "These are pictures whose answers are open, and whose labels would settle most others.",
-}
 
 
 @final
@@ -60,7 +55,7 @@ class Unlabelled:
             raise InputError("every picture of the folder was labelled or skipped")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are fewer than asked for is seen on the page
-            found = suggest(session.estimator, self.pictures.select(left), min(BATCH, len(left)))
+            found = suggest_next(session.estimator, self.pictures.select(left), min(BATCH, len(left)))
         self.batch = _at(found, left)
 
     def one(self, position: int) -> Pictures:
@@ -83,7 +78,7 @@ class Unlabelled:
         current = next((one for one in left if one.position == chosen), left[0] if left else None)
         return {
             "asked": self.batch is not None,
-            "why": "" if self.batch is None else _WORDS[self.batch.stage],
+            "why": "" if self.batch is None else reason(self.batch),
             "current": current,
             "rest": [one for one in left if one is not current],
             "unread": [] if self._pictures is None else self._pictures.skipped,
