@@ -31,7 +31,10 @@ from page_cases import (
 )
 
 from tangentune import TangentClassifier
+from tangentune.workbench import app
 from tangentune.workbench.desk import Desk
+from tangentune.workbench.edits import Edit
+from tangentune.workbench.session import Session
 from tangentune.workbench.view import View
 from tangentune.workbench.views import following
 
@@ -107,6 +110,21 @@ def test_what_an_edit_would_do_is_said_before(page: tuple[TestClient, Desk]) -> 
     after = shown(post(client, "edit", kind="forget", numbers=first), "accuracy")
     assert f"Forget the picture</span><small>{before} → {after}</small>" in choices
     assert client.get("/choices/99").status_code == 422
+
+
+def test_previews_give_way_to_an_edit(page: tuple[TestClient, Desk], monkeypatch: pytest.MonkeyPatch) -> None:
+    client, desk = page
+    tried: list[Edit] = []
+
+    def overtaken(session: Session, edit: Edit) -> str:
+        tried.append(edit)
+        session.take(Edit("forget", (3,)))
+        return ""
+
+    monkeypatch.setattr(app, "previewed", overtaken)
+    assert client.get("/choices/5").status_code == 204
+    assert len(tried) == 1
+    assert desk.session.unsaved == 1
 
 
 def test_the_list_moves_on_and_skipping_is_no_edit(page: tuple[TestClient, Desk]) -> None:

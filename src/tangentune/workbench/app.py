@@ -24,7 +24,7 @@ from tangentune.errors import InputError, TangentuneError
 from tangentune.estimators import audit
 from tangentune.workbench import tabs, views
 from tangentune.workbench.answering import download, file_answer, html, sentence
-from tangentune.workbench.choices import bulk
+from tangentune.workbench.choices import Choice, bulk, previewed
 from tangentune.workbench.desk import Desk
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.forms import check_version, edit_kind, picture_numbers, read_form, seen_version
@@ -108,10 +108,20 @@ class Page:
         return html("picture.html.j2", shown)
 
     async def choices(self, request: Request) -> Response:
-        """What can be done about one picture, with what each would do."""
+        """What can be done about one picture, with what each would do; nothing, if an edit comes in between.
+
+        Each is tried by itself, so that an edit need not wait for all of them, and the suggestion last: what was tried
+        last costs nothing when it is taken.
+        """
         number, given = request.path_params["number"], request.query_params
-        suggestion, keyed = given.get("suggested", ""), given.get("tab") not in ("new", NEXT)
-        shown = await self.desk.ask(lambda session: views.with_previews(session, number, suggestion, keyed))
+        shown = await self.desk.ask(lambda session: views.choosing(session, number, given.get("suggested", "")))
+        version, tried = self.desk.session.version, list[Choice]()
+        for choice in reversed(shown["choices"]):
+            told = await self.desk.ask(lambda session, edit=choice.edit: _tried(session, edit, version))
+            if told is None:
+                return Response(status_code=204)
+            tried.append(replace(choice, preview=told))
+        shown |= {"choices": tried[::-1], "previewed": True, "keyed": given.get("tab") not in ("new", NEXT)}
         return html("choices.html.j2", shown)
 
     async def bulk(self, request: Request) -> Response:
@@ -359,3 +369,10 @@ def _label(form: dict[str, str]) -> tuple[str, bool]:
 def _known(session: Session, label: str, new: bool) -> None:
     if not new and label not in session.classes:
         raise InputError(f"there is no class {label!r}; add it as a new class if you mean that")
+
+
+def _tried(session: Session, edit: Edit | None, version: int) -> str | None:
+    """What an edit would do, in words; None if the model is not of that version any more."""
+    if session.version != version:
+        return None
+    return "" if edit is None else previewed(session, edit)

@@ -13,7 +13,7 @@ from typing import Any
 from tangentune.errors import InputError
 from tangentune.reports.explanation import EDGE
 from tangentune.workbench import tabs
-from tangentune.workbench.choices import Choice, bulk, choices_of, previewed
+from tangentune.workbench.choices import bulk, choices_of
 from tangentune.workbench.corrections import label_rows, labels_table
 from tangentune.workbench.desk import Desk
 from tangentune.workbench.figures import Figures
@@ -146,17 +146,12 @@ def alone(desk: Desk, session: Session, view: View) -> dict[str, Any]:
     return shown | picture(desk, session, view, suspects(desk, session, view))
 
 
-def with_previews(session: Session, number: int, suggestion: str, keyed: bool = True) -> dict[str, Any]:
-    """The choices about one picture, each with what it would do."""
+def choosing(session: Session, number: int, suggestion: str) -> dict[str, Any]:
+    """What can be done about one picture, not tried yet."""
     one, names = session.answer(number, 1), session.classes
     if suggestion not in names or suggestion == one.label:
         suggestion = next(name for name, _ in one.without_label if name != one.label)
-
-    def tried(choice: Choice) -> Choice:
-        return choice if choice.edit is None else replace(choice, preview=previewed(session, choice.edit))
-
-    found = [tried(choice) for choice in choices_of(one, suggestion, names)]
-    return {"one": one, "suggestion": suggestion, "names": names, "choices": found, "previewed": True, "keyed": keyed}
+    return {"one": one, "suggestion": suggestion, "names": names, "choices": choices_of(one, suggestion, names)}
 
 
 def _image(desk: Desk, session: Session, number: int, name: str) -> dict[str, Any]:
