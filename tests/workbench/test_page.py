@@ -272,14 +272,15 @@ def test_save_writes_and_an_unsaved_edit_outlives_a_crash(kept: Path, tmp_path: 
     with opened(model) as (client, _):
         first = client.get("/").text
         agrees(first, X, names, IDS)
-        assert "2 unsaved edits" in first
+        assert "2 edits of " in first
+        assert "were not saved" in first
         assert 'id="choices"' not in first, "nothing is edited before that is settled"
         assert "unsaved" in post(client, "edit", 422, kind="forget", numbers=7)
         agrees(post(client, "recover", take="yes"), X[left], names[left], [one for i, one in enumerate(IDS) if left[i]])
     with opened(model) as (client, _):
         agrees(post(client, "recover", take="no"), X, names, IDS)
     with opened(model) as (client, _):
-        assert "unsaved edits" not in client.get("/").text
+        assert "not saved" not in client.get("/").text
 
 
 def test_exports(page: tuple[TestClient, Desk]) -> None:

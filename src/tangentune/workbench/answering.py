@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,5 +67,20 @@ def _templates() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    environment.filters["moment"] = moment
     environment.filters["ending"] = lambda name: name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
     return environment
+
+
+def moment(when: str) -> str:
+    """A time of the log for people; text that is none as it is.
+
+    Example:
+        >>> moment("2026-11-29T05:18:09.771+00:00")
+        '29 November 2026, 05:18 UTC'
+    """
+    try:
+        known = datetime.fromisoformat(when).astimezone(UTC)
+    except ValueError:
+        return when
+    return f"{known.day} {known:%B %Y, %H:%M} UTC"

@@ -12,12 +12,12 @@ import hmac
 import secrets
 import socket
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, final
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -141,11 +141,8 @@ class Guard:
         return True
 
     def _by_cookie(self, headers: Headers, host: str) -> bool:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.gate.cookie(host))
-        except CookieError:
-            return False
-        return found is not None and _same(found.value, self.gate.session)
+        found = cookie_parser(headers.get("cookie", "")).get(self.gate.cookie(host))  # as browsers read them: others'
+        return found is not None and _same(found, self.gate.session)  # cookies of this machine may be odd
 
     def _entered(self, scope: Scope, host: str) -> Response | None:
         """The opening address: its token becomes a cookie, and leaves the address.

@@ -55,6 +55,9 @@
   document.addEventListener("click", (event) => {
     if (!event.isTrusted || !(event.target instanceof Element)) return;
     if (event.target.closest("#notice")) tell("", "");
+    for (const menu of document.querySelectorAll(".do details[open]")) {
+      if (!menu.contains(event.target) || event.target.closest("a")) menu.open = false;
+    }
     follow = event.target.closest("[data-tile]") !== null && window.matchMedia("(max-width: 900px)").matches;
   });
 
