@@ -187,6 +187,21 @@ class TrainingSet:
         """False for the set of a model that was saved without them: its rows cannot be taken."""
         return self.pictures.pixels.numel() > 0
 
+    def select(self, index: Tensor) -> TrainingSet:
+        """Only some of the pictures, the others gone from memory too."""
+        places, source = index.numpy(), self.source
+        if source is not None:
+            source = replace(source, cross=source.cross[index], plain=source.plain[index][:, index])
+        return TrainingSet(
+            self.pictures.select(places),
+            self.numbers[places],
+            tuple(self.points[i] for i in index.tolist()),
+            self.kernel[index][:, index],
+            None if self.rows is None else self.rows.select(index),
+            source,
+            tuple(self.hashes[i] for i in index.tolist()) if self.hashes else (),
+        )
+
     def with_rows(self, reader: RowReader) -> TrainingSet:
         """The same set with its rows in memory, if there is room for them; else as it was."""
         needed = self.rows is None and len(self) > 0
