@@ -9,7 +9,15 @@ from refits import VARIANTS, Refits, new_rows, random
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.leave_out import contributions, influence, leave_out, light, loo, pair_influence, unique_information
+from tangentune.solvers.leave_out import (
+    contributions,
+    influence,
+    leave_out,
+    light,
+    loo,
+    pair_influence,
+    unique_information,
+)
 from tangentune.solvers.system import build
 
 

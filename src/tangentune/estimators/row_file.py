@@ -33,7 +33,7 @@ from tangentune.errors import StoreError
 from tangentune.estimators.model_directory import ROWS, Version, check_version
 from tangentune.estimators.training_set import RowReader, TrainingSet
 from tangentune.jacobian.layers import Entry, Pairs, Rows
-from tangentune.kernels.feature_map import FeatureRows, row_parts
+from tangentune.kernels.feature_map import FeatureRows, KeptRows, row_parts
 
 KIND = "tangentune rows"
 _TYPES = {torch.float32: ("F32", np.float32), torch.float64: ("F64", np.float64)}
@@ -76,7 +76,7 @@ def write_rows(version: Version, training: TrainingSet, chosen: Tensor, reader: 
             part.unlink(missing_ok=True)
 
 
-def read_rows(version: Version, training: TrainingSet) -> FeatureRows | None:
+def read_rows(version: Version, training: TrainingSet) -> KeptRows | None:
     """The rows of a whole training set, mapped; None where there are none of this version, or they are damaged.
 
     Cost: a checksum, about a second a gigabyte; what is not used then takes no memory.
@@ -93,7 +93,7 @@ def read_rows(version: Version, training: TrainingSet) -> FeatureRows | None:
         maps = _map(path, "c")
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _joined({name: torch.from_numpy(array) for name, array in maps.items()})
+    return KeptRows((_joined({name: torch.from_numpy(array) for name, array in maps.items()}),), mapped=1)
 
 
 def rows_bytes(training: TrainingSet, reader: RowReader) -> int:

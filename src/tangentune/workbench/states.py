@@ -80,8 +80,7 @@ def moved(there: State, here: FittedModel, line: dict[str, Any]) -> State:
     """
     fitted, training, rows = there.fitted, there.fitted.training, here.training.rows
     if training.rows is None and rows is not None and len(rows) >= len(training):
-        rows = rows if len(rows) == len(training) else rows.select(slice(len(training)))
-        training = replace(training, rows=rows)
+        training = replace(training, rows=rows.first(len(training)))
     number = max(here.next_number, fitted.next_number)
     return replace(there, fitted=replace(fitted, edits=[*here.edits, line], next_number=number, training=training))
 
