@@ -121,6 +121,22 @@ def test_a_line_that_was_cut_off_counts_for_nothing(model: Path) -> None:
         opened(model)
 
 
+def test_a_first_line_that_was_cut_off_is_written_again(model: Path) -> None:
+    journal = model.parent / ".m.tangentune-journal"
+    journal.write_bytes(b'{"format": "tang')
+    for _ in range(2):
+        with opened(model) as session:
+            if session.pending() is not None:
+                session.replay()
+            session.take(Edit("forget", (1 + session.unsaved,)))
+    with opened(model) as session:
+        session.replay()
+        assert len(session.numbers) == 22
+    journal.write_text('{"format": "diary", "version": "1"}\n')
+    with pytest.raises(StoreError, match="line 1 of .* is damaged"):
+        opened(model)
+
+
 def test_unwanted_edits_go(model: Path) -> None:
     worked_on(model)
     before = digest(model)
@@ -130,7 +146,9 @@ def test_unwanted_edits_go(model: Path) -> None:
         assert session.figures() == session.opening
         session.take(Edit("forget", (1,)))
         session.undo()
+        session.redo()
         session.discard()
+        assert (session.figures(), session.unsaved, session.can_redo) == (session.opening, 0, 0)
     assert digest(model.parent) == {f"m/{name}": data for name, data in before.items()}
 
 

@@ -156,6 +156,15 @@ def test_a_stale_edit_is_refused() -> None:
     assert found.undo(version=1) == found.opening
 
 
+def test_an_estimator_that_was_edited_elsewhere_is_not_gone_on_with() -> None:
+    found = session()
+    found.estimator.predict(NEW)
+    found.take(Edit("keep", (3,)))
+    found.estimator.forget([3])
+    with pytest.raises(InputError, match="edited outside of its workbench"):
+        found.take(Edit("forget", (4,)))
+
+
 def test_numbers_have_no_labels_to_correct() -> None:
     reg = TangentRegressor(BACKBONE, **FIXED).fit(X, np.arange(40.0))
     with pytest.raises(InputError, match="predicts numbers"):

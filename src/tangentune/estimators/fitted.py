@@ -24,6 +24,7 @@ from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.model_directory import Version
 from tangentune.estimators.outer_steps import RATE
+from tangentune.estimators.row_file import read_rows
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
@@ -205,9 +206,21 @@ def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
     return tuple(reversed(kept))
 
 
+def compacted(fitted: FittedModel) -> FittedModel:
+    """The same model without the pictures that it has forgotten; what was edited cannot be undone."""
+    active = fitted.active
+    if np.array_equal(active.positions, np.arange(len(fitted.training))):
+        return replace(fitted, undo=())
+    training = fitted.training.select(torch.from_numpy(active.positions))
+    return replace(fitted, training=training, active=replace(active, positions=np.arange(len(active))), undo=())
+
+
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:
-    """The same model, the rows of its training pictures in memory from now on if there is room."""
+    """The same model with the rows of its training pictures from now on: mapped, or in memory if there is room."""
     fitted.check_pictures()
+    if fitted.training.rows is None and fitted.version is not None and fitted.backbone.device.type == "cpu":
+        found = read_rows(fitted.version, fitted.training)
+        fitted = fitted if found is None else replace(fitted, training=replace(fitted.training, rows=found))
     with warm_pages(), torch.no_grad():
         training = fitted.training.with_rows(fitted.rows(reader))
     return fitted if training is fitted.training else replace(fitted, training=training)

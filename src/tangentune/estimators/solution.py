@@ -200,7 +200,7 @@ def _updated(
         old, new = (torch.from_numpy(active.positions[part]) for part in (slice(kept), slice(kept, None)))
         rows = training.kernel[new]
         blank = rows.new_zeros(len(new), system.targets.shape[1])
-        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows))
+        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows), kernel)
     system = reweight(system, targets.weights.to(system.weights))
     left = targets.left.to(system.targets)
     return system if torch.equal(left, system.targets) else retarget(system, left)

@@ -112,6 +112,7 @@ def _best_temperature(scores: Tensor, target: Tensor, prior: tuple[float, float]
     The loss is convex in the inverse temperature, and so is the prior: Newton's method between bounds that close in.
     """
     unit = float(scores.std()) or 1.0
+    scores = scores - scores.mean(1, keepdim=True)  # which no softmax sees
     shares, met = target.sum(1), float((target * scores).sum())
     weight, usual = (0.0, 1.0) if prior is None else (prior[1] / len(scores), prior[0] * unit)
 

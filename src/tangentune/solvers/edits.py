@@ -49,10 +49,18 @@ def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> Sy
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
-def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor | None = None) -> System:
+def append(
+    system: System,
+    cross: Tensor,
+    own: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> System:
     """The problem with k more pictures at the end; cost `N^2 k` for width 1.
 
-    `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,).
+    `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,);
+    `kernel` the whole one that they make, where that is at hand already.
     """
     cross, own, targets = (tensor.to(system.kernel) for tensor in (cross, own, targets))
     weights = own.new_ones(len(own)) if weights is None else weights.to(own)
@@ -75,8 +83,9 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
     unmet = torch.linalg.solve_triangular(factor, roots * targets - sides @ unknowns, upper=False)
     gap = torch.zeros_like(targets)
     moved = torch.cat([unknowns[:old], gap, unknowns[old:]]) - strip.mT @ unmet
-    kernel = _with_gap(system.kernel, old, new)
-    kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
+    if kernel is None:
+        kernel = _with_gap(system.kernel, old, new)
+        kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
     targets, weights = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.errors import InputError
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.solution import Solution
@@ -116,6 +117,15 @@ def of_new(fitted: FittedModel, explanation: Explanation, same: list[int]) -> Ne
     words = familiarity(explanation.distance)
     known = int(fitted.numbers[same[0]]) if same else None
     return NewAnswer(explanation.id, classes, supports, opposes, explanation.distance, words, known)
+
+
+def pixels(fitted: FittedModel, place: int) -> NDArray[np.uint8]:
+    """The stored picture at a position as the network sees it, (H, W, 3)."""
+    fitted.check_pictures()
+    image = fitted.training.pictures.thumbnail(int(fitted.active.positions[place]))
+    if image is None:
+        raise InputError("this model was fitted to vectors, which cannot be shown")
+    return np.asarray(image.convert("RGB"))
 
 
 def _effects(solution: Solution, place: int) -> tuple[Tensor, Tensor]:

@@ -103,9 +103,15 @@ def edited(fitted: FittedModel, edit: Edit, reader: PictureReader, arrived: Pict
 
 def logged(fitted: FittedModel, what: str, where: NDArray | None, **facts: Any) -> FittedModel:
     """The model with a line more in its log, about pictures at some positions."""
-    hashes = [] if where is None else fitted.training.pictures.select(fitted.active.positions[where]).digests
+    hashes = [] if where is None else digests(fitted, where)
     line = audit.entry(fitted.edits, what, hashes, **facts, n=len(fitted.active))
     return replace(fitted, edits=[*fitted.edits, line])
+
+
+def digests(fitted: FittedModel, where: NDArray) -> list[str]:
+    """Of the pixels of the pictures at some positions, as the log names them."""
+    positions, known = fitted.active.positions[where], fitted.training.hashes
+    return [known[i] for i in positions] if known else fitted.training.pictures.select(positions).digests
 
 
 def kept_for_good(fitted: FittedModel) -> frozenset[int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune import metrics
+from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel
 
 
@@ -70,3 +71,15 @@ def confusion(fitted: FittedModel) -> NDArray[np.int64]:
     count = len(fitted.outcome.classes)
     pairs = positions_of(fitted) * count + fitted.outcome.proba.argmax(1)
     return np.bincount(pairs, minlength=count * count).reshape(count, count)
+
+
+def members(fitted: FittedModel, label: str, predicted: str | None) -> list[int]:
+    """Numbers of the pictures of a label, or of one cell of the confusion."""
+    names = [str(name) for name in fitted.outcome.classes.tolist()]
+    for name in (label, *([] if predicted is None else [predicted])):
+        if name not in names:
+            raise InputError(f"there is no class {name!r}; the classes are: {', '.join(names)}")
+    chosen = positions_of(fitted) == names.index(label)
+    if predicted is not None:
+        chosen &= fitted.outcome.proba.argmax(1) == names.index(predicted)
+    return fitted.numbers[chosen].tolist()

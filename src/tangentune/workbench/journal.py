@@ -14,7 +14,7 @@ import base64
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,17 @@ class Entry:
 
 
 @final
+@dataclass(frozen=True)
+class Pending:
+    """Edits of an earlier session that were not saved; `usable` unless the model has changed since."""
+
+    edits: int
+    since: str
+    usable: bool
+    sentence: str
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Unfinished:
     """A journal that was found at opening."""
@@ -53,6 +64,15 @@ class Unfinished:
     version: str  # of the model that it follows
     entries: tuple[Entry, ...]
     saving: str | None  # seal of the log that a save was about to leave behind, if one had begun
+
+    def pending(self, version: str) -> Pending:
+        """What is told of it, the model being of a version."""
+        count, since, usable = len(self.entries), self.entries[0].when, self.version == version
+        what = f"{count} unsaved {'edit' if count == 1 else 'edits'} of {since} {'is' if count == 1 else 'are'} there"
+        hint = "replay or discard them first"
+        if not usable:
+            hint = "the model was changed since by something else, so they no longer fit; discard them first"
+        return Pending(count, since, usable, f"{what}; {hint}")
 
 
 @final
@@ -84,13 +104,12 @@ class Journal:
 
     def append(self, version: str, entry: Entry) -> None:
         """Put an entry on the disk; whole, or nothing of it and a StoreError."""
-        lines = [] if self.path.exists() else [{"format": FORMAT, "version": version}]
-        self._write([*lines, _packed(entry)])
+        self._write(_packed(entry), {"format": FORMAT, "version": version})
 
     def about_to_save(self, seal: str) -> None:
         """Note with which seal the log ends that the save now leaves behind."""
         if self.path.exists():
-            self._write([{"saving": seal}])
+            self._write({"saving": seal})
 
     def remove(self) -> None:
         """Its edits are in the model, or not wanted."""
@@ -100,7 +119,15 @@ class Journal:
         except OSError as error:
             raise StoreError(f"the journal {self.path} cannot be removed ({error.strerror}); remove it") from error
 
-    def read(self) -> Unfinished | None:
+    def unfinished(self, seals: Collection[str]) -> Unfinished | None:
+        """The edits of an earlier session, unless there are none or a log with these seals has them already."""
+        found = self._read()
+        if found is not None and (not found.entries or found.saving in seals):
+            self.remove()
+            return None
+        return found
+
+    def _read(self) -> Unfinished | None:
         """What is there; None without a journal. A line that was cut off while it was written counts for nothing."""
         try:
             rows = self.path.read_bytes().split(b"\n")
@@ -113,7 +140,7 @@ class Journal:
             try:
                 line = _files.from_json(row)
                 if number == 1:
-                    version = str(line["version"]) if line["format"] == FORMAT else ""
+                    version = {FORMAT: str(line["version"])}[line["format"]]
                 elif "saving" in line:
                     saving = str(line["saving"])
                 else:
@@ -121,14 +148,16 @@ class Journal:
                     saving = None  # the save failed, and the work went on
             except (ValueError, KeyError, TypeError, zlib.error) as error:
                 raise StoreError(f"line {number} of {self.path} is damaged; move the file away") from error
-        return Unfinished(version, tuple(entries), saving) if version else None
+        return Unfinished(version, tuple(entries), saving)
 
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        data = b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines)
+    def _write(self, line: dict[str, Any], header: dict[str, Any] | None = None) -> None:
+        """A line at the end, behind the header where that is the first."""
         new, handle, before = not self.path.exists(), -1, 0
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             before = self._whole(handle)
+            lines = [line] if before or header is None else [header, line]
+            data = b"".join(json.dumps(one, allow_nan=False).encode() + b"\n" for one in lines)
             while data:
                 data = data[os.write(handle, data) :]
             os.fsync(handle)

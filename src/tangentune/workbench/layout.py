@@ -42,7 +42,7 @@ class Components:
     numbers: NDArray[np.int64]  # (n,) of the pictures
 
     def place(self, kernel: Tensor) -> Tensor:
-        """(m, 2) of pictures by their kernel (m, n) with those of the components."""
+        """(m, 2) of other pictures by their kernel (m, n) with those of the components."""
         centred = kernel - kernel.mean(1, keepdim=True) - self.mean + self.mean.mean()
         return centred @ self.vectors / torch.where(self.roots > 0, self.roots, 1.0)
 
@@ -70,11 +70,7 @@ def components(fitted: FittedModel) -> Components:
 
 def points(fitted: FittedModel, found: Components) -> list[Point]:
     """Every picture of the model in the plane of components that were found before, perhaps of other pictures."""
-    training = fitted.training
-    known = {number: i for i, number in enumerate(training.numbers.tolist())}
-    columns = torch.tensor([known[number] for number in found.numbers.tolist()])
-    rows = torch.from_numpy(fitted.active.positions)
-    where = found.place(training.kernel[rows][:, columns]).cpu().numpy()
+    where = _places(fitted, found)
     given, proba, loo = positions_of(fitted), fitted.outcome.proba, fitted.outcome.loo
     own = proba[np.arange(len(given)), given]
     others = proba.copy()
@@ -84,3 +80,17 @@ def points(fitted: FittedModel, found: Components) -> list[Point]:
     columns_of = (fitted.numbers.tolist(), fitted.ids, where[:, 0].tolist(), where[:, 1].tolist())
     names = [str(name) for name in fitted.active.labels.tolist()]
     return [Point(*row) for row in zip(*columns_of, names, margin.tolist(), error.sum(1).tolist(), strict=True)]
+
+
+def _places(fitted: FittedModel, found: Components) -> NDArray[np.float64]:
+    """(n, 2) of the pictures of a model; those that came later by their kernel with those of the components."""
+    own = {number: i for i, number in enumerate(found.numbers.tolist())}
+    rows = [own.get(number, -1) for number in fitted.numbers.tolist()]
+    where = (found.vectors * found.roots)[rows]
+    late = [i for i, row in enumerate(rows) if row < 0]
+    if late:
+        known = {number: i for i, number in enumerate(fitted.training.numbers.tolist())}
+        columns = torch.tensor([known[number] for number in own])
+        kernel = fitted.training.kernel[torch.from_numpy(fitted.active.positions[late])]
+        where[late] = found.place(kernel[:, columns])
+    return where.cpu().numpy()

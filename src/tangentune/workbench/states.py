@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
-from tangentune.estimators.fitted import FittedModel, bounded, solved
+from tangentune.estimators.fitted import FittedModel, bounded, compacted, solved
+from tangentune.estimators.row_file import read_rows
 from tangentune.estimators.solution import follow
 from tangentune.solvers.system import System
 from tangentune.workbench import figures, suspects
@@ -79,10 +80,22 @@ def moved(there: State, here: FittedModel, line: dict[str, Any]) -> State:
     """
     fitted, training, rows = there.fitted, there.fitted.training, here.training.rows
     if training.rows is None and rows is not None and len(rows) >= len(training):
-        rows = rows if len(rows) == len(training) else rows.select(slice(len(training)))
-        training = replace(training, rows=rows)
+        training = replace(training, rows=rows.first(len(training)))
     number = max(here.next_number, fitted.next_number)
     return replace(there, fitted=replace(fitted, edits=[*here.edits, line], next_number=number, training=training))
+
+
+def saved(state: State, rows: bool) -> State:
+    """The state of a model that was just saved: what it has forgotten is gone from memory, as it is from the disk.
+
+    Where `rows` were written beside it, those are mapped instead of the former ones.
+    """
+    fitted = state.fitted
+    if rows and fitted.version is not None:
+        fitted = compacted(replace(fitted, training=replace(fitted.training, rows=None)))
+        assert fitted.version is not None
+        fitted = replace(fitted, training=replace(fitted.training, rows=read_rows(fitted.version, fitted.training)))
+    return replace(state, fitted=compacted(fitted))
 
 
 def light(state: State) -> State:

@@ -65,6 +65,11 @@ class Timeline:
         return self._taken[self.at].state
 
     @property
+    def start(self) -> State:
+        """The first one: the model as it was read, or saved last."""
+        return self._taken[0].state
+
+    @property
     def undone(self) -> int:
         """How many edits could be done again."""
         return len(self._taken) - 1 - self.at
