@@ -183,6 +183,17 @@ def test_a_failure_leaves_all_as_it_was(
     assert ("everything is where it was" in capsys.readouterr().err) == isinstance(error, OSError)
 
 
+def test_a_killed_run_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = fit(folder, tmp_path / "m", ("relabel", ["bee/1.png", "ant/3.png"], ["cat", "cat"]))
+    first, *_ = answer(capsys, "labels", model, "--apply", folder, "--dry-run")["apply"]["moves"]
+    _files.move_new(Path(first["source"]), Path(first["target"]))  # as far as it came
+    facts = answer(capsys, "labels", model, "--apply", folder)["apply"]
+    assert (len(facts["moves"]), facts["before"], facts["missing"]) == (1, 1, [])
+    assert sorted(path.name for path in (folder / "cat").iterdir()) == sorted(
+        ["1.png", "3.png", *(f"{i}.png" for i in range(2, COUNT, 3))]
+    )
+
+
 def test_what_changed_since_the_fit_is_left_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,8 @@ def test_pictures_that_are_labelled_or_equal_are_left_out(model: TangentClassifi
     assert sorted(row.position for row in found.pictures) == [4, 5, 6, 7, 8]
     with pytest.warns(UserWarning, match="5 different unlabelled pictures, fewer than the 9"):
         assert len(suggest_next(model, POOL[:5], 9).pictures) == 5
+    with pytest.raises(InputError, match="budget is 1001; ask for 1 to 1,000"):
+        suggest_next(model, "nowhere", 1001)
     with pytest.raises(InputError, match="stands on all 4"):
         suggest_next(model, TRAIN[:4], 1)
 
@@ -127,7 +129,7 @@ def test_the_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "left out as equal to labelled ones: 2" in out
     assert "tangentune add" in out
     assert main(["suggest", str(saved / "numbers"), str(folder), "--budget", "2", "-q"]) == 0
-    refused(capsys, "suggest", saved / "classes", folder, "--budget", "1001", words=("1001", "1,000"))
+    refused(capsys, "suggest", saved / "classes", folder, "--budget", "1001", words=("1001", "1000"))
     refused(capsys, "suggest", saved / "classes", folder, "--budget", "0", words=("--budget",))
     refused(capsys, "suggest", saved / "classes", folder, words=("--budget",))
     assert digest(tmp_path) == before

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
-from tangentune.cli.options import COUNT, STREAMS, Command, option, shared_options
+from tangentune.cli.options import STREAMS, Command, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
 from tangentune.errors import shown
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
     from tangentune.workbench.suggest import Suggestions
 
-_BUDGET = option(STREAMS, "--budget", "How many pictures to name.", type=COUNT, metavar="COUNT", required=True)
+_COUNT = click.IntRange(1, 1000)  # the library's own bound, which would be told after the pictures are read
+_BUDGET = option(STREAMS, "--budget", "How many pictures to name.", type=_COUNT, metavar="COUNT", required=True)
 
 
 @click.command(cls=Command, short_help="Say which pictures to label next.")

@@ -103,6 +103,8 @@ def suggest_next(
     if not hasattr(estimator, "fitted_"):
         raise InputError("this model is not fitted yet, and has no opinion of what to label; fit it first")
     fitted = estimator.fitted_
+    _check_budget(budget)
+    fitted.check_pictures()
     pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
     batch = read_count(estimator.get_params(deep=False), "batch_size")
     reader = PictureReader(fitted.backbone, batch, fitted.feature_map.mirrored, int(estimator.verbose))
@@ -114,13 +116,10 @@ def suggest_from(
     fitted: FittedModel, reader: PictureReader, pictures: Pictures, budget: int, tell: Tell = None
 ) -> Suggestions:
     """The same for a fitted model by itself, and pictures that are loaded."""
+    _check_budget(budget)
     fitted = with_rows(replace(fitted, solution=solved(fitted)), reader)
     places, known = _distinct(fitted, pictures)
     count = len(places)
-    if not 1 <= budget <= MOST:
-        raise InputError(
-            f"the budget is {budget}; ask for 1 to {MOST:,} pictures at a time, and again once they are labelled"
-        )
     if not count:
         raise InputError(
             f"the model stands on all {len(pictures)} of these pictures already; give some that it does not"
@@ -142,6 +141,12 @@ def suggest_from(
         chosen, found = _best(fitted, reader, pictures, left, budget, stage)
         rows = _described(fitted, pictures, chosen, left, found)
     return Suggestions(rows, stage, measured, count, known, len(pictures) - known - count, rounds + 1)
+
+
+def _check_budget(budget: int) -> None:
+    if not 1 <= budget <= MOST:
+        again = f"ask for 1 to {MOST:,} pictures at a time, and again once they are labelled"
+        raise InputError(f"the budget is {budget}; {again}")
 
 
 def reason(found: Suggestions) -> str:
