@@ -222,6 +222,19 @@ def test_new_pictures_wait_until_they_are_added(page: tuple[TestClient, Desk]) -
     assert not [one for one in Path(desk.room.name).iterdir() if one.stem == "2"]
 
 
+def test_rows_are_kept_behind_the_page(page: tuple[TestClient, Desk]) -> None:
+    client, desk = page
+    assert 'id="keep-rows"' in client.get("/view?tab=new").text
+    assert client.get("/rows/events").text == "event: end\ndata: \n\n"
+    post(client, "rows", tab="new")
+    events = client.get("/rows/events").text
+    assert events.endswith("event: end\ndata: \n\n")
+    assert desk.session.rows_kept
+    assert (desk.rows.done, desk.rows.all) == (len(X), len(X))
+    assert 'id="keep-rows"' not in client.get("/view?tab=new").text
+    agrees(post(client, "edit", kind="forget", numbers=31), X[:31], NAMES[:31], IDS[:31])
+
+
 def test_what_to_label_next(kept: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -72,6 +72,8 @@ def create_app(desk: Desk, gate: Gate) -> Starlette:
         Route("/unlabelled/{number:int}/add", page.label, methods=["POST"]),
         Route("/unlabelled/{number:int}/skip", page.leave, methods=["POST"]),
         Route("/suggest", page.suggest, methods=["POST"]),
+        Route("/rows", page.rows, methods=["POST"]),
+        Route("/rows/events", page.rows_events),
         Route("/corrections.csv", page.corrections),
         Route("/log.jsonl", page.log),
         Mount("/static", StaticFiles(directory=_STATIC)),
@@ -285,6 +287,19 @@ class Page:
         if path is not None:
             return await file_answer(path)
         return Response(png(pool.one(number).pixels[0].numpy().transpose(1, 2, 0)), media_type="image/png")
+
+    async def rows(self, request: Request) -> Response:
+        """Begin to write the rows of the training pictures beside the model."""
+
+        def change(session: Session) -> str:
+            self.desk.rows.start(session)
+            return ""
+
+        return await self._changed(await read_form(request), change)
+
+    async def rows_events(self, _: Request) -> Response:
+        """How far that is, as server-sent events."""
+        return StreamingResponse(self.desk.rows.events(), media_type="text/event-stream")
 
     async def suggest(self, request: Request) -> Response:
         """Another batch of pictures that are worth a label."""

@@ -22,6 +22,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.model_directory import read_config, saved_seal, version_of
 from tangentune.workbench.answers import NewAnswer
 from tangentune.workbench.originals import Originals
+from tangentune.workbench.rows_job import RowsJob
 from tangentune.workbench.session import Session
 from tangentune.workbench.tray import Tray
 from tangentune.workbench.unlabelled import Unlabelled
@@ -43,6 +44,7 @@ class Desk:
     unlabelled: Unlabelled | None = None
     skipped: set[int] = field(default_factory=set)
     table: dict[str, str] = field(default_factory=dict)  # groups by the names of pictures
+    rows: RowsJob = field(default_factory=RowsJob)
     said: dict[int, tuple[int, NewAnswer]] = field(default_factory=dict)  # of new pictures, at a version
 
     @classmethod

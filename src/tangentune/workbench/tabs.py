@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune.errors import InputError
+from tangentune.estimators.summary import nice_bytes
 from tangentune.pictures.tables import Columns, read_columns
 from tangentune.workbench.choices import bulk
 from tangentune.workbench.desk import Desk
@@ -119,4 +120,9 @@ def arrived(desk: Desk, session: Session) -> dict[str, Any]:
         if known is None or known[0] != session.version:
             known = desk.said[one.number] = session.version, session.answer_new(one.pictures)[0]
         shown.append({"number": one.number, "name": one.name, "answer": known[1]})
-    return {"arrived": shown}
+    job, offered = desk.rows, session.notice is None and session.directory is not None and not session.rows_kept
+    return {
+        "arrived": shown,
+        "working": job if job.running else None,
+        "rows": nice_bytes(session.rows_bytes()) if offered and not job.running else "",
+    }
