@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,44 @@ def test_another_tab_is_told_that_it_is_behind(browser: Any, address: str) -> No
     assert "changed since" in other.inner_text("#notice")
     other.wait_for_selector('#figures[data-version="1"]')
     one.context.close()
+
+
+class Notebook(BaseHTTPRequestHandler):
+    """Another site of this machine, which shows the page in a frame."""
+
+    shown = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(f'<link rel="icon" href="data:,"><iframe src="{self.shown}" height="800"></iframe>'.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_page_works_in_a_frame_of_another_site(browser: Any, kept: Path, tmp_path: Path) -> None:
+    """As a notebook shows it, without a cookie: its secret is in every address."""
+    serving = prepare(fresh(kept, tmp_path), framed=True)
+    stop, Notebook.shown = serving.start(), serving.address
+    context, said = browser.new_context(), list[str]()
+    with HTTPServer(("127.0.0.1", 0), Notebook) as notebook:
+        threading.Thread(target=notebook.serve_forever, daemon=True).start()
+        outer = context.new_page()
+        outer.on("console", lambda message: said.append(message.text))
+        outer.goto(f"http://localhost:{notebook.server_port}/")
+        page = outer.frame_locator("iframe")
+        page.locator("#do-forget small:not(:empty)").wait_for(timeout=10_000)
+        page.locator("body").press("x")
+        page.locator('body:not(.busy) #figures[data-version="1"]').wait_for()
+        page.locator("#tab-map").click()
+        page.locator("#map").wait_for()
+        notebook.shutdown()
+    assert context.cookies() == []
+    assert said == []
+    context.close()
+    stop()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
