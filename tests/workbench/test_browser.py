@@ -220,7 +220,7 @@ class Notebook(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(f'<link rel="icon" href="data:,"><iframe src="{self.shown}" height="800"></iframe>'.encode())
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         pass
 
 
