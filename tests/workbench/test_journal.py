@@ -194,7 +194,7 @@ def test_killed_at_any_step_nothing_is_lost(model: Path, tmp_path: Path) -> None
     steps = steps_of(work, tmp_path, tmp_path / "told")
     (tmp_path / "told").unlink()
     outcomes = set()
-    for step in np.linspace(1, steps, 14).round().astype(int).tolist():
+    for step in np.linspace(1, steps, 10).round().astype(int).tolist():
         shutil.rmtree(model)
         model.mkdir()
         for name, data in whole.items():
