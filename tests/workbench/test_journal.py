@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import child, dying, steps_of, wait
 from numpy.testing import assert_allclose
 from small import FIXED, backbone, pictures
 
@@ -176,6 +178,44 @@ def test_a_killed_save_leaves_the_model_before_or_after(model: Path, monkeypatch
             assert (0 in again.numbers) == bool(left)
             again.discard()
     assert [path.name for path in model.parent.iterdir()] == ["m"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills child processes")
+def test_killed_at_any_step_nothing_is_lost(model: Path, tmp_path: Path) -> None:
+    """A child takes an edit and saves, and is killed at a step that touches the disk: at many of them, one by one."""
+
+    def work() -> None:
+        session = opened(model)
+        session.take(Edit("forget", (0, 5)))
+        session.take(Edit("relabel", (3,), "bee"))
+        session.save()
+
+    before, whole = digest(model), {path.name: path.read_bytes() for path in model.iterdir()}
+    steps = steps_of(work, tmp_path, tmp_path / "told")
+    (tmp_path / "told").unlink()
+    outcomes = set()
+    for step in np.linspace(1, steps, 10).round().astype(int).tolist():
+        shutil.rmtree(model)
+        model.mkdir()
+        for name, data in whole.items():
+            (model / name).write_bytes(data)
+        assert wait(child(dying(work, step, tmp_path))) == 9
+        with opened(model) as session:
+            pending, numbers = session.pending(), session.numbers
+            left = 0 if pending is None else pending.edits
+            outcomes.add((0 in numbers, left))
+            assert (digest(model) == before) == (0 in numbers)
+            if left:
+                session.replay()
+            if left == 2 or 0 not in numbers:
+                assert session.members("bee") == [1, 3, 9, 13, 17, 21]
+                session.take(Edit("keep", (1,)))
+                session.save()
+                assert not any(IDS[i].encode() in data for i in (0, 5) for data in digest(tmp_path).values())
+            session.discard()
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert outcomes >= {(True, 2), (False, 0)}
+    assert outcomes <= {(True, 0), (True, 1), (True, 2), (False, 0)}
 
 
 def test_edits_of_another_version_are_not_taken(model: Path) -> None:

@@ -219,7 +219,8 @@ class TangentEstimator(BaseEstimator):
 
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
-        self.fitted_, found = scored(self.fitted_, self._reader(), self._new(X))
+        pictures = self._new(X)
+        self.fitted_, found = scored(self.fitted_, self._reader(), pictures)
         return found.cpu().numpy()
 
     # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------

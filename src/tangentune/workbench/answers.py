@@ -175,8 +175,10 @@ def _reasons(
 
 
 def _distance(solution: Solution, place: int) -> float:
-    """Out-of-distribution score of a picture of the fit, itself left out."""
+    """Out-of-distribution score of a picture of the fit, itself left out, among the others."""
     left_out = balancing.left_out_variance(solution.system, solution.targets.balance)
     own = solution.system.kernel.diagonal()
-    share = open_share(left_out[place : place + 1], own[place : place + 1])
-    return float(ood_scores(known_shares(solution), share)[0])
+    share, known = open_share(left_out[place : place + 1], own[place : place + 1]), known_shares(solution)
+    if float(solution.system.weights[place]) > 0:
+        known = np.delete(known, np.searchsorted(known, float(share)))
+    return float(ood_scores(known, share)[0])
