@@ -48,9 +48,12 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 
 def test_the_source_stays_small() -> None:
-    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since."""
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 29_400
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_100  # 600 since, of later studies
+    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since.
+
+    Of the studies 4,500 lines are the house's; later ones, of cleaning and of what to label next, come on top of those.
+    """
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 29_200
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 4_500 + 480
 
 
 def test_tests_mirror_the_rooms() -> None:
