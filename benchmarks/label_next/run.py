@@ -59,11 +59,12 @@ class State:
         return acquisition.stage_of(acquisition.skill(self.loo, self.labels))
 
 
-def farthest(state: State, count: int, _: Rng) -> NDArray[np.int64]:
+def farthest(state: State, count: int, rng: Rng) -> NDArray[np.int64]:
     """k-centre: the picture farthest from all labelled and chosen ones, again and again."""
     own = state.kernel.diagonal()
     apart = acquisition.distances(state.kernel, own, own)
     left = acquisition.distances(state.cross, own, state.system.kernel.diagonal()).min(1).values
+    del rng  # nothing is drawn
     chosen: list[int] = []
     for _ in range(count):
         chosen.append(int(left.argmax()))

@@ -183,6 +183,22 @@ def test_a_failure_leaves_all_as_it_was(
     assert ("everything is where it was" in capsys.readouterr().err) == isinstance(error, OSError)
 
 
+def test_labels_of_one_model_for_another(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(folder, tmp_path / "other")
+    model = TangentClassifier(small(), **SETTINGS).fit(folder).relabel("bee/1.png", "cat").relabel("ant/0.png", "bee")
+    model.save_pretrained(tmp_path / "m", pictures=False)  # hashes are enough
+    before = digest(folder)
+    facts = answer(capsys, "labels", tmp_path / "m", "--out", tmp_path / "l.csv", "--apply", folder, "--dry-run")
+    assert (len(facts["apply"]["moves"]), facts["done"]) == (2, False)
+    assert digest(folder) == before
+    assert not (tmp_path / "l.csv").exists()
+    answer(capsys, "labels", tmp_path / "m", "--out", tmp_path / "l.csv")
+    answer(capsys, "relabel", tmp_path / "other", "--from", tmp_path / "l.csv")
+    other = TangentClassifier.from_pretrained(tmp_path / "other")
+    assert other.targets_.tolist() == model.targets_.tolist()
+    assert [row.id for row in label_rows(other.fitted_) if row.corrected] == ["ant/0.png", "bee/1.png"]
+
+
 def test_a_killed_run_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = fit(folder, tmp_path / "m", ("relabel", ["bee/1.png", "ant/3.png"], ["cat", "cat"]))
     first, *_ = answer(capsys, "labels", model, "--apply", folder, "--dry-run")["apply"]["moves"]
