@@ -214,11 +214,14 @@ def test_new_pictures_wait_until_they_are_added(page: tuple[TestClient, Desk]) -
     answer = post(client, "new/0/add", tab="new", to=CLASSES[1])
     names = np.append(NAMES, CLASSES[1])
     agrees(answer, np.concatenate([X, NEW[:1]]), names, [*IDS, "a<b>.png"])
-    assert client.get("/new/0.png").status_code == 422
-    post(client, "new/1/add", tab="new", version=1, to="elk", new_class="yes")
+    assert 'id="new-0"' not in answer
+    assert 'id="new-0"' in post(client, "undo", tab="new", version=1), "what is taken back waits again"
+    post(client, "new/2/add", tab="new", version=2, to=CLASSES[1])
+    assert 'id="new-0"' in post(client, "undo", tab="new", version=3), "another one had its number meanwhile"
+    post(client, "new/1/add", tab="new", version=4, to="elk", new_class="yes")
     assert "elk" in desk.session.classes
     assert 'id="new-2"' in client.get("/view?tab=new").text
-    assert 'id="new-2"' not in post(client, "new/2/drop", tab="new", version=2)
+    assert 'id="new-2"' not in post(client, "new/2/drop", tab="new")
     assert not [one for one in Path(desk.room.name).iterdir() if one.stem == "2"]
 
 
@@ -249,7 +252,7 @@ def test_what_to_label_next(kept: Path, tmp_path: Path) -> None:
         assert "<b>0.png" not in answer
         assert "1 file cannot be read and is left out; the first: torn.png" in answer
         assert desk.unlabelled is not None
-        first, second, third = (one.position for one in desk.unlabelled.open())
+        first, second, third = (one.position for one in desk.unlabelled.open([]))
         assert f'id="pool-{first}"' in answer
         assert f'id="pool-{third}"' in client.get(f"/view?tab=next&pool={third}").text
         assert client.get(f"/unlabelled/{first}.png").content == png(NEW[first])
@@ -259,6 +262,8 @@ def test_what_to_label_next(kept: Path, tmp_path: Path) -> None:
         names = np.append(NAMES, CLASSES[0])
         agrees(answer, np.concatenate([X, NEW[first : first + 1]]), names, [*IDS, f"<b>{first}.png"])
         assert f'id="pool-{second}"' in answer
+        assert f'id="pool-{first}"' in post(client, "undo", tab="next", version=1)
+        assert f'id="pool-{second}"' in post(client, "redo", tab="next", version=2)
         assert f'id="pool-{third}"' in post(client, f"unlabelled/{second}/skip", tab="next", version=1)
         assert "batch is done" in post(client, f"unlabelled/{third}/skip", tab="next", version=1)
         assert client.get("/unlabelled/99.png").status_code == 422

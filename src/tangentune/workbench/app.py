@@ -269,7 +269,7 @@ class Page:
         def change(session: Session) -> str:
             _known(session, label, new)
             session.add(one.pictures, label, new_class=new, version=seen_version(form))
-            self.desk.tray.remove(one.number)
+            self.desk.tray.joined(one.number, max(session.numbers))
             return f"{one.name} is one of the model's pictures now, labelled {label}."
 
         return await self._changed(form, change)
@@ -319,7 +319,7 @@ class Page:
         def change(session: Session) -> str:
             _known(session, label, new)
             session.add(pool.one(number), label, new_class=new, version=seen_version(form))
-            pool.gone.add(number)
+            pool.joined(number, max(session.numbers))
             return ""
 
         return await self._changed(form, change)
@@ -329,7 +329,7 @@ class Page:
         number, pool = request.path_params["number"], self._pool()
 
         def change(_: Session) -> str:
-            pool.gone.add(number)
+            pool.skipped.add(number)
             return ""
 
         return await self._changed(await read_form(request), change)

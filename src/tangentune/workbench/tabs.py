@@ -115,7 +115,7 @@ def group_table(text: str, name: str, column: str) -> dict[str, str]:
 def arrived(desk: Desk, session: Session) -> dict[str, Any]:
     """The new pictures with what the model says of each; asked again only after an edit."""
     shown = []
-    for one in desk.tray.all():
+    for one in desk.tray.waiting(session.numbers):
         known = desk.said.get(one.number)
         if known is None or known[0] != session.version:
             known = desk.said[one.number] = session.version, session.answer_new(one.pictures)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -34,7 +35,9 @@ class Arrived:
 @final
 @dataclass
 class Tray:
-    """The pictures that were dropped, until they are added or put away; their files go when the server ends.
+    """The pictures that were dropped, until they are put away; their files go when the server ends.
+
+    One that was added to the model is not shown, but comes back if that is undone.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -47,6 +50,7 @@ class Tray:
     folder: Path
     contract: DataContract
     _arrived: dict[int, Arrived] = field(default_factory=dict)
+    _added: dict[int, int] = field(default_factory=dict)  # number in the model, by the number here
     _next: int = 0
 
     def put(self, name: str, content: bytes) -> Arrived:
@@ -56,7 +60,7 @@ class Tray:
             PictureError: it is no picture, damaged, or beyond the decoder's bounds.
             InputError: the tray is full.
         """
-        if len(self._arrived) >= MOST:
+        if len(self._arrived) - len(self._added) >= MOST:
             raise InputError(f"there are {MOST} new pictures here already; add some or put them away first")
         name, number = plain_name(name), self._next
         self._next += 1
@@ -74,9 +78,13 @@ class Tray:
         self._arrived[number] = one
         return one
 
-    def all(self) -> list[Arrived]:
-        """What lies here, the latest first."""
-        return list(reversed(self._arrived.values()))
+    def waiting(self, numbers: Collection[int]) -> list[Arrived]:
+        """What is not one of the model's pictures, which have these numbers; the latest first."""
+        return [one for one in reversed(self._arrived.values()) if self._added.get(one.number, -1) not in numbers]
+
+    def joined(self, number: int, new: int) -> None:
+        """Note that one was added to the model, where it has a new number, perhaps that of one that was taken back."""
+        self._added = {here: there for here, there in self._added.items() if there != new} | {number: new}
 
     def get(self, number: int) -> Arrived:
         """One of them; an InputError if it is not here."""
@@ -86,7 +94,7 @@ class Tray:
 
     def remove(self, number: int) -> None:
         """Put one away."""
-        gone = self._arrived.pop(number, None)
+        gone, _ = self._arrived.pop(number, None), self._added.pop(number, None)
         if gone is not None:
             gone.path.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ all unlabelled pictures, which is seconds, where a label is milliseconds.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -29,13 +30,15 @@ class Unlabelled:
 
     Attributes:
         batch: what was suggested last; None before.
-        gone: positions of the pictures that were labelled or skipped.
+        skipped: positions of the pictures that were.
+        labelled: number in the model of each picture that was labelled, by its position; undone, it is open again.
     """
 
     folder: Path
     contract: DataContract
     batch: Suggestions | None = None
-    gone: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)
+    labelled: dict[int, int] = field(default_factory=dict)
     _pictures: Pictures | None = None
 
     @property
@@ -50,7 +53,7 @@ class Unlabelled:
 
     def ask(self, session: Session) -> None:
         """Another batch, by the model as it stands."""
-        left = [i for i in range(len(self.pictures)) if i not in self.gone]
+        left = [i for i in range(len(self.pictures)) if self._waits(i, session.numbers)]
         if not left:
             raise InputError("every picture of the folder was labelled or skipped")
         with warnings.catch_warnings():
@@ -68,13 +71,21 @@ class Unlabelled:
         """Its file, if that is still there."""
         return Originals(self.folder).path(self.one(position).ids[0])
 
-    def open(self) -> list[Suggestion]:
-        """What is left of the batch."""
-        return [] if self.batch is None else [one for one in self.batch.pictures if one.position not in self.gone]
+    def joined(self, position: int, new: int) -> None:
+        """Note that one was added to the model, where it has a new number, perhaps that of one that was taken back."""
+        self.labelled = {here: there for here, there in self.labelled.items() if there != new} | {position: new}
 
-    def shown(self, chosen: int) -> dict[str, Any]:
+    def _waits(self, position: int, numbers: Collection[int]) -> bool:
+        """Whether a picture is neither skipped nor one of the model's."""
+        return position not in self.skipped and self.labelled.get(position, -1) not in numbers
+
+    def open(self, numbers: Collection[int]) -> list[Suggestion]:
+        """What is left of the batch, by the numbers of the pictures that the model stands on."""
+        return [] if self.batch is None else [one for one in self.batch.pictures if self._waits(one.position, numbers)]
+
+    def shown(self, chosen: int, numbers: Collection[int]) -> dict[str, Any]:
         """For the page: the picture to label now, `chosen` or else the first, and the others."""
-        left = self.open()
+        left = self.open(numbers)
         current = next((one for one in left if one.position == chosen), left[0] if left else None)
         return {
             "asked": self.batch is not None,

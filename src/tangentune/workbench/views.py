@@ -28,7 +28,7 @@ _HINTS = {
     "map": "Draw around pictures to relabel or forget them together.",
     "groups": "Choose a group to relabel or forget it whole.",
 }
-# Name, what it means, whether more of it is better (None: neither), how it is written.
+# Name, what it means, whether more of it is better (None: neither).
 _TILES = {
     "accuracy": ("Leave-one-out accuracy", "The share of pictures that the model calls by their label when it is "
                  "fitted without them. In brackets the range in which it lies with 95 % certainty.", True),
@@ -80,7 +80,7 @@ def whole(desk: Desk, session: Session, view: View, said: str = "") -> dict[str,
     if view.tab == "groups":
         shown |= tabs.groups(desk, session, view)
     if view.tab == NEXT and desk.unlabelled is not None:
-        shown["next"] = desk.unlabelled.shown(view.pool)
+        shown["next"] = desk.unlabelled.shown(view.pool, session.numbers)
     if view.tab == "new":
         shown |= tabs.arrived(desk, session)
     return shown | picture(desk, session, view, rows)
