@@ -31,7 +31,7 @@ _HINTS = {
 # Name, what it means, whether more of it is better (None: neither).
 _TILES = {
     "accuracy": ("Leave-one-out accuracy", "The share of pictures that the model calls by their label when it is "
-                 "fitted without them. In brackets the range in which it lies with 95 % certainty.", True),
+                 "fitted without them. Beside it the range in which it lies with 95 % certainty.", True),
     "calibration_error": ("Calibration error", "How far the probabilities are from the share of answers that are "
                           "right, on average.", False),
     "log_loss": ("Log-loss", "The mean surprise at a label, in nats; lower is better.", False),

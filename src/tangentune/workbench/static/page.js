@@ -36,7 +36,15 @@
     });
   });
 
+  // The edit that counts stays in sight, however long the time line is.
+  function unroll() {
+    const now = document.querySelector(".timeline li.now");
+    if (now) now.parentElement.scrollLeft = now.offsetLeft + now.offsetWidth - now.parentElement.offsetLeft - now.parentElement.clientWidth + 8;
+  }
+  document.addEventListener("DOMContentLoaded", unroll);
+
   document.addEventListener("htmx:afterSettle", () => {
+    unroll();
     const focused = document.activeElement; // by its id it is on the same tile, which may not be the chosen one now
     if (focused === document.body || focused === null || focused.matches("[data-tile], #suggest")) {
       document.querySelector('[data-tile][aria-current="true"], #next-guess')?.focus({ preventScroll: true });
