@@ -56,12 +56,11 @@ def equals_refit(found: Session, x: NDArray, y: NDArray, ids: list[str], **optio
     counts = found.confusion()
     assert counts.sum() == len(y)
     assert np.trace(counts) == right.sum()
-    state = found._timeline.state
+    rows, state = found.suspects(len(y)), found._timeline.state
     assert state.wary is not None
     anew = refresh(refit.solution_.system, damping=state.wary.damping)
     assert_allclose(state.wary.inverse, anew.inverse, rtol=0, atol=1e-8 * float(anew.inverse.abs().max()))
     assert_allclose(state.wary.dual, anew.dual, rtol=0, atol=1e-8)
-    rows = found.suspects(len(y))
     assert sorted(row.id for row in rows) == sorted(ids)
     assert all(one.score >= two.score for one, two in pairwise(rows))
     for row in rows[:5]:
@@ -103,6 +102,21 @@ def test_every_edit_is_a_refit(options: dict[str, Any]) -> None:
     assert [step.done for step in found.timeline()] == [False] * 4
     with pytest.raises(InputError, match="no edit to undo"):
         found.undo()
+
+
+def test_states_without_room_are_solved_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tangentune.workbench.timeline.ROOM", 0)
+    found, rest = session(), np.setdiff1d(np.arange(40), (0, 5))
+    found.take(Edit("forget", (0, 5)))
+    found.take(Edit("relabel", (3,), "bee"))
+    assert [one.state.wary is None for one in found._timeline._taken] == [True, True, False]
+    found.undo()
+    assert found._timeline.state.fitted.solution is None
+    equals_refit(found, X[rest], NAMES[rest], [IDS[i] for i in rest])
+    found.undo()
+    equals_refit(found, X, NAMES, IDS)
+    found.redo()
+    equals_refit(found, X[rest], NAMES[rest], [IDS[i] for i in rest])
 
 
 @pytest.fixture(scope="module")
