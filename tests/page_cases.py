@@ -33,7 +33,7 @@ GATE = Gate(frozenset({HOST, "localhost:8000"}), token="open", csrf="written", s
 HEADERS = {"Origin": f"http://{HOST}", CSRF_HEADER: "written"}
 X, Y = pictures(32)
 NEW, NEW_Y = pictures(3, seed=5)
-CLASSES = np.array(["ant", "b<i>e'e\"", "cat & co", "dog"])
+CLASSES = np.array(["ant", "b<i>e'e\"", "cat  & co ", "dog"])
 NAMES = CLASSES[Y]
 IDS = [f"day{i % 4}/<img src=x onerror=alert({i})>'\".png" for i in range(32)]
 

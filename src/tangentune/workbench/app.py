@@ -375,10 +375,10 @@ class Page:
 
 def _label(form: dict[str, str]) -> tuple[str, bool]:
     """The label that a picture is added with, and whether it may be a new class."""
-    label = form.get("to", "").strip()
-    if not label:
+    label, new = form.get("to", ""), form.get("new_class") == "yes"
+    if not label.strip():
         raise InputError("the new picture needs a label")
-    return label, form.get("new_class") == "yes"
+    return (label.strip() if new else label), new
 
 
 def _known(session: Session, label: str, new: bool) -> None:
