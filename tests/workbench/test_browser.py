@@ -104,6 +104,16 @@ def address(kept: Path, tmp_path: Path) -> Iterator[str]:
     stop()
 
 
+def dropped(page: Any, content: bytes) -> Any:
+    """What a browser hands over when a file is dropped on it."""
+    make = """bytes => {
+        const found = new DataTransfer();
+        found.items.add(new File([new Uint8Array(bytes)], "new.png"));
+        return found;
+    }"""
+    return page.evaluate_handle(make, list(content))
+
+
 def agrees(visit: Visit, x: np.ndarray, names: np.ndarray, ids: list[str]) -> None:
     for key, value in figures_of(x, names, ids).items():
         assert visit.figure(key) == value
@@ -266,8 +276,14 @@ def test_every_view_at_every_width(browser: Any, address: str, tmp_path: Path, w
             page.click("#panel button[type=submit]")
             page.wait_for_selector("#panel td")
         if tab == "new":
-            page.set_input_files("#files", str(tmp_path / "new.png"))
+            if width > 1000:
+                page.dispatch_event("#new", "drop", {"dataTransfer": dropped(page, png(NEW[0]))})
+            else:
+                page.set_input_files("#files", str(tmp_path / "new.png"))
             page.wait_for_selector(".card")
+            page.click(".card form .strong")
+            visit.settled(1)
+            assert visit.figure("n") == str(len(X) + 1)
         assert not visit.wide(), f"{tab} is wider than {width} px"
         faults[tab] = visit.faults()
     assert {tab: found for tab, found in faults.items() if found} == {}
