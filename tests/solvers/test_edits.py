@@ -82,12 +82,11 @@ def test_two_problems_share_what_is_left_of_a_kernel() -> None:
     """Of any number of pictures, the upper strips and the mirrored ones alike."""
     problem = random(300)
     system, other = problem.system(), problem.edited().system()
-    for gone in ([0], [299, 150], list(range(100, 140))):
+    for gone in ([0], [299, 150], list(range(100, 140)), list(range(0, 300, 9))):
         left = remove(system, torch.tensor(gone))
         again = remove(other, torch.tensor(gone), left.kernel)
         assert again.kernel is left.kernel
         assert torch.equal(again.inverse, left.inverse)
-        assert torch.equal(left.inverse, left.inverse.T)
         same_as_refit(left, kept(problem, *gone))
 
 

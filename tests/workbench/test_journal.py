@@ -249,7 +249,7 @@ def test_an_edit_that_cannot_be_noted_is_not_taken(model: Path, monkeypatch: pyt
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(StoreError, match=r"not taken.*No space left"):
+            with pytest.raises(StoreError, match=r"No space left.*nothing was changed"):
                 session.take(Edit("forget", (2,)))
         assert (journal.read_bytes(), session.figures(), session.version) == (before, shown, 1)
         session.take(Edit("forget", (2,)))

@@ -16,11 +16,12 @@ from tangentune.reports.explanation import explain
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.session import Session
 
+LIKELY: dict[str, Any] = FIXED | {"likelihood": "dirichlet"}
 KINDS: dict[str, Any] = {
     "source": lambda: classifier(),
     "balanced source": lambda: classifier(class_weight="balanced", augment="flip"),
     "weights": lambda: TangentClassifier(BACKBONE, **FIXED).fit(X, Y, WEIGHTS),
-    "dirichlet": lambda: TangentClassifier(BACKBONE, **(FIXED | {"likelihood": "dirichlet"})).fit(X, Y),
+    "dirichlet": lambda: TangentClassifier(BACKBONE, **LIKELY).fit(X, Y),
 }
 
 
@@ -34,7 +35,9 @@ def test_answers_are_those_of_the_reports(kind: str) -> None:
         (lead,) = expected.attributions
         assert answer.label == expected.given
         assert [name for name, _ in answer.without_label] == [one.label for one in expected.answers]
-        assert_allclose([p for _, p in answer.without_label], [one.confidence for one in expected.answers], atol=1e-9)
+        assert_allclose(
+            [p for _, p in answer.without_label], [one.confidence or 0.0 for one in expected.answers], atol=1e-9
+        )
         for mine, theirs in ((answer.supports, lead.raised), (answer.opposes, lead.lowered)):
             assert_allclose(
                 sorted((one.number, one.influence, one.contribution) for one in mine if abs(one.influence) > 1e-9),

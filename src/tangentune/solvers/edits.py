@@ -5,8 +5,12 @@ Each gives a new `System`, the same as `build` on the edited data up to rounding
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
@@ -15,7 +19,8 @@ from tangentune.solvers.system import System, check_weights, design, refresh, wi
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
 LEAST_SHARE = 1e-3
-FEW = 8  # a share of the rows below which what they change is added, rather than all calculated anew
+FEW = 8  # gaps among the rows that stay, which are then copied run by run
+SHARE = 8  # 1 / the share of the rows below which what they change is added, rather than all calculated anew
 TILE = 128  # rows
 CORNER = "what an edit changes of the least-squares problem"
 
@@ -98,7 +103,7 @@ def retarget(system: System, targets: Tensor) -> System:
     if targets.shape != system.targets.shape:
         return with_inverse(system, system.inverse, targets=targets)
     changed = (targets != system.targets).any(1).nonzero().flatten()
-    if len(changed) * FEW > len(targets):
+    if len(changed) * SHARE > len(targets):
         return with_inverse(system, system.inverse, targets=targets)
     moved = system.roots[changed, None] * (targets[changed] - system.targets[changed])
     unknowns = system.unknowns + system.inverse[changed].mT @ moved
@@ -142,9 +147,8 @@ def submatrix(matrix: Tensor, kept: Tensor) -> Tensor:
     # Fresh memory costs more than the copy: one large block (numpy's comes in large pages), strips that stay cached.
     positions, source = kept.numpy(), matrix.numpy()
     out = np.empty((len(positions), len(positions)), source.dtype)
-    for low in range(0, len(positions), TILE):
-        rows = source[positions[low : low + TILE]]
-        np.take(rows, positions, 1, out=out[low : low + TILE], mode="clip")  # other modes would buffer it
+    for low, high, columns in _strips(positions, TILE):
+        _gather(out, source, positions, low, high, columns)
     return torch.from_numpy(out)
 
 
@@ -159,16 +163,23 @@ def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
 
 
 def _reduced(matrix: Tensor, kept: Tensor, strip: Tensor) -> Tensor:
-    """`matrix[kept][:, kept] - strip^T strip` of a symmetric matrix, exactly symmetric.
+    """`matrix[kept][:, kept] - strip^T strip` of a symmetric matrix, no less symmetric.
 
-    Each strip of rows is copied from its diagonal on, changed while it is cached, and mirrored from the ones above.
+    Rows are copied a few at a time and changed while they are cached: from the diagonal on, and mirrored from those
+    above. Of one removed row the products are the same on both sides, and to mirror them would take longer.
     """
     if matrix.device.type != "cpu":
         out = submatrix(matrix, kept)
         add_square(out, strip, -1.0)
         return out
     positions, source = kept.numpy(), matrix.numpy()
-    out = _empty(matrix, len(positions))
+    array = np.empty((len(positions), len(positions)))
+    out = torch.from_numpy(array)
+    if len(strip) == 1:
+        for low, high, columns in _strips(positions, TILE // 2):
+            _gather(array, source, positions, low, high, columns)
+            out[low:high].addmm_(strip[:, low:high].mT, strip, alpha=-1.0)
+        return out
     for low in range(0, len(positions), TILE):
         high = min(low + TILE, len(positions))
         part = torch.from_numpy(np.take(source[positions[low:high]], positions[low:], 1, mode="clip"))
@@ -178,6 +189,31 @@ def _reduced(matrix: Tensor, kept: Tensor, strip: Tensor) -> Tensor:
         out[low:high, low:] = part
         out[low:high, :low] = out[:low, low:high].mT
     return out
+
+
+Runs = list[tuple[int, int]]  # where neighbours begin and end
+
+
+def _strips(positions: NDArray[np.int64], height: int) -> Iterator[tuple[int, int, Runs]]:
+    """Strips of rows of at most a height; with each the runs of columns that stay neighbours, none where many do not.
+
+    A strip then lies within one run as well.
+    """
+    cuts = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
+    runs = list(pairwise([0, *cuts, len(positions)])) if len(cuts) <= FEW else []
+    for start, stop in runs or [(0, len(positions))]:
+        for low in range(start, stop, height):
+            yield low, min(low + height, stop), runs
+
+
+def _gather(out: NDArray, source: NDArray, positions: NDArray[np.int64], low: int, high: int, runs: Runs) -> None:
+    """A strip of rows and all columns at some positions; neighbours are copied together, which is quicker."""
+    if not runs:  # other modes would buffer it
+        np.take(source[positions[low:high]], positions, 1, out=out[low:high], mode="clip")
+        return
+    rows = source[positions[low] : positions[low] + high - low]
+    for first, last in runs:
+        out[low:high, first:last] = rows[:, positions[first] : positions[first] + last - first]
 
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:

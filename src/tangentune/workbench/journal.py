@@ -169,7 +169,7 @@ class Journal:
                 if new:
                     self.path.unlink()
             reason = error.strerror or error
-            raise StoreError(f"the edit is not taken: the journal {self.path} cannot be written ({reason})") from error
+            raise StoreError(f"the journal {self.path} cannot be written ({reason}); nothing was changed") from error
         finally:
             if handle >= 0:
                 os.close(handle)

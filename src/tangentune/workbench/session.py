@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,19 +57,21 @@ class Session(Shown):
         (40, 1)
     """
 
-    def __init__(self, estimator: TangentClassifier, directory: Path | None = None):
+    def __init__(self, estimator: TangentClassifier, directory: str | os.PathLike[str] | None = None):
         super().__init__(estimator)
-        self.directory, self.version = directory, 0
-        self._journal = None if directory is None else Journal(directory)
+        self.directory, self.version = None if directory is None else Path(directory), 0
+        self._journal = None if self.directory is None else Journal(self.directory)
         self._tried: tuple[int, Edit, State] | None = None
         seals = {line["seal"] for line in estimator.fitted_.edits}
         self._unfinished = None if self._journal is None else self._journal.unfinished(seals)
         self.opening = self._state.figures
 
     @classmethod
-    def open(cls, directory: Path, *, backbone: AnyBackbone | None = None, device: Any = None) -> Session:
+    def open(
+        cls, directory: str | os.PathLike[str], *, backbone: AnyBackbone | None = None, device: Any = None
+    ) -> Session:
         """The session of a saved model; arguments as of `from_pretrained`."""
-        return cls(TangentClassifier.from_pretrained(directory, backbone=backbone, device=device), Path(directory))
+        return cls(TangentClassifier.from_pretrained(directory, backbone=backbone, device=device), directory)
 
     def close(self) -> None:
         """Let others open a workbench on the model; edits that were not saved stay in the journal."""
@@ -135,12 +138,12 @@ class Session(Shown):
         return self._go("redo", self.can_redo > 0)
 
     @one_at_a_time
-    def save(self, directory: Path | None = None) -> None:
+    def save(self, directory: str | os.PathLike[str] | None = None) -> None:
         """Write the model, whole or not at all; its edits can no longer be undone, and the journal goes.
 
         To another directory than the session's own a copy goes, and nothing else changes.
         """
-        target = self.directory if directory is None else directory
+        target = self.directory if directory is None else Path(directory)
         if target is None:
             raise InputError("this session has no directory; say where the model is to be saved")
         ours = target == self.directory
