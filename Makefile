@@ -42,6 +42,7 @@ lint: style
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.edit_speed.run
+	$(BIN)/python -m benchmarks.workbench.run
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)

@@ -12,7 +12,7 @@ import tangentune
 PACKAGE = Path(tangentune.__path__[0])
 ROOT = Path(__file__).parents[1]
 ROOMS = {"pictures", "solvers", "networks", "jacobian", "kernels"}
-ROOMS |= {"methods", "estimators", "reports", "comparison", "cli"}
+ROOMS |= {"methods", "estimators", "reports", "comparison", "workbench", "cli"}
 LONGEST, SHORTEST = 450, 40
 # Why a file of fewer than 40 lines stands alone.
 SMALL: dict[str, str] = {
@@ -29,7 +29,7 @@ def lines(path: Path) -> int:
 def test_the_package_shows_its_rooms() -> None:
     shown = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert {name for name in shown if (PACKAGE / name).is_dir()} == ROOMS
-    assert len(shown) <= 20
+    assert len(shown) <= 21
 
 
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples", "docs"])
@@ -48,12 +48,13 @@ def test_no_small_file_stands_alone_without_a_reason() -> None:
 
 
 def test_the_source_stays_small() -> None:
-    """What people read: 25,238 and 4,487 when the rooms were rebuilt; guards, locks, the ladder and sums came since.
+    """What people read: 25,238 and 4,487 when the rooms were rebuilt, and what has come since.
 
-    Of the studies, 660 lines came with `picture_sets`: eight sets of real pictures, fetched, read and drawn from.
+    Source: guards, locks, the ladder, sums and large fits (3,300 lines), the workbench (5,000). Studies: sets of real
+    pictures (700), labels to clean and to give next (500), times of the workbench and of large fits (400).
     """
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 28_400
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 5_300
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 33_800
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 6_500
 
 
 def test_tests_mirror_the_rooms() -> None:

@@ -118,6 +118,22 @@ def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
         raise OSError(str(error)) from error
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a text whole, or not at all, to a place where nothing is; else a StoreError, and nothing is written."""
+    part = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8", newline="")
+        move_new(part, path)
+    except FileExistsError as error:
+        raise StoreError(f"{path} is there already, and is not overwritten; give another name") from error
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # not even the folder could be used
+            part.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Be the only writer of `target`, by a lock file beside it that is gone afterwards; waits for another one a while.
@@ -178,17 +194,39 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Swap two directories in one atomic step; False, and nothing done, where the system cannot."""
-    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE on Linux and RENAME_SWAP on macOS are both 2
-    first, second = os.fsencode(one), os.fsencode(other)
+    return _rename(one, other, linux=2, macos=2) == 0  # RENAME_EXCHANGE, RENAME_SWAP
+
+
+def move_new(source: Path, target: Path) -> None:
+    """Give a file another place in one step; a FileExistsError, and nothing done, where there is something already.
+
+    Where the system has no such step, an empty file of ours keeps the place until the file takes it.
+    """
+    number = _rename(source, target, linux=1, macos=4)  # RENAME_NOREPLACE, RENAME_EXCL
+    if number in (errno.EEXIST, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EXDEV, errno.ENAMETOOLONG, errno.EROFS):
+        raise OSError(number, os.strerror(number), os.fspath(target))
+    if number:
+        with open(target, "x"):
+            pass
+        try:
+            os.replace(source, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+
+def _rename(one: Path, other: Path, *, linux: int, macos: int) -> int:
+    """Rename with a flag of the system's own; 0, or the number of the error, ENOSYS where there is no such function."""
+    here, first, second = -100, os.fsencode(one), os.fsencode(other)  # AT_FDCWD
     try:
         library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "linux":
-            return library.renameat2(here, first, here, second, swap) == 0
+            return library.renameat2(here, first, here, second, linux) and ctypes.get_errno()
         if sys.platform == "darwin":
-            return library.renamex_np(first, second, swap) == 0
+            return library.renamex_np(first, second, macos) and ctypes.get_errno()
     except (OSError, AttributeError, TypeError):  # no such function in this system's library
         pass
-    return False
+    return errno.ENOSYS
 
 
 def find_former(target: Path) -> Path | None:

@@ -54,6 +54,10 @@ class DivergedError(InputError):
     """Training ended in NaN or infinity; a lower rate is the usual cure."""
 
 
+class StaleError(InputError):
+    """An edit was meant for a model that has changed since; look again and repeat it."""
+
+
 class BudgetError(TangentuneError, MemoryError):
     """The work cannot be done inside the memory budget, whatever the tiling."""
 

@@ -87,6 +87,14 @@ def test_text_that_is_no_line_is_seen(ending: str) -> None:
         audit.parse(audit.dump(chain()) + ending, "here")
 
 
+def test_what_was_taken_back_does_not_stand() -> None:
+    lines: list[dict[str, Any]] = []
+    for what in ("relabel", "forget", "undo", "undo", "redo", "add", "redo", "undo", "undo", "undo", "undo", "keep"):
+        lines.append(audit.entry(lines, what, [f"{len(lines)}"]))
+    at = [[line["pictures"][0] for line in audit.standing(lines[:k])] for k in range(len(lines) + 1)]
+    assert at == [[], ["0"], ["0", "1"], ["0"], [], ["0"], ["0", "5"], ["0", "5"], ["0"], [], [], [], ["11"]]
+
+
 # -- in a model directory ----------------------------------------------------------------------------------------------
 
 

@@ -143,6 +143,25 @@ def test_what_was_never_fitted_is_forgotten() -> None:
     assert clf.temperature_ == pytest.approx(fresh.temperature_, rel=1e-3)
 
 
+def test_the_first_predictions_after_an_edit_sum_no_weights() -> None:
+    """A few come from the kernel, equal to those from the weights; for many the weights are summed."""
+    clf = classifier().relabel([3], 0)
+    first = scores(clf, NEW)
+    assert (clf.fitted_.primal, clf.fitted_.asked) == (None, len(NEW))
+    clf.relabel([4], 1)
+    assert clf.fitted_.asked == 0
+    few = scores(clf, NEW)
+    assert np.abs(few - first).max() > 1e-3
+    for _ in range(10):
+        assert_allclose(scores(clf, NEW), few, rtol=0, atol=1e-12)
+    assert clf.fitted_.primal is not None
+    clf.forget([1])
+    scores(clf, X)
+    assert clf.fitted_.primal is None
+    scores(clf, X)
+    assert clf.fitted_.primal is not None
+
+
 def test_hundreds_of_edits_do_not_drift() -> None:
     """500 random edits, checked against a solution from scratch; every figure of the log stays small."""
     torch.manual_seed(0)

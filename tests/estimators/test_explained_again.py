@@ -93,7 +93,7 @@ def test_expansion_points_stay_with_their_pictures(tmp_path: Path) -> None:
     close(asked(loaded), expected, 1e-9)
     rows = loaded.fitted_.training.rows
     assert rows is not None
-    assert_allclose(cross_kernel(loaded.model_.map, rows), clf.kernel_, rtol=0, atol=1e-9)
+    assert_allclose(cross_kernel(loaded.model_.map, rows.parts[0]), clf.kernel_, rtol=0, atol=1e-9)
     for model in (clf, loaded):
         model.forget([4, 9]).add(NEW[:2], [1, 2])
         assert_allclose(model.contributions(NEW).sum(1) + model.intercept_, scores(model, NEW), rtol=0, atol=1e-9)

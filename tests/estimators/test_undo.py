@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,3 +59,32 @@ def test_undo_keeps_no_rows_of_former_maps(fitted: TangentClassifier) -> None:
     (step,) = clf.fitted_.undo
     assert step.training is not None
     assert step.training.rows is None
+
+
+def test_the_latest_edits_are_taken_back_without_solving(
+    fitted: TangentClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Solutions are kept as long as there is room; without room the former problem is solved anew, to the same."""
+    clf, poor = copy.deepcopy(fitted), copy.deepcopy(fitted)
+    poor.fitted_ = replace(poor.fitted_, room=0)
+    for model in (clf, poor):
+        model.relabel([3], 0).forget([1, 7]).relabel([5], 2).forget([6])
+    solutions = [step.solution for step in clf.fitted_.undo]
+    assert solutions[0] is not None
+    assert solutions[0].system.inverse is fitted_inverse(clf)
+    assert [step.solution for step in poor.fitted_.undo] == [None] * 4
+    for _ in range(4):
+        poor.undo()
+    restored(poor, fitted)
+    monkeypatch.setattr("tangentune.estimators.edits.solve", lambda *_: pytest.fail("solved anew"))
+    for _ in range(4):
+        clf.undo()
+    assert clf.solution_ is solutions[0]
+    restored(clf, fitted)
+
+
+def fitted_inverse(clf: TangentClassifier) -> object:
+    """Of the second step's solution: a new label leaves the inverse as it is."""
+    solution = clf.fitted_.undo[1].solution
+    assert solution is not None
+    return solution.system.inverse

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, Pairs, Rows, add_uses, average_views, stack_probes
 from tangentune.kernels import gram as gram_module
+from tangentune.kernels.feature_map import FeatureRows, KeptRows
 from tangentune.kernels.gram import block_grams, cosine, gram, row_chunks, strategy
 
 
@@ -173,3 +174,24 @@ def test_cosine_keeps_a_zero_row_zero() -> None:
     expected = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(rows).T
     assert closeness(got, expected) < 1e-12
     assert not got[2].any()
+
+
+def test_rows_in_parts_are_the_rows_of_the_whole() -> None:
+    """Selected in any order, cut, and grown: small parts grow, large ones and those in a file stay as they are."""
+
+    def some(start: int, count: int) -> FeatureRows:
+        index = torch.arange(start, start + count).double()[:, None]
+        return FeatureRows(index, {"w": Pairs(index[:, :, None], index[:, None, None])}, index[:, 0])
+
+    rows = KeptRows((some(0, 70),), mapped=1).joined(some(70, 3)).joined(some(73, 2)).joined(some(75, 60))
+    assert [len(part) for part in rows.parts] == [70, 65]
+    assert [len(part) for part in rows.joined(some(135, 1)).parts] == [70, 65, 1]
+    assert rows.nbytes == rows.parts[1].nbytes
+    for index in ([3, 71, 0, 134, 69, 70], [5, 2], [100]):
+        found = rows.select(torch.tensor(index))
+        assert found.phi[:, 0].tolist() == found.lengths.tolist() == index
+        assert found.entries["w"].explicit().flatten().tolist() == [i**2 for i in index]
+    for count in (20, 70, 90, 135):
+        first = rows.first(count)
+        assert torch.cat([part.lengths for part in first.parts]).tolist() == list(range(count))
+    assert [len(part) for part in rows.first(20).parts] == [20]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers import edits
 from tangentune.solvers.edits import add_square, append, remove, retarget, reweight, submatrix
-from tangentune.solvers.system import System, build, design, fitted, refresh, residual
+from tangentune.solvers.system import System, build, design, fitted, refresh, residual, spot_check
 
 Edit = Callable[[System, Refits, torch.Generator], tuple[System, Refits]]
 
@@ -64,6 +65,40 @@ def test_new_targets_are_a_new_fit(width: int, intercept: bool, zeros: bool) -> 
     problem = random(20, width=width, intercept=intercept, zeros=zeros)
     targets = new_rows(20 * width)[:, :7]
     same_as_refit(retarget(problem.system(), targets), problem.edited(targets=targets))
+
+
+@pytest.mark.parametrize("width, intercept, zeros", VARIANTS)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_new_targets_are_a_new_fit(count: int, width: int, intercept: bool, zeros: bool) -> None:
+    problem = random(40, width=width, intercept=intercept, zeros=zeros)
+    targets, system = problem.targets.clone(), problem.system()
+    targets[3 : 3 + count] += 1
+    changed = retarget(system, targets)
+    assert changed.inverse is system.inverse
+    same_as_refit(changed, problem.edited(targets=targets))
+
+
+def test_two_problems_share_what_is_left_of_a_kernel() -> None:
+    """Of any number of pictures, the upper strips and the mirrored ones alike."""
+    problem = random(300)
+    system, other = problem.system(), problem.edited().system()
+    for gone in ([0], [299, 150], list(range(100, 140)), list(range(0, 300, 9))):
+        left = remove(system, torch.tensor(gone))
+        again = remove(other, torch.tensor(gone), left.kernel)
+        assert again.kernel is left.kernel
+        assert torch.equal(again.inverse, left.inverse)
+        same_as_refit(left, kept(problem, *gone))
+
+
+@pytest.mark.parametrize("width, intercept, zeros", VARIANTS)
+def test_a_spot_check_finds_what_a_whole_one_finds(width: int, intercept: bool, zeros: bool) -> None:
+    system = random(40, width=width, intercept=intercept, zeros=zeros).system()
+    assert spot_check(system) < 1e-12
+    noise = torch.randn(system.inverse.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    bad = replace(system, inverse=system.inverse + 1e-8 * (noise + noise.T))
+    assert 1e-9 < spot_check(bad) < 1e-5
+    assert 1e-9 < residual(bad)[0] < 1e-5
+    assert residual(bad, inverse=False)[0] < 1e-12
 
 
 @pytest.mark.parametrize("width, intercept, zeros", VARIANTS)

@@ -9,7 +9,15 @@ from refits import VARIANTS, Refits, new_rows, random
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.solvers.leave_out import contributions, influence, leave_out, loo, unique_information
+from tangentune.solvers.leave_out import (
+    contributions,
+    influence,
+    leave_out,
+    light,
+    loo,
+    pair_influence,
+    unique_information,
+)
 from tangentune.solvers.system import build
 
 
@@ -105,3 +113,21 @@ def test_questions_that_make_no_sense_are_refused() -> None:
         contributions(system, torch.ones(2, 3))
     with pytest.raises(InputError, match="at least one new row"):
         unique_information(system, torch.ones(0, 10))
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_pairs_are_left_out_by_one_row_of_the_inverse(intercept: bool, zeros: bool) -> None:
+    """What each other picture does to the answer about one that is left out, by fits without both."""
+    problem = random(25, intercept=intercept, zeros=zeros)
+    system = problem.system()
+    assert [light(system, i) for i in (0, 5, 7)] == [zeros, zeros, False]
+    moved, dual = pair_influence(system, 7)
+    alone = problem.predict(problem.rows[7:8], problem.without(7))
+    for other in range(25):
+        both = problem.predict(problem.rows[7:8], problem.without(*{7, other}))
+        assert closeness(alone - moved[other : other + 1], both) < 1e-9
+    left = problem.predict(problem.rows, problem.without(7))
+    found = problem.rows @ (problem.rows.T @ dual)
+    assert closeness(found - found[:1], left - left[:1]) < 1e-9
+    assert moved[7].tolist() == dual[7].tolist() == [0.0] * 4

@@ -42,6 +42,15 @@ def test_it_is_the_minimum() -> None:
     assert found == pytest.approx(best, rel=2e-3)
 
 
+def test_it_is_the_minimum_to_rounding() -> None:
+    """A hair to either side the loss is larger, though its slope there is nearly nothing."""
+    for seed in range(5):
+        values, labels = scores(100, 3 + seed, 1.0 + seed)
+        found = fit_temperature(values, labels)
+        least = smoothed_nll(values, labels, found)
+        assert least < min(smoothed_nll(values, labels, found * factor) for factor in (1 - 1e-6, 1 + 1e-6))
+
+
 def test_a_true_temperature_is_found_again() -> None:
     values, labels = scores(20_000)
     assert fit_temperature(values, labels) == pytest.approx(1.0, rel=0.05)

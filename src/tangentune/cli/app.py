@@ -12,10 +12,13 @@ from tangentune.cli.compare import compare
 from tangentune.cli.edit import add, forget, relabel
 from tangentune.cli.explain import explain, report, suspects
 from tangentune.cli.fit import fit
+from tangentune.cli.labels import labels
 from tangentune.cli.options import with_hyphens
 from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
+from tangentune.cli.serve import serve
+from tangentune.cli.suggest import suggest
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,5 +32,6 @@ def cli() -> None:
     """Fine-tune a whole pre-trained network by solving one least-squares problem."""
 
 
-for command in (fit, predict, evaluate, report, select, compare, explain, suspects, forget, add, relabel):
+_ASKING = (fit, predict, evaluate, report, select, compare, explain, suspects, suggest)
+for command in (*_ASKING, forget, add, relabel, labels, serve):
     cli.add_command(command)

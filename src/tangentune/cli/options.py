@@ -206,4 +206,5 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
 fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
 shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
+table_options = _together(*_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
 model_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

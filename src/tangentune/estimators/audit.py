@@ -36,6 +36,29 @@ def seal(record: Mapping[str, Any], key: str = "seal") -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
+def former(picture: str, label: Any) -> str:
+    """Seal of the label that a picture had, given the SHA-256 of its pixels: who knows both can tell, and nobody else.
+
+    So a correction can name the label it corrected without keeping the name of a class that is forgotten later.
+    """
+    return hashlib.sha256(f"{picture} {label}".encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The edits of a log that are not taken back, in their order; a line "redo" brings the last one that was back."""
+    left: list[dict[str, Any]] = []
+    undone: list[dict[str, Any]] = []
+    for line in lines:
+        if line["edit"] == "undo":
+            undone += [left.pop()] if left else []
+        elif line["edit"] == "redo":
+            left += [undone.pop()] if undone else []
+        else:
+            left.append(line)
+            undone.clear()
+    return left
+
+
 def dump(lines: Iterable[dict[str, Any]]) -> str:
     """A log as text, one JSON document a line."""
     return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)

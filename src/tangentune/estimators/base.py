@@ -23,6 +23,7 @@ from tangentune.estimators.fitted import (
     KernelToTraining,
     fitted_attribute,
     kernel_to_training,
+    scored,
     solved,
     with_primal,
     with_rows,
@@ -33,8 +34,7 @@ from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_inputs, read_count, read_settings
-from tangentune.kernels.batches import with_progress
-from tangentune.kernels.feature_map import TangentModel, decision
+from tangentune.kernels.feature_map import TangentModel
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import AnyBackbone, Backbone
 from tangentune.pictures.load import Pictures
@@ -136,7 +136,7 @@ class TangentEstimator(BaseEstimator):
 
     @property
     def model_(self) -> TangentModel:
-        """The fitted function with weights instead of pictures; after an edit they are summed again, once."""
+        """The fitted function with weights instead of pictures; after an edit they are summed again, when needed."""
         if self._fitted().primal is None:
             self.fitted_ = with_primal(self.fitted_, self._reader())
         assert self.fitted_.primal is not None
@@ -219,10 +219,9 @@ class TangentEstimator(BaseEstimator):
 
     def _scores(self, X: Any) -> NDArray:
         """Raw scores (n, C) of new pictures: one column a class, or a number."""
-        pictures, model = self._new(X), self.model_
-        with warm_pages(), torch.no_grad():
-            parts = [decision(model, x) for x in with_progress(self._reader().open(pictures), self.verbose)]
-        return torch.cat(parts).cpu().numpy()
+        pictures = self._new(X)
+        self.fitted_, found = scored(self.fitted_, self._reader(), pictures)
+        return found.cpu().numpy()
 
     # -- explanations, in the order of `ids_`; X is m pictures, as in `predict` ----------------------------------------
 
@@ -380,7 +379,7 @@ class TangentEstimator(BaseEstimator):
         return self._become(edits.reweight(self._fitted(), weights))
 
     def undo(self) -> Self:
-        """Take the last edit of this session back; called again, the one before. Solved anew from the kernel: n^3.
+        """Take the last edit of this session back; called again, the one before. One of many edits ago costs n^3.
 
         Raises:
             InputError: there is none left. A loaded model starts without.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, final
 
 import torch
@@ -135,3 +137,24 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         """Accuracy; y None takes the labels of the source (folder names, CSV)."""
         X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
         return float(accuracy_score(as_classes(y, self.classes_), self.predict(X), sample_weight=sample_weight))
+
+    def workbench(self, *, originals: str | os.PathLike[str] | None = None, height: int = 900) -> Any:
+        """The page on which labels are corrected, in a notebook; `tangentune serve` opens the same in a browser.
+
+        Edits change this model at once and its directory when they are saved on the page; change it nowhere else
+        meanwhile. Needs `pip install "tangentune[serve]"`.
+
+        Args:
+            originals: folder of the pictures that it was fitted on, to show them at their own resolution.
+            height: of the frame, in pixels.
+
+        Returns:
+            What the notebook shows; its `close()` ends the page.
+
+        Raises:
+            InputError: the model was not saved, or changed since.
+            StoreError: another workbench is open on its directory.
+            MissingExtraError: the packages of a server are not installed.
+        """
+        notebook = import_module("tangentune.workbench.notebook")  # by name: it stands on this file, and is optional
+        return notebook.frame(self, originals=originals, height=height)

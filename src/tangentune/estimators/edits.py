@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tangentune.errors import InputError
 from tangentune.estimators import audit
-from tangentune.estimators.fitted import FittedModel, UndoStep, solved, with_rows, with_solution
+from tangentune.estimators.fitted import UNDO_BYTES, FittedModel, UndoStep, bounded, solved, with_rows, with_solution
 from tangentune.estimators.outer_steps import Expansion
 from tangentune.estimators.solution import ActivePictures, Solution, solve, update
 from tangentune.estimators.training_set import (
@@ -56,11 +56,11 @@ def forget_strictly(fitted: FittedModel, ids: Any, reader: PictureReader, settin
     before = solved(fitted)
     feature_map, expansion, training = _reestimated(fitted, active, reader, settings)
     former = replace(fitted.training, rows=None)  # they can be taken again
-    step = UndoStep("forget", fitted.active, former, fitted.feature_map, fitted.task_vector)
+    step = UndoStep("forget", fitted.active, before, former, fitted.feature_map, fitted.task_vector)
     active = replace(active, positions=np.argsort(training.numbers))
     task = None if expansion is None else expansion.task
     changed = replace(fitted, feature_map=feature_map, task_vector=task, training=training, active=active)
-    changed = replace(changed, undo=(*fitted.undo, step))
+    changed = replace(changed, undo=bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES)))
     solution = solve(training, active, fitted.task.encode, fitted.facts.damping)
     return _logged(changed, "forget", _hashes(fitted, gone), solution, before.error, strict=True)
 
@@ -128,9 +128,11 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
         first = int(np.argmax(twice))
         name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
         raise InputError(f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one")
-    active, pictures = replace(fitted.active, labels=labels), _hashes(fitted, np.unique(places))
+    active, changed = replace(fitted.active, labels=labels), np.unique(places)
     _check(fitted, active, fitted.ids)
-    return _edited(fitted, "relabel", pictures, active)
+    pictures = _hashes(fitted, changed)
+    former = [audit.former(name, label) for name, label in zip(pictures, old[changed].tolist(), strict=True)]
+    return _edited(fitted, "relabel", pictures, active, former=former)
 
 
 def reweight(fitted: FittedModel, weights: ArrayLike) -> FittedModel:
@@ -144,26 +146,33 @@ def reweight(fitted: FittedModel, weights: ArrayLike) -> FittedModel:
 
 
 def undo(fitted: FittedModel) -> FittedModel:
-    """The last edit taken back, solved anew from the kernel."""
+    """The last edit taken back; one of many edits ago is solved anew from the kernel."""
     if not fitted.undo:
         raise InputError("there is no edit to undo; only edits since this estimator was fitted or loaded can be")
     step, before = fitted.undo[-1], solved(fitted)
     changed = replace(fitted, active=step.active, undo=fitted.undo[:-1])
     if step.feature_map is not None and step.training is not None:
         changed = replace(changed, training=step.training, feature_map=step.feature_map, task_vector=step.task_vector)
-    solution = solve(changed.training, step.active, fitted.task.encode, fitted.facts.damping)
+    solution = step.solution
+    if solution is None:
+        solution = solve(changed.training, step.active, fitted.task.encode, fitted.facts.damping)
     return _logged(changed, "undo", [], solution, before.error, undone=step.edit)
 
 
 def _edited(
-    fitted: FittedModel, edit: str, pictures: list[str], active: ActivePictures, training: TrainingSet | None = None
+    fitted: FittedModel,
+    edit: str,
+    pictures: list[str],
+    active: ActivePictures,
+    training: TrainingSet | None = None,
+    **facts: Any,
 ) -> FittedModel:
     """The model of another choice of pictures, labels and weights, perhaps from a training set that has grown."""
     training, before = fitted.training if training is None else training, solved(fitted)
     solution = update(before, fitted.active, active, fitted.task.encode, training)
-    step = UndoStep(edit, fitted.active)
-    changed = replace(fitted, training=training, active=active, undo=(*fitted.undo, step))
-    return _logged(changed, edit, pictures, solution, before.error, strict=False)
+    steps = bounded((*fitted.undo, UndoStep(edit, fitted.active, before)), min(fitted.room, UNDO_BYTES))
+    changed = replace(fitted, training=training, active=active, undo=steps)
+    return _logged(changed, edit, pictures, solution, before.error, strict=False, **facts)
 
 
 def _logged(

@@ -24,17 +24,21 @@ from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.model_directory import Version
 from tangentune.estimators.outer_steps import RATE
+from tangentune.estimators.row_file import read_rows
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
 from tangentune.jacobian.task_vector import TaskVector
-from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, own_diagonal, primal
+from tangentune.kernels.batches import with_progress
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, decision, own_diagonal, primal
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
+DUAL = 64  # pictures that are predicted from the kernel after an edit, before the primal weights are summed for more
+UNDO_BYTES = 2**29  # that solutions of former edits may take, so that those are taken back without solving
 
 
 @final
@@ -62,10 +66,14 @@ class FitFacts:
 @final
 @dataclass(frozen=True, eq=False)
 class UndoStep:
-    """What taking an edit back needs: its name, which pictures counted; the rest only where the feature map changed."""
+    """What taking an edit back needs: its name, which pictures counted; the rest only where the feature map changed.
+
+    The solution of that time goes with the latest steps; it is None of former ones, and then solved anew.
+    """
 
     edit: str
     active: ActivePictures
+    solution: Solution | None = None
     training: TrainingSet | None = None
     feature_map: TangentMap | None = None
     task_vector: TaskVector | None = None
@@ -92,6 +100,7 @@ class FittedModel:
     room: int  # bytes that the rows of the training set may take
     edits: list[dict[str, Any]]
     undo: tuple[UndoStep, ...] = ()
+    asked: int = 0  # pictures that were predicted from the kernel since the primal weights were last there
     version: Version | None = None  # of the saved model that this one was read from or written to last, and follows
 
     @cached_property
@@ -166,7 +175,7 @@ def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     outcome = fitted.task.outcome(solution, fitted.outcome.parameters)
     training = _without_folders(fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist()))
     source = source_facts(fitted.source, fitted.training, solution.targets)
-    return replace(fitted, solution=solution, outcome=outcome, training=training, source=source, primal=None)
+    return replace(fitted, solution=solution, outcome=outcome, training=training, source=source, primal=None, asked=0)
 
 
 def _without_folders(training: TrainingSet, gone: set[Any]) -> TrainingSet:
@@ -184,9 +193,34 @@ def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: T
     return {**facts, "classes": class_facts(training.source, targets.source.labels, targets.classes)}
 
 
+def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
+    """The steps with the solutions of the latest ones only, such as fit into `room` bytes together."""
+    kept, seen = list[UndoStep](), set[int]()
+    for step in reversed(steps):
+        if step.solution is not None:
+            system = step.solution.system
+            new = {one.data_ptr(): one.nbytes for one in (system.kernel, system.inverse) if one.data_ptr() not in seen}
+            room, seen = room - sum(new.values()), seen | set(new)
+            step = step if room >= 0 else replace(step, solution=None)
+        kept.append(step)
+    return tuple(reversed(kept))
+
+
+def compacted(fitted: FittedModel) -> FittedModel:
+    """The same model without the pictures that it has forgotten; what was edited cannot be undone."""
+    active = fitted.active
+    if np.array_equal(active.positions, np.arange(len(fitted.training))):
+        return replace(fitted, undo=())
+    training = fitted.training.select(torch.from_numpy(active.positions))
+    return replace(fitted, training=training, active=replace(active, positions=np.arange(len(active))), undo=())
+
+
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:
-    """The same model, the rows of its training pictures in memory from now on if there is room."""
+    """The same model with the rows of its training pictures from now on: mapped, or in memory if there is room."""
     fitted.check_pictures()
+    if fitted.training.rows is None and fitted.version is not None and fitted.backbone.device.type == "cpu":
+        found = read_rows(fitted.version, fitted.training)
+        fitted = fitted if found is None else replace(fitted, training=replace(fitted.training, rows=found))
     with warm_pages(), torch.no_grad():
         training = fitted.training.with_rows(fitted.rows(reader))
     return fitted if training is fitted.training else replace(fitted, training=training)
@@ -221,6 +255,25 @@ class KernelToTraining:
     own: Tensor  # (m,) of each with itself
     source: Tensor  # (m, C) what a source alone predicts for them, zeros without one
     rows: FeatureRows
+
+
+def scored(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> tuple[FittedModel, Tensor]:
+    """Raw scores (m, C) of new pictures, and the model with what they took to find.
+
+    The first few after an edit come from the kernel with the training pictures, `k(x, X) c`, where their rows are in
+    memory; for more of them the primal weights are summed.
+    """
+    if fitted.primal is None and fitted.asked + len(pictures) <= DUAL:
+        fitted = with_rows(replace(fitted, solution=solved(fitted)), reader)
+        if fitted.training.rows is not None:
+            system, found = solved(fitted).system, kernel_to_training(fitted, reader, pictures)
+            scores = torch.cat([new.kernel @ system.dual + system.bias + new.source for new in found])
+            return replace(fitted, asked=fitted.asked + len(pictures)), scores
+    fitted = with_primal(fitted, reader)
+    assert fitted.primal is not None
+    with warm_pages(), torch.no_grad():
+        parts = [decision(fitted.primal, x) for x in with_progress(reader.open(pictures), reader.verbose)]
+    return fitted, torch.cat(parts)
 
 
 @usual_torch

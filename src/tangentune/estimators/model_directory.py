@@ -3,6 +3,7 @@
     MODEL/config.json         settings, format version, and the checksums of itself and of the tensors
     MODEL/model.safetensors   every array (no code can hide in it; nothing is ever unpickled)
     MODEL/pictures.safetensors the training pictures, if they are kept
+    MODEL/rows.safetensors    their rows, if they were asked for (row_file.py); gone with every save
     MODEL/audit.jsonl         what was changed after the fit, if anything was
     MODEL/README.md           the model card, for people
 
@@ -35,9 +36,11 @@ from tangentune.estimators.record import COUNT, DIGEST, TEXT, Check, Misfit, eac
 
 FORMAT, FORMAT_VERSION = "tangentune-model", 2
 CONFIG, TENSORS, CARD, REPORT = "config.json", "model.safetensors", "README.md", "report.html"
-PICTURES, AUDIT = "pictures.safetensors", "audit.jsonl"
+PICTURES, ROWS, AUDIT = "pictures.safetensors", "rows.safetensors", "audit.jsonl"
 ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "card_sha256", "config_sha256")
-_OURS = re.compile(rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{AUDIT}|\.{REPORT}\.[0-9a-f]{{12}}\.part")
+_OURS = re.compile(
+    rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{ROWS}|{AUDIT}|\.({REPORT}|{ROWS})\.[0-9a-f]{{12}}\.part"
+)
 _READ_ATTEMPTS = 5
 
 
@@ -164,6 +167,11 @@ def version_of(directory: str | os.PathLike[str]) -> Version | None:
         return Version(target, _files.from_json((target / CONFIG).read_bytes())["config_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def saved_seal(directory: Path) -> str:
+    """With which seal the log of a saved model ends."""
+    return _parse(directory, read_text(directory))["edits"]["seal"]
 
 
 def check_version(directory: Path, known: Version | None) -> None:

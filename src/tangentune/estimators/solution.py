@@ -21,7 +21,7 @@ from tangentune.solvers import balancing
 from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refinement, refresh, residual
+from tangentune.solvers.system import System, build, refinement, refresh, residual, spot_check
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
 UNSURE = 1e-6  # relative error of the solution at which it is refused: leave-one-out is hardly better than that
@@ -119,20 +119,44 @@ def update(
     Active pictures that stay come first, in their order. Cost n^2 a picture that leaves, comes or changes its weight.
     """
     stays = np.isin(before.positions, active.positions)
-    kept = int(stays.sum())
-    changed = len(before) - kept + len(active) - kept
-    if changed * LARGE_SHARE > len(active):
+    if _mostly_changed(stays, active):
         return solve(training, active, encode, solution.system.damping)
     targets = _targets(training, active, encode)
     try:
         system = _updated(solution.system, stays, active, targets, training)
     except SingularError:  # so ill-conditioned that a corner of the inverse is not positive definite
         return solve(training, active, encode, solution.system.damping)
-    error, left = residual(system)
+    moved = system.inverse is not solution.system.inverse
+    error, left = residual(system, inverse=moved)
+    error = error if moved else max(error, solution.error)
     if not error <= DRIFT:
         system = refresh(system)
         error, left = residual(system)
     return _checked(targets, system, error, left)
+
+
+def follow(
+    system: System, before: ActivePictures, active: ActivePictures, after: Solution, training: TrainingSet
+) -> System:
+    """A problem at another damping taken through the edit that led to the solution `after`; it shares its kernel.
+
+    Equal to the problem of `after` solved anew at that damping, to rounding. Cost as of `update`.
+    """
+    anew, inverse = replace(after.system, damping=system.damping), system.inverse
+    stays = np.isin(before.positions, active.positions)
+    if _mostly_changed(stays, active):
+        return refresh(anew)
+    try:
+        system = _updated(system, stays, active, after.targets, training, after.system.kernel)
+    except SingularError:
+        return refresh(anew)
+    return system if system.inverse is inverse or spot_check(system) <= DRIFT else refresh(anew)
+
+
+def _mostly_changed(stays: NDArray, active: ActivePictures) -> bool:
+    """Whether solving anew is cheaper than what leaves, `stays` being false, and comes."""
+    kept = int(stays.sum())
+    return (len(stays) - kept + len(active) - kept) * LARGE_SHARE > len(active)
 
 
 def _checked(targets: Targets, system: System, residual: float, left: Tensor) -> Solution:
@@ -159,15 +183,24 @@ def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> T
     return replace(plain, source=source.predict(positions, targets, weights, plain.classes))
 
 
-def _updated(system: System, stays: NDArray, active: ActivePictures, targets: Targets, training: TrainingSet) -> System:
+def _updated(
+    system: System,
+    stays: NDArray,
+    active: ActivePictures,
+    targets: Targets,
+    training: TrainingSet,
+    kernel: Tensor | None = None,
+) -> System:
+    """The problem of another choice of pictures; its `kernel`, where one is at hand already."""
     kept = int(stays.sum())
     if kept < len(stays):
-        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)))
+        left = kernel if kept == len(active) else None
+        system = remove(system, torch.from_numpy(np.flatnonzero(~stays)), left)
     if kept < len(active):
         old, new = (torch.from_numpy(active.positions[part]) for part in (slice(kept), slice(kept, None)))
         rows = training.kernel[new]
         blank = rows.new_zeros(len(new), system.targets.shape[1])
-        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows))
+        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows), kernel)
     system = reweight(system, targets.weights.to(system.weights))
     left = targets.left.to(system.targets)
     return system if torch.equal(left, system.targets) else retarget(system, left)

@@ -19,10 +19,10 @@ from torch import Tensor
 from tangentune.kernels.batches import PictureBatches, Portion, picture_batches, with_progress
 from tangentune.kernels.feature_map import (
     FeatureRows,
+    KeptRows,
     TangentMap,
     collect_rows,
     cross_kernel,
-    join_rows,
     portion_rows,
     row_parts,
 )
@@ -170,7 +170,7 @@ class TrainingSet:
     numbers: NDArray[np.int64]  # (n,) what each is called for good: its position at the fit; later ones go on counting
     points: tuple[int, ...]  # (n,) point of expansion of each picture's rows; -1 is the feature map's own network
     kernel: Tensor  # (n, n) float64; less what a source takes of it
-    rows: FeatureRows | None  # None where they are computed again, batch by batch, whenever they are needed
+    rows: KeptRows | None  # None where they are computed again, batch by batch, whenever they are needed
     source: SourceSet | None = None
     hashes: tuple[str, ...] = ()  # of the pictures' pixels, where the pixels themselves were not kept
 
@@ -187,11 +187,26 @@ class TrainingSet:
         """False for the set of a model that was saved without them: its rows cannot be taken."""
         return self.pictures.pixels.numel() > 0
 
+    def select(self, index: Tensor) -> TrainingSet:
+        """Only some of the pictures, the others gone from memory too."""
+        places, source = index.numpy(), self.source
+        if source is not None:
+            source = replace(source, cross=source.cross[index], plain=source.plain[index][:, index])
+        return TrainingSet(
+            self.pictures.select(places),
+            self.numbers[places],
+            tuple(self.points[i] for i in index.tolist()),
+            self.kernel[index][:, index],
+            None if self.rows is None else KeptRows((self.rows.select(index),)),
+            source,
+            tuple(self.hashes[i] for i in index.tolist()) if self.hashes else (),
+        )
+
     def with_rows(self, reader: RowReader) -> TrainingSet:
         """The same set with its rows in memory, if there is room for them; else as it was."""
         needed = self.rows is None and len(self) > 0
         if needed and reader.one_row_bytes(self.pictures, self.points) * len(self) <= reader.room:
-            return replace(self, rows=reader.collect(self.pictures, self.points))
+            return replace(self, rows=KeptRows((reader.collect(self.pictures, self.points),)))
         return self
 
 
@@ -200,7 +215,8 @@ def first_set(
 ) -> TrainingSet:
     """The set of a fit; its rows are kept if they fit into `room` bytes."""
     bare = pictures.relabelled(None)
-    return TrainingSet(bare, numbers, points, kernel, rows if rows is not None and rows.nbytes <= room else None)
+    kept = KeptRows((rows,)) if rows is not None and rows.nbytes <= room else None
+    return TrainingSet(bare, numbers, points, kernel, kept)
 
 
 def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers: NDArray) -> TrainingSet:
@@ -209,9 +225,10 @@ def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers
     between, own = reader.cross(new, training), cross_kernel(reader.feature_map, new)
     source, n = training.source, len(training)
     before = training.kernel if source is None else source.plain
-    kernel = torch.cat([torch.cat([before, between.T], 1), torch.cat([between, own], 1)])
+    kernel = before.new_empty(n + len(new), n + len(new))
+    kernel[:n, :n], kernel[n:, :n], kernel[:n, n:], kernel[n:, n:] = before, between, between.T, own
     keep = training.rows is not None and training.rows.nbytes + new.nbytes <= reader.room
-    rows = join_rows(training.rows, new) if keep and training.rows is not None else None
+    rows = training.rows.joined(new) if keep and training.rows is not None else None
     numbers, points = np.concatenate([training.numbers, numbers]), training.points + (-1,) * len(pictures)
     if source is not None:
         crossed = torch.cat([source.cross, reader.cross(new, source.pictures)])

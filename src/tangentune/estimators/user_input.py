@@ -186,18 +186,26 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     given = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | os.PathLike) else [ids]
     if not given:
         raise InputError("no id is given; name at least one picture, as in ids_")
-    numbered = {int(one): [i] for i, one in enumerate(numbers)}
-    named: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        named.setdefault(name, []).append(i)
-    found, shortened = [], None  # made when it is needed
+    numbered = {one: [i] for i, one in enumerate(numbers.tolist())}
+    found, named, shortened = [], dict[str, list[int]](), None  # made when they are needed
     for one in given:
         whole_one = isinstance(one, int | np.integer) and not isinstance(one, bool)
-        places = (numbered.get(int(one)) if whole_one else None) or named.get(str(one))
+        places = numbered.get(int(one)) if whole_one else None
+        if not places:
+            named = named or _named(names)
+            places = named.get(str(one))
         if not places:
             shortened = shortened or [_shortened(named, bare) for bare in (False, True)]
             places = named[_meant(one, shortened, named)]
         found.append(places)
+    return found
+
+
+def _named(names: Iterable[str]) -> dict[str, list[int]]:
+    """Positions by name."""
+    found: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        found.setdefault(name, []).append(i)
     return found
 
 

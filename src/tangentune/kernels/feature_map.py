@@ -21,6 +21,8 @@ from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
 from tangentune.kernels.metric import Whitening, whiten, whiten_own
 from tangentune.networks.parameters import block_of, group_blocks
 
+SMALL_PART = 64  # pictures: parts of fewer are joined
+
 
 @dataclass(frozen=True)
 class TangentMap:
@@ -67,6 +69,52 @@ class FeatureRows:
         """The rows of some pictures."""
         entries = {name: entry.select(index) for name, entry in self.entries.items()}
         return FeatureRows(self.phi[index], entries, self.lengths[index])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Rows of a set that has grown, in parts one after the other, so that what comes last copies nothing before it."""
+
+    parts: tuple[FeatureRows, ...]
+    mapped: int = 0  # parts, the first ones, that lie in a file
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return sum(part.nbytes for part in self.parts[self.mapped :])
+
+    def joined(self, new: FeatureRows) -> KeptRows:
+        """Others behind these; a part that is small still grows."""
+        last = self.parts[-1]
+        if len(self.parts) > max(1, self.mapped) and len(last) < SMALL_PART:
+            return KeptRows((*self.parts[:-1], join_rows(last, new)), self.mapped)
+        return KeptRows((*self.parts, new), self.mapped)
+
+    def first(self, count: int) -> KeptRows:
+        """The rows of the first pictures only."""
+        kept, left = list[FeatureRows](), count
+        for part in self.parts:
+            if left > 0:
+                kept.append(part if len(part) <= left else part.select(slice(left)))
+                left -= len(part)
+        return KeptRows(tuple(kept), min(self.mapped, len(kept)))
+
+    def select(self, index: Tensor) -> FeatureRows:
+        """A copy of the rows of some pictures, in their order."""
+        start, found, places = 0, None, list[Tensor]()
+        for part in self.parts:
+            own = ((index >= start) & (index < start + len(part))).nonzero().flatten()
+            if len(own):
+                taken = part.select(index[own] - start)
+                found = taken if found is None else join_rows(found, taken)
+                places.append(own)
+            start += len(part)
+        assert found is not None
+        return found if len(places) == 1 else found.select(torch.cat(places).argsort())
 
 
 def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry], *, own: bool = False) -> FeatureRows:
@@ -129,11 +177,14 @@ def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
 
 
 def row_parts(
-    rows: FeatureRows | None, feature_map: TangentMap, batches: Batches
+    rows: FeatureRows | KeptRows | None, feature_map: TangentMap, batches: Batches
 ) -> Iterator[tuple[Tensor, FeatureRows]]:
-    """Positions and rows of a set: at once if they are in memory, else batch by batch."""
+    """Positions and rows of a set: in the parts in which they are at hand, else batch by batch."""
     if rows is not None:
-        yield torch.arange(len(rows), device=rows.phi.device), rows
+        start = 0
+        for part in (rows,) if isinstance(rows, FeatureRows) else rows.parts:
+            yield torch.arange(start, start + len(part), device=part.phi.device), part
+            start += len(part)
         return
     for portion in batches():
         yield portion.rows, portion_rows(feature_map, portion)

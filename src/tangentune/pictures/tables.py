@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ _KNOWN = {
     "id": ("id", "path", *_PATHS),
 }
 Row = tuple[int, list[str]]
+# The table of labels that a model exports, which is read back as pictures and their current labels.
+LABELS = ("id", "original", "current", "when", "why")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would calculate, or one quoted before
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,12 @@ def read_columns(
     """Two columns of a table: the pictures, by "path" or "id", and their labels, empty where they are not needed."""
     rows = _split_rows(text, name)
     header = [cell.strip() for cell in rows[0][1]] if rows else []
-    first, second = _find(header, f"The first line of {name}", columns, need_labels, key)
+    ours = tuple(header) == LABELS and columns == USUAL
+    where = f"The first line of {name}"
+    first, second = (0, 2) if ours else _find(header, where, columns, need_labels, key)
     ids, labels = [], []
     for line, cells in rows[1:]:
-        padded = [cell.strip() for cell in cells] + [""] * len(header)
+        padded = [unquoted(cell.strip()) if ours else cell.strip() for cell in cells] + [""] * len(header)
         given = (key, padded[first]), ("label", "" if second is None else padded[second])
         for what, found in given if need_labels else given[:1]:
             if not found:
@@ -69,6 +75,41 @@ def read_columns(
     if not ids:
         raise PictureError(f"{name} lists no picture below its first line.")
     return ids, labels
+
+
+def quoted(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before what begins like one, numbers as they are.
+
+    Example:
+        >>> quoted("=1+1"), quoted("-0.5"), unquoted(quoted("=1+1"))
+        ("'=1+1", '-0.5', '=1+1')
+    """
+    return f"'{cell}" if _FORMULA.match(cell) and not re.fullmatch(r"[-+]?[\d.]+(?:e[-+]?\d+)?", cell) else cell
+
+
+def unquoted(cell: str) -> str:
+    """What `quoted` was given."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def table_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A CSV table, no cell of it a formula."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([quoted(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def label_cells(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], int, str]:
+    """A whole table that can be read: header, cells of every picture, position of the label column, and separator."""
+    text, name = path.read_text(encoding="utf-8-sig"), readable(path)
+    (_, header), *rows = _split_rows(text, name)
+    if tuple(header) == LABELS and columns == USUAL:
+        return header, [cells for _, cells in rows], 2, _separator(text)
+    second = _find([cell.strip() for cell in header], f"The first line of {name}", columns, True)[1]
+    assert second is not None
+    return header, [cells for _, cells in rows], second, _separator(text)
 
 
 def is_frame(source: Any) -> bool:
@@ -143,12 +184,15 @@ def _spelled(name: str) -> str:
 
 def _split_rows(text: str, name: str) -> list[Row]:
     """Line number and cells of every line of a table that is not blank: comma, semicolon or tab may separate."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text), strict=True)
     try:
         return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise PictureError(f"{name} cannot be read as a table: {error}.") from error
+
+
+def _separator(text: str) -> str:
+    return max(",;\t", key=text.partition("\n")[0].count)
 
 
 def _resolve(folder: Path, text: str) -> str:

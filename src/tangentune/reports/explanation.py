@@ -153,13 +153,15 @@ def _asked(state: Solution, kernel: Tensor, own: Tensor, from_source: Tensor, sa
         system = remove(balancing.without(system, balance, gone), gone)
     balance, kernel = None if balance is None else balance[rest], kernel[:, torch.from_numpy(rest)]
     if same and state.targets.source is not None:
-        system, from_source = _without(state.targets.source, state.system.weights, system, same)
+        system, from_source = without_labels(state.targets.source, state.system.weights, system, same)
     before = system.bias + from_source
     scores = (kernel @ system.dual)[0] + before
     return _Asked(system, kernel, scores, before, variance(system, kernel, own), own, rest, same, balance)
 
 
-def _without(predicted: SourcePrediction, weights: Tensor, system: System, same: list[int]) -> tuple[System, Tensor]:
+def without_labels(
+    predicted: SourcePrediction, weights: Tensor, system: System, same: list[int]
+) -> tuple[System, Tensor]:
     """The problem without some pictures, their labels gone from the source's prediction too; that of them (C,)."""
     gone = torch.tensor(same, device=weights.device)
     labels = coupling_without(predicted.means, gone)

@@ -16,13 +16,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
 
 from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
 PRIOR = 0.3, 1.0  # of the temperature: most likely value, and pictures it weighs; docs/results/temperature.md
+NEWTON, EXACT = 100, 1e-12  # steps at most, and their relative size at the end
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
 
 
@@ -33,7 +34,7 @@ def fit_temperature(
 
     For classes (n,) and sample weights (n,), None being ones. `prior` (inverse gamma): the most likely temperature, in
     standard deviations of the scores, and how many pictures it weighs; it holds back great confidence more than little.
-    Cost about 40 passes over the scores. Guo et al. (2017).
+    Cost about 10 passes over the scores. Guo et al. (2017).
     """
     return _best_temperature(scores, _smoothed_labels(scores, classes, weights), prior)
 
@@ -106,19 +107,34 @@ def _smoothed_labels(scores: Tensor, classes: Tensor, weights: Tensor | None) ->
 
 
 def _best_temperature(scores: Tensor, target: Tensor, prior: tuple[float, float] | None) -> float:
-    """What makes labels (n, C), times shares of the weight, most likely: a search in one dimension."""
+    """What makes labels (n, C), times shares of the weight, most likely: to rounding.
+
+    The loss is convex in the inverse temperature, and so is the prior: Newton's method between bounds that close in.
+    """
     unit = float(scores.std()) or 1.0
+    scores = scores - scores.mean(1, keepdim=True)  # which no softmax sees
+    shares, met = target.sum(1), float((target * scores).sum())
+    weight, usual = (0.0, 1.0) if prior is None else (prior[1] / len(scores), prior[0] * unit)
 
-    def loss(log_temperature: float) -> float:
-        value = float(-(target * torch.log_softmax(scores / math.exp(log_temperature), 1)).sum())
-        if prior is None:
-            return value
-        away = log_temperature - math.log(prior[0] * unit)
-        return value + prior[1] * (away + math.exp(-away)) / len(scores)
+    def slopes(inverse: float) -> tuple[float, float]:
+        """First and second derivative by the inverse temperature."""
+        proba = torch.softmax(scores * inverse, 1)
+        mean = (proba * scores).sum(1)
+        spread = (proba * scores.square()).sum(1) - mean.square()
+        first = float(shares @ mean) - met + weight * (usual - 1 / inverse)
+        return first, float(shares @ spread) + weight / inverse**2
 
-    bounds = math.log(unit / REACH), math.log(unit * REACH)
-    found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return math.exp(found.x)
+    low, high = 1 / (unit * REACH), REACH / unit
+    inverse = 1 / usual if prior else 1 / unit
+    for _ in range(NEWTON):
+        first, second = slopes(inverse)
+        low, high = (inverse, high) if first < 0 else (low, inverse)
+        step = inverse - first / second if second > 0 else high
+        new = step if low < step < high else math.sqrt(low * high)
+        if abs(new - inverse) <= EXACT * inverse:
+            break
+        inverse = new
+    return 1 / inverse
 
 
 def _spread(plain: Calibration, scores: Tensor, covariance: Tensor, target: Tensor) -> Calibration:

@@ -5,8 +5,12 @@ Each gives a new `System`, the same as `build` on the edited data up to rounding
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
@@ -15,14 +19,17 @@ from tangentune.solvers.system import System, check_weights, design, refresh, wi
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
 LEAST_SHARE = 1e-3
+FEW = 8  # gaps among the rows that stay, which are then copied run by run
+SHARE = 8  # 1 / the share of the rows below which what they change is added, rather than all calculated anew
 TILE = 128  # rows
 CORNER = "what an edit changes of the least-squares problem"
 
 
-def remove(system: System, pictures: Tensor) -> System:
+def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> System:
     """The problem without some pictures, named by position; `k^2 R + R^3`, or a new solution where that is cheaper.
 
     `W'^-1 = W^-1_kk - W^-1_kR (W^-1_RR)^-1 W^-1_Rk` for the kept rows k, the intercept among them, and the removed R.
+    `kernel` is what is left of the kernel, where that is at hand already.
     """
     gone = rows_of(system, pictures)
     if not len(gone):
@@ -33,24 +40,32 @@ def remove(system: System, pictures: Tensor) -> System:
     kept = stays.nonzero().flatten()
     weights = system.weights[kept]
     check_weights(weights, system.width)
-    kernel, targets = submatrix(system.kernel, kept), system.targets[kept]
+    kernel = submatrix(system.kernel, kept) if kernel is None else kernel
+    targets = system.targets[kept]
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
         return refresh(system, kernel=kernel, targets=targets, weights=weights)
     kept = _with_border(system, kept)
     factor = cholesky(system.inverse[gone][:, gone], CORNER, as_it_is=True)
     strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
-    inverse = submatrix(system.inverse, kept)
-    add_square(inverse, strip, -1.0)
+    inverse = _reduced(system.inverse, kept, strip)
     unknowns = system.unknowns
     step = torch.linalg.solve_triangular(factor, unknowns[gone], upper=False)
     moved = unknowns[kept] - strip.mT @ step
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
-def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights: Tensor | None = None) -> System:
+def append(
+    system: System,
+    cross: Tensor,
+    own: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    kernel: Tensor | None = None,
+) -> System:
     """The problem with k more pictures at the end; cost `N^2 k` for width 1.
 
-    `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,).
+    `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,);
+    `kernel` the whole one that they make, where that is at hand already.
     """
     cross, own, targets = (tensor.to(system.kernel) for tensor in (cross, own, targets))
     weights = own.new_ones(len(own)) if weights is None else weights.to(own)
@@ -73,18 +88,26 @@ def append(system: System, cross: Tensor, own: Tensor, targets: Tensor, weights:
     unmet = torch.linalg.solve_triangular(factor, roots * targets - sides @ unknowns, upper=False)
     gap = torch.zeros_like(targets)
     moved = torch.cat([unknowns[:old], gap, unknowns[old:]]) - strip.mT @ unmet
-    kernel = _with_gap(system.kernel, old, new)
-    kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
+    if kernel is None:
+        kernel = _with_gap(system.kernel, old, new)
+        kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
     targets, weights = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
 def retarget(system: System, targets: Tensor) -> System:
-    """The problem with other targets, (N, C) for any C; cost `N^2 C`."""
+    """The problem with other targets, (N, C) for any C; cost `N R C` for R rows that change, at most `N^2 C`."""
     targets = targets.to(system.kernel)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         raise InputError(f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}")
-    return with_inverse(system, system.inverse, targets=targets)
+    if targets.shape != system.targets.shape:
+        return with_inverse(system, system.inverse, targets=targets)
+    changed = (targets != system.targets).any(1).nonzero().flatten()
+    if len(changed) * SHARE > len(targets):
+        return with_inverse(system, system.inverse, targets=targets)
+    moved = system.roots[changed, None] * (targets[changed] - system.targets[changed])
+    unknowns = system.unknowns + system.inverse[changed].mT @ moved
+    return with_inverse(system, system.inverse, unknowns, targets=targets)
 
 
 def reweight(system: System, weights: Tensor) -> System:
@@ -124,9 +147,8 @@ def submatrix(matrix: Tensor, kept: Tensor) -> Tensor:
     # Fresh memory costs more than the copy: one large block (numpy's comes in large pages), strips that stay cached.
     positions, source = kept.numpy(), matrix.numpy()
     out = np.empty((len(positions), len(positions)), source.dtype)
-    for low in range(0, len(positions), TILE):
-        rows = source[positions[low : low + TILE]]
-        np.take(rows, positions, 1, out=out[low : low + TILE], mode="clip")  # other modes would buffer it
+    for low, high, columns in _strips(positions, TILE):
+        _gather(out, source, positions, low, high, columns)
     return torch.from_numpy(out)
 
 
@@ -138,6 +160,60 @@ def add_square(matrix: Tensor, strip: Tensor, sign: float) -> None:
         own = part[:, : high - low]
         own.copy_((own + own.mT) / 2)
         matrix[high:, low:high] = part[:, high - low :].mT
+
+
+def _reduced(matrix: Tensor, kept: Tensor, strip: Tensor) -> Tensor:
+    """`matrix[kept][:, kept] - strip^T strip` of a symmetric matrix, no less symmetric.
+
+    Rows are copied a few at a time and changed while they are cached: from the diagonal on, and mirrored from those
+    above. Of one removed row the products are the same on both sides, and to mirror them would take longer.
+    """
+    if matrix.device.type != "cpu":
+        out = submatrix(matrix, kept)
+        add_square(out, strip, -1.0)
+        return out
+    positions, source = kept.numpy(), matrix.numpy()
+    array = np.empty((len(positions), len(positions)))
+    out = torch.from_numpy(array)
+    if len(strip) == 1:
+        for low, high, columns in _strips(positions, TILE // 2):
+            _gather(array, source, positions, low, high, columns)
+            out[low:high].addmm_(strip[:, low:high].mT, strip, alpha=-1.0)
+        return out
+    for low in range(0, len(positions), TILE):
+        high = min(low + TILE, len(positions))
+        part = torch.from_numpy(np.take(source[positions[low:high]], positions[low:], 1, mode="clip"))
+        part.addmm_(strip[:, low:high].mT, strip[:, low:], alpha=-1.0)
+        own = part[:, : high - low]
+        own.copy_((own + own.mT) / 2)
+        out[low:high, low:] = part
+        out[low:high, :low] = out[:low, low:high].mT
+    return out
+
+
+Runs = list[tuple[int, int]]  # where neighbours begin and end
+
+
+def _strips(positions: NDArray[np.int64], height: int) -> Iterator[tuple[int, int, Runs]]:
+    """Strips of rows of at most a height; with each the runs of columns that stay neighbours, none where many do not.
+
+    A strip then lies within one run as well.
+    """
+    cuts = (np.flatnonzero(np.diff(positions) != 1) + 1).tolist()
+    runs = list(pairwise([0, *cuts, len(positions)])) if len(cuts) <= FEW else []
+    for start, stop in runs or [(0, len(positions))]:
+        for low in range(start, stop, height):
+            yield low, min(low + height, stop), runs
+
+
+def _gather(out: NDArray, source: NDArray, positions: NDArray[np.int64], low: int, high: int, runs: Runs) -> None:
+    """A strip of rows and all columns at some positions; neighbours are copied together, which is quicker."""
+    if not runs:  # other modes would buffer it
+        np.take(source[positions[low:high]], positions, 1, out=out[low:high], mode="clip")
+        return
+    rows = source[positions[low] : positions[low] + high - low]
+    for first, last in runs:
+        out[low:high, first:last] = rows[:, positions[first] : positions[first] + last - first]
 
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:

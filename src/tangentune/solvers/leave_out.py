@@ -61,6 +61,29 @@ def contributions(system: System, cross: Tensor) -> Tensor:
     return torch.einsum("mnw,nwc->mnc", by_picture, system.dual.unflatten(0, (system.pictures, system.width)))
 
 
+def pair_influence(system: System, picture: int) -> tuple[Tensor, Tensor]:
+    """What every picture j does to the prediction at picture i by the fit without i: `f_-i(x_i) - f_-ij(x_i)`, (n, C).
+
+    With it the dual (n, C) of the fit without i; both 0 for i itself. From one row of the inverse, as
+    `B_ij (B_ij e_i - B_ii e_j) / (B_ii B_jj - B_ij^2)` over `B_ii` and the root of the weight, `B = W^-1`: n C. One row
+    a picture, and not a `light` one.
+    """
+    n, e = len(system.kernel), system.unknowns[: len(system.kernel)]
+    row, diagonal = system.inverse[picture, :n], system.inverse.diagonal()[:n]
+    own = diagonal[picture]
+    minor = own * diagonal - row.square()
+    minor[picture] = 1.0
+    moved = row[:, None] * (row[:, None] * e[picture] - own * e) / (minor * own * system.roots[picture])[:, None]
+    dual = system.roots[:, None] * (e - row[:, None] * (e[picture] / own))
+    moved[picture], dual[picture] = 0.0, 0.0
+    return moved, dual
+
+
+def light(system: System, row: int) -> bool:
+    """Whether a row has so little weight that its residual is not read off the inverse."""
+    return bool(system.weights[row] <= LIGHT * system.weights.max())
+
+
 def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
     """How much a fit without a picture differs from the fit with it, (n,): its smooth unique information.
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from tangentune.errors import InputError, SingularError
 from tangentune.solvers.factorisation import cholesky
 
+SPOTS = 32  # rows and columns
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -121,23 +123,41 @@ def fitted(system: System) -> Tensor:
     return torch.addmm(system.bias, system.kernel, system.dual)
 
 
-def residual(system: System) -> tuple[float, Tensor]:
-    """Relative error of the inverse, on a fixed random vector z, and of the solution; N^2 C.
+def residual(system: System, *, inverse: bool = True) -> tuple[float, Tensor]:
+    """Relative error of the inverse, on a fixed random vector z, and of the solution; N^2 C. Of that alone, if so told.
 
     The larger of `|W (W^-1 z) - z| / |z|` and `|W [e; b] - [D^1/2 y; 0]| / |D^1/2 y|`. Rounding alone gives about the
     condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits. What the
     solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it.
     """
-    n = len(system.kernel)
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(len(system.inverse), 1, generator=generator, dtype=torch.float64).to(system.kernel.device)
-    right = torch.zeros(len(z), system.targets.shape[1], dtype=z.dtype, device=z.device)
+    n, tiny = len(system.kernel), torch.finfo(torch.float64).tiny
+    right = system.kernel.new_zeros(len(system.inverse), system.targets.shape[1])
     right[:n] = system.roots[:, None] * system.targets
-    wanted = torch.cat([z, right], 1)
-    error = _multiplied(system, torch.cat([system.inverse @ z, system.unknowns], 1)) - wanted
-    tiny = torch.finfo(torch.float64).tiny
-    pairs = ((error[:, :1], z), (error[:, 1:], right))
-    return max(float(part.norm() / whole.norm().clamp_min(tiny)) for part, whole in pairs), error[:, 1:]
+    found, wanted = system.unknowns, right
+    if inverse:
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(len(right), 1, generator=generator, dtype=torch.float64).to(right)
+        found, wanted = torch.cat([found, system.inverse @ z], 1), torch.cat([right, z], 1)
+    error = _multiplied(system, found) - wanted
+    left, columns = error[:, : right.shape[1]], (slice(right.shape[1]), slice(right.shape[1], None))
+    sizes = [float(error[:, one].norm() / wanted[:, one].norm().clamp_min(tiny)) for one in columns[: 1 + inverse]]
+    return max(sizes), left
+
+
+def spot_check(system: System) -> float:
+    """Largest error of `W W^-1 = I` at a few rows and columns, in units of the identity; N SPOTS^2.
+
+    What edits gather of rounding is spread over all of them, so that a few tell of it.
+    """
+    n, roots = len(system.kernel), system.roots
+    spots = torch.linspace(0, n - 1, min(n, SPOTS), dtype=torch.float64).long().unique().to(roots.device)
+    columns = system.inverse[spots].mT
+    found = (
+        roots[spots, None] * (system.kernel[spots] @ (roots[:, None] * columns[:n])) + system.damping * columns[spots]
+    )
+    if system.intercept:
+        found = found + roots[spots, None] * columns[n:]
+    return float((found - torch.eye(len(spots)).to(found)).abs().max())
 
 
 def refinement(system: System, left: Tensor) -> float:

@@ -1,0 +1,269 @@
+"""Which unlabelled pictures are worth labelling next, by a fitted model.
+
+What is asked of a picture follows what the model can do so far, as leave-one-out measures it (`acquisition.stage_of`):
+to stand for many others, to take much off the error bars of the others, or that where answers are open as well.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tangentune._torch import usual_torch
+from tangentune.errors import InputError
+from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.fitted import FittedModel, solved, with_rows
+from tangentune.estimators.regressor import TangentRegressor
+from tangentune.estimators.training_set import PictureReader, RowReader
+from tangentune.estimators.user_input import load_inputs, read_count
+from tangentune.kernels.feature_map import cross_kernel
+from tangentune.memory import warm_pages
+from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.acquisition import Stage, next_pictures, skill, stage_of
+from tangentune.solvers.calibration import probabilities
+from tangentune.solvers.posterior import variance
+
+PORTION = 2_000  # unlabelled pictures that are held against one another at once
+MOST = PORTION // 2  # that can be asked for
+Tell = Callable[[str], None] | None
+
+
+@final
+@dataclass(frozen=True)
+class Suggestion:
+    """A picture worth labelling."""
+
+    id: str
+    position: int  # among the unlabelled pictures given
+    guess: Any  # the class, or the number, that the model predicts
+    probability: float | None  # of that class; None of numbers
+    margin: float | None  # by which it is likelier than the next class
+    unseen: float  # share of the prior variance that the labelled pictures leave open: 1 is like none of them
+
+
+@final
+@dataclass(frozen=True)
+class Suggestions:
+    """What to label next, most useful first, and why these."""
+
+    pictures: tuple[Suggestion, ...]
+    stage: Stage
+    skill: float  # of the model, by leave-one-out: 0 as good as guessing, 1 always right; R^2 of numbers
+    unlabelled: int  # pictures that were considered
+    known: int  # pictures left out because the model stands on an equal one
+    copies: int  # pictures left out because they equal another unlabelled one
+    portions: int  # they were held against one another in so many; 1 is all at once
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Kernels of m unlabelled pictures, less what a source takes of them, and what the model says of each."""
+
+    kernel: Tensor  # (m, m)
+    cross: Tensor  # (m, n) with the pictures of the model
+    scores: Tensor  # (m, C)
+
+
+def suggest_next(
+    estimator: TangentClassifier | TangentRegressor, X: Any, budget: int, tell: Tell = None
+) -> Suggestions:
+    """The unlabelled pictures of X that are worth labelling next, most useful first, none twice.
+
+    Args:
+        estimator: a fitted model, which stays as it is.
+        X: unlabelled pictures, as for `predict`.
+        budget: how many, up to 1,000.
+        tell: is told before the work what it will cost, if it is more than one pass over the pictures.
+
+    Cost: rows of each picture, again for each block of rows that does not fit into memory; for m pictures up to 2,000
+    the kernel m^2 and m^2 a choice. More are taken in portions, whose winners meet in a last one.
+
+    Raises:
+        InputError: budget or pictures cannot be used, or the model was saved without its pictures.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from tangentune import Backbone
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+        >>> model = TangentClassifier(Backbone(network)).fit(x[:20], x[:20, 0] > 0)
+        >>> found = suggest_next(model, x[20:], 3)
+        >>> len({one.position for one in found.pictures}), found.unlabelled
+        (3, 40)
+    """
+    if not hasattr(estimator, "fitted_"):
+        raise InputError("this model is not fitted yet, and has no opinion of what to label; fit it first")
+    fitted = estimator.fitted_
+    _check_budget(budget)
+    fitted.check_pictures()
+    pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
+    batch = read_count(estimator.get_params(deep=False), "batch_size")
+    reader = PictureReader(fitted.backbone, batch, fitted.feature_map.mirrored, int(estimator.verbose))
+    return suggest_from(fitted, reader, pictures, budget, tell)
+
+
+@usual_torch
+def suggest_from(
+    fitted: FittedModel, reader: PictureReader, pictures: Pictures, budget: int, tell: Tell = None
+) -> Suggestions:
+    """The same for a fitted model by itself, and pictures that are loaded."""
+    _check_budget(budget)
+    fitted = with_rows(replace(fitted, solution=solved(fitted)), reader)
+    places, known = _distinct(fitted, pictures)
+    count = len(places)
+    if not count:
+        raise InputError(
+            f"the model stands on all {len(pictures)} of these pictures already; give some that it does not"
+        )
+    if budget > count:
+        warnings.warn(
+            f"there are {count} different unlabelled pictures, fewer than the {budget} asked for", stacklevel=2
+        )
+    stage, measured = _stage(fitted)
+    block = max(1, fitted.room // _row_bytes(fitted, reader, pictures))
+    if tell is not None and (sentence := _cost(count, min(budget, count), block)):
+        tell(sentence)
+    rounds, left = 0, places
+    with warm_pages(), torch.no_grad():
+        while len(left) > PORTION:
+            parts = -(-len(left) // PORTION)  # each a mixture: files lie in the order of their names
+            chosen = [_best(fitted, reader, pictures, left[k::parts], budget, stage)[0] for k in range(parts)]
+            rounds, left = rounds + parts, np.sort(np.concatenate(chosen))
+        chosen, found = _best(fitted, reader, pictures, left, budget, stage)
+        rows = _described(fitted, pictures, chosen, left, found)
+    return Suggestions(rows, stage, measured, count, known, len(pictures) - known - count, rounds + 1)
+
+
+def _check_budget(budget: int) -> None:
+    if not 1 <= budget <= MOST:
+        again = f"ask for 1 to {MOST:,} pictures at a time, and again once they are labelled"
+        raise InputError(f"the budget is {budget}; {again}")
+
+
+def reason(found: Suggestions) -> str:
+    """Why these pictures, in a sentence."""
+    measured = f"by leave-one-out the model is {max(0.0, found.skill):.0%} of the way from guessing to always right"
+    why = {
+        "typical": f"{measured}, so these are typical pictures, which stand for many others",
+        "variance": "these are the pictures whose labels would take most off the error bars of all",
+        "doubt": f"{measured}, so these are pictures whose labels would say most about answers that are open",
+    }[found.stage]
+    return why[0].upper() + why[1:] + "."
+
+
+def candidates(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> Candidates:
+    """Kernels of unlabelled pictures, their rows block by block as memory allows."""
+    training, new, ours = fitted.training, RowReader(fitted.feature_map, reader.open, fitted.room), fitted.rows(reader)
+    m, active = len(pictures), torch.from_numpy(fitted.active.positions).to(training.kernel.device)
+    step = max(1, min(m, fitted.room // _row_bytes(fitted, reader, pictures)))
+    kernel, cross = training.kernel.new_empty(m, m), training.kernel.new_empty(m, len(active))
+    source, solution = training.source, solved(fitted)
+    crossed = None if source is None else training.kernel.new_empty(m, len(source.pictures))
+    settings: dict[str, Any] = {"unit": "row", "delay": 1.0, "disable": not reader.verbose}
+    with tqdm(total=_passes(m, step), desc="comparing pictures", **settings) as bar:
+        for start in range(0, m, step):
+            here = slice(start, min(start + step, m))
+            rows = new.collect(pictures.select(here))
+            cross[here] = ours.cross(rows, training)[:, active]
+            if source is not None and crossed is not None:
+                crossed[here] = ours.cross(rows, source.pictures)
+            kernel[here, here] = cross_kernel(fitted.feature_map, rows)
+            bar.update(len(rows))
+            for before in range(0, start, step):
+                there = slice(before, before + step)
+                block = cross_kernel(fitted.feature_map, rows, new.collect(pictures.select(there)))
+                kernel[here, there], kernel[there, here] = block, block.T
+                bar.update(step)
+    offset = solution.system.bias
+    if source is not None and crossed is not None:
+        alone = solution.targets.source
+        assert alone is not None
+        offset = offset + crossed @ source.prior.response @ alone.labels
+        kernel, cross = source.left(kernel, crossed, crossed), source.left(cross, crossed, source.cross[active])
+    return Candidates(kernel, cross, cross @ solution.system.dual + offset)
+
+
+def _best(
+    fitted: FittedModel, reader: PictureReader, pictures: Pictures, places: NDArray, budget: int, stage: Stage
+) -> tuple[NDArray[np.int64], Candidates]:
+    """Positions of the best of some pictures, and the kernels of all of these."""
+    found, system = candidates(fitted, reader, pictures.select(places)), solved(fitted).system
+    margins = _margins(fitted, found.scores)[1] if stage == "doubt" else None
+    count = min(budget, len(places))
+    return places[next_pictures(system, found.cross, found.kernel, count, stage, margins)], found
+
+
+def _distinct(fitted: FittedModel, pictures: Pictures) -> tuple[NDArray[np.int64], int]:
+    """Positions of the pictures that the model does not stand on, one of several equal ones; how many it stands on."""
+    if pictures.pixels.dim() != 4:  # vectors may be equal by chance
+        return np.arange(len(pictures)), 0
+    known = np.array([bool(same) for same in fitted.copies_of(pictures)], bool)
+    first = np.unique(np.array(pictures.digests), return_index=True)[1]
+    return np.setdiff1d(first, np.flatnonzero(known)), int(known.sum())
+
+
+def _stage(fitted: FittedModel) -> tuple[Stage, float]:
+    """The criterion, and the skill that decided it."""
+    solution = solved(fitted)
+    if solution.targets.classes is None:
+        return stage_of(fitted.outcome.score, doubts=False), fitted.outcome.score
+    kept = solution.targets.weights > 0
+    found = skill(solution.loo.cpu()[kept], solution.targets.targets.argmax(1)[kept])
+    return stage_of(found), found
+
+
+def _margins(fitted: FittedModel, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (m, C) and margins (m,), by the temperature of leave-one-out."""
+    proba = probabilities(scores, fitted.outcome.temperature)
+    top = proba.topk(2, 1).values
+    return proba, top[:, 0] - top[:, 1]
+
+
+def _described(
+    fitted: FittedModel, pictures: Pictures, chosen: NDArray, places: NDArray, found: Candidates
+) -> tuple[Suggestion, ...]:
+    """What the model says of the chosen ones."""
+    rows = torch.from_numpy(np.searchsorted(places, chosen))
+    scores, own, cross = found.scores[rows], found.kernel.diagonal()[rows], found.cross[rows]
+    unseen = (variance(solved(fitted).system, cross, own) / own.clamp_min(1e-300)).tolist()
+    names, places_, guesses = [pictures.ids[i] for i in chosen], chosen.tolist(), scores.squeeze(1).tolist()
+    sure: list[float | None] = [None] * len(names)
+    margins = sure
+    if len(fitted.outcome.classes):
+        proba, apart = _margins(fitted, scores)
+        guesses = fitted.outcome.classes[proba.argmax(1).numpy()].tolist()
+        sure, margins = proba.max(1).values.tolist(), apart.tolist()
+    return tuple(Suggestion(*row) for row in zip(names, places_, guesses, sure, margins, unseen, strict=True))
+
+
+def _row_bytes(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> int:
+    return max(1, RowReader(fitted.feature_map, reader.open, fitted.room).one_row_bytes(pictures))
+
+
+def _cost(count: int, budget: int, block: int) -> str:
+    """What it will cost beyond one pass, in words; nothing where it is not more."""
+    left, passes = count, 0
+    while left > PORTION:
+        parts = -(-left // PORTION)
+        passes += parts * _passes(-(-left // parts), block)
+        left = parts * budget
+    passes += _passes(left, block)
+    if passes <= 1.5 * count:
+        return ""
+    how = f", in portions of at most {PORTION:,}, whose best meet in a last one" if count > PORTION else ""
+    return f"{count:,} unlabelled pictures are held against one another{how}: {passes:,} rows are taken"
+
+
+def _passes(count: int, block: int) -> int:
+    """Rows taken for a kernel of so many pictures, of which `block` fit into memory."""
+    blocks = -(-count // block)
+    return count + block * (blocks * (blocks - 1) // 2)
