@@ -41,12 +41,15 @@ class Visit:
 
     def __init__(self, browser: Any, address: str, **options: Any):
         self.context = browser.new_context(bypass_csp=False, **options)
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(30_000)
         self.page, self.said = self.context.new_page(), list[str]()
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector("#figures")
+        self.page.wait_for_load_state(
+            "networkidle"
+        )  # the first document only leads on to this one, its style and script
 
     def figure(self, key: str) -> str:
         return self.page.inner_text(f"#figure-{key} b")
