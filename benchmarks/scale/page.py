@@ -1,0 +1,67 @@
+"""Page of the study of what fits cost as pictures grow: `python -m benchmarks.scale.page`."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks import record
+from benchmarks.record import Row, markdown_table
+from benchmarks.scale.run import NAME
+from benchmarks.study import publishing
+
+
+def publish() -> None:
+    """docs/results/scale.md, and its plot."""
+    found = record.load(NAME)
+    costs = sorted(found.get("costs", []), key=lambda row: row["pictures"])
+    pairs: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in found["choices"]:
+        pairs.setdefault((row["key"]["set"], row["key"]["seed"]), {})[row["key"]["chosen_on"]] = row
+    both = {key: pair for key, pair in pairs.items() if len(pair) == 2}
+    parts = {"costs": markdown_table([cost(row) for row in costs])}
+    parts["choices"] = markdown_table([compared(*key, pair["all"], pair["a part"]) for key, pair in both.items()])
+    record.write_page(NAME, __file__, parts, {NAME: plot(costs)})
+
+
+def share(row: Row, stage: str) -> float:
+    """Of the seconds of a fit, what a stage took."""
+    return sum(one["seconds"] for one in row["stages"] if one["stage"] == stage) / row["seconds"]
+
+
+def cost(row: Row) -> Row:
+    """One line of the table of costs."""
+    epochs = row["seconds"] / row["pictures"] / row["tuning_seconds_a_picture"]
+    out = {"pictures": f"{row['pictures']:,}", "seconds": f"{row['seconds']:.0f}"}
+    out |= {"as epochs of fine-tuning": f"{epochs:.1f}", "selection": f"{share(row, 'selection'):.0%}"}
+    out |= {"peak GiB": f"{row['seen_bytes'] / 2**30:.1f}", "promised s": f"{row['planned_seconds']:.0f}"}
+    out |= {"promised GiB": f"{row['planned_bytes'] / 2**30:.1f}"}
+    return out | {"accuracy": f"{row['accuracy']:.3f}", "leave-one-out": f"{row['loo_accuracy']:.3f}"}
+
+
+def compared(name: str, seed: int, whole: Row, part: Row) -> Row:
+    """One line of the table of choices."""
+    out: Row = {"set": name, "seed": seed}
+    for title, what, spec in (("seconds", "seconds", ".0f"), ("squared error", "error", ".3f")):
+        out[title] = f"{whole[what]:{spec}} to {part[what]:{spec}}"
+    out["leave-one-out error"] = f"{whole['loo_error']:.3f} to {part['loo_error']:.3f}"
+    out["accuracy"] = f"{whole['accuracy']:.3f} to {part['accuracy']:.3f}"
+    return out | {"selection": f"{share(whole, 'selection'):.0%} to {share(part, 'selection'):.0%}"}
+
+
+def plot(costs: list[Row]) -> Figure:
+    """Processor seconds against pictures."""
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    counts = [row["pictures"] for row in costs]
+    epoch = [row["pictures"] * row["tuning_seconds_a_picture"] for row in costs]
+    axes.loglog(counts, [row["seconds"] for row in costs], "o-", label="a fit, everything chosen")
+    for count, style in ((1, ":"), (15, "--")):
+        words = f"{count} epoch{'s' * (count > 1)} of fine-tuning"
+        axes.loglog(counts, [count * seconds for seconds in epoch], style, color="gray", label=words)
+    axes.set(xlabel="pictures", ylabel="processor seconds")
+    axes.legend(frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    publishing(publish, __doc__)
