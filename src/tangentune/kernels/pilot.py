@@ -53,7 +53,8 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """Choose the first block by the criterion on the pictures of `index`.
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it costs
-    least. Of many pictures the best: what early blocks are worth grows with the pictures. The plain metric and unmirrored pictures decide the same for a third of the cost.
+    least. Of many pictures the best: what early blocks are worth grows with the pictures. The plain metric and
+    unmirrored pictures decide the same for a third of the cost.
     """
     settings = job.settings
     blocks: dict[str, Tensor] = {}
