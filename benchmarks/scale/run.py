@@ -59,11 +59,12 @@ def child(key: Row) -> Row:
     x = next(iter(new.batches(backbone.contract, TIMED, backbone.dtype, backbone.device)))
     x, module = x.contiguous(memory_format=torch.channels_last), backbone.module
     module.requires_grad_(True)
-    spent: dict[str, float] = {}
+    taken = list[float]()
     for _ in range(2):  # the first one finds its kernels
         with stopwatch() as spent:
             backbone.feature_function(module, x).sum().backward()
-    return out | {"tuning_seconds_a_picture": spent["cpu_seconds"] / TIMED}
+        taken.append(spent["cpu_seconds"] / TIMED)
+    return out | {"tuning_seconds_a_picture": taken[-1]}
 
 
 def measure(key: Row) -> Row:
