@@ -216,6 +216,12 @@ def test_another_model_with_a_longer_name_keeps_what_its_writer_writes(place: Pa
     assert other.exists()
 
 
+def test_what_an_earlier_version_left_of_a_page_goes_with_the_next_edit(place: Path) -> None:
+    (place / ".report.html.partial").write_text(SECRET, encoding="utf-8")
+    TangentClassifier.from_pretrained(place).forget(SECRET).save_pretrained(place)
+    assert not seen(place.parent, SECRET.encode())
+
+
 def test_a_report_of_the_model_itself_is_written(place: Path) -> None:
     model = TangentClassifier.from_pretrained(place).forget(SECRET)
     model.save_pretrained(place)

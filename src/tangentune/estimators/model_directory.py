@@ -40,6 +40,7 @@ PICTURES, ROWS, AUDIT = "pictures.safetensors", "rows.safetensors", "audit.jsonl
 ENVELOPE = ("format", "format_version", "tensors", "pictures", "edits", "card_sha256", "config_sha256")
 _OURS = re.compile(
     rf"{CONFIG}|{TENSORS}|{CARD}|{REPORT}|{PICTURES}|{ROWS}|{AUDIT}|\.({REPORT}|{ROWS})\.[0-9a-f]{{12}}\.part"
+    rf"|\.{REPORT}\.partial"  # as an earlier version left it
 )
 _READ_ATTEMPTS = 5
 
