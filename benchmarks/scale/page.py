@@ -59,6 +59,8 @@ def plot(costs: list[Row]) -> Figure:
         words = f"{count} epoch{'s' * (count > 1)} of fine-tuning"
         axes.loglog(counts, [count * seconds for seconds in epoch], style, color="gray", label=words)
     axes.set(xlabel="pictures", ylabel="processor seconds")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
     axes.legend(frameon=False)
     return figure
 

@@ -134,7 +134,7 @@ def twin(work, *given):  # of this process, which itself never plans or fits
     return told
 
 found = twin(smallest)
-for spare in (8, 16, 32, 64):
+for spare in (8, 16, 32, 64, 128, 256):
     if highest := twin(largest, found + spare):
         break
 print(found + spare, highest)
