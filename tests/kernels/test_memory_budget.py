@@ -143,7 +143,7 @@ print(found + spare, highest)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are those of /proc")
 @pytest.mark.parametrize(("n", "size", "options"), [
-    (150, 64, {"likelihood": "laplace"}),
+    (150, 64, {"likelihood": "laplace", "augment": None, "outer_steps": 0}),
     *(pytest.param(300, 64, options, marks=pytest.mark.slow) for options in (
         {}, {"likelihood": "laplace"}, {"likelihood": "dirichlet"}, {"probes": 200, "subset": "last:1"},
         {"augment": "flip", "outer_steps": 8},
