@@ -38,7 +38,7 @@ from tangentune.pictures.pictures import Pictures
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
 DUAL = 64  # pictures that are predicted from the kernel after an edit, before the primal weights are summed for more
-UNDO_BYTES = 2**29  # that solutions of former edits may take, so that those are taken back without solving
+UNDO_BYTES = 2**27  # that solutions of former edits may take: touching more memory for the first time slows edits down
 
 
 @final
