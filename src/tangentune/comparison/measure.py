@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tangentune._checks import number
 from tangentune._files import plain
 from tangentune._version import __version__
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.summary import Cell, pack_right
-from tangentune.errors import InputError, TangentuneError, first_line
+from tangentune.errors import InputError, TangentuneError, first_line, number
 from tangentune.estimators.scores import class_scores
 from tangentune.memory import Meter, reset_peak, warm_pages
 from tangentune.networks.backbone import Backbone

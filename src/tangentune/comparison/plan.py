@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tangentune._checks import listed, whole
 from tangentune.comparison.methods import METHODS
-from tangentune.errors import InputError
+from tangentune.errors import InputError, listed, whole
 
 ALL = "all"
 Shots = int | str  # a number of pictures a class, or ALL

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tangentune._checks import is_number
+from tangentune.errors import is_number
 
 Check = Callable[[Any, str], None]  # of a value and of where it stands
 _LARGEST = 1e300  # JSON holds numbers that no float does

@@ -17,8 +17,7 @@ from sklearn.utils.validation import check_random_state, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tangentune._checks import number, whole
-from tangentune.errors import InputError
+from tangentune.errors import InputError, number, whole
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import default_budget, parse_bytes, resident_bytes

@@ -12,9 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from tangentune._checks import listed, number
 from tangentune._torch import usual_torch
-from tangentune.errors import BackboneError, InputError, first_line
+from tangentune.errors import BackboneError, InputError, first_line, listed, number
 from tangentune.networks import hubs
 from tangentune.networks.determinism import check_fixed_function, close, refuse_not_finite, sample_input
 from tangentune.networks.features import Extractor, FeatureFunction, Loaded, Tap, extractor, own_output

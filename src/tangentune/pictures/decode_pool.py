@@ -17,8 +17,7 @@ from joblib import Parallel, cpu_count, delayed
 from joblib.parallel import LokyBackend
 from numpy.typing import NDArray
 
-from tangentune._checks import whole
-from tangentune.errors import InputError, PictureError
+from tangentune.errors import InputError, PictureError, whole
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.cost import pillow_settings, use_settings
 from tangentune.pictures.decode import try_decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from tangentune._checks import check_counts, check_numbers, check_positive, check_shares, check_words
+from tangentune.errors import check_counts, check_numbers, check_positive, check_shares, check_words
 
 HeadStart = Literal["zero", "probe", "calibrated_probe", "random"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from tangentune._checks import check_numbers, check_positive, check_shares, check_words
-from tangentune.errors import InputError
+from tangentune.errors import InputError, check_numbers, check_positive, check_shares, check_words
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, final
 
-from tangentune._checks import check_counts, check_positive, check_shares, check_words, is_number
-from tangentune.errors import InputError
+from tangentune.errors import InputError, check_counts, check_positive, check_shares, check_words, is_number
 
 RATES = {"sgd": 0.3, "kfac": 0.3, "adam": 1e-4}
 _QUADRATIC = ("dual", "pcg")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
-from tangentune._checks import check_counts, check_positive, check_words, is_number
-from tangentune.errors import InputError
+from tangentune.errors import InputError, check_counts, check_positive, check_words, is_number
 from tangentune.kernels.output_gram import Outputs
 from tangentune.memory import parse_bytes
 from tangentune.methods.ntk.evidence import Scale

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune._checks import check_counts
 from tangentune._files import from_json, plain, replaced_file, user_path
-from tangentune.errors import InputError, PictureError, StoreError
+from tangentune.errors import InputError, PictureError, StoreError, check_counts
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
 from tangentune.methods.source_selection.manifest import file_digest, picture_names

@@ -6,8 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, final
 
-from tangentune._checks import check_counts, check_numbers, check_positive, check_words, is_number
-from tangentune.errors import InputError
+from tangentune.errors import InputError, check_counts, check_numbers, check_positive, check_words, is_number
 
 # exp(-(1 - cosine) / COST_SCALE), and the penalty of the target masses: measured, docs/decisions/0014. The published
 # code has .1 and 100, and features that are not centred.
