@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import record
 from tangentune import Backbone, Pictures, TangentClassifier
-from tangentune.metrics import accuracy, nll
+from tangentune.solvers.metrics import accuracy, nll
 
 SCRATCH = record.ROOT / ".cache" / "scratch"
 # What every fit did when most studies were made; the defaults came later (docs/decisions/0018).

@@ -30,7 +30,7 @@ def rooms() -> list[str]:
 def sentence(room: str) -> str:
     """What a room says of itself: the first sentence of its docstring."""
     if room == GROUND:
-        return "errors.py, metrics.py, memory.py, _files.py: what every room may use."
+        return "errors.py, memory.py, _files.py: what every room may use."
     text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
 

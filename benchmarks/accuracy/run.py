@@ -17,7 +17,7 @@ from benchmarks.datasets import cifar_split
 from benchmarks.record import Row
 from benchmarks.study import STILL, begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import Backbone, TangentClassifier, load_backbone
-from tangentune.metrics import accuracy, ece, nll
+from tangentune.solvers.metrics import accuracy, ece, nll
 
 SIZE, TEST = 96, 2000
 

@@ -30,8 +30,8 @@ from benchmarks.study import STILL, labels_of, mean_features, network_inputs, st
 from tangentune import Backbone, Pictures, TangentClassifier, baselines, load_backbone, load_pictures
 from tangentune.memory import Meter
 from tangentune.methods.fine_tuning.validation import split_rows
-from tangentune.metrics import nll
 from tangentune.solvers.calibration import fit_temperature
+from tangentune.solvers.metrics import nll
 
 SIZE, SHOTS, POOL, TEST, FOREIGN = 96, 50, 600, 1000, 500  # POOL and the draws are those of benchmarks.few_shot
 TEST_SHARE = 1 / 3  # of the plankton, which come without a test set

@@ -22,7 +22,7 @@ from benchmarks.calibration.methods import Answer, groups, split_of
 from benchmarks.calibration.page import NAME, SEEDS, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, study_parser
-from tangentune import metrics
+from tangentune.solvers import metrics
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.study import stopwatch
 from tangentune import heads, ntk
-from tangentune.metrics import accuracy, ece, nll
 from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.metrics import accuracy, ece, nll
 
 FOLDS, SMALL = 5, 50  # all folds up to so many examples, one beyond
 LENGTHS = tuple(10 ** (k / 4) for k in range(-6, 7))  # of the RBF kernel, in median distances

@@ -20,7 +20,6 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from tangentune import metrics
 from tangentune.errors import StoreError
 from tangentune.estimators import card, summary
 from tangentune.pictures.contract import DataContract
@@ -28,6 +27,7 @@ from tangentune.pictures.pictures import Pictures
 from tangentune.reports import figures as plots
 from tangentune.reports import tables as report_tables
 from tangentune.reports.model_page import render_report, write_report
+from tangentune.solvers import metrics
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 

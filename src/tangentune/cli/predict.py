@@ -76,7 +76,7 @@ def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: A
     that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
     """
     from tangentune.estimators.scores import score_pictures
-    from tangentune.metrics import accuracy_interval
+    from tangentune.solvers.metrics import accuracy_interval
 
     read = reading(options)
     with working(quiet) as stdout:

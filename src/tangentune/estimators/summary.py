@@ -8,13 +8,13 @@ from typing import Any, Protocol, TypeGuard, final
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune import metrics
 from tangentune._version import __version__
 from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import edge_words, scale_words
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers import metrics
 
 SETTINGS = {
     "augment": "mirrored pictures",

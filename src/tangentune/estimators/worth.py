@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune.estimators.summary import Summary, nice_seconds
-from tangentune.metrics import r2
+from tangentune.solvers.metrics import r2
 
 CERTAIN = 1.96  # standard errors on either side of a 95 % interval
 

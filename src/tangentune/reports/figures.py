@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
-from tangentune.metrics import Reliability, accuracy_interval
+from tangentune.solvers.metrics import Reliability, accuracy_interval
 
 PALETTE = {
     "ink": "#1b2733",

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from tangentune import metrics
 from tangentune._torch import usual_torch
 from tangentune.errors import StoreError
 from tangentune.estimators.classifier import TangentClassifier
@@ -30,6 +29,7 @@ from tangentune.estimators.worth import next_steps, verdict
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
 from tangentune.reports.pages import Estimator, is_classifier, render, write_page
+from tangentune.solvers import metrics
 
 
 @usual_torch

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune import metrics
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
 from tangentune.reports.explanation import numbers_text
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
+from tangentune.solvers import metrics
 
 SUSPECTS = 24
 CLASSES_SHOWN = 30

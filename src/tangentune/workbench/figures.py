@@ -11,9 +11,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune import metrics
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel
+from tangentune.solvers import metrics
 
 
 @final

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tangentune.errors import BackboneError, InputError, diverged
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
-from tangentune.metrics import accuracy, nll
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.metrics import accuracy, nll
 
 
 @final

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as peer
 
-from tangentune import metrics
 from tangentune.errors import InputError
+from tangentune.solvers import metrics
 
 
 def table(n: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
