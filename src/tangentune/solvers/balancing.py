@@ -26,9 +26,9 @@ def views(system: System, classes: Tensor | None) -> Iterator[tuple[Tensor, Syst
     relative to its damping. One row a picture.
     """
     if classes is None:
-        yield torch.arange(system.pictures, device=system.kernel.device), system
+        yield torch.arange(system.pictures, device=system.targets.device), system
         return
-    classes, weighty = classes.to(system.kernel.device), system.weights > 0
+    classes, weighty = classes.to(system.targets.device), system.weights > 0
     if not bool(weighty.all()):  # without them nothing changes
         yield (~weighty).nonzero().flatten(), system
     counts, known = torch.bincount(classes[weighty]), dict[float, System]()
@@ -46,7 +46,7 @@ def without(system: System, classes: Tensor | None, gone: Tensor) -> System:
     """The problem, its weights those of a fit without the pictures at some positions; it still holds them. n^3."""
     if classes is None:
         return system
-    classes, stays = classes.to(system.kernel.device), system.weights > 0
+    classes, stays = classes.to(system.targets.device), system.weights > 0
     before = torch.bincount(classes[stays], minlength=system.targets.shape[1])
     stays[gone] = False
     left = torch.bincount(classes[stays], minlength=len(before))
@@ -58,9 +58,9 @@ def influence(system: System, classes: Tensor | None, cross: Tensor) -> Tensor:
     """`leave_out.influence`, (m, n, C), with what a picture does to the weights of the others."""
     if classes is None:
         return exact.influence(system, cross)
-    out = torch.empty(*cross.shape, system.targets.shape[1]).to(system.kernel)
+    out = torch.empty(*cross.shape, system.targets.shape[1]).to(system.targets)
     for members, other in views(system, classes):
-        through = design(other, cross) @ other.inverse[:, members]
+        through = design(other, cross) @ other.inverse[members].mT
         own = exact.scaled_residuals(other)[members, 0]
         moved = cross.to(system.dual) @ (system.dual - other.dual) + system.bias - other.bias
         out[:, members] = moved[:, None] + through[:, :, None] * own
@@ -77,7 +77,7 @@ def unique_information(system: System, classes: Tensor | None, cross: Tensor | N
     for members, other in views(system, classes):
         # f - f_-i has the coefficients `moved + s_i g_i`, s_i a column of D^1/2 W^-1.
         own, moved = exact.scaled_residuals(other)[members, 0], system.dual - other.dual
-        through = other.roots[:, None] * other.inverse[: len(system.kernel), members]
+        through = other.roots[:, None] * other.inverse[members].mT[: len(system.kernel)]
         spread = system.kernel @ through
         square = (moved * (system.kernel @ moved)).sum() + 2 * ((spread.mT @ moved) * own).sum(1)
         out[members] = square + (through * spread).sum(0) * own.square().sum(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import cholesky
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel, WeightedRows
 from tangentune.solvers.system import System, check_weights, design, refresh, with_inverse
 
 # Below this share of the weight, what stays determines the old inverse too poorly to start from it.
@@ -25,7 +26,7 @@ TILE = 128  # rows
 CORNER = "what an edit changes of the least-squares problem"
 
 
-def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> System:
+def remove(system: System, pictures: Tensor, kernel: Tensor | FeatureKernel | None = None) -> System:
     """The problem without some pictures, named by position; `k^2 R + R^3`, or a new solution where that is cheaper.
 
     `W'^-1 = W^-1_kk - W^-1_kR (W^-1_RR)^-1 W^-1_Rk` for the kept rows k, the intercept among them, and the removed R.
@@ -40,10 +41,15 @@ def remove(system: System, pictures: Tensor, kernel: Tensor | None = None) -> Sy
     kept = stays.nonzero().flatten()
     weights = system.weights[kept]
     check_weights(weights, system.width)
-    kernel = submatrix(system.kernel, kept) if kernel is None else kernel
+    if kernel is None:
+        kernel = _without(system.kernel, kept)
     targets = system.targets[kept]
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
         return refresh(system, kernel=kernel, targets=targets, weights=weights)
+    if isinstance(system.inverse, FeatureInverse) and isinstance(kernel, FeatureKernel):
+        inverse = system.inverse.changed(kernel, weights, kept, _own_rows(system, gone), _no_rows(system))
+        return with_inverse(system, inverse, kernel=kernel, targets=targets, weights=weights)
+    assert isinstance(system.inverse, Tensor)
     kept = _with_border(system, kept)
     factor = cholesky(system.inverse[gone][:, gone], CORNER, as_it_is=True)
     strip = torch.linalg.solve_triangular(factor, system.inverse[gone].index_select(1, kept), upper=False)
@@ -60,13 +66,15 @@ def append(
     own: Tensor,
     targets: Tensor,
     weights: Tensor | None = None,
-    kernel: Tensor | None = None,
+    kernel: Tensor | FeatureKernel | None = None,
 ) -> System:
     """The problem with k more pictures at the end; cost `N^2 k` for width 1.
 
     `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,);
-    `kernel` the whole one that they make, where that is at hand already.
+    `kernel` the whole one that they make, where that is at hand already. On feature rows use `append_rows`.
     """
+    assert isinstance(system.kernel, Tensor)
+    assert isinstance(system.inverse, Tensor)
     cross, own, targets = (tensor.to(system.kernel) for tensor in (cross, own, targets))
     weights = own.new_ones(len(own)) if weights is None else weights.to(own)
     _check_new(system, cross, own, targets, weights)
@@ -95,11 +103,27 @@ def append(
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
 
 
+def append_rows(system: System, kernel: FeatureKernel, targets: Tensor, weights: Tensor) -> System:
+    """The problem on feature rows with k more pictures at its end: their kernel, targets (k, C) and weights (k,).
+
+    Cost `(N D + D^2) k`.
+    """
+    old, inverse = len(system.kernel), system.inverse
+    assert isinstance(inverse, FeatureInverse)
+    targets, weights = torch.cat([system.targets, targets.to(system.targets)]), torch.cat([system.weights, weights])
+    places = torch.arange(old, len(kernel), device=weights.device)
+    new = WeightedRows(kernel.rows(places), weights[old:], targets[old:])
+    found = inverse.changed(kernel, weights, torch.arange(old, device=weights.device), _no_rows(system), new)
+    return with_inverse(system, found, kernel=kernel, targets=targets, weights=weights)
+
+
 def retarget(system: System, targets: Tensor) -> System:
     """The problem with other targets, (N, C) for any C; cost `N R C` for R rows that change, at most `N^2 C`."""
-    targets = targets.to(system.kernel)
+    targets = targets.to(system.targets)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         raise InputError(f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}")
+    if isinstance(system.inverse, FeatureInverse):
+        return with_inverse(system, system.inverse.retargeted(targets), targets=targets)
     if targets.shape != system.targets.shape:
         return with_inverse(system, system.inverse, targets=targets)
     changed = (targets != system.targets).any(1).nonzero().flatten()
@@ -115,7 +139,7 @@ def reweight(system: System, weights: Tensor) -> System:
 
     Their rows are taken out of the inverse and put back; where solving anew is cheaper, that.
     """
-    weights = weights.to(system.kernel)
+    weights = weights.to(system.targets)
     if weights.shape != system.weights.shape or not bool(torch.isfinite(weights).all()):
         raise InputError(f"weights must be {len(system.kernel)} finite numbers, one a row, not {tuple(weights.shape)}")
     check_weights(weights, system.width)
@@ -126,6 +150,12 @@ def reweight(system: System, weights: Tensor) -> System:
     share = system.weights[same].sum() / system.weights.sum()
     if 4 * len(changed) > len(weights) or share < LEAST_SHARE:
         return refresh(system, weights=weights)
+    if isinstance(system.inverse, FeatureInverse) and isinstance(system.kernel, FeatureKernel):
+        rows = system.kernel.rows(changed)
+        former, later = (WeightedRows(rows, one[changed], system.targets[changed]) for one in (system.weights, weights))
+        stays = torch.arange(len(weights), device=weights.device)
+        inverse = system.inverse.changed(system.kernel, weights, stays, former, later)
+        return with_inverse(system, inverse, weights=weights)
     return with_inverse(system, _reweighted(system, weights, changed), weights=weights)
 
 
@@ -133,11 +163,24 @@ def rows_of(system: System, pictures: Tensor) -> Tensor:
     """Rows of pictures, ascending, each once."""
     if pictures.dtype == torch.bool or pictures.is_floating_point():
         raise InputError(f"pictures are named by their positions, as integers, not by {pictures.dtype}")
-    found = torch.unique(pictures.to(system.kernel.device))
+    found = torch.unique(pictures.to(system.targets.device))
     if len(found) and not (found[0] >= 0 and found[-1] < system.pictures):
         wrong = int(found[0] if found[0] < 0 else found[-1])
         raise InputError(f"there is no picture {wrong}; positions go from 0 to {system.pictures - 1}")
     return (found[:, None] * system.width + torch.arange(system.width, device=found.device)).flatten()
+
+
+def _without(kernel: Tensor | FeatureKernel, kept: Tensor) -> Tensor | FeatureKernel:
+    return kernel.select(kept) if isinstance(kernel, FeatureKernel) else submatrix(kernel, kept)
+
+
+def _own_rows(system: System, index: Tensor) -> WeightedRows:
+    assert isinstance(system.kernel, FeatureKernel)
+    return WeightedRows(system.kernel.rows(index), system.weights[index], system.targets[index])
+
+
+def _no_rows(system: System) -> WeightedRows:
+    return _own_rows(system, torch.zeros(0, dtype=torch.int64, device=system.targets.device))
 
 
 def submatrix(matrix: Tensor, kept: Tensor) -> Tensor:
@@ -218,6 +261,8 @@ def _gather(out: NDArray, source: NDArray, positions: NDArray[np.int64], low: in
 
 def _reweighted(system: System, weights: Tensor, changed: Tensor) -> Tensor:
     """The inverse with other weights on some rows: taken out as by `remove`, put back in place as by `append`."""
+    assert isinstance(system.kernel, Tensor)
+    assert isinstance(system.inverse, Tensor)
     roots = weights.sqrt()
     out = _empty(system.inverse, len(system.inverse)).copy_(system.inverse)
     factor = cholesky(out[changed][:, changed], CORNER, as_it_is=True)

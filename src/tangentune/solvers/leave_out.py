@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import cholesky, solve
+from tangentune.solvers.low_rank import FeatureInverse
 from tangentune.solvers.system import System, checked_cross, design, refresh
 
 # Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
@@ -32,7 +33,7 @@ def leave_out(system: System, groups: Tensor) -> Tensor:
 
     `groups` (n,) integers, one a picture. Cost the sum of `R^3` over groups of R rows.
     """
-    groups = groups.to(system.kernel.device)
+    groups = groups.to(system.targets.device)
     if groups.shape != (system.pictures,) or groups.is_floating_point():
         raise InputError(f"groups must be {system.pictures} integers, one a picture, not {tuple(groups.shape)}")
     of_row = groups.repeat_interleave(system.width)
@@ -69,7 +70,7 @@ def pair_influence(system: System, picture: int) -> tuple[Tensor, Tensor]:
     a picture, and not a `light` one.
     """
     n, e = len(system.kernel), system.unknowns[: len(system.kernel)]
-    row, diagonal = system.inverse[picture, :n], system.inverse.diagonal()[:n]
+    row, diagonal = system.inverse[picture][:n], system.inverse.diagonal()[:n]
     own = diagonal[picture]
     minor = own * diagonal - row.square()
     minor[picture] = 1.0
@@ -102,8 +103,13 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
     else:
         # u - u_-i has coefficients s = [W^-1]_:I g, and s^T (A - damping) s with s^T A s = g^T [W^-1]_II g.
         n = len(system.kernel)
-        columns = system.inverse[:n, :n].unflatten(1, (system.pictures, system.width))
-        squares = diagonal_blocks(system) - system.damping * torch.einsum("knv,knw->nvw", columns, columns)
+        inverse = system.inverse
+        if isinstance(inverse, FeatureInverse):
+            squared = inverse.squared_diagonal()[:, None, None]
+        else:
+            columns = inverse[:n, :n].unflatten(1, (system.pictures, system.width))
+            squared = torch.einsum("knv,knw->nvw", columns, columns)
+        squares = diagonal_blocks(system) - system.damping * squared
     return torch.einsum("nvc,nvw,nwc->n", scaled, squares, scaled).clamp_min(0)
 
 
@@ -135,7 +141,7 @@ def mean_eigenvalue(system: System) -> float:
     trace, count = float(weights @ system.kernel.diagonal()), int((weights > 0).sum())
     if system.intercept:
         # The unit vector of the intercept is roots / |roots|.
-        trace, count = trace - float(weights @ system.kernel @ weights) / float(weights.sum()), count - 1
+        trace, count = trace - float(weights @ (system.kernel @ weights[:, None])) / float(weights.sum()), count - 1
     return trace / count
 
 
@@ -148,13 +154,17 @@ def scaled_residuals(system: System) -> Tensor:
 
 def diagonal_blocks(system: System) -> Tensor:
     """Blocks `[W^-1]_II` of all pictures, (n, width, width); a view."""
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.diagonal()[:-1, None, None]
     size, step = (system.pictures, system.width, system.width), len(system.inverse) + 1
     return system.inverse.as_strided(size, (system.width * step, step - 1, 1))
 
 
 def _through(system: System, cross: Tensor) -> Tensor:
     """`[k(x, X) D^1/2, 1] W^-1` by picture, (m, n, width)."""
-    reached = design(system, cross) @ system.inverse[:, : len(system.kernel)]
+    n, inverse = len(system.kernel), system.inverse
+    left = design(system, cross)
+    reached = left @ inverse[:, :n] if isinstance(inverse, Tensor) else (left @ inverse)[:, :n]
     return reached.unflatten(1, (system.pictures, system.width))
 
 
@@ -171,5 +181,5 @@ def _left_out(system: System, groups: Tensor, scaled: Tensor) -> Tensor:
         members = ((of_row == group) & (system.weights > 0)).nonzero().flatten()
         if len(members):
             mine = rows[of_row[rows] == group]
-            out[mine] -= design(system, system.kernel[mine]) @ (system.inverse[:, members] @ scaled[members])
+            out[mine] -= design(system, system.kernel[mine]) @ (system.inverse[members].mT @ scaled[members])
     return out

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.leave_out import LIGHT, loo
+from tangentune.solvers.low_rank import FeatureInverse
 from tangentune.solvers.system import System, design, fitted
+
+CHUNK = 1024  # rows of Q at once
 
 
 def squared(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -31,7 +34,10 @@ def weight_gradient(system: System, *, evaluate: Tensor | None = None) -> Tensor
         raise InputError(f"the weight gradient is for one row a picture, not {system.width}")
     shares = _shares(evaluate, system.targets)
     slope = shares[:, None] * (-2 * (system.targets - loo(system)))
-    sensitivity, heights = _sensitivity(system)
+    inverse = system.inverse
+    if isinstance(inverse, FeatureInverse):
+        return _on_features(inverse, slope, system.targets - fitted(system))
+    sensitivity, heights = _sensitivity(system, inverse)
     residuals = system.targets - fitted(system)
     left_out, pulled = residuals / heights[:, None], slope / heights[:, None]
     moved = (sensitivity @ pulled * residuals).sum(1)
@@ -41,7 +47,19 @@ def weight_gradient(system: System, *, evaluate: Tensor | None = None) -> Tensor
     return moved - (sensitivity * makers) @ along
 
 
-def _sensitivity(system: System) -> tuple[Tensor, Tensor]:
+def _on_features(inverse: FeatureInverse, slope: Tensor, residuals: Tensor) -> Tensor:
+    """The same where `Q = X M^-1 X^T`: some rows of it at once, n^2 D."""
+    weights = inverse.roots.square()
+    left = 1 - weights * inverse.heights
+    pulled, along = slope / left[:, None], (slope * residuals).sum(1) / left.square()
+    moved = (inverse.posterior(pulled) * residuals).sum(1)
+    out = moved - inverse.heights * along
+    for index in torch.arange(len(weights), device=weights.device).split(CHUNK):
+        out[index] += inverse.posterior_rows(index).square() @ (weights * along)
+    return out
+
+
+def _sensitivity(system: System, inverse: Tensor) -> tuple[Tensor, Tensor]:
     """Q, (n, n): how far predictions move by `a_j` times a residual; the posterior covariance over the damping.
 
     `D^-1/2 (I - damping [W^-1]) D^-1/2` where the weights allow it, by the kernel where they are near 0. With it h,
@@ -50,13 +68,14 @@ def _sensitivity(system: System) -> tuple[Tensor, Tensor]:
     n, roots = len(system.kernel), system.roots
     light = system.weights <= LIGHT * system.weights.max()
     safe = torch.where(light, 1.0, roots)
-    out = torch.eye(n).to(system.kernel) - system.damping * system.inverse[:n, :n]
+    assert isinstance(system.kernel, Tensor)
+    out = torch.eye(n).to(system.kernel) - system.damping * inverse[:n, :n]
     out = out / safe[:, None] / safe
     if bool(light.any()):
-        sides = design(system, system.kernel[light]) @ system.inverse
+        sides = design(system, system.kernel[light]) @ inverse
         out[light] = (system.kernel[light] - sides @ design(system, system.kernel).mT) / system.damping
         out[:, light] = out[light].mT
-    heavy = system.damping * system.inverse.diagonal()[:n]
+    heavy = system.damping * inverse.diagonal()[:n]
     return out, torch.where(light, 1 - out.diagonal() * system.weights, heavy)
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from tangentune.errors import InputError, SingularError
 from tangentune.solvers.factorisation import cholesky
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
 
 SPOTS = 32  # rows and columns
+SINGULAR = "damping {:g} leaves the least-squares problem singular; use a larger damping"
 
 
 @final
@@ -26,10 +28,12 @@ class System:
 
     One kernel for all outputs: width 1, C columns of targets. Logits, whose kernel `J J^T` couples outputs: width C,
     one column of residuals `y - f0`, no intercept; the tangent is `J^T c`.
+
+    Kernel and inverse are matrices, or, of very many pictures, what stands for them on feature rows (`low_rank.py`).
     """
 
-    kernel: Tensor  # (N, N) float64; N is the number of pictures times `width`
-    inverse: Tensor  # (N+1, N+1) of W, the intercept last; (N, N) without intercept
+    kernel: Tensor | FeatureKernel  # (N, N) float64; N is the number of pictures times `width`
+    inverse: Tensor | FeatureInverse  # (N+1, N+1) of W, the intercept last; (N, N) without intercept
     targets: Tensor  # (N, C)
     weights: Tensor  # (N,) a, not negative; 0 leaves the row out
     damping: float  # positive, absolute
@@ -57,7 +61,7 @@ class System:
 
 
 def build(
-    kernel: Tensor,
+    kernel: Tensor | FeatureKernel,
     targets: Tensor,
     damping: float,
     weights: Tensor | None = None,
@@ -68,7 +72,10 @@ def build(
     """Solve a problem and invert its matrix: one Cholesky factorisation, N^3 multiply-adds in all.
 
     Kernel (N, N) positive semi-definite, targets (N, C), damping absolute, weights (N,) not negative, None being ones.
+    On D features a row, with an intercept and one row a picture, N D^2 + D^3.
     """
+    if isinstance(kernel, FeatureKernel):
+        return _build_on_features(kernel, targets.double(), damping, weights)
     kernel, targets = kernel.double(), targets.to(kernel.device, torch.float64)
     weights = kernel.new_ones(len(kernel)) if weights is None else weights.to(kernel)
     _check(kernel, targets, weights, damping, width)
@@ -78,9 +85,7 @@ def build(
     try:
         factor = cholesky(matrix, "the least-squares problem", as_it_is=True)
     except SingularError as error:
-        raise SingularError(
-            f"damping {damping:g} leaves the least-squares problem singular; use a larger damping"
-        ) from error
+        raise SingularError(SINGULAR.format(damping)) from error
     inverse = torch.cholesky_inverse(factor)
     inverse = _bordered(inverse, roots) if intercept else inverse
     # Dual and bias follow.
@@ -88,16 +93,36 @@ def build(
     return with_inverse(unsolved, inverse)
 
 
+def _build_on_features(kernel: FeatureKernel, targets: Tensor, damping: float, weights: Tensor | None) -> System:
+    weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
+    _check(kernel, targets, weights, damping, 1)
+    try:
+        inverse = FeatureInverse.of(kernel, targets, weights, damping)
+    except SingularError as error:
+        raise SingularError(SINGULAR.format(damping)) from error
+    return with_inverse(System(kernel, inverse, targets, weights, damping, True, 1, targets, targets[0]), inverse)
+
+
 def refresh(system: System, **changes: Any) -> System:
-    """The same problem, or one with `changes`, solved anew from its kernel: rounding gathered by edits is gone."""
+    """The same problem, or one with `changes`, solved anew from its kernel: rounding gathered by edits is gone.
+
+    Feature rows that are the same at another damping keep their sums.
+    """
     new = replace(system, **changes)
+    if isinstance(system.inverse, FeatureInverse) and changes.keys() == {"damping"}:
+        return with_inverse(new, system.inverse.at(new.damping))
     return build(new.kernel, new.targets, new.damping, new.weights, intercept=new.intercept, width=new.width)
 
 
-def with_inverse(system: System, inverse: Tensor, unknowns: Tensor | None = None, **changes: Any) -> System:
+def with_inverse(
+    system: System, inverse: Tensor | FeatureInverse, unknowns: Tensor | None = None, **changes: Any
+) -> System:
     """The problem with `changes` of its fields, whose inverse is known; finding `unknowns` `[e; b]` costs N^2 C."""
     new = replace(system, inverse=inverse, **changes)
     n, roots = len(new.kernel), new.roots[:, None]
+    if isinstance(inverse, FeatureInverse):  # of each picture, its weighted residual over the damping
+        dual = new.weights[:, None] * (new.targets - inverse.fitted()) / new.damping
+        return replace(new, dual=dual, bias=inverse.coef[0])
     if unknowns is None:
         unknowns = inverse[:, :n] @ (roots * new.targets)
     bias = unknowns[n] if new.intercept else torch.zeros_like(new.targets[0])
@@ -115,12 +140,12 @@ def checked_cross(system: System, cross: Tensor) -> Tensor:
     n = len(system.kernel)
     if cross.dim() != 2 or cross.shape[1] != n:
         raise InputError(f"the kernel with the {n} rows of the system must be (m, {n}), not {tuple(cross.shape)}")
-    return cross.to(system.kernel)
+    return cross.to(system.targets)
 
 
 def fitted(system: System) -> Tensor:
     """Predictions at the training pictures, (N, C); N^2 C."""
-    return torch.addmm(system.bias, system.kernel, system.dual)
+    return system.kernel @ system.dual + system.bias
 
 
 def residual(system: System, *, inverse: bool = True) -> tuple[float, Tensor]:
@@ -128,10 +153,12 @@ def residual(system: System, *, inverse: bool = True) -> tuple[float, Tensor]:
 
     The larger of `|W (W^-1 z) - z| / |z|` and `|W [e; b] - [D^1/2 y; 0]| / |D^1/2 y|`. Rounding alone gives about the
     condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits. What the
-    solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it.
+    solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it. On feature rows the same of their normal equations, D^2 C.
     """
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.error(check_inverse=inverse)
     n, tiny = len(system.kernel), torch.finfo(torch.float64).tiny
-    right = system.kernel.new_zeros(len(system.inverse), system.targets.shape[1])
+    right = system.targets.new_zeros(len(system.inverse), system.targets.shape[1])
     right[:n] = system.roots[:, None] * system.targets
     found, wanted = system.unknowns, right
     if inverse:
@@ -151,6 +178,8 @@ def spot_check(system: System) -> float:
     """
     n, roots = len(system.kernel), system.roots
     spots = torch.linspace(0, n - 1, min(n, SPOTS), dtype=torch.float64).long().unique().to(roots.device)
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.error()[0]
     columns = system.inverse[spots].mT
     found = (
         roots[spots, None] * (system.kernel[spots] @ (roots[:, None] * columns[:n])) + system.damping * columns[spots]
@@ -165,6 +194,8 @@ def refinement(system: System, left: Tensor) -> float:
 
     `left` is what the solution leaves by `residual`.
     """
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.refinement(left)
     step = system.inverse @ left
     largest = system.dual.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
@@ -190,9 +221,9 @@ def _bordered(inverse: Tensor, roots: Tensor) -> Tensor:
     return out
 
 
-def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, width: int) -> None:
+def _check(kernel: Tensor | FeatureKernel, targets: Tensor, weights: Tensor, damping: float, width: int) -> None:
     n = len(kernel)
-    if kernel.shape != (n, n) or width < 1 or n % width:
+    if isinstance(kernel, Tensor) and (kernel.shape != (n, n) or width < 1 or n % width):
         shape = tuple(kernel.shape)
         raise InputError(f"the kernel of pictures with {width} rows each is square and a multiple of it, not {shape}")
     if targets.dim() != 2 or len(targets) != n or weights.shape != (n,):
@@ -201,7 +232,7 @@ def _check(kernel: Tensor, targets: Tensor, weights: Tensor, damping: float, wid
             f"{tuple(weights.shape)}"
         )
     for name, tensor in (("kernel", kernel), ("targets", targets), ("weights", weights)):
-        if not bool(torch.isfinite(tensor).all()):
+        if isinstance(tensor, Tensor) and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"the {name} must be finite; look for broken pictures or an overflowing network")
     if not damping > 0:
         raise InputError(f"damping is {damping}; it must be positive")

@@ -138,6 +138,7 @@ def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     weighty = roots > 0
     d = torch.where(weighty, roots, 1.0)
     residuals = torch.where(weighty, e / (h * d), 0.0)
+    assert isinstance(system.inverse, Tensor)
     v = system.inverse[:n, :n] @ (roots * seen)
     slope = (roots * seen).T @ e - maker.T @ labels
     change = v * (residuals @ slope.T) / d

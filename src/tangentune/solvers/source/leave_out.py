@@ -49,6 +49,7 @@ def target_loo(system: System, source: SourcePrediction) -> Tensor:
     # R_i - g[R]_i is the leave-one-out residual (W^-1 D^1/2 R)_i / ([W^-1]_ii d_i), d the roots of the weights. At
     # weight 0 it is 0 / 0, and the label is not in the coupling: no correction.
     n, roots = len(source.response), system.roots
+    assert isinstance(system.inverse, Tensor)
     residual = system.inverse[:n, :n] @ (roots[:, None] * source.response)
     heights = (system.inverse.diagonal()[:n] * roots)[:, None]
     residual = torch.where(heights > 0, residual / heights.clamp_min(torch.finfo(residual.dtype).tiny), 0.0)
