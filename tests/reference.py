@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tangentune.estimators.training_set import TrainingSet
 from tangentune.jacobian.rows import RowPlan, batch_rows
+from tangentune.solvers.system import System
 
 
 def forward(module: nn.Module, x: Tensor) -> Tensor:
@@ -126,3 +128,15 @@ def explicit_jacobian(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
         for name, g in zip(params, grads, strict=True):
             rows[name].append(g)
     return {name: torch.stack(r).reshape(*output.shape, *params[name].shape) for name, r in rows.items()}
+
+
+def kernel_of(holder: System | TrainingSet) -> Tensor:
+    """The kernel of what holds it as a matrix."""
+    assert isinstance(holder.kernel, Tensor)
+    return holder.kernel
+
+
+def inverse_of(system: System) -> Tensor:
+    """The inverse of such a problem."""
+    assert isinstance(system.inverse, Tensor)
+    return system.inverse

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tangentune import TangentClassifier, TangentRegressor, load_pictures, metrics
+from tangentune import TangentClassifier, TangentRegressor, load_pictures
 from tangentune.cli.app import main
 from tangentune.cli.fit import fit
 from tangentune.cli.options import estimator_defaults
 from tangentune.errors import TangentuneError
+from tangentune.solvers import metrics
 
 CLASSES = ("Ciliophora", "Dinoflagellata", "Tripos")
 QUICK = ["--size", "32", "--n-jobs", "1"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tangentune import Backbone, Pictures, TangentClassifier, metrics
+from tangentune import Backbone, Pictures, TangentClassifier
 from tangentune.comparison import Comparison, compare
 from tangentune.comparison.measure import class_labels, draw, split_test
 from tangentune.comparison.methods import METHODS, FittedMethod, Method, MethodSettings
@@ -25,6 +25,7 @@ from tangentune.errors import InputError, StoreError
 from tangentune.methods.fine_tuning import FineTuneSettings, sweep
 from tangentune.methods.gradient_features import GradientFeatureSettings, fit_gradient_features
 from tangentune.methods.lqf import LQFSettings, fit_lqf
+from tangentune.solvers import metrics
 
 LABELS = np.array(["ant"] * 20 + ["bee"] * 9 + ["cow"] * 31)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import closeness
+from reference import closeness, kernel_of
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, WhiteKernel
 from torch import Tensor
@@ -81,7 +81,7 @@ def test_far_away_the_prior_comes_back(intercept: bool) -> None:
     x, _, targets, _ = problem(30)
     system = build(x @ x.T, targets, 0.5, intercept=intercept)
     unseen = variance(system, torch.zeros(1, N, dtype=F64), torch.full((1,), 9.0, dtype=F64))
-    solved = torch.linalg.inv(system.kernel + 0.5 * torch.eye(N, dtype=F64))
+    solved = torch.linalg.inv(kernel_of(system) + 0.5 * torch.eye(N, dtype=F64))
     assert float(unseen) == pytest.approx(9 + (float(1 / solved.sum()) if intercept else 0), rel=1e-10)
     # In five dimensions the span is known, a sixth is not: its whole length counts.
     x, new, targets, _ = problem(5)
@@ -192,4 +192,4 @@ def test_bad_calls_are_refused() -> None:
     with pytest.raises(InputError, match="that of the new rows"):
         covariance(system, new @ x.T, new.square().sum(1))
     with pytest.raises(InputError, match="at least one function"):
-        sample(targets, system.kernel, torch.ones(3), 0, torch.Generator())
+        sample(targets, kernel_of(system), torch.ones(3), 0, torch.Generator())

@@ -130,6 +130,8 @@ _HELP = {
     "regression": "Labels are numbers, as in a CSV file with columns path,label.",
     "outer_steps": "Minibatch steps towards the labels before the network is linearised, cross-fitted: a whole number "
     "(with 0 no label enters the features), or loo, as many as leave-one-out finds best.",
+    "solver": "dual: by the kernel of all pictures; landmarks: by rows of fixed width, for very many; auto: as suits.",
+    "landmarks": "Pictures that span the rows of fixed width, at most; as many as usually pay if not given.",
     "likelihood": "Where probabilities come from: least_squares, dirichlet or laplace.",
     "damping": "Strength of the regularisation: loo or evidence choose it, a number > 0 fixes it.",
     "body_scale": "Weight of the network's body against its head: loo, evidence, or a number >= 0.",
@@ -171,6 +173,8 @@ _FIT = (
     _of_fit(NETWORK, "augment", type=_VIEWS),
     _option(SOLVER, "--regression", is_flag=True),
     _of_fit(SOLVER, "outer_steps", type=_STEPS),
+    _of_fit(SOLVER, "solver", type=click.Choice(["auto", "dual", "landmarks"])),
+    _of_fit(SOLVER, "landmarks", type=COUNT, metavar="COUNT"),
     _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),
     _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0")),
     _of_fit(SOLVER, "body_scale", type=_chosen(lambda value: value >= 0, "a number >= 0")),

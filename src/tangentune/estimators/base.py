@@ -42,6 +42,7 @@ from tangentune.solvers.balancing import influence
 from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.reweighting import weight_gradient
+from tangentune.solvers.system import written_out
 
 
 @usual_torch
@@ -51,7 +52,6 @@ class TangentEstimator(BaseEstimator):
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
     as they were chosen. Pictures are named by their id: the path, or the position at `fit`; added ones get new ids, and
     no id is used twice. `edits_` is the log.
-
     Of a fit with a source, influence, contributions, informativeness and the weight gradient keep the target classes
     that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out there too.
     """
@@ -75,6 +75,8 @@ class TangentEstimator(BaseEstimator):
         class_weight: Any = None,
         augment: str | None = "loo",
         outer_steps: str | int = "loo",
+        solver: str = "auto",
+        landmarks: int | None = None,
         input_size: int | tuple[int, ...] | None = None,
         batch_size: int = 32,
         memory_budget: int | str | None = None,
@@ -95,6 +97,8 @@ class TangentEstimator(BaseEstimator):
         self.class_weight = class_weight
         self.augment = augment
         self.outer_steps = outer_steps
+        self.solver = solver
+        self.landmarks = landmarks
         self.input_size = input_size
         self.batch_size = batch_size
         self.memory_budget = memory_budget
@@ -132,6 +136,7 @@ class TangentEstimator(BaseEstimator):
     outer_selection_ = fitted_attribute(lambda fitted: fitted.facts.outer_selection)
     fit_report_ = fitted_attribute(lambda fitted: fitted.facts.fit_report)
     source_ids_ = fitted_attribute(lambda fitted: fitted.facts.source_ids)
+    landmarks_ = fitted_attribute(lambda fitted: fitted.landmark_ids)
     source_effects_ = fitted_attribute(lambda fitted: fitted.facts.source_effects)
 
     @property
@@ -150,7 +155,7 @@ class TangentEstimator(BaseEstimator):
     @property
     def kernel_(self) -> NDArray[np.float64]:
         """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
-        return self.solution_.system.kernel.cpu().numpy()
+        return written_out(self.solution_.system).cpu().numpy()
 
     def fit(
         self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None, tell: Tell = None
@@ -239,8 +244,7 @@ class TangentEstimator(BaseEstimator):
     def contributions(self, X: Any) -> NDArray[np.float64]:
         """The additive split of each answer over training pictures, (m, n, C): `k(x, x_i) c_i`.
 
-        They sum to `f(x) - intercept_`. A picture may contribute much and have little influence: others would stand in
-        for it.
+        They sum to `f(x) - intercept_`. What contributes much may have little influence: others would stand in for it.
         """
         system, found = self.solution_.system, self.kernel_to_training(X)
         return torch.cat([contributions(system, new.kernel) for new in found]).cpu().numpy()
@@ -272,8 +276,7 @@ class TangentEstimator(BaseEstimator):
     def suspects(self, k: int | None = None) -> list[Suspect]:
         """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
 
-        Each label is held against what all other pictures predict in its place, at a damping that does not trust
-        single labels. Cost n^3.
+        Each is held against what all others predict, at a damping that does not trust single labels. Cost n^3.
 
         Raises:
             InputError: k is below 1.

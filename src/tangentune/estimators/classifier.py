@@ -53,6 +53,11 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             32 at 3e-4, from 1,000 on 96 at 6e-4) as long as leave-one-out finds it better, and moves nothing where only
             a part of the network is to move, nor beside a source. 0 linearises at the pre-trained weights, where no
             label enters the features and every identity is exact from the pixels on; quicker, less accurate.
+        solver: how the problem is solved. "dual": with the kernel of all pictures, n x n numbers; "landmarks": on rows
+            of fixed width, which some landmark pictures span (Nystroem), so that cost and memory grow with n, while
+            leave-one-out, edits and explanations stay exact for the frozen rows; "auto" takes landmarks from 5,000
+            pictures on, or where the memory budget leaves no room for the kernel, and all pictures beside a source.
+        landmarks: how many there are, at most; None takes as many as usually pay.
         input_size: overrides the backbone's picture size: the side of a square, (height, width), or all three.
         batch_size: network inputs at a time (a mirrored picture counts as two).
         memory_budget: bytes, or text like "4GiB"; None is half of what is free.

@@ -26,6 +26,7 @@ from tangentune.estimators.training_set import (
     first_set,
     source_kernels,
     with_source,
+    without_landmarks,
 )
 from tangentune.estimators.user_input import (
     as_classes,
@@ -36,18 +37,28 @@ from tangentune.estimators.user_input import (
     read_weights,
 )
 from tangentune.kernels.feature_map import TangentMap
+from tangentune.kernels.landmark_fit import remapped
 from tangentune.kernels.reestimate import reestimate
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.copies import copy_sentences
 from tangentune.pictures.load import Pictures
+from tangentune.solvers.low_rank import FeatureKernel
 
 
 def forget(fitted: FittedModel, ids: Any) -> FittedModel:
-    """Pictures taken out, the feature map as it was."""
+    """Pictures taken out, the feature map as it was, less what landmarks among them gave to it."""
     gone, active = _without(fitted, ids)
-    return _edited(fitted, "forget", _hashes(fitted, gone), active)
+    training = without_landmarks(fitted.training, fitted.numbers[gone])
+    if training is fitted.training:
+        return _edited(fitted, "forget", _hashes(fitted, gone), active)
+    before, hashes = solved(fitted), _hashes(fitted, gone)
+    step = UndoStep("forget", fitted.active, before, fitted.training, fitted.feature_map, fitted.task_vector)
+    steps = bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES))
+    changed = replace(fitted, training=training, active=active, undo=steps)
+    solution = solve(training, active, fitted.task.encode, fitted.facts.damping)
+    return _logged(changed, "forget", hashes, solution, before.error, strict=False)
 
 
 def forget_strictly(fitted: FittedModel, ids: Any, reader: PictureReader, settings: FitSettings) -> FittedModel:
@@ -202,9 +213,15 @@ def _reestimated(
         points = tuple(expansion.fold.tolist())
     with warm_pages():
         inputs, outputs = reader.open(used, points), len(fitted.outcome.intercept)
-        found = reestimate(former, tangent, inputs, settings, facts.metric_power, outputs)
-        feature_map = found.feature_map
-        training = first_set(used, numbers[kept], points, found.kernel, found.rows, fitted.room)
+        anew, first = (former, tangent, inputs, settings, facts.metric_power, outputs), (used, numbers[kept], points)
+        if (marks := fitted.training.landmarks) is not None:
+            made, places, own = remapped(*anew, len(marks.numbers))
+            feature_map = made.feature_map
+            training = first_set(*first, FeatureKernel.of(own), None, fitted.room, (made, places))
+        else:
+            found = reestimate(*anew)
+            feature_map = found.feature_map
+            training = first_set(*first, found.kernel, found.rows, fitted.room)
         if not kept.all():
             rows = RowReader(feature_map, reader.open, fitted.room)
             training = extend(training, rows, pictures.select(~kept), numbers[~kept])

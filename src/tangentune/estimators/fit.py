@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tangentune.errors import BudgetError
+from tangentune.errors import BudgetError, InputError
 from tangentune.estimators.first_look import mirroring_helps
 from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.outer_steps import RATE
@@ -22,7 +22,14 @@ from tangentune.estimators.source import fit_source
 from tangentune.estimators.summary import Plan
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
-from tangentune.estimators.user_input import check_weights, read_count, read_seed, read_settings, read_steps
+from tangentune.estimators.user_input import (
+    check_weights,
+    read_count,
+    read_seed,
+    read_settings,
+    read_solver,
+    read_steps,
+)
 from tangentune.estimators.worth import compare_classes, compare_numbers
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
@@ -33,11 +40,11 @@ from tangentune.kernels.cost import (
     has_pilot,
     measure_rates,
     pilot_bytes,
-    plan_memory,
-    seconds_of,
     usually_kept,
 )
 from tangentune.kernels.fit import Fitted, fit_tangent
+from tangentune.kernels.landmark_cost import landmark_count, plan, settled
+from tangentune.kernels.landmark_cost import seconds as foreseen
 from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import Trial, run_trial
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
@@ -71,6 +78,7 @@ class Procedure:
     reader: PictureReader
     subset: str
     outer_steps: str | int
+    solver: tuple[str, int | None]  # and the number of landmarks that was asked for
     mirroring: bool  # whether it is still to be chosen
     meter: Meter
 
@@ -87,7 +95,8 @@ class Procedure:
         reader = PictureReader(backbone, read_count(options, "batch_size"), augment == "flip", settings.verbose)
         if steps == "loo" and (options["subset"] != "all" or settings.fixed.body_scale == 0):
             steps = 0  # the network is to stay, or most of it
-        return cls(task, settings, reader, options["subset"], steps, augment == "loo", Meter(backbone.device))
+        subset, solver, meter = options["subset"], read_solver(options), Meter(backbone.device)
+        return cls(task, settings, reader, subset, steps, solver, augment == "loo", meter)
 
     @property
     def backbone(self) -> Backbone:
@@ -95,13 +104,18 @@ class Procedure:
         return self.reader.backbone
 
     def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
-        """With mirroring chosen, if that was left open, and no steps beside a source."""
-        steps = 0 if source and self.outer_steps == "loo" else self.outer_steps
+        """With mirroring and solver chosen, if they were left open, and no steps or landmarks beside a source."""
+        steps, (solver, wanted) = 0 if source and self.outer_steps == "loo" else self.outer_steps, self.solver
+        if source and solver == "landmarks":
+            raise InputError("source= needs the kernel of all pictures; leave solver at 'auto', or choose 'dual'")
+        solver = "dual" if source else solver
+        settings = replace(self.settings, landmarks=landmark_count(solver, wanted, len(pictures)))
         if not self.mirroring:
-            return replace(self, outer_steps=steps)
+            return replace(self, settings=settings, outer_steps=steps, solver=(solver, wanted))
         flip = mirroring_helps(self.backbone, pictures, targets, max(1, self.reader.batch_size // 2))
-        settings, reader = replace(self.settings, mirrored=flip), replace(self.reader, flip=flip)
-        return replace(self, settings=settings, reader=reader, outer_steps=steps, mirroring=False)
+        settings, reader = replace(settings, mirrored=flip), replace(self.reader, flip=flip)
+        solver = (solver, wanted)
+        return replace(self, settings=settings, reader=reader, outer_steps=steps, solver=solver, mirroring=False)
 
     def plan(self, pictures: Pictures) -> Plan:
         """What `fit` would cost, from a trial with a few pictures."""
@@ -112,12 +126,13 @@ class Procedure:
             targets = self.task.encode(labels, np.ones(len(pictures))).targets
             procedure = self.decided(pictures, targets)
             look = procedure.look(pictures, targets.shape[1], timed=True)
-        return procedure.foresee(look, pictures, procedure.settings)
+        settings = settled(*procedure.solver, look.trial, procedure.settings, look.problem)
+        return procedure.foresee(look, pictures, settings)
 
     def foresee(self, look: Look, pictures: Pictures, settings: FitSettings) -> Plan:
         """The cost of a fit that was looked at, timed."""
         task, trial, problem = self.task, look.trial, look.problem
-        memory, usual, survey = plan_memory(trial, settings, problem), trial, self.meter.of("survey")
+        memory, usual, survey = plan(trial, settings, problem), trial, self.meter.of("survey")
         peaks = {"survey": survey["peak_bytes"]} | memory.peaks
         most = max(peaks.values())
         seconds = {"survey": survey["seconds"]}
@@ -125,9 +140,9 @@ class Procedure:
         if has_pilot(settings, problem):  # after the steps: what training leaves in memory counts from here on
             usual = self.try_rows(restrict(look.tangent, usually_kept(trial)), pictures, timed=True)
             trial = replace(trial, resident=max(trial.resident, usual.resident))
-            peaks |= plan_memory(usual, settings, problem).peaks | {"pilot": pilot_bytes(trial, settings, problem)}
+            peaks |= plan(usual, settings, problem).peaks | {"pilot": pilot_bytes(trial, settings, problem)}
         rates = measure_rates(next(p for p in self.backbone.module.parameters() if p.is_floating_point()))
-        seconds |= seconds_of(trial, usual, settings, problem, rates, len(memory.passes))
+        seconds |= foreseen(trial, usual, settings, problem, rates, len(memory.passes))
         stages = dict.fromkeys([*seconds, *peaks])
         return Plan(
             network=self.backbone.name,
@@ -182,11 +197,12 @@ class Procedure:
             chosen = self.decided(used, targets.targets[index], source=source is not None)
             settings, reader = task.decidable(chosen.settings, targets.targets[index]), chosen.reader
             look = chosen.look(used, targets.targets.shape[1], timed=tell is not None)
-            tangent, free = look.tangent, plan_memory(look.trial, settings, look.problem).room
+            settings = settled(*chosen.solver, look.trial, settings, look.problem)
+            tangent, free = look.tangent, plan(look.trial, settings, look.problem).room
         if tell is not None:
             with meter.stage("survey"):
-                plan = chosen.foresee(look, used, settings)
-            tell(plan)
+                cost = chosen.foresee(look, used, settings)
+            tell(cost)
         with meter.stage("outer steps"):
             expansion, moves = task.expand(backbone, used, settings, chosen.outer_steps, RATE)
         points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
@@ -200,7 +216,7 @@ class Procedure:
             warnings.warn(words, stacklevel=3)
         room, feature_map = settings.memory_budget // ROWS_SHARE, found.model.map
         with meter.stage("system"):
-            training = first_set(used, kept, points, found.kernel, found.rows, min(room, free))
+            training = first_set(used, kept, points, found.kernel, found.rows, min(room, free), found.landmarks)
             found = replace(found, rows=None)
             if len(used) < len(pictures):  # pictures of weight 0: known, but they do not count
                 rest = np.flatnonzero(targets.weights.numpy() == 0)

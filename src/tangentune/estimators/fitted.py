@@ -34,6 +34,7 @@ from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
 
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
@@ -108,6 +109,15 @@ class FittedModel:
         """Names of the pictures the model stands on."""
         names = self.training.pictures.ids
         return [names[i] for i in self.active.positions]
+
+    @cached_property
+    def landmark_ids(self) -> list[str]:
+        """Names of the pictures whose rows span the kernel; none where all do."""
+        landmarks = self.training.landmarks
+        if landmarks is None:
+            return []
+        names = dict(zip(self.training.numbers.tolist(), self.training.pictures.ids, strict=True))
+        return [names[number] for number in landmarks.numbers.tolist()]
 
     @property
     def pictures(self) -> Pictures:
@@ -199,7 +209,8 @@ def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
     for step in reversed(steps):
         if step.solution is not None:
             system = step.solution.system
-            new = {one.data_ptr(): one.nbytes for one in (system.kernel, system.inverse) if one.data_ptr() not in seen}
+            held = [system.inverse] if isinstance(system.kernel, FeatureKernel) else [system.kernel, system.inverse]
+            new = {one.data_ptr(): one.nbytes for one in held if one.data_ptr() not in seen}
             room, seen = room - sum(new.values()), seen | set(new)
             step = step if room >= 0 else replace(step, solution=None)
         kept.append(step)
@@ -233,8 +244,11 @@ def with_primal(fitted: FittedModel, reader: PictureReader) -> FittedModel:
     solution, count = solved(fitted), len(fitted.training)
     with warm_pages(), torch.no_grad():
         fitted = with_rows(fitted, reader)
+        if isinstance(solution.system.inverse, FeatureInverse) and fitted.training.landmarks is not None:
+            found = fitted.training.landmarks.map(fitted.feature_map).primal(solution.system.inverse.coef)
+            return replace(fitted, solution=solution, primal=found)
         training, rows = fitted.training, fitted.rows(reader)
-        dual = training.kernel.new_zeros(count, len(fitted.outcome.intercept))
+        dual = solution.system.dual.new_zeros(count, len(fitted.outcome.intercept))
         dual[torch.from_numpy(fitted.active.positions)] = solution.system.dual
         parts: Iterator[tuple[Tensor, FeatureRows]] = rows.parts(training)
         if (source := training.source) is not None:  # after the training pictures those of the source
@@ -265,7 +279,7 @@ def scored(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> tu
     """
     if fitted.primal is None and fitted.asked + len(pictures) <= DUAL:
         fitted = with_rows(replace(fitted, solution=solved(fitted)), reader)
-        if fitted.training.rows is not None:
+        if fitted.training.rows is not None or fitted.training.landmarks is not None:
             system, found = solved(fitted).system, kernel_to_training(fitted, reader, pictures)
             scores = torch.cat([new.kernel @ system.dual + system.bias + new.source for new in found])
             return replace(fitted, asked=fitted.asked + len(pictures)), scores
@@ -284,13 +298,17 @@ def kernel_to_training(
     fitted.check_pictures()
     training, rows = fitted.training, fitted.rows(reader)
     new = RowReader(fitted.feature_map, reader.open, fitted.room)
-    active = torch.from_numpy(fitted.active.positions).to(training.kernel.device)
+    active = torch.from_numpy(fitted.active.positions).to(solved(fitted).system.dual.device)
     step = len(pictures) if whole else PORTION
 
     @torch.no_grad()  # of a portion, not of what its reader does with it
     def seen(portion: Pictures) -> KernelToTraining:
         found = new.collect(portion)
-        kernel, own = rows.cross(found, training)[:, active], own_diagonal(fitted.feature_map, found)
+        kernel = rows.cross(found, training)[:, active]
+        if training.landmarks is not None:  # what they do not span is not in the model
+            own = training.landmarks.map(fitted.feature_map).rows(found).square().sum(1)
+        else:
+            own = own_diagonal(fitted.feature_map, found)
         if (source := training.source) is None:
             return KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
         crossed, alone = rows.cross(found, source.pictures), solved(fitted).targets.source

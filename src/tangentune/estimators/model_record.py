@@ -44,6 +44,7 @@ _OF_A_FIT = (  # options that may be of any type, checked as those of a fit once
     "augment", "batch_size", "body_scale", "class_weight", "damping", "input_size", "likelihood", "memory_budget",
     "metric_power", "normalize", "outer_steps", "probe_space", "probes",
 )  # fmt: skip
+LATER_OPTIONS: dict[str, Any] = {"solver": "auto", "landmarks": None}  # what older models do not say
 _DEVICE = is_a("a device", lambda v: isinstance(v, str) or (isinstance(v, dict) and v.get(KIND) == "device"))
 _PARAMETERS: dict[str, Check] = dict.fromkeys(_OF_A_FIT, anything) | {
     "device": maybe(_DEVICE),
@@ -80,7 +81,7 @@ _MAP = {"ruled": each(TEXT), "generic": each(TEXT), "mirrored": FLAG}
 _SOURCE = {"classes": each(TEXT, 1), "strength": POSITIVE, "deviation": LEAST0, "damping": POSITIVE}
 _MODEL = fields({
     "estimator": TEXT,
-    "parameters": fields(_PARAMETERS),
+    "parameters": fields(_PARAMETERS, dict.fromkeys(LATER_OPTIONS, anything)),
     "backbone": fields(_BACKBONE, more=True),
     "map": fields(_MAP | {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}),
     "fitted": fields(_FITTED, _LATER),
@@ -94,12 +95,13 @@ _MODEL = fields({
 })  # fmt: skip
 # Arrays by their sizes: n pictures, C outputs, d features, R probes, k dampings, m source pictures, S source classes.
 _SHAPES = {
-    "head": "Cd", "intercept": "C", "probes": "Rd", "probes_": "Rd", "loo_predictions_": "nC", "kernel_": "nn",
+    "head": "Cd", "intercept": "C", "probes": "Rd", "probes_": "Rd", "loo_predictions_": "nC",
     "dual_coef_": "nC", "intercept_": "C", "path.damping": "k", "path.loo_error": "k", "sample_weight": "n",
     "numbers": "n",
 }  # fmt: skip
+_KERNELS = {"kernel_": "nn"}, {"rows_": "nD", "landmarks.root": "lr", "landmarks.numbers": "l"}
 _SOURCE_SHAPES = {"positions": "m", "given": "m", "class_weights": "S", "own": "mm", "cross": "nm", "plain": "nn"}
-_WHOLE = ("numbers", "hashes", "source.positions")
+_WHOLE = ("numbers", "hashes", "source.positions", "landmarks.numbers")
 _NOT_NEGATIVE = ("sample_weight", "noise_", "loo_proba_", "source.given", "source.class_weights", *_WHOLE)
 _OTHERS = ("pixels", "hashes", "source.pixels", "source_effects_")
 _MAY_BE_INFINITE = ("path.loo_error", "source_effects_")
@@ -146,6 +148,7 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
     outputs = settings["classes"]["values"] if settings["classes"] else np.atleast_1d(settings["targets"]["values"][0])
     sizes = {"n": len(settings["points"]), "C": len(outputs), "R": settings["parameters"]["probes"]}
     shapes = _SHAPES | ({"loo_proba_": "nC"} if settings["classes"] else {"noise_": "C"})
+    shapes = shapes | _KERNELS["rows_" in tensors]
     if source is not None:
         sizes |= {"S": len(source["classes"]), "m": len(settings["fitted"].get("source_ids_", ()))}
         shapes |= {f"source.{name}": shape for name, shape in _SOURCE_SHAPES.items()}
@@ -200,6 +203,11 @@ def _check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
 
 def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Numbers, points of expansion and classes that pictures name."""
+    if "rows_" in tensors:
+        marked, width = tensors["landmarks.numbers"], tensors["head"].shape[1] + tensors["landmarks.root"].shape[1]
+        fits = bool(torch.isin(marked, tensors["numbers"]).all()) and len(marked.unique()) == len(marked)
+        _require(fits, "the array landmarks.numbers names a picture twice, or one that is not there")
+        _require(tensors["rows_"].shape[1] == width, "the array rows_ is not as wide as the map that makes its rows")
     numbers, folds = tensors["numbers"], {key.split(".")[1] for key in tensors if key.startswith("point.")}
     fits = len(numbers.unique()) == len(numbers) and int(numbers.max()) < settings["next_number"]
     _require(fits, "the array numbers names a picture twice, or one that is to come")

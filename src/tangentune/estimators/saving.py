@@ -16,16 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tangentune.errors import StoreError
-from tangentune.estimators.fitted import FitFacts, FittedModel, solved
+from tangentune.estimators.fitted import FitFacts, FittedModel
 from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
-from tangentune.estimators.model_record import check_arrays, check_settings, read_labels
+from tangentune.estimators.model_record import LATER_OPTIONS, check_arrays, check_settings, read_labels
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.record import Misfit
 from tangentune.estimators.solution import ActivePictures
 from tangentune.estimators.tasks import Classification, Outcome, Regression, Task
-from tangentune.estimators.training_set import ROWS_SHARE, SourcePictures, SourceSet, TrainingSet, with_source
-from tangentune.estimators.user_input import known_weights, read_count, read_settings, read_steps
+from tangentune.estimators.training_set import (
+    ROWS_SHARE,
+    Landmarks,
+    SourcePictures,
+    SourceSet,
+    TrainingSet,
+    with_source,
+)
+from tangentune.estimators.user_input import known_weights, read_count, read_settings, read_solver, read_steps
 from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.kernels.feature_map import TangentMap, TangentModel
@@ -42,6 +49,7 @@ from tangentune.networks.backbone import (
 )
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.pictures import Pictures, take_rows
+from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.source.choice import SourceSetting
 
 T = TypeVar("T")
@@ -118,10 +126,22 @@ def _tensors(fitted: FittedModel) -> Tensors:
     arrays |= {"source_effects_": facts.source_effects, **_named(facts.damping_path, "path.")}
     tensors = {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
     tensors |= {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
-    tensors |= {"kernel_": solved(fitted).system.kernel, "probes_": fitted.feature_map.probes}
+    tensors |= _kernel_tensors(fitted.training, torch.from_numpy(fitted.active.positions))
+    tensors |= {"probes_": fitted.feature_map.probes}
     for name, metric in model.map.metric.items():
         tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
     return tensors | _named(model.body, "body.") | _named(fitted.task_vector or {}, "moved.")
+
+
+def _kernel_tensors(training: TrainingSet, active: Tensor) -> Tensors:
+    """The kernel of the pictures at some positions: a matrix, or rows of a map with what makes new ones."""
+    kernel, landmarks = training.kernel, training.landmarks
+    if isinstance(kernel, Tensor):
+        whole = len(active) == len(kernel) and bool((active == torch.arange(len(active))).all())
+        return {"kernel_": kernel if whole else kernel[active][:, active]}
+    assert landmarks is not None
+    own = kernel.select(active).compacted().parts[0]
+    return {"rows_": own, "landmarks.root": landmarks.root, "landmarks.numbers": torch.from_numpy(landmarks.numbers)}
 
 
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
@@ -164,7 +184,7 @@ def load(
     contents = read_model(directory, check)
     config, folder = contents.settings, contents.version.directory
     with _reading_options(folder):
-        options = unpack(config["parameters"])
+        options = LATER_OPTIONS | unpack(config["parameters"])
         DataContract.from_dict(config["backbone"]["contract"]).with_size(options["input_size"])
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
@@ -176,6 +196,7 @@ def load(
         read_settings(options, backbone, config["seed"])
         read_count(options, "batch_size")
         read_steps(options)
+        read_solver(options)
         labels = read_labels(config["targets"], "targets")
         kind(likelihood, known_weights(weights, np.unique(labels))).check_options(labels)
     with told(folder):
@@ -241,6 +262,10 @@ def _training(contents: Contents, device: torch.device) -> TrainingSet:
     pictures = _saved_pictures(tensors, list(config["fitted"]["ids_"]), skipped)
     hashes = tuple(bytes(row).hex() for row in tensors["hashes"].tolist()) if "hashes" in tensors else ()
     numbers, points = tensors["numbers"].numpy(), tuple(config["points"])
+    if "rows_" in tensors:
+        kernel = FeatureKernel.of(tensors["rows_"].to(device))
+        landmarks = Landmarks(tensors["landmarks.numbers"].numpy(), tensors["landmarks.root"].to(device), None)
+        return TrainingSet(pictures, numbers, points, kernel, None, landmarks=landmarks, hashes=hashes)
     training = TrainingSet(pictures, numbers, points, tensors["kernel_"].to(device), None, hashes=hashes)
     if (settings := config.get("source")) is None:
         return training

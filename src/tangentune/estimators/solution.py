@@ -18,8 +18,9 @@ from torch import Tensor
 from tangentune.errors import SingularError
 from tangentune.estimators.training_set import TrainingSet
 from tangentune.solvers import balancing
-from tangentune.solvers.edits import append, remove, retarget, reweight
+from tangentune.solvers.edits import append, append_rows, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
+from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
 from tangentune.solvers.system import System, build, refinement, refresh, residual, spot_check
 
@@ -93,7 +94,7 @@ class Solution:
         balance, source = self.targets.balance, self.targets.source
         if balance is None:
             return leave_out(self.system, groups) if source is None else target_leave_out(self.system, source, groups)
-        out, groups, held = torch.empty_like(self.system.targets), groups.to(self.system.kernel.device), self.targets
+        out, groups, held = torch.empty_like(self.system.targets), groups.to(self.system.targets.device), self.targets
         for group in torch.unique(groups).tolist():
             system = balancing.without(self.system, balance, groups == group)
             other = Solution(replace(held, balanced=False), system, self.error, self.step)
@@ -104,10 +105,14 @@ class Solution:
 def solve(training: TrainingSet, active: ActivePictures, encode: Encode, damping: float) -> Solution:
     """Solve from the kernel; cost n^3."""
     targets, index = _targets(training, active, encode), torch.from_numpy(active.positions)
-    index = index.to(training.kernel.device)
-    whole = len(index) == len(training) and bool((index == torch.arange(len(index), device=index.device)).all())
-    kernel = training.kernel if whole else training.kernel[index][:, index]
-    system = build(kernel, targets.left.to(kernel), damping, targets.weights.to(kernel))
+    whole = len(index) == len(training) and bool((index == torch.arange(len(index))).all())
+    kernel = training.kernel
+    if isinstance(kernel, FeatureKernel):
+        kernel = kernel if whole else kernel.select(index)
+    else:
+        index = index.to(kernel.device)
+        kernel = kernel if whole else kernel[index][:, index]
+    system = build(kernel, targets.left, damping, targets.weights)
     return _checked(targets, system, *residual(system))
 
 
@@ -189,7 +194,7 @@ def _updated(
     active: ActivePictures,
     targets: Targets,
     training: TrainingSet,
-    kernel: Tensor | None = None,
+    kernel: Tensor | FeatureKernel | None = None,
 ) -> System:
     """The problem of another choice of pictures; its `kernel`, where one is at hand already."""
     kept = int(stays.sum())
@@ -197,10 +202,21 @@ def _updated(
         left = kernel if kept == len(active) else None
         system = remove(system, torch.from_numpy(np.flatnonzero(~stays)), left)
     if kept < len(active):
-        old, new = (torch.from_numpy(active.positions[part]) for part in (slice(kept), slice(kept, None)))
+        places = torch.from_numpy(active.positions)
+        if isinstance(training.kernel, FeatureKernel):
+            grown = training.kernel.select(places)
+            blank = torch.zeros(len(places) - kept, system.targets.shape[1], dtype=torch.float64)
+            system = append_rows(system, grown, blank, targets.weights[kept:].to(system.weights))
+            return _retargeted(system, targets)
+        old, new = places[:kept], places[kept:]
         rows = training.kernel[new]
         blank = rows.new_zeros(len(new), system.targets.shape[1])
         system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows), kernel)
+    return _retargeted(system, targets)
+
+
+def _retargeted(system: System, targets: Targets) -> System:
+    """With the weights and targets that are asked for."""
     system = reweight(system, targets.weights.to(system.weights))
     left = targets.left.to(system.targets)
     return system if torch.equal(left, system.targets) else retarget(system, left)

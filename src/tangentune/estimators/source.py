@@ -19,6 +19,7 @@ from tangentune.estimators.training_set import (
     ROWS_SHARE,
     RowReader,
     TrainingSet,
+    plain_kernel,
     problem,
     source_kernels,
     source_pictures,
@@ -99,11 +100,11 @@ def fit_source(
     """
     _check_room(len(read[0]), reader.room)
     assert plain.classes is not None
-    pictures = source_pictures(*read, training.kernel.device)
+    pictures = source_pictures(*read, plain_kernel(training).device)
     pictures, own, crossed = source_kernels(training, reader, pictures)
     positions = torch.from_numpy(active.positions).to(own.device)
     targets, weights = plain.targets.to(own), plain.weights.to(own)
-    kernels = (training.kernel[positions][:, positions], crossed[positions], own)
+    kernels = (plain_kernel(training)[positions][:, positions], crossed[positions], own)
     weighing = problem(pictures, *kernels, targets, weights, plain.classes)
     found = choose_source(weighing, facts.damping, fixed)
     setting, shares = found.setting, weights / weights.sum()

@@ -26,8 +26,10 @@ from tangentune.kernels.feature_map import (
     portion_rows,
     row_parts,
 )
+from tangentune.kernels.landmark_map import LandmarkMap, without
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.source.choice import SourceProblem, SourceSetting
 from tangentune.solvers.source.coupling import coupling
 from tangentune.solvers.source.leave_out import SourcePrediction
@@ -87,6 +89,9 @@ class RowReader:
 
     def cross(self, new: FeatureRows, known: SourcePictures | TrainingSet) -> Tensor:
         """(k, m) kernel between new rows and a whole set."""
+        if isinstance(known, TrainingSet) and isinstance(known.kernel, FeatureKernel):
+            assert known.landmarks is not None
+            return known.kernel.times(known.landmarks.map(self.feature_map).rows(new).T).T
         out = new.phi.new_empty(len(new), len(known))
         for index, own in self.parts(known):
             out[:, index] = cross_kernel(self.feature_map, new, own)
@@ -163,15 +168,31 @@ def class_names(labels: NDArray) -> NDArray:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Pictures of a training set whose rows span its kernel (`kernels/landmark_map.py`)."""
+
+    numbers: NDArray[np.int64]  # (m,) what they are called for good
+    root: Tensor  # (m, rank)
+    rows: FeatureRows | None  # None of a loaded model, until they are needed
+
+    def map(self, feature_map: TangentMap) -> LandmarkMap:
+        """The map; their rows must be there."""
+        assert self.rows is not None
+        return LandmarkMap(feature_map, self.rows, self.root)
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
     """Pictures of a fit, in the order in which they came, without labels."""
 
     pictures: Pictures
     numbers: NDArray[np.int64]  # (n,) what each is called for good: its position at the fit; later ones go on counting
     points: tuple[int, ...]  # (n,) point of expansion of each picture's rows; -1 is the feature map's own network
-    kernel: Tensor  # (n, n) float64; less what a source takes of it
+    kernel: Tensor | FeatureKernel  # (n, n) float64; less what a source takes of it
     rows: KeptRows | None  # None where they are computed again, batch by batch, whenever they are needed
     source: SourceSet | None = None
+    landmarks: Landmarks | None = None  # which span the kernel, on rows of theirs; None where all pictures do
     hashes: tuple[str, ...] = ()  # of the pictures' pixels, where the pixels themselves were not kept
 
     def __len__(self) -> int:
@@ -196,32 +217,76 @@ class TrainingSet:
             self.pictures.select(places),
             self.numbers[places],
             tuple(self.points[i] for i in index.tolist()),
-            self.kernel[index][:, index],
+            kernel_of(self.kernel, index),
             None if self.rows is None else KeptRows((self.rows.select(index),)),
             source,
+            self.landmarks,
             tuple(self.hashes[i] for i in index.tolist()) if self.hashes else (),
         )
 
     def with_rows(self, reader: RowReader) -> TrainingSet:
-        """The same set with its rows in memory, if there is room for them; else as it was."""
+        """The same set with its rows in memory, if there is room for them; else as it was. On landmarks theirs only."""
+        if self.landmarks is not None:
+            return self if self.landmarks.rows is not None else replace(self, landmarks=self._landmark_rows(reader))
         needed = self.rows is None and len(self) > 0
         if needed and reader.one_row_bytes(self.pictures, self.points) * len(self) <= reader.room:
             return replace(self, rows=KeptRows((reader.collect(self.pictures, self.points),)))
         return self
 
+    def _landmark_rows(self, reader: RowReader) -> Landmarks:
+        """The landmarks with their rows, each at its own point of expansion."""
+        assert self.landmarks is not None
+        order = np.argsort(self.numbers)
+        places = order[np.searchsorted(self.numbers, self.landmarks.numbers, sorter=order)]
+        points = tuple(self.points[i] for i in places.tolist())
+        return replace(self.landmarks, rows=reader.collect(self.pictures.select(places), points))
+
+
+def without_landmarks(training: TrainingSet, gone: NDArray[np.int64]) -> TrainingSet:
+    """The set on the rows that its other landmarks span, some numbers gone; itself where none of them is a landmark."""
+    marks, kernel = training.landmarks, training.kernel
+    if marks is None or not isinstance(kernel, FeatureKernel) or not (lost := np.isin(marks.numbers, gone)).any():
+        return training
+    root, projection = without(marks.root, torch.from_numpy(np.flatnonzero(lost)))
+    rows = None if marks.rows is None else marks.rows.select(torch.from_numpy(np.flatnonzero(~lost)))
+    body = slice(kernel.width - len(projection), None)
+    return replace(
+        training, kernel=kernel.turned(body, projection), landmarks=Landmarks(marks.numbers[~lost], root, rows)
+    )
+
+
+def kernel_of(kernel: Tensor | FeatureKernel, index: Tensor) -> Tensor | FeatureKernel:
+    """The kernel of some pictures alone, nothing of the others with it."""
+    return kernel.select(index).compacted() if isinstance(kernel, FeatureKernel) else kernel[index][:, index]
+
 
 def first_set(
-    pictures: Pictures, numbers: NDArray, points: tuple[int, ...], kernel: Tensor, rows: FeatureRows | None, room: int
+    pictures: Pictures,
+    numbers: NDArray,
+    points: tuple[int, ...],
+    kernel: Tensor | FeatureKernel,
+    rows: FeatureRows | None,
+    room: int,
+    landmarks: tuple[LandmarkMap, list[int]] | None = None,
 ) -> TrainingSet:
-    """The set of a fit; its rows are kept if they fit into `room` bytes."""
+    """The set of a fit; its rows are kept if they fit into `room` bytes. `landmarks`: their map and positions."""
     bare = pictures.relabelled(None)
     kept = KeptRows((rows,)) if rows is not None and rows.nbytes <= room else None
-    return TrainingSet(bare, numbers, points, kernel, kept)
+    found = None
+    if landmarks is not None:
+        found = Landmarks(numbers[landmarks[1]], landmarks[0].root, landmarks[0].landmarks)
+    return TrainingSet(bare, numbers, points, kernel, kept, landmarks=found)
 
 
 def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers: NDArray) -> TrainingSet:
     """The set with k more pictures of its type at its end; with a source, its kernel grows as well: k m^2 more."""
     new = reader.collect(pictures)
+    numbers, points = np.concatenate([training.numbers, numbers]), training.points + (-1,) * len(pictures)
+    joined = training.pictures.joined(pictures)
+    if isinstance(training.kernel, FeatureKernel):
+        assert training.landmarks is not None
+        kernel = training.kernel.joined(training.landmarks.map(reader.feature_map).rows(new))
+        return TrainingSet(joined, numbers, points, kernel, None, landmarks=training.landmarks)
     between, own = reader.cross(new, training), cross_kernel(reader.feature_map, new)
     source, n = training.source, len(training)
     before = training.kernel if source is None else source.plain
@@ -229,13 +294,12 @@ def extend(training: TrainingSet, reader: RowReader, pictures: Pictures, numbers
     kernel[:n, :n], kernel[n:, :n], kernel[:n, n:], kernel[n:, n:] = before, between, between.T, own
     keep = training.rows is not None and training.rows.nbytes + new.nbytes <= reader.room
     rows = training.rows.joined(new) if keep and training.rows is not None else None
-    numbers, points = np.concatenate([training.numbers, numbers]), training.points + (-1,) * len(pictures)
     if source is not None:
         crossed = torch.cat([source.cross, reader.cross(new, source.pictures)])
         source = replace(source, cross=crossed, plain=kernel)
         left, kernel = source.left(kernel[n:], crossed[n:], crossed), kernel.clone()
         kernel[:n, :n], kernel[n:], kernel[:n, n:] = training.kernel, left, left[:, :n].T
-    return TrainingSet(training.pictures.joined(pictures), numbers, points, kernel, rows, source)
+    return TrainingSet(joined, numbers, points, kernel, rows, source)
 
 
 # -- a source behind the training set: its setting stays as the fit left it, what its classes stand for does not --
@@ -259,7 +323,8 @@ def source_kernels(
     """
     m = len(pictures)
     step = max(1, min(m, reader.room // max(1, reader.one_row_bytes(pictures.pictures))))
-    own, between, rows = training.kernel.new_empty(m, m), training.kernel.new_empty(len(training), m), None
+    plain = plain_kernel(training)
+    own, between, rows = plain.new_empty(m, m), plain.new_empty(len(training), m), None
     for start in range(0, m, step):
         here = slice(start, min(start + step, m))
         rows = reader.collect(pictures.pictures.select(here))
@@ -272,6 +337,12 @@ def source_kernels(
     return replace(pictures, rows=rows if step == m else None), own, between
 
 
+def plain_kernel(training: TrainingSet) -> Tensor:
+    """The kernel as a matrix; no source comes behind one of landmarks."""
+    assert isinstance(training.kernel, Tensor)
+    return training.kernel
+
+
 def with_source(
     training: TrainingSet, pictures: SourcePictures, own: Tensor, crossed: Tensor, setting: SourceSetting
 ) -> TrainingSet:
@@ -279,7 +350,7 @@ def with_source(
     relative = pictures.given * setting.class_weights[pictures.positions]
     basis = spectrum(own, relative, pictures.positions, len(pictures.classes))
     found = prior(basis, setting.damping / setting.strength, setting.deviation)
-    source = SourceSet(pictures, own, crossed, training.kernel, setting, found)
+    source = SourceSet(pictures, own, crossed, plain_kernel(training), setting, found)
     return replace(training, kernel=source.left(source.plain, crossed, crossed), source=source)
 
 

@@ -30,6 +30,7 @@ from tangentune.pictures.names import composed, readable, some
 
 CRITERIA = ("loo", "evidence")
 POWERS = (0.0, 0.25, 0.5)
+SOLVERS = ("auto", "dual", "landmarks")
 # Weights, where they are positive: squares of lighter ones are 0; with heavier ones nothing is left out, for in
 # 1 - leverage no digit is right.
 LIGHTEST, HEAVIEST = 1e-100, 1e15
@@ -82,6 +83,18 @@ def read_steps(options: Mapping[str, Any]) -> str | int:
     if found is None or (found != "loo" and int(found) < 0):
         _refuse(options, "outer_steps", "a whole number >= 0 or 'loo'")
     return found
+
+
+def read_solver(options: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The options `solver` and `landmarks`."""
+    solver, wanted = options["solver"], options["landmarks"]
+    if solver not in SOLVERS:
+        _refuse(options, "solver", "'auto', 'dual' or 'landmarks'")
+    if wanted is None:
+        return solver, None
+    if solver == "dual":
+        raise InputError("landmarks= is of solver='landmarks'; leave it out, or choose that solver")
+    return solver, read_count(options, "landmarks", 2)
 
 
 def read_seed(state: Any) -> int:

@@ -33,12 +33,15 @@ from tangentune.kernels.feature_map import (
     primal,
     row_parts,
 )
-from tangentune.kernels.large import probe_predictions, walk
+from tangentune.kernels.landmark_fit import judges, landmark_places, landmark_room, mapped
+from tangentune.kernels.landmark_map import LandmarkMap
+from tangentune.kernels.large import probe_predictions, walk, walk_rows
 from tangentune.kernels.pilot import choosing_pictures
 from tangentune.kernels.reestimate import on_all
 from tangentune.kernels.stages import PCA_PICTURES, FitJob, FitSettings, draw_probes
 from tangentune.kernels.trial import Trial
 from tangentune.memory import Meter
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
 from tangentune.solvers.ridge import factor_ridge, solve
 
 
@@ -47,14 +50,15 @@ from tangentune.solvers.ridge import factor_ridge, solve
 class Fitted:
     """A solved problem, and how it was chosen.
 
-    `kernel` of all pictures, which is `flat` if it tells none of them from another; their `rows`, if they were in
-    memory at once; `tried` is everything that was; `shares` of the solution's squared norm, by block; `passes` over
-    the pictures; `path`: dampings, and the leave-one-out error along them; `probe` (n, C): leave-one-out predictions
-    of the best linear probe, if one was tried, and `probe_seconds` about what it would have taken alone.
+    `kernel` of all pictures (on rows of `landmarks`, their map and positions, if any), which is `flat` if it tells none
+    of them from another; their `rows`, if they were in memory at once; `tried` is everything that was; `shares` of the
+    solution's squared norm, by block; `passes` over the pictures; `path`: dampings, and the leave-one-out error along
+    them; `probe` (n, C): leave-one-out predictions of the best linear probe, if one was tried, and `probe_seconds`
+    about what it would have taken alone.
     """
 
     model: TangentModel
-    kernel: Tensor
+    kernel: Tensor | FeatureKernel
     flat: bool
     rows: FeatureRows | None
     scored: Scored
@@ -64,6 +68,7 @@ class Fitted:
     path: tuple[Tensor, Tensor]
     probe: Tensor | None
     probe_seconds: float
+    landmarks: tuple[LandmarkMap, list[int]] | None = None
 
 
 def fit_tangent(
@@ -85,6 +90,8 @@ def fit_tangent(
         probes = draw_probes(tangent, pictures, settings)
     job = FitJob(tangent, pictures, targets, weights, settings, meter, probes, trial, room)
     index = choosing_pictures(pictures.count, targets.shape[1])
+    if settings.landmarks:
+        return _fit_landmarks(job, index)
     return _fit_whole(job) if index is None else _fit_large(job, index)
 
 
@@ -153,6 +160,29 @@ def _fit_large(job: FitJob, index: list[int]) -> Fitted:
     seconds, tried = _probe_seconds(job, len(tried)), [*tried, best]
     kernel, flat, path, passes = found.kernel, walked.flat, walked.path, found.passes + 1
     return Fitted(model, kernel, flat, found.rows, best, tried, norm_shares(model), passes, path, probe, seconds)
+
+
+def _fit_landmarks(job: FitJob, index: list[int] | None) -> Fitted:
+    """Everything chosen as by a large fit, then solved on rows of fixed width, which landmarks give."""
+    meter, settings = job.meter, job.settings
+    feature_map, best, tried = _chosen_map(job if index is None else job.part(index))
+    with meter.stage("landmarks"):
+        places = landmark_places(job, min(settings.landmarks, landmark_room(job, feature_map), job.pictures.count))
+    made, rows = mapped(job, feature_map, best.choice.power, places)
+    kernel, judged = FeatureKernel.of(rows), judges(job.pictures.count, places)
+    with meter.stage("selection"):
+        walked, system = walk_rows(kernel, job.targets, job.weights, best.relative_damping, settings, judged)
+        best = walked.scored(best.choice)
+        probe = walked.solution.loo if best.choice.body_scale == 0 else None
+        if probe is None and settings.fixed.damping is None:
+            head = FeatureKernel.of(rows[:, : made.landmarks.phi.shape[1]])
+            probe = walk_rows(head, job.targets, job.weights, 1.0, settings, judged)[0].solution.loo
+    with meter.stage("weights"):
+        assert isinstance(system.inverse, FeatureInverse)
+        model = made.primal(system.inverse.coef)
+    seconds, tried = _probe_seconds(job, len(tried)), [*tried, best]
+    shares = norm_shares(model)
+    return Fitted(model, kernel, walked.flat, None, best, tried, shares, 2, walked.path, probe, seconds, (made, places))
 
 
 def _chosen_map(part: FitJob) -> tuple[TangentMap, Scored, list[Scored]]:

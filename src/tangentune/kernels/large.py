@@ -7,8 +7,9 @@ matrices of memory. The choice made on a part of the pictures says where to begi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from tangentune.errors import SingularError
 from tangentune.kernels.choice import ABOVE, BELOW, RELATIVE_DAMPINGS, SAME, KernelChoice, Scored, damping_path
 from tangentune.kernels.stages import FitSettings
 from tangentune.solvers.leave_out import loo
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel, sums_of
 from tangentune.solvers.ridge import Solution, factor_ridge, solve
 from tangentune.solvers.sums import TangentSums
-from tangentune.solvers.system import build
+from tangentune.solvers.sums_path import log_evidence
+from tangentune.solvers.system import System, build, build_on_rows
 
+T = TypeVar("T")
 LEAST_STEP = 3e-4  # share of the error by which a step must lower it: towards no damping it falls for ever, by nothing
 DAMPINGS = torch.cat([BELOW[:-1], RELATIVE_DAMPINGS, ABOVE[1:]])
 
@@ -58,13 +62,68 @@ def walk(kernel: Tensor, targets: Tensor, weights: Tensor, start: float, setting
         best = int(values.argmin())
         solution = solve(factor, targets, float(dampings[best]))
         return Walked(solution, unit, (dampings, errors), float(errors[best]), float(values[best]), flat)
-    grid = [given] if given is not None else (DAMPINGS * unit).tolist()
-    place = 0 if given is not None else int((DAMPINGS / start).log().abs().argmin())
+    grid, place = _grid(unit, start, given)
+
+    def attempt(damping: float) -> tuple[float, Solution] | None:
+        found = solved_at(kernel, targets, damping, weights)
+        return None if found is None else (_error(found, targets, weights), found)
+
+    found, error, path = _step(grid, place, attempt)
+    return Walked(found, unit, path, error, error, flat)
+
+
+def walk_rows(
+    kernel: FeatureKernel, targets: Tensor, weights: Tensor, start: float, settings: FitSettings, judges: Tensor
+) -> tuple[Walked, System]:
+    """The same on feature rows: each step D^3, and the leave-one-out error is that of the pictures at `judges` (k,).
+
+    Landmarks know themselves, so that theirs would ask for too little damping (docs/decisions/0020). With it the solved
+    problem of all pictures.
+    """
+    sums = sums_of(kernel, targets, weights)
+    total, given = weights @ kernel.diagonal(), settings.fixed.damping
+    mean = float(total - sums.rows @ sums.rows / sums.weight) / (len(kernel) - 1)
+    size = float(total) / len(kernel)
+    flat = not mean > SAME * size
+    unit = (size or 1.0) if flat else mean
+    some = kernel.select(judges).compacted()
+
+    def attempt(damping: float) -> tuple[float, float] | None:
+        try:
+            found = FeatureInverse.of(some, targets[judges], weights[judges], damping, sums)
+        except SingularError:
+            return None
+        left = (targets[judges] - found.fitted()) / (1 - weights[judges] * found.heights)[:, None]
+        return float(weights[judges] @ left.square().sum(1) / weights[judges].sum()), damping
+
+    if settings.criterion == "evidence" and given is None:
+        dampings = DAMPINGS * unit
+        values = -log_evidence(sums, len(kernel), dampings)
+        damping, path = float(dampings[int(values.argmin())]), (dampings, values)
+        error = (attempt(damping) or (math.inf, damping))[0]
+    else:
+        damping, error, path = _step(*_grid(unit, start, given), attempt)
+    system = build_on_rows(kernel, targets, damping, weights, sums)
+    solution = Solution(system.dual, system.bias, damping, loo(system))
+    return Walked(solution, unit, path, error, error, flat), system
+
+
+def _grid(unit: float, start: float, given: float | None) -> tuple[list[float], int]:
+    """Dampings to try, and where to begin."""
+    if given is not None:
+        return [given], 0
+    return (DAMPINGS * unit).tolist(), int((DAMPINGS / start).log().abs().argmin())
+
+
+def _step(
+    grid: list[float], place: int, attempt: Callable[[float], tuple[float, T] | None]
+) -> tuple[T, float, tuple[Tensor, Tensor]]:
+    """What has the lowest error, its error, and all that were tried: here, then up while it helps; else down."""
     tried, found = dict[int, float](), None
-    for step in (0, 1, -1):  # here; then up while it helps; where that did not help at all, down
+    for step in (0, 1, -1):
         while 0 <= (there := place + step) < len(grid) and there not in tried:
-            one = solved_at(kernel, targets, grid[there], weights)
-            tried[there] = math.inf if one is None else _error(one, targets, weights)
+            one = attempt(grid[there])
+            tried[there] = math.inf if one is None else one[0]
             if one is None or (found is not None and not tried[there] < (1 - LEAST_STEP) * tried[place]):
                 break
             found, place = one, there
@@ -72,7 +131,7 @@ def walk(kernel: Tensor, targets: Tensor, weights: Tensor, start: float, setting
         raise SingularError(f"damping {grid[place]:g} leaves the least-squares problem singular; use a larger damping")
     kept = sorted(there for there, error in tried.items() if math.isfinite(error))
     path = torch.tensor([[grid[there], tried[there]] for there in kept], dtype=torch.float64)
-    return Walked(found, unit, (path[:, 0], path[:, 1]), tried[place], tried[place], flat)
+    return found[1], tried[place], (path[:, 0], path[:, 1])
 
 
 def solved_at(kernel: Tensor, targets: Tensor, damping: float, weights: Tensor) -> Solution | None:

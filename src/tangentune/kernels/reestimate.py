@@ -12,9 +12,10 @@ from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import RowPlan
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import kronecker_factors, restrict
-from tangentune.kernels.cost import Problem, plan_memory
+from tangentune.kernels.cost import Problem
 from tangentune.kernels.feature_map import FeatureRows, TangentMap
 from tangentune.kernels.gram import gram, inverse_lengths
+from tangentune.kernels.landmark_cost import plan
 from tangentune.kernels.metric import Whitening, whiten_own, whitening
 from tangentune.kernels.stages import FitJob, FitSettings, draw_probes
 from tangentune.kernels.trial import run_trial
@@ -49,13 +50,16 @@ def reestimate(
     `outputs` columns of the targets count in the memory plan. Cost: rows of the pictures, in as many passes as memory
     demands, and the Grams.
     """
+    return on_all(feature_map, blank_job(tangent, pictures, settings, outputs), power)
+
+
+def blank_job(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings, outputs: int) -> FitJob:
+    """A job without targets, all that the statistics of pictures need."""
     probes = draw_probes(tangent, pictures, settings)
     blank = torch.zeros(pictures.count, outputs, dtype=torch.float64)
     trial = run_trial(tangent, pictures, settings.probes, settings.mirrored, settings.memory_budget)
-    room = plan_memory(trial, settings, Problem(pictures.count, pictures.batch, outputs)).room
-    meter = Meter(probes.device)
-    job = FitJob(tangent, pictures, blank, blank[:, 0], settings, meter, probes, trial, room)
-    return on_all(feature_map, job, power)
+    room = plan(trial, settings, Problem(pictures.count, pictures.batch, outputs)).room
+    return FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes, trial, room)
 
 
 def on_all(feature_map: TangentMap, job: FitJob, power: float) -> Reestimated:

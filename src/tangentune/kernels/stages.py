@@ -38,6 +38,7 @@ class FitSettings:
     seed: int
     memory_budget: int
     verbose: int
+    landmarks: int = 0  # pictures that span the kernel of a fit to very many; 0: all of them do
 
 
 @dataclass(frozen=True)

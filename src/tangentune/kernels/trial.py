@@ -66,6 +66,7 @@ class Trial:
     resident: int  # bytes that the process holds before the fit: itself, libraries, network, pictures
     batch_bytes: int  # what one batch takes beyond that, its rows not counted
     picture_bytes: int  # of it, each picture
+    features: int  # that the network has
     forward: float = math.nan  # seconds a picture; NaN where no time was taken
     backward: float = math.nan  # seconds a picture and probe
 
@@ -108,7 +109,7 @@ def run_trial(
     growth = max(0, several - one) / (count - 1) if count > 1 else float(one)
     at_once = min(pictures.batch, pictures.count)
     batch = SCATTER * (one + growth * (at_once - 1) - rows * at_once)
-    trial = Trial(layers, resident, max(0, int(batch)), int(growth))
+    trial = Trial(layers, resident, max(0, int(batch)), int(growth), features)
     if not timed:
         return trial
     forward = min(measure(count, 0)[0], seconds)

@@ -141,7 +141,7 @@ def mean_eigenvalue(system: System) -> float:
     trace, count = float(weights @ system.kernel.diagonal()), int((weights > 0).sum())
     if system.intercept:
         # The unit vector of the intercept is roots / |roots|.
-        trace, count = trace - float(weights @ (system.kernel @ weights[:, None])) / float(weights.sum()), count - 1
+        trace, count = trace - float(weights @ (system.kernel @ weights)) / float(weights.sum()), count - 1
     return trace / count
 
 

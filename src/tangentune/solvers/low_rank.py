@@ -7,8 +7,8 @@ equations of the same least-squares problem, the inverse of its matrix `W` is
     W^-1 = [[(I - X~ M^-1 X~^T) / damping,  X~ m], [m^T X~^T,  -damping m_1]],    m = M^-1 e_1,
 
 by Woodbury's identity, the intercept being a feature that is not penalised: multiplying by W gives the identity, since
-`X~^T X~ = M - damping diag(0, 1, ..., 1)`. Pictures that leave or come change M by as many terms `a x x^T`. The two classes
-stand for (n, n) matrices that are never written out: rows of them, diagonals and products are.
+`X~^T X~ = M - damping diag(0, 1, ..., 1)`. Pictures that leave or come change M by as many terms `a x x^T`. The two
+classes stand for (n, n) matrices that are never written out: rows of them, diagonals and products are.
 """
 
 from __future__ import annotations
@@ -69,6 +69,14 @@ class FeatureKernel:
         places = torch.cat([self.places, torch.arange(count, count + len(rows), device=self.places.device)])
         return FeatureKernel((*self.parts, rows.to(self.parts[0])), places)
 
+    def turned(self, columns: slice, matrix: Tensor) -> FeatureKernel:
+        """Some columns of all rows times a matrix (k, k): n k^2."""
+        parts = [part.clone() for part in self.parts]
+        for part in parts:
+            for chunk in part.split(max(1, CHUNK // self.width)):
+                chunk[:, columns] = (chunk[:, columns].double() @ matrix).to(chunk)
+        return FeatureKernel(tuple(parts), self.places)
+
     def compacted(self) -> FeatureKernel:
         """On rows of its own, with no others beside them."""
         return FeatureKernel.of(self.rows(slice(None)).to(self.parts[0].dtype))
@@ -94,7 +102,9 @@ class FeatureKernel:
         return torch.cat([chunk.square().sum(1) for chunk in self._chunks()])[self.places]
 
     def __matmul__(self, right: Tensor) -> Tensor:
-        """(n, k) of (n, k): 2 n D k."""
+        """(n, k) of (n, k), or (n,) of (n,): 2 n D k."""
+        if right.dim() == 1:
+            return (self @ right[:, None])[:, 0]
         return self.times(self.gathered(right))
 
     def times(self, right: Tensor) -> Tensor:
@@ -218,7 +228,7 @@ class FeatureInverse:
         return replace(self, sums=sums)
 
     def error(self, *, check_inverse: bool = True) -> tuple[float, Tensor]:
-        """Relative error of `M M^-1 = I`, on a fixed random vector, and of the solution, and what that leaves; D^2 C."""
+        """Relative error of the inverse, on a fixed random vector, and of the solution; what that leaves. D^2 C."""
         right, tiny = torch.cat([self.sums.targets[None], self.sums.cross]), torch.finfo(torch.float64).tiny
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(len(self.core), 1, generator=generator, dtype=torch.float64).to(self.core)

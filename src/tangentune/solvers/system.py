@@ -16,6 +16,7 @@ from torch import Tensor
 from tangentune.errors import InputError, SingularError
 from tangentune.solvers.factorisation import cholesky
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.sums import TangentSums
 
 SPOTS = 32  # rows and columns
 SINGULAR = "damping {:g} leaves the least-squares problem singular; use a larger damping"
@@ -75,7 +76,7 @@ def build(
     On D features a row, with an intercept and one row a picture, N D^2 + D^3.
     """
     if isinstance(kernel, FeatureKernel):
-        return _build_on_features(kernel, targets.double(), damping, weights)
+        return build_on_rows(kernel, targets, damping, weights)
     kernel, targets = kernel.double(), targets.to(kernel.device, torch.float64)
     weights = kernel.new_ones(len(kernel)) if weights is None else weights.to(kernel)
     _check(kernel, targets, weights, damping, width)
@@ -93,11 +94,19 @@ def build(
     return with_inverse(unsolved, inverse)
 
 
-def _build_on_features(kernel: FeatureKernel, targets: Tensor, damping: float, weights: Tensor | None) -> System:
+def build_on_rows(
+    kernel: FeatureKernel,
+    targets: Tensor,
+    damping: float,
+    weights: Tensor | None = None,
+    sums: TangentSums | None = None,
+) -> System:
+    """The same on feature rows, from their `sums` where those are known: n D^2 + D^3."""
+    targets = targets.double()
     weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
     _check(kernel, targets, weights, damping, 1)
     try:
-        inverse = FeatureInverse.of(kernel, targets, weights, damping)
+        inverse = FeatureInverse.of(kernel, targets, weights, damping, sums)
     except SingularError as error:
         raise SingularError(SINGULAR.format(damping)) from error
     return with_inverse(System(kernel, inverse, targets, weights, damping, True, 1, targets, targets[0]), inverse)
@@ -143,6 +152,11 @@ def checked_cross(system: System, cross: Tensor) -> Tensor:
     return cross.to(system.targets)
 
 
+def written_out(system: System) -> Tensor:
+    """The kernel as a matrix (N, N); on feature rows N^2 D."""
+    return system.kernel[torch.arange(len(system.kernel), device=system.targets.device)]
+
+
 def fitted(system: System) -> Tensor:
     """Predictions at the training pictures, (N, C); N^2 C."""
     return system.kernel @ system.dual + system.bias
@@ -153,7 +167,7 @@ def residual(system: System, *, inverse: bool = True) -> tuple[float, Tensor]:
 
     The larger of `|W (W^-1 z) - z| / |z|` and `|W [e; b] - [D^1/2 y; 0]| / |D^1/2 y|`. Rounding alone gives about the
     condition number of W times 1e-16; what exceeds the value after `build` has been gathered by edits. What the
-    solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it. On feature rows the same of their normal equations, D^2 C.
+    solution leaves, `W [e; b] - [D^1/2 y; 0]`, comes with it. On feature rows that of their normal equations, D^2 C.
     """
     if isinstance(system.inverse, FeatureInverse):
         return system.inverse.error(check_inverse=inverse)

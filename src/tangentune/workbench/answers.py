@@ -140,7 +140,7 @@ def _effects(solution: Solution, place: int) -> tuple[Tensor, Tensor]:
     if source is not None:
         left, _ = without_labels(source, system.weights, left, [place])
     kernel = system.kernel[place][None, rest]
-    effects, shares = torch.zeros(2, n, system.targets.shape[1]).to(system.kernel)
+    effects, shares = torch.zeros(2, n, system.targets.shape[1]).to(system.targets)
     effects[rest] = balancing.influence(left, None if balance is None else balance[rest], kernel)[0]
     shares[rest] = contributions(left, kernel)[0]
     return effects, shares

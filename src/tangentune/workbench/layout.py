@@ -49,18 +49,18 @@ class Components:
 
 def components(fitted: FittedModel) -> Components:
     """Of the kernel of the pictures that count; their labels play no part. Cost `STEPS` n^2."""
-    kernel = solved(fitted).system.kernel
-    mean = kernel.mean(1)
+    kernel, like = solved(fitted).system.kernel, solved(fitted).system.targets
+    mean = kernel @ torch.full_like(like[:, 0], 1 / len(kernel))
 
     def product(v: Tensor) -> Tensor:
         """The centred kernel, not formed, times a vector."""
         found = kernel @ (v - v.mean())
         return found - found.mean()
 
-    start = torch.randn(len(kernel), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(kernel)
+    start = torch.randn(len(kernel), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(like)
     values, vectors = lanczos_pairs(product, start - start.mean(), STEPS)
-    two = torch.zeros(len(kernel), 2).to(kernel)
-    roots = torch.zeros(2).to(kernel)
+    two = torch.zeros(len(kernel), 2).to(like)
+    roots = torch.zeros(2).to(like)
     found = min(2, len(values))
     two[:, :found], roots[:found] = vectors[:found].T, values[:found].sqrt()
     largest = two.abs().argmax(0)

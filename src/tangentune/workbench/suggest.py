@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
-from tangentune.estimators.fitted import FittedModel, solved, with_rows
+from tangentune.estimators.fitted import FittedModel, kernel_to_training, solved, with_rows
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader, RowReader
 from tangentune.estimators.user_input import load_inputs, read_count
@@ -163,11 +163,14 @@ def reason(found: Suggestions) -> str:
 def candidates(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> Candidates:
     """Kernels of unlabelled pictures, their rows block by block as memory allows."""
     training, new, ours = fitted.training, RowReader(fitted.feature_map, reader.open, fitted.room), fitted.rows(reader)
-    m, active = len(pictures), torch.from_numpy(fitted.active.positions).to(training.kernel.device)
+    if training.landmarks is not None:
+        return _on_landmarks(fitted, reader, pictures)
+    m, like = len(pictures), solved(fitted).system.targets
+    active = torch.from_numpy(fitted.active.positions).to(like.device)
     step = max(1, min(m, fitted.room // _row_bytes(fitted, reader, pictures)))
-    kernel, cross = training.kernel.new_empty(m, m), training.kernel.new_empty(m, len(active))
+    kernel, cross = like.new_empty(m, m), like.new_empty(m, len(active))
     source, solution = training.source, solved(fitted)
-    crossed = None if source is None else training.kernel.new_empty(m, len(source.pictures))
+    crossed = None if source is None else like.new_empty(m, len(source.pictures))
     settings: dict[str, Any] = {"unit": "row", "delay": 1.0, "disable": not reader.verbose}
     with tqdm(total=_passes(m, step), desc="comparing pictures", **settings) as bar:
         for start in range(0, m, step):
@@ -190,6 +193,17 @@ def candidates(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -
         offset = offset + crossed @ source.prior.response @ alone.labels
         kernel, cross = source.left(kernel, crossed, crossed), source.left(cross, crossed, source.cross[active])
     return Candidates(kernel, cross, cross @ solution.system.dual + offset)
+
+
+def _on_landmarks(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -> Candidates:
+    """The same where the kernel is one of rows of fixed width."""
+    found = list(kernel_to_training(fitted, reader, pictures))
+    training, cross = fitted.training, torch.cat([new.kernel for new in found])
+    assert training.landmarks is not None
+    made = training.landmarks.map(fitted.feature_map)
+    rows = torch.cat([made.rows(new.rows) for new in found])
+    system = solved(fitted).system
+    return Candidates(rows @ rows.T, cross, cross @ system.dual + system.bias)
 
 
 def _best(

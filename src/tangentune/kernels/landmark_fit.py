@@ -1,0 +1,75 @@
+"""A fit on a map of fixed width: the kernel is chosen on a part of the pictures, then solved on the rows of all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tangentune.jacobian.rows import RowPlan, batch_rows
+from tangentune.kernels.batches import PictureBatches
+from tangentune.kernels.collect import restrict
+from tangentune.kernels.feature_map import TangentMap
+from tangentune.kernels.landmark_map import LandmarkMap, Place, in_memory, map_rows
+from tangentune.kernels.reestimate import blank_job, on_all
+from tangentune.kernels.stages import FitJob, FitSettings, spread
+from tangentune.solvers.landmarks import choose_landmarks
+
+AMONG = 4  # times as many pictures as landmarks are looked at to choose them
+JUDGES = 2000  # pictures whose leave-one-out error chooses the damping
+
+
+def landmark_room(job: FitJob, feature_map: TangentMap) -> int:
+    """How many landmarks' rows fit into memory at once, with what works on them."""
+    sizes = [job.trial.layers[name].size for name in feature_map.tangent.names]
+    return job.room // max(1, sum(sizes) + 2 * max(sizes, default=0))
+
+
+def landmark_places(job: FitJob, count: int) -> list[int]:
+    """Positions of `count` landmarks, by pivoted Cholesky on the features of a few times as many pictures."""
+    looked = spread(job.pictures.count, AMONG * count)
+    if count >= job.pictures.count:
+        return looked
+    still = restrict(job.tangent, ())
+    parts = [batch_rows(still, [x], torch.empty(0)).phi for x in job.pictures.batches(looked)]
+    features = F.normalize(torch.cat(parts).double(), dim=1)
+    return [looked[i] for i in choose_landmarks(features, count, job.settings.seed).tolist()]
+
+
+def mapped(
+    job: FitJob, feature_map: TangentMap, power: float, places: list[int], place: Place = in_memory
+) -> tuple[LandmarkMap, Tensor]:
+    """The map with the landmarks at some positions, its metric taken from them, and the rows (n, D) of all pictures."""
+    part = replace(job.part(places), tangent=feature_map.tangent)
+    found = on_all(feature_map, part, power)
+    assert found.rows is not None, "as many landmarks as fit"
+    with job.meter.stage("map"):
+        made = LandmarkMap.of(found.feature_map, found.rows)
+        rows = map_rows(made, job.batches("rows of the map"), job.pictures.count, place)
+    return made, rows
+
+
+def remapped(
+    feature_map: TangentMap,
+    tangent: RowPlan,
+    pictures: PictureBatches,
+    settings: FitSettings,
+    power: float,
+    outputs: int,
+    count: int,
+) -> tuple[LandmarkMap, list[int], Tensor]:
+    """The map of other pictures, every choice staying: landmarks, probes and metric anew; as `reestimate`."""
+    job = blank_job(tangent, pictures, replace(settings, landmarks=count), outputs)
+    places = landmark_places(job, min(count, pictures.count))
+    made, rows = mapped(job, replace(feature_map, tangent=tangent), power, places)
+    return made, places, rows
+
+
+def judges(count: int, landmarks: list[int]) -> Tensor:
+    """Positions of the pictures that judge a damping: no landmarks, unless there are no others."""
+    others = sorted(set(range(count)) - set(landmarks))
+    if len(others) < 2:
+        others = list(range(count))
+    return torch.tensor(others)[spread(len(others), JUDGES)]

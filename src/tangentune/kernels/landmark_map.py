@@ -1,0 +1,98 @@
+"""A map of fixed width: pictures by their features, and by the body's kernel with some landmark pictures.
+
+`phi~(x) = [phi_head(x), K_uu^(-1/2) k_body(u, x)]` for landmarks u (Nystroem): products of such rows are the head's
+kernel and the part of the body's that the landmarks span. It is cheap to hold, n D numbers, and to solve, n D^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tangentune.kernels.batches import Batches
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, cross_kernel, portion_rows, primal
+from tangentune.solvers.factorisation import eigh
+from tangentune.solvers.landmarks import RANK, inverse_root
+
+Place = Callable[[int, int, torch.dtype], Tensor]  # where rows (n, D) of a type go: memory, or a file
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LandmarkMap:
+    """Rows of the landmarks in a feature map, and the root of their kernel."""
+
+    feature_map: TangentMap
+    landmarks: FeatureRows  # (m,)
+    root: Tensor  # (m, rank) with `root root^T = K_uu^-1` on what the landmarks span
+
+    @classmethod
+    def of(cls, feature_map: TangentMap, landmarks: FeatureRows) -> LandmarkMap:
+        """From rows of the landmarks: m^2 products and m^3."""
+        return cls(feature_map, landmarks, inverse_root(body_kernel(feature_map, landmarks, landmarks)))
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.landmarks.phi.shape[1] + self.root.shape[1]
+
+    def rows(self, own: FeatureRows) -> Tensor:
+        """(n, D) float64, of pictures in the coordinates of the feature map: n m products of rows."""
+        return torch.cat([own.phi, body_kernel(self.feature_map, own, self.landmarks) @ self.root], 1)
+
+    def primal(self, coef: Tensor) -> TangentModel:
+        """The function with weights instead of landmarks, from `coef` (D+1, C), the intercept first.
+
+        `phi~(x)^T theta` is `<theta_head, phi(x)> + sum_j (root theta_body)_j k_body(u_j, x)`.
+        """
+        wide = self.landmarks.phi.shape[1]
+        head, body = coef[1 : wide + 1], self.root @ coef[wide + 1 :]
+        index = torch.arange(len(self.landmarks), device=body.device)
+        found = primal(self.feature_map, [(index, self.landmarks)], body, coef[0])
+        return replace(found, head=head.T.to(found.head).contiguous())
+
+
+def body_kernel(feature_map: TangentMap, own: FeatureRows, landmarks: FeatureRows) -> Tensor:
+    """(n, m) kernel of the body alone."""
+    return cross_kernel(feature_map, own, landmarks) - own.phi @ landmarks.phi.T
+
+
+def in_memory(count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """A place for rows."""
+    return torch.empty(count, width, dtype=dtype)
+
+
+@torch.no_grad()
+def map_rows(landmark_map: LandmarkMap, batches: Batches, count: int, place: Place = in_memory) -> Tensor:
+    """(n, D) rows of a whole set, batch by batch: one forward and R backward passes, and n m products of rows.
+
+    They are kept in the network's own precision, whose rounding they have anyway.
+    """
+    out = place(count, landmark_map.width, landmark_map.feature_map.probes.dtype)
+    for portion in batches():
+        found = landmark_map.rows(portion_rows(landmark_map.feature_map, portion))
+        out[portion.rows.to(out.device)] = found.to(out)
+    return out
+
+
+def without(root: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Root (m - k, rank) of the map without some landmarks (k,), in the same coordinates, and the projection on it.
+
+    The landmarks' own coordinates are `C = (root^+)^T`, since `C C^T = K_uu`. The others span the row space of theirs:
+    with P its projection (rank, rank), `phi~ P` is the map of the others, and its root `(C_rest^+)^T`. Cost rank^3.
+    """
+    stays = torch.ones(len(root), dtype=torch.bool, device=root.device)
+    stays[gone] = False
+    return _transposed_inverse(_transposed_inverse(root)[0][stays])
+
+
+def _transposed_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`(A^+)^T = A (A^T A)^+`, and the projection on the row space of A."""
+    values, vectors = eigh(matrix.T @ matrix, "the landmarks' coordinates")
+    kept = values > RANK * values[-1:].clamp_min(0)
+    vectors = vectors[:, kept]
+    return matrix @ (vectors / values[kept]) @ vectors.T, vectors @ vectors.T
