@@ -36,6 +36,7 @@ BUDGETS: dict[int, dict[str, float]] = {
         "relabel": 0.15, "forget": 0.15, "undo": 0.05, "redo": 0.05, "explain a training picture": 0.1,
         "explain a new picture": 1.0, "first prediction after an edit": 0.5,
     },
+    20000: {"relabel": 0.3, "forget": 0.3, "undo": 0.05, "redo": 0.05},
 }  # fmt: skip
 
 
@@ -77,8 +78,10 @@ def measure(n: int, edits: int) -> dict[str, Any]:
             _edit(session, edits, timed)
             error = dual_error(session.estimator)
             session.discard()
-            timed("rows of all pictures into a file", session.keep_rows)
-            size = session.rows_bytes()
+            size = 0
+            if session.rows_help:  # not on landmarks
+                timed("rows of all pictures into a file", session.keep_rows)
+                size = session.rows_bytes()
         with Session.open(place) as session:
             timed("first new picture, rows in a file", partial(session.answer_new, _one(held, 0)))
             timed("first suspects", session.suspects)

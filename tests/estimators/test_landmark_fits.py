@@ -116,29 +116,40 @@ def test_edits_are_refits_on_the_same_rows() -> None:
     assert closeness(torch.from_numpy(clf.loo_predictions_), torch.from_numpy(before)) < 1e-12
 
 
-def test_a_forgotten_landmark_leaves_the_map_as_well() -> None:
-    clf, new = fitted(), data(6, 4)[0]
-    before = clf.decision_function(new)
-    gone = clf.landmarks_[3:5]
-    marks = [name for name in clf.landmarks_ if name not in gone]
-    clf.forget(gone)
-    same_as_refit(clf)
-    assert clf.landmarks_ == marks
-    # The map of the other landmarks, made from nothing: the kernel that they span.
-    training = clf.fitted_.training
+def same_map_as_made_anew(clf: TangentClassifier) -> None:
+    """Kernel and predictions are those of the map of the landmarks that are left, made from nothing."""
+    new, training = data(6, 4)[0], clf.fitted_.training
     assert training.landmarks is not None
     made = training.landmarks.map(clf.fitted_.feature_map)
     again = type(made).of(made.feature_map, made.landmarks)
-    reader, here = clf.fitted_.rows(clf._reader()), clf.fitted_.pictures
-    rows = again.rows(reader.collect(here))
-    held = clf.solution_.system
+    reader, held = clf.fitted_.rows(clf._reader()), clf.solution_.system
+    rows = again.rows(reader.collect(clf.fitted_.pictures))
     assert isinstance(held.kernel, FeatureKernel)
-    assert closeness(held.kernel.rows(slice(None)) @ held.kernel.rows(slice(None)).T, rows @ rows.T) < 1e-8
-    assert closeness(torch.from_numpy(clf.decision_function(new)), again.rows(reader.collect(_as(clf, new))) @ rows.T
-                     @ held.dual + held.bias) < 1e-8  # fmt: skip
-    clf.undo()
-    assert len(clf.landmarks_) == M
-    assert closeness(torch.from_numpy(clf.decision_function(new)), torch.from_numpy(before)) < 1e-12
+    own = held.kernel.rows(slice(None))
+    assert closeness(own @ own.T, rows @ rows.T) < 1e-8
+    found = again.rows(reader.collect(_as(clf, new))) @ rows.T @ held.dual + held.bias
+    assert closeness(torch.from_numpy(clf.decision_function(new)), found) < 1e-8
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_a_forgotten_landmark_leaves_the_map_as_well(twins: bool, tmp_path: Path) -> None:
+    x, y = data()
+    options: dict[str, Any] = {}
+    if twins:  # landmarks that are not independent
+        x[7], x[40], options = x[30], x[12], {"landmarks": N}
+    clf, new = classifier(**options).fit(x, y), data(6, 4)[0]
+    before, marked = clf.decision_function(new), clf.landmarks_
+    for gone in (marked[3:5], [marked[7]], [marked[-1], "1"]):
+        clf.forget(gone)
+        same_as_refit(clf)
+        same_map_as_made_anew(clf)
+        assert clf.landmarks_ == [name for name in marked if name in clf.ids_]
+    clf.save_pretrained(tmp_path)
+    same_as_refit(TangentClassifier.from_pretrained(tmp_path, backbone=network()).forget(clf.landmarks_[2]))
+    for _ in range(3):
+        clf.undo()
+    assert clf.landmarks_ == marked
+    assert closeness(torch.from_numpy(clf.decision_function(new)), torch.from_numpy(before)) < 1e-11
 
 
 def _as(clf: TangentClassifier, x: NDArray) -> Any:

@@ -50,15 +50,9 @@ from tangentune.solvers.low_rank import FeatureKernel
 def forget(fitted: FittedModel, ids: Any) -> FittedModel:
     """Pictures taken out, the feature map as it was, less what landmarks among them gave to it."""
     gone, active = _without(fitted, ids)
-    training = without_landmarks(fitted.training, fitted.numbers[gone])
-    if training is fitted.training:
-        return _edited(fitted, "forget", _hashes(fitted, gone), active)
-    before, hashes = solved(fitted), _hashes(fitted, gone)
-    step = UndoStep("forget", fitted.active, before, fitted.training, fitted.feature_map, fitted.task_vector)
-    steps = bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES))
-    changed = replace(fitted, training=training, active=active, undo=steps)
-    solution = solve(training, active, fitted.task.encode, fitted.facts.damping)
-    return _logged(changed, "forget", hashes, solution, before.error, strict=False)
+    return _edited(
+        fitted, "forget", _hashes(fitted, gone), active, without_landmarks(fitted.training, fitted.numbers[gone])
+    )
 
 
 def forget_strictly(fitted: FittedModel, ids: Any, reader: PictureReader, settings: FitSettings) -> FittedModel:
@@ -181,7 +175,10 @@ def _edited(
     """The model of another choice of pictures, labels and weights, perhaps from a training set that has grown."""
     training, before = fitted.training if training is None else training, solved(fitted)
     solution = update(before, fitted.active, active, fitted.task.encode, training)
-    steps = bounded((*fitted.undo, UndoStep(edit, fitted.active, before)), min(fitted.room, UNDO_BYTES))
+    step = UndoStep(edit, fitted.active, before)
+    if training.landmarks is not fitted.training.landmarks:
+        step = replace(step, training=fitted.training, feature_map=fitted.feature_map, task_vector=fitted.task_vector)
+    steps = bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES))
     changed = replace(fitted, training=training, active=active, undo=steps)
     return _logged(changed, edit, pictures, solution, before.error, strict=False, **facts)
 

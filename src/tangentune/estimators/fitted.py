@@ -209,7 +209,7 @@ def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
     for step in reversed(steps):
         if step.solution is not None:
             system = step.solution.system
-            held = [system.inverse] if isinstance(system.kernel, FeatureKernel) else [system.kernel, system.inverse]
+            held = [part for part in (system.kernel, system.inverse) if not isinstance(part, FeatureKernel)]
             new = {one.data_ptr(): one.nbytes for one in held if one.data_ptr() not in seen}
             room, seen = room - sum(new.values()), seen | set(new)
             step = step if room >= 0 else replace(step, solution=None)
@@ -229,7 +229,8 @@ def compacted(fitted: FittedModel) -> FittedModel:
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:
     """The same model with the rows of its training pictures from now on: mapped, or in memory if there is room."""
     fitted.check_pictures()
-    if fitted.training.rows is None and fitted.version is not None and fitted.backbone.device.type == "cpu":
+    missing = fitted.training.rows is None and fitted.training.landmarks is None
+    if missing and fitted.version is not None and fitted.backbone.device.type == "cpu":
         found = read_rows(fitted.version, fitted.training)
         fitted = fitted if found is None else replace(fitted, training=replace(fitted.training, rows=found))
     with warm_pages(), torch.no_grad():

@@ -18,7 +18,7 @@ from torch import Tensor
 from tangentune.errors import SingularError
 from tangentune.estimators.training_set import TrainingSet
 from tangentune.solvers import balancing
-from tangentune.solvers.edits import append, append_rows, remove, retarget, reweight
+from tangentune.solvers.edits import append, append_rows, narrow, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
@@ -197,7 +197,13 @@ def _updated(
     kernel: Tensor | FeatureKernel | None = None,
 ) -> System:
     """The problem of another choice of pictures; its `kernel`, where one is at hand already."""
-    kept = int(stays.sum())
+    kept, wanted = int(stays.sum()), training.kernel
+    if isinstance(wanted, FeatureKernel) and isinstance(system.kernel, FeatureKernel):
+        before = system.kernel.lost.shape[1]
+        if wanted.lost.shape[1] > before and torch.equal(wanted.lost[:, :before], system.kernel.lost):
+            system = narrow(system, replace(system.kernel, lost=wanted.lost))
+        elif not torch.equal(wanted.lost, system.kernel.lost):
+            raise SingularError("the landmarks are not independent")  # and the problem is solved anew
     if kept < len(stays):
         left = kernel if kept == len(active) else None
         system = remove(system, torch.from_numpy(np.flatnonzero(~stays)), left)

@@ -247,12 +247,11 @@ def without_landmarks(training: TrainingSet, gone: NDArray[np.int64]) -> Trainin
     marks, kernel = training.landmarks, training.kernel
     if marks is None or not isinstance(kernel, FeatureKernel) or not (lost := np.isin(marks.numbers, gone)).any():
         return training
-    root, projection = without(marks.root, torch.from_numpy(np.flatnonzero(lost)))
+    wide = kernel.width - marks.root.shape[1]  # the head's columns, none of which is ever lost
+    root, basis = without(marks.root, torch.from_numpy(np.flatnonzero(lost)), kernel.lost[wide:])
     rows = None if marks.rows is None else marks.rows.select(torch.from_numpy(np.flatnonzero(~lost)))
-    body = slice(kernel.width - len(projection), None)
-    return replace(
-        training, kernel=kernel.turned(body, projection), landmarks=Landmarks(marks.numbers[~lost], root, rows)
-    )
+    narrowed = replace(kernel, lost=torch.cat([basis.new_zeros(wide, basis.shape[1]), basis]))
+    return replace(training, kernel=narrowed, landmarks=Landmarks(marks.numbers[~lost], root, rows))
 
 
 def kernel_of(kernel: Tensor | FeatureKernel, index: Tensor) -> Tensor | FeatureKernel:

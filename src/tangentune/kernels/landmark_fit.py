@@ -12,7 +12,7 @@ from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
 from tangentune.kernels.feature_map import TangentMap
-from tangentune.kernels.landmark_map import LandmarkMap, Place, in_memory, map_rows
+from tangentune.kernels.landmark_map import GROUP, LandmarkMap, map_rows
 from tangentune.kernels.reestimate import blank_job, on_all
 from tangentune.kernels.stages import FitJob, FitSettings, spread
 from tangentune.solvers.landmarks import choose_landmarks
@@ -24,7 +24,8 @@ JUDGES = 2000  # pictures whose leave-one-out error chooses the damping
 def landmark_room(job: FitJob, feature_map: TangentMap) -> int:
     """How many landmarks' rows fit into memory at once, with what works on them."""
     sizes = [job.trial.layers[name].size for name in feature_map.tangent.names]
-    return job.room // max(1, sum(sizes) + 2 * max(sizes, default=0))
+    room = job.room // max(1, sum(sizes) + 2 * max(sizes, default=0))
+    return max(2, room - min(GROUP, room // 2))
 
 
 def landmark_places(job: FitJob, count: int) -> list[int]:
@@ -38,16 +39,14 @@ def landmark_places(job: FitJob, count: int) -> list[int]:
     return [looked[i] for i in choose_landmarks(features, count, job.settings.seed).tolist()]
 
 
-def mapped(
-    job: FitJob, feature_map: TangentMap, power: float, places: list[int], place: Place = in_memory
-) -> tuple[LandmarkMap, Tensor]:
+def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]) -> tuple[LandmarkMap, Tensor]:
     """The map with the landmarks at some positions, its metric taken from them, and the rows (n, D) of all pictures."""
     part = replace(job.part(places), tangent=feature_map.tangent)
     found = on_all(feature_map, part, power)
     assert found.rows is not None, "as many landmarks as fit"
     with job.meter.stage("map"):
         made = LandmarkMap.of(found.feature_map, found.rows)
-        rows = map_rows(made, job.batches("rows of the map"), job.pictures.count, place)
+        rows = map_rows(made, job.batches("rows of the map"), job.pictures.count)
     return made, rows
 
 

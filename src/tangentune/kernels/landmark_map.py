@@ -6,19 +6,28 @@ kernel and the part of the body's that the landmarks span. It is cheap to hold, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import final
 
 import torch
 from torch import Tensor
 
 from tangentune.kernels.batches import Batches
-from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, cross_kernel, portion_rows, primal
-from tangentune.solvers.factorisation import eigh
+from tangentune.kernels.feature_map import (
+    FeatureRows,
+    TangentMap,
+    TangentModel,
+    cross_kernel,
+    join_rows,
+    portion_rows,
+    primal,
+)
+from tangentune.pictures.pictures import allocate
+from tangentune.solvers.factorisation import eigh, svd
 from tangentune.solvers.landmarks import RANK, inverse_root
 
-Place = Callable[[int, int, torch.dtype], Tensor]  # where rows (n, D) of a type go: memory, or a file
+GROUP = 256  # pictures that meet the landmarks at once
 
 
 @final
@@ -61,38 +70,49 @@ def body_kernel(feature_map: TangentMap, own: FeatureRows, landmarks: FeatureRow
     return cross_kernel(feature_map, own, landmarks) - own.phi @ landmarks.phi.T
 
 
-def in_memory(count: int, width: int, dtype: torch.dtype) -> Tensor:
-    """A place for rows."""
-    return torch.empty(count, width, dtype=dtype)
-
-
 @torch.no_grad()
-def map_rows(landmark_map: LandmarkMap, batches: Batches, count: int, place: Place = in_memory) -> Tensor:
-    """(n, D) rows of a whole set, batch by batch: one forward and R backward passes, and n m products of rows.
+def map_rows(landmark_map: LandmarkMap, batches: Batches, count: int) -> Tensor:
+    """(n, D) rows of a whole set: one forward and R backward passes, and n m products of rows.
 
-    They are kept in the network's own precision, whose rounding they have anyway.
+    They are kept in the network's own precision, whose rounding they have anyway; very many lie in a temporary file.
+    Several batches meet the landmarks at once, whose rows have to be formed from pairs of positions each time.
     """
-    out = place(count, landmark_map.width, landmark_map.feature_map.probes.dtype)
+    out = allocate((count, landmark_map.width), landmark_map.feature_map.probes.dtype)
+    waiting: list[tuple[Tensor, FeatureRows]] = []
+
+    def meet() -> None:
+        found = landmark_map.rows(reduce(join_rows, (rows for _, rows in waiting)))
+        out[torch.cat([index for index, _ in waiting]).to(out.device)] = found.to(out)
+        waiting.clear()
+
     for portion in batches():
-        found = landmark_map.rows(portion_rows(landmark_map.feature_map, portion))
-        out[portion.rows.to(out.device)] = found.to(out)
+        waiting.append((portion.rows, portion_rows(landmark_map.feature_map, portion)))
+        if sum(len(index) for index, _ in waiting) >= GROUP:
+            meet()
+    if waiting:
+        meet()
     return out
 
 
-def without(root: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
-    """Root (m - k, rank) of the map without some landmarks (k,), in the same coordinates, and the projection on it.
+def without(root: Tensor, gone: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+    """Root (m - k, rank) of the map without some landmarks (k,), in the same coordinates, and all that is lost of them.
 
-    The landmarks' own coordinates are `C = (root^+)^T`, since `C C^T = K_uu`. The others span the row space of theirs:
-    with P its projection (rank, rank), `phi~ P` is the map of the others, and its root `(C_rest^+)^T`. Cost rank^3.
+    The landmarks' own coordinates are `C = (root^+)^T`, since `C C^T = K_uu`; `lost` (rank, l) is orthogonal to them.
+    Where they are independent, `C root^T = I`: `root[gone]` is orthogonal to the coordinates of all others. Else what
+    the others do not span is found from theirs, rank^3.
     """
     stays = torch.ones(len(root), dtype=torch.bool, device=root.device)
     stays[gone] = False
-    return _transposed_inverse(_transposed_inverse(root)[0][stays])
+    if len(root) + lost.shape[1] == root.shape[1]:
+        basis = svd(root[gone].T, "the landmarks' coordinates")[0]
+        return (root - root @ basis @ basis.T)[stays], torch.cat([lost, basis], 1)
+    own = _transposed_inverse(root)[0][stays]
+    return _transposed_inverse(own)
 
 
 def _transposed_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`(A^+)^T = A (A^T A)^+`, and the projection on the row space of A."""
+    """`(A^+)^T = A (A^T A)^+`, and a basis of what is orthogonal to the rows of A."""
     values, vectors = eigh(matrix.T @ matrix, "the landmarks' coordinates")
     kept = values > RANK * values[-1:].clamp_min(0)
-    vectors = vectors[:, kept]
-    return matrix @ (vectors / values[kept]) @ vectors.T, vectors @ vectors.T
+    found = vectors[:, kept]
+    return matrix @ (found / values[kept]) @ found.T, vectors[:, ~kept]

@@ -117,6 +117,12 @@ def append_rows(system: System, kernel: FeatureKernel, targets: Tensor, weights:
     return with_inverse(system, found, kernel=kernel, targets=targets, weights=weights)
 
 
+def narrow(system: System, kernel: FeatureKernel) -> System:
+    """The problem on rows that have lost directions, those of `kernel` behind its own; `(N D + D^2)` a direction."""
+    assert isinstance(system.inverse, FeatureInverse)
+    return with_inverse(system, system.inverse.narrowed(kernel), kernel=kernel)
+
+
 def retarget(system: System, targets: Tensor) -> System:
     """The problem with other targets, (N, C) for any C; cost `N R C` for R rows that change, at most `N^2 C`."""
     targets = targets.to(system.targets)

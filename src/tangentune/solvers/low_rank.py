@@ -32,15 +32,22 @@ CORE = "the normal equations"
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureKernel:
-    """`Phi Phi^T` of some of N kept rows, which may lie in a file; it is indexed and multiplied as a matrix (n, n)."""
+    """`Phi Phi^T` of some of N kept rows, which may lie in a file; it is indexed and multiplied as a matrix (n, n).
+
+    `lost` (D, k) is an orthonormal basis of directions that do not count any more: `Phi = R (I - lost lost^T)` of the
+    rows R that are kept, which thus need not be written anew.
+    """
 
     parts: tuple[Tensor, ...]  # (N_p, D) float32 or float64, one after the other
     places: Tensor  # (n,) among the N rows
+    lost: Tensor  # (D, k) float64
 
     @classmethod
     def of(cls, *parts: Tensor) -> FeatureKernel:
         """The kernel of all rows."""
-        return cls(parts, torch.arange(sum(map(len, parts)), device=parts[0].device))
+        first = parts[0]
+        places = torch.arange(sum(map(len, parts)), device=first.device)
+        return cls(parts, places, first.new_zeros(first.shape[1], 0, dtype=torch.float64))
 
     def __len__(self) -> int:
         return len(self.places)
@@ -50,36 +57,21 @@ class FeatureKernel:
         """D."""
         return self.parts[0].shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the rows."""
-        return sum(part.nbytes for part in self.parts)
-
-    def data_ptr(self) -> int:
-        """What tells the rows from others."""
-        return self.parts[0].data_ptr()
-
     def select(self, index: Tensor) -> FeatureKernel:
         """The kernel of some pictures, on the same rows."""
-        return FeatureKernel(self.parts, self.places[index])
+        return replace(self, places=self.places[index])
 
     def joined(self, rows: Tensor) -> FeatureKernel:
         """With rows (k, D) behind."""
         count = sum(map(len, self.parts))
         places = torch.cat([self.places, torch.arange(count, count + len(rows), device=self.places.device)])
-        return FeatureKernel((*self.parts, rows.to(self.parts[0])), places)
-
-    def turned(self, columns: slice, matrix: Tensor) -> FeatureKernel:
-        """Some columns of all rows times a matrix (k, k): n k^2."""
-        parts = [part.clone() for part in self.parts]
-        for part in parts:
-            for chunk in part.split(max(1, CHUNK // self.width)):
-                chunk[:, columns] = (chunk[:, columns].double() @ matrix).to(chunk)
-        return FeatureKernel(tuple(parts), self.places)
+        return replace(self, parts=(*self.parts, rows.to(self.parts[0])), places=places)
 
     def compacted(self) -> FeatureKernel:
         """On rows of its own, with no others beside them."""
-        return FeatureKernel.of(self.rows(slice(None)).to(self.parts[0].dtype))
+        dtype = self.parts[0].dtype
+        index = torch.arange(len(self), device=self.places.device).split(max(1, 16 * CHUNK // self.width))
+        return FeatureKernel.of(torch.cat([self.rows(some).to(dtype) for some in index]))
 
     def rows(self, index: Tensor | int | slice) -> Tensor:
         """(k, D) float64 rows of some pictures, or (D,) of one."""
@@ -90,7 +82,12 @@ class FeatureKernel:
             own = (places >= start) & (places < start + len(part))
             out[own] = part[places[own] - start].double()
             start += len(part)
+        out = self.left(out.mT).mT
         return out[0] if isinstance(index, int) else out
+
+    def left(self, columns: Tensor) -> Tensor:
+        """Vectors (D, k) without what is lost."""
+        return columns - self.lost @ (self.lost.mT @ columns) if self.lost.shape[1] else columns
 
     def __getitem__(self, index: Tensor | int | slice) -> Tensor:
         """Rows (k, n) of the kernel, or (n,) of one picture: k n D."""
@@ -99,7 +96,8 @@ class FeatureKernel:
 
     def diagonal(self) -> Tensor:
         """(n,): n D."""
-        return torch.cat([chunk.square().sum(1) for chunk in self._chunks()])[self.places]
+        whole = torch.cat([chunk.square().sum(1) - (chunk @ self.lost).square().sum(1) for chunk in self._chunks()])
+        return whole[self.places]
 
     def __matmul__(self, right: Tensor) -> Tensor:
         """(n, k) of (n, k), or (n,) of (n,): 2 n D k."""
@@ -109,6 +107,7 @@ class FeatureKernel:
 
     def times(self, right: Tensor) -> Tensor:
         """`Phi right`, (n, k) of (D, k)."""
+        right = self.left(right)
         return torch.cat([chunk @ right for chunk in self._chunks()])[self.places]
 
     def gathered(self, left: Tensor) -> Tensor:
@@ -118,7 +117,7 @@ class FeatureKernel:
         for chunk in self._chunks():
             out.addmm_(chunk.mT, spread[start : start + len(chunk)])
             start += len(chunk)
-        return out
+        return self.left(out)
 
     def _chunks(self) -> Iterator[Tensor]:
         """All kept rows in float64, a few at a time."""
@@ -241,6 +240,23 @@ class FeatureInverse:
         """Relative size of one step of iterative refinement of the solution, by what it leaves."""
         largest = self.coef.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         return float((self.core @ left).abs().max() / largest)
+
+    def narrowed(self, kernel: FeatureKernel) -> FeatureInverse:
+        """The same pictures on a kernel that has lost more directions B (D, k), its last ones: (n D + D^2) k.
+
+        The solution must not use them: the inverse of what M does to the others is `M^-1 - Q Q^T`, `Q = M^-1 B L^-T`,
+        `L L^T = B^T M^-1 B`, and along B itself there is the damping alone.
+        """
+        basis = kernel.lost[:, self.kernel.lost.shape[1] :]
+        wide = torch.cat([torch.zeros_like(basis[:1]), basis])
+        through = self.core @ wide
+        factor = cholesky(wide.mT @ through, CORE, as_it_is=True)
+        strip = torch.linalg.solve_triangular(factor, through.mT, upper=False)
+        core = self.core - strip.mT @ strip + wide @ wide.mT / self.damping
+        heights = self.heights - self.fitted(strip.mT).square().sum(1)
+        squares, rows = kernel.left(kernel.left(self.sums.squares).mT), kernel.left(self.sums.rows[:, None])[:, 0]
+        sums = replace(self.sums, squares=squares, rows=rows, cross=kernel.left(self.sums.cross))
+        return replace(self, kernel=kernel, core=core, heights=heights, sums=sums)
 
     def changed(
         self, kernel: FeatureKernel, weights: Tensor, stays: Tensor, gone: WeightedRows, new: WeightedRows

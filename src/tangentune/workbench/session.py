@@ -176,6 +176,11 @@ class Session(Shown):
         """Whether the rows of the training pictures lie beside the model: then new pictures are explained at once."""
         return self.directory is not None and (self.directory / ROWS).exists()
 
+    @property
+    def rows_help(self) -> bool:
+        """Whether rows of all pictures in a file would save anything; a model on landmarks needs theirs only."""
+        return self.directory is not None and not self.rows_kept and self._fitted.training.landmarks is None
+
     @one_at_a_time
     def rows_bytes(self) -> int:
         """What `keep_rows` would take on the disk."""
@@ -190,6 +195,10 @@ class Session(Shown):
         """
         if self.directory is None:
             raise InputError("this session has no directory; rows are kept beside a saved model")
+        if self._fitted.training.landmarks is not None:
+            raise InputError(
+                "this model stands on landmarks and needs the rows of these only; there is nothing to keep"
+            )
         self._timeline.start.fitted.check_pictures()
         self._write_rows(self._timeline.start.fitted, tell)
         with self._lock:

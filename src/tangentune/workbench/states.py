@@ -9,6 +9,7 @@ from typing import Any, final
 from tangentune.estimators.fitted import FittedModel, bounded, compacted, solved
 from tangentune.estimators.row_file import read_rows
 from tangentune.estimators.solution import follow
+from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.system import System
 from tangentune.workbench import figures, suspects
 from tangentune.workbench.edits import Edit, kept_for_good
@@ -41,6 +42,7 @@ class State:
         """Of each matrix a number that tells it from others, and its bytes."""
         systems = [self.wary, None if self.fitted.solution is None else self.fitted.solution.system]
         found = [part for one in systems if one is not None for part in (one.kernel, one.inverse)]
+        found = [part for part in found if not isinstance(part, FeatureKernel)]  # rows, which all have in common
         return [(part.data_ptr(), part.nbytes) for part in found]
 
 

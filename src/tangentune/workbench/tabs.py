@@ -120,7 +120,7 @@ def arrived(desk: Desk, session: Session) -> dict[str, Any]:
         if known is None or known[0] != session.version:
             known = desk.said[one.number] = session.version, session.answer_new(one.pictures)[0]
         shown.append({"number": one.number, "name": one.name, "answer": known[1]})
-    job, offered = desk.rows, session.notice is None and session.directory is not None and not session.rows_kept
+    job, offered = desk.rows, session.notice is None and session.rows_help
     return {
         "arrived": shown,
         "working": job if job.running else None,
