@@ -31,6 +31,11 @@ CHOICES: list[Row] = [
     for seed in (100, 101)
     for way in ("all", "a part")
 ]
+LANDMARKS: list[Row] = [
+    {"set": "CIFAR-10", "a_class": n, "size": 96, "seed": 100, "landmarks": m}
+    for n, m in ((200, 500), (200, 1000), (500, 1000), (1000, 1000), (2000, 1000))
+]
+LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
 TIMED = 64  # pictures of the fine-tuning step that is timed
 
 
@@ -44,7 +49,9 @@ def child(key: Row) -> Row:
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
     index, test = few_shot(data.train_labels, key["a_class"], key["seed"]), held_out(len(data.test), 1000)
     pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
-    clf = TangentClassifier(backbone, **STILL)
+    count = key.get("landmarks")
+    way: Row = {"solver": "landmarks", "landmarks": count} if count else {"solver": "dual"}
+    clf = TangentClassifier(backbone, **STILL, **way)
     planned = clf.plan(pictures)
     report = clf.fit(pictures).fit_report_
     new = load_pictures(data.test[test], data.test_labels[test], contract=backbone.contract)
@@ -52,6 +59,7 @@ def child(key: Row) -> Row:
     found, own = clf.decision_function(new), np.eye(len(clf.classes_))[np.asarray(clf.targets_)]
     out: Row = {"pictures": len(pictures), "seconds": report["total_seconds"], "peak_bytes": report["peak_bytes"]}
     out |= {"planned_seconds": planned["seconds"], "planned_bytes": planned["peak_bytes"], "stages": report["stages"]}
+    out |= {"probe": report["probe"], "landmarks": len(clf.landmarks_)}
     out |= {"passes": report["passes"], "damping": clf.relative_damping_, "body_scale": clf.body_scale_}
     out |= {"loo_error": float(np.square(clf.loo_predictions_ - own).sum(1).mean()), "loo_accuracy": clf.loo_score_}
     out |= {"error": float(np.square(found - truth).sum(1).mean())}
@@ -83,6 +91,7 @@ def main() -> None:
         return
     fill(NAME, CHOICES, measure, "choices")
     fill(NAME, COSTS, measure, "costs")
+    fill(NAME, LANDMARKS, measure, "landmarks")
 
 
 if __name__ == "__main__":

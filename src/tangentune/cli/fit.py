@@ -29,6 +29,7 @@ _HELP = {
     "out": "Directory of the new model; a model that is there is replaced at the end.",
     "source": "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class "
     "folders.",
+    "work": "Where a fit on landmarks keeps what it has; stopped and called again, it goes on from there.",
     "verbose": "Also show how the layers' kernels will be computed.",
 }
 _option = partial(described, _HELP)
@@ -38,9 +39,19 @@ _option = partial(described, _HELP)
 @click.argument("pictures", type=PICTURES)
 @_option(STREAMS, "--out", required=True, metavar="MODEL", type=click.Path())
 @_option(STREAMS, "--source", metavar="MANIFEST", type=PICTURES)
+@_option(STREAMS, "--work", metavar="DIR", type=click.Path(file_okay=False))
 @fit_options
 @_option(STREAMS, "--verbose -v", is_flag=True)
-def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def fit(
+    pictures: str,
+    out: str,
+    source: str | None,
+    work: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -74,7 +85,7 @@ def fit(pictures: str, out: str, source: str | None, as_json: bool, quiet: bool,
             if not quiet:
                 _show_plan(plan, sys.stderr, layers=verbose)
 
-        model.fit(loaded, source=related, tell=tell if as_json or not quiet else None)
+        model.fit(loaded, source=related, tell=tell if as_json or not quiet else None, work=work)
         with locked(place):
             out = _still_free(out, before)
             model.save_pretrained(out)

@@ -15,13 +15,13 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 from tangentune._torch import usual_torch
 from tangentune.estimators import edits, explanations, saving
+from tangentune.estimators.attributes import FittedAttributes
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspect
 from tangentune.estimators.fit import Procedure, Tell
 from tangentune.estimators.fitted import (
     FittedModel,
     KernelToTraining,
-    fitted_attribute,
     kernel_to_training,
     scored,
     solved,
@@ -42,11 +42,10 @@ from tangentune.solvers.balancing import influence
 from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.posterior import variance
 from tangentune.solvers.reweighting import weight_gradient
-from tangentune.solvers.system import written_out
 
 
 @usual_torch
-class TangentEstimator(BaseEstimator):
+class TangentEstimator(FittedAttributes, BaseEstimator):
     """The options of an estimator, and `fitted_`, which holds all that is fitted; the modules beside do the work.
 
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
@@ -56,7 +55,6 @@ class TangentEstimator(BaseEstimator):
     that source classes stand for; what is left out (`loo_predictions_`, `leave_out`, `suspects`) is left out there too.
     """
 
-    fitted_: FittedModel
     n_features_in_: int  # of vectors
     _kind: ClassVar[type[Classification | Regression]]
 
@@ -107,38 +105,6 @@ class TangentEstimator(BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    # fitted attributes, described by the classes
-    backbone_ = fitted_attribute(lambda fitted: fitted.backbone)
-    task_vector_ = fitted_attribute(lambda fitted: fitted.task_vector)
-    probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
-    ids_ = fitted_attribute(lambda fitted: fitted.ids)
-    pictures_ = fitted_attribute(lambda fitted: fitted.pictures)
-    targets_ = fitted_attribute(lambda fitted: fitted.active.labels)
-    edits_ = fitted_attribute(lambda fitted: fitted.edits)
-    source_ = fitted_attribute(lambda fitted: fitted.source)
-    dual_coef_ = fitted_attribute(lambda fitted: fitted.outcome.dual)
-    intercept_ = fitted_attribute(lambda fitted: fitted.outcome.intercept)
-    loo_predictions_ = fitted_attribute(lambda fitted: fitted.outcome.loo)
-    loo_score_ = fitted_attribute(lambda fitted: fitted.outcome.score)
-    likelihood_ = fitted_attribute(lambda fitted: fitted.outcome.parameters)
-    damping_ = fitted_attribute(lambda fitted: fitted.facts.damping)
-    relative_damping_ = fitted_attribute(lambda fitted: fitted.facts.relative_damping)
-    metric_power_ = fitted_attribute(lambda fitted: fitted.facts.metric_power)
-    normalize_ = fitted_attribute(lambda fitted: fitted.facts.normalize)
-    body_scale_ = fitted_attribute(lambda fitted: fitted.facts.body_scale)
-    block_scales_ = fitted_attribute(lambda fitted: fitted.facts.block_scales)
-    block_shares_ = fitted_attribute(lambda fitted: fitted.facts.block_shares)
-    selection_ = fitted_attribute(lambda fitted: fitted.facts.selection)
-    damping_path_ = fitted_attribute(lambda fitted: fitted.facts.damping_path)
-    augment_ = fitted_attribute(lambda fitted: "flip" if fitted.feature_map.mirrored else None)
-    outer_steps_ = fitted_attribute(lambda fitted: fitted.facts.outer_steps)
-    outer_rate_ = fitted_attribute(lambda fitted: fitted.facts.outer_rate)
-    outer_selection_ = fitted_attribute(lambda fitted: fitted.facts.outer_selection)
-    fit_report_ = fitted_attribute(lambda fitted: fitted.facts.fit_report)
-    source_ids_ = fitted_attribute(lambda fitted: fitted.facts.source_ids)
-    landmarks_ = fitted_attribute(lambda fitted: fitted.landmark_ids)
-    source_effects_ = fitted_attribute(lambda fitted: fitted.facts.source_effects)
-
     @property
     def model_(self) -> TangentModel:
         """The fitted function with weights instead of pictures; after an edit they are summed again, when needed."""
@@ -152,13 +118,15 @@ class TangentEstimator(BaseEstimator):
         """The solved problem; a loaded model's is solved, once, when it is needed: n^3."""
         return solved(self._solved())
 
-    @property
-    def kernel_(self) -> NDArray[np.float64]:
-        """(n, n) kernel of the pictures the model stands on; with a source, what is left of it."""
-        return written_out(self.solution_.system).cpu().numpy()
-
     def fit(
-        self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None, *, source: Any = None, tell: Tell = None
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        source: Any = None,
+        tell: Tell = None,
+        work: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Solve for the whole network at once.
 
@@ -172,6 +140,8 @@ class TangentEstimator(BaseEstimator):
                 (multi-task kernel ridge), each class standing for the target classes it lies near, or for the one of
                 its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
             tell: is given what `plan` would say, before the work begins: say `print`.
+            work: a directory where a fit on landmarks keeps the rows that it has; stopped at any time and called again,
+                it goes on from there, and clears it in the end.
 
         Raises:
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.
@@ -188,7 +158,7 @@ class TangentEstimator(BaseEstimator):
                     read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            self.fitted_ = procedure.fit(pictures, given, read, tell)
+            self.fitted_ = procedure.fit(pictures, given, read, tell, work)
         return self
 
     def plan(self, X: Any, y: Any = None) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from tangentune.kernels.cost import (
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.landmark_cost import landmark_count, plan, settled
 from tangentune.kernels.landmark_cost import seconds as foreseen
+from tangentune.kernels.row_shards import RowShards
 from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import Trial, run_trial
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
@@ -181,7 +183,12 @@ class Procedure:
         return run_trial(tangent, inputs, settings.probes, settings.mirrored, settings.memory_budget, timed=timed)
 
     def fit(
-        self, pictures: Pictures, given: NDArray, source: tuple[Pictures, NDArray] | None, tell: Tell = None
+        self,
+        pictures: Pictures,
+        given: NDArray,
+        source: tuple[Pictures, NDArray] | None,
+        tell: Tell = None,
+        work: str | os.PathLike[str] | None = None,
     ) -> FittedModel:
         """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
         task, backbone, meter = self.task, self.backbone, self.meter
@@ -210,7 +217,8 @@ class Procedure:
         if expansion is not None:
             tangent = replace(tangent, module=expansion.mean, points=expansion.points)
         wanted, weights = targets.targets[index], targets.weights[index]
-        found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, look.trial, free)
+        shards = RowShards.of(work, used.digests) if work is not None and settings.landmarks else None
+        found = fit_tangent(tangent, inputs, wanted, weights, settings, meter, look.trial, free, shards)
         if found.flat:
             words = "the network sees the same in every picture, to rounding: every answer is the mean of the labels"
             warnings.warn(words, stacklevel=3)
@@ -244,6 +252,8 @@ class Procedure:
         if expansion is not None:
             facts = replace(facts, outer_steps=expansion.steps, outer_rate=expansion.rate)
         facts = replace(facts, outer_selection=moves, fit_report=report)
+        if shards is not None:
+            shards.clear()
         return FittedModel(
             task=task,
             backbone=backbone,

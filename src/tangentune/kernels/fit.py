@@ -38,6 +38,7 @@ from tangentune.kernels.landmark_map import LandmarkMap
 from tangentune.kernels.large import probe_predictions, walk, walk_rows
 from tangentune.kernels.pilot import choosing_pictures
 from tangentune.kernels.reestimate import on_all
+from tangentune.kernels.row_shards import RowShards
 from tangentune.kernels.stages import PCA_PICTURES, FitJob, FitSettings, draw_probes
 from tangentune.kernels.trial import Trial
 from tangentune.memory import Meter
@@ -80,15 +81,16 @@ def fit_tangent(
     meter: Meter,
     trial: Trial,
     room: int,
+    shards: RowShards | None = None,
 ) -> Fitted:
     """Solve the least-squares problem of the feature linearisation, for targets (n, C) and weights (n,) > 0 in float64.
 
     `meter` is filled with the seconds and bytes of each stage; `trial` is of this linearisation, `room` the bytes that
-    its rows may take.
+    its rows may take; `shards` keep those of a fit on landmarks.
     """
     with meter.stage("features"):
         probes = draw_probes(tangent, pictures, settings)
-    job = FitJob(tangent, pictures, targets, weights, settings, meter, probes, trial, room)
+    job = FitJob(tangent, pictures, targets, weights, settings, meter, probes, trial, room, shards)
     index = choosing_pictures(pictures.count, targets.shape[1])
     if settings.landmarks:
         return _fit_landmarks(job, index)

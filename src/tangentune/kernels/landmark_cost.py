@@ -13,7 +13,7 @@ from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
 
-USUAL = 1000  # landmarks: what more of them gain is less than their cost (docs/results/landmarks.md)
+USUAL = 1000  # landmarks: what more of them gain is less than their cost (docs/results/scale.md)
 LARGEST_DUAL = 5000  # pictures from which on landmarks are cheaper than the kernel of all
 SQUARES = 6  # matrices (D, D) in float64 that solving holds
 STEPS = 6  # dampings that are usually tried

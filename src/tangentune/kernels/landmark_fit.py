@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from tangentune.kernels.collect import restrict
 from tangentune.kernels.feature_map import TangentMap
 from tangentune.kernels.landmark_map import GROUP, LandmarkMap, map_rows
 from tangentune.kernels.reestimate import blank_job, on_all
+from tangentune.kernels.row_shards import SHARD
 from tangentune.kernels.stages import FitJob, FitSettings, spread
+from tangentune.pictures.pictures import allocate
 from tangentune.solvers.landmarks import choose_landmarks
 
 AMONG = 4  # times as many pictures as landmarks are looked at to choose them
@@ -40,13 +43,21 @@ def landmark_places(job: FitJob, count: int) -> list[int]:
 
 
 def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]) -> tuple[LandmarkMap, Tensor]:
-    """The map with the landmarks at some positions, its metric taken from them, and the rows (n, D) of all pictures."""
+    """The map with the landmarks at some positions, its metric taken from them, and the rows (n, D) of all pictures.
+
+    Very many rows lie in a temporary file. They are made shard by shard, and taken from the job's if it has any.
+    """
     part = replace(job.part(places), tangent=feature_map.tangent)
     found = on_all(feature_map, part, power)
     assert found.rows is not None, "as many landmarks as fit"
     with job.meter.stage("map"):
         made = LandmarkMap.of(found.feature_map, found.rows)
-        rows = map_rows(made, job.batches("rows of the map"), job.pictures.count)
+        rows = allocate((job.pictures.count, made.width), feature_map.probes.dtype)
+        for start in range(0, len(rows), SHARD):
+            stop = min(start + SHARD, len(rows))
+            index, label = list(range(start, stop)), f"rows of pictures {start + 1} to {stop}"
+            make = partial(map_rows, made, job.batches(label, index), stop - start)
+            rows[start:stop] = make() if job.shards is None else job.shards.kept(made, start, stop, make)
     return made, rows
 
 

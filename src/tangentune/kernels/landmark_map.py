@@ -23,7 +23,6 @@ from tangentune.kernels.feature_map import (
     portion_rows,
     primal,
 )
-from tangentune.pictures.pictures import allocate
 from tangentune.solvers.factorisation import eigh, svd
 from tangentune.solvers.landmarks import RANK, inverse_root
 
@@ -72,12 +71,12 @@ def body_kernel(feature_map: TangentMap, own: FeatureRows, landmarks: FeatureRow
 
 @torch.no_grad()
 def map_rows(landmark_map: LandmarkMap, batches: Batches, count: int) -> Tensor:
-    """(n, D) rows of a whole set: one forward and R backward passes, and n m products of rows.
+    """(n, D) rows of some pictures: one forward and R backward passes, and n m products of rows.
 
-    They are kept in the network's own precision, whose rounding they have anyway; very many lie in a temporary file.
-    Several batches meet the landmarks at once, whose rows have to be formed from pairs of positions each time.
+    They are kept in the network's own precision, whose rounding they have anyway. Several batches meet the landmarks at
+    once, whose rows have to be formed from pairs of positions each time.
     """
-    out = allocate((count, landmark_map.width), landmark_map.feature_map.probes.dtype)
+    out = torch.empty(count, landmark_map.width, dtype=landmark_map.feature_map.probes.dtype)
     waiting: list[tuple[Tensor, FeatureRows]] = []
 
     def meet() -> None:

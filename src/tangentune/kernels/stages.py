@@ -16,6 +16,7 @@ from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.collect import RowSet, collect, plan_passes, restrict
 from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
+from tangentune.kernels.row_shards import RowShards
 from tangentune.kernels.trial import Trial
 from tangentune.memory import Meter
 from tangentune.networks.parameters import group_blocks
@@ -54,6 +55,7 @@ class FitJob:
     probes: Tensor  # (R, d)
     trial: Trial  # how many bytes the rows of each parameter take
     room: int  # bytes that rows may take
+    shards: RowShards | None = None  # where rows of very many pictures are kept while the fit goes on
 
     def part(self, index: list[int]) -> FitJob:
         """The job of some of its pictures."""
