@@ -19,7 +19,7 @@ from tangentune.cli.app import cli
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted(path for path in DOCS.glob("howto/*.md") if blocks(prose(path), "python"))
-# A tutorial at a smaller size, with less to choose; a how-to page with a network of two layers: what it shows is the code.
+# Tutorials run at a smaller size, with less to choose; how-to pages with a network of two layers: they show the code.
 SMALLER = {
     "input_size=64": "input_size=32, metric_power=0",
     "(3, 64, 64)": "(3, 32, 32)",
