@@ -57,7 +57,8 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     text = text.replace("input_size=96", "input_size=32, metric_power=0").replace("(3, 64, 64)", "(3, 32, 32)")
-    _, _, own_network, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
+    _, _, own_network, large, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
+    assert large.startswith("40 ")
     assert asked == "forget True 7\n"
     assert sums == "6 2\n"
     strength, without, together = map(float, related.split())
