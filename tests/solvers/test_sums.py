@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from tangentune._files import write_tensors
 from tangentune.errors import InputError, StoreError
 from tangentune.solvers import ridge
-from tangentune.solvers.sums import TangentSums
+from tangentune.solvers.sums import KIND, TangentSums
 
 N, D, C = 30, 12, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -24,7 +25,7 @@ WEIGHTS = 0.2 + torch.rand(N, generator=GENERATOR, dtype=torch.float64)
 
 
 def sums(places: Tensor | slice = slice(None), targets: Tensor = TARGETS, weights: Tensor = WEIGHTS) -> TangentSums:
-    return TangentSums.of(ROWS[places], targets[places], "map", weights[places])
+    return TangentSums.of(ROWS[places], targets[places], "map", weights[places], classes="abc"[: targets.shape[1]])
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -89,7 +90,7 @@ def test_a_picture_of_weight_zero_does_not_count() -> None:
 def test_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
     sums().save(tmp_path / "a.sums")
     loaded = TangentSums.load(tmp_path / "a.sums")
-    assert loaded.fingerprint == "map"
+    assert (loaded.fingerprint, loaded.classes) == ("map", tuple("abc"))
     assert loaded.squares.equal(sums().squares)
     assert (loaded + sums()).counts.tolist() == [20, 20, 20]
     (tmp_path / "b.sums").write_bytes(b"nothing")
@@ -97,9 +98,65 @@ def test_saved_and_loaded_bit_for_bit(tmp_path: Path) -> None:
         TangentSums.load(tmp_path / "b.sums")
 
 
+def test_classes_are_aligned_by_name() -> None:
+    """A site without class b and one with a class of its own: sums and solution are those of all pictures at once."""
+    first, rest = torch.arange(N) % C != 1, torch.arange(N) % C == 1
+    names = torch.where(torch.arange(N) < 5, 3, torch.arange(N) % C)  # the first five are of another class, d
+    whole = TangentSums.of(ROWS, F.one_hot(names, 4), "map", WEIGHTS, classes="abcd")
+    parts = []
+    for place, own in ((first, "acd"), (rest, "bd")):
+        known = torch.tensor(["abcd".index(name) for name in own])
+        targets = F.one_hot(names[place], 4)[:, known]
+        parts.append(TangentSums.of(ROWS[place], targets, "map", WEIGHTS[place], classes=own))
+    for total in (parts[0] + parts[1], parts[1] + parts[0]):
+        assert total.classes == tuple("abcd")
+        close(total.fit(0.3).coef, whole.fit(0.3).coef)
+        assert total.counts.tolist() == whole.counts.tolist() == [8, 8, 9, 5]
+    assert (whole - parts[1]).classes == tuple("acd")  # nobody has b any more
+    close((whole - parts[1]).fit(0.3).coef, parts[0].fit(0.3).coef)
+    assert (whole.pictures, parts[0].pictures) == (N, 20)
+
+
+def test_numbers_count_every_picture() -> None:
+    found = TangentSums.of(ROWS, TARGETS[:, :2] * 2.5, "map")
+    assert (found.pictures, (found - found).pictures) == (N, 0)
+
+
+def test_generalised_cross_validation_is_that_of_its_definition() -> None:
+    dampings = torch.logspace(-2, 3, 6, dtype=torch.float64)
+    found = sums().factor().gcv(dampings)
+    total = WEIGHTS.sum()
+    centred = ROWS - WEIGHTS @ ROWS / total
+    for damping, errors in zip(dampings.tolist(), found, strict=True):
+        inner = centred.T @ (WEIGHTS[:, None] * centred) + damping * torch.eye(D)
+        hat = 1 / total + centred @ torch.linalg.solve(inner, centred.T)
+        residual = TARGETS - hat @ (WEIGHTS[:, None] * TARGETS)
+        mean = WEIGHTS @ residual.square() / total
+        close(errors, mean / (1 - (hat.diagonal() * WEIGHTS).sum() / N) ** 2)
+    best = sums().factor().choose_damping()
+    near = torch.tensor([best / 1.2, best, best * 1.2], dtype=torch.float64)
+    assert int(sums().factor().gcv(near).sum(1).argmin()) == 1
+
+
+def test_what_no_sums_can_be_is_refused(tmp_path: Path) -> None:
+    bad = sums()
+    for name, tensors in (("few", {"rows": bad.rows}), ("shape", {**vars_of(bad), "counts": bad.rows.clone()})):
+        write_tensors(tmp_path / name, KIND, {"fingerprint": "map", "classes": ["a", "b", "c"]}, tensors)
+        with pytest.raises(StoreError, match="holds what no sums of feature rows can be"):
+            TangentSums.load(tmp_path / name)
+
+
+def vars_of(found: TangentSums) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
+
+
 @pytest.mark.parametrize(("make", "words"), [
     (lambda: sums() + TangentSums.of(ROWS, TARGETS, "other"), "different feature maps"),
-    (lambda: sums() + TangentSums.of(ROWS, TARGETS[:, :2], "map"), "other rows or classes"),
+    (lambda: sums() + TangentSums.of(ROWS, TARGETS, "map"), "some of these sums are of classes and some of numbers"),
+    (lambda: TangentSums.of(ROWS, TARGETS, "map") + TangentSums.of(ROWS[:, :2], TARGETS, "map"), "other rows or"),
+    (lambda: sums() + sums(targets=TARGETS[:, :1]).aligned([1]), "names of several types"),
+    (lambda: TangentSums.of(ROWS, TARGETS, "map", classes="cab"), "not sorted"),
+    (lambda: TangentSums.of(0 * ROWS, TARGETS, "map", classes="abc").factor().choose_damping(), "no damping can be"),
     (lambda: sums(slice(0, 3)) - sums(), "more is taken away"),
     (lambda: TangentSums.of(ROWS, TARGETS[:4], "map"), "30 rows, 4 targets"),
     (lambda: TangentSums.of(ROWS / 0, TARGETS, "map"), "must be finite"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Self, final
 
 import numpy as np
@@ -16,31 +16,23 @@ from torch.nn import functional as F
 
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
+from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.classifier import TangentClassifier
+from tangentune.estimators.fit import survey_network
+from tangentune.estimators.frozen_map import FrozenMap, SketchedBody, fingerprint_of, landmark_rows, span_of
+from tangentune.estimators.map_directory import load_map, save_map
 from tangentune.estimators.regressor import TangentRegressor
-from tangentune.estimators.training_set import PictureReader, RowReader
-from tangentune.estimators.user_input import load_inputs, read_count, read_seed
-from tangentune.kernels.feature_map import FeatureRows, TangentMap, collect_rows, cross_kernel, portion_rows
+from tangentune.estimators.training_set import PictureReader
+from tangentune.estimators.user_input import load_inputs, read_count, read_seed, read_settings
+from tangentune.kernels.data_independent import NOISE, data_independent_map, pink_noise
+from tangentune.kernels.sketch import draw_sketch, row_sizes
+from tangentune.kernels.stages import draw_probes
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
-from tangentune.networks.backbone import AnyBackbone, as_backbone
+from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers.landmarks import choose_landmarks, inverse_root
+from tangentune.solvers.landmarks import choose_landmarks
 from tangentune.solvers.sums import TangentSums
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LandmarkMap:
-    """`phi~(x) = [phi_head(x), K_uu^(-1/2) k_body(u, x)]` for landmarks u: products are the kernel's part they span."""
-
-    reader: RowReader
-    landmarks: FeatureRows  # (m,)
-    root: Tensor  # (m, rank) with `root root^T = K_uu^-1` on what the landmarks span
-
-    def rows(self, own: FeatureRows) -> Tensor:
-        """(n, d + rank) float64."""
-        return torch.cat([own.phi, body_kernel(self.reader.feature_map, own, self.landmarks) @ self.root], 1)
 
 
 @final
@@ -54,14 +46,21 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     a landmark it is the kernel itself. Rows go into any linear model, or, shard by shard, into `TangentSums`, which
     solve the same least-squares problem as the estimators in the width of the rows, with exact leave-one-out.
 
+    Without landmarks the map is data-independent: `sketch` random numbers whose products are the body's kernel on
+    average, with an error that falls as `sketch^-1/2`; its metric comes from seeded noise. It is for owners who may not
+    show one another any picture, and worth less than landmarks.
+
     Args:
         backbone: as of `TangentClassifier`, and so are all that are not named here.
-        landmarks: pictures that span the map, at most; more cost more, and lose less.
-        random_state: of the choice of landmarks, and of the probes.
+        landmarks: pictures that span the map, at most; more cost more, and lose less. None: a data-independent map.
+        sketch: numbers of a picture's body in a data-independent map.
+        random_state: of the choice of landmarks, of the probes, of the sketch and its noise.
 
     Attributes:
-        landmarks_: names of the landmark pictures; `model_` the estimator fitted to them.
-        damping_: as chosen at the landmarks; for many pictures `TangentSums.factor().loo_errors` may find a better one.
+        landmarks_: names of the landmark pictures; none of a data-independent map.
+        model_: the estimator that `fit` fitted to the landmarks.
+        damping_: as chosen at the landmarks, None without; for many pictures `TangentSums.factor().loo_errors` may find
+            a better one.
         fingerprint_: of the map: network, preparation, landmarks, choices; sums of other maps are refused.
 
     Cost: one forward pass over the pictures and a fit of the landmarks; `transform` takes forward and backward passes
@@ -81,11 +80,14 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         True
     """
 
+    n_features_in_: int  # of vectors
+
     def __init__(
         self,
         backbone: AnyBackbone = "mobilenet_v2",
         *,
-        landmarks: int = 500,
+        landmarks: int | None = 500,
+        sketch: int = 4096,
         metric_power: str | float = "loo",
         body_scale: str | float = "loo",
         normalize: str | bool = "loo",
@@ -100,6 +102,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ):
         self.backbone = backbone
         self.landmarks = landmarks
+        self.sketch = sketch
         self.metric_power = metric_power
         self.body_scale = body_scale
         self.normalize = normalize
@@ -112,85 +115,135 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Choose landmarks among pictures X, labelled by y or by their source, and freeze the map."""
-        count = read_count(vars(self), "landmarks", 2)
+    def fit(self, X: Any = None, y: Any = None) -> Self:
+        """Choose landmarks among pictures X, labelled by y or by their source, and freeze the map.
+
+        A data-independent map needs none, and of vectors only their length.
+        """
         backbone = as_backbone(self.backbone, self.input_size)
         backbone = backbone if self.device is None else backbone.to(self.device)
-        pictures = load_inputs(self, X, y, backbone, labelled=True, reset=True)
-        seed, labels = read_seed(self.random_state), np.asarray(pictures.labels)
-        with warm_pages(), torch.no_grad():
-            features = F.normalize(mean_features(backbone, pictures, self.batch_size, False).double(), dim=1)
-            chosen = choose_landmarks(features, min(count, len(pictures)), seed).cpu().numpy()
-        options = self.get_params(deep=False) | {"backbone": backbone, "outer_steps": 0, "random_state": seed}
-        kind = TangentRegressor if labels.dtype.kind == "f" else TangentClassifier
-        del options["landmarks"], options["device"]
-        self.model_ = kind(**options).fit(pictures.select(chosen))
-        self.landmarks_ = [pictures.ids[i] for i in chosen]
-        self.damping_ = self.model_.damping_
-        self._map = self._frozen(pictures.select(chosen))
-        self._n_features_out = len(self._map.root.T) + self._map.landmarks.phi.shape[1]
-        self.fingerprint_ = self._fingerprint(pictures.select(chosen))
-        return self
+        seed = read_seed(self.random_state)
+        frozen = self._independent(X, backbone, seed) if self.landmarks is None else self._spanned(X, y, backbone, seed)
+        return self._become(frozen)
 
     def transform(self, X: Any) -> NDArray[np.float64]:
-        """Rows (n, d + rank) of pictures X."""
-        return torch.cat(list(self._rows(self._new(X)))).cpu().numpy()
+        """Rows (n, width) of pictures X."""
+        return torch.cat(list(self._rows(self._load(X, None, labelled=False)))).cpu().numpy()
 
     def sums(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> TangentSums:
         """Sums over labelled pictures X, portion by portion: of a shard, an owner, or what is to be taken out again.
 
-        Classes are those of the landmarks, in the order of `model_.classes_`; another one is an InputError.
+        Labels of type float are numbers to predict; others are classes, whatever those of the landmarks were.
         """
-        pictures = load_inputs(self, X, y, self.model_.backbone_, labelled=True, reset=False)
-        targets = self._targets(np.asarray(pictures.labels))
+        pictures = self._load(X, y, labelled=True)
+        targets, classes = read_targets(np.asarray(pictures.labels))
         weights = torch.ones(len(pictures)) if sample_weight is None else torch.as_tensor(np.asarray(sample_weight))
         total, done = None, 0
         for rows in self._rows(pictures):
             here = slice(done, done := done + len(rows))
-            part = TangentSums.of(rows, targets[here].to(rows), self.fingerprint_, weights[here].to(rows))
+            part = TangentSums.of(
+                rows, targets[here].to(rows), self.fingerprint_, weights[here].to(rows), classes=classes
+            )
             total = part if total is None else total + part
         assert total is not None
         return total
 
-    def _targets(self, labels: NDArray) -> Tensor:
-        if isinstance(self.model_, TangentRegressor):
-            return torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
-        classes = self.model_.classes_
-        if len(strange := np.setdiff1d(labels, classes)):
-            raise InputError(f"{strange.tolist()[0]!r} is no class of the landmarks ({', '.join(map(str, classes))})")
-        return F.one_hot(torch.from_numpy(np.searchsorted(classes, labels)), len(classes)).double()
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the frozen map: safetensors, JSON and a README.md; landmark pictures are in it. Atomic.
 
-    def _new(self, X: Any) -> Pictures:
-        if not hasattr(self, "model_"):
-            raise InputError("these features are not fitted yet; call fit with some pictures first")
-        return load_inputs(self, X, None, self.model_.backbone_, labelled=False, reset=False)
+        Raises:
+            StoreError: if the directory cannot be written, or holds something else.
+        """
+        save_map(directory, self._frozen(), self.get_params(deep=False), getattr(self, "n_features_in_", None))
 
-    @torch.no_grad()
-    def _frozen(self, landmarks: Pictures) -> LandmarkMap:
-        """The map of the model that was fitted to the landmarks."""
+    @classmethod
+    def load(
+        cls, directory: str | os.PathLike[str], *, backbone: AnyBackbone | None = None, device: Any = None
+    ) -> Self:
+        """Read what `save` wrote: the same fingerprint, and on the same machine rows equal in every bit.
+
+        Args:
+            directory: a saved map.
+            backbone: needed if the map is of a network of your own; checked against the saved hash.
+            device: where to run.
+
+        Raises:
+            StoreError: if the directory is no map, or damaged.
+            BackboneError: if the backbone is not the one of the map.
+        """
+        options, frozen, vectors = load_map(directory, backbone, device)
+        features = cls(**options, device=device)
+        if vectors is not None:
+            features.n_features_in_ = vectors
+        return features._become(frozen)
+
+    def _become(self, frozen: FrozenMap) -> Self:
+        self.frozen_ = frozen
+        self.fingerprint_, self.damping_ = frozen.fingerprint, frozen.damping
+        self.landmarks_ = [] if isinstance(frozen.span, SketchedBody) else list(frozen.span.pictures.ids)
+        self._n_features_out = frozen.width
+        return self
+
+    def _spanned(self, X: Any, y: Any, backbone: Backbone, seed: int) -> FrozenMap:
+        """The map of the model that is fitted to landmarks."""
+        count = read_count(vars(self), "landmarks", 2)
+        pictures = load_inputs(self, X, y, backbone, labelled=True, reset=True)
+        with warm_pages(), torch.no_grad():
+            features = F.normalize(mean_features(backbone, pictures, self.batch_size, False).double(), dim=1)
+            chosen = choose_landmarks(features, min(count, len(pictures)), seed).cpu().numpy()
+        options = self.get_params(deep=False) | {"backbone": backbone, "outer_steps": 0, "random_state": seed}
+        kind = TangentRegressor if np.asarray(pictures.labels).dtype.kind == "f" else TangentClassifier
+        for name in ("landmarks", "sketch", "device"):
+            del options[name]
+        landmarks = pictures.select(chosen)
+        self.model_: TangentEstimator = kind(**options).fit(landmarks)
         feature_map = self.model_.model_.map
-        pictures = PictureReader(self.model_.backbone_, self.batch_size, feature_map.mirrored, self.verbose)
-        reader = RowReader(feature_map, pictures.open, 0)
-        with warm_pages():
-            rows = collect_rows(feature_map, lambda: reader.portions(landmarks), len(landmarks))
-        return LandmarkMap(reader, rows, inverse_root(body_kernel(feature_map, rows, rows)))
+        reader = PictureReader(backbone, self.batch_size, feature_map.mirrored, self.verbose)
+        span = span_of(feature_map, reader, landmarks.relabelled(None))
+        return FrozenMap(backbone, feature_map, span, fingerprint_of(backbone, feature_map, span), self.model_.damping_)
+
+    def _independent(self, X: Any, backbone: Backbone, seed: int) -> FrozenMap:
+        """The map of noise and signs."""
+        width, size = read_count(vars(self), "sketch"), backbone.contract.input_size
+        options = TangentClassifier().get_params(deep=False) | self.get_params(deep=False)
+        settings = replace(read_settings(options | {"damping": 1.0}, backbone, seed), probe_space="isotropic")
+        if size is None:  # vectors
+            length = load_inputs(self, X, None, backbone, labelled=False, reset=True).pixels.shape[1]
+            pixels = torch.randn(NOISE, length, generator=torch.Generator().manual_seed(seed))
+        else:
+            pixels = pink_noise(NOISE, (size[0], size[1], size[2]), seed)
+        noise = Pictures(pixels, None, [str(i) for i in range(NOISE)])
+        reader = PictureReader(backbone, self.batch_size, settings.mirrored, 0)
+        inputs = reader.open(noise)
+        tangent = survey_network(backbone, inputs, "all", settings.memory_budget)
+        with warm_pages(), torch.no_grad():
+            probes = draw_probes(tangent, inputs, settings)
+            feature_map = data_independent_map(
+                tangent, inputs, probes, settings.fixed, settings.power, settings.mirrored
+            )
+            span = SketchedBody(
+                draw_sketch(row_sizes(landmark_rows(feature_map, reader, noise.select([0]))), width, seed)
+            )
+        return FrozenMap(backbone, feature_map, span, fingerprint_of(backbone, feature_map, span), None)
+
+    def _frozen(self) -> FrozenMap:
+        if not hasattr(self, "frozen_"):
+            raise InputError("these features are not fitted yet; call fit first, or load a saved map")
+        return self.frozen_
+
+    def _load(self, X: Any, y: Any, *, labelled: bool) -> Pictures:
+        return load_inputs(self, X, y, self._frozen().backbone, labelled=labelled, reset=False)
 
     def _rows(self, pictures: Pictures) -> Iterator[Tensor]:
         """Rows of some pictures, batch by batch."""
-        with warm_pages(), torch.no_grad():
-            for portion in self._map.reader.portions(pictures):
-                yield self._map.rows(portion_rows(self._map.reader.feature_map, portion))
-
-    def _fingerprint(self, landmarks: Pictures) -> str:
-        told, model = hashlib.sha256(), self.model_
-        told.update(repr(sorted(model.backbone_.describe().items(), key=str)).encode())
-        chosen = (model.augment_, model.metric_power_, model.normalize_, model.body_scale_, model.block_scales_)
-        told.update(repr((chosen, landmarks.digests)).encode())
-        told.update(np.ascontiguousarray(model.probes_).tobytes())
-        return told.hexdigest()
+        frozen = self._frozen()
+        mirrored = frozen.feature_map.mirrored
+        yield from frozen.rows(PictureReader(frozen.backbone, self.batch_size, mirrored, self.verbose), pictures)
 
 
-def body_kernel(feature_map: TangentMap, own: FeatureRows, landmarks: FeatureRows) -> Tensor:
-    """(n, m) kernel of the body alone."""
-    return cross_kernel(feature_map, own, landmarks) - own.phi @ landmarks.phi.T
+def read_targets(labels: NDArray) -> tuple[Tensor, tuple[Any, ...]]:
+    """Targets (n, C) of labels: numbers as they are, or one-hot, with the names of the classes."""
+    if labels.dtype.kind == "f":
+        return torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64)), ()
+    classes, positions = np.unique(labels, return_inverse=True)
+    return F.one_hot(torch.from_numpy(positions), len(classes)).double(), tuple(classes.tolist())

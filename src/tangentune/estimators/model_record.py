@@ -57,8 +57,8 @@ _CONTRACT = fields(
     {"input_size": maybe(each(_SIDE, 1, 4)), "mean": each(NUMBER), "std": each(NUMBER), "crop": maybe(POSITIVE)}
     | dict.fromkeys(("interpolation", "licence", "source"), TEXT) | {"sha256": maybe(TEXT)}, more=True
 )  # fmt: skip
-_BACKBONE: dict[str, Check] = dict.fromkeys(("name", "class", "dtype", "digest"), TEXT)
-_BACKBONE |= {"parameters": COUNT, "fingerprint": maybe(each(NUMBER, 2)), "contract": _CONTRACT}
+BACKBONE: dict[str, Check] = dict.fromkeys(("name", "class", "dtype", "digest"), TEXT)
+BACKBONE |= {"parameters": COUNT, "fingerprint": maybe(each(NUMBER, 2)), "contract": _CONTRACT}
 _STAGE = fields({"stage": TEXT, "seconds": LEAST0}, {"peak_bytes": maybe(LEAST0)})
 _REPORT = fields({}, {"stages": each(_STAGE), "total_seconds": LEAST0, "peak_bytes": maybe(LEAST0)}, more=True)
 _TRIED = each(fields({"loo_error": NUMBER, "damping": NUMBER}, {"pictures": COUNT}, more=True))
@@ -77,13 +77,14 @@ _LATER: dict[str, Check] = {  # of some kinds of models, or not of older ones
     "outer_steps_": COUNT, "outer_rate_": LEAST0, "outer_selection_": each(by_name(PLAIN)), "source_": maybe(_GAINED),
     "source_ids_": each(TEXT),
 }  # fmt: skip
-_MAP = {"ruled": each(TEXT), "generic": each(TEXT), "mirrored": FLAG}
+MAP: dict[str, Check] = {"ruled": each(TEXT), "generic": each(TEXT), "mirrored": FLAG}
+MAP |= {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}
 _SOURCE = {"classes": each(TEXT, 1), "strength": POSITIVE, "deviation": LEAST0, "damping": POSITIVE}
 _MODEL = fields({
     "estimator": TEXT,
     "parameters": fields(_PARAMETERS, dict.fromkeys(LATER_OPTIONS, anything)),
-    "backbone": fields(_BACKBONE, more=True),
-    "map": fields(_MAP | {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}),
+    "backbone": fields(BACKBONE, more=True),
+    "map": fields(MAP),
     "fitted": fields(_FITTED, _LATER),
     "classes": maybe(_LABELS),
     "targets": _LABELS,
@@ -181,7 +182,7 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
         fits = fits and (name not in _NOT_NEGATIVE or bool((tensor >= 0).all()))
         _require(fits, f"the array {name} holds what cannot be: NaN, numbers below 0, or of another type")
     for name in moving:
-        _check_metric(name, tensors, parameters[name].numel())
+        check_metric(name, tensors, parameters[name].numel())
     _check_sets(settings, tensors)
 
 
@@ -193,7 +194,7 @@ def _dtypes(name: str, parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
     return found if meets and len(found) == 1 and found < plain else plain
 
 
-def _check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
+def check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
     """Both sides or none, (g, o, o) and (g, i, i), for a parameter of g o i numbers."""
     sides = [tensors[key] for key in (f"metric.{name}.left", f"metric.{name}.right") if key in tensors]
     shapes = [side.shape for side in sides if side.ndim == 3 and side.shape[1] == side.shape[2]]

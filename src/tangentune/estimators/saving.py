@@ -72,7 +72,7 @@ def save(
     if pictures and fitted.task_vector is not None:  # what each fold's network differs by from the pre-trained one
         start = dict(fitted.backbone.module.named_parameters())
         for fold, point in enumerate(feature_map.tangent.points):
-            tensors |= _named(difference(dict(point.named_parameters()), start), f"point.{fold}.")
+            tensors |= named(difference(dict(point.named_parameters()), start), f"point.{fold}.")
     if training.source is not None:
         source, more = _pack_source(training.source, active, pictures)
         tensors |= more
@@ -83,13 +83,7 @@ def save(
         "estimator": name,
         "parameters": {name: pack(value, name) for name, value in options.items() if name != "backbone"},
         "backbone": fitted.backbone.describe(),
-        "map": {
-            "ruled": list(feature_map.tangent.ruled),
-            "generic": list(feature_map.tangent.generic),
-            "mirrored": feature_map.mirrored,
-            "block_scales": feature_map.block_scales,
-            "length_scales": feature_map.length_scales,
-        },
+        "map": pack_map(feature_map),
         "fitted": _facts(fitted, features),
         "classes": _labels(fitted.outcome.classes) if isinstance(fitted.task, Classification) else None,
         "targets": _labels(fitted.active.labels),
@@ -107,11 +101,28 @@ def save(
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
-def _named(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+def pack_map(feature_map: TangentMap) -> dict[str, Any]:
+    """What of a feature map is plain values, body scale and normalisation apart."""
+    tangent = feature_map.tangent
+    scales = {"block_scales": feature_map.block_scales, "length_scales": feature_map.length_scales}
+    moving = {"ruled": list(tangent.ruled), "generic": list(tangent.generic)}
+    return moving | {"mirrored": feature_map.mirrored} | scales
+
+
+def metric_tensors(feature_map: TangentMap) -> Tensors:
+    """The metric of a feature map as arrays by name."""
+    tensors = dict[str, Tensor]()
+    for name, metric in feature_map.metric.items():
+        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
+    return tensors
+
+
+def named(tensors: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """The tensors by longer names."""
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _under(tensors: Tensors, prefix: str) -> Tensors:
+def under(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors whose names begin so, by the rest of their names."""
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
@@ -123,14 +134,12 @@ def _tensors(fitted: FittedModel) -> Tensors:
     arrays = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
     arrays |= {"loo_predictions_": outcome.loo, "dual_coef_": outcome.dual, "intercept_": outcome.intercept}
     arrays |= {"sample_weight": fitted.active.sample_weight, "numbers": fitted.numbers}
-    arrays |= {"source_effects_": facts.source_effects, **_named(facts.damping_path, "path.")}
+    arrays |= {"source_effects_": facts.source_effects, **named(facts.damping_path, "path.")}
     tensors = {key: torch.from_numpy(np.ascontiguousarray(values)) for key, values in arrays.items()}
     tensors |= {"head": model.head, "intercept": model.intercept, "probes": model.map.probes}
     tensors |= _kernel_tensors(fitted.training, torch.from_numpy(fitted.active.positions))
-    tensors |= {"probes_": fitted.feature_map.probes}
-    for name, metric in model.map.metric.items():
-        tensors |= {f"metric.{name}.left": metric.left, f"metric.{name}.right": metric.right}
-    return tensors | _named(model.body, "body.") | _named(fitted.task_vector or {}, "moved.")
+    tensors |= {"probes_": fitted.feature_map.probes} | metric_tensors(model.map)
+    return tensors | named(model.body, "body.") | named(fitted.task_vector or {}, "moved.")
 
 
 def _kernel_tensors(training: TrainingSet, active: Tensor) -> Tensors:
@@ -161,7 +170,7 @@ def _pack_source(source: SourceSet, active: Tensor, pixels: bool) -> tuple[dict[
     settings |= {name: getattr(setting, name) for name in _SETTING}
     tensors = {"positions": pictures.positions, "given": pictures.given, "class_weights": setting.class_weights}
     tensors |= {"own": source.own, "cross": source.cross[active], "plain": source.plain[active][:, active]}
-    return settings, _named(tensors | ({"pixels": pictures.pictures.pixels} if pixels else {}), "source.")
+    return settings, named(tensors | ({"pixels": pictures.pictures.pixels} if pixels else {}), "source.")
 
 
 def _labels(values: np.ndarray) -> dict[str, Any]:
@@ -188,7 +197,7 @@ def load(
         DataContract.from_dict(config["backbone"]["contract"]).with_size(options["input_size"])
     if isinstance(options["input_size"], list):
         options["input_size"] = tuple(options["input_size"])
-    backbone, again = _backbone(config["backbone"], given, device, directory, options["input_size"])
+    backbone, again = saved_backbone(config["backbone"], given, device, directory, options["input_size"])
     options |= {"backbone": again}
     likelihood, weights = options["likelihood"], options["class_weight"]
     kind = Classification if config["classes"] else Regression
@@ -219,7 +228,7 @@ def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: ND
     """The model of settings and arrays that were checked; its problem is not solved, for it predicts without."""
     config, plain, tensors = contents.settings, contents.settings["fitted"], contents.tensors
     arrays = {key: tensor.numpy() for key, tensor in tensors.items() if key.endswith("_")}
-    vector = TaskVector(steps) if (steps := _under(tensors, "moved.")) else None
+    vector = TaskVector(steps) if (steps := under(tensors, "moved.")) else None
     primal = _primal(contents, backbone, backbone.module if vector is None else moved(backbone.module, vector))
     dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
     outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
@@ -269,7 +278,7 @@ def _training(contents: Contents, device: torch.device) -> TrainingSet:
     training = TrainingSet(pictures, numbers, points, tensors["kernel_"].to(device), None, hashes=hashes)
     if (settings := config.get("source")) is None:
         return training
-    found = _under(tensors, "source.")
+    found = under(tensors, "source.")
     bare = _saved_pictures(found, list(config["fitted"]["source_ids_"]), [])
     here = {key: tensor.to(device) for key, tensor in found.items() if key != "pixels"}
     source = SourcePictures(bare, tuple(settings["classes"]), here["positions"], here["given"])
@@ -282,26 +291,32 @@ def _saved_pictures(tensors: Tensors, ids: list[str], skipped: list[tuple[str, s
     return Pictures(tensors.get("pixels", torch.empty(len(ids), 0)), None, ids, skipped)
 
 
+def unpack_map(
+    saved: dict[str, Any], tensors: Tensors, tangent: RowPlan, body_scale: float, normalize: bool
+) -> TangentMap:
+    """The feature map of checked settings and arrays, where the network is."""
+    device = next(tangent.module.parameters()).device
+    sides = {key: tensor.to(device) for key, tensor in under(tensors, "metric.").items()}
+    whitened = [name for name in tangent.names if f"{name}.left" in sides]
+    metric = {name: Whitening(sides[f"{name}.left"], sides[f"{name}.right"]) for name in whitened}
+    probes, scales, lengths = tensors["probes"].to(device), saved["block_scales"], saved["length_scales"]
+    return TangentMap(tangent, probes, saved["mirrored"], metric, scales, body_scale, normalize, lengths)
+
+
 def _primal(contents: Contents, backbone: Backbone, module: nn.Module) -> TangentModel:
     """Feature map and weights at a network that has been moved already."""
     saved, plain, tensors = contents.settings["map"], contents.settings["fitted"], contents.tensors
     device = backbone.device
     folds = range(len({key.split(".")[1] for key in tensors if key.startswith("point.")}))
-    points = tuple(moved(backbone.module, TaskVector(_under(tensors, f"point.{fold}."))) for fold in folds)
+    points = tuple(moved(backbone.module, TaskVector(under(tensors, f"point.{fold}."))) for fold in folds)
     tangent = RowPlan(module, backbone.feature_function, tuple(saved["ruled"]), tuple(saved["generic"]), points)
-    sides = {key: tensor.to(device) for key, tensor in _under(tensors, "metric.").items()}
-    whitened = [name for name in tangent.names if f"{name}.left" in sides]
-    metric = {name: Whitening(sides[f"{name}.left"], sides[f"{name}.right"]) for name in whitened}
-    feature_map = TangentMap(
-        tangent, tensors["probes"].to(device), saved["mirrored"], metric, saved["block_scales"],
-        plain["body_scale_"], plain["normalize_"], saved["length_scales"],
-    )  # fmt: skip
-    weights = _under(tensors, "body.")
+    feature_map = unpack_map(saved, tensors, tangent, plain["body_scale_"], plain["normalize_"])
+    weights = under(tensors, "body.")
     body = {name: weights[name].to(device) for name in tangent.names if name in weights}
     return TangentModel(feature_map, tensors["intercept"].to(device), tensors["head"].to(device), body)
 
 
-def _backbone(
+def saved_backbone(
     description: dict[str, Any], given: Any, device: Any, directory: Any, size: Any
 ) -> tuple[Backbone, str | Backbone]:
     """The network of a saved model, verified, with the data contract of the fit; and what another fit starts from."""

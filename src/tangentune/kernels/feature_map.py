@@ -163,7 +163,7 @@ def cross_kernel(feature_map: TangentMap, left: FeatureRows, right: FeatureRows 
         return head
     body = torch.zeros_like(head)
     for name, entry in left.entries.items():
-        body += _scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
+        body += row_scale(feature_map, name) * gram(entry, None if right is None else right.entries[name])
     return head + feature_map.body_scale * left.lengths[:, None] * body * other.lengths
 
 
@@ -172,7 +172,7 @@ def own_diagonal(feature_map: TangentMap, rows: FeatureRows) -> Tensor:
     head = rows.phi.square().sum(1)
     if not rows.entries:
         return head
-    squares = [_scale(feature_map, name) * entry.squared_norms() for name, entry in rows.entries.items()]
+    squares = [row_scale(feature_map, name) * entry.squared_norms() for name, entry in rows.entries.items()]
     return head + feature_map.body_scale * torch.stack(squares).sum(0) * rows.lengths.square()
 
 
@@ -204,7 +204,7 @@ def primal(
             body[name] = accumulate(entry, scaled.to(entry.dtype), body.get(name))
     assert head is not None
     for name in body:
-        body[name] = body[name] * (feature_map.body_scale * _scale(feature_map, name))
+        body[name] = body[name] * (feature_map.body_scale * row_scale(feature_map, name))
     ordered = {name: body[name] for name in feature_map.tangent.names}
     return TangentModel(feature_map, bias, head.to(feature_map.probes), ordered)
 
@@ -218,7 +218,7 @@ def norm_shares(model: TangentModel) -> dict[str, float]:
     for block in group_blocks(model.map.tangent.names):
         squares[block] = 0.0
     for name, weights in model.body.items():
-        if scale := model.map.body_scale * _scale(model.map, name):
+        if scale := model.map.body_scale * row_scale(model.map, name):
             squares[block_of(name)] += float(weights.double().square().sum()) / scale
     total = sum(squares.values()) or 1.0
     return {block: square / total for block, square in squares.items()}
@@ -256,5 +256,6 @@ def decision(model: TangentModel, x: Tensor) -> Tensor:
     return scores + (body * inverse_lengths(squares)[:, None] if feature_map.normalize else body)
 
 
-def _scale(feature_map: TangentMap, name: str) -> float:
+def row_scale(feature_map: TangentMap, name: str) -> float:
+    """Of the products of one parameter's rows in the body's kernel."""
     return feature_map.block_scales[block_of(name)] / len(feature_map.probes)

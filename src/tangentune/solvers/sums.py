@@ -16,19 +16,24 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from tangentune._files import read_tensors, write_tensors
-from tangentune.errors import InputError
+from tangentune.errors import InputError, StoreError
 from tangentune.solvers.factorisation import eigh
 
 KIND = "sums of feature rows"
 _TENSORS = ("weight", "rows", "squares", "cross", "targets", "target_squares", "counts")
 LEFT_OVER = 1e-9  # share of the weight that may be left where all is taken away: rounding
+LOWEST, HIGHEST, STEPS = -6.0, 4.0, 201  # powers of ten of relative dampings that are tried, and how many
+MOST_FREE = (
+    0.99  # share of the pictures that the fit may use up as degrees of freedom; beyond, nothing is left to judge
+)
 
 
 @final
@@ -36,15 +41,17 @@ LEFT_OVER = 1e-9  # share of the weight that may be left where all is taken away
 class TangentSums:
     """Sums over the weighted feature rows and targets of some pictures, in float64.
 
-    `+` joins two sets of pictures, `-` takes one out of a larger one: exactly, up to rounding.
+    `+` joins two sets of pictures, `-` takes one out of a larger one: exactly, up to rounding. Classes are aligned by
+    their names: either may lack some, and a class whose pictures have all been taken out is gone.
 
     Attributes:
         fingerprint: of the feature map; sums of different maps are refused.
+        classes: names of the classes, sorted, whose one-hot targets these are; empty for numbers.
         weight: () sum of the weights.
         rows: (D,) weighted sum of the rows; `squares` (D, D) of their outer products.
         cross: (D, C) weighted sum of row times target.
         targets: (C,) weighted sum of the targets; `target_squares` (C, C) of their outer products.
-        counts: (C,) pictures of each class, whatever their weight; of numbers, of all pictures.
+        counts: (C,) pictures of each class, whatever their weight; without classes all pictures in every place.
 
     Cost: D^2 n to make, D^2 to add; memory 8 D^2 bytes.
 
@@ -65,10 +72,19 @@ class TangentSums:
     targets: Tensor
     target_squares: Tensor
     counts: Tensor
+    classes: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, rows: Tensor, targets: Tensor, fingerprint: str, weights: Tensor | None = None) -> TangentSums:
-        """Sums of rows (n, D) with targets (n, C), one-hot of classes, and weights (n,), ones if None."""
+    def of(
+        cls,
+        rows: Tensor,
+        targets: Tensor,
+        fingerprint: str,
+        weights: Tensor | None = None,
+        *,
+        classes: Sequence[Any] = (),
+    ) -> TangentSums:
+        """Sums of rows (n, D) with targets (n, C), one-hot of some classes, and weights (n,), ones if None."""
         rows, targets = rows.double(), targets.double()
         weights = torch.ones_like(rows[:, 0]) if weights is None else weights.to(rows)
         if len(rows) != len(targets) or weights.shape != rows.shape[:1]:
@@ -76,11 +92,19 @@ class TangentSums:
             raise InputError(f"every row needs a target and a weight, not {given}")
         if not all(bool(torch.isfinite(part).all()) for part in (rows, targets, weights)) or bool((weights < 0).any()):
             raise InputError("rows, targets and weights must be finite, no weight negative; look for broken pictures")
+        if classes and (len(classes) != targets.shape[1] or list(classes) != _sorted(classes)):
+            raise InputError(f"{len(classes)} names for {targets.shape[1]} classes, or not sorted; give one for each")
         weighted, aimed = weights[:, None] * rows, weights[:, None] * targets
+        counts = (targets == 1).sum(0) if classes else torch.full_like(targets[0], len(targets))
         return cls(
             fingerprint, weights.sum(), weighted.sum(0), rows.T @ weighted, weighted.T @ targets, aimed.sum(0),
-            aimed.T @ targets, (targets == 1).sum(0).double(),
+            aimed.T @ targets, counts.double(), tuple(classes),
         )  # fmt: skip
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures were added, less those taken out."""
+        return int(self.counts.sum()) if self.classes else int(self.counts[0])
 
     def __add__(self, other: TangentSums) -> TangentSums:
         return self._with(other, 1.0)
@@ -89,26 +113,45 @@ class TangentSums:
         taken = self._with(other, -1.0)
         if float(taken.weight) < -LEFT_OVER * float(self.weight) or bool((taken.counts < 0).any()):
             raise InputError("more is taken away than these sums hold; subtract only what was added")
-        return taken
+        return taken.aligned([name for name, count in zip(taken.classes, taken.counts.tolist(), strict=False) if count])
 
     def _with(self, other: TangentSums, sign: float) -> TangentSums:
         if self.fingerprint != other.fingerprint:
             maps = f"{self.fingerprint[:12]} and {other.fingerprint[:12]}"
             raise InputError(f"these sums are of different feature maps ({maps}); make both with the same saved map")
+        if bool(self.classes) != bool(other.classes):
+            raise InputError("some of these sums are of classes and some of numbers; add those of one kind")
+        if self.classes != other.classes:
+            names = _sorted({*self.classes, *other.classes})
+            return self.aligned(names)._with(other.aligned(names), sign)
         if self.cross.shape != other.cross.shape:
             shapes = f"{tuple(self.cross.shape)} and {tuple(other.cross.shape)}"
-            raise InputError(f"these sums have other rows or classes (rows by targets: {shapes}); use the same classes")
+            raise InputError(f"these sums have other rows or targets (rows by targets: {shapes})")
         return replace(self, **{name: getattr(self, name) + sign * getattr(other, name) for name in _TENSORS})
+
+    def aligned(self, classes: Sequence[Any]) -> TangentSums:
+        """The same sums in other columns: of these classes, those that are not there being zero; others are dropped."""
+        if tuple(classes) == self.classes:
+            return self
+        same = [[float(own == name) for name in classes] for own in self.classes]
+        place = self.targets.new_tensor(same).reshape(len(self.classes), len(classes))
+        cross, targets, counts = self.cross @ place, self.targets @ place, self.counts @ place
+        squares = place.T @ self.target_squares @ place
+        return replace(
+            self, cross=cross, targets=targets, target_squares=squares, counts=counts, classes=tuple(classes)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One safetensors file, in one move."""
-        write_tensors(path, KIND, {"fingerprint": self.fingerprint}, {name: getattr(self, name) for name in _TENSORS})
+        facts = {"fingerprint": self.fingerprint, "classes": list(self.classes)}
+        write_tensors(path, KIND, facts, {name: getattr(self, name) for name in _TENSORS})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TangentSums:
         """What `save` wrote; a damaged or foreign file is a StoreError."""
         facts, tensors = read_tensors(path, KIND)
-        return cls(facts["fingerprint"], **{name: tensors[name] for name in _TENSORS})
+        _check_file(facts, tensors, os.fspath(path))
+        return cls(facts["fingerprint"], **tensors, classes=tuple(facts["classes"]))
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`S` (D, D), `T` (D, C), the mean row (D,) and the mean target (C,)."""
@@ -121,7 +164,10 @@ class TangentSums:
         """Factor once for every damping: D^3."""
         squares, cross, mean, aim = self.centred()
         values, vectors = eigh(squares, "the sums of feature rows")
-        return SumsFactor(values.clamp_min(0), vectors, vectors.T @ cross, mean, aim, self.weight)
+        spread = self.target_squares.diagonal() - self.targets.square() / self.weight
+        return SumsFactor(
+            values.clamp_min(0), vectors, vectors.T @ cross, mean, aim, self.weight, spread.clamp_min(0), self.pictures
+        )
 
     def fit(self, damping: float) -> SumsFit:
         """The solution at one damping."""
@@ -153,10 +199,12 @@ class SumsFactor:
     mean: Tensor  # (D,)
     aim: Tensor  # (C,)
     weight: Tensor  # ()
+    spread: Tensor  # (C,) weighted sum of squares of the targets about their mean
+    pictures: int
 
     def fit(self, damping: float) -> SumsFit:
         """The solution at one damping; D^2 C."""
-        _check(damping)
+        _check_damping(damping)
         coef = self.vectors @ (self.turned / (self.values + damping)[:, None])
         return SumsFit(coef, self.aim - self.mean @ coef, damping)
 
@@ -177,12 +225,37 @@ class SumsFactor:
         errors = [weights @ (one - targets).square().sum(1) / weights.sum() for one in found]
         return torch.stack(errors)
 
+    def gcv(self, dampings: Tensor) -> Tensor:
+        """(k, C) mean squared error of a new picture along dampings, estimated from the sums alone.
+
+        Generalised cross-validation: the squared residuals of the fit, `R / sum a`, over `(1 - tr H / n)^2`, the mean
+        leverage standing for each picture's own. Infinite where the fit takes up nearly every picture. Cost k D C.
+
+        Source: Golub, Heath and Wahba (1979).
+        """
+        shrunk = self.values / (self.values + dampings[:, None])  # (k, D)
+        # Of |y|^2 - 2 theta^T T + theta^T S theta with theta = (S + lambda)^-1 T each direction leaves t^2 / v times
+        # this; written without a division by v, which may be 0.
+        taken = (2 - shrunk) / (self.values + dampings[:, None])
+        residual = (self.spread - taken @ self.turned.square()).clamp_min(0) / self.weight
+        free = (1 + shrunk.sum(1)) / self.pictures
+        return torch.where(free < MOST_FREE, 1 / (1 - free).square(), torch.inf)[:, None] * residual
+
+    def choose_damping(self) -> float:
+        """The damping with the least estimated error; relative ones from 1e-6 to 1e4 are tried."""
+        steps = torch.logspace(LOWEST, HIGHEST, STEPS, dtype=torch.float64)
+        dampings = self.mean_eigenvalue * steps.to(self.values)
+        errors = self.gcv(dampings).sum(1)
+        if not self.mean_eigenvalue > 0 or not bool(torch.isfinite(errors).any()):
+            raise InputError("no damping can be chosen from these sums: the rows are all alike, or too few; give one")
+        return float(dampings[int(errors.argmin())])
+
     def _turned(self, rows: Tensor) -> Tensor:
         """(n, D) centred rows along the eigenvectors."""
         return (rows.double() - self.mean) @ self.vectors
 
     def _left_out(self, turned: Tensor, targets: Tensor, damping: float, weights: Tensor | None) -> Tensor:
-        _check(damping)
+        _check_damping(damping)
         targets = targets.double()
         weights = torch.ones_like(turned[:, 0]) if weights is None else weights.to(turned)
         shrunk = 1 / (self.values + damping)
@@ -196,9 +269,32 @@ class SumsFactor:
         return float(self.values.mean())
 
 
-def _check(damping: float) -> None:
+def _check_damping(damping: float) -> None:
     if not 0 < damping < math.inf:
         raise InputError(f"the damping is {damping!r}; it must be a number > 0")
 
 
-assert {field.name for field in fields(TangentSums)} == {"fingerprint", *_TENSORS}
+def _sorted(names: Any) -> list[Any]:
+    try:
+        return sorted(names)
+    except TypeError:
+        odd = ", ".join(sorted({type(name).__name__ for name in names}))
+        raise InputError(
+            f"the classes have names of several types ({odd}); give all as text, or all as numbers"
+        ) from None
+
+
+def _check_file(facts: dict[str, Any], tensors: dict[str, Tensor], file: str) -> None:
+    """Refuse what no sums can be."""
+    names = facts.get("classes")
+    fits = isinstance(facts.get("fingerprint"), str) and isinstance(names, list) and tensors.keys() == {*_TENSORS}
+    if fits:
+        width, count = tensors["rows"].numel(), len(names or tensors["targets"])
+        shapes = ((), (width,), (width, width), (width, count), (count,), (count, count), (count,))
+        fits = width > 0 and all(tensors[name].shape == shape for name, shape in zip(_TENSORS, shapes, strict=True))
+        fits = fits and all(t.dtype == torch.float64 and bool(torch.isfinite(t).all()) for t in tensors.values())
+    if not fits:
+        raise StoreError(f"{file} holds what no sums of feature rows can be; make it again from its pictures")
+
+
+assert {field.name for field in fields(TangentSums)} == {"fingerprint", "classes", *_TENSORS}
