@@ -33,7 +33,7 @@ from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
-from tangentune.estimators.user_input import load_inputs, read_count, read_settings
+from tangentune.estimators.user_input import check_pictures_known, load_inputs, read_count, read_settings
 from tangentune.kernels.feature_map import TangentModel
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import AnyBackbone, Backbone
@@ -370,6 +370,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
     def _solved(self) -> FittedModel:
         """The fitted model with its solution, kept for the next question."""
         if self._fitted().solution is None:
+            check_pictures_known(self.ids_)
             self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
         return self.fitted_
 
@@ -385,7 +386,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
             StoreError: if the directory cannot be written, or holds something else or a later version of this model.
         """
         kept = pictures and self._fitted().training.has_pictures
-        self.fitted_ = with_primal(self._solved(), self._reader())
+        self.fitted_ = with_primal(self._fitted(), self._reader())
         card, features = render_card(summarise(self), len(self.edits_), kept), getattr(self, "n_features_in_", None)
         name, options = type(self).__name__, self.get_params(deep=False)
         version = saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)

@@ -21,10 +21,11 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fit import survey_network
 from tangentune.estimators.frozen_map import FrozenMap, SketchedBody, fingerprint_of, landmark_rows, span_of
 from tangentune.estimators.map_directory import load_map, save_map
+from tangentune.estimators.merged import solve_sums
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_inputs, read_count, read_seed, read_settings
-from tangentune.kernels.data_independent import NOISE, data_independent_map, pink_noise
+from tangentune.kernels.data_independent import NOISE, POWER, data_independent_map, pink_noise
 from tangentune.kernels.sketch import draw_sketch, row_sizes
 from tangentune.kernels.stages import draw_probes
 from tangentune.memory import warm_pages
@@ -148,6 +149,33 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         assert total is not None
         return total
 
+    def solve(self, total: TangentSums, damping: float | None = None) -> TangentClassifier | TangentRegressor:
+        """The fitted estimator of some sums; a classifier if they are of classes.
+
+        It predicts as any other, is saved and read, and needs neither map nor pictures. Questions about the pictures of
+        a fit, and edits, are InputErrors: other sums make another model.
+
+        Args:
+            total: sums of this map.
+            damping: absolute; None takes the one of least generalised cross-validation error.
+
+        Cost: D^3 for rows of width D.
+
+        Raises:
+            InputError: the sums are of another map, of one class only, or too few for a damping to be chosen.
+        """
+        frozen = self._frozen()
+        kind = TangentClassifier if total.classes else TangentRegressor
+        given = self.get_params(deep=False)
+        options = {name: value for name, value in given.items() if name not in ("landmarks", "sketch")}
+        options |= {"outer_steps": 0, "random_state": read_seed(self.random_state)}
+        options |= {"damping": "loo" if damping is None else damping}
+        model = kind(**options)
+        model.fitted_ = solve_sums(frozen, total, damping, options)
+        if hasattr(self, "n_features_in_"):
+            model.n_features_in_ = self.n_features_in_
+        return model
+
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write the frozen map: safetensors, JSON and a README.md; landmark pictures are in it. Atomic.
 
@@ -200,7 +228,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         feature_map = self.model_.model_.map
         reader = PictureReader(backbone, self.batch_size, feature_map.mirrored, self.verbose)
         span = span_of(feature_map, reader, landmarks.relabelled(None))
-        return FrozenMap(backbone, feature_map, span, fingerprint_of(backbone, feature_map, span), self.model_.damping_)
+        told, model = fingerprint_of(backbone, feature_map, span), self.model_
+        return FrozenMap(backbone, feature_map, span, told, model.metric_power_, model.damping_)
 
     def _independent(self, X: Any, backbone: Backbone, seed: int) -> FrozenMap:
         """The map of noise and signs."""
@@ -224,7 +253,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             span = SketchedBody(
                 draw_sketch(row_sizes(landmark_rows(feature_map, reader, noise.select([0]))), width, seed)
             )
-        return FrozenMap(backbone, feature_map, span, fingerprint_of(backbone, feature_map, span), None)
+        told = fingerprint_of(backbone, feature_map, span)
+        return FrozenMap(backbone, feature_map, span, told, POWER if settings.power is None else settings.power, None)
 
     def _frozen(self) -> FrozenMap:
         if not hasattr(self, "frozen_"):

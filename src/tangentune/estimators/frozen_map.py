@@ -80,6 +80,7 @@ class FrozenMap:
     feature_map: TangentMap
     span: Landmarks | SketchedBody
     fingerprint: str
+    power: float  # of the metric
     damping: float | None  # as chosen at the landmarks
 
     @property
@@ -100,7 +101,9 @@ class FrozenMap:
         """The function `intercept + row(x) coefficients`, (width, C), with weights of its own: no map is needed."""
         feature_map, d = self.feature_map, self.feature_map.probes.shape[1]
         head, body = coefficients[:d].T.to(feature_map.probes), self.span.weights(feature_map, coefficients[d:])
-        return TangentModel(feature_map, intercept, head, body)
+        # In the memory order of a model that was read: then that predicts the same bits.
+        body = {name: weights.contiguous() for name, weights in body.items()}
+        return TangentModel(feature_map, intercept, head.contiguous(), body)
 
 
 @torch.no_grad()

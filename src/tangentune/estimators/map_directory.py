@@ -48,7 +48,7 @@ _CHECK = fields({
     "estimator": one_of(KIND),
     "parameters": fields(dict.fromkeys(_OPTIONS, anything)),
     "backbone": fields(BACKBONE, more=True),
-    "map": fields(MAP | {"body_scale": LEAST0, "normalize": FLAG}),
+    "map": fields(MAP | {"body_scale": LEAST0, "normalize": FLAG, "power": LEAST0}),
     "landmarks": maybe(each(TEXT, 1)),
     "sizes": by_name(each(whole(1, 2**40), 2, 2)),
     "damping": maybe(POSITIVE),
@@ -76,11 +76,12 @@ def save_map(
     else:
         tensors |= named(span.sketch.left, "left.") | named(span.sketch.right, "right.")
         held = "No picture had part in it."
+    chosen = {"body_scale": feature_map.body_scale, "normalize": feature_map.normalize, "power": frozen.power}
     config = {
         "estimator": KIND,
         "parameters": {name: pack(options[name], name) for name in _OPTIONS},
         "backbone": frozen.backbone.describe(),
-        "map": pack_map(feature_map) | {"body_scale": feature_map.body_scale, "normalize": feature_map.normalize},
+        "map": pack_map(feature_map) | chosen,
         "landmarks": span.pictures.ids if isinstance(span, Landmarks) else None,
         "sizes": {} if isinstance(span, Landmarks) else span.sketch.sizes,
         "damping": frozen.damping,
@@ -128,7 +129,8 @@ def load_map(
         reader = PictureReader(backbone, options["batch_size"], feature_map.mirrored, 0)
         rows = landmark_rows(feature_map, reader, pictures)
         span = Landmarks(pictures, rows, tensors["root"].to(backbone.device))
-    return options, FrozenMap(backbone, feature_map, span, config["fingerprint"], config["damping"]), config["vectors"]
+    frozen = FrozenMap(backbone, feature_map, span, config["fingerprint"], saved["power"], config["damping"])
+    return options, frozen, config["vectors"]
 
 
 def _check_arrays(config: dict[str, Any], tensors: dict[str, Tensor], parameters: dict[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tangentune.estimators.packing import KIND
 from tangentune.estimators.record import (
     COUNT,
+    DIGEST,
     FLAG,
     LEAST0,
     NUMBER,
@@ -39,7 +40,7 @@ MOST_BYTES = 2**26  # that labels may take beyond what the longest of them needs
 MOST_VALUES = 2**28  # of one picture
 _SIDE = whole(1, 2**16)
 _IS_TYPE = is_a("the type of labels", lambda v: isinstance(v, str) and bool(re.fullmatch(r"[<>|=][biufU]\d{1,9}", v)))
-_LABELS = fields({"dtype": _IS_TYPE, "values": each(anything, 1)})
+_LABELS = fields({"dtype": _IS_TYPE, "values": each(anything)})
 _OF_A_FIT = (  # options that may be of any type, checked as those of a fit once they are unpacked
     "augment", "batch_size", "body_scale", "class_weight", "damping", "input_size", "likelihood", "memory_budget",
     "metric_power", "normalize", "outer_steps", "probe_space", "probes",
@@ -60,7 +61,12 @@ _CONTRACT = fields(
 BACKBONE: dict[str, Check] = dict.fromkeys(("name", "class", "dtype", "digest"), TEXT)
 BACKBONE |= {"parameters": COUNT, "fingerprint": maybe(each(NUMBER, 2)), "contract": _CONTRACT}
 _STAGE = fields({"stage": TEXT, "seconds": LEAST0}, {"peak_bytes": maybe(LEAST0)})
-_REPORT = fields({}, {"stages": each(_STAGE), "total_seconds": LEAST0, "peak_bytes": maybe(LEAST0)}, more=True)
+_SUMS = fields({"map": DIGEST, "width": COUNT, "counts": each(COUNT), "error": LEAST0})
+_REPORT = fields(
+    {},
+    {"sums": _SUMS, "n": COUNT, "stages": each(_STAGE), "total_seconds": LEAST0, "peak_bytes": maybe(LEAST0)},
+    more=True,
+)
 _TRIED = each(fields({"loo_error": NUMBER, "damping": NUMBER}, {"pictures": COUNT}, more=True))
 _GAINED = fields(
     {"pictures": COUNT, "strength": LEAST0, "loo_error": NUMBER, "loo_error_without": NUMBER}
@@ -70,7 +76,7 @@ _GAINED = fields(
 _FITTED: dict[str, Check] = {
     "damping_": POSITIVE, "relative_damping_": POSITIVE, "metric_power_": one_of(0.0, 0.25, 0.5, 0), "normalize_": FLAG,
     "body_scale_": LEAST0, "block_scales_": by_name(LEAST0), "block_shares_": by_name(NUMBER), "selection_": _TRIED,
-    "fit_report_": _REPORT, "loo_score_": NUMBER, "ids_": each(TEXT, 1),
+    "fit_report_": _REPORT, "loo_score_": maybe(NUMBER), "ids_": each(TEXT),
 }  # fmt: skip
 _LATER: dict[str, Check] = {  # of some kinds of models, or not of older ones
     "temperature_": POSITIVE, "flat_": FLAG, "n_features_in_": whole(1, 2**40), "likelihood_": by_name(POSITIVE),
@@ -114,13 +120,18 @@ def check_settings(settings: dict[str, Any]) -> None:
     fitted, moving, size = settings["fitted"], settings["map"], settings["backbone"]["contract"]["input_size"]
     classifier, targets = settings["estimator"] == "TangentClassifier", read_labels(settings["targets"], "targets")
     _require(math.prod(size or (1,)) <= MOST_VALUES, "backbone.contract.input_size is larger than any picture")
+    summed = fitted["fit_report_"].get("sums")  # then it has no pictures
+    fits = (summed is None) == (len(targets) > 0) == (fitted["loo_score_"] is not None)
+    _require(fits, "targets, loo_score_ and fit_report_ are not those of a fit, nor of sums")
     if classifier:
-        given = settings["classes"] or {"dtype": "|b1", "values": []}
-        fits = "temperature_" in fitted and np.array_equal(np.unique(targets), read_labels(given, "classes"))
-        fits = fits and targets.ndim == 1
+        names = read_labels(settings["classes"] or {"dtype": "|b1", "values": []}, "classes")
+        fits = "temperature_" in fitted and targets.ndim == 1
+        fits = fits and np.array_equal(np.unique(targets if summed is None else names), names)
+        fits = fits and (summed is None or len(summed["counts"]) == len(names) > 1)
         _require(fits, "classes are not those of the targets in order, or temperature_ is missing")
     else:
-        fits = targets.dtype.kind in "iuf" and targets.ndim <= 2 and fitted.get("flat_") == (targets.ndim == 1)
+        fits = targets.dtype.kind in "iuf" and targets.ndim <= 2
+        fits = fits and (summed is not None or fitted.get("flat_") == (targets.ndim == 1))
         _require(fits and settings["classes"] is None, "targets, flat_ or classes are not those of a regressor")
     for where, found in (("fitted.ids_", fitted["ids_"]), ("points", settings["points"])):
         _require(len(found) == len(targets), f"{where} has {len(found)} entries for {len(targets)} pictures")
@@ -132,6 +143,8 @@ def check_settings(settings: dict[str, Any]) -> None:
 def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
     """Labels as they were given, (n,) or (n, k), of the type they had."""
     values, dtype = saved["values"], np.dtype(saved["dtype"])
+    if not values:
+        return np.empty(0, dtype)
     longest = max((4 * len(value) if isinstance(value, str) else 16 for value in values), default=0)
     fits = len(values) * (dtype.itemsize - longest) <= MOST_BYTES
     _require(fits, f"{where}.dtype is {saved['dtype']!r} for labels of at most {longest // 4} characters")
@@ -146,8 +159,10 @@ def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
 def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
     """Arrays against the settings, and against the parameters of the network by name."""
     moving, source = [*settings["map"]["ruled"], *settings["map"]["generic"]], settings["source"]
-    outputs = settings["classes"]["values"] if settings["classes"] else np.atleast_1d(settings["targets"]["values"][0])
-    sizes = {"n": len(settings["points"]), "C": len(outputs), "R": settings["parameters"]["probes"]}
+    names, targets = settings["classes"], settings["targets"]["values"]
+    sizes = {"n": len(settings["points"]), "R": settings["parameters"]["probes"]}
+    if names or targets:  # else of sums of numbers: as many as the arrays say
+        sizes["C"] = len(names["values"] if names else np.atleast_1d(targets[0]))
     shapes = _SHAPES | ({"loo_proba_": "nC"} if settings["classes"] else {"noise_": "C"})
     shapes = shapes | _KERNELS["rows_" in tensors]
     if source is not None:
@@ -210,9 +225,9 @@ def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
         _require(fits, "the array landmarks.numbers names a picture twice, or one that is not there")
         _require(tensors["rows_"].shape[1] == width, "the array rows_ is not as wide as the map that makes its rows")
     numbers, folds = tensors["numbers"], {key.split(".")[1] for key in tensors if key.startswith("point.")}
-    fits = len(numbers.unique()) == len(numbers) and int(numbers.max()) < settings["next_number"]
+    fits = len(numbers.unique()) == len(numbers) and bool((numbers < settings["next_number"]).all())
     _require(fits, "the array numbers names a picture twice, or one that is to come")
-    fits = folds == {str(fold) for fold in range(len(folds))} and max(settings["points"]) < len(folds)
+    fits = folds == {str(fold) for fold in range(len(folds))} and max(settings["points"], default=-1) < len(folds)
     _require(fits or "pixels" not in tensors, "points names a network that is not there")
     for name, count in (
         ("pixels", len(numbers)),

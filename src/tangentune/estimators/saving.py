@@ -97,7 +97,7 @@ def save(
     if not pictures:  # what tells a picture of the fit from a new one
         digests = training.digests
         own = [list(bytes.fromhex(digests[i])) for i in active.tolist()]
-        tensors["hashes"] = torch.tensor(own, dtype=torch.uint8)
+        tensors["hashes"] = torch.tensor(own, dtype=torch.uint8).reshape(-1, 32)
     return write_model(directory, config, tensors, card, pixels, fitted.edits, fitted.version)
 
 
@@ -156,7 +156,8 @@ def _kernel_tensors(training: TrainingSet, active: Tensor) -> Tensors:
 def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     """Fitted attributes that are plain values."""
     outcome, plain = fitted.outcome, {f"{name}_": getattr(fitted.facts, name) for name in PLAIN_FACTS}
-    plain |= {"loo_score_": outcome.score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
+    score = None if np.isnan(outcome.score) else outcome.score  # of sums nothing was left out
+    plain |= {"loo_score_": score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
     plain |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
     if isinstance(fitted.task, Classification):
         return plain | {"temperature_": outcome.temperature}
@@ -231,12 +232,14 @@ def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: ND
     vector = TaskVector(steps) if (steps := under(tensors, "moved.")) else None
     primal = _primal(contents, backbone, backbone.module if vector is None else moved(backbone.module, vector))
     dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
-    outcome = Outcome(dual, intercept, loo, plain["loo_score_"], parameters=plain.get("likelihood_", {}))
+    score = float("nan") if plain["loo_score_"] is None else plain["loo_score_"]
+    outcome = Outcome(dual, intercept, loo, score, parameters=plain.get("likelihood_", {}))
     if isinstance(task, Classification):
         calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
         outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
     else:
         outcome = replace(outcome, noise=arrays["noise_"])
+        labels = labels if len(labels) or plain["flat_"] else labels.reshape(0, len(intercept))
     facts = FitFacts(
         **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
         damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},

@@ -56,7 +56,7 @@ def is_classifier(model: FittedEstimator) -> TypeGuard[FittedClassifier]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was fitted on what, how, and how well; every score is a leave-one-out score."""
+    """What was fitted on what, how, and how well; every score is a leave-one-out score; of sums there is none."""
 
     classification: bool
     n: int
@@ -88,7 +88,10 @@ class Summary:
 def summarise(model: FittedEstimator) -> Summary:
     """Read the fitted attributes of a `TangentClassifier` or `TangentRegressor`; cost O(n C)."""
     fit, classes, counts, interval, doubtful = model.fit_report_, [], np.zeros(0, int), None, 0
-    if is_classifier(model):
+    if not len(model.targets_):  # solved from sums
+        classes = model.classes_.tolist() if is_classifier(model) else []
+        scores, counts = {}, np.array(fit["sums"]["counts"], int)
+    elif is_classifier(model):
         classes, labels = model.classes_.tolist(), label_positions(model)
         counts = np.bincount(labels, minlength=len(classes))
         scores = class_scores(labels, model.loo_proba_)
@@ -104,7 +107,7 @@ def summarise(model: FittedEstimator) -> Summary:
     source = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
         classification=is_classifier(model),
-        n=len(model.targets_),
+        n=len(model.targets_) or fit["n"],
         classes=tuple(str(name) for name in classes),
         counts=tuple(int(count) for count in counts),
         backbone=str(model.backbone_.name),

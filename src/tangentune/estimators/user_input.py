@@ -196,6 +196,7 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays, tensors and their numbers
     given = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | os.PathLike) else [ids]
+    check_pictures_known(names)
     if not given:
         raise InputError("no id is given; name at least one picture, as in ids_")
     numbered = {one: [i] for i, one in enumerate(numbers.tolist())}
@@ -211,6 +212,15 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
             places = named[_meant(one, shortened, named)]
         found.append(places)
     return found
+
+
+def check_pictures_known(names: Sequence[str]) -> None:
+    """Refuse questions about the pictures of a model that has none."""
+    if not names:
+        raise InputError(
+            "this model was solved from sums of pictures that it does not have, so it predicts and nothing else; "
+            "other sums make another model"
+        )
 
 
 def _named(names: Iterable[str]) -> dict[str, list[int]]:

@@ -25,6 +25,7 @@ from tangentune.estimators.summary import (
     nice_settings,
     summarise,
 )
+from tangentune.estimators.user_input import check_pictures_known
 from tangentune.estimators.worth import next_steps, verdict
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
@@ -56,6 +57,8 @@ def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os
 def render_report(model: Estimator, place: str | os.PathLike[str] | None = None) -> str:
     """A fitted model as one HTML page, always the same; costs seconds, mostly drawing, and 24 thumbnails in memory."""
     facts = summarise(model)
+    if not facts.scores:
+        check_pictures_known([])
     context = {
         "facts": facts,
         "kind": "classifier" if facts.classification else "regressor",
