@@ -46,10 +46,10 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
     return json.loads(out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, words: tuple[str, ...]) -> None:
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, words: tuple[str, ...], quiet: bool = True) -> None:
     """Exit code 2, nothing on stdout, one sentence on stderr."""
     capsys.readouterr()
-    assert main([*map(str, arguments), "-q"]) == 2
+    assert main([*map(str, arguments), *(["-q"] if quiet else [])]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()

@@ -140,16 +140,26 @@ def locked(target: Path) -> Iterator[None]:
 
     A writer that is killed holds nothing. What the thread holds already it may take again.
     """
+    with claimed(target, PATIENCE) as held:
+        if not held:
+            raise StoreError(f"another process is changing {target}; do this again when it has ended")
+        yield
+
+
+@contextmanager
+def claimed(target: Path, patience: float = 0) -> Iterator[bool]:
+    """The same, told whether it came to be the only writer within some seconds, for who has other things to do."""
     lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=patience)
     except Timeout:
-        raise StoreError(f"another process is changing {target}; do this again when it has ended") from None
+        yield False
+        return
     except (OSError, NotImplementedError) as error:
         reason = f"{error.strerror if isinstance(error, OSError) else error}; use a disk that has locks"
         raise StoreError(f"cannot keep other writers away from {target}: {reason}") from error
     try:
-        yield
+        yield True
     finally:
         if lock.lock_counter == 1:  # while it is held: a writer that waits notices that this file is no more
             with suppress(OSError):

@@ -29,7 +29,7 @@ SITES = [np.flatnonzero(Y != "bee")[:20], np.flatnonzero(Y == "bee"), np.flatnon
 @pytest.fixture(scope="module", params=["landmarks", "sketch"])
 def features(request: pytest.FixtureRequest) -> TangentFeatures:
     if request.param == "sketch":
-        return TangentFeatures(BACKBONE, landmarks=None, sketch=80).fit()
+        return TangentFeatures(BACKBONE, landmarks=None, width=80).fit()
     public, labels = pictures(20, classes=3, seed=9)  # pictures of nobody's, of other classes
     return TangentFeatures(BACKBONE, landmarks=15).fit(public, labels)
 

@@ -24,7 +24,7 @@ X, Y = pictures()
 NEW, NEW_Y = pictures(13, seed=5)
 KINDS: dict[str, dict[str, Any]] = {
     "landmarks": {"landmarks": 15, "augment": "flip", "random_state": 1},
-    "sketch": {"landmarks": None, "sketch": 60, "metric_power": 0.5},
+    "sketch": {"landmarks": None, "width": 60, "metric_power": 0.5},
     "head": {"landmarks": None, "body_scale": 0},
 }
 
@@ -51,9 +51,9 @@ def test_a_loaded_map_gives_the_same_bits(features: TangentFeatures, tmp_path: P
 
 
 def test_no_picture_enters_a_data_independent_map() -> None:
-    given, other = (TangentFeatures(BACKBONE, landmarks=None, sketch=60).fit(x) for x in (X, None))
+    given, other = (TangentFeatures(BACKBONE, landmarks=None, width=60).fit(x) for x in (X, None))
     assert given.fingerprint_ == other.fingerprint_
-    assert given.fingerprint_ != TangentFeatures(BACKBONE, landmarks=None, sketch=60, random_state=1).fit().fingerprint_
+    assert given.fingerprint_ != TangentFeatures(BACKBONE, landmarks=None, width=60, random_state=1).fit().fingerprint_
     assert other.get_feature_names_out().shape == (other.transform(X).shape[1],)
     assert isinstance(other.frozen_.span, SketchedBody)
     assert other.transform(X).shape[1] <= 6 + 60
@@ -63,7 +63,7 @@ def test_vectors(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
     net = Backbone(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 8)))
     for landmarks in (None, 10):
-        features = TangentFeatures(net, landmarks=landmarks, sketch=50).fit(x, x[:, 0] > 0)
+        features = TangentFeatures(net, landmarks=landmarks, width=50).fit(x, x[:, 0] > 0)
         features.save(tmp_path / "map")
         again = TangentFeatures.load(tmp_path / "map", backbone=net)
         assert_array_equal(again.transform(x), features.transform(x))

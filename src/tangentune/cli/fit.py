@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES, load, reading, skipped
-from tangentune.cli.options import STREAMS, Command, described, fit_options
+from tangentune.cli.options import MACHINE, NETWORK, SOLVER, STREAMS, Command, described, fit_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
 from tangentune.errors import StoreError, shown
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _HELP = {
     "out": "Directory of the new model; a model that is there is replaced at the end.",
+    "map": "Fit in a feature map that `tangentune map` wrote: of any number of pictures, and by as many processes as "
+    "torchrun starts. The choices of the fit are then those of the map.",
     "source": "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class "
     "folders.",
     "work": "Where a fit on landmarks keeps what it has; stopped and called again, it goes on from there.",
@@ -40,18 +42,13 @@ _option = partial(described, _HELP)
 @_option(STREAMS, "--out", required=True, metavar="MODEL", type=click.Path())
 @_option(STREAMS, "--source", metavar="MANIFEST", type=PICTURES)
 @_option(STREAMS, "--work", metavar="DIR", type=click.Path(file_okay=False))
+@_option(STREAMS, "--map", metavar="MAP", type=click.Path(exists=True, file_okay=False))
 @fit_options
 @_option(STREAMS, "--verbose -v", is_flag=True)
 def fit(
-    pictures: str,
-    out: str,
-    source: str | None,
-    work: str | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **options: Any,
-) -> None:
+    pictures: str, out: str, source: str | None, work: str | None, map: str | None, as_json: bool, quiet: bool,
+    verbose: bool, **options: Any,
+) -> None:  # fmt: skip
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
@@ -68,6 +65,9 @@ def fit(
     if quiet and verbose:
         raise click.UsageError("give --quiet or --verbose, not both")
     place, before = check_destination(out), version_of(out)
+    if map is not None:
+        _fit_in_map(pictures, out, source, map, as_json, quiet, options)
+        return
     read = reading(options)
     with working(quiet) as stdout:
         model = _new_model(quiet, **options)
@@ -98,6 +98,33 @@ def fit(
     document |= {"classes": dict(zip(facts.classes, facts.counts, strict=True)), "loo": facts.scores}
     planned = {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")}
     print_json(document | {"planned": planned, "skipped": skipped(loaded)})
+
+
+def _fit_in_map(
+    pictures: str, out: str, source: str | None, map: str, as_json: bool, quiet: bool, options: dict[str, Any]
+) -> None:
+    """Fit to sums in a frozen map: what `tangentune sums` and `merge` do, in one command."""
+    from tangentune.cli.owners import chosen_damping, merged_facts, show_merged, site_sums
+    from tangentune.estimators.site import SHARD
+
+    context, free = click.get_current_context(), ("damping", "regression", "batch_size", "device", "memory_budget")
+    for one in context.command.params:
+        chosen = getattr(one, "section", STREAMS) in (NETWORK, SOLVER, MACHINE) and one.name not in (*free, "n_jobs")
+        given = one.name and context.get_parameter_source(one.name) is not click.core.ParameterSource.DEFAULT
+        if (chosen and given) or (one.name == "source" and source is not None):
+            raise click.UsageError(f"{one.opts[0]} belongs to a fit of its own choices; with --map they are the map's")
+    damping = chosen_damping(options["damping"])
+    with site_sums(pictures, Path(out), quiet, options | {"map": map, "shard": SHARD}) as (job, total, stdout):
+        if total is None:
+            return
+        model = job.features.solve(total, damping)
+        model.save_pretrained(out)
+    facts = merged_facts(model, total) | {"model": out, "skipped": len(job.files.paths) - total.pictures}
+    if as_json:
+        print_json(facts)
+        return
+    show_merged(facts, stdout)
+    stdout.write(f"Model written to {shown(out)}\n")
 
 
 def _still_free(out: str, before: Version | None) -> str:

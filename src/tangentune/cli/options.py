@@ -168,23 +168,30 @@ _NETWORK = (
     _option(NETWORK, "--backbone", default="mobilenet_v2", metavar="NAME"),
     _option(NETWORK, "--size --input-size input_size", type=COUNT, metavar="PIXELS"),
 )
+_AUGMENT = _of_fit(NETWORK, "augment", type=_VIEWS)
+_REGRESSION = _option(SOLVER, "--regression", is_flag=True)
+_BODY_SCALE = _of_fit(SOLVER, "body_scale", type=_chosen(lambda value: value >= 0, "a number >= 0"))
+_METRIC_POWER = _of_fit(SOLVER, "metric_power", type=_chosen(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5"))
+_NORMALIZE = _of_fit(SOLVER, "normalize", type=_SWITCH)
+_SEED = _of_fit(SOLVER, "random_state", type=int, metavar="SEED")
+_MEMORY = _of_fit(MACHINE, "memory_budget", metavar="BYTES")
 _FIT = (
     _of_fit(NETWORK, "subset", metavar="WORDS"),
-    _of_fit(NETWORK, "augment", type=_VIEWS),
-    _option(SOLVER, "--regression", is_flag=True),
+    _AUGMENT,
+    _REGRESSION,
     _of_fit(SOLVER, "outer_steps", type=_STEPS),
     _of_fit(SOLVER, "solver", type=click.Choice(["auto", "dual", "landmarks"])),
     _of_fit(SOLVER, "landmarks", type=COUNT, metavar="COUNT"),
     _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),
     _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0")),
-    _of_fit(SOLVER, "body_scale", type=_chosen(lambda value: value >= 0, "a number >= 0")),
-    _of_fit(SOLVER, "metric_power", type=_chosen(lambda value: value in (0.0, 0.25, 0.5), "0, 0.25, 0.5")),
-    _of_fit(SOLVER, "normalize", type=_SWITCH),
+    _BODY_SCALE,
+    _METRIC_POWER,
+    _NORMALIZE,
     _of_fit(SOLVER, "probes", type=COUNT, metavar="COUNT"),
     _of_fit(SOLVER, "probe_space", type=click.Choice(["pca", "isotropic"])),
     _of_fit(SOLVER, "class_weight", type=_BALANCE),
-    _of_fit(SOLVER, "random_state", type=int, metavar="SEED"),
-    _of_fit(MACHINE, "memory_budget", metavar="BYTES"),
+    _SEED,
+    _MEMORY,
 )
 _DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
@@ -208,6 +215,12 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 
 fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
+map_options = _together(  # what a feature map is made by
+    *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, *_DEVICE, *_READING,
+    *_OUTPUT,
+)  # fmt: skip
+site_options = _together(_REGRESSION, *_DEVICE, *_READING, *_OUTPUT)  # what the pictures of one owner are read by
+damping_option = _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0"))
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
 shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
 table_options = _together(*_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures

@@ -47,14 +47,14 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     a landmark it is the kernel itself. Rows go into any linear model, or, shard by shard, into `TangentSums`, which
     solve the same least-squares problem as the estimators in the width of the rows, with exact leave-one-out.
 
-    Without landmarks the map is data-independent: `sketch` random numbers whose products are the body's kernel on
-    average, with an error that falls as `sketch^-1/2`; its metric comes from seeded noise. It is for owners who may not
+    Without landmarks the map is data-independent: `width` random numbers whose products are the body's kernel on
+    average, with an error that falls as `width^-1/2`; its metric comes from seeded noise. It is for owners who may not
     show one another any picture, and worth less than landmarks.
 
     Args:
         backbone: as of `TangentClassifier`, and so are all that are not named here.
         landmarks: pictures that span the map, at most; more cost more, and lose less. None: a data-independent map.
-        sketch: numbers of a picture's body in a data-independent map.
+        width: numbers of a picture's body in a data-independent map.
         random_state: of the choice of landmarks, of the probes, of the sketch and its noise.
 
     Attributes:
@@ -88,7 +88,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         backbone: AnyBackbone = "mobilenet_v2",
         *,
         landmarks: int | None = 500,
-        sketch: int = 4096,
+        width: int = 4096,
         metric_power: str | float = "loo",
         body_scale: str | float = "loo",
         normalize: str | bool = "loo",
@@ -103,7 +103,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ):
         self.backbone = backbone
         self.landmarks = landmarks
-        self.sketch = sketch
+        self.width = width
         self.metric_power = metric_power
         self.body_scale = body_scale
         self.normalize = normalize
@@ -167,7 +167,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         frozen = self._frozen()
         kind = TangentClassifier if total.classes else TangentRegressor
         given = self.get_params(deep=False)
-        options = {name: value for name, value in given.items() if name not in ("landmarks", "sketch")}
+        options = {name: value for name, value in given.items() if name not in ("landmarks", "width")}
         options |= {"outer_steps": 0, "random_state": read_seed(self.random_state)}
         options |= {"damping": "loo" if damping is None else damping}
         model = kind(**options)
@@ -221,7 +221,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             chosen = choose_landmarks(features, min(count, len(pictures)), seed).cpu().numpy()
         options = self.get_params(deep=False) | {"backbone": backbone, "outer_steps": 0, "random_state": seed}
         kind = TangentRegressor if np.asarray(pictures.labels).dtype.kind == "f" else TangentClassifier
-        for name in ("landmarks", "sketch", "device"):
+        for name in ("landmarks", "width", "device"):
             del options[name]
         landmarks = pictures.select(chosen)
         self.model_: TangentEstimator = kind(**options).fit(landmarks)
@@ -233,7 +233,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _independent(self, X: Any, backbone: Backbone, seed: int) -> FrozenMap:
         """The map of noise and signs."""
-        width, size = read_count(vars(self), "sketch"), backbone.contract.input_size
+        width, size = read_count(vars(self), "width"), backbone.contract.input_size
         options = TangentClassifier().get_params(deep=False) | self.get_params(deep=False)
         settings = replace(read_settings(options | {"damping": 1.0}, backbone, seed), probe_space="isotropic")
         if size is None:  # vectors

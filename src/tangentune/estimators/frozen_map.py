@@ -47,7 +47,8 @@ class Landmarks:
     def weights(self, feature_map: TangentMap, coefficients: Tensor) -> dict[str, Tensor]:
         """Primal weights `sum_j (root theta)_j psi(u_j)` of coefficients theta (width, C)."""
         parts = [(torch.arange(len(self.rows)), self.rows)]
-        return primal(feature_map, parts, self.root @ coefficients, coefficients[0]).body
+        bias = coefficients.new_zeros(coefficients.shape[1])
+        return primal(feature_map, parts, self.root @ coefficients, bias).body
 
 
 @final

@@ -41,7 +41,7 @@ from tangentune.pictures.pictures import Pictures
 
 KIND = "TangentFeatures"
 _OPTIONS = (
-    "landmarks", "sketch", "metric_power", "body_scale", "normalize", "augment", "input_size", "batch_size",
+    "landmarks", "width", "metric_power", "body_scale", "normalize", "augment", "input_size", "batch_size",
     "memory_budget", "random_state",
 )  # fmt: skip
 _CHECK = fields({

@@ -1,0 +1,128 @@
+"""Work in shards, each a task that leaves one file: by this process alone, or by all that `torchrun` started.
+
+Ranks share nothing but a folder. Whoever is free takes the next shard by a lock that the system lets go when its
+holder dies, so that a slow rank takes fewer and a dead one costs its shard; a file that is there is never made again,
+so that a restart goes on. No collective is used, and none can hang: the last step, by rank 0, reads the files in their
+order, so that the sum has the same bits however many ranks there were.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from tangentune._files import claimed
+from tangentune.errors import InputError, StoreError
+
+PATIENCE = 1800.0  # seconds without any shard done, or without a rank, before somebody is missed
+_NAP = 0.1
+
+
+@final
+@dataclass(frozen=True)
+class Rank:
+    """Which of how many processes this is, as `torchrun` tells them; alone without it."""
+
+    number: int = 0
+    count: int = 1
+    local: int = 1  # of them on this machine
+    place: int = 0  # which of these it is
+
+    @classmethod
+    def here(cls) -> Rank:
+        """From the environment."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+        try:
+            number, count, local, place = (int(os.environ.get(name, i in (1, 2))) for i, name in enumerate(names))
+        except ValueError:
+            number, count, local, place = -1, 0, 0, 0
+        if not 0 <= number < count or local < 1:
+            told = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+            raise InputError(f"{told} is no rank of several processes; start them with torchrun, or unset these")
+        return cls(number, count, local, place)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it does what one alone should do."""
+        return self.number == 0
+
+    def device(self, given: str | None) -> str | None:
+        """The device asked for; of several ranks that ask for the accelerator each takes one of its machine's."""
+        several = given is not None and self.count > 1 and given.isalpha() and given != "cpu"
+        return f"{given}:{self.place}" if several else given
+
+    def jobs(self, given: int | None) -> int | None:
+        """Processes that decode pictures: where none are asked for, a fair share of this machine's."""
+        return given if given is not None or self.count == 1 else max(1, (os.cpu_count() or 1) // self.local)
+
+
+def run_shards(
+    folder: Path, count: int, make: Callable[[int, Path], None], rank: Rank, patience: float = PATIENCE
+) -> list[Path]:
+    """All shards' files, in order; returns when the last is there, whoever made it.
+
+    `make` writes a shard's file whole or not at all, and always the same.
+
+    Raises:
+        StoreError: another rank holds a shard, and for `patience` seconds none was done; it is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, before, since = [folder / f"{i:06d}" for i in range(count)], count + 1, time.monotonic()
+    while missing := [i for i in range(count) if not files[i].exists()]:
+        first = rank.number * len(missing) // rank.count  # each begins elsewhere, so that they seldom meet
+        for i in missing[first:] + missing[:first]:
+            with claimed(files[i]) as mine:
+                if mine and not files[i].exists():
+                    _holder(files[i]).write_text(f"rank {rank.number} on {socket.gethostname()}")
+                    make(i, files[i])
+        left = sum(not file.exists() for file in files)
+        if left < before:
+            before, since = left, time.monotonic()
+        elif time.monotonic() - since > patience:
+            names = sorted({_told(file) for file in files if not file.exists()})
+            raise StoreError(
+                f"{left} of {count} shards are still with {' and '.join(names)}, and none was done for {patience:.0f} "
+                "s; end what hangs there, and start this again: it goes on"
+            )
+        if left:
+            time.sleep(_NAP)
+    return files
+
+
+def leave(folder: Path, rank: Rank, patience: float = PATIENCE) -> None:
+    """The end of a rank's work; rank 0, when the result is written, waits for the others and clears the folder away.
+
+    A rank that comes when all is done finds the files until then, and has nothing to do. One that never comes is named
+    in a warning.
+    """
+    if not rank.leads:
+        with suppress(OSError):  # cleared away already: it was too late
+            (folder / f"rank-{rank.number}").touch()
+        return
+    since = time.monotonic()
+    while missing := [i for i in range(1, rank.count) if not (folder / f"rank-{i}").exists()]:
+        if time.monotonic() - since > patience:
+            names = ", ".join(map(str, missing))
+            warnings.warn(f"nothing was heard of rank {names}; the result is whole without it", stacklevel=2)
+            break
+        time.sleep(_NAP)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holder(file: Path) -> Path:
+    return file.with_name(f"{file.name}.by")
+
+
+def _told(file: Path) -> str:
+    try:
+        return _holder(file).read_text()
+    except OSError:
+        return "a rank that did not say its number"
