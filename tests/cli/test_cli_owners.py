@@ -68,6 +68,23 @@ def test_an_owner_withdraws(sets: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert TangentSums.load("total.sums").pictures == 16
 
 
+def test_a_second_round_leaves_pictures_out_at_home(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_up("north", "south")
+    few = ("--map", "map", "--minimum", 2)
+    answer(capsys, "merge", "south.sums", "north.sums", *few, "--out", "model", "--total", "total.sums")
+    for site in SITES:
+        common = ("--map", "map", "--total", "total.sums", "--out", f"{site}.scores", "--n-jobs", 1)
+        assert answer(capsys, "score", site, *common)["pictures"] == 8
+    scores = ("--scores", "north.scores", "--scores", "south.scores")
+    found = answer(capsys, "merge", "total.sums", *few, *scores, "--out", "model")
+    assert found["left_out"]["pictures"] == 16
+    assert TangentClassifier.from_pretrained("model").damping_ == found["damping"]
+    assert main(["merge", "total.sums", *map(str, few), *scores, "--out", "model"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    refused(capsys, "merge", "north.sums", *few, *scores, "--out", "m", words=("made with other sums",))
+    assert not list(sets.glob(".*"))
+
+
 def test_people_see_who_brought_what(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_up("south")
     capsys.readouterr()
@@ -143,8 +160,8 @@ REFUSED = {  # command: what its sentence says
     "fit north --map map --out m --damping evidence": "--damping loo or a number",
     "map --out m": "give PICTURES with landmarks",
     "map public --data-independent --out m": "not both",
-    "explain model north": "saved without its pictures",
-    "forget model 1": "sums of pictures that it does not have",
+    "explain model north": "sums of pictures that it does not have",
+    "forget model 1": "saved without its pictures",
     "report model": "sums of pictures that it does not have",
 }
 

@@ -17,6 +17,7 @@ from small import backbone, pictures
 
 from tangentune import TangentClassifier, TangentFeatures, TangentRegressor, TangentSums, write_report
 from tangentune.errors import InputError, StoreError
+from tangentune.solvers.home_scores import Judge
 
 BACKBONE = backbone()
 X, POSITIONS = pictures(60)
@@ -129,3 +130,25 @@ def test_sums_that_make_no_model_are_refused(features: TangentFeatures) -> None:
         features.solve(other)
     with pytest.raises(InputError, match="the damping is -1"):
         features.solve(features.sums(X, Y), damping=-1)
+
+
+def test_leave_one_out_without_any_picture(features: TangentFeatures, tmp_path: Path) -> None:
+    """Each owner's part is calculated at home; the damping, the temperature and the scores are those of all."""
+    total = features.sums(X, Y)
+    judge = Judge.of(total)
+    one, two, three = (features.score_at_home(X[site], Y[site], judge) for site in SITES)
+    scores = one + two + three
+    model: Any = features.solve(total, scores=scores)
+    rows, targets = torch.from_numpy(features.transform(X)), torch.from_numpy(Y[:, None] == model.classes_).double()
+    loo = total.factor().leave_one_out(rows, targets, model.damping_)
+    told = model.fit_report_["sums"]["left_out"]
+    assert told["pictures"] == 60
+    assert told["error"] == pytest.approx(float((loo - targets).square().sum(1).mean()), abs=1e-9)
+    assert told["accuracy"] == float((loo.argmax(1) == targets.argmax(1)).double().mean())
+    assert model.temperature_ == scores.temperature
+    model.save_pretrained(tmp_path / "model")
+    again = TangentClassifier.from_pretrained(tmp_path / "model", backbone=BACKBONE)
+    assert again.fit_report_["sums"]["left_out"] == told
+    assert "Their owners left out 60 of them" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(InputError, match="these scores were made with other sums"):
+        features.solve(total + total, scores=scores)

@@ -42,7 +42,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> SiteJob:
         (folder / f"class{label}").mkdir(exist_ok=True)
         Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(folder / f"class{label}" / f"{i}.png")
     features = TangentFeatures(backbone(), landmarks=None, width=40).fit()
-    return SiteJob(features, find_files(folder), numbers=False, n_jobs=1, shard=SHARD)
+    return SiteJob(features, find_files(folder), numbers=False, n_jobs=1, size=SHARD)
 
 
 def tried(job: SiteJob, out: Path, rank: Rank, patience: float = 60, pause: float = 0.0) -> Callable[[], None]:
@@ -74,7 +74,7 @@ def started(job: SiteJob, out: Path, count: int, pauses: tuple[float, ...] = ())
 @pytest.fixture(scope="module")
 def alone(job: SiteJob, tmp_path_factory: pytest.TempPathFactory) -> Bits:
     out = tmp_path_factory.mktemp("alone") / "site.sums"
-    found = job.run(job.folder(out), Rank())
+    found = job.sums(job.folder(out), Rank())
     assert found is not None
     leave(job.folder(out), Rank())
     found.save(out)
@@ -196,7 +196,7 @@ def test_other_pictures_are_another_job(job: SiteJob, tmp_path: Path) -> None:
 
 
 def test_few_pictures_are_refused(job: SiteJob, tmp_path: Path) -> None:
-    found = job.run(tmp_path / "parts", Rank())
+    found = job.sums(tmp_path / "parts", Rank())
     assert found is not None
     with pytest.raises(InputError, match="a.sums has 60 pictures, and minimum=61 asks for more"):
         check_site(found, 61, "a.sums")

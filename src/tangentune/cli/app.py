@@ -14,7 +14,7 @@ from tangentune.cli.explain import explain, report, suspects
 from tangentune.cli.fit import fit
 from tangentune.cli.labels import labels
 from tangentune.cli.options import with_hyphens
-from tangentune.cli.owners import map_command, merge, sums
+from tangentune.cli.owners import map_command, merge, score, sums
 from tangentune.cli.predict import evaluate, predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
@@ -34,5 +34,5 @@ def cli() -> None:
 
 
 _ASKING = (fit, predict, evaluate, report, select, compare, explain, suspects, suggest)
-for command in (*_ASKING, forget, add, relabel, labels, serve, map_command, sums, merge):
+for command in (*_ASKING, forget, add, relabel, labels, serve, map_command, sums, score, merge):
     cli.add_command(command)

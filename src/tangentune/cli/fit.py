@@ -104,8 +104,7 @@ def _fit_in_map(
     pictures: str, out: str, source: str | None, map: str, as_json: bool, quiet: bool, options: dict[str, Any]
 ) -> None:
     """Fit to sums in a frozen map: what `tangentune sums` and `merge` do, in one command."""
-    from tangentune.cli.owners import chosen_damping, merged_facts, show_merged, site_sums
-    from tangentune.estimators.site import SHARD
+    from tangentune.cli.owners import chosen_damping, merged_facts, show_merged, site_job
 
     context, free = click.get_current_context(), ("damping", "regression", "batch_size", "device", "memory_budget")
     for one in context.command.params:
@@ -114,7 +113,8 @@ def _fit_in_map(
         if (chosen and given) or (one.name == "source" and source is not None):
             raise click.UsageError(f"{one.opts[0]} belongs to a fit of its own choices; with --map they are the map's")
     damping = chosen_damping(options["damping"])
-    with site_sums(pictures, Path(out), quiet, options | {"map": map, "shard": SHARD}) as (job, total, stdout):
+    with site_job(pictures, Path(out), quiet, options | {"map": map, "shard": None}) as (job, folder, rank, stdout):
+        total = job.sums(folder, rank)
         if total is None:
             return
         model = job.features.solve(total, damping)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,13 +22,15 @@ from tangentune.cli.options import (
     site_options,
 )
 from tangentune.cli.run import check_device, print_json, working
-from tangentune.cli.tables import folded, new_table, print_facts, print_table
+from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table
 from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
+    from tangentune.cli.models import Estimator
     from tangentune.estimators.features import TangentFeatures
     from tangentune.estimators.shards import Rank
     from tangentune.estimators.site import SiteJob
+    from tangentune.solvers.home_scores import Judge
     from tangentune.solvers.sums import TangentSums
 
 MAP = click.Path(exists=True, file_okay=False)
@@ -42,12 +44,13 @@ _HELP = {
     "minimum": "Fewest pictures that sums may be of: sums over few tell much of each.",
     "without": "Sums to take out again, of an owner who withdraws; may be given again.",
     "total": "Also write the merged sums, to which others can be added later.",
-    "shard": "Pictures of a shard, which is done again if its process dies.",
+    "shard": "Pictures of a shard, which is done again if its process dies; 256, or 1/64 of many, if not given.",
+    "scores": "Scores of an owner, as `tangentune score` made them; of every owner, given again for each.",
 }
 _option = partial(described, _HELP)
 map_option = _option(STREAMS, "--map", required=True, metavar="MAP", type=MAP)
 _minimum = _option("Owners", "--minimum", type=COUNT, default=20, metavar="COUNT")
-shard_option = _option("Machine", "--shard", type=COUNT, default=256, metavar="COUNT")
+shard_option = _option("Machine", "--shard", type=COUNT, metavar="COUNT")
 
 
 def _out(metavar: str, sentence: str) -> Any:
@@ -121,7 +124,8 @@ def sums(pictures: str, out: str, minimum: int, as_json: bool, quiet: bool, **op
     `torchrun -m tangentune sums ...` shares the work among processes; what was killed goes on when it is started again.
     """
     place = _file_place(out)
-    with site_sums(pictures, place, quiet, options) as (job, found, stdout):
+    with site_job(pictures, place, quiet, options) as (job, folder, rank, stdout):
+        found = job.sums(folder, rank)
         if found is None:
             return
         few = _checked(found, minimum, pictures)
@@ -140,11 +144,49 @@ def sums(pictures: str, out: str, minimum: int, as_json: bool, quiet: bool, **op
     stdout.write(f"Sums written to {shown(out)} ({place.stat().st_size / 2**20:.1f} MiB)\n")
 
 
+@click.command(cls=Command, short_help="Judge an owner's pictures by the merged sums.")
+@click.argument("pictures", type=PICTURES)
+@map_option
+@described({"total": "The merged sums of all owners."}, STREAMS, "--total", required=True, metavar="FILE", type=_SUMS)
+@_out("SITE.scores", "The file of the scores: all that leaves this owner.")
+@shard_option
+@site_options
+def score(pictures: str, out: str, total: str, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Judge the PICTURES of one owner, which are in the merged sums, by the fit without each (leave-one-out, exact).
+
+    The second round, if owners want one: `tangentune merge --total FILE` wrote the sums, and `tangentune merge FILE
+    --scores ...` takes the scores of all owners for its damping and probabilities. They are totals over the pictures.
+    """
+    from tangentune.solvers.home_scores import Judge
+    from tangentune.solvers.sums import TangentSums
+
+    place = _file_place(out)
+    with site_job(pictures, place, quiet, options, lambda: Judge.of(TangentSums.load(total))) as parts:
+        job, folder, rank, stdout = parts
+        found = job.scores(folder, rank)
+        if found is None:
+            return
+        found.save(place)
+    facts = {"scores": out, **found.summary()}
+    if as_json:
+        print_json(facts)
+        return
+    print_facts(_left_out_rows(found.summary()), stdout)
+    stdout.write(f"Scores written to {shown(out)}\n")
+
+
+def _left_out_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("pictures left out", f"{found['pictures']:,}"), ("squared error without them", f"{found['error']:.3f}")]
+    if "accuracy" in found:
+        rows += [("accuracy", percent(found["accuracy"])), ("negative log-likelihood", f"{found['nll']:.4f}")]
+    return rows
+
+
 @contextlib.contextmanager
-def site_sums(
-    pictures: str, place: Path, quiet: bool, options: dict[str, Any]
-) -> Iterator[tuple[SiteJob, TangentSums | None, IO[str]]]:
-    """An owner's sums, by all ranks; None for those that do not lead. The shards are kept until this ends well."""
+def site_job(
+    pictures: str, place: Path, quiet: bool, options: dict[str, Any], judge: Callable[[], Judge] | None = None
+) -> Iterator[tuple[SiteJob, Path, Rank, IO[str]]]:
+    """The work on an owner's pictures, where its shards lie, and this rank. They are kept until this ends well."""
     from tangentune.estimators.shards import Rank, leave
     from tangentune.estimators.site import SiteJob
     from tangentune.pictures.files import find_files
@@ -155,9 +197,10 @@ def site_sums(
         features = read_map(options["map"], rank, options["device"], options["batch_size"])
         files = find_files(pictures, True, Columns(read["path_column"], read["label_column"]))
         jobs, verbose = rank.jobs(options["n_jobs"]), int(not quiet)
-        job = SiteJob(features, files, options["regression"], read["on_error"], jobs, verbose, options["shard"])
+        found, size = None if judge is None else judge(), options["shard"]
+        job = SiteJob(features, files, options["regression"], read["on_error"], jobs, verbose, size, found)
         folder = job.folder(place)
-        yield job, job.run(folder, rank), stdout
+        yield job, folder, rank, stdout
         leave(folder, rank)
 
 
@@ -178,19 +221,23 @@ def read_map(path: str, rank: Rank, device: str | None, batch_size: int | None) 
 @_option("Owners", "--without", multiple=True, type=_SUMS, metavar="SITE.sums")
 @_minimum
 @_option(STREAMS, "--total", type=click.Path(dir_okay=False), metavar="FILE.sums")
+@_option("Owners", "--scores", multiple=True, type=_SUMS, metavar="SITE.scores")
 @damping_option
 @model_options
 def merge(
     sites: tuple[str, ...], map: str, out: str, without: tuple[str, ...], minimum: int, total: str | None,
-    damping: str | float, as_json: bool, quiet: bool, **options: Any,
+    scores: tuple[str, ...], damping: str | float, as_json: bool, quiet: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Solve for the network that all pictures behind the SITE.sums together would give, and write it to MODEL.
 
     Owners may come in any order, and may lack classes or bring their own. An owner who withdraws is taken out by
-    --without, exactly. The damping is chosen by generalised cross-validation, from the sums.
+    --without, exactly. The damping is chosen by generalised cross-validation from the sums, or, given the --scores of
+    all owners, by exact leave-one-out.
     """
     from tangentune.estimators.model_directory import check_destination
     from tangentune.estimators.shards import Rank
+    from tangentune.estimators.site import added
+    from tangentune.solvers.home_scores import HomeScores
     from tangentune.solvers.sums import TangentSums
 
     place = check_destination(out)
@@ -199,17 +246,15 @@ def merge(
         return
     with working(quiet) as stdout:
         features = read_map(map, Rank(), options["device"], options["batch_size"])
-        _refuse_twice([*sites, *without])
+        _refuse_twice([*sites, *without, *scores])
         parts = {site: TangentSums.load(site) for site in sites}
         gone = {site: TangentSums.load(site) for site in without}
         notes = [_checked(part, minimum, site) for site, part in (parts | gone).items()]
-        merged = None
-        for part in parts.values():
-            merged = part if merged is None else merged + part
-        assert merged is not None
+        merged = added(parts.values())
         for part in gone.values():
             merged = merged - part
-        model = features.solve(merged, chosen_damping(damping))
+        judged = added([HomeScores.load(file) for file in scores]) if scores else None
+        model = features.solve(merged, chosen_damping(damping), scores=judged)
         if total_place is not None:
             merged.save(total_place)
         model.save_pretrained(place)
@@ -255,16 +300,19 @@ def chosen_damping(damping: str | float) -> float | None:
     return None if isinstance(damping, str) else damping
 
 
-def merged_facts(model: Any, merged: TangentSums) -> dict[str, Any]:
+def merged_facts(model: Estimator, merged: TangentSums) -> dict[str, Any]:
     """What a model from sums says of itself."""
-    error = model.fit_report_["sums"]["error"]
-    return {"n": merged.pictures, "damping": model.damping_, "error": error, "classes": _counts(merged)}
+    found = model.fit_report_["sums"]
+    facts = {"n": merged.pictures, "damping": model.damping_, "error": found["error"], "classes": _counts(merged)}
+    return facts | {"left_out": found.get("left_out")}
 
 
 def show_merged(facts: dict[str, Any], stream: IO[str]) -> None:
     """The same for people."""
     rows = [("pictures", f"{facts['n']:,}"), ("damping", f"{facts['damping']:.3g}")]
-    print_facts([*rows, ("squared error of a new picture, estimated", f"{facts['error']:.3f}")], stream)
+    left_out = facts["left_out"]
+    more = _left_out_rows(left_out) if left_out else [("squared error, estimated", f"{facts['error']:.3f}")]
+    print_facts(rows + more, stream)
 
 
 def _counts(found: TangentSums) -> dict[str, int]:

@@ -21,7 +21,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fit import survey_network
 from tangentune.estimators.frozen_map import FrozenMap, SketchedBody, fingerprint_of, landmark_rows, span_of
 from tangentune.estimators.map_directory import load_map, save_map
-from tangentune.estimators.merged import solve_sums
+from tangentune.estimators.merged import check_map, solve_sums
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_inputs, read_count, read_seed, read_settings
@@ -32,6 +32,7 @@ from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.home_scores import HomeScores, Judge
 from tangentune.solvers.landmarks import choose_landmarks
 from tangentune.solvers.sums import TangentSums
 
@@ -149,7 +150,25 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         assert total is not None
         return total
 
-    def solve(self, total: TangentSums, damping: float | None = None) -> TangentClassifier | TangentRegressor:
+    def score_at_home(self, X: Any, y: Any, judge: Judge) -> HomeScores:
+        """Exact leave-one-out of labelled pictures X, which are in the judge's sums, as totals that add.
+
+        For owners who do not share pictures: each makes its own from the same sums, and `solve` takes them together.
+        """
+        pictures = self._load(X, y, labelled=True)
+        targets, classes = read_targets(np.asarray(pictures.labels))
+        check_map(self._frozen(), judge.fingerprint, len(judge.factor.mean))
+        total, done = None, 0
+        for rows in self._rows(pictures):
+            here = slice(done, done := done + len(rows))
+            part = judge.score(rows, targets[here].to(rows), classes)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def solve(
+        self, total: TangentSums, damping: float | None = None, *, scores: HomeScores | None = None
+    ) -> TangentClassifier | TangentRegressor:
         """The fitted estimator of some sums; a classifier if they are of classes.
 
         It predicts as any other, is saved and read, and needs neither map nor pictures. Questions about the pictures of
@@ -157,12 +176,16 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Args:
             total: sums of this map.
-            damping: absolute; None takes the one of least generalised cross-validation error.
+            damping: absolute; None takes the one of least leave-one-out error where there are scores, else of least
+                generalised cross-validation error.
+            scores: of all owners, added, made with these very sums: damping, probabilities and scores are then those
+                of exact leave-one-out, without the pictures.
 
         Cost: D^3 for rows of width D.
 
         Raises:
-            InputError: the sums are of another map, of one class only, or too few for a damping to be chosen.
+            InputError: the sums are of another map, of one class only, or too few for a damping to be chosen; or the
+                scores are not of these sums.
         """
         frozen = self._frozen()
         kind = TangentClassifier if total.classes else TangentRegressor
@@ -171,7 +194,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         options |= {"outer_steps": 0, "random_state": read_seed(self.random_state)}
         options |= {"damping": "loo" if damping is None else damping}
         model = kind(**options)
-        model.fitted_ = solve_sums(frozen, total, damping, options)
+        model.fitted_ = solve_sums(frozen, total, damping, scores, options)
         if hasattr(self, "n_features_in_"):
             model.n_features_in_ = self.n_features_in_
         return model

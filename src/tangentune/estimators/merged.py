@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,31 @@ from tangentune.estimators.tasks import Classification, Outcome, Regression
 from tangentune.estimators.training_set import TrainingSet
 from tangentune.kernels.feature_map import TangentModel, norm_shares
 from tangentune.pictures.pictures import Pictures
+from tangentune.solvers.home_scores import HomeScores, digest
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.sums import SumsFactor, TangentSums
 
 SUMS = "sums"  # the entry of a fit's report that tells a model of sums
 
 
-def solve_sums(frozen: FrozenMap, total: TangentSums, damping: float | None, options: dict[str, Any]) -> FittedModel:
+def solve_sums(
+    frozen: FrozenMap, total: TangentSums, damping: float | None, scores: HomeScores | None, options: dict[str, Any]
+) -> FittedModel:
     """The model of the least-squares problem of some sums; D^3 for rows of width D.
 
     The damping is the one of least generalised cross-validation error if None is given. That error also stands for what
-    leave-one-out would tell: a class given the scores is as likely as under Gaussian residuals of that variance.
+    leave-one-out would tell: a class given the scores is as likely as under Gaussian residuals of that variance. With
+    `scores` leave-one-out tells it.
     """
-    _check(frozen, total)
+    check_map(frozen, total.fingerprint, len(total.rows))
+    if len(total.classes) == 1:
+        raise InputError(f"these sums hold one class only, {total.classes[0]!r}; a classifier needs two")
+    if scores is not None and scores.judge != digest(total):
+        raise InputError(
+            "these scores were made with other sums; score the pictures of every owner with the merged ones"
+        )
+    if damping is None and scores is not None:
+        damping = scores.damping
     factor = total.factor()
     found = factor.fit(factor.choose_damping() if damping is None else damping)
     errors = factor.gcv(torch.tensor([found.damping], dtype=torch.float64, device=factor.values.device))[0].cpu()
@@ -39,12 +52,13 @@ def solve_sums(frozen: FrozenMap, total: TangentSums, damping: float | None, opt
     outcome = Outcome(empty, found.intercept.cpu().numpy(), empty, float("nan"))
     if total.classes:
         task = Classification(LEAST_SQUARES, None)
-        temperature = gaussian_temperature(errors)
-        outcome = Outcome(empty, outcome.intercept, empty, outcome.score, classes, empty, temperature)
+        found_at_home = None if scores is None else scores.temperature
+        temperature = gaussian_temperature(errors) if found_at_home is None else found_at_home
+        outcome = replace(outcome, classes=classes, proba=empty, temperature=temperature)
         labels = np.empty(0, classes.dtype)
     else:
         task, labels = Regression(LEAST_SQUARES, None), np.empty((0, count) if count > 1 else 0)
-        outcome = Outcome(empty, outcome.intercept, empty, outcome.score, noise=errors.numpy())
+        outcome = replace(outcome, noise=errors.numpy())
     none = np.empty(0, np.int64)
     pictures = Pictures(torch.empty(0, 0), None, [])
     kernel = torch.empty(0, 0, dtype=torch.float64, device=frozen.backbone.device)
@@ -58,7 +72,7 @@ def solve_sums(frozen: FrozenMap, total: TangentSums, damping: float | None, opt
         solution=None,
         outcome=outcome,
         primal=model,
-        facts=_facts(frozen, total, factor, found.damping, model, errors),
+        facts=_facts(frozen, total, factor, found.damping, model, errors, scores),
         source=None,
         next_number=0,
         seed=options["random_state"],
@@ -76,29 +90,32 @@ def gaussian_temperature(errors: Tensor) -> float:
     return max(float(errors.sum()) / max(1, len(errors) - 1), 1e-6)
 
 
-def _check(frozen: FrozenMap, total: TangentSums) -> None:
-    if total.fingerprint != frozen.fingerprint:
-        maps = f"{total.fingerprint[:12]}, not {frozen.fingerprint[:12]}"
+def check_map(frozen: FrozenMap, fingerprint: str, width: int) -> None:
+    """Refuse sums of another map."""
+    if fingerprint != frozen.fingerprint:
+        maps = f"{fingerprint[:12]}, not {frozen.fingerprint[:12]}"
         raise InputError(f"these sums are of another feature map ({maps}); give the map that they were made with")
-    if len(total.rows) != frozen.width:
-        raise InputError(
-            f"these sums have rows of {len(total.rows)} numbers, the map of {frozen.width}; make them anew"
-        )
-    if len(total.classes) == 1:
-        raise InputError(f"these sums hold one class only, {total.classes[0]!r}; a classifier needs two")
+    if width != frozen.width:
+        raise InputError(f"these sums have rows of {width} numbers, the map of {frozen.width}; make them anew")
 
 
 def _facts(
-    frozen: FrozenMap, total: TangentSums, factor: SumsFactor, damping: float, model: TangentModel, errors: Tensor
-) -> FitFacts:
+    frozen: FrozenMap, total: TangentSums, factor: SumsFactor, damping: float, model: TangentModel, errors: Tensor,
+    scores: HomeScores | None,
+) -> FitFacts:  # fmt: skip
     feature_map = frozen.feature_map
     scales = {block: feature_map.body_scale * scale for block, scale in feature_map.block_scales.items()}
     counts: Sequence[int] = [int(count) for count in total.counts.tolist()] if total.classes else []
-    report = {
+    path = {"damping": np.array([damping]), "loo_error": np.array([float(errors.sum())])}
+    if scores is not None:
+        path = {"damping": scores.dampings.numpy(), "loo_error": (scores.errors / scores.pictures).numpy()}
+    report: dict[str, Any] = {
         "n": total.pictures,
         "outputs": len(total.targets),
         SUMS: {"map": total.fingerprint, "width": len(total.rows), "counts": counts, "error": float(errors.sum())},
     }
+    if scores is not None:
+        report[SUMS]["left_out"] = scores.summary()
     return FitFacts(
         damping=damping,
         relative_damping=damping / factor.mean_eigenvalue,
@@ -108,6 +125,6 @@ def _facts(
         block_scales={"head": 1.0, **scales},
         block_shares=norm_shares(model),
         selection=[],
-        damping_path={"damping": np.array([damping]), "loo_error": np.array([float(errors.sum())])},
+        damping_path=path,
         fit_report=report,
     )

@@ -61,7 +61,8 @@ _CONTRACT = fields(
 BACKBONE: dict[str, Check] = dict.fromkeys(("name", "class", "dtype", "digest"), TEXT)
 BACKBONE |= {"parameters": COUNT, "fingerprint": maybe(each(NUMBER, 2)), "contract": _CONTRACT}
 _STAGE = fields({"stage": TEXT, "seconds": LEAST0}, {"peak_bytes": maybe(LEAST0)})
-_SUMS = fields({"map": DIGEST, "width": COUNT, "counts": each(COUNT), "error": LEAST0})
+_LEFT_OUT = fields({"pictures": COUNT, "error": LEAST0}, {"accuracy": LEAST0, "nll": LEAST0})
+_SUMS = fields({"map": DIGEST, "width": COUNT, "counts": each(COUNT), "error": LEAST0}, {"left_out": _LEFT_OUT})
 _REPORT = fields(
     {},
     {"sums": _SUMS, "n": COUNT, "stages": each(_STAGE), "total_seconds": LEAST0, "peak_bytes": maybe(LEAST0)},

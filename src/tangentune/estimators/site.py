@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,10 +20,11 @@ from tangentune.pictures.checks import numeric_labels
 from tangentune.pictures.files import FileList
 from tangentune.pictures.load import load_pictures
 from tangentune.pictures.names import some
+from tangentune.solvers.home_scores import HomeScores, Judge
 from tangentune.solvers.sums import TangentSums
 
-SHARD = 256  # pictures
-MINIMUM = 20  # pictures of a site, fewer of whom are refused
+SHARD, MOST = 256, 64  # pictures of a shard at least; shards at most, each of which leaves a file of D^2 numbers
+T = TypeVar("T", TangentSums, HomeScores)
 
 
 @final
@@ -35,7 +38,13 @@ class SiteJob:
     on_error: str = "raise"
     n_jobs: int | None = None
     verbose: int = 0
-    shard: int = SHARD
+    size: int | None = None  # of a shard; None: `SHARD` pictures, or more, so that there are at most `MOST` shards
+    judge: Judge | None = None  # by which the pictures are left out; None where they are added up
+
+    @property
+    def shard(self) -> int:
+        """Pictures of a shard."""
+        return max(SHARD, -(-len(self.files.paths) // MOST)) if self.size is None else self.size
 
     def __len__(self) -> int:
         return -(-len(self.files.paths) // self.shard)
@@ -43,7 +52,7 @@ class SiteJob:
     def folder(self, out: Path) -> Path:
         """Where the shards of this very job lie until `out` is written, beside it: other pictures, another folder."""
         told = hashlib.sha256(repr((self.features.fingerprint_, self.features.batch_size, self.shard)).encode())
-        told.update(repr((self.numbers, self.on_error, self.files.labels)).encode())
+        told.update(repr((self.numbers, self.on_error, self.files.labels, self.judge and self.judge.digest)).encode())
         for path in self.files.paths:
             try:
                 found = os.stat(path)
@@ -60,13 +69,26 @@ class SiteJob:
         labels = numeric_labels(labels, self.files.ids[here]) if self.numbers else labels
         reading: dict[str, Any] = {"on_error": self.on_error, "n_jobs": self.n_jobs}
         contract = self.features.frozen_.backbone.contract
-        self.features.sums(load_pictures(paths, labels, contract=contract, **reading)).save(file)
+        pictures = load_pictures(paths, labels, contract=contract, **reading)
+        if self.judge is None:
+            self.features.sums(pictures).save(file)
+        else:
+            self.features.score_at_home(pictures, None, self.judge).save(file)
 
-    def run(self, folder: Path, rank: Rank, patience: float = PATIENCE) -> TangentSums | None:
+    def sums(self, folder: Path, rank: Rank, patience: float = PATIENCE) -> TangentSums | None:
         """The sums, for the rank that leads; None for others, whose work is done: `leave` follows.
 
         Cost: a forward and a backward pass over the pictures, shared among the ranks; memory of one shard and the sums.
         """
+        files = self._files(folder, rank, patience)
+        return added(map(TangentSums.load, files)) if rank.leads else None
+
+    def scores(self, folder: Path, rank: Rank, patience: float = PATIENCE) -> HomeScores | None:
+        """Scores instead of sums."""
+        files = self._files(folder, rank, patience)
+        return added(map(HomeScores.load, files)) if rank.leads else None
+
+    def _files(self, folder: Path, rank: Rank, patience: float) -> list[Path]:
         if not self.files.paths:
             raise InputError("there are no pictures to add up")
         label: dict[str, Any] = {"desc": "shards of pictures", "unit": "shard", "delay": 1.0}
@@ -76,13 +98,12 @@ class SiteJob:
                 self.make(number, file)
                 bar.update()
 
-            files = run_shards(folder, len(self), make, rank, patience)
-        if not rank.leads:
-            return None
-        total = TangentSums.load(files[0])
-        for file in files[1:]:
-            total = total + TangentSums.load(file)
-        return total
+            return run_shards(folder, len(self), make, rank, patience)
+
+
+def added(parts: Iterable[T]) -> T:
+    """The sum of sums, or of scores, in their order."""
+    return reduce(lambda one, other: one + other, parts)
 
 
 def check_site(found: TangentSums, minimum: int, name: str) -> str:

@@ -76,6 +76,7 @@ class Summary:
     probe: dict[str, Any] | None
     doubtful: int  # pictures whose given label has a leave-one-out probability below 5 %
     source: dict[str, Any] | None  # what came of a source, as in `source_` without what was tried; None without one
+    left_out: dict[str, float] | None  # of a model of sums what its owners' own leave-one-out came to, if they did it
     skipped: tuple[tuple[str, str], ...]  # unreadable pictures left out: path and reason
     version: str
 
@@ -122,6 +123,7 @@ def summarise(model: FittedEstimator) -> Summary:
         probe=None if getattr(model, "edits_", None) else fit.get("probe"),
         doubtful=doubtful,
         source=source or None,
+        left_out=fit.get("sums", {}).get("left_out"),
         skipped=tuple((str(path), str(reason)) for path, reason in model.pictures_.skipped),
         version=__version__,
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
@@ -219,11 +219,19 @@ class SumsFactor:
 
     def loo_errors(self, rows: Tensor, targets: Tensor, dampings: Tensor, weights: Tensor | None = None) -> Tensor:
         """(k,) weighted mean squared leave-one-out error along dampings: of the rows of a shard, to be averaged."""
-        turned, targets = self._turned(rows), targets.double()
-        weights = torch.ones_like(turned[:, 0]) if weights is None else weights.to(turned)
-        found = (self._left_out(turned, targets, damping, weights) for damping in dampings.tolist())
+        targets = targets.double()
+        weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
+        found = self.left_out_along(rows, targets, dampings, weights)
         errors = [weights @ (one - targets).square().sum(1) / weights.sum() for one in found]
         return torch.stack(errors)
+
+    def left_out_along(
+        self, rows: Tensor, targets: Tensor, dampings: Tensor, weights: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """(n, C) leave-one-out predictions for one damping after the other; n D^2, and n D C each."""
+        turned = self._turned(rows)
+        for damping in dampings.tolist():
+            yield self._left_out(turned, targets, damping, weights)
 
     def gcv(self, dampings: Tensor) -> Tensor:
         """(k, C) mean squared error of a new picture along dampings, estimated from the sums alone.
