@@ -99,7 +99,7 @@ def map_command(
             if regression and loaded.labels is not None:
                 loaded = loaded.relabelled(numeric_labels(loaded.labels, loaded.ids))
         features.fit(loaded).save(out)
-    facts = {"map": out, "fingerprint": features.fingerprint_, "width": features.frozen_.width}
+    facts = {"map": out, "fingerprint": features.fingerprint_, "width": features.frozen_.finite.width}
     facts |= {"landmarks": len(features.landmarks_), "backbone": features.frozen_.backbone.name}
     if as_json:
         print_json(facts)

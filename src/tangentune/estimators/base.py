@@ -285,8 +285,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
 
         The rows of the training pictures stay in memory from now on if there is room.
         """
-        pictures = self._load(X, None, self._fitted().backbone, labelled=False, reset=False)
-        reader = self._reader()
+        pictures, reader = self._load(X, None, self._fitted().backbone, labelled=False, reset=False), self._reader()
         self.fitted_ = with_rows(self._solved(), reader)
         return kernel_to_training(self.fitted_, reader, pictures, whole=whole)
 

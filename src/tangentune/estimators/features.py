@@ -19,14 +19,15 @@ from tangentune.errors import InputError
 from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fit import survey_network
-from tangentune.estimators.frozen_map import FrozenMap, SketchedBody, fingerprint_of, landmark_rows, span_of
+from tangentune.estimators.frozen_map import FrozenMap, fingerprint_of, rows_in_memory
 from tangentune.estimators.map_directory import load_map, save_map
 from tangentune.estimators.merged import check_map, solve_sums
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import load_inputs, read_count, read_seed, read_settings
 from tangentune.kernels.data_independent import NOISE, POWER, data_independent_map, pink_noise
-from tangentune.kernels.sketch import draw_sketch, row_sizes
+from tangentune.kernels.landmark_map import LandmarkMap
+from tangentune.kernels.sketch import SketchMap, draw_sketch, row_sizes
 from tangentune.kernels.stages import draw_probes
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
@@ -231,8 +232,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _become(self, frozen: FrozenMap) -> Self:
         self.frozen_ = frozen
         self.fingerprint_, self.damping_ = frozen.fingerprint, frozen.damping
-        self.landmarks_ = [] if isinstance(frozen.span, SketchedBody) else list(frozen.span.pictures.ids)
-        self._n_features_out = frozen.width
+        self.landmarks_ = [] if frozen.landmarks is None else list(frozen.landmarks.ids)
+        self._n_features_out = frozen.finite.width
         return self
 
     def _spanned(self, X: Any, y: Any, backbone: Backbone, seed: int) -> FrozenMap:
@@ -250,9 +251,11 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.model_: TangentEstimator = kind(**options).fit(landmarks)
         feature_map = self.model_.model_.map
         reader = PictureReader(backbone, self.batch_size, feature_map.mirrored, self.verbose)
-        span = span_of(feature_map, reader, landmarks.relabelled(None))
-        told, model = fingerprint_of(backbone, feature_map, span), self.model_
-        return FrozenMap(backbone, feature_map, span, told, model.metric_power_, model.damping_)
+        bare, model = landmarks.relabelled(None), self.model_
+        with torch.no_grad():
+            finite = LandmarkMap.of(feature_map, rows_in_memory(feature_map, reader, bare))
+        told = fingerprint_of(backbone, finite, bare)
+        return FrozenMap(backbone, finite, bare, told, model.metric_power_, model.damping_)
 
     def _independent(self, X: Any, backbone: Backbone, seed: int) -> FrozenMap:
         """The map of noise and signs."""
@@ -273,11 +276,10 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             feature_map = data_independent_map(
                 tangent, inputs, probes, settings.fixed, settings.power, settings.mirrored
             )
-            span = SketchedBody(
-                draw_sketch(row_sizes(landmark_rows(feature_map, reader, noise.select([0]))), width, seed)
-            )
-        told = fingerprint_of(backbone, feature_map, span)
-        return FrozenMap(backbone, feature_map, span, told, POWER if settings.power is None else settings.power, None)
+            sizes = row_sizes(rows_in_memory(feature_map, reader, noise.select([0])))
+        finite = SketchMap(feature_map, draw_sketch(sizes, width, seed))
+        power = POWER if settings.power is None else settings.power
+        return FrozenMap(backbone, finite, None, fingerprint_of(backbone, finite, None), power, None)
 
     def _frozen(self) -> FrozenMap:
         if not hasattr(self, "frozen_"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import StoreError
-from tangentune.estimators.frozen_map import FrozenMap, Landmarks, SketchedBody, landmark_rows
+from tangentune.estimators.frozen_map import FrozenMap, rows_in_memory
 from tangentune.estimators.model_directory import read_model, told, write_model
 from tangentune.estimators.model_record import BACKBONE, MAP, check_metric
 from tangentune.estimators.packing import pack, unpack
@@ -35,7 +35,8 @@ from tangentune.estimators.saving import metric_tensors, named, pack_map, saved_
 from tangentune.estimators.training_set import PictureReader
 from tangentune.estimators.user_input import read_count
 from tangentune.jacobian.rows import RowPlan
-from tangentune.kernels.sketch import Sketch
+from tangentune.kernels.landmark_map import LandmarkMap
+from tangentune.kernels.sketch import Sketch, SketchMap
 from tangentune.networks.backbone import AnyBackbone
 from tangentune.pictures.pictures import Pictures
 
@@ -68,13 +69,14 @@ def save_map(
     directory: str | os.PathLike[str], frozen: FrozenMap, options: dict[str, Any], vectors: int | None
 ) -> None:
     """Write a map, in one move; `vectors` is the length of vectors, None for pictures. A StoreError as of models."""
-    feature_map, span, pixels = frozen.feature_map, frozen.span, None
+    feature_map, finite, pixels = frozen.feature_map, frozen.finite, None
     tensors = {"probes": feature_map.probes} | metric_tensors(feature_map)
-    if isinstance(span, Landmarks):
-        tensors["root"], pixels = span.root, span.pictures.pixels
-        held = f"It holds {len(span.pictures)} **landmark pictures**; give it only to those who may see them."
+    if isinstance(finite, LandmarkMap):
+        assert frozen.landmarks is not None
+        tensors["root"], pixels = finite.root, frozen.landmarks.pixels
+        held = f"It holds {len(frozen.landmarks)} **landmark pictures**; give it only to those who may see them."
     else:
-        tensors |= named(span.sketch.left, "left.") | named(span.sketch.right, "right.")
+        tensors |= named(finite.sketch.left, "left.") | named(finite.sketch.right, "right.")
         held = "No picture had part in it."
     chosen = {"body_scale": feature_map.body_scale, "normalize": feature_map.normalize, "power": frozen.power}
     config = {
@@ -82,8 +84,8 @@ def save_map(
         "parameters": {name: pack(options[name], name) for name in _OPTIONS},
         "backbone": frozen.backbone.describe(),
         "map": pack_map(feature_map) | chosen,
-        "landmarks": span.pictures.ids if isinstance(span, Landmarks) else None,
-        "sizes": {} if isinstance(span, Landmarks) else span.sketch.sizes,
+        "landmarks": None if frozen.landmarks is None else frozen.landmarks.ids,
+        "sizes": finite.sketch.sizes if isinstance(finite, SketchMap) else {},
         "damping": frozen.damping,
         "fingerprint": frozen.fingerprint,
         "vectors": vectors,
@@ -123,13 +125,14 @@ def load_map(
             {name: one.to(backbone.device) for name, one in under(tensors, f"{side}.").items()}
             for side in ("left", "right")
         )
-        span = SketchedBody(Sketch({name: (a, b) for name, (a, b) in config["sizes"].items()}, *signs))
+        pictures, sizes = None, {name: (a, b) for name, (a, b) in config["sizes"].items()}
+        finite = SketchMap(feature_map, Sketch(sizes, *signs))
     else:
         pictures = Pictures(tensors["pixels"], None, config["landmarks"])
         reader = PictureReader(backbone, options["batch_size"], feature_map.mirrored, 0)
-        rows = landmark_rows(feature_map, reader, pictures)
-        span = Landmarks(pictures, rows, tensors["root"].to(backbone.device))
-    frozen = FrozenMap(backbone, feature_map, span, config["fingerprint"], saved["power"], config["damping"])
+        rows = rows_in_memory(feature_map, reader, pictures)
+        finite = LandmarkMap(feature_map, rows, tensors["root"].to(backbone.device))
+    frozen = FrozenMap(backbone, finite, pictures, config["fingerprint"], saved["power"], config["damping"])
     return options, frozen, config["vectors"]
 
 

@@ -95,8 +95,8 @@ def check_map(frozen: FrozenMap, fingerprint: str, width: int) -> None:
     if fingerprint != frozen.fingerprint:
         maps = f"{fingerprint[:12]}, not {frozen.fingerprint[:12]}"
         raise InputError(f"these sums are of another feature map ({maps}); give the map that they were made with")
-    if width != frozen.width:
-        raise InputError(f"these sums have rows of {width} numbers, the map of {frozen.width}; make them anew")
+    if width != frozen.finite.width:
+        raise InputError(f"these sums have rows of {width} numbers, the map of {frozen.finite.width}; make them anew")
 
 
 def _facts(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, Pairs
-from tangentune.kernels.feature_map import FeatureRows, TangentMap, row_scale
+from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, row_scale
 
 
 @final
@@ -39,6 +39,31 @@ class Sketch:
     def width(self) -> int:
         """Numbers a picture."""
         return sum(map(self.count, self.sizes))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SketchMap:
+    """`phi~(x) = [phi_head(x), sketch of the body's row]`: what a `LandmarkMap` is, without a picture in it."""
+
+    feature_map: TangentMap
+    sketch: Sketch
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.feature_map.probes.shape[1] + self.sketch.width
+
+    def rows(self, own: FeatureRows) -> Tensor:
+        """(n, D) float64, of pictures in the coordinates of the feature map."""
+        return torch.cat([own.phi, sketched(self.feature_map, self.sketch, own)], 1)
+
+    def primal(self, coef: Tensor) -> TangentModel:
+        """The function with weights of the network's parameters, from `coef` (D+1, C), the intercept first."""
+        wide, like = self.feature_map.probes.shape[1] + 1, self.feature_map.probes
+        body = unsketched(self.feature_map, self.sketch, coef[wide:].to(like))
+        body = {name: weights.contiguous() for name, weights in body.items()}  # as a model that is read has them
+        return TangentModel(self.feature_map, coef[0], coef[1:wide].T.to(like).contiguous(), body)
 
 
 def draw_sketch(sizes: Mapping[str, tuple[int, int]], width: int, seed: int) -> Sketch:
