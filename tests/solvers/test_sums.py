@@ -138,6 +138,19 @@ def test_generalised_cross_validation_is_that_of_its_definition() -> None:
     assert int(sums().factor().gcv(near).sum(1).argmin()) == 1
 
 
+def test_noise() -> None:
+    """Symmetric, of the size asked for, another every time; what is counted stays."""
+    one, other = sums().noised(0.3), sums().noised(0.3)
+    assert not one.squares.equal(other.squares)
+    assert sums().noised(0.3, seed=1).cross.equal(sums().noised(0.3, seed=1).cross)
+    close(one.squares, one.squares.T)
+    drawn = torch.stack([sums().noised(0.3, seed).squares - sums().squares for seed in range(200)])
+    assert abs(float(drawn.std()) / 0.3 - 1) < 0.05
+    assert abs(float(drawn.mean())) < 0.01
+    assert one.counts.equal(sums().counts)
+    assert torch.isfinite(one.fit(5.0).coef).all()
+
+
 def test_what_no_sums_can_be_is_refused(tmp_path: Path) -> None:
     bad = sums()
     for name, tensors in (("few", {"rows": bad.rows}), ("shape", {**vars_of(bad), "counts": bad.rows.clone()})):
