@@ -32,11 +32,11 @@ NAME, SIZE, OWNERS, PICTURES, TEST, PUBLIC, BATCH = "owners", 32, 10, 500, 1000,
 SETS: dict[str, Callable[[], ArrayData]] = {"cifar10": cifar10, "fashion_mnist": fashion_mnist}
 MAPS: dict[str, dict[str, Any]] = {
     "sums, landmarks": {"landmarks": PUBLIC, "body_scale": 0.5, "metric_power": 0.25, "normalize": True},
-    "sums, data-independent": {"landmarks": None, "width": 4096},
+    "sums, data-independent": {"landmarks": None, "width": 2048},
     "sums, head alone": {"landmarks": None, "body_scale": 0},
 }
 ROUNDS = {"head": (1, 10, 100), "network": (1, 10)}
-RATES = {"head": (0.1, 1.0, 10.0), "network": (0.003, 0.01, 0.03)}
+RATES = {"head": (0.1, 1.0, 10.0), "network": (0.01, 0.03)}
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ REFUSED = {  # command: what its sentence says
     "map --out m": "give PICTURES with landmarks",
     "map public --data-independent --out m": "not both",
     "explain model north": "sums of pictures that it does not have",
-    "forget model 1": "saved without its pictures",
+    "forget model 1": "sums of pictures that it does not have",
     "report model": "sums of pictures that it does not have",
 }
 

@@ -122,22 +122,6 @@ def test_numbers_count_every_picture() -> None:
     assert (found.pictures, (found - found).pictures) == (N, 0)
 
 
-def test_generalised_cross_validation_is_that_of_its_definition() -> None:
-    dampings = torch.logspace(-2, 3, 6, dtype=torch.float64)
-    found = sums().factor().gcv(dampings)
-    total = WEIGHTS.sum()
-    centred = ROWS - WEIGHTS @ ROWS / total
-    for damping, errors in zip(dampings.tolist(), found, strict=True):
-        inner = centred.T @ (WEIGHTS[:, None] * centred) + damping * torch.eye(D)
-        hat = 1 / total + centred @ torch.linalg.solve(inner, centred.T)
-        residual = TARGETS - hat @ (WEIGHTS[:, None] * TARGETS)
-        mean = WEIGHTS @ residual.square() / total
-        close(errors, mean / (1 - (hat.diagonal() * WEIGHTS).sum() / N) ** 2)
-    best = sums().factor().choose_damping()
-    near = torch.tensor([best / 1.2, best, best * 1.2], dtype=torch.float64)
-    assert int(sums().factor().gcv(near).sum(1).argmin()) == 1
-
-
 def test_noise() -> None:
     """Symmetric, of the size asked for, another every time; what is counted stays."""
     one, other = sums().noised(0.3), sums().noised(0.3)
@@ -169,7 +153,6 @@ def vars_of(found: TangentSums) -> dict[str, Tensor]:
     (lambda: TangentSums.of(ROWS, TARGETS, "map") + TangentSums.of(ROWS[:, :2], TARGETS, "map"), "other rows or"),
     (lambda: sums() + sums(targets=TARGETS[:, :1]).aligned([1]), "names of several types"),
     (lambda: TangentSums.of(ROWS, TARGETS, "map", classes="cab"), "not sorted"),
-    (lambda: TangentSums.of(0 * ROWS, TARGETS, "map", classes="abc").factor().choose_damping(), "no damping can be"),
     (lambda: sums(slice(0, 3)) - sums(), "more is taken away"),
     (lambda: TangentSums.of(ROWS, TARGETS[:4], "map"), "30 rows, 4 targets"),
     (lambda: TangentSums.of(ROWS / 0, TARGETS, "map"), "must be finite"),

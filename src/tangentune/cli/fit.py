@@ -66,7 +66,7 @@ def fit(
         raise click.UsageError("give --quiet or --verbose, not both")
     place, before = check_destination(out), version_of(out)
     if map is not None:
-        _fit_in_map(pictures, out, source, map, as_json, quiet, options)
+        _fit_in_map(pictures, out, map, as_json, quiet, options)
         return
     read = reading(options)
     with working(quiet) as stdout:
@@ -100,9 +100,7 @@ def fit(
     print_json(document | {"planned": planned, "skipped": skipped(loaded)})
 
 
-def _fit_in_map(
-    pictures: str, out: str, source: str | None, map: str, as_json: bool, quiet: bool, options: dict[str, Any]
-) -> None:
+def _fit_in_map(pictures: str, out: str, map: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:
     """Fit to sums in a frozen map: what `tangentune sums` and `merge` do, in one command."""
     from tangentune.cli.owners import chosen_damping, merged_facts, show_merged, site_job
 
@@ -110,7 +108,7 @@ def _fit_in_map(
     for one in context.command.params:
         chosen = getattr(one, "section", STREAMS) in (NETWORK, SOLVER, MACHINE) and one.name not in (*free, "n_jobs")
         given = one.name and context.get_parameter_source(one.name) is not click.core.ParameterSource.DEFAULT
-        if (chosen and given) or (one.name == "source" and source is not None):
+        if (chosen and given) or (given and one.name in ("source", "work")):
             raise click.UsageError(f"{one.opts[0]} belongs to a fit of its own choices; with --map they are the map's")
     damping = chosen_damping(options["damping"])
     with site_job(pictures, Path(out), quiet, options | {"map": map, "shard": None}) as (job, folder, rank, stdout):

@@ -33,7 +33,7 @@ from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
-from tangentune.estimators.user_input import check_pictures_known, load_inputs, read_count, read_settings
+from tangentune.estimators.user_input import load_inputs, read_count, read_settings
 from tangentune.kernels.feature_map import TangentModel
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import AnyBackbone, Backbone
@@ -369,7 +369,6 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
     def _solved(self) -> FittedModel:
         """The fitted model with its solution, kept for the next question."""
         if self._fitted().solution is None:
-            check_pictures_known(self.ids_)
             self.fitted_ = replace(self.fitted_, solution=solved(self.fitted_))
         return self.fitted_
 

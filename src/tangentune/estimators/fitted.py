@@ -28,6 +28,7 @@ from tangentune.estimators.row_file import read_rows
 from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
+from tangentune.estimators.user_input import check_pictures_known
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, decision, own_diagonal, primal
@@ -159,6 +160,7 @@ class FittedModel:
 
     def check_pictures(self) -> None:
         """Refuse what needs the training pictures where a loaded model has none."""
+        check_pictures_known(self.ids)
         if not self.training.has_pictures:
             raise InputError(
                 "this model was saved without its pictures, which explanations of new pictures and edits need; fit it "
@@ -177,6 +179,8 @@ def fitted_attribute(read: Callable[[FittedModel], T]) -> T:
 
 def solved(fitted: FittedModel) -> Solution:
     """The solution; a loaded model's from its kernel, n^3."""
+    if fitted.solution is None:
+        check_pictures_known(fitted.ids)
     return fitted.solution or solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
 
 

@@ -21,6 +21,7 @@ from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.home_scores import HomeScores, digest
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.sums import SumsFactor, TangentSums
+from tangentune.solvers.sums_path import choose_damping, generalised_errors
 
 SUMS = "sums"  # the entry of a fit's report that tells a model of sums
 
@@ -44,8 +45,10 @@ def solve_sums(
     if damping is None and scores is not None:
         damping = scores.damping
     factor = total.factor()
-    found = factor.fit(factor.choose_damping() if damping is None else damping)
-    errors = factor.gcv(torch.tensor([found.damping], dtype=torch.float64, device=factor.values.device))[0].cpu()
+    found = factor.fit(choose_damping(factor) if damping is None else damping)
+    errors = generalised_errors(
+        factor, torch.tensor([found.damping], dtype=torch.float64, device=factor.values.device)
+    )[0].cpu()
     model = frozen.model(found.coef, found.intercept)
     classes, count = np.array(total.classes), len(found.intercept)
     empty = np.empty((0, count))

@@ -257,31 +257,6 @@ class SumsFactor:
         for damping in dampings.tolist():
             yield self._left_out(turned, targets, damping, weights)
 
-    def gcv(self, dampings: Tensor) -> Tensor:
-        """(k, C) mean squared error of a new picture along dampings, estimated from the sums alone.
-
-        Generalised cross-validation: the squared residuals of the fit, `R / sum a`, over `(1 - tr H / n)^2`, the mean
-        leverage standing for each picture's own. Infinite where the fit takes up nearly every picture. Cost k D C.
-
-        Source: Golub, Heath and Wahba (1979).
-        """
-        shrunk = self.values / (self.values + dampings[:, None])  # (k, D)
-        # Of |y|^2 - 2 theta^T T + theta^T S theta with theta = (S + lambda)^-1 T each direction leaves t^2 / v times
-        # this; written without a division by v, which may be 0.
-        taken = (2 - shrunk) / (self.values + dampings[:, None])
-        residual = (self.spread - taken @ self.turned.square()).clamp_min(0) / self.weight
-        free = (1 + shrunk.sum(1)) / self.pictures
-        return torch.where(free < MOST_FREE, 1 / (1 - free).square(), torch.inf)[:, None] * residual
-
-    def choose_damping(self) -> float:
-        """The damping with the least estimated error; relative ones from 1e-6 to 1e4 are tried."""
-        steps = torch.logspace(LOWEST, HIGHEST, STEPS, dtype=torch.float64)
-        dampings = self.mean_eigenvalue * steps.to(self.values)
-        errors = self.gcv(dampings).sum(1)
-        if not self.mean_eigenvalue > 0 or not bool(torch.isfinite(errors).any()):
-            raise InputError("no damping can be chosen from these sums: the rows are all alike, or too few; give one")
-        return float(dampings[int(errors.argmin())])
-
     def _turned(self, rows: Tensor) -> Tensor:
         """(n, D) centred rows along the eigenvectors."""
         return (rows.double() - self.mean) @ self.vectors

@@ -12,7 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from tangentune.solvers.sums import TangentSums
+from tangentune.errors import InputError
+from tangentune.solvers.sums import SumsFactor, TangentSums
+
+LOWEST, HIGHEST, STEPS = -6.0, 4.0, 201  # powers of ten of relative dampings that are tried, and how many
+MOST_FREE = (
+    0.99  # share of the pictures that the fit may use up as degrees of freedom; beyond, nothing is left to judge
+)
 
 
 def log_evidence(sums: TangentSums, count: int, dampings: Tensor) -> Tensor:
@@ -21,7 +27,8 @@ def log_evidence(sums: TangentSums, count: int, dampings: Tensor) -> Tensor:
     Restricted log marginal likelihood, the common scale at its optimum; weights are those of the sums, whose logarithms
     are left out as there.
     """
-    values, met, square = _spectrum(sums)
+    factor = sums.factor()
+    values, met, square = factor.values, factor.turned.square(), factor.spread
     others, outputs = count - 1 - len(values), len(square)
     found = []
     for damping in dampings.tolist():
@@ -32,23 +39,27 @@ def log_evidence(sums: TangentSums, count: int, dampings: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
-def generalised_errors(sums: TangentSums, count: int, dampings: Tensor) -> Tensor:
-    """Generalised cross-validation along dampings (k,): mean squared residual over the squared mean of `1 - h_i`.
+def generalised_errors(factor: SumsFactor, dampings: Tensor) -> Tensor:
+    """(k, C) mean squared error of a new picture along dampings: generalised cross-validation.
 
-    Source: Golub, Heath and Wahba (1979). Cost D^3 once, then k D C.
+    The squared residuals of the fit, `R / sum a`, over `(1 - tr H / n)^2`: the mean leverage stands for each picture's
+    own. Infinite where the fit takes up nearly every picture. Cost k D C.
+
+    Source: Golub, Heath and Wahba (1979).
     """
-    values, met, square = _spectrum(sums)
-    found = []
-    for damping in dampings.tolist():
-        shrunk = 1 / (values + damping)
-        # |Y - F|^2 = Y^T A Y - 2 T^T B T + T^T B S B T with B = (S + damping I)^-1.
-        residual = float(square.sum() - (met * (2 * shrunk - values * shrunk.square())[:, None]).sum())
-        free = 1 - (1 + float((values * shrunk).sum())) / count
-        found.append(residual / float(sums.weight) / free**2)
-    return torch.tensor(found, dtype=torch.float64)
+    shrunk = 1 / (factor.values + dampings[:, None])  # (k, D)
+    # |Y - F|^2 = Y^T A Y - 2 T^T B T + T^T B S B T with B = (S + damping I)^-1, direction by direction.
+    taken = 2 * shrunk - factor.values * shrunk.square()
+    residual = (factor.spread - taken @ factor.turned.square()).clamp_min(0) / factor.weight
+    free = (1 + (factor.values * shrunk).sum(1)) / factor.pictures
+    return torch.where(free < MOST_FREE, 1 / (1 - free).square(), torch.inf)[:, None] * residual
 
 
-def _spectrum(sums: TangentSums) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues (D,), squares of T along the eigenvectors (D, C), and of the centred targets (C,)."""
-    factor = sums.factor()
-    return factor.values, factor.turned.square(), sums.target_squares.diagonal() - sums.weight * factor.aim.square()
+def choose_damping(factor: SumsFactor) -> float:
+    """The damping with the least estimated error of a new picture; relative ones from 1e-6 to 1e4 are tried."""
+    steps = torch.logspace(LOWEST, HIGHEST, STEPS, dtype=torch.float64)
+    dampings = factor.mean_eigenvalue * steps.to(factor.values)
+    errors = generalised_errors(factor, dampings).sum(1)
+    if not factor.mean_eigenvalue > 0 or not bool(torch.isfinite(errors).any()):
+        raise InputError("no damping can be chosen from these sums: the rows are all alike, or too few; give one")
+    return float(dampings[int(errors.argmin())])
