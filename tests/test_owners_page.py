@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from documents import blocks, run_blocks
 from PIL import Image
-from test_docs import blocks, run_blocks
 
 from tangentune import TangentFeatures, TangentSums
 from tangentune._files import read_tensors
