@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forging import with_arrays
 from numpy.testing import assert_allclose, assert_array_equal
 from small import backbone, normalised, pictures
 from torch import nn
@@ -99,3 +101,19 @@ def test_the_function_of_coefficients_needs_no_map(features: TangentFeatures) ->
     expected = features.transform(NEW) @ coef.numpy() + 2
     model = frozen.model(coef, torch.full((3,), 2.0, dtype=torch.float64))
     assert_allclose(decision(model, normalised(NEW)).numpy(), expected, rtol=0, atol=1e-8)
+
+
+def test_arrays_of_another_map_are_refused(features: TangentFeatures, tmp_path: Path) -> None:
+    """A file whose checksums are right, and whose arrays do not fit."""
+    features.save(tmp_path / "map")
+    wrong: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
+        "probes": lambda arrays: arrays.update(probes=arrays["probes"][0]),
+        "root": lambda arrays: arrays.update({name: value[:-1] for name, value in arrays.items() if name == "root"}),
+        "left": lambda arrays: arrays.update({n: v[:-1] for n, v in arrays.items() if n.startswith("left.")}),
+    }
+    changed = (
+        "left" if features.landmarks is None and features.width == 60 else "root" if features.landmarks else "probes"
+    )
+    with_arrays(tmp_path / "map", wrong[changed])
+    with pytest.raises(StoreError, match="its arrays do not fit one another and the network"):
+        TangentFeatures.load(tmp_path / "map", backbone=BACKBONE)

@@ -156,7 +156,9 @@ def _check_arrays(config: dict[str, Any], tensors: dict[str, Tensor], parameters
             fits = fits and len(left[name]) == len(right[name])
     elif fits:
         root, pixels = tensors.get("root", torch.empty(0)), tensors.get("pixels", torch.empty(0))
-        fits = root.ndim == 2 and len(root) == len(landmarks) == len(pixels) and root.dtype == torch.float64
+        size = config["backbone"]["contract"]["input_size"]
+        fits = size is None or list(pixels.shape[1:]) == size
+        fits = fits and root.ndim == 2 and len(root) == len(landmarks) == len(pixels) and root.dtype == torch.float64
     if not fits:
         raise Misfit("its arrays do not fit one another and the network")
     for name in moving:
