@@ -199,8 +199,11 @@ def publish() -> None:
             tables += [f"## {name}", "", markdown_table(lines, formats), ""]
     spent = [row["seconds"] / max(ROUNDS["network"]) for row in rows if row["key"]["method"] == "averaging, network"]
     rates = ", ".join(f"{part} {' '.join(map(str, values))}" for part, values in RATES.items())
-    minutes = f"{100 * np.mean(spent) / 60:.0f}" if spent else "many"
-    facts = {"pictures": PICTURES, "size": SIZE, "test": TEST, "rates": f"({rates})", "hundred": minutes}
+    missing = "Not run: averaging of the whole network, which takes minutes a cell."
+    if spent:
+        missing = "Not run: 100 rounds of the whole network, which take "
+        missing += f"{100 * np.mean(spent) / 60:.0f} minutes of one thread for each cell and rate."
+    facts = {"pictures": PICTURES, "size": SIZE, "test": TEST, "rates": f"({rates})", "missing": missing}
     write_page(NAME, __file__, {name: str(fact) for name, fact in facts.items()} | {"tables": "\n".join(tables)})
 
 

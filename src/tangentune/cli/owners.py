@@ -37,8 +37,8 @@ MAP = click.Path(exists=True, file_okay=False)
 _SUMS = click.Path(exists=True, dir_okay=False)
 _HELP = {
     "landmarks": "Pictures that span the map, at most; whoever gets the map sees them.",
-    "data_independent": "A map that no picture enters: random numbers of the network's tangents. Worth less than one "
-    "with landmarks.",
+    "data_independent": "A map that no picture enters: random numbers of the network's tangents. Worth no more than "
+    "the head alone, --body-scale 0.",
     "width": "Random numbers a picture, of a data-independent map.",
     "map": "The feature map, as `tangentune map` wrote it; the same for everybody.",
     "minimum": "Fewest pictures that sums may be of: sums over few tell much of each.",

@@ -51,7 +51,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     Without landmarks the map is data-independent: `width` random numbers whose products are the body's kernel on
     average, with an error that falls as `width^-1/2`; its metric comes from seeded noise. It is for owners who may not
-    show one another any picture, and worth less than landmarks.
+    show one another any picture, and worth no more than the head alone (`body_scale=0`) where that was measured.
 
     Args:
         backbone: as of `TangentClassifier`, and so are all that are not named here.
