@@ -135,7 +135,7 @@ def run(
     nn.init.zeros_(head.weight)
     module = nn.ModuleDict({"head": head})
     if part == "network":
-        module["body"] = copy.deepcopy(backbone().module).eval()
+        module["body"] = copy.deepcopy(backbone().module).eval().requires_grad_(True)
     moving, found = [p for p in module.parameters() if p.is_floating_point()], dict[int, tuple[float, float]]()
     inputs = network_input(backbone(), own.pixels) if part == "network" else seen
 
