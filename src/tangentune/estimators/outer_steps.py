@@ -32,8 +32,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.pictures import Pictures
 
-FOLDS, FEWER_FOLDS = 4, 2
-MANY = 2000  # pictures from which on there are fewer folds, and the ladder is climbed down
+FOLDS = 4
 BATCH = 32
 RATE = 1e-4
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
@@ -83,10 +82,10 @@ def cross_fitted_expansion(
     backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, rate: float = RATE, seed: int = 0,
     verbose: int = 0,
 ) -> Expansion:  # fmt: skip
-    """Move the network towards the labels of all folds but one, for each fold; the backbone stays as it is.
+    """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
-    There are four folds, two of 2,000 pictures or more. Cost: `4 * steps` forward and backward passes of 32 pictures,
-    whatever n is; at least one pass over the pictures is made. With `flip` half of them are mirrored, at random.
+    Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
+    made. With `flip` half of them are mirrored, at random.
     """
     mover, rung = _Mover.of(backbone, pictures, flip, seed, verbose), Rung(steps, rate, 0)
     return mover.expansion(rung, list(mover.networks(rung)))
@@ -107,8 +106,7 @@ class _Mover:
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
         positions = torch.from_numpy(class_positions(pictures)[1])
-        folds = stratified_folds(positions, fold_count(len(pictures)), seed)
-        fold = np.unique(folds.numpy(), return_inverse=True)[1]
+        fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
         return cls(backbone, pictures, fold, flip, seed, verbose)
 
     def networks(self, rung: Rung) -> Iterator[nn.Module]:
@@ -166,11 +164,6 @@ class _Mover:
         return mean_features(there, self.pictures.select(rows), 64, self.flip)
 
 
-def fold_count(pictures: int) -> int:
-    """How many folds so many pictures have: half of many teach a network as much as it can learn in so few steps."""
-    return FOLDS if pictures < MANY else FEWER_FOLDS
-
-
 def moved(module: nn.Module, task: TaskVector) -> nn.Module:
     """A frozen copy of the network with a task vector added to its weights."""
     out = copy.deepcopy(module)
@@ -192,11 +185,10 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
-    folds = fold_count(len(pictures))
-    count = len(pictures) * (folds - 1) // folds
+    count = len(pictures) * (FOLDS - 1) // FOLDS
     passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
     judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
-    networks = folds * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
+    networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
     return networks + looking * judged * len(pictures)
 
 
@@ -209,10 +201,9 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
-    """The rungs that this many pictures pay for, of very many the last one first; none where each class has one."""
+    """The rungs that this many pictures pay for; none where each class has one."""
     alone = np.bincount(class_positions(pictures)[1]).max() == 1
-    rungs = () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
-    return rungs if len(pictures) < MANY else rungs[::-1]
+    return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
 
 
 def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
@@ -221,11 +212,10 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     Each picture's features come from the network that has not seen it, so that the error (squares, summed over classes,
     mean over pictures) is honest. A rung is left after its first network if that does worse on its own fold, and the
     climb ends where the networks have drifted so far apart that their mean is not to be trusted. What was tried comes
-    with its error, None where it was given up. Of very many pictures, which nearly always pay for it, the last rung is
-    tried first, and the first one that is better is taken. Cost: that of `cross_fitted_expansion` a rung, and two
-    forward passes.
+    with its error, None where it was given up. Cost: that of `cross_fitted_expansion` a rung, and two forward
+    passes.
     """
-    best, rungs, downward = None, _rungs(pictures), len(pictures) >= MANY
+    best, rungs = None, _rungs(pictures)
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
@@ -237,16 +227,14 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
         if best is not None:
             former = mover.features_of(best.points[0])
         made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
-        found = None if made is None else probe_errors(mover.honest_features(made), targets)
-        if made is None or found is None:
+        if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
-            better = False
-        else:
-            tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-            better = made.spread < FAR and lower(found, errors, PRIOR if best is None else 0.0)
-            best, errors = (made, found) if better else (best, errors)
-        if better == downward:
             break
+        found = probe_errors(mover.honest_features(made), targets)
+        tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
+        if made.spread >= FAR or not lower(found, errors, PRIOR if best is None else 0.0):
+            break
+        best, errors = made, found
     return best, tried
 
 
