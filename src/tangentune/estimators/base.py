@@ -131,9 +131,9 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """Solve for the whole network at once.
 
         Args:
-            X: a folder root/class/file, a CSV file (path,label), a list of paths, an array (n, C, H, W) or
-                (n, H, W, C), a torch Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
-            y: labels; None takes those of the source.
+            X: a folder root/class/file, a CSV file or data frame (path,label), paths, tar files, an array (n, C, H, W)
+                or (n, H, W, C), a Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
+            y: labels, or the name of the column that holds them; None takes those of the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
             source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
                 class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
