@@ -6,6 +6,7 @@ A picture of the fit itself, known by its pixels, is answered by the model fitte
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +43,32 @@ class Answers:
 
 def honest_answers(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Answers:
     """What a model says of pictures; of those that it was fitted on, what it says without them, with a warning."""
-    copies = model.fitted_.fitted_on(pictures)
-    known = np.array([bool(same) for same in copies], bool)
     predict = model.predict if isinstance(model, TangentRegressor) else model.predict_proba
-    names = [model.fitted_.ids[same[0]] if same else None for same in copies]
+    found = answers_by(predict, model.fitted_, pictures)
+    if found.known:
+        warnings.warn(known_sentence(found.known, len(pictures)), stacklevel=2)
+    return found
+
+
+def known_sentence(known: int, count: int) -> str:
+    """How pictures of the fit are answered."""
+    sentence = f"{known} of {count} pictures are ones that the model was fitted on"
+    return f"{sentence}; each is answered by the model fitted without it (leave-one-out)."
+
+
+def answers_by(predict: Callable[[Pictures], NDArray[np.float64]], fitted: FittedModel, pictures: Pictures) -> Answers:
+    """What `predict` says of pictures that a model was not fitted on, and of the others the model without them."""
+    copies = fitted.fitted_on(pictures)
+    known = np.array([bool(same) for same in copies], bool)
+    names = [fitted.ids[same[0]] if same else None for same in copies]
     if not known.any():
         return Answers(predict(pictures), names)
     rest = None if known.all() else predict(pictures.select(~known))
-    left_out = _without(model.fitted_, [same for same in copies if same])
+    left_out = _without(fitted, [same for same in copies if same])
     values = np.empty((len(pictures), *left_out.shape[1:]))
     values[known] = left_out
     if rest is not None:
         values[~known] = rest
-    sentence = f"{known.sum()} of {len(pictures)} pictures are ones that the model was fitted on"
-    warnings.warn(f"{sentence}; each is answered by the model fitted without it (leave-one-out).", stacklevel=2)
     return Answers(values, names)
 
 

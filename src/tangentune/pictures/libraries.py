@@ -27,9 +27,9 @@ class Table(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: Any) -> Any: ...
-    def select_columns(self, names: list[str]) -> Table: ...
-    def cast_column(self, name: str, feature: Any) -> Table: ...
-    def with_format(self, kind: None) -> Table: ...
+    def select_columns(self, names: list[str]) -> Table: ...  # noqa: D102
+    def cast_column(self, name: str, feature: Any) -> Table: ...  # noqa: D102
+    def with_format(self, kind: None) -> Table: ...  # noqa: D102
 
 
 @final
@@ -60,7 +60,7 @@ def is_hugging_face(source: Any) -> TypeGuard[Table]:
         )
     found = hasattr(source, "features") and hasattr(source, "column_names") and hasattr(source, "cast_column")
     if found and not hasattr(source, "__len__"):
-        raise InputError("This Dataset is a stream of unknown length; load it without streaming=True.")
+        raise InputError("This Dataset is a stream of unknown length; load it as a whole, not streaming.")
     return found
 
 

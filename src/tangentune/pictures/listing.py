@@ -16,6 +16,11 @@ def list_pictures(source: Any, need_labels: bool = True, columns: Columns = USUA
     """The encoded pictures of a source, none of them decoded; None for pictures in memory and for items made by code.
 
     What is missing, or not laid out as needed, is a PictureError.
+
+    Example:
+        >>> listing = list_pictures([b"the bytes of a picture", "another.png"], need_labels=False)
+        >>> listing is not None and (listing.ids, listing.labels)
+        (['0', '1'], None)
     """
     if paths := shard_paths(source):
         return read_shards(paths, need_labels, columns)

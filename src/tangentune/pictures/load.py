@@ -225,7 +225,7 @@ def _collect(
             skipped.append((name, text if own else f"{type(result).__name__}: {text}"))
             if on_error == "raise":
                 if isinstance(result, Exception):  # a dataset's own: told at once, with its cause
-                    raise _refusal(skipped, len(ids)) from result
+                    raise refusal(skipped, len(ids)) from result
                 ends = min(ends, time.monotonic() + _READ_ON_S)
             continue
         if ends < math.inf:
@@ -242,7 +242,7 @@ def _collect(
         kept.append(position)
     if ends < math.inf or (pixels is None and skipped):
         skipped += [(ids[i], reason) for i, reason in (known or {}).items() if i >= read]
-        raise _refusal([*lost, *skipped], len(ids), len(ids) - read)
+        raise refusal([*lost, *skipped], len(ids), len(ids) - read)
     if pixels is None:
         raise PictureError("There are no pictures to read.")
     pixels = pixels[: len(kept)]
@@ -251,7 +251,7 @@ def _collect(
     return pixels.clone() if in_memory else pixels, kept, skipped
 
 
-def _refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
+def refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
     """The error that names all pictures known to be unreadable at once, so that they can be corrected in one go."""
     if len(problems) == 1 and not untried:
         said, they = "Cannot read picture {}: {}".format(*problems[0]), "it"
