@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +89,17 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
     return found[first] if classes else as_given(found[first], fitted.active.labels)
 
 
-def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
-    """Scores, as `class_scores` or `number_scores` has them, and how many of the pictures the model was fitted on.
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Answers to m labelled pictures: `targets` are classes by their position (m,), or numbers."""
+
+    targets: NDArray[Any]
+    answers: Answers
+    scores: dict[str, float]  # as `class_scores` or `number_scores` has them
+
+
+def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Judged:
+    """Answer labelled pictures, each that the model was fitted on by the model without it, and score the answers.
 
     Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
     model, or no number for a regressor, is an InputError.
@@ -99,7 +109,7 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
     if isinstance(model, TangentRegressor):
         numbers = numeric_labels(pictures.labels, pictures.ids)
         found = honest_answers(model, pictures)
-        return number_scores(numbers, found.values), found.known
+        return Judged(numbers, found, number_scores(numbers, found.values))
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:
@@ -109,4 +119,4 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         )
     labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)
-    return class_scores(labels, found.values), found.known
+    return Judged(labels, found, class_scores(labels, found.values))

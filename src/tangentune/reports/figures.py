@@ -173,8 +173,8 @@ def reliability_figure(curve: Reliability) -> Figure:
     return figure
 
 
-def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
-    """Leave-one-out prediction against the true number, both (n,) or (n, k); a panel for each of four outputs."""
+def scatter_figure(targets: ArrayLike, predicted: ArrayLike, name: str = "leave-one-out prediction") -> Figure:
+    """Prediction, called by its `name`, against the true number, (n,) or (n, k); a panel for each of four outputs."""
     given = np.asarray(targets, np.float64).reshape(len(np.asarray(targets)), -1)
     guess = np.asarray(predicted, np.float64).reshape(given.shape)
     panels = min(given.shape[1], 4)
@@ -187,13 +187,13 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
             if i >= panels:
                 axes.set_axis_off()
                 continue
-            _scatter(axes, given[:, i], guess[:, i])
+            _scatter(axes, given[:, i], guess[:, i], name)
             if panels > 1:
                 axes.set_title(f"output {i + 1}", fontsize=8.5)
     return figure
 
 
-def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
+def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray, name: str) -> None:
     low, high = float(min(given.min(), guess.min())), float(max(given.max(), guess.max()))
     pad = 0.04 * (high - low) or 1.0
     ends = (low - pad, high + pad)
@@ -201,7 +201,7 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
     size, alpha = (4, 0.3) if many else (16, 0.6)
     axes.scatter(given, guess, s=size, color=PALETTE["accent"], alpha=alpha, linewidths=0, rasterized=many)
-    axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel="leave-one-out prediction", aspect="equal")
+    axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel=name, aspect="equal")
 
 
 def _figure(height: float) -> Figure:
