@@ -53,7 +53,8 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
     interval = found.intervals.get("accuracy")
     rows = [("pictures", f"{len(loaded):,}"), *score_rows(found.scores, interval)]
     if found.known:
-        rows.insert(1, ("of them fitted on", f"{found.known:,}, each scored by the model without it (leave-one-out)"))
+        how = "each scored by the model fitted without it (leave-one-out)"
+        rows.insert(1, ("of them fitted on", f"{found.known:,}, {how}"))
     print_facts(rows, stdout)
     if found.classes:
         _show_classes(found, stdout)
