@@ -123,7 +123,7 @@ def test_plots_return_the_axes_that_they_draw_on(model: TangentClassifier, name:
     plot, before = getattr(model, f"plot_{name}"), mpl.rcParams.copy()
     new = plot()
     assert isinstance(new, Axes)
-    assert new.figure.number in pyplot.get_fignums()
+    assert new.figure is pyplot.gcf()
     given = pyplot.subplots(1, 2)[1][1]
     assert plot(ax=given) is given
     assert len(given.lines) + len(given.patches) + len(given.images) > 0
