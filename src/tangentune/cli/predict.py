@@ -87,9 +87,8 @@ def _answers(
     quiet: bool,
 ) -> Iterator[list[Answer]]:
     """Answers a portion at a time, with one progress bar, and at the end what there is to say about them all."""
-    from tqdm.auto import tqdm
-
     from tangentune.estimators.scores import known_sentence
+    from tangentune.memory import progress
     from tangentune.pictures.listing import list_pictures
     from tangentune.pictures.pictures import skip_sentence
     from tangentune.pictures.stream import stream_pictures
@@ -103,7 +102,7 @@ def _answers(
     kernel = KernelAnswers.of(fitted) if unlike else None
     fitted.set_params(verbose=0)
     known = done = 0
-    with tqdm(total=len(listing), desc="predicting", unit="picture", delay=1.0, disable=quiet) as bar:
+    with progress(label="predicting", total=len(listing), unit="picture", verbose=not quiet) as bar:
         for found in answer_all(fitted, portions, kernel):
             known, done = known + sum(one.fitted_on is not None for one in found), done + len(found)
             bar.update(len(found))

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
+from tangentune.memory import progress
 from tangentune.pictures.arrays import load_array
 from tangentune.pictures.checks import check_classes, label_array, numeric_labels, pictures_digest
 from tangentune.pictures.contract import DataContract
@@ -213,8 +213,8 @@ def _collect(
     """
     pixels, kept, skipped, read = None, [], [], len(ids)
     ends = time.monotonic() + _READ_ON_S if on_error == "raise" and (lost or known) else math.inf
-    settings: dict[str, Any] = {"desc": "reading pictures", "unit": "picture", "delay": 1.0}
-    for position, result in enumerate(tqdm(results, total=len(ids), disable=not verbose, **settings)):
+    bar = progress(results, label="reading pictures", total=len(ids), unit="picture", verbose=verbose)
+    for position, result in enumerate(bar):
         name = ids[position]
         if time.monotonic() > ends:
             read = position
