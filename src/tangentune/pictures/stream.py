@@ -17,7 +17,7 @@ from tangentune.pictures.load import refusal
 from tangentune.pictures.pictures import Pictures
 from tangentune.pictures.unreadable import file_problem
 
-PORTION = 512  # pictures that are in memory at once
+PORTION = 256  # pictures that are in memory at once
 
 
 @usual_torch
