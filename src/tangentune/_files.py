@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from tangentune.errors import InputError, StoreError
 
-if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not need to wait for that
+if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not need to wait for that, nor for locks
+    from filelock import FileLock
     from torch import Tensor
 
 _PARTIAL = ".tangentune-partial"
@@ -140,6 +140,8 @@ def locked(target: Path) -> Iterator[None]:
 
     A writer that is killed holds nothing. What the thread holds already it may take again.
     """
+    from filelock import Timeout
+
     lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
     try:
         lock.acquire(timeout=PATIENCE)
@@ -160,6 +162,8 @@ def locked(target: Path) -> Iterator[None]:
 @cache
 def _lock(file: Path, _process: int) -> FileLock:
     """One lock of this process, which its forks do not share, for a file: so that a thread can take it again."""
+    from filelock import FileLock
+
     return FileLock(file)
 
 

@@ -37,14 +37,15 @@ def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool,
     PICTURES is a picture, a folder of up to 20, or a CSV file with the column path. Each influence is exact: what
     the answer would lose if the model had been fitted without that training picture.
     """
-    from tangentune.pictures.files import find_files
+    from tangentune.pictures.listing import list_pictures
     from tangentune.pictures.tables import Columns
     from tangentune.reports import explanation
 
     read = reading(options)
     _check_out(out)
     with working(quiet) as stdout:
-        count = len(find_files(pictures, False, Columns(read["path_column"], read["label_column"])).paths)
+        listing = list_pictures(pictures, False, Columns(read["path_column"], read["label_column"]))
+        count = 0 if listing is None else len(listing)
         if count > MOST:
             raise InputError(
                 f"{pictures} holds {count} pictures; up to {MOST} can be explained at a time, so name fewer"

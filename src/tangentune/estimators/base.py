@@ -17,7 +17,7 @@ from tangentune._torch import usual_torch
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.attributes import FittedAttributes
 from tangentune.estimators.card import render_card
-from tangentune.estimators.explanations import Suspect
+from tangentune.estimators.explanations import Suspects
 from tangentune.estimators.fit import Procedure, Tell
 from tangentune.estimators.fitted import (
     FittedModel,
@@ -28,6 +28,7 @@ from tangentune.estimators.fitted import (
     with_primal,
     with_rows,
 )
+from tangentune.estimators.shown import Shown
 from tangentune.estimators.solution import Solution
 from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
@@ -45,7 +46,7 @@ from tangentune.solvers.reweighting import weight_gradient
 
 
 @usual_torch
-class TangentEstimator(FittedAttributes, BaseEstimator):
+class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
     """The options of an estimator, and `fitted_`, which holds all that is fitted; the modules beside do the work.
 
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
@@ -131,9 +132,9 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """Solve for the whole network at once.
 
         Args:
-            X: a folder root/class/file, a CSV file (path,label), a list of paths, an array (n, C, H, W) or
-                (n, H, W, C), a torch Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
-            y: labels; None takes those of the source.
+            X: a folder root/class/file, a CSV file or data frame (path,label), paths, tar files, an array (n, C, H, W)
+                or (n, H, W, C), a Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
+            y: labels, or the name of the column that holds them; None takes those of the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
             source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
                 class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
@@ -243,7 +244,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """
         return explanations.informativeness(self.solution_, None if X is None else self.kernel_to_training(X))
 
-    def suspects(self, k: int | None = None) -> list[Suspect]:
+    def suspects(self, k: int | None = None) -> Suspects:
         """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
 
         Each is held against what all others predict, at a damping that does not trust single labels. Cost n^3.

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from tangentune.estimators.first_look import held_out_errors, lower, probe_errors, spread_over
 from tangentune.jacobian.task_vector import TaskVector, difference
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
 from tangentune.networks.backbone import Backbone
@@ -111,8 +111,8 @@ class _Mover:
 
     def networks(self, rung: Rung) -> Iterator[nn.Module]:
         """A network for each fold, moved without its pictures."""
-        folds, name = range(int(self.fold.max()) + 1), f"moving at {rung.rate:g}"
-        for own in tqdm(folds, desc=name, unit="network", delay=1.0, disable=not self.verbose):
+        folds, name = range(int(self.fold.max()) + 1), f"moving the network, rate {rung.rate:g}"
+        for own in progress(folds, label=name, total=None, unit="network", verbose=self.verbose):
             rest = self.pictures.select(np.flatnonzero(self.fold != own))
             settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
             yield fine_tune(self.backbone, rest, settings).backbone.module

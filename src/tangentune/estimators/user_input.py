@@ -150,9 +150,9 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
 
 
 def with_labels(X: Any, y: Any, contract: DataContract, n_jobs: int | None, verbose: int) -> tuple[Any, NDArray]:
-    """Pictures and their labels, those of a folder where none are given, loaded once for both."""
-    if y is None:
-        X = load_pictures(X, contract=contract, n_jobs=n_jobs, verbose=verbose)
+    """Pictures and their labels, those of a folder or a column where none are given, loaded once for both."""
+    if y is None or isinstance(y, str):
+        X = load_pictures(X, y, contract=contract, n_jobs=n_jobs, verbose=verbose)
         y = X.labels
     return X, np.asarray(y)
 

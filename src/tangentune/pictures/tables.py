@@ -119,7 +119,7 @@ def is_frame(source: Any) -> bool:
 
 def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[Any], Any]:
     """The column of pictures (paths, or pictures themselves) of a data frame, and that of their labels or None."""
-    keys = list(frame.columns)
+    keys = list(getattr(frame, "column_names", None) or frame.columns)  # the former of a table of Arrow's
     first, second = _find([str(key).strip() for key in keys], "The data frame", columns, need_labels)
     entries = np.asarray(frame[keys[first]], dtype=object).tolist()
     for row, entry in enumerate(entries):

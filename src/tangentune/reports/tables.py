@@ -44,12 +44,14 @@ def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Pictures, share found and commonest mistake of each class (of the worst found, if there are many)."""
-    count = table.sum(axis=1)
-    found = np.divide(np.diag(table), count, out=np.ones(len(names)), where=count > 0)
+def class_rows(table: np.ndarray, names: tuple[str, ...], most: int = CLASSES_SHOWN) -> list[dict[str, Any]]:
+    """Of each class (of the worst found, if there are more than `most`) its pictures, share found with a 95 % interval,
+    how often it was named, the share of that that was right, and its commonest mistake.
+    """
+    count, named, right = table.sum(axis=1), table.sum(axis=0), np.diag(table)
+    found = np.divide(right, count, out=np.ones(len(names)), where=count > 0)
     order = np.arange(len(names))
-    if len(names) > CLASSES_SHOWN:
+    if len(names) > most:
         order = np.lexsort((-count, found))[:_CLASSES_IN_LARGE]
     wrong = _mistakes(table)
     return [
@@ -57,6 +59,9 @@ def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
             "name": names[i],
             "count": int(count[i]),
             "found": float(found[i]),
+            "interval": metrics.accuracy_interval(float(found[i]), int(count[i])) if count[i] else (0.0, 1.0),
+            "named": int(named[i]),
+            "precision": float(right[i] / max(named[i], 1)),
             "mistaken": names[int(wrong[i].argmax())] if wrong[i].any() else None,
             "times": int(wrong[i].max()),
         }

@@ -58,6 +58,21 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == n else middle + half)
 
 
+def mean_interval(cases: ArrayLike) -> tuple[float, float]:
+    """95 % interval of a mean by the normal approximation, from one number a case; of a single case it is all there is.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0, 2.0])
+        >>> round(low, 3), round(high, 3)
+        (1.2, 2.8)
+    """
+    values = np.asarray(cases, np.float64)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    half = _NORMAL * float(values.std(ddof=1)) / len(values) ** 0.5
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:
     """Mean negative log-probability of the given class, in nats; labels (n,) are positions, probabilities (n, C).
 
@@ -85,10 +100,15 @@ def brier(labels: ArrayLike, proba: ArrayLike) -> float:
         >>> brier([0, 1], [[1.0, 0.0], [0.5, 0.5]])
         0.25
     """
+    return float(np.mean(case_brier(labels, proba)))
+
+
+def case_brier(labels: ArrayLike, proba: ArrayLike) -> FloatArray:
+    """The same of each case, shape (n,)."""
     given, table = _labels_and_table(labels, proba)
     distance = table.astype(np.float64)  # a copy: the caller's table stays as it is
     distance[np.arange(len(given)), given] -= 1.0
-    return float(np.mean(np.sum(distance**2, axis=1)))
+    return np.sum(distance**2, axis=1)
 
 
 def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliability:
