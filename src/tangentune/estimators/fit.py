@@ -105,6 +105,10 @@ class Procedure:
         """The network."""
         return self.reader.backbone
 
+    def suited(self, pictures: Pictures) -> Procedure:
+        """With the task that these labels ask for."""
+        return replace(self, task=self.task.suited(pictures.labels))
+
     def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
         """With mirroring and solver chosen, if they were left open, and no steps or landmarks beside a source."""
         steps, (solver, wanted) = 0 if source and self.outer_steps == "loo" else self.outer_steps, self.solver
@@ -296,7 +300,7 @@ def probe_facts(found: Fitted, outcome: Outcome, truth: NDArray, kept: NDArray) 
     if found.probe is None:
         return None
     probe = found.probe.cpu().numpy()
-    if len(outcome.classes):
+    if len(outcome.classes) and outcome.labels is None:
         compared = compare_classes(truth.argmax(1), outcome.proba[kept].argmax(1), probe.argmax(1))
     else:
         compared = compare_numbers(truth, outcome.loo[kept], probe)

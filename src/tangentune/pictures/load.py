@@ -49,6 +49,8 @@ def load_pictures(
     need_labels: bool = True,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
 ) -> Pictures:
     """Read pictures from wherever they are, at the size a network takes.
 
@@ -57,7 +59,8 @@ def load_pictures(
             when `need_labels=False`; a `.csv` file or data frame with columns path,label (or the like: image, file,
             class, target, ...); a picture; a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W,
             C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
-        labels: one per picture, in the source's order; goes before labels that the source has itself.
+        labels: one per picture, or a list of names for each, in the source's order; goes before labels that the source
+            has itself.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
             count.
@@ -67,6 +70,8 @@ def load_pictures(
         need_labels: False for prediction; names of folders are then not taken as labels.
         path_column: the column of a table that holds the pictures, where its name does not say so.
         label_column: the column that holds the labels.
+        label_separator: what stands between the names where a cell of that column holds several; a blank one has none.
+        label_columns: columns of 0 and 1 instead, each a label of its own.
 
     Returns:
         Pictures, with labels as the source gives them (folder names and CSV entries stay text).
@@ -83,7 +88,10 @@ def load_pictures(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is {on_error!r}; use 'raise' or 'skip'.")
-    given, columns = None if labels is None else label_array(labels), Columns(path_column, label_column)
+    if label_columns and (label_column or label_separator):
+        raise InputError("label_columns are labels by themselves; leave out label_column and label_separator")
+    given = None if labels is None else label_array(labels)
+    columns = Columns(path_column, label_column, label_separator, tuple(label_columns))
     if is_frame(source) and contract.input_size is not None:
         source, own = read_frame(source, need_labels and given is None, columns)
         given = label_array(own) if given is None and own is not None else given
@@ -92,7 +100,7 @@ def load_pictures(
         pictures = source if given is None else source.relabelled(_fitting(given, len(source)))
     elif isinstance(source, (str, os.PathLike)):
         files = find_files(source, need_labels and given is None, columns)
-        _refuse_unlabelled(need_labels, given, files.labels)
+        _refuse_unlabelled(need_labels, given, files.labels, files.sets)
         pictures = _from_files(files, given, contract, on_error, n_jobs, verbose)
     elif isinstance(source, list) and source and isinstance(source[0], (str, os.PathLike)):
         _refuse_unlabelled(need_labels, given)
@@ -148,7 +156,8 @@ def _from_files(
     files: FileList, given: NDArray[Any] | None, contract: DataContract, on_error: str, n_jobs: int | None, verbose: int
 ) -> Pictures:
     picture_shape(contract, files=True)
-    labels = label_array(files.labels) if given is None and files.labels is not None else given
+    own = files.labels if files.sets is None else files.sets
+    labels = label_array(own) if given is None and own is not None else given
     if labels is not None:
         labels = _fitting(labels, len(files.paths))
     for note in files.notes:
