@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
-from tangentune.cli.options import Command, shared_options
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
+from tangentune.cli.options import Command, label_options, shared_options
 from tangentune.cli.run import print_json, working
-from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table, score_rows
+from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
@@ -39,8 +40,13 @@ def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: An
     sure = bool(rows) and "confidence" in rows[0]
     known = ["Fitted on"] if any(row["fitted_on"] is not None for row in rows) else []
     columns = ["Picture", "Prediction", *(["Confidence"] if sure else []), *known]
-    table = new_table(*columns, numbers=(2,) if sure else (1,))
+    sets = several(fitted)
+    table = new_table(*columns, numbers=() if sets else (2,) if sure else (1,))
     for row in rows:
+        if sets:
+            told = ", ".join(f"{name} {percent(row['probabilities'][name])}" for name in row["labels"]) or "none"
+            table.add_row(*folded(row["id"], told, *([row["fitted_on"] or ""] if known else [])))
+            continue
         answer = [row["label"], percent(row["confidence"])] if sure else [label_text(fitted, row["value"])]
         table.add_row(*folded(row["id"], *answer, *([row["fitted_on"] or ""] if known else [])))
     print_table(table, stdout)
@@ -54,8 +60,12 @@ def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
     found = honest_answers(model, pictures)
     rows: list[dict[str, Any]] = [{"id": name} for name in pictures.ids]
     names = [] if isinstance(model, TangentRegressor) else [str(name) for name in model.classes_]
+    least = model.thresholds_ if several(model) else None
     for row, value, known in zip(rows, found.values.tolist(), found.fitted_on, strict=True):
-        if names:
+        if least is not None:
+            row["labels"] = [name for name, sure, bar in zip(names, value, least, strict=True) if sure >= bar]
+            row["probabilities"] = dict(zip(names, value, strict=True))
+        elif names:
             best = max(range(len(value)), key=value.__getitem__)
             row |= {"label": names[best], "confidence": value[best]}
             row |= {"probabilities": dict(zip(names, value, strict=True))}
@@ -68,22 +78,27 @@ def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
 @click.command(cls=Command, short_help="Score a model on labelled pictures.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
-@shared_options
+@label_options
 def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Score the saved MODEL on labelled PICTURES that it has not seen.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A picture
     that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
     """
-    from tangentune.estimators.scores import score_pictures
+    from tangentune.estimators.scores import score_labels, score_pictures
     from tangentune.solvers.metrics import accuracy_interval
 
     read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
-        scores, known = score_pictures(fitted, loaded)
+        labels = []
+        if several(fitted):
+            scores, labels, known = score_labels(fitted, loaded)
+        else:
+            scores, known = score_pictures(fitted, loaded)
     if as_json:
+        scores |= {"labels": [asdict(row) for row in labels]} if labels else {}
         print_json({**scores, "n": len(loaded), "fitted_on": known, "skipped": skipped(loaded)})
         return
     interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
@@ -91,3 +106,5 @@ def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: A
     if known:
         rows.insert(1, ("of them fitted on", f"{known:,}, each scored by the model fitted without it (leave-one-out)"))
     print_facts(rows, stdout)
+    if labels:
+        print_labels(labels, stdout)

@@ -154,9 +154,8 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         with warm_pages():
             with procedure.meter.stage("pictures"):
                 pictures, read = self._load(X, y, backbone, labelled=True), None
-                procedure = procedure.suited(pictures)
+                procedure = procedure.suited(pictures, source is not None)
                 if source is not None:
-                    procedure.task.check_source(self.outer_steps)
                     read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
@@ -172,8 +171,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
         with warm_pages():
-            pictures = self._load(X, y, procedure.backbone, labelled=True)
-            return procedure.suited(pictures).plan(pictures)
+            return procedure.plan(self._load(X, y, procedure.backbone, labelled=True))
 
     def check_source(self) -> None:
         """Refuse a source (InputError) that this estimator with its options cannot use."""

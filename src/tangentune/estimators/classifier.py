@@ -19,6 +19,7 @@ from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
 from tangentune.estimators.user_input import as_classes, with_labels
 from tangentune.pictures.label_sets import label_matrix
+from tangentune.solvers.label_calibration import LabelCalibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
@@ -120,12 +121,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     classes_ = fitted_attribute(lambda fitted: fitted.outcome.classes)
     loo_proba_ = fitted_attribute(lambda fitted: fitted.outcome.proba)
     temperature_ = fitted_attribute(lambda fitted: fitted.outcome.temperature)
-
-    @property
-    def thresholds_(self) -> NDArray[np.float64] | None:
-        """See the attributes."""
-        labels = self.fitted_.outcome.labels
-        return None if labels is None else labels.thresholds.numpy()
+    thresholds_ = fitted_attribute(lambda fitted: _thresholds(fitted.outcome.labels))
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it.
@@ -202,3 +198,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         """
         notebook = import_module("tangentune.workbench.notebook")  # by name: it stands on this file, and is optional
         return notebook.frame(self, originals=originals, height=height)
+
+
+def _thresholds(labels: LabelCalibration | None) -> NDArray[np.float64] | None:
+    return None if labels is None else labels.thresholds.numpy()

@@ -105,9 +105,12 @@ class Procedure:
         """The network."""
         return self.reader.backbone
 
-    def suited(self, pictures: Pictures) -> Procedure:
-        """With the task that these labels ask for."""
-        return replace(self, task=self.task.suited(pictures.labels))
+    def suited(self, pictures: Pictures, source: bool = False) -> Procedure:
+        """With the task that these labels ask for; a source that it cannot use is refused."""
+        task = self.task.suited(pictures.labels)
+        if source:
+            task.check_source(self.outer_steps)
+        return replace(self, task=task)
 
     def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
         """With mirroring and solver chosen, if they were left open, and no steps or landmarks beside a source."""
@@ -125,12 +128,13 @@ class Procedure:
 
     def plan(self, pictures: Pictures) -> Plan:
         """What `fit` would cost, from a trial with a few pictures."""
-        labels = self.task.read_labels(pictures)
-        self.task.check_options(labels)
-        self.task.check_labels(labels, pictures.ids)
+        chosen = self.suited(pictures)
+        labels = chosen.task.read_labels(pictures)
+        chosen.task.check_options(labels)
+        chosen.task.check_labels(labels, pictures.ids)
         with self.meter.stage("survey"):
-            targets = self.task.encode(labels, np.ones(len(pictures))).targets
-            procedure = self.decided(pictures, targets)
+            targets = chosen.task.encode(labels, np.ones(len(pictures))).targets
+            procedure = chosen.decided(pictures, targets)
             look = procedure.look(pictures, targets.shape[1], timed=True)
         settings = settled(*procedure.solver, look.trial, procedure.settings, look.problem)
         return procedure.foresee(look, pictures, settings)

@@ -16,12 +16,12 @@ from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.regressor import TangentRegressor
-from tangentune.estimators.summary import class_scores, number_scores
+from tangentune.estimators.summary import LabelScore, class_scores, label_rows, label_scores, number_scores
 from tangentune.estimators.tasks import as_given
 from tangentune.estimators.user_input import as_classes
+from tangentune.pictures.label_sets import label_matrix
 from tangentune.pictures.load import Pictures, numeric_labels
 from tangentune.pictures.names import some
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 
@@ -69,14 +69,15 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
         for same in several:
             groups[same] = same[0]
         scores = solved(fitted).leave_out(torch.from_numpy(groups)).cpu()
-        found = probabilities(scores, outcome.temperature).numpy() if classes else scores.numpy()
+        found = outcome.probabilities(scores).numpy() if classes else scores.numpy()
     else:
         found = outcome.proba if classes else outcome.loo
     return found[first] if classes else as_given(found[first], fitted.active.labels)
 
 
 def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
-    """Scores, as `class_scores` or `number_scores` has them, and how many of the pictures the model was fitted on.
+    """Scores, as `class_scores`, `label_scores` or `number_scores` has them, and how many of the pictures the model was
+    fitted on.
 
     Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
     model, or no number for a regressor, is an InputError.
@@ -87,6 +88,9 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         numbers = numeric_labels(pictures.labels, pictures.ids)
         found = honest_answers(model, pictures)
         return number_scores(numbers, found.values), found.known
+    if model.thresholds_ is not None:
+        scores, _, known = score_labels(model, pictures)
+        return scores, known
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:
@@ -97,3 +101,12 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
     labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)
     return class_scores(labels, found.values), found.known
+
+
+def score_labels(model: TangentClassifier, pictures: Pictures) -> tuple[dict[str, float], list[LabelScore], int]:
+    """Scores of several labels a picture, those of each label, and how many of the pictures the model was fitted on."""
+    assert model.thresholds_ is not None
+    given = label_matrix(model.fitted_.task.read_labels(pictures, model.classes_))
+    found = honest_answers(model, pictures)
+    rows = label_rows(model.classes_.tolist(), given, found.values, model.thresholds_)
+    return label_scores(given, found.values, model.thresholds_), rows, found.known

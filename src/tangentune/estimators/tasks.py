@@ -207,6 +207,8 @@ class Multilabel:
         labels = pictures.labels
         if labels is None:
             raise InputError("requires y to be passed, but the target y is None; name the labels of each picture")
+        if labels.ndim == 2 and labels.shape[1] == 0 and known is not None:  # of lists of names that are all empty
+            labels = np.zeros((len(labels), len(known)), np.int64)
         if not is_sets(labels) and is_marks(labels):
             names = [str(i) for i in range(labels.shape[1])] if known is None else known.tolist()
             labels = label_sets(labels, names)
