@@ -32,6 +32,7 @@ from tangentune.pictures.label_sets import (
     label_matrix,
     label_names,
     label_sets,
+    rarest_label,
     sets_of_names,
 )
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
@@ -152,17 +153,13 @@ class Classification:
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         """What `expand` will take."""
-        return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
+        return _moving_seconds(backbone, _numbered(pictures), settings, steps)
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
     ) -> Choice:
         """Points of expansion moved towards the labels, if wanted, and what was tried."""
-        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
-        pictures = _numbered(pictures)
-        if steps == "loo":
-            return choose_steps(backbone, pictures, **common)
-        return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
+        return _expand(backbone, _numbered(pictures), settings, steps, rate)
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         """What came of a solution; parameters of the likelihood that are known are kept."""
@@ -254,14 +251,15 @@ class Multilabel:
         return settings
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
-        return 0.0
+        return _moving_seconds(backbone, self._read(pictures), settings, steps)
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
     ) -> Choice:
-        if steps not in ("loo", 0):
-            raise InputError(f"outer_steps={steps} is for one class a picture; leave it at 0")
-        return None, []
+        return _expand(backbone, self._read(pictures), settings, steps, rate)
+
+    def _read(self, pictures: Pictures) -> Pictures:
+        return replace(pictures, labels=self.read_labels(pictures))
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
@@ -276,10 +274,7 @@ class Multilabel:
 
     def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
         """(n,) folds; pictures are dealt out by their rarest label."""
-        matrix = label_matrix(labels)
-        order = np.argsort(matrix.sum(0), kind="stable")  # rarest label first
-        rarest = np.where(matrix.any(1), matrix[:, order].argmax(1), matrix.shape[1])
-        return stratified_folds(torch.from_numpy(rarest), count).numpy()
+        return stratified_folds(torch.from_numpy(rarest_label(labels)), count).numpy()
 
 
 @final
@@ -361,6 +356,17 @@ Task = Classification | Multilabel | Regression
 def as_given(values: NDArray, labels: NDArray) -> NDArray:
     """Predicted numbers (..., k) in the shape that the labels were given in."""
     return values[..., 0] if labels.ndim == 1 else values
+
+
+def _moving_seconds(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+    return moving_seconds(backbone, pictures, steps, flip=settings.mirrored) if steps else 0.0
+
+
+def _expand(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float) -> Choice:
+    common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+    if steps == "loo":
+        return choose_steps(backbone, pictures, **common)
+    return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
 
 
 def _numbered(pictures: Pictures) -> Pictures:

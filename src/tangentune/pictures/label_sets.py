@@ -119,6 +119,14 @@ def label_texts(labels: NDArray[Any]) -> list[str]:
     return [str(label) for label in labels.tolist()]
 
 
+def rarest_label(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """(n,) column of the rarest label of each picture, L where it has none: what folds are dealt out by."""
+    matrix = label_matrix(labels)
+    order = np.argsort(matrix.sum(0), kind="stable")
+    first = order[matrix[:, order].argmax(1)]
+    return np.where(matrix.any(1), first, matrix.shape[1])
+
+
 def plain_labels(labels: NDArray[Any]) -> list[Any]:
     """Labels as Python's own values, for messages and logs; sets as text."""
     return label_texts(labels) if is_sets(labels) else labels.tolist()
