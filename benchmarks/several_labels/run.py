@@ -1,7 +1,7 @@
 """Several labels a picture: are leave-one-out figures honest, which thresholds hold, and is one kernel exact for all?
 
-`python -m benchmarks.several_labels.run` measures what docs/results/several_labels.json lacks, then writes the page. One
-thread, about ten minutes; it may be stopped and started again at any time.
+`python -m benchmarks.several_labels.run` measures what docs/results/several_labels.json lacks, then writes the page.
+One thread, about ten minutes; it may be stopped and started again at any time.
 
 CIFAR-10 has traits that follow from the class of a picture, in classes of uneven size; solar cells have the kind of the
 cell and the experts' doubt about it, which have nothing to do with each other.
@@ -92,7 +92,7 @@ def counted(given: NDArray[Any], proba: NDArray[np.float64]) -> NDArray[np.float
 
 def f1(truth: NDArray[Any], given: NDArray[Any], which: NDArray[np.bool_]) -> float:
     """Mean F1 of some labels, by scikit-learn."""
-    return float(np.mean([f1_score(truth[:, k], given[:, k], zero_division=0) for k in np.flatnonzero(which)]))
+    return float(np.mean([f1_score(truth[:, k], given[:, k]) for k in np.flatnonzero(which)]))  # each has pictures
 
 
 def apart(model: TangentClassifier, train: Pictures, method: str) -> float:
@@ -127,7 +127,7 @@ def draw(dataset: str, backbone: Backbone, n: int, seed: int) -> tuple[Pictures,
 
 @cache
 def solar_cells(backbone: Backbone) -> Pictures:
-    """All cells: monocrystalline or not; perhaps defective, which one expert in three at least thought; and surely so."""
+    """All cells: monocrystalline or not; perhaps defective, as one expert in three at least thought; and surely so."""
     root = unpacked(ARCHIVES["elpv-dataset"], "solar_cells") / "elpv_dataset" / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
     marks = np.array([[kind == "mono", float(share) > 0, float(share) == 1] for _, share, kind in rows])

@@ -19,7 +19,7 @@ from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.outer_steps import RATE
 from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
-from tangentune.estimators.source import fit_source
+from tangentune.estimators.source import fit_source, read_source
 from tangentune.estimators.summary import Plan
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
@@ -105,12 +105,15 @@ class Procedure:
         """The network."""
         return self.reader.backbone
 
-    def suited(self, pictures: Pictures, source: bool = False) -> Procedure:
-        """With the task that these labels ask for; a source that it cannot use is refused."""
-        task = self.task.suited(pictures.labels)
-        if source:
-            task.check_source(self.outer_steps)
-        return replace(self, task=task)
+    def suited(self, pictures: Pictures) -> Procedure:
+        """With the task that these labels ask for."""
+        return replace(self, task=self.task.suited(pictures.labels))
+
+    def read_source(self, source: Any, pictures: Pictures, n_jobs: int | None) -> tuple[Pictures, NDArray]:
+        """Pictures of a source with their weights; refused where the labels of the pictures can use none."""
+        self.suited(pictures).task.check_source(self.outer_steps)
+        contract, verbose = self.backbone.contract, self.settings.verbose
+        return read_source(source, pictures, contract, n_jobs=n_jobs, verbose=verbose)
 
     def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
         """With mirroring and solver chosen, if they were left open, and no steps or landmarks beside a source."""
