@@ -28,7 +28,7 @@ from tangentune.estimators.summary import label_scores
 from tangentune.pictures.label_sets import label_matrix, label_sets
 
 SIZE, HELD_OUT = 64, 1000
-SEEDS = {("probe", 60): 8, ("probe", 200): 8, ("probe", 600): 8, ("tangent", 60): 3, ("tangent", 200): 3}
+SEEDS = {("probe", 60): 5, ("tangent", 60): 3, ("probe", 200): 5, ("tangent", 200): 3, ("probe", 600): 5}
 TRAITS = {
     "animal": "bird cat deer dog frog horse", "flies": "airplane bird", "wheels": "airplane automobile truck",
     "four legs": "cat deer dog frog horse", "hooves": "deer horse", "pet": "cat dog", "floats": "ship",
