@@ -12,6 +12,9 @@ from PIL import Image
 
 from tangentune import TangentClassifier, load_pictures
 from tangentune.cli.app import main
+from tangentune.pictures.files import find_files
+from tangentune.pictures.label_sets import label_matrix
+from tangentune.pictures.tables import Columns
 
 pytestmark = pytest.mark.usefixtures("loadable")
 NAMES = ["bright", "in red", "low"]
@@ -102,8 +105,11 @@ def test_edits(model: Path, labelled: Path, tmp_path: Path, capsys: pytest.Captu
     found = TangentClassifier.from_pretrained(model)
     assert found.targets_[2:5].tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
     assert np.array_equal(found.targets_[N - 1 :], Y[N:])
-    rows = answer(capsys, "labels", model)["labels"]
+    rows = answer(capsys, "labels", model, "--out", labelled / "train" / "kept.csv")["labels"]
     assert {row["current"] for row in rows} >= {"bright;low", "low", ""}
+    kept = find_files(labelled / "train" / "kept.csv", True, Columns(separator=";")).sets
+    assert kept is not None
+    assert np.array_equal(label_matrix(kept), found.targets_)
     fresh = TangentClassifier(**(found.get_params() | {"backbone": small()})).fit(X[1:], found.targets_)
     np.testing.assert_allclose(found.loo_predictions_, fresh.loo_predictions_, rtol=0, atol=1e-8)
 

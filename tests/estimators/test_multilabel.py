@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 from small import FIXED, backbone
 
-from tangentune import TangentClassifier, TangentRegressor
+from tangentune import Backbone, TangentClassifier, TangentFeatures, TangentRegressor
 from tangentune.errors import InputError
 from tangentune.estimators.summary import summarise
 
@@ -211,6 +211,31 @@ def test_odd_labels_are_told() -> None:
     assert not model.predict(NEW)[:, 3].any()
     with pytest.warns(UserWarning, match="exactly one label"):
         fitted(np.eye(3, dtype=int)[np.arange(40) % 3])
+
+
+def test_scikit_learn_scores_and_searches() -> None:
+    from sklearn.metrics import make_scorer
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+
+    x = np.random.default_rng(0).normal(size=(48, 4))
+    y = np.stack([x[:, 0] > 0, x[:, 1] > 0.5, x[:, 0] * x[:, 2] > 0], 1).astype(int)
+    net = Backbone(torch.nn.Sequential(torch.nn.Linear(4, 12), torch.nn.Tanh()).double())
+    model = TangentClassifier(net, outer_steps=0)
+    assert cross_val_score(model, x, y, scoring="f1_macro", cv=3).mean() > 0.6
+    assert cross_val_score(model, x, y, scoring="average_precision", cv=3).mean() > 0.6
+    found = GridSearchCV(model, {"subset": ["none", "all"]}, cv=2, scoring=make_scorer(f1_score, average="micro"))
+    assert found.fit(x, y).best_estimator_.thresholds_.shape == (3,)
+
+
+def test_sums_over_landmark_features_take_several_labels() -> None:
+    """Solved outright: least squares with an intercept that is not penalised."""
+    features = TangentFeatures(BACKBONE, landmarks=20, metric_power=0, augment=None).fit(X, LISTS)
+    found = features.sums(X, LISTS).fit(0.5).predict(torch.from_numpy(features.transform(X))).numpy()
+    rows = np.column_stack([features.transform(X), np.ones(len(X))])
+    given = Y[:, [NAMES.index(name) for name in features.model_.classes_]]
+    penalty = 0.5 * np.diag([1.0] * (rows.shape[1] - 1) + [0.0])
+    wanted = rows @ np.linalg.solve(rows.T @ rows + penalty, rows.T @ given)
+    assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_numbers_stay_numbers() -> None:

@@ -72,7 +72,7 @@ def read_columns(
     """Two columns of a table: the pictures, by "path" or "id", and their labels, empty where they are not needed."""
     rows = _split_rows(text, name)
     header = [cell.strip() for cell in rows[0][1]] if rows else []
-    ours = tuple(header) == LABELS and columns == USUAL
+    ours = tuple(header) == LABELS and (columns.path, columns.label, columns.marks) == (None, None, ())
     where = f"The first line of {name}"
     one_label = need_labels and not columns.marks
     first, second = (0, 2) if ours else _find(header, where, columns, one_label, key)
