@@ -232,6 +232,7 @@ def test_sums_over_landmark_features_take_several_labels() -> None:
     features = TangentFeatures(BACKBONE, landmarks=20, metric_power=0, augment=None).fit(X, LISTS)
     found = features.sums(X, LISTS).fit(0.5).predict(torch.from_numpy(features.transform(X))).numpy()
     rows = np.column_stack([features.transform(X), np.ones(len(X))])
+    assert isinstance(features.model_, TangentClassifier)
     given = Y[:, [NAMES.index(name) for name in features.model_.classes_]]
     penalty = 0.5 * np.diag([1.0] * (rows.shape[1] - 1) + [0.0])
     wanted = rows @ np.linalg.solve(rows.T @ rows + penalty, rows.T @ given)
