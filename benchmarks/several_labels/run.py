@@ -97,7 +97,7 @@ def f1(truth: NDArray[Any], given: NDArray[Any], which: NDArray[np.bool_]) -> fl
 
 
 def apart(model: TangentClassifier) -> float:
-    """Largest difference of three pictures' leave-one-out scores from those of dense fits without them, label by label."""
+    """Largest difference of three pictures' leave-one-out scores from dense fits without them, label by label."""
     kernel, worst, n = torch.from_numpy(model.kernel_), 0.0, len(model.targets_)
     for i in (0, n // 2, n - 1):
         rest = torch.arange(n) != i
