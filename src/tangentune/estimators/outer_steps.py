@@ -35,7 +35,8 @@ from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.label_sets import is_sets, label_matrix, rarest_label
 from tangentune.pictures.pictures import Pictures
 
-FOLDS = 4
+FOLDS, FEWER_FOLDS = 4, 2
+MANY = 2000  # pictures from which on there are fewer folds, and the last rung alone is tried
 BATCH = 32
 RATE = 1e-4
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
@@ -85,10 +86,10 @@ def cross_fitted_expansion(
     backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, rate: float = RATE, seed: int = 0,
     verbose: int = 0,
 ) -> Expansion:  # fmt: skip
-    """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
+    """Move the network towards the labels of all folds but one, for each fold; the backbone stays as it is.
 
-    Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
-    made. With `flip` half of them are mirrored, at random.
+    There are four folds, two of 2,000 pictures or more. Cost: `4 * steps` forward and backward passes of 32 pictures,
+    whatever n is; at least one pass over the pictures is made. With `flip` half of them are mirrored, at random.
     """
     mover, rung = _Mover.of(backbone, pictures, flip, seed, verbose), Rung(steps, rate, 0)
     return mover.expansion(rung, list(mover.networks(rung)))
@@ -109,7 +110,8 @@ class _Mover:
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
         positions = torch.from_numpy(_strata(pictures))
-        fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
+        folds = stratified_folds(positions, fold_count(len(pictures)), seed)
+        fold = np.unique(folds.numpy(), return_inverse=True)[1]
         return cls(backbone, pictures, fold, flip, seed, verbose)
 
     def networks(self, rung: Rung) -> Iterator[nn.Module]:
@@ -167,6 +169,11 @@ class _Mover:
         return mean_features(there, self.pictures.select(rows), 64, self.flip)
 
 
+def fold_count(pictures: int) -> int:
+    """How many folds so many pictures have: half of many teach a network as much as it can learn in so few steps."""
+    return FOLDS if pictures < MANY else FEWER_FOLDS
+
+
 def moved(module: nn.Module, task: TaskVector) -> nn.Module:
     """A frozen copy of the network with a task vector added to its weights."""
     out = copy.deepcopy(module)
@@ -189,10 +196,11 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
-    count = len(pictures) * (FOLDS - 1) // FOLDS
+    folds = fold_count(len(pictures))
+    count = len(pictures) * (folds - 1) // folds
     passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
     judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
-    networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
+    networks = folds * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
     return networks + looking * judged * len(pictures)
 
 
@@ -233,9 +241,10 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
-    """The rungs that this many pictures pay for; none where each class has one."""
+    """The rungs that this many pictures pay for, of very many the last; none where each class has one."""
     alone = not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1
-    return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
+    rungs = () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
+    return rungs if len(pictures) < MANY else rungs[-1:]
 
 
 def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:

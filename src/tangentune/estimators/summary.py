@@ -25,6 +25,7 @@ SETTINGS = {
     "relative_damping": "relative damping",
     "damping": "damping",
     "temperature": "temperature",
+    "landmarks": "landmarks",
 }
 DOUBT = 0.05  # a label less likely than this looks like a mistake
 OPTIONS = ("subset", "probes", "probe_space", "class_weight", "random_state")
@@ -122,6 +123,8 @@ def summarise(model: FittedEstimator) -> Summary:
         scores = number_scores(targets, np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape))
     options = {key: getattr(model, key, None) for key in OPTIONS}
     options["class_weight"] = known_weights(options["class_weight"], np.array(classes))
+    settings = {key: _known(getattr(model, f"{key}_", None)) for key in SETTINGS}
+    settings["landmarks"] = len(getattr(model, "landmarks_", [])) or None  # None where all pictures span the kernel
     source = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
         classification=is_classifier(model),
@@ -134,7 +137,7 @@ def summarise(model: FittedEstimator) -> Summary:
         contract=model.backbone_.contract.to_dict(),
         scores=scores,
         interval=interval,
-        settings={key: _known(getattr(model, f"{key}_", None)) for key in SETTINGS},
+        settings=settings,
         options=options,
         stages=fit.get("stages", []),
         seconds=fit.get("total_seconds"),

@@ -90,7 +90,7 @@ def walk_rows(
 
     def attempt(damping: float) -> tuple[float, float] | None:
         try:
-            found = FeatureInverse.of(some, targets[judges], weights[judges], damping, sums)
+            found = FeatureInverse.of(some, weights[judges], sums, damping)
         except SingularError:
             return None
         left = (targets[judges] - found.fitted()) / (1 - weights[judges] * found.heights)[:, None]

@@ -139,13 +139,10 @@ class FeatureInverse:
     damping: float
 
     @classmethod
-    def of(
-        cls, kernel: FeatureKernel, targets: Tensor, weights: Tensor, damping: float, sums: TangentSums | None = None
-    ) -> FeatureInverse:
-        """From the rows, and their `sums` where those are known: n D^2 + D^3."""
-        found = sums_of(kernel, targets, weights) if sums is None else sums
-        core = torch.cholesky_inverse(cholesky(_normal(found, damping), CORE, as_it_is=True))
-        return cls(kernel, weights.sqrt(), found, core, _heights(kernel, core), damping)
+    def of(cls, kernel: FeatureKernel, weights: Tensor, sums: TangentSums, damping: float) -> FeatureInverse:
+        """From the rows, and sums over them, or over more rows than are asked about: n D^2 + D^3."""
+        core = torch.cholesky_inverse(cholesky(_normal(sums, damping), CORE, as_it_is=True))
+        return cls(kernel, weights.sqrt(), sums, core, _heights(kernel, core), damping)
 
     def __len__(self) -> int:
         return len(self.roots) + 1
@@ -166,8 +163,7 @@ class FeatureInverse:
 
     def fitted(self, coef: Tensor | None = None) -> Tensor:
         """`X coef`, (n, C): predictions at the pictures; n D C."""
-        coef = self.coef if coef is None else coef
-        return self.kernel.times(coef[1:]) + coef[:1]
+        return _affine(self.kernel, self.coef if coef is None else coef)
 
     def __getitem__(self, index: Tensor | int) -> Tensor:
         """Rows (k, n+1), or (n+1,), of pictures by position: k n D."""
@@ -217,7 +213,7 @@ class FeatureInverse:
 
     def at(self, damping: float) -> FeatureInverse:
         """The same pictures at another damping: n D^2 + D^3."""
-        return FeatureInverse.of(self.kernel, self.roots[:, None], self.roots.square(), damping, self.sums)
+        return FeatureInverse.of(self.kernel, self.roots.square(), self.sums, damping)
 
     def retargeted(self, targets: Tensor) -> FeatureInverse:
         """The same pictures with other targets (n, C), for any C: n D C."""
@@ -266,7 +262,8 @@ class FeatureInverse:
         With `U` the rows, scaled by the roots of their weights, M loses or gains `U^T U`, and by Woodbury its inverse
         `+- P P^T`, `P = M^-1 U^T L^-T`, `L L^T = I -+ U M^-1 U^T`. Cost (n D + D^2) a row.
         """
-        core, sums, moved = self.core.clone(), self.sums, list[Tensor]()
+        core, sums, heights = self.core, self.sums, self.heights[stays]
+        before = kernel.select(torch.arange(len(stays), device=stays.device))
         for some, sign in ((gone, 1.0), (new, -1.0)):
             if not len(some.rows):
                 continue
@@ -276,19 +273,13 @@ class FeatureInverse:
             inner.diagonal().add_(1.0)
             factor = cholesky((inner + inner.mT) / 2, CORE, as_it_is=True)
             strip = torch.linalg.solve_triangular(factor, through, upper=False)
-            core.addmm_(strip.mT, strip, alpha=sign)
-            moved.append(strip)
+            core = torch.addmm(core, strip.mT, strip, alpha=sign)
+            heights = heights + sign * _affine(before, strip.mT).square().sum(1)
             part = TangentSums.of(some.rows, some.targets, sums.fingerprint, some.weights)
             sums = sums - part if sign > 0 else sums + part
-        signs = [1.0] * len(moved[0]) if len(gone.rows) else []
-        strips = torch.cat(moved)
-        signs = core.new_tensor(signs + [-1.0] * (len(strips) - len(signs)))
-        seen = FeatureInverse(kernel, weights.sqrt(), sums, core, weights, self.damping).fitted(strips.mT).square()
-        heights = torch.empty_like(weights)
-        old = len(stays)
-        heights[:old] = self.heights[stays] + seen[:old] @ signs
-        if old < len(heights):
-            heights[old:] = _heights(kernel.select(torch.arange(old, len(kernel))), core)
+        if len(stays) < len(kernel):
+            last = kernel.select(torch.arange(len(stays), len(kernel), device=stays.device))
+            heights = torch.cat([heights, _heights(last, core)])
         return FeatureInverse(kernel, weights.sqrt(), sums, core, heights, self.damping)
 
 
@@ -318,6 +309,11 @@ def _normal(sums: TangentSums, damping: float) -> Tensor:
     out = torch.cat([top[None], torch.cat([sums.rows[:, None], sums.squares], 1)])
     out.diagonal()[1:].add_(damping)
     return out
+
+
+def _affine(kernel: FeatureKernel, coef: Tensor) -> Tensor:
+    """`X coef`, (n, k) of (D+1, k)."""
+    return kernel.times(coef[1:]) + coef[:1]
 
 
 def _bordered(rows: Tensor) -> Tensor:

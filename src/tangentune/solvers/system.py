@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tangentune.errors import InputError, SingularError
 from tangentune.solvers.factorisation import cholesky
-from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel, sums_of
 from tangentune.solvers.sums import TangentSums
 
 SPOTS = 32  # rows and columns
@@ -106,7 +106,7 @@ def build_on_rows(
     weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
     _check(kernel, targets, weights, damping, 1)
     try:
-        inverse = FeatureInverse.of(kernel, targets, weights, damping, sums)
+        inverse = FeatureInverse.of(kernel, weights, sums or sums_of(kernel, targets, weights), damping)
     except SingularError as error:
         raise SingularError(SINGULAR.format(damping)) from error
     return with_inverse(System(kernel, inverse, targets, weights, damping, True, 1, targets, targets[0]), inverse)
