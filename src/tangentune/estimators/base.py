@@ -295,7 +295,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
 
         Args:
             ids: one id or several, each as in `ids_`, its number, or the end of its path where that is unique
-                ("cat/1.png", "1.png" or "1"). Cost n^2 |ids|; the next `predict` pays for one pass over the rows.
+                ("cat/1.png", "1.png" or "1"). Cost n^2 each; the next `predict` pays for one pass over the rows.
             strict: also estimate anew without them what the feature map took from the pictures: probes, metric, outer
                 steps. Costs a fit whose choices are made.
 

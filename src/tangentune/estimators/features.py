@@ -56,8 +56,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     solve the same least-squares problem as the estimators in the width of the rows, with exact leave-one-out.
 
     Args:
-        backbone, metric_power, body_scale, normalize, augment, input_size, batch_size, memory_budget, device, n_jobs,
-            verbose: as of `TangentClassifier`.
+        backbone: as of `TangentClassifier`, and so are all that are not named here.
         landmarks: pictures that span the map, at most; more cost more, and lose less.
         random_state: of the choice of landmarks, and of the probes.
 

@@ -36,7 +36,7 @@ from tangentune.pictures.label_sets import is_sets, label_matrix, rarest_label
 from tangentune.pictures.pictures import Pictures
 
 FOLDS, FEWER_FOLDS = 4, 2
-MANY = 2000  # pictures from which on there are fewer folds, and the last rung alone is tried
+MANY = 2000  # pictures from which on there are fewer folds, and the ladder is climbed down
 BATCH = 32
 RATE = 1e-4
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
@@ -241,10 +241,10 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
-    """The rungs that this many pictures pay for, of very many the last; none where each class has one."""
+    """The rungs that this many pictures pay for, of very many the last one first; none where each class has one."""
     alone = not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1
     rungs = () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
-    return rungs if len(pictures) < MANY else rungs[-1:]
+    return rungs if len(pictures) < MANY else rungs[::-1]
 
 
 def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
@@ -253,10 +253,11 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     Each picture's features come from the network that has not seen it, so that the error (squares, summed over classes,
     mean over pictures) is honest. A rung is left after its first network if that does worse on its own fold, and the
     climb ends where the networks have drifted so far apart that their mean is not to be trusted. What was tried comes
-    with its error, None where it was given up. Cost: that of `cross_fitted_expansion` a rung, and two forward
-    passes.
+    with its error, None where it was given up. Of very many pictures, which nearly always pay for it, the last rung is
+    tried first, and the first one that is better is taken. Cost: that of `cross_fitted_expansion` a rung, and two
+    forward passes.
     """
-    best, rungs = None, _rungs(pictures)
+    best, rungs, downward = None, _rungs(pictures), len(pictures) >= MANY
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
@@ -268,14 +269,16 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
         if best is not None:
             former = mover.features_of(best.points[0])
         made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
-        if made is None:
+        found = None if made is None else probe_errors(mover.honest_features(made), targets)
+        if made is None or found is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
+            better = False
+        else:
+            tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
+            better = made.spread < FAR and lower(found, errors, PRIOR if best is None else 0.0)
+            best, errors = (made, found) if better else (best, errors)
+        if better == downward:
             break
-        found = probe_errors(mover.honest_features(made), targets)
-        tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-        if made.spread >= FAR or not lower(found, errors, PRIOR if best is None else 0.0):
-            break
-        best, errors = made, found
     return best, tried
 
 

@@ -24,6 +24,8 @@ from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, secon
 from tangentune.jacobian.linearization import Linearization
 from tangentune.networks.network_function import Inputs
 
+__all__ = ["KroneckerCurvature", "kfac", "merge"]
+
 _PARTS = ("a", "s", "left", "right", "values")
 
 

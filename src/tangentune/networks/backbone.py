@@ -126,8 +126,8 @@ class Backbone:
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (n, d), in the network's own dtype, differentiable in x and in the parameters.
 
-        Network inputs x (n, *input_size) are normalised already; another height and width is passed on. What does not
-        fit the contract, or gives NaN or infinity, is a BackboneError.
+        Network inputs `x` `(n, *input_size)` are normalised already; another height and width is passed on. What does
+        not fit the contract, or gives NaN or infinity, is a BackboneError.
         """
         phi = self.feature_function(self.module, self._input(x))
         refuse_not_finite(phi.detach())
@@ -137,9 +137,9 @@ class Backbone:
     def check(self, x: Tensor | None = None) -> None:
         """Refuse a network that is not a fixed, differentiable function of each picture alone.
 
-        By default on a fixed made-up input, else on a few normalised ones x (n, *input_size). The BackboneError names
-        the likely part: dropout or noise left on, normalisation by the batch, NaN, no gradient, inputs it cannot take.
-        Cost: at most 13 pictures forward and one backward.
+        By default on a fixed made-up input, else on a few normalised ones `x` `(n, *input_size)`. The BackboneError
+        names the likely part: dropout or noise left on, normalisation by the batch, NaN, no gradient, inputs it cannot
+        take. Cost: at most 13 pictures forward and one backward.
         """
         if x is None and self.contract.input_size is None:
             raise BackboneError("check() of a backbone without input_size needs a few inputs x")
@@ -225,7 +225,7 @@ class Backbone:
 
     @usual_torch
     def sample(self) -> Tensor:
-        """The fixed made-up input (n, *input_size) that checks and fingerprints use."""
+        """The fixed made-up input `(n, *input_size)` that checks and fingerprints use."""
         return sample_input(self.contract.input_size or (), self._weight)
 
     def _input(self, x: Tensor) -> Tensor:

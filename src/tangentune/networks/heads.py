@@ -24,6 +24,8 @@ from tangentune.networks.passes import own_modules
 from tangentune.solvers.calibration import fit_temperature
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
 
+__all__ = ["CrossFittedProbe", "cross_fitted_probe", "pretrained_head", "probe_head", "random_head"]
+
 
 @usual_torch
 def random_head(features_width: int, outputs: int, *, scale: float = 1.0, seed: int = 0) -> nn.Linear:

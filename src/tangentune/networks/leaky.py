@@ -22,6 +22,8 @@ from tangentune.errors import BackboneError, InputError
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.features import Extractor, Loaded, own_output
 
+__all__ = ["Leak", "Leaky", "LeakyReLU6", "leaky", "leaky_relu6"]
+
 Network = TypeVar("Network", nn.Module, Backbone)
 
 

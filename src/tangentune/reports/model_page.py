@@ -80,18 +80,14 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None)
 
 
 def _headline(facts: Summary) -> list[dict[str, str]]:
-    """The large numbers at the top: value, name, and what to hold it against."""
+    """The large numbers at the top: value, name, what to hold it against, and the word that explains it."""
     scores = facts.scores
     if facts.several:
         gap = "mean gap between confidence and share right, over all labels (15 bins)"
         tiles = [
-            (f"{scores['average_precision']:.3f}", "average precision", "mean over labels; leave-one-out"),
-            (
-                f"{scores['macro_f1']:.3f}",
-                "macro F1",
-                f"mean over labels; of all labels together {scores['micro_f1']:.3f}",
-            ),
-            (f"{100 * scores['ece']:.1f} %", "calibration error", gap),
+            (f"{scores['average_precision']:.3f}", "average precision", "mean over labels", "average precision"),
+            (f"{scores['macro_f1']:.3f}", "macro F1", f"of all labels together {scores['micro_f1']:.3f}", "F1"),
+            (f"{100 * scores['ece']:.1f} %", "calibration error", gap, "calibration error"),
         ]
     elif facts.classification and facts.interval:
         low, high = facts.interval
@@ -100,18 +96,18 @@ def _headline(facts: Summary) -> list[dict[str, str]]:
         guessing = f"nats a picture; even guessing: {np.log(len(facts.classes)):.3f}"
         gap = "mean gap between confidence and share right (15 bins)"
         tiles = [
-            (f"{100 * scores['accuracy']:.1f} %", "leave-one-out accuracy", note),
-            (f"{scores['nll']:.3f}", "negative log-likelihood", guessing),
-            (f"{100 * scores['ece']:.1f} %", "calibration error", gap),
+            (f"{100 * scores['accuracy']:.1f} %", "leave-one-out accuracy", note, "accuracy"),
+            (f"{scores['nll']:.3f}", "log-loss", guessing, "log-loss"),
+            (f"{100 * scores['ece']:.1f} %", "calibration error", gap, "calibration error"),
         ]
     else:
         tiles = [
-            (f"{scores['r2']:.3f}", "leave-one-out R²", "1 is perfect, 0 is the mean"),
-            (f"{scores['rmse']:.4g}", "root mean squared error", "in the targets' unit"),
+            (f"{scores['r2']:.3f}", "leave-one-out R²", "1 is perfect, 0 is the mean", ""),
+            (f"{scores['rmse']:.4g}", "root mean squared error", "in the targets' unit", ""),
         ]
     memory = f"peak memory {nice_bytes(facts.peak_bytes)}"
-    tiles.append((nice_seconds(facts.seconds), "to fit and choose everything", memory))
-    return [{"value": value, "name": name, "note": note} for value, name, note in tiles]
+    tiles.append((nice_seconds(facts.seconds), "to fit and choose everything", memory, ""))
+    return [dict(zip(("value", "name", "note", "term"), tile, strict=True)) for tile in tiles]
 
 
 def _setup(facts: Summary) -> list[tuple[str, str]]:

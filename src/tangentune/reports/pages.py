@@ -21,6 +21,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.model_directory import Version, beside_version
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.pictures.pictures import Pictures
+from tangentune.reports.glossary import Words
 
 _THUMBNAIL = 176  # pixels of the longer side
 
@@ -35,7 +36,7 @@ def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
-    return _environment().get_template(template).render({"version": __version__, **context})
+    return _environment().get_template(template).render({"version": __version__, "word": Words(), **context})
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 
 from tangentune.errors import InputError
 from tangentune.reports.explanation import EDGE
+from tangentune.reports.glossary import TERMS
 from tangentune.workbench import tabs
 from tangentune.workbench.choices import bulk, choices_of
 from tangentune.workbench.corrections import label_rows, labels_table
@@ -32,9 +33,8 @@ _HINTS = {
 _TILES = {
     "accuracy": ("Leave-one-out accuracy", "The share of pictures that the model calls by their label when it is "
                  "fitted without them. Beside it the range in which it lies with 95 % certainty.", True),
-    "calibration_error": ("Calibration error", "How far the probabilities are from the share of answers that are "
-                          "right, on average.", False),
-    "log_loss": ("Log-loss", "The mean surprise at a label, in nats; lower is better.", False),
+    "calibration_error": ("Calibration error", TERMS["calibration error"], False),
+    "log_loss": ("Log-loss", TERMS["log-loss"], False),
     "n": ("Pictures", "", None),
 }  # fmt: skip
 
