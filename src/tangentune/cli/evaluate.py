@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
-from tangentune.cli.options import STREAMS, Command, option, shared_options
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
+from tangentune.cli.options import STREAMS, Command, label_options, option
 from tangentune.cli.run import print_json, working
-from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table, score_rows
-from tangentune.errors import shown
+from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
+from tangentune.errors import InputError, shown
 
 if TYPE_CHECKING:
     from tangentune.reports.evaluation import Evaluation
@@ -23,7 +24,7 @@ _FILE = click.Path(dir_okay=False)
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
 @option(STREAMS, "--page", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
-@shared_options
+@label_options
 def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Score the saved MODEL on labelled PICTURES that it has not seen, as a whole and by class.
 
@@ -41,6 +42,8 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
     read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
+        if page is not None and several(fitted):
+            raise InputError("--page is of models of one label a picture; leave it out, or take --json")
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
         found = judged(fitted, loaded)
         if page is not None:
@@ -58,6 +61,8 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
     print_facts(rows, stdout)
     if found.classes:
         _show_classes(found, stdout)
+    if found.judged.labels:
+        print_labels(list(found.judged.labels), stdout)
     if page is not None:
         stdout.write(f"Page written to {shown(page)}\n")
 
@@ -100,6 +105,8 @@ def _document(found: Evaluation) -> dict[str, Any]:
     from tangentune.reports.tables import class_rows
 
     document = {**found.scores, "n": len(found.pictures), "fitted_on": found.known, "intervals": found.intervals}
+    if found.judged.labels:
+        document["labels"] = [asdict(row) for row in found.judged.labels]
     if found.classes:
         rows = class_rows(found.confusion, found.classes, most=len(found.classes))
         document["confusion"] = {"classes": list(found.classes), "counts": found.confusion.tolist()}

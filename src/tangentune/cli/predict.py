@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, reading, saved_model
+from tangentune.cli.models import MODEL, PICTURES, reading, saved_model, several
 from tangentune.cli.options import STREAMS, Command, option, shared_options
 from tangentune.cli.rows import PIPE, check_out, table_at
 from tangentune.cli.run import print_json, working
@@ -126,15 +126,23 @@ def _write(fitted: Estimator, answers: Iterator[list[Answer]], out: str, stdout:
 
 def _show(fitted: Estimator, rows: list[Answer], unlike: bool, stream: IO[str]) -> None:
     """A table for people."""
-    from tangentune.reports.answers import familiar
+    from tangentune.reports.answers import familiar, given_labels
     from tangentune.reports.explanation import numbers_text
     from tangentune.reports.pages import is_classifier
 
-    sure, known = is_classifier(fitted), any(row.fitted_on is not None for row in rows)
+    sure, known = is_classifier(fitted) and not several(fitted), any(row.fitted_on is not None for row in rows)
     more = [*(["Familiarity"] if unlike else []), *(["Fitted on"] if known else [])]
-    table = new_table("Picture", "Prediction", *(["Confidence"] if sure else []), *more, numbers=(2,) if sure else (1,))
+    table = new_table(
+        "Picture",
+        "Prediction",
+        *(["Confidence"] if sure else []),
+        *more,
+        numbers=() if several(fitted) else (2,) if sure else (1,),
+    )
     for row in rows:
-        if is_classifier(fitted):
+        if several(fitted):
+            answer = [", ".join(f"{name} {percent(share)}" for name, share in given_labels(fitted, row)) or "none"]
+        elif is_classifier(fitted):
             best = max(range(len(row.values)), key=row.values.__getitem__)
             answer = [str(fitted.classes_[best]), percent(row.values[best])]
         else:
@@ -146,11 +154,15 @@ def _show(fitted: Estimator, rows: list[Answer], unlike: bool, stream: IO[str]) 
 
 def _document(fitted: Estimator, row: Answer) -> dict[str, Any]:
     """An answer for JSON: id, label, confidence and all probabilities, or id and value; and which of the fit it is."""
-    from tangentune.reports.answers import familiar
+    from tangentune.reports.answers import familiar, given_labels
     from tangentune.reports.pages import is_classifier
 
     found: dict[str, Any] = {"id": row.id}
-    if is_classifier(fitted):
+    if several(fitted):
+        names = [str(name) for name in fitted.classes_]
+        found["labels"] = [name for name, _ in given_labels(fitted, row)]
+        found["probabilities"] = dict(zip(names, row.values, strict=True))
+    elif is_classifier(fitted):
         names = [str(name) for name in fitted.classes_]
         best = max(range(len(names)), key=row.values.__getitem__)
         found |= {"label": names[best], "confidence": row.values[best]}

@@ -30,7 +30,6 @@ from tangentune.estimators.fitted import (
 )
 from tangentune.estimators.shown import Shown
 from tangentune.estimators.solution import Solution
-from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
@@ -134,7 +133,8 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         Args:
             X: a folder root/class/file, a CSV file or data frame (path,label), paths, tar files, an array (n, C, H, W)
                 or (n, H, W, C), a Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
-            y: labels, or the name of the column that holds them; None takes those of the source.
+            y: labels, a list of names for each picture, or the name of the column that holds them; None takes those of
+                the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
             source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
                 class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
@@ -149,17 +149,16 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
             BudgetError: if the work cannot keep `memory_budget`.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
-        backbone = procedure.backbone
         if source is not None:
             self.check_source()
         with warm_pages():
             with procedure.meter.stage("pictures"):
-                pictures, read = self._load(X, y, backbone, labelled=True), None
+                pictures, read = self._load(X, y, procedure.backbone, labelled=True), None
                 if source is not None:
-                    read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
+                    read = procedure.read_source(source, pictures, self.n_jobs)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            self.fitted_ = procedure.fit(pictures, given, read, tell, work)
+            self.fitted_ = procedure.suited(pictures).fit(pictures, given, read, tell, work)
         return self
 
     def plan(self, X: Any, y: Any = None) -> Plan:

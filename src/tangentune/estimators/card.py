@@ -51,6 +51,7 @@ def _template() -> Template:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
+    environment.filters["digits"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     return environment.get_template("card.md.j2")
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, KernelToTraining, solved
 from tangentune.estimators.solution import Solution
+from tangentune.estimators.tasks import Multilabel
+from tangentune.pictures.label_sets import label_matrix
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers import balancing
 from tangentune.solvers.leave_out import distrusting
@@ -29,6 +31,9 @@ class Suspect(NamedTuple):
     suggestion: Any  # what the other pictures predict instead
     probability: float | None  # of the given label, by the model fitted without the picture; None for numbers
     score: float  # squared distance of the label from what the others predict: 0 agrees, 2 is another class for certain
+    # Of several labels a picture the one in doubt, that it has or lacks; `label` and `suggestion` are then all of its
+    # names with and without it, the probability is that of having or lacking it, and a score of 1 is certain.
+    doubted: str | None = None
 
 
 @final
@@ -95,17 +100,18 @@ def suspects(fitted: FittedModel, k: int | None) -> Suspects:
         raise InputError(f"k is {k}; ask for at least one suspect")
     others = replace(solution, system=distrusting(solution.system)).loo
     given = solution.targets.targets.to(others)
-    score = (given - others).square().sum(1).cpu().numpy()
-    worst = np.argsort(-score, kind="stable")[:count].tolist()
-    suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
-    found = [
-        Suspect(fitted.ids[i], i, _plain(labels[i]), _plain(suggestions[i]), _plain(sure[i]), float(score[i]))
-        for i in worst
-    ]
-    places, pictures = fitted.active.positions, fitted.training.pictures
-    return Suspects(
-        found, _Images(pictures, {i: int(places[i]) for i in worst} if fitted.training.has_pictures else {})
-    )
+    if isinstance(fitted.task, Multilabel):
+        found = _doubted_labels(fitted, (given - others).square().cpu().numpy(), k)
+    else:
+        score = (given - others).square().sum(1).cpu().numpy()
+        worst = np.argsort(-score, kind="stable")[:count].tolist()
+        suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
+        found = [
+            Suspect(fitted.ids[i], i, _plain(labels[i]), _plain(suggestions[i]), _plain(sure[i]), float(score[i]))
+            for i in worst
+        ]
+    places = {one.position: int(fitted.active.positions[one.position]) for one in found}
+    return Suspects(found, _Images(fitted.training.pictures, places if fitted.training.has_pictures else {}))
 
 
 def _plain(value: Any) -> Any:
@@ -128,6 +134,21 @@ class _Images(Mapping[int, Any]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _doubted_labels(fitted: FittedModel, scores: NDArray[np.float64], k: int | None) -> list[Suspect]:
+    """The k entries (i, l) of scores (n, L) that are largest, as suspects: what the picture has, or lacks."""
+    matrix, names, proba = label_matrix(fitted.active.labels).astype(bool), fitted.outcome.classes, fitted.outcome.proba
+    found = []
+    for place in np.argsort(-scores, axis=None, kind="stable")[:k].tolist():
+        i, column = divmod(place, len(names))
+        given, other = matrix[i], matrix[i].copy()
+        other[column] = not given[column]
+        sure = float(proba[i, column] if given[column] else 1 - proba[i, column])
+        label, suggestion = (tuple(names[row].tolist()) for row in (given, other))
+        score, doubted = float(scores[i, column]), str(names[column])
+        found.append(Suspect(fitted.ids[i], i, label, suggestion, sure, score, doubted))
+    return found
 
 
 def open_share(variance: Tensor, own: Tensor) -> Tensor:

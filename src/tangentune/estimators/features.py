@@ -24,6 +24,7 @@ from tangentune.kernels.feature_map import FeatureRows, TangentMap, collect_rows
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.networks.backbone import AnyBackbone, as_backbone
+from tangentune.pictures.label_sets import aligned, is_sets, label_matrix, label_sets
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.landmarks import choose_landmarks, inverse_root
 from tangentune.solvers.sums import TangentSums
@@ -157,6 +158,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if isinstance(self.model_, TangentRegressor):
             return torch.from_numpy(labels.reshape(len(labels), -1).astype(np.float64))
         classes = self.model_.classes_
+        if self.model_.thresholds_ is not None:  # several labels a picture, which are as good targets
+            sets = labels if is_sets(labels) else label_sets(labels, classes.tolist())
+            return torch.from_numpy(label_matrix(aligned(sets, classes))).double()
         if len(strange := np.setdiff1d(labels, classes)):
             raise InputError(f"{strange.tolist()[0]!r} is no class of the landmarks ({', '.join(map(str, classes))})")
         return F.one_hot(torch.from_numpy(np.searchsorted(classes, labels)), len(classes)).double()

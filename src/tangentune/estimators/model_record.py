@@ -100,9 +100,12 @@ _SHAPES = {
     "numbers": "n",
 }  # fmt: skip
 _KERNELS = {"kernel_": "nn"}, {"rows_": "nD", "landmarks.root": "lr", "landmarks.numbers": "l"}
+LABEL_ARRAYS = ("slopes_", "offsets_", "thresholds_")  # of several labels a picture, as `LabelCalibration` has them
 _SOURCE_SHAPES = {"positions": "m", "given": "m", "class_weights": "S", "own": "mm", "cross": "nm", "plain": "nn"}
 _WHOLE = ("numbers", "hashes", "source.positions", "landmarks.numbers")
-_NOT_NEGATIVE = ("sample_weight", "noise_", "loo_proba_", "source.given", "source.class_weights", *_WHOLE)
+_NOT_NEGATIVE = (
+    "sample_weight", "noise_", "loo_proba_", "slopes_", "thresholds_", "source.given", "source.class_weights", *_WHOLE,
+)  # fmt: skip
 _OTHERS = ("pixels", "hashes", "source.pixels", "source_effects_")
 _MAY_BE_INFINITE = ("path.loo_error", "source_effects_")
 
@@ -113,7 +116,12 @@ def check_settings(settings: dict[str, Any]) -> None:
     fitted, moving, size = settings["fitted"], settings["map"], settings["backbone"]["contract"]["input_size"]
     classifier, targets = settings["estimator"] == "TangentClassifier", read_labels(settings["targets"], "targets")
     _require(math.prod(size or (1,)) <= MOST_VALUES, "backbone.contract.input_size is larger than any picture")
-    if classifier:
+    if classifier and has_several(settings):
+        names = settings["classes"]["values"]
+        fits = all(isinstance(name, str) and name and "\0" not in name for name in names)
+        fits = fits and len(set(names)) == len(names) == np.shape(targets)[1] and bool(np.isin(targets, (0, 1)).all())
+        _require(fits, "targets are not 0 and 1 for each of the classes, which are names")
+    elif classifier:
         given = settings["classes"] or {"dtype": "|b1", "values": []}
         fits = "temperature_" in fitted and np.array_equal(np.unique(targets), read_labels(given, "classes"))
         fits = fits and targets.ndim == 1
@@ -126,6 +134,11 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in (*moving["ruled"], *moving["generic"]):
         fits = block_of(name) in moving["block_scales"] and block_of(name) in moving["length_scales"]
         _require(fits, f"map.block_scales or map.length_scales have no entry for the block of {name}")
+
+
+def has_several(settings: Mapping[str, Any]) -> bool:
+    """Whether the pictures have several labels each: names of classes, and a row of targets for a picture."""
+    return bool(settings["classes"]) and np.ndim(settings["targets"]["values"][0]) == 1
 
 
 def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
@@ -149,6 +162,7 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
     sizes = {"n": len(settings["points"]), "C": len(outputs), "R": settings["parameters"]["probes"]}
     shapes = _SHAPES | ({"loo_proba_": "nC"} if settings["classes"] else {"noise_": "C"})
     shapes = shapes | _KERNELS["rows_" in tensors]
+    shapes |= dict.fromkeys(LABEL_ARRAYS, "C") if has_several(settings) else {}
     if source is not None:
         sizes |= {"S": len(source["classes"]), "m": len(settings["fitted"].get("source_ids_", ()))}
         shapes |= {f"source.{name}": shape for name, shape in _SOURCE_SHAPES.items()}

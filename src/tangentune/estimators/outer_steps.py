@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -27,9 +28,11 @@ from tangentune.estimators.first_look import held_out_errors, lower, probe_error
 from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.memory import progress
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning.fit import tune_labels
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
+from tangentune.pictures.label_sets import is_sets, label_matrix, rarest_label
 from tangentune.pictures.pictures import Pictures
 
 FOLDS = 4
@@ -105,7 +108,7 @@ class _Mover:
 
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
-        positions = torch.from_numpy(class_positions(pictures)[1])
+        positions = torch.from_numpy(_strata(pictures))
         fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
         return cls(backbone, pictures, fold, flip, seed, verbose)
 
@@ -115,7 +118,7 @@ class _Mover:
         for own in progress(folds, label=name, total=None, unit="network", verbose=self.verbose):
             rest = self.pictures.select(np.flatnonzero(self.fold != own))
             settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
-            yield fine_tune(self.backbone, rest, settings).backbone.module
+            yield _tuned(self.backbone, rest, settings).module
 
     def expansion(self, rung: Rung, nets: list[nn.Module]) -> Expansion:
         """What the networks of all folds make together."""
@@ -181,7 +184,8 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
         return 0.0
     trial = spread_over(len(pictures), BATCH)
     few, rate = pictures.select(trial), RATE
-    _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
+    runs = [_timed(backbone, few, _settings(len(trial), steps_, rate, flip, 0)) for steps_ in (1, 1, 3)]
+    _, once, thrice = runs
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
@@ -190,6 +194,34 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
     networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
     return networks + looking * judged * len(pictures)
+
+
+def _strata(pictures: Pictures) -> NDArray[np.int64]:
+    """(n,) what folds are dealt out by: the class of each picture, or its rarest label."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return rarest_label(pictures.labels)
+    return class_positions(pictures)[1]
+
+
+def _targets(pictures: Pictures) -> Tensor:
+    """(n, C) one-hot classes, or the 0 and 1 of several labels."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return torch.from_numpy(label_matrix(pictures.labels)).double()
+    return F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double()
+
+
+def _tuned(backbone: Backbone, pictures: Pictures, settings: FineTuneSettings) -> Backbone:
+    """The network moved towards the labels of some pictures."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return tune_labels(backbone, pictures, _targets(pictures), settings)
+    return fine_tune(backbone, pictures, settings).backbone
+
+
+def _timed(backbone: Backbone, pictures: Pictures, settings: FineTuneSettings) -> float:
+    """Seconds that this takes."""
+    began = time.perf_counter()
+    _tuned(backbone, pictures, settings)
+    return time.perf_counter() - began
 
 
 def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> FineTuneSettings:
@@ -202,7 +234,7 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
     """The rungs that this many pictures pay for; none where each class has one."""
-    alone = np.bincount(class_positions(pictures)[1]).max() == 1
+    alone = not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1
     return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
 
 
@@ -219,7 +251,7 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
-    targets = F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double().to(backbone.device)
+    targets = _targets(pictures).to(backbone.device)
     former = mover.features_of(backbone.module)
     errors = probe_errors(former, targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]

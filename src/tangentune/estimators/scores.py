@@ -18,12 +18,12 @@ from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.regressor import TangentRegressor
-from tangentune.estimators.summary import class_scores, number_scores
+from tangentune.estimators.summary import LabelScore, class_scores, label_rows, label_scores, number_scores
 from tangentune.estimators.tasks import as_given
 from tangentune.estimators.user_input import as_classes
+from tangentune.pictures.label_sets import label_matrix
 from tangentune.pictures.load import Pictures, numeric_labels
 from tangentune.pictures.names import some
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 
@@ -83,7 +83,7 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
         for same in several:
             groups[same] = same[0]
         scores = solved(fitted).leave_out(torch.from_numpy(groups)).cpu()
-        found = probabilities(scores, outcome.temperature).numpy() if classes else scores.numpy()
+        found = outcome.probabilities(scores).numpy() if classes else scores.numpy()
     else:
         found = outcome.proba if classes else outcome.loo
     return found[first] if classes else as_given(found[first], fitted.active.labels)
@@ -91,11 +91,12 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Answers to m labelled pictures: `targets` are classes by their position (m,), or numbers."""
+    """Answers to m labelled pictures: `targets` are classes by their position (m,), labels (m, L), or numbers."""
 
     targets: NDArray[Any]
     answers: Answers
-    scores: dict[str, float]  # as `class_scores` or `number_scores` has them
+    scores: dict[str, float]  # as `class_scores`, `label_scores` or `number_scores` has them
+    labels: tuple[LabelScore, ...] = ()  # scores of each label, where a picture has several
 
 
 def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Judged:
@@ -110,6 +111,11 @@ def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Ju
         numbers = numeric_labels(pictures.labels, pictures.ids)
         found = honest_answers(model, pictures)
         return Judged(numbers, found, number_scores(numbers, found.values))
+    if model.thresholds_ is not None:
+        given = label_matrix(model.fitted_.task.read_labels(pictures, model.classes_))
+        found = honest_answers(model, pictures)
+        rows = label_rows(model.classes_.tolist(), given, found.values, model.thresholds_)
+        return Judged(given, found, label_scores(given, found.values, model.thresholds_), tuple(rows))
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:

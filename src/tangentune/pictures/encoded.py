@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, final
 
+from numpy.typing import NDArray
+
 
 @final
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Listing:
     labels: list[Any] | None = None  # one for each
     notes: list[str] = field(default_factory=list)  # sentences that the user should see
     lost: list[tuple[str, str]] = field(default_factory=list)  # what could not even be listed: id and reason
+    sets: NDArray[Any] | None = None  # several labels a picture instead, as `label_sets`
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -38,4 +38,4 @@ def list_pictures(source: Any, need_labels: bool = True, columns: Columns = USUA
 
 
 def _of_files(files: FileList) -> Listing:
-    return Listing(files.paths, files.ids, files.labels, files.notes, files.lost)
+    return Listing(files.paths, files.ids, files.labels, files.notes, files.lost, files.sets)

@@ -51,6 +51,8 @@ def load_pictures(
     need_labels: bool = True,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
 ) -> Pictures:
     """Read pictures from wherever they are, at the size a network takes.
 
@@ -61,8 +63,8 @@ def load_pictures(
             "part-{00..31}.tar"; a Hugging Face `Dataset`; a list of paths, Pillow pictures, arrays or bytes; an array
             (n, C, H, W), (n, H, W, C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label), such
             as torchvision's, the names of whose classes become the labels; or `Pictures`.
-        labels: one per picture, in the source's order; goes before labels that the source has itself. Text is the name
-            of the source's column of labels, as `label_column` is.
+        labels: one per picture, or a list of names for each, in the source's order; goes before labels that the source
+            has itself. Text is the name of the source's column of labels, as `label_column` is.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
             count.
@@ -72,6 +74,8 @@ def load_pictures(
         need_labels: False for prediction; names of folders are then not taken as labels.
         path_column: the column of a table that holds the pictures, where its name does not say so.
         label_column: the column that holds the labels.
+        label_separator: what stands between the names where a cell of that column holds several; a blank one has none.
+        label_columns: columns of 0 and 1 instead, each a label of its own.
 
     Returns:
         Pictures, with labels as the source gives them (folder names and CSV entries stay text).
@@ -90,7 +94,10 @@ def load_pictures(
         raise InputError(f"on_error is {on_error!r}; use 'raise' or 'skip'.")
     named = isinstance(labels, str)  # the name of a column, as in fit(frame, "species")
     label_column, labels = (labels, None) if named else (label_column, labels)
-    given, columns = None if labels is None else label_array(labels), Columns(path_column, label_column)
+    if label_columns and (label_column or label_separator):
+        raise InputError("label_columns are labels by themselves; leave out label_column and label_separator")
+    given = None if labels is None else label_array(labels)
+    columns = Columns(path_column, label_column, label_separator, tuple(label_columns))
     if is_frame(source) and contract.input_size is not None:
         source, own = read_frame(source, need_labels and given is None, columns)
         given = label_array(own) if given is None and own is not None else given
@@ -102,7 +109,7 @@ def load_pictures(
     if isinstance(source, Pictures):
         pictures = source if given is None else source.relabelled(_fitting(given, len(source)))
     elif listing is not None:
-        _refuse_unlabelled(need_labels, given, listing.labels)
+        _refuse_unlabelled(need_labels, given, listing.labels, listing.sets)
         pictures = read_listing(listing, given, contract, on_error, n_jobs, verbose)
     elif _is_array(source):
         _refuse_unlabelled(need_labels, given)
@@ -161,7 +168,8 @@ def read_listing(
 ) -> Pictures:
     """Decode what was listed; labels that are given go before its own."""
     picture_shape(contract, files=True)
-    labels = label_array(listing.labels) if given is None and listing.labels is not None else given
+    own = listing.labels if listing.sets is None else listing.sets
+    labels = label_array(own) if given is None and own is not None else given
     if labels is not None:
         labels = _fitting(labels, len(listing))
     for note in listing.notes:

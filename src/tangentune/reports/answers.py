@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.scores import answers_by
 from tangentune.estimators.tasks import as_given
+from tangentune.pictures.label_sets import SEPARATOR
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports.explanation import EDGE
 from tangentune.reports.pages import Estimator
 from tangentune.solvers import balancing
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import variance
 
@@ -79,7 +80,7 @@ class KernelAnswers:
             return as_given(torch.cat(scores).cpu().numpy(), model.targets_)
         if model.likelihood != LEAST_SQUARES:
             return model.predict_proba(pictures)
-        return probabilities(torch.cat(scores), model.temperature_).cpu().numpy()
+        return model.fitted_.outcome.probabilities(torch.cat(scores)).cpu().numpy()
 
     def distances(self, fitted_on: list[str | None]) -> list[float | None]:
         """Of the pictures that were answered last, in their order."""
@@ -92,6 +93,8 @@ def columns(model: Estimator) -> dict[str, type]:
     if isinstance(model, TangentRegressor):
         count = model.loo_predictions_.shape[1]
         own = {f"prediction_{i + 1}" if count > 1 else "prediction": float for i in range(count)}
+    elif model.thresholds_ is not None:
+        own = {"labels": str, **{f"probability of {name}": float for name in model.classes_.tolist()}}
     else:
         own = {"prediction": str, "probability": float, "second_choice": str, "second_probability": float}
     return {"id": str, **own, "unlike_training": float, "familiarity": str, "fitted_on": str}
@@ -102,9 +105,18 @@ def cells(model: Estimator, answer: Answer) -> list[Any]:
     end = [answer.distance, None if answer.distance is None else familiar(answer.distance), answer.fitted_on]
     if isinstance(model, TangentRegressor):
         return [answer.id, *answer.values, *end]
+    if model.thresholds_ is not None:
+        return [answer.id, SEPARATOR.join(name for name, _ in given_labels(model, answer)), *answer.values, *end]
     first, second = np.argsort(-np.array(answer.values), kind="stable")[:2].tolist()
     names, values = model.classes_, answer.values
     return [answer.id, str(names[first]), values[first], str(names[second]), values[second], *end]
+
+
+def given_labels(model: TangentClassifier, answer: Answer) -> list[tuple[str, float]]:
+    """The labels of a picture that are at their thresholds or above, with their probabilities."""
+    assert model.thresholds_ is not None
+    rows = zip(model.classes_.tolist(), answer.values, model.thresholds_.tolist(), strict=True)
+    return [(str(name), share) for name, share, least in rows if share >= least]
 
 
 def familiar(distance: float) -> str:

@@ -26,7 +26,7 @@ class Evaluation:
 
     pictures: Pictures  # of the test set, with their labels
     judged: Judged
-    classes: tuple[str, ...]  # names in the order of the probabilities; empty for numbers
+    classes: tuple[str, ...]  # names in the order of the probabilities; empty for numbers and several labels
     intervals: dict[str, Interval]  # 95 % intervals of some of the scores
     confusion: NDArray[np.int64]  # (C, C) pictures by given and by predicted class; (0, 0) for numbers
 
@@ -44,10 +44,12 @@ class Evaluation:
 def evaluate(model: Estimator, pictures: Pictures) -> Evaluation:
     """Judge a fitted model by labelled pictures; intervals are those of as many pictures drawn like these.
 
-    Of shares Wilson's (1927), of means the normal ones; calibration error and R2 have none.
+    Of shares Wilson's (1927), of means the normal ones; calibration error and R2 have none, nor several labels.
     """
     judged = judge(model, pictures)
     targets, values = judged.targets, judged.answers.values
+    if judged.labels:
+        return Evaluation(pictures, judged, (), {}, np.zeros((0, 0), np.int64))
     if not is_classifier(model):
         low, high = metrics.mean_interval(_squares(targets, values))
         interval = (max(low, 0.0) ** 0.5, max(high, 0.0) ** 0.5)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
+from tangentune.pictures.label_sets import SEPARATOR
 from tangentune.reports.explanation import numbers_text
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
 from tangentune.solvers import metrics
@@ -83,6 +84,8 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
 
 def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first."""
+    if facts.several:
+        return _doubted(model, place)
     error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
     tiles = [
         {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
@@ -91,6 +94,22 @@ def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | N
     for tile in tiles:  # a number has to be measured again, a class can be seen
         doubtful = tile["wrong"] and is_classifier(model)
         tile["mend"] = relabel_command(place, tile["id"], tile["predicted"]) if doubtful else None
+    return tiles
+
+
+def _doubted(model: Estimator, place: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+    """The same of several labels a picture: a tile is about one label that a picture has, or lacks."""
+    tiles = []
+    for one in model.suspects(SUSPECTS):
+        has, likely = one.doubted in one.label, one.probability is not None and one.probability < 0.5
+        tiles.append({
+            "id": one.id,
+            "image": thumbnail(model.pictures_, one.position),
+            "given": one.doubted if has else f"not {one.doubted}",
+            "labels": one.label,
+            "given_share": one.probability,
+            "mend": relabel_command(place, one.id, SEPARATOR.join(one.suggestion)) if likely else None,
+        })  # fmt: skip
     return tiles
 
 
