@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tangentune import Pictures, TangentClassifier, load_backbone, load_pictures, write_report
-from tangentune.estimators.scores import score_pictures
+from tangentune.estimators.scores import judge
 
 OUT = Path("demo-out")
 
@@ -68,7 +68,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a duplicate in the set; the report says so
             fitted[name] = TangentClassifier(backbone, verbose=1, **options).fit(train)
-        model, (scores, _) = fitted[name], score_pictures(fitted[name], test)
+        model, scores = fitted[name], judge(fitted[name], test).scores
         report = model.fit_report_
         table.add_row(
             name,

@@ -67,6 +67,33 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 0.5 < float(own_network.split()[1]) <= 1, "the network of one's own learns the plankton classes too"
 
 
+def test_the_page_of_inputs_and_outputs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/inputs-and-outputs.md, block by block, at a smaller size; its own assertions hold."""
+    need_packages()
+    for package in ("pandas", "datasets"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/inputs-and-outputs.md").read_text(encoding="utf-8")
+    text = text.replace("input_size=64", "input_size=32, metric_power=0, outer_steps=0")
+    *_, asked, _ = run_blocks(blocks(text, "python"), "docs/inputs-and-outputs.md")
+    assert asked == "12 ['id', 'label', 'position'] True\n"
+    assert (tmp_path / "plankton.png").exists()
+
+
+def test_the_page_on_several_labels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/several-labels.md, block by block, at a smaller size."""
+    need_packages()
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/several-labels.md").read_text(encoding="utf-8")
+    text = text.replace("input_size=96", "input_size=32, metric_power=0, outer_steps=0").replace("(96)", "(32)")
+    _, named, table, suspect = run_blocks(blocks(text, "python"), "docs/several-labels.md")
+    assert named.count("[") == 3
+    average, macro = map(float, re.findall(r"0\.\d+", table.splitlines()[0]))
+    assert min(average, macro) > 0.4, "which traits plankton has can be seen"
+    assert len(table.splitlines()) == 6
+    assert re.search("is given|is missing", suspect)
+
+
 def test_quickstart_is_the_readme() -> None:
     code = (ROOT / "examples/quickstart.py").read_text(encoding="utf-8")
     without_docstring = code.split('"""', 2)[2].lstrip("\n")

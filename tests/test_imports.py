@@ -73,6 +73,54 @@ def test_help_is_light() -> None:
     assert python(code).splitlines()[-1] == "heavy:"
 
 
+AFTER = "\nbefore = set(sys.modules)\n{}\nprint(*sorted(set(sys.modules) - before))"
+
+
+def test_the_estimators_bring_little_beyond_torch_and_scikit_learn() -> None:
+    """What `from tangentune import TangentClassifier` costs is the import of our own modules, and of small ones."""
+    code = "import sys, torch, sklearn.base, sklearn.metrics, sklearn.utils.validation"
+    new = python(code + AFTER.format("from tangentune import TangentClassifier, TangentRegressor")).split()
+    others = {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names)
+    assert {name for name in others if not name.startswith("_")} <= {
+        "tangentune",
+        "PIL",
+        "tqdm",
+        "psutil",
+        "safetensors",
+    }
+    rooms = {name.split(".")[1] for name in new if name.startswith("tangentune.")}
+    assert not rooms & {"reports", "comparison", "workbench", "cli"}
+    assert "tangentune.methods.source_selection" not in new
+    assert not [name for name in new if name.startswith(("torch.", "sklearn.", "scipy."))], "slow parts of others"
+
+
+def test_an_edit_on_the_command_line_brings_what_it_needs(tmp_path: Path) -> None:
+    """No plots, pages, servers or other methods. (Where pandas is installed, scikit-learn brings it.)"""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(PACKAGE.parents[1] / 'tests')!r})\n"
+        "from small import FIXED, network, pictures\n"
+        "from tangentune import Backbone, TangentClassifier\n"
+        "x, y = pictures(20)\n"
+        "made = lambda name='small': Backbone(network(), input_size=(3, 8, 8), name='small')\n"
+        "from tangentune.networks.backbone import parameter_digest\n"
+        "backbone = made()\nbackbone._loaded = 'small', parameter_digest(backbone.module)\n"
+        f"TangentClassifier(backbone, **FIXED).fit(x, y).save_pretrained({str(tmp_path / 'm')!r})\n"
+        "import tangentune.estimators.saving as saving\nsaving.load_backbone = lambda name: backbone\n"
+        "from tangentune.cli.app import main\n"
+        f"assert main(['forget', {str(tmp_path / 'm')!r}, '3', '-q']) == 0\n"
+        "print(*sorted(sys.modules))"
+    )
+    there = set(python(code).splitlines()[-1].split())
+    assert "tangentune.cli.edit" in there
+    unwanted = {"matplotlib", "starlette", "datasets", "tangentune.reports.figures"}
+    unwanted |= {
+        "tangentune.workbench.session",
+        "tangentune.comparison.run",
+        "tangentune.methods.source_selection.select",
+    }
+    assert unwanted & there == set()
+
+
 @pytest.fixture(scope="module")
 def told() -> list[str]:
     """What a fresh interpreter says of the public modules' names, and then of importing every module there is.

@@ -77,3 +77,21 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 def test_examples_in_docstrings_run() -> None:
     assert doctest.testmod(memory).failed == 0
+
+
+def test_a_stage_shows_one_line_and_leaves_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """A job of many stages is one calm line: each bar goes when its stage ends, and a quick stage shows nothing."""
+    for label in ("reading", "kernels"):
+        with memory.progress(label=label, total=3, unit="picture", verbose=1) as bar:
+            bar.delay, bar.mininterval = 0, 0  # as if a second had gone by
+            for _ in range(3):
+                bar.update()
+    shown = capsys.readouterr().err
+    assert "reading: 100%" in shown
+    assert "kernels: 100%" in shown
+    assert "\n" not in shown
+    assert shown.split("\r")[-1] == ""
+    assert shown.split("\r")[-2].strip() == ""  # blanks over what was there
+    for verbose in (0, 1):
+        assert list(memory.progress(range(3), label="quick", total=None, verbose=verbose)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from tangentune.errors import InputError, StoreError
 
-if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not need to wait for that
+if TYPE_CHECKING:  # safetensors brings torch, and what prints JSON does not need to wait for that, nor for locks
+    from filelock import FileLock
     from torch import Tensor
 
 _PARTIAL = ".tangentune-partial"
@@ -149,6 +149,8 @@ def locked(target: Path) -> Iterator[None]:
 @contextmanager
 def claimed(target: Path, patience: float = 0) -> Iterator[bool]:
     """The same, told whether it came to be the only writer within some seconds, for who has other things to do."""
+    from filelock import Timeout
+
     lock = _lock(target.parent / f".{target.name}{_LOCK}", os.getpid())
     try:
         lock.acquire(timeout=patience)
@@ -170,6 +172,8 @@ def claimed(target: Path, patience: float = 0) -> Iterator[bool]:
 @cache
 def _lock(file: Path, _process: int) -> FileLock:
     """One lock of this process, which its forks do not share, for a file: so that a thread can take it again."""
+    from filelock import FileLock
+
     return FileLock(file)
 
 

@@ -1,4 +1,4 @@
-"""Memory: how much may be used, how much was used, and keeping freed pages warm."""
+"""What a job takes: how much memory may be used and was used, keeping freed pages warm, stages and their progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 
@@ -113,6 +114,23 @@ def reset_peak(device: torch.device) -> bool:
 
 
 _OPEN: list[dict[torch.device, int]] = []  # the highest seen so far by each stage that is running, outermost first
+
+
+def progress(
+    items: Iterable[Any] | None = None, *, label: str, total: int | None, unit: str = "it", verbose: int
+) -> Any:
+    """A bar for one stage, with the time left; it goes when the stage ends, so that a job shows one line at a time.
+
+    Args:
+        items: what the stage goes through; None where it calls `update` itself.
+        label: what is being done.
+        total: how many there are.
+        unit: of what.
+        verbose: 0 shows nothing; what takes less than a second shows nothing either.
+    """
+    return tqdm(
+        items, total=total, desc=label, unit=unit, delay=1.0, disable=not verbose, leave=False, dynamic_ncols=True
+    )
 
 
 @dataclass

@@ -239,6 +239,8 @@ def test_options_of_other_commands_become_plain_words() -> None:
 
 # What no command can provoke: arguments of functions, arrays, networks of one's own. How the sentences begin.
 UNREACHABLE = [
+    "plot_predictions is for regressors",
+    "a regressor has no classes to plot",
     "X is X; it is True or False",
     "X is X, which JSON cannot hold",
     "backbone is a X",

@@ -14,7 +14,7 @@ from small import FIXED, pictures
 from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
-from tangentune.estimators.scores import honest_answers, score_pictures
+from tangentune.estimators.scores import honest_answers, judge
 from tangentune.pictures.load import load_pictures, pictures_digest
 from tangentune.reports.explanation import explain
 
@@ -42,12 +42,12 @@ def test_answers_to_pictures_of_the_fit_are_leave_one_out() -> None:
 def test_the_score_of_the_pictures_of_the_fit_is_the_leave_one_out_score() -> None:
     clf, reg = classifier(), regressor()
     with pytest.warns(UserWarning, match="fitted on"):
-        scores, known = score_pictures(clf, loaded(X, Y))
-    assert known == 40
-    assert scores["accuracy"] == clf.loo_score_
+        found = judge(clf, loaded(X, Y))
+    assert found.answers.known == 40
+    assert found.scores["accuracy"] == clf.loo_score_
     with pytest.warns(UserWarning, match="fitted on"):
-        scores, known = score_pictures(reg, loaded(X, NUMBERS))
-    assert scores["r2"] == pytest.approx(reg.loo_score_, abs=1e-12)
+        found = judge(reg, loaded(X, NUMBERS))
+    assert found.scores["r2"] == pytest.approx(reg.loo_score_, abs=1e-12)
 
 
 def test_equal_pictures_of_the_fit_are_left_out_together() -> None:

@@ -13,7 +13,7 @@ from small import FIXED
 
 from tangentune import Pictures, TangentClassifier
 from tangentune.errors import InputError
-from tangentune.estimators.scores import score_pictures
+from tangentune.estimators.scores import judge
 from tangentune.estimators.user_input import as_classes, find_pictures
 
 NAMES = np.array(["ant", "bee", "cat", "dog"])
@@ -128,8 +128,8 @@ def test_ids_and_classes_may_be_typed_with_whole_letters() -> None:
     assert (clf.targets_ == NFD).sum() == cats + 1
     assert clf.classes_.tolist() == sorted(["ant", "bee", NFD, "dog"])
     new = MORE[1:5]
-    scores, _ = score_pictures(clf, Pictures(torch.from_numpy(new), np.array([NFC] * 4), list("abcd")))
-    assert scores["accuracy"] == clf.score(new, np.array([NFC] * 4))
+    found = judge(clf, Pictures(torch.from_numpy(new), np.array([NFC] * 4), list("abcd")))
+    assert found.scores["accuracy"] == clf.score(new, np.array([NFC] * 4))
     assert clf.forget_class(NFC).classes_.tolist() == ["ant", "bee", "dog"]
 
 

@@ -13,6 +13,7 @@ from picture_cases import class_folder, colours
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from tangentune import memory
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures import load as data
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
@@ -285,8 +286,8 @@ def test_dataset_errors_are_named_and_keep_their_cause() -> None:
 def test_progress_goes_to_stderr_only_when_asked(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = data.tqdm
-    monkeypatch.setattr(data, "tqdm", lambda *a, **k: real(*a, **{**k, "delay": 0}))
+    real = memory.tqdm
+    monkeypatch.setattr(memory, "tqdm", lambda *a, **k: real(*a, **{**k, "delay": 0, "mininterval": 0}))
     load_pictures(folder, contract=CONTRACT)
     assert capsys.readouterr() == ("", "")
     load_pictures(folder, contract=CONTRACT, verbose=1)

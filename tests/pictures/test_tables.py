@@ -14,6 +14,7 @@ from PIL import Image
 from tangentune import DataContract, load_pictures
 from tangentune.errors import InputError, PictureError
 from tangentune.pictures.files import find_files
+from tangentune.pictures.label_sets import label_matrix, label_names, label_texts
 from tangentune.pictures.tables import Columns
 
 CONTRACT = DataContract(input_size=(3, 8, 8))
@@ -154,3 +155,50 @@ def test_numbers_in_a_frame_stay_vectors() -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3))
     loaded = load_pictures(pandas.DataFrame(rows), [0, 1, 0, 1, 0], contract=vectors)
     assert (loaded.pixels.numpy() == rows).all()
+
+
+def several(root: Path) -> Path:
+    class_folder(root)
+    cells = ["cat; small,1,0", ",0,0", "small,0,1", "cat;big,1,1", "big,0,TRUE", "big ;big,0,0.0"]
+    rows = [f"{one},{text}" for one, text in zip(IDS, cells, strict=True)]
+    (root / "t.csv").write_text("\n".join(["path,label,a,b", *rows]))
+    return root / "t.csv"
+
+
+def test_several_labels_in_a_cell(tmp_path: Path) -> None:
+    loaded = load_pictures(several(tmp_path), contract=CONTRACT, label_separator=";")
+    assert loaded.labels is not None
+    assert label_texts(loaded.labels) == ["cat;small", "", "small", "big;cat", "big", "big"]
+    assert label_texts(loaded.select([3, 1]).labels) == ["big;cat", ""]  # pyright: ignore[reportArgumentType]
+    assert load_pictures(tmp_path / "t.csv", contract=CONTRACT, label_separator=";", need_labels=False).labels is None
+
+
+def test_columns_that_are_labels(tmp_path: Path) -> None:
+    loaded = load_pictures(several(tmp_path), contract=CONTRACT, label_columns=["b", "a"])
+    assert loaded.labels is not None
+    assert label_names(loaded.labels).tolist() == ["b", "a"]
+    assert label_matrix(loaded.labels).T.tolist() == [[0, 0, 1, 1, 1, 0], [1, 0, 0, 1, 0, 0]]
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(tmp_path / "t.csv").assign(path=lambda f: [str(tmp_path / name) for name in f.path])
+    frame["b"] = [0, 0, 1, 1, 1, 0]
+    again = load_pictures(frame, contract=CONTRACT, label_columns=["b", "a"])
+    assert again.labels is not None
+    assert np.array_equal(again.labels, loaded.labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label_columns": ["a", "z"]}, "names no column z; it names path, label, a, b"),
+        ({"label_columns": ["a", "label"]}, "has 'cat; small' under label; a label is 0 or 1 there"),
+        ({"label_columns": ["a", "a"]}, "two labels are called 'a'"),
+        ({"label_columns": ["a"], "label_separator": ";"}, "label_columns are labels by themselves"),
+        ({"label_separator": " "}, "the label separator is ' '"),
+    ],
+)
+def test_tables_of_several_labels_are_refused_in_a_sentence(
+    tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        load_pictures(several(tmp_path), contract=CONTRACT, **options)
+    assert words in str(caught.value)

@@ -36,11 +36,15 @@ def test_templates_ask_only_for_words_that_are_explained() -> None:
 
 
 def test_a_page_lists_the_words_that_it_links() -> None:
-    text = pages.render("suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": True})
+    text = pages.render(
+        "suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": True, "several": False}
+    )
     links = re.findall(r'href="#(word-[^"]+)"', text)
     assert links == [f"word-{anchor('leave-one-out')}"]
     assert re.findall(r'<dt id="([^"]+)">', text) == links
-    other = pages.render("suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": False})
+    other = pages.render(
+        "suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": False, "several": False}
+    )
     assert "Words on this page" not in other, "each page has its own words"
 
 

@@ -103,7 +103,7 @@ def fitted(
     if not regression:
         weights = np.exp(6 * loo)
         model.classes_, model.loo_proba_ = classes, weights / weights.sum(axis=1, keepdims=True)
-        model.temperature_ = 1 / 6
+        model.temperature_, model.thresholds_ = 1 / 6, None
     return model
 
 

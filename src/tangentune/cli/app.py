@@ -10,12 +10,13 @@ import click
 from tangentune._version import __version__
 from tangentune.cli.compare import compare
 from tangentune.cli.edit import add, forget, relabel
+from tangentune.cli.evaluate import evaluate
 from tangentune.cli.explain import explain, report, suspects
 from tangentune.cli.fit import fit
 from tangentune.cli.labels import labels
 from tangentune.cli.options import with_hyphens
 from tangentune.cli.owners import map_command, merge, score, sums
-from tangentune.cli.predict import evaluate, predict
+from tangentune.cli.predict import predict
 from tangentune.cli.run import run
 from tangentune.cli.select import select
 from tangentune.cli.serve import serve

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
-from tangentune.cli.options import Command, model_options, option, shared_options
+from tangentune.cli.options import Command, label_options, model_options, option
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import new_table, print_table, score_rows
 from tangentune.errors import InputError, shown
@@ -64,7 +64,7 @@ def forget(
 @click.argument("pictures", type=PICTURES)
 @_NEW_CLASS
 @_DRY_RUN
-@shared_options
+@label_options
 def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
     """Add the labelled PICTURES to the saved MODEL, as if it had been fitted to them as well.
 
@@ -76,7 +76,9 @@ def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
     def change(fitted: Estimator) -> dict[str, Any]:
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
         assert loaded.labels is not None
-        own = _own_labels(fitted, loaded.labels.tolist(), loaded.ids, new_class)
+        own = loaded.labels
+        if fitted.fitted_.outcome.labels is None:
+            own = _own_labels(fitted, own.tolist(), loaded.ids, new_class)
         fitted.add(loaded.relabelled(own), new_class=True)
         return {"skipped": skipped(loaded)}
 
@@ -96,6 +98,7 @@ def relabel(
 ) -> None:
     """Give the training picture ID of the saved MODEL another LABEL, as if it had been fitted with that.
 
+    Where pictures have several labels, LABEL is all of them with ; between, or '' for none.
     The likely mistakes are listed by `tangentune suspects`.
     """
     if table is not None and name is not None:
@@ -200,10 +203,13 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
 
     from tangentune import TangentRegressor
     from tangentune.estimators.user_input import as_classes, check_classes_known
+    from tangentune.pictures.label_sets import split_texts
     from tangentune.pictures.names import some
 
     if isinstance(fitted, TangentRegressor):
         return np.array(given)
+    if fitted.thresholds_ is not None:
+        return split_texts(given)
     classes, values = fitted.classes_, list(given)
     if classes.dtype.kind in "biuf":  # whole numbers or truth values like the classes
         known = {str(name): name for name in classes.tolist()}

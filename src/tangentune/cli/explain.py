@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
@@ -37,14 +37,15 @@ def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool,
     PICTURES is a picture, a folder of up to 20, or a CSV file with the column path. Each influence is exact: what
     the answer would lose if the model had been fitted without that training picture.
     """
-    from tangentune.pictures.files import find_files
+    from tangentune.pictures.listing import list_pictures
     from tangentune.pictures.tables import Columns
     from tangentune.reports import explanation
 
     read = reading(options)
     _check_out(out)
     with working(quiet) as stdout:
-        count = len(find_files(pictures, False, Columns(read["path_column"], read["label_column"])).paths)
+        listing = list_pictures(pictures, False, Columns(read["path_column"], read["label_column"]))
+        count = 0 if listing is None else len(listing)
         if count > MOST:
             raise InputError(
                 f"{pictures} holds {count} pictures; up to {MOST} can be explained at a time, so name fewer"
@@ -88,18 +89,23 @@ def _show_explanation(one: Explanation, stream: IO[str]) -> None:
     if one.given is not None:
         known = f"{one.id} is a training picture, labelled {one.given}: the model without it answers."
         stream.write(f"{shown(known)}\n")
+    if one.said is not None:
+        stream.write(f"{shown(one.id)}: {shown(', '.join(one.said)) or 'no label'}\n")
     for attribution in one.attributions:
         rival, strongest = attribution.against, attribution.strongest
-        more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else f" ± {attribution.error:.2g}"
-        name = f"{attribution.name} " if attribution.name else ""
+        more = f" ± {attribution.error:.2g}" if attribution.error is not None else f", score {attribution.total:.3f}"
+        more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else more
+        name = f"{attribution.name} " if attribution.name and one.said is None else ""
         stream.write(shown(f"{one.id}: {name}{_words(attribution.answer, '({})')}{more}") + "\n")
-        stream.write(f"{familiarity(one.distance)}\n")
+        if one.said is None or attribution is one.attributions[0]:
+            stream.write(f"{familiarity(one.distance)}\n")
         if strongest is not None and strongest.without is not None:
             without = _words(strongest.without, "({})")
-            stream.write(shown(f"Without {strongest.id} the answer would be {without}.") + "\n")
+            would = "the answer" if one.said is None else "it"
+            stream.write(shown(f"Without {strongest.id} {would} would be {without}.") + "\n")
         table = new_table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
         for effect in (*attribution.raised, *reversed(attribution.lowered)):
-            number = f"{effect.influence:+.3f}" if rival else f"{effect.influence:+.3g}"
+            number = f"{effect.influence:+.3f}" if attribution.error is None else f"{effect.influence:+.3g}"
             table.add_row(number, *folded(effect.label, _words(effect.without, "{}"), effect.id))
         print_table(table, stream)
         stream.write("\n")
@@ -139,9 +145,13 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
 def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: IO[str]) -> None:
     """One line a label, worst first, and the command that corrects one."""
     from tangentune.reports.explanation import label_text
-    from tangentune.reports.pages import is_classifier, relabel_command
+    from tangentune.reports.pages import is_classifier
 
     sure = bool(found) and found[0].probability is not None
+    if several(fitted):
+        _show_doubted(found, stream)
+        _show_remedy(model, found[0].id, label_text(fitted, found[0].suggestion), stream)
+        return
     names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
     table = new_table(*names, numbers=(0, 2) if sure else (0,))
     for one in found:
@@ -150,7 +160,24 @@ def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: 
         table.add_row(doubt, *folded(given, *([percent(one.probability)] if sure else []), better, one.id))
     print_table(table, stream)
     better = label_text(fitted, found[0].suggestion) if found and is_classifier(fitted) else "LABEL"
-    command = relabel_command(model, found[0].id if found else "ID", better)
+    _show_remedy(model, found[0].id if found else "ID", better, stream)
+
+
+def _show_doubted(found: list[Suspect], stream: IO[str]) -> None:
+    """One line a label that a picture has or lacks, most doubtful first."""
+    table = new_table("Doubt", "Label", "Given", "Probability", "All labels", "Training picture", numbers=(0, 3))
+    for one in found:
+        given = "yes" if one.doubted in one.label else "no"
+        told = (str(one.doubted), given, percent(one.probability), ", ".join(one.label), one.id)
+        table.add_row(f"{one.score:.2f}", *folded(*told))
+    print_table(table, stream)
+
+
+def _show_remedy(model: str, name: str, better: str, stream: IO[str]) -> None:
+    """The command that corrects one label."""
+    from tangentune.reports.pages import relabel_command
+
+    command = relabel_command(model, name, better)
     stream.write(f"Look at each. What corrects the label of the first:\n{command}\n")
 
 

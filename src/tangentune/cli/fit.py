@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections import defaultdict
+from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,7 @@ import click
 from tangentune.cli.models import PICTURES, load, reading, skipped
 from tangentune.cli.options import MACHINE, NETWORK, SOLVER, STREAMS, Command, described, fit_options
 from tangentune.cli.run import check_device, print_json, working
-from tangentune.cli.tables import new_table, print_facts, print_table, score_rows
+from tangentune.cli.tables import new_table, print_facts, print_labels, print_table, score_rows
 from tangentune.errors import StoreError, shown
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def fit(
 ) -> None:  # fmt: skip
     """Fit a model to the labelled PICTURES and write it to the directory MODEL.
 
-    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label.
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. Pictures may
+    have several labels each: --label-separator or --label-columns say where they are.
 
     Says first what it will cost. Every choice left to "loo" is made by exact leave-one-out error, so no
     picture has to be set aside. How much a source counts, and whether at all, is chosen in the same way.
@@ -96,6 +98,7 @@ def fit(
     told = ("backbone", "n", "settings", "seconds", "peak_bytes", "probe", "source")
     document = {"model": out, "estimator": type(model).__name__} | {key: getattr(facts, key) for key in told}
     document |= {"classes": dict(zip(facts.classes, facts.counts, strict=True)), "loo": facts.scores}
+    document |= {"labels": [asdict(row) for row in facts.labels]} if facts.several else {}
     planned = {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")}
     print_json(document | {"planned": planned, "skipped": skipped(loaded)})
 
@@ -183,4 +186,6 @@ def _show_fit(facts: Summary, directory: str, stream: IO[str]) -> None:
     rows += [("linear probe", sentence) for sentence in (verdict(facts),) if sentence]
     rows += [("to try next", f"{step.command}: {step.why}") for step in next_steps(facts)]
     print_facts(rows, stream)
+    if facts.several:
+        print_labels(facts.labels, stream)
     stream.write(f"Model written to {shown(directory)}\n")

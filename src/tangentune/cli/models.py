@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
@@ -34,7 +34,10 @@ def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimat
 
 def reading(options: dict[str, Any]) -> dict[str, Any]:
     """Taken out of a command's options: how pictures are read."""
-    return {name: options.pop(name) for name in ("on_error", "path_column", "label_column")}
+    read = {name: options.pop(name) for name in ("on_error", "path_column", "label_column")}
+    separator, columns = (options.pop(name, None) for name in ("label_separator", "label_columns"))
+    names = [name.strip() for name in (columns or "").split(",")]
+    return read | {"label_separator": separator, "label_columns": [name for name in names if name]}
 
 
 def load(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any], labelled: bool) -> Pictures:
@@ -42,7 +45,16 @@ def load(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any], 
     from tangentune.pictures.load import load_pictures
 
     contract, jobs, verbose = backbone.contract, model.n_jobs, model.verbose
+    if several(model) and not read["label_columns"] and read["label_separator"] is None:
+        from tangentune.pictures.label_sets import SEPARATOR
+
+        read = read | {"label_separator": SEPARATOR}
     return load_pictures(path, contract=contract, n_jobs=jobs, verbose=verbose, need_labels=labelled, **read)
+
+
+def several(model: Estimator) -> TypeGuard[TangentClassifier]:
+    """Whether an estimator is fitted to pictures with several labels each."""
+    return hasattr(model, "fitted_") and getattr(model, "thresholds_", None) is not None
 
 
 def skipped(pictures: Pictures) -> list[dict[str, str]]:

@@ -147,6 +147,9 @@ _HELP = {
     "n_jobs": "Processes that decode picture files; all cores if not given.",
     "path_column": "Column of a table that holds the pictures; path, image, file or the like if not given.",
     "label_column": "Column of a table that holds the labels; label, class, target or the like if not given.",
+    "label_separator": "What stands between the labels of a picture where a cell of that column holds several; ; for a "
+    "model of several labels if not given.",
+    "label_columns": "Columns of 0 and 1 instead, each a label of its own, with commas between.",
     "on_error": "At a picture that cannot be read: stop and name it, or leave it out and count it.",
     "json": "Print one JSON document, and nothing else, on standard output.",
     "quiet": "No progress bars, notes or cost estimate.",
@@ -200,6 +203,10 @@ _READING = (
     _option(STREAMS, "--label-column", metavar="NAME"),
     _option(STREAMS, "--on-error", type=click.Choice(["raise", "skip"]), default="raise"),
 )
+_LABELS = (
+    _option(STREAMS, "--label-separator", metavar="TEXT"),
+    _option(STREAMS, "--label-columns", metavar="NAMES"),
+)
 _OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))
 
 
@@ -214,7 +221,9 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
     return attach
 
 
-fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
+fit_options = _together(
+    *_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT
+)  # every option of the estimators first
 map_options = _together(  # what a feature map is made by
     *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, *_DEVICE, *_READING,
     *_OUTPUT,
@@ -223,5 +232,6 @@ site_options = _together(_REGRESSION, *_DEVICE, *_READING, *_OUTPUT)  # what the
 damping_option = _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0"))
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
 shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
+label_options = _together(*_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # and one that reads labels, perhaps several each
 table_options = _together(*_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
 model_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

@@ -1,93 +1,174 @@
-"""The commands that give a saved model new pictures: `tangentune predict` and `tangentune evaluate`."""
+"""The command that asks a saved model about new pictures: `tangentune predict`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
-from tangentune.cli.options import Command, shared_options
+from tangentune.cli.models import MODEL, PICTURES, reading, saved_model, several
+from tangentune.cli.options import STREAMS, Command, option, shared_options
+from tangentune.cli.rows import PIPE, check_out, table_at
 from tangentune.cli.run import print_json, working
-from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table, score_rows
+from tangentune.cli.tables import folded, new_table, percent, print_table
+from tangentune.errors import shown
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
-    from tangentune.pictures.pictures import Pictures
+    from tangentune.reports.answers import Answer
 
 
 @click.command(cls=Command, short_help="Predict the labels of pictures.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
+@option(STREAMS, "--out", "Write a table, a row a picture: .csv, .parquet, or - for standard output.", metavar="FILE")
+@option(
+    STREAMS,
+    "--unlike/--no-unlike",
+    "How unlike the training pictures each one is, which takes those through the network; tables say it if not told.",
+    default=None,
+)
 @shared_options
-def predict(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
+def predict(
+    model: str, pictures: str, out: str | None, unlike: bool | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Predict the labels of PICTURES with the saved MODEL.
 
-    PICTURES is a picture, any folder of pictures, or a CSV file with the column path. A picture that the model was
-    fitted on, known by its pixels, is answered by the model fitted without it (leave-one-out), and marked.
-    """
-    from tangentune.reports.explanation import label_text
+    PICTURES is a picture, any folder of pictures or of tar files, or a CSV file with the column path; there may be more
+    than memory holds. A picture that the model was fitted on, known by its pixels, is answered by the model fitted
+    without it (leave-one-out), and marked.
 
+    A terminal shows a table. A pipe and --out get CSV (or Parquet) with the columns id, prediction, probability,
+    second_choice, second_probability, unlike_training, familiarity and fitted_on. unlike_training is up to 1 the share
+    of training pictures that lie nearer to the others than the picture does, and above 1 if none is as far away.
+    """
+    check_out(out)
+    if as_json and out == PIPE:
+        raise click.UsageError("--json and --out - both take standard output; leave one out")
     read = reading(options)
     with working(quiet) as stdout:
+        out = PIPE if out is None and not as_json and not stdout.isatty() else out
         fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, read, False)
-        rows = _predictions(fitted, loaded)
-    if as_json:
-        print_json({"model": model, "n": len(rows), "predictions": rows, "skipped": skipped(loaded)})
-        return
-    sure = bool(rows) and "confidence" in rows[0]
-    known = ["Fitted on"] if any(row["fitted_on"] is not None for row in rows) else []
-    columns = ["Picture", "Prediction", *(["Confidence"] if sure else []), *known]
-    table = new_table(*columns, numbers=(2,) if sure else (1,))
-    for row in rows:
-        answer = [row["label"], percent(row["confidence"])] if sure else [label_text(fitted, row["value"])]
-        table.add_row(*folded(row["id"], *answer, *([row["fitted_on"] or ""] if known else [])))
-    print_table(table, stdout)
-
-
-def _predictions(model: Estimator, pictures: Pictures) -> list[dict[str, Any]]:
-    """One row a picture: id, label, confidence and all probabilities, or id and value; and which of the fit it is."""
-    from tangentune import TangentRegressor
-    from tangentune.estimators.scores import honest_answers
-
-    found = honest_answers(model, pictures)
-    rows: list[dict[str, Any]] = [{"id": name} for name in pictures.ids]
-    names = [] if isinstance(model, TangentRegressor) else [str(name) for name in model.classes_]
-    for row, value, known in zip(rows, found.values.tolist(), found.fitted_on, strict=True):
-        if names:
-            best = max(range(len(value)), key=value.__getitem__)
-            row |= {"label": names[best], "confidence": value[best]}
-            row |= {"probabilities": dict(zip(names, value, strict=True))}
+        asked = _unlike(fitted, out is not None) if unlike is None else unlike
+        left_out: list[tuple[str, str]] = []
+        answers = _answers(fitted, pictures, read, asked, left_out, quiet)
+        if out is not None:
+            facts = {"n": _write(fitted, answers, out, stdout), "out": out}
         else:
-            row["value"] = value
-        row["fitted_on"] = known
-    return rows
-
-
-@click.command(cls=Command, short_help="Score a model on labelled pictures.")
-@click.argument("model", type=MODEL)
-@click.argument("pictures", type=PICTURES)
-@shared_options
-def evaluate(model: str, pictures: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Score the saved MODEL on labelled PICTURES that it has not seen.
-
-    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A picture
-    that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
-    """
-    from tangentune.estimators.scores import score_pictures
-    from tangentune.solvers.metrics import accuracy_interval
-
-    read = reading(options)
-    with working(quiet) as stdout:
-        fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, read, True)
-        scores, known = score_pictures(fitted, loaded)
+            rows = [one for some in answers for one in some]
+            facts: dict[str, Any] = {"n": len(rows)}
+            if as_json:
+                facts["predictions"] = [_document(fitted, one) for one in rows]
+            else:
+                _show(fitted, rows, asked, stdout)
     if as_json:
-        print_json({**scores, "n": len(loaded), "fitted_on": known, "skipped": skipped(loaded)})
-        return
-    interval = accuracy_interval(scores["accuracy"], len(loaded)) if "accuracy" in scores else None
-    rows = [("pictures", f"{len(loaded):,}"), *score_rows(scores, interval)]
+        print_json({"model": model, **facts, "skipped": [{"id": name, "reason": why} for name, why in left_out]})
+    elif out not in (None, PIPE):
+        stdout.write(f"{facts['n']:,} predictions written to {shown(str(out))}\n")
+
+
+def _unlike(fitted: Estimator, told: bool) -> bool:
+    """Whether to ask how unlike the training pictures are, if nobody said: of tables, where the model can tell."""
+    if told and not fitted.fitted_.training.has_pictures:
+        sentence = "this model was saved without its pictures: unlike_training and familiarity stay empty."
+        warnings.warn(sentence, stacklevel=2)
+        return False
+    return told
+
+
+def _answers(
+    fitted: Estimator,
+    pictures: str,
+    read: dict[str, Any],
+    unlike: bool,
+    left_out: list[tuple[str, str]],
+    quiet: bool,
+) -> Iterator[list[Answer]]:
+    """Answers a portion at a time, with one progress bar, and at the end what there is to say about them all."""
+    from tangentune.estimators.scores import known_sentence
+    from tangentune.memory import progress
+    from tangentune.pictures.listing import list_pictures
+    from tangentune.pictures.pictures import skip_sentence
+    from tangentune.pictures.stream import stream_pictures
+    from tangentune.pictures.tables import Columns
+    from tangentune.reports.answers import KernelAnswers, answer_all
+
+    listing = list_pictures(pictures, False, Columns(read["path_column"], read["label_column"]))
+    assert listing is not None, "a path always names pictures"
+    contract, jobs, on_error = fitted.backbone_.contract, fitted.n_jobs, read["on_error"]
+    portions = stream_pictures(listing, contract, left_out, on_error=on_error, n_jobs=jobs)
+    kernel = KernelAnswers.of(fitted) if unlike else None
+    fitted.set_params(verbose=0)
+    known = done = 0
+    with progress(label="predicting", total=len(listing), unit="picture", verbose=not quiet) as bar:
+        for found in answer_all(fitted, portions, kernel):
+            known, done = known + sum(one.fitted_on is not None for one in found), done + len(found)
+            bar.update(len(found))
+            yield found
     if known:
-        rows.insert(1, ("of them fitted on", f"{known:,}, each scored by the model fitted without it (leave-one-out)"))
-    print_facts(rows, stdout)
+        warnings.warn(known_sentence(known, done), stacklevel=2)
+    if sentence := skip_sentence(left_out, done):
+        warnings.warn(sentence, stacklevel=2)
+
+
+def _write(fitted: Estimator, answers: Iterator[list[Answer]], out: str, stdout: IO[str]) -> int:
+    from tangentune.reports.answers import cells, columns
+
+    count = 0
+    with table_at(out, columns(fitted), stdout) as write:
+        for found in answers:
+            write([cells(fitted, one) for one in found])
+            count += len(found)
+    return count
+
+
+def _show(fitted: Estimator, rows: list[Answer], unlike: bool, stream: IO[str]) -> None:
+    """A table for people."""
+    from tangentune.reports.answers import familiar, given_labels
+    from tangentune.reports.explanation import numbers_text
+    from tangentune.reports.pages import is_classifier
+
+    sure, known = is_classifier(fitted) and not several(fitted), any(row.fitted_on is not None for row in rows)
+    more = [*(["Familiarity"] if unlike else []), *(["Fitted on"] if known else [])]
+    table = new_table(
+        "Picture",
+        "Prediction",
+        *(["Confidence"] if sure else []),
+        *more,
+        numbers=() if several(fitted) else (2,) if sure else (1,),
+    )
+    for row in rows:
+        if several(fitted):
+            answer = [", ".join(f"{name} {percent(share)}" for name, share in given_labels(fitted, row)) or "none"]
+        elif is_classifier(fitted):
+            best = max(range(len(row.values)), key=row.values.__getitem__)
+            answer = [str(fitted.classes_[best]), percent(row.values[best])]
+        else:
+            answer = [numbers_text(row.values)]
+        far = [] if row.distance is None else [familiar(row.distance)]
+        table.add_row(*folded(row.id, *answer, *far, *([row.fitted_on or ""] if known else [])))
+    print_table(table, stream)
+
+
+def _document(fitted: Estimator, row: Answer) -> dict[str, Any]:
+    """An answer for JSON: id, label, confidence and all probabilities, or id and value; and which of the fit it is."""
+    from tangentune.reports.answers import familiar, given_labels
+    from tangentune.reports.pages import is_classifier
+
+    found: dict[str, Any] = {"id": row.id}
+    if several(fitted):
+        names = [str(name) for name in fitted.classes_]
+        found["labels"] = [name for name, _ in given_labels(fitted, row)]
+        found["probabilities"] = dict(zip(names, row.values, strict=True))
+    elif is_classifier(fitted):
+        names = [str(name) for name in fitted.classes_]
+        best = max(range(len(names)), key=row.values.__getitem__)
+        found |= {"label": names[best], "confidence": row.values[best]}
+        found |= {"probabilities": dict(zip(names, row.values, strict=True))}
+    else:
+        found["value"] = row.values[0] if fitted.targets_.ndim == 1 else list(row.values)
+    if row.distance is not None:
+        found |= {"unlike_training": row.distance, "familiarity": familiar(row.distance)}
+    return found | {"fitted_on": row.fitted_on}

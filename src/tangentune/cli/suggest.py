@@ -33,11 +33,12 @@ def suggest(model: str, unlabelled: str, budget: int, as_json: bool, quiet: bool
     pictures that stand for many others; once leave-one-out finds it better, those whose labels say most about open
     answers.
     """
-    from tangentune.workbench.suggest import suggest_next
+    from tangentune.workbench.suggest import check_suggests, suggest_next
 
     read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
+        check_suggests(fitted.fitted_)
         loaded = load(unlabelled, fitted.backbone_, fitted, read, False)
         tell = None if quiet else lambda sentence: click.echo(f"note: {sentence}", err=True)
         found = suggest_next(fitted, loaded, budget, tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
 from tangentune.errors import shown
@@ -9,6 +10,8 @@ from tangentune.errors import shown
 if TYPE_CHECKING:  # rich is imported when a table is made, so that help and mistakes in the options are quick
     from rich.table import Table
     from rich.text import Text
+
+    from tangentune.estimators.summary import LabelScore
 
 
 def new_table(*columns: str, numbers: tuple[int, ...] = (), header: bool = True) -> Table:
@@ -46,13 +49,32 @@ def print_facts(rows: list[tuple[str, str]], stream: IO[str]) -> None:
     print_table(table, stream)
 
 
+def print_labels(rows: Sequence[LabelScore], stream: IO[str]) -> None:
+    """How well each of several labels is found, one line a label."""
+    names = ("Label", "Pictures", "Average precision", "F1", "Precision", "Recall", "Threshold")
+    table = new_table(*names, numbers=tuple(range(1, len(names))))
+    for row in rows:
+        shares = (row.average_precision, row.f1, row.precision, row.recall, row.threshold)
+        table.add_row(*folded(row.name), f"{row.pictures:,}", *["" if one is None else f"{one:.3f}" for one in shares])
+    print_table(table, stream)
+
+
 def percent(share: float | None) -> str:
     """A share for people; nothing where there is none."""
     return "" if share is None else f"{100 * share:.1f} %"
 
 
 def score_rows(scores: dict[str, float], interval: tuple[float, float] | None) -> list[tuple[str, str]]:
-    """The scores of a classifier, its accuracy with an interval, or of a regressor: names and values."""
+    """The scores of a classifier, its accuracy with an interval, of several labels or of a regressor: names, values."""
+    if "macro_f1" in scores:
+        return [
+            ("average precision, mean over labels", f"{scores['average_precision']:.4f}"),
+            ("macro F1", f"{scores['macro_f1']:.4f}"),
+            ("micro F1", f"{scores['micro_f1']:.4f}"),
+            ("pictures with every label right", percent(scores["subset_accuracy"])),
+            ("negative log-likelihood of a label", f"{scores['nll']:.4f}"),
+            ("calibration error", percent(scores["ece"])),
+        ]
     if "accuracy" not in scores:
         return [("R²", f"{scores['r2']:.4f}"), ("root mean squared error", f"{scores['rmse']:.4g}")]
     between = "" if interval is None else f" (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)"

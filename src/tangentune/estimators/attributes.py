@@ -22,7 +22,7 @@ class FittedAttributes:
     probes_ = fitted_attribute(lambda fitted: fitted.feature_map.probes.cpu().numpy())
     ids_ = fitted_attribute(lambda fitted: fitted.ids)
     pictures_ = fitted_attribute(lambda fitted: fitted.pictures)
-    targets_ = fitted_attribute(lambda fitted: fitted.active.labels)
+    targets_ = fitted_attribute(lambda fitted: fitted.labels)
     edits_ = fitted_attribute(lambda fitted: fitted.edits)
     source_ = fitted_attribute(lambda fitted: fitted.source)
     dual_coef_ = fitted_attribute(lambda fitted: fitted.outcome.dual)

@@ -17,7 +17,7 @@ from tangentune._torch import usual_torch
 from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.attributes import FittedAttributes
 from tangentune.estimators.card import render_card
-from tangentune.estimators.explanations import Suspect
+from tangentune.estimators.explanations import Suspects
 from tangentune.estimators.fit import Procedure, Tell
 from tangentune.estimators.fitted import (
     FittedModel,
@@ -28,8 +28,8 @@ from tangentune.estimators.fitted import (
     with_primal,
     with_rows,
 )
+from tangentune.estimators.shown import Shown
 from tangentune.estimators.solution import Solution
-from tangentune.estimators.source import read_source
 from tangentune.estimators.summary import Plan, summarise
 from tangentune.estimators.tasks import Classification, Regression
 from tangentune.estimators.training_set import PictureReader
@@ -45,7 +45,7 @@ from tangentune.solvers.reweighting import weight_gradient
 
 
 @usual_torch
-class TangentEstimator(FittedAttributes, BaseEstimator):
+class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
     """The options of an estimator, and `fitted_`, which holds all that is fitted; the modules beside do the work.
 
     Everything after an edit equals a fit to the changed set with the same feature map, kernel and damping, which stay
@@ -131,9 +131,10 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """Solve for the whole network at once.
 
         Args:
-            X: a folder root/class/file, a CSV file (path,label), a list of paths, an array (n, C, H, W) or
-                (n, H, W, C), a torch Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
-            y: labels; None takes those of the source.
+            X: a folder root/class/file, a CSV file or data frame (path,label), paths, tar files, an array (n, C, H, W)
+                or (n, H, W, C), a Dataset, `Pictures`; or vectors (n, k) for a backbone without input size.
+            y: labels, a list of names for each picture, or the name of the column that holds them; None takes those of
+                the source.
             sample_weight: (n,) weights of the pictures; weight 0 leaves a picture out.
             source: pictures of related data, of a classifier's: a manifest that `tangentune select` wrote, a folder of
                 class folders, a CSV file, or labelled `Pictures`. They become weighted rows of the same problem
@@ -148,17 +149,16 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
             BudgetError: if the work cannot keep `memory_budget`.
         """
         procedure = Procedure.of(self._task(), self.get_params(deep=False))
-        backbone = procedure.backbone
         if source is not None:
             self.check_source()
         with warm_pages():
             with procedure.meter.stage("pictures"):
-                pictures, read = self._load(X, y, backbone, labelled=True), None
+                pictures, read = self._load(X, y, procedure.backbone, labelled=True), None
                 if source is not None:
-                    read = read_source(source, pictures, backbone.contract, n_jobs=self.n_jobs, verbose=self.verbose)
+                    read = procedure.read_source(source, pictures, self.n_jobs)
             given = np.ones(len(pictures)) if sample_weight is None else sample_weight
             given = _check_sample_weight(given, pictures.pixels, dtype=np.float64)
-            self.fitted_ = procedure.fit(pictures, given, read, tell, work)
+            self.fitted_ = procedure.suited(pictures).fit(pictures, given, read, tell, work)
         return self
 
     def plan(self, X: Any, y: Any = None) -> Plan:
@@ -243,7 +243,7 @@ class TangentEstimator(FittedAttributes, BaseEstimator):
         """
         return explanations.informativeness(self.solution_, None if X is None else self.kernel_to_training(X))
 
-    def suspects(self, k: int | None = None) -> list[Suspect]:
+    def suspects(self, k: int | None = None) -> Suspects:
         """The k pictures (None: all) whose labels look most like mistakes, worst first: a list to look through.
 
         Each is held against what all others predict, at a damping that does not trust single labels. Cost n^3.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING
 
 from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_setting, nice_settings
 from tangentune.estimators.worth import verdict
+
+if TYPE_CHECKING:  # templates are for saving; whoever only predicts need not wait for them
+    from jinja2 import Template
 
 _CLASSES_LISTED = 50
 
@@ -42,11 +44,14 @@ def render_card(facts: Summary, edits: int = 0, kept: bool = False) -> str:
 @cache
 def _template() -> Template:
     """Compiled once: that takes longer than all the rest of saving a small model."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
+    environment.filters["digits"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     return environment.get_template("card.md.j2")
 

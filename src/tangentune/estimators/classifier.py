@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, final
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
@@ -17,7 +18,8 @@ from tangentune.estimators.base import TangentEstimator
 from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
 from tangentune.estimators.user_input import as_classes, with_labels
-from tangentune.solvers.calibration import probabilities
+from tangentune.pictures.label_sets import label_matrix
+from tangentune.solvers.label_calibration import LabelCalibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
@@ -28,6 +30,10 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
 
     The network's features are linearised around the pre-trained weights, every class gets its own tangent, and all
     choices are made by exact leave-one-out error: no learning rate, no epochs, no validation set.
+
+    A picture has one class, or several labels or none: then y is a matrix (n, L) of 0 and 1, a data frame of such
+    columns, or a list of names for each picture. Every label gets its own tangent, probability and threshold over the
+    same kernel; answers are (n, L), and what is exact of classes is exact of labels.
 
     Args:
         backbone: a name ("mobilenet_v2", "efficientnet_lite0", "timm:...", "torchvision:...", "hf:DIR"), a `Backbone`,
@@ -67,7 +73,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         verbose: 1 shows progress bars with the time left.
 
     Attributes:
-        classes_: (C,) class names.
+        classes_: (C,) class names, or the names of L labels; of a matrix without names their positions as text.
+        thresholds_: (L,) probabilities from which on each of several labels is given; None where classes are.
         damping_: chosen lambda, absolute; `relative_damping_` in mean eigenvalues of the centred kernel.
         metric_power_, normalize_, body_scale_: the other choices.
         augment_: "flip" where features are means over mirrored pictures, else None.
@@ -76,7 +83,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         loo_predictions_: (n, C) scores of each picture by the model fitted without it, exact.
         loo_proba_: (n, C) probabilities of each picture left out, calibrated; of the likelihood, if one is chosen
             (exact for "dirichlet" at its scale, approximate for "laplace").
-        loo_score_: their accuracy.
+        loo_score_: their accuracy; of several labels the share of pictures with all of them right.
         likelihood_: the likelihood's own parameters, empty for least squares.
         selection_: list of rows: what was tried, with its leave-one-out error.
         damping_path_: leave-one-out error along the damping.
@@ -91,7 +98,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             (None where the first network did worse already), and how far the networks spread about their mean in
             units of how far that moved.
         fit_report_: seconds and peak bytes of each stage.
-        temperature_: the calibration, fitted to the leave-one-out predictions.
+        temperature_: the calibration, fitted to the leave-one-out predictions; NaN with several labels a picture.
 
     Cost: one forward and one backward pass (two with "flip"), then n^2 P for the kernels and n^3 for the solver.
 
@@ -114,21 +121,35 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     classes_ = fitted_attribute(lambda fitted: fitted.outcome.classes)
     loo_proba_ = fitted_attribute(lambda fitted: fitted.outcome.proba)
     temperature_ = fitted_attribute(lambda fitted: fitted.outcome.temperature)
+    thresholds_ = fitted_attribute(lambda fitted: _thresholds(fitted.outcome.labels))
 
     def decision_function(self, X: Any) -> NDArray:
-        """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it."""
+        """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it.
+
+        With several labels a picture (n, L), near 0 and 1.
+        """
         scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        two = len(self.classes_) == 2 and self.fitted_.outcome.labels is None
+        return scores[:, 1] - scores[:, 0] if two else scores
 
     def predict(self, X: Any) -> NDArray:
-        """Class of each picture, (n,); of pictures of the fit itself see `loo_predictions_`, as a warning says."""
+        """Class of each picture, (n,); of pictures of the fit itself see `loo_predictions_`, as a warning says.
+
+        With several labels a picture a matrix (n, L) of 0 and 1.
+        """
         values = self._scores(X) if self.likelihood == LEAST_SQUARES else self.predict_proba(X)
-        return self.classes_[values.argmax(1)]
+        if (labels := self.fitted_.outcome.labels) is None:
+            return self.classes_[values.argmax(1)]
+        return labels.decide(labels.probabilities(torch.from_numpy(values))).numpy()
 
     def predict_proba(self, X: Any) -> NDArray:
-        """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood."""
+        """Probabilities (n, C), calibrated on the exact leave-one-out predictions or by the likelihood.
+
+        With several labels a picture (n, L), of each label by itself.
+        """
         if self.likelihood == LEAST_SQUARES:
-            return probabilities(torch.from_numpy(self._scores(X)), self.temperature_).numpy()
+            scores = torch.from_numpy(self._scores(X))
+            return self.fitted_.outcome.probabilities(scores).numpy()
         system = self.solution_.system
         solution = self.fitted_.outcome.likelihood
         if solution is None:  # a loaded model's
@@ -139,9 +160,23 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         return torch.cat(found).cpu().numpy()
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Accuracy; y None takes the labels of the source (folder names, CSV)."""
-        X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
+        """Accuracy; y None takes the labels of the source (folder names, CSV).
+
+        With several labels a picture all of them must be right (subset accuracy).
+        """
+        fitted = self._fitted()
+        if fitted.outcome.labels is not None:
+            loaded = self._load(X, y, fitted.backbone, labelled=True, reset=False)
+            given = label_matrix(fitted.task.read_labels(loaded, self.classes_))
+            return float(accuracy_score(given, self.predict(loaded), sample_weight=sample_weight))
+        X, y = with_labels(X, y, fitted.backbone.contract, self.n_jobs, self.verbose)
         return float(accuracy_score(as_classes(y, self.classes_), self.predict(X), sample_weight=sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags: several labels at once."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
     def workbench(self, *, originals: str | os.PathLike[str] | None = None, height: int = 900) -> Any:
         """The page on which labels are corrected, in a notebook; `tangentune serve` opens the same in a browser.
@@ -163,3 +198,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         """
         notebook = import_module("tangentune.workbench.notebook")  # by name: it stands on this file, and is optional
         return notebook.frame(self, originals=originals, height=height)
+
+
+def _thresholds(labels: LabelCalibration | None) -> NDArray[np.float64] | None:
+    return None if labels is None else labels.thresholds.numpy()

@@ -43,6 +43,7 @@ from tangentune.kernels.stages import FitSettings
 from tangentune.memory import warm_pages
 from tangentune.pictures.checks import label_array
 from tangentune.pictures.copies import copy_sentences
+from tangentune.pictures.label_sets import is_sets, plain_labels
 from tangentune.pictures.load import Pictures
 from tangentune.solvers.low_rank import FeatureKernel
 
@@ -75,6 +76,11 @@ def class_members(fitted: FittedModel, name: Any) -> NDArray[np.int64]:
     classes = fitted.outcome.classes
     known = classes.tolist()
     name = as_classes(np.array([name]), classes).tolist()[0] if isinstance(name, str) else name
+    if is_sets(fitted.active.labels):
+        raise InputError(
+            "pictures of this model have several labels each, so none goes with a label; name the pictures in forget, "
+            "or fit again without the label"
+        )
     if not known:
         raise InputError("this model predicts numbers and has no classes to forget; name the pictures in forget")
     if np.ndim(name) or name not in known:
@@ -87,7 +93,7 @@ def add(
     fitted: FittedModel, loaded: Pictures, sample_weight: ArrayLike | None, reader: PictureReader, new_class: bool
 ) -> FittedModel:
     """Pictures added, with their labels; of known classes, unless new ones are allowed."""
-    labels, before = as_classes(fitted.task.read_labels(loaded), fitted.outcome.classes), fitted.active
+    labels, before = fitted.task.read_labels(loaded, fitted.outcome.classes), fitted.active
     ids, numbers = _named(fitted, loaded)
     given, ours = loaded.pixels.dtype, fitted.training.pictures.pixels.dtype
     if given != ours and torch.uint8 in (given, ours):
@@ -117,26 +123,27 @@ def relabel(fitted: FittedModel, ids: Any, y: Any, new_class: bool) -> FittedMod
     """Pictures given other labels, one for all or one for each; of known classes, unless new ones are allowed."""
     fitted.check_pictures()
     found, old = find_pictures(ids, fitted.ids, fitted.numbers), fitted.active.labels
-    single = np.ndim(y) < (1 if old.size == len(old) else 2)
+    one_set = isinstance(y, str | set | frozenset)
+    single = one_set or (not is_sets(old) and np.ndim(y) < (1 if old.size == len(old) else 2))
     given = label_array([y] if single else y)
     given = np.repeat(given, len(found), 0) if len(given) == 1 else given
     if len(given) != len(found):
         raise InputError(f"{len(given)} labels for {len(found)} ids; give one for all or one for each")
     counts, places = [len(same) for same in found], np.concatenate(found)
     bare = Pictures(torch.empty(len(places), 1), given.repeat(counts, 0), [fitted.ids[i] for i in places])
-    joined = join_labels(old, as_classes(fitted.task.read_labels(bare), fitted.outcome.classes))
+    joined = join_labels(old, fitted.task.read_labels(bare, fitted.outcome.classes))
     if not new_class:
         _check_known(fitted, joined[len(old) :], bare.ids)
     labels = joined[: len(old)]
     labels[places] = new = joined[len(old) :]
     if (twice := (labels[places] != new).reshape(len(new), -1).any(1)).any():  # the last one was taken
         first = int(np.argmax(twice))
-        name, given = fitted.ids[places[first]], [new[first].tolist(), labels[places[first]].tolist()]
+        name, given = fitted.ids[places[first]], [plain_labels(one[[first]])[0] for one in (new, labels[places])]
         raise InputError(f"the picture {name!r} is given two labels, {given[0]!r} and {given[1]!r}; give it one")
     active, changed = replace(fitted.active, labels=labels), np.unique(places)
     _check(fitted, active, fitted.ids)
     pictures = _hashes(fitted, changed)
-    former = [audit.former(name, label) for name, label in zip(pictures, old[changed].tolist(), strict=True)]
+    former = [audit.former(name, label) for name, label in zip(pictures, plain_labels(old[changed]), strict=True)]
     return _edited(fitted, "relabel", pictures, active, former=former)
 
 
@@ -257,7 +264,7 @@ def _named(fitted: FittedModel, loaded: Pictures) -> tuple[list[str], NDArray[np
 
 
 def _check_known(fitted: FittedModel, labels: NDArray, ids: list[str]) -> None:
-    if fitted.outcome.classes.size:  # none of numbers
+    if fitted.outcome.classes.size and not is_sets(labels):  # none of numbers; sets hold known names alone
         check_classes_known(labels, fitted.outcome.classes, ids, "pass new_class=True")
 
 

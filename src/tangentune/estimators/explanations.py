@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, KernelToTraining, solved
 from tangentune.estimators.solution import Solution
+from tangentune.estimators.tasks import Multilabel
+from tangentune.pictures.label_sets import label_matrix
+from tangentune.pictures.pictures import Pictures
 from tangentune.solvers import balancing
 from tangentune.solvers.leave_out import distrusting
 
@@ -27,6 +31,39 @@ class Suspect(NamedTuple):
     suggestion: Any  # what the other pictures predict instead
     probability: float | None  # of the given label, by the model fitted without the picture; None for numbers
     score: float  # squared distance of the label from what the others predict: 0 agrees, 2 is another class for certain
+    # Of several labels a picture the one in doubt, that it has or lacks; `label` and `suggestion` are then all of its
+    # names with and without it, the probability is that of having or lacking it, and a score of 1 is certain.
+    doubted: str | None = None
+
+
+@final
+class Suspects(list[Suspect]):
+    """Suspects, worst first: a list, which a notebook shows with their pictures.
+
+    Example:
+        >>> Suspects([Suspect("a.png", 0, "cat", "dog", 0.01, 1.9)], {})
+        1 suspect, worst first: a.png is labelled cat, but rather dog (1 % sure of the label)
+    """
+
+    def __init__(self, found: Iterable[Suspect], images: Mapping[int, Any]) -> None:
+        super().__init__(found)
+        self.images = images  # by position: a Pillow picture, as the network sees it; none of vectors
+
+    def __repr__(self) -> str:
+        if not self:
+            return "no suspects"
+        one = self[0]
+        sure = "" if one.probability is None else f" ({100 * one.probability:.0f} % sure of the label)"
+        worst = f"{one.id} is labelled {one.label}, but rather {one.suggestion}{sure}"
+        return f"{len(self)} suspect{'s' if len(self) > 1 else ''}, worst first: {worst}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return str(import_module("tangentune.reports.notebook").suspects_html(self))  # by name: it stands on this room
+
+    def to_frame(self) -> Any:
+        """As a data frame of pandas, a row each."""
+        return import_module("tangentune.reports.notebook").frame([one._asdict() for one in self])
 
 
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:
@@ -55,7 +92,7 @@ def informativeness(solution: Solution, found: Iterable[KernelToTraining] | None
     return (value * (system.damping if cross is None else 1) / (2 * noise)).cpu().numpy()
 
 
-def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
+def suspects(fitted: FittedModel, k: int | None) -> Suspects:
     """Pictures whose labels lie far from what the others predict, worst first."""
     solution, labels = solved(fitted), fitted.active.labels
     count = len(labels) if k is None else k
@@ -63,10 +100,55 @@ def suspects(fitted: FittedModel, k: int | None) -> list[Suspect]:
         raise InputError(f"k is {k}; ask for at least one suspect")
     others = replace(solution, system=distrusting(solution.system)).loo
     given = solution.targets.targets.to(others)
-    score = (given - others).square().sum(1).cpu().numpy()
-    worst = np.argsort(-score, kind="stable")[:count].tolist()
-    suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
-    return [Suspect(fitted.ids[i], i, labels[i], suggestions[i], sure[i], float(score[i])) for i in worst]
+    if isinstance(fitted.task, Multilabel):
+        found = _doubted_labels(fitted, (given - others).square().cpu().numpy(), k)
+    else:
+        score = (given - others).square().sum(1).cpu().numpy()
+        worst = np.argsort(-score, kind="stable")[:count].tolist()
+        suggestions, sure = fitted.task.second_opinions(others, given, fitted.outcome, labels)
+        found = [
+            Suspect(fitted.ids[i], i, _plain(labels[i]), _plain(suggestions[i]), _plain(sure[i]), float(score[i]))
+            for i in worst
+        ]
+    places = {one.position: int(fitted.active.positions[one.position]) for one in found}
+    return Suspects(found, _Images(fitted.training.pictures, places if fitted.training.has_pictures else {}))
+
+
+def _plain(value: Any) -> Any:
+    """Python's own text, number or list, for people."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+@final
+class _Images(Mapping[int, Any]):
+    """Pictures by position, made when they are looked at; none of vectors."""
+
+    def __init__(self, pictures: Pictures, places: dict[int, int]) -> None:
+        self._pictures, self._places = pictures, places if pictures.pixels.ndim == 4 else {}
+
+    def __getitem__(self, position: int) -> Any:
+        return self._pictures.thumbnail(self._places[position])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _doubted_labels(fitted: FittedModel, scores: NDArray[np.float64], k: int | None) -> list[Suspect]:
+    """The k entries (i, l) of scores (n, L) that are largest, as suspects: what the picture has, or lacks."""
+    matrix, names, proba = label_matrix(fitted.active.labels).astype(bool), fitted.outcome.classes, fitted.outcome.proba
+    found = []
+    for place in np.argsort(-scores, axis=None, kind="stable")[:k].tolist():
+        i, column = divmod(place, len(names))
+        given, other = matrix[i], matrix[i].copy()
+        other[column] = not given[column]
+        sure = float(proba[i, column] if given[column] else 1 - proba[i, column])
+        label, suggestion = (tuple(names[row].tolist()) for row in (given, other))
+        score, doubted = float(scores[i, column]), str(names[column])
+        found.append(Suspect(fitted.ids[i], i, label, suggestion, sure, score, doubted))
+    return found
 
 
 def open_share(variance: Tensor, own: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from tangentune.kernels.stages import draw_probes
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
+from tangentune.pictures.label_sets import aligned, is_sets, label_matrix, label_sets
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.home_scores import HomeScores, Judge
 from tangentune.solvers.landmarks import choose_landmarks
@@ -139,7 +140,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Labels of type float are numbers to predict; others are classes, whatever those of the landmarks were.
         """
         pictures = self._load(X, y, labelled=True)
-        targets, classes = read_targets(np.asarray(pictures.labels))
+        targets, classes = self._targets(np.asarray(pictures.labels))
         weights = torch.ones(len(pictures)) if sample_weight is None else torch.as_tensor(np.asarray(sample_weight))
         total, done = None, 0
         for rows in self._rows(pictures):
@@ -157,7 +158,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         For owners who do not share pictures: each makes its own from the same sums, and `solve` takes them together.
         """
         pictures = self._load(X, y, labelled=True)
-        targets, classes = read_targets(np.asarray(pictures.labels))
+        targets, classes = self._targets(np.asarray(pictures.labels))
         check_map(self._frozen(), judge.fingerprint, len(judge.factor.mean))
         total, done = None, 0
         for rows in self._rows(pictures):
@@ -228,6 +229,18 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if vectors is not None:
             features.n_features_in_ = vectors
         return features._become(frozen)
+
+    def _targets(self, labels: NDArray) -> tuple[Tensor, tuple[Any, ...]]:
+        """Targets, and names of the classes; several labels a picture are numbers, in the order of the landmarks'."""
+        model = getattr(self, "model_", None)
+        if isinstance(model, TangentClassifier) and model.thresholds_ is not None:
+            sets = labels if is_sets(labels) else label_sets(labels, model.classes_.tolist())
+            return torch.from_numpy(label_matrix(aligned(sets, model.classes_))).double(), ()
+        if is_sets(labels):
+            raise InputError(
+                "sums of several labels a picture need the map as it was fitted to landmarks with such labels"
+            )
+        return read_targets(labels)
 
     def _become(self, frozen: FrozenMap) -> Self:
         self.frozen_ = frozen

@@ -19,7 +19,7 @@ from tangentune.estimators.fitted import FitFacts, FittedModel, source_facts
 from tangentune.estimators.outer_steps import RATE
 from tangentune.estimators.packing import check_savable
 from tangentune.estimators.solution import ActivePictures, solve
-from tangentune.estimators.source import fit_source
+from tangentune.estimators.source import fit_source, read_source
 from tangentune.estimators.summary import Plan
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import ROWS_SHARE, PictureReader, RowReader, extend, first_set
@@ -105,6 +105,16 @@ class Procedure:
         """The network."""
         return self.reader.backbone
 
+    def suited(self, pictures: Pictures) -> Procedure:
+        """With the task that these labels ask for."""
+        return replace(self, task=self.task.suited(pictures.labels))
+
+    def read_source(self, source: Any, pictures: Pictures, n_jobs: int | None) -> tuple[Pictures, NDArray]:
+        """Pictures of a source with their weights; refused where the labels of the pictures can use none."""
+        self.suited(pictures).task.check_source(self.outer_steps)
+        contract, verbose = self.backbone.contract, self.settings.verbose
+        return read_source(source, pictures, contract, n_jobs=n_jobs, verbose=verbose)
+
     def decided(self, pictures: Pictures, targets: Tensor, *, source: bool = False) -> Procedure:
         """With mirroring and solver chosen, if they were left open, and no steps or landmarks beside a source."""
         steps, (solver, wanted) = 0 if source and self.outer_steps == "loo" else self.outer_steps, self.solver
@@ -121,12 +131,13 @@ class Procedure:
 
     def plan(self, pictures: Pictures) -> Plan:
         """What `fit` would cost, from a trial with a few pictures."""
-        labels = self.task.read_labels(pictures)
-        self.task.check_options(labels)
-        self.task.check_labels(labels, pictures.ids)
+        chosen = self.suited(pictures)
+        labels = chosen.task.read_labels(pictures)
+        chosen.task.check_options(labels)
+        chosen.task.check_labels(labels, pictures.ids)
         with self.meter.stage("survey"):
-            targets = self.task.encode(labels, np.ones(len(pictures))).targets
-            procedure = self.decided(pictures, targets)
+            targets = chosen.task.encode(labels, np.ones(len(pictures))).targets
+            procedure = chosen.decided(pictures, targets)
             look = procedure.look(pictures, targets.shape[1], timed=True)
         settings = settled(*procedure.solver, look.trial, procedure.settings, look.problem)
         return procedure.foresee(look, pictures, settings)
@@ -296,7 +307,7 @@ def probe_facts(found: Fitted, outcome: Outcome, truth: NDArray, kept: NDArray) 
     if found.probe is None:
         return None
     probe = found.probe.cpu().numpy()
-    if len(outcome.classes):
+    if len(outcome.classes) and outcome.labels is None:
         compared = compare_classes(truth.argmax(1), outcome.proba[kept].argmax(1), probe.argmax(1))
     else:
         compared = compare_numbers(truth, outcome.loo[kept], probe)

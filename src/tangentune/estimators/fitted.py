@@ -34,6 +34,7 @@ from tangentune.kernels.batches import with_progress
 from tangentune.kernels.feature_map import FeatureRows, TangentMap, TangentModel, decision, own_diagonal, primal
 from tangentune.memory import warm_pages
 from tangentune.networks.backbone import Backbone
+from tangentune.pictures.label_sets import is_sets, label_matrix
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
 
@@ -126,6 +127,12 @@ class FittedModel:
         pictures, active = self.training.pictures, self.active.positions
         whole = np.array_equal(active, np.arange(len(pictures)))
         return pictures if whole else pictures.select(active)
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Labels (n,) or (n, k), as given; of several labels a picture the matrix (n, L) of 0 and 1."""
+        labels = self.active.labels
+        return label_matrix(labels) if is_sets(labels) else labels
 
     @property
     def numbers(self) -> NDArray[np.int64]:

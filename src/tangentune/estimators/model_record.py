@@ -108,9 +108,12 @@ _SHAPES = {
     "numbers": "n",
 }  # fmt: skip
 _KERNELS = {"kernel_": "nn"}, {"rows_": "nD", "landmarks.root": "lr", "landmarks.numbers": "l"}
+LABEL_ARRAYS = ("slopes_", "offsets_", "thresholds_")  # of several labels a picture, as `LabelCalibration` has them
 _SOURCE_SHAPES = {"positions": "m", "given": "m", "class_weights": "S", "own": "mm", "cross": "nm", "plain": "nn"}
 _WHOLE = ("numbers", "hashes", "source.positions", "landmarks.numbers")
-_NOT_NEGATIVE = ("sample_weight", "noise_", "loo_proba_", "source.given", "source.class_weights", *_WHOLE)
+_NOT_NEGATIVE = (
+    "sample_weight", "noise_", "loo_proba_", "slopes_", "thresholds_", "source.given", "source.class_weights", *_WHOLE,
+)  # fmt: skip
 _OTHERS = ("pixels", "hashes", "source.pixels", "source_effects_")
 _MAY_BE_INFINITE = ("path.loo_error", "source_effects_")
 
@@ -124,7 +127,12 @@ def check_settings(settings: dict[str, Any]) -> None:
     summed = fitted["fit_report_"].get("sums")  # then it has no pictures
     fits = (summed is None) == (len(targets) > 0) == (fitted["loo_score_"] is not None)
     _require(fits, "targets, loo_score_ and fit_report_ are not those of a fit, nor of sums")
-    if classifier:
+    if classifier and has_several(settings):
+        names = settings["classes"]["values"]
+        fits = all(isinstance(name, str) and name and "\0" not in name for name in names)
+        fits = fits and len(set(names)) == len(names) == np.shape(targets)[1] and bool(np.isin(targets, (0, 1)).all())
+        _require(fits, "targets are not 0 and 1 for each of the classes, which are names")
+    elif classifier:
         names = read_labels(settings["classes"] or {"dtype": "|b1", "values": []}, "classes")
         fits = "temperature_" in fitted and targets.ndim == 1
         fits = fits and np.array_equal(np.unique(targets if summed is None else names), names)
@@ -139,6 +147,12 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in (*moving["ruled"], *moving["generic"]):
         fits = block_of(name) in moving["block_scales"] and block_of(name) in moving["length_scales"]
         _require(fits, f"map.block_scales or map.length_scales have no entry for the block of {name}")
+
+
+def has_several(settings: Mapping[str, Any]) -> bool:
+    """Whether the pictures have several labels each: names of classes, and a row of targets for a picture."""
+    values = settings["targets"]["values"]  # none of a model of sums
+    return bool(settings["classes"] and values) and np.ndim(values[0]) == 1
 
 
 def read_labels(saved: Mapping[str, Any], where: str) -> NDArray:
@@ -166,6 +180,7 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
         sizes["C"] = len(names["values"] if names else np.atleast_1d(targets[0]))
     shapes = _SHAPES | ({"loo_proba_": "nC"} if settings["classes"] else {"noise_": "C"})
     shapes = shapes | _KERNELS["rows_" in tensors]
+    shapes |= dict.fromkeys(LABEL_ARRAYS, "C") if has_several(settings) else {}
     if source is not None:
         sizes |= {"S": len(source["classes"]), "m": len(settings["fitted"].get("source_ids_", ()))}
         shapes |= {f"source.{name}": shape for name, shape in _SOURCE_SHAPES.items()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -22,18 +23,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from tangentune.estimators.first_look import held_out_errors, lower, probe_errors, spread_over
 from tangentune.jacobian.task_vector import TaskVector, difference
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning.fit import tune_labels
 from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
+from tangentune.pictures.label_sets import is_sets, label_matrix, rarest_label
 from tangentune.pictures.pictures import Pictures
 
-FOLDS, FEWER_FOLDS = 4, 2
-MANY = 2000  # pictures from which on there are fewer folds, and the ladder is climbed down
+FOLDS = 4
 BATCH = 32
 RATE = 1e-4
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
@@ -83,10 +85,10 @@ def cross_fitted_expansion(
     backbone: Backbone, pictures: Pictures, steps: int, *, flip: bool, rate: float = RATE, seed: int = 0,
     verbose: int = 0,
 ) -> Expansion:  # fmt: skip
-    """Move the network towards the labels of all folds but one, for each fold; the backbone stays as it is.
+    """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
-    There are four folds, two of 2,000 pictures or more. Cost: `4 * steps` forward and backward passes of 32 pictures,
-    whatever n is; at least one pass over the pictures is made. With `flip` half of them are mirrored, at random.
+    Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
+    made. With `flip` half of them are mirrored, at random.
     """
     mover, rung = _Mover.of(backbone, pictures, flip, seed, verbose), Rung(steps, rate, 0)
     return mover.expansion(rung, list(mover.networks(rung)))
@@ -106,18 +108,17 @@ class _Mover:
 
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
-        positions = torch.from_numpy(class_positions(pictures)[1])
-        folds = stratified_folds(positions, fold_count(len(pictures)), seed)
-        fold = np.unique(folds.numpy(), return_inverse=True)[1]
+        positions = torch.from_numpy(_strata(pictures))
+        fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
         return cls(backbone, pictures, fold, flip, seed, verbose)
 
     def networks(self, rung: Rung) -> Iterator[nn.Module]:
         """A network for each fold, moved without its pictures."""
-        folds, name = range(int(self.fold.max()) + 1), f"moving at {rung.rate:g}"
-        for own in tqdm(folds, desc=name, unit="network", delay=1.0, disable=not self.verbose):
+        folds, name = range(int(self.fold.max()) + 1), f"moving the network, rate {rung.rate:g}"
+        for own in progress(folds, label=name, total=None, unit="network", verbose=self.verbose):
             rest = self.pictures.select(np.flatnonzero(self.fold != own))
             settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
-            yield fine_tune(self.backbone, rest, settings).backbone.module
+            yield _tuned(self.backbone, rest, settings).module
 
     def expansion(self, rung: Rung, nets: list[nn.Module]) -> Expansion:
         """What the networks of all folds make together."""
@@ -166,11 +167,6 @@ class _Mover:
         return mean_features(there, self.pictures.select(rows), 64, self.flip)
 
 
-def fold_count(pictures: int) -> int:
-    """How many folds so many pictures have: half of many teach a network as much as it can learn in so few steps."""
-    return FOLDS if pictures < MANY else FEWER_FOLDS
-
-
 def moved(module: nn.Module, task: TaskVector) -> nn.Module:
     """A frozen copy of the network with a task vector added to its weights."""
     out = copy.deepcopy(module)
@@ -188,16 +184,44 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
         return 0.0
     trial = spread_over(len(pictures), BATCH)
     few, rate = pictures.select(trial), RATE
-    _, once, thrice = (fine_tune(backbone, few, _settings(len(trial), n, rate, flip, 0)).seconds for n in (1, 1, 3))
+    runs = [_timed(backbone, few, _settings(len(trial), steps_, rate, flip, 0)) for steps_ in (1, 1, 3)]
+    _, once, thrice = runs
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
-    folds = fold_count(len(pictures))
-    count = len(pictures) * (folds - 1) // folds
+    count = len(pictures) * (FOLDS - 1) // FOLDS
     passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
     judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
-    networks = folds * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
+    networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
     return networks + looking * judged * len(pictures)
+
+
+def _strata(pictures: Pictures) -> NDArray[np.int64]:
+    """(n,) what folds are dealt out by: the class of each picture, or its rarest label."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return rarest_label(pictures.labels)
+    return class_positions(pictures)[1]
+
+
+def _targets(pictures: Pictures) -> Tensor:
+    """(n, C) one-hot classes, or the 0 and 1 of several labels."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return torch.from_numpy(label_matrix(pictures.labels)).double()
+    return F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double()
+
+
+def _tuned(backbone: Backbone, pictures: Pictures, settings: FineTuneSettings) -> Backbone:
+    """The network moved towards the labels of some pictures."""
+    if pictures.labels is not None and is_sets(pictures.labels):
+        return tune_labels(backbone, pictures, _targets(pictures), settings)
+    return fine_tune(backbone, pictures, settings).backbone
+
+
+def _timed(backbone: Backbone, pictures: Pictures, settings: FineTuneSettings) -> float:
+    """Seconds that this takes."""
+    began = time.perf_counter()
+    _tuned(backbone, pictures, settings)
+    return time.perf_counter() - began
 
 
 def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> FineTuneSettings:
@@ -209,10 +233,9 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
-    """The rungs that this many pictures pay for, of very many the last one first; none where each class has one."""
-    alone = np.bincount(class_positions(pictures)[1]).max() == 1
-    rungs = () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
-    return rungs if len(pictures) < MANY else rungs[::-1]
+    """The rungs that this many pictures pay for; none where each class has one."""
+    alone = not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1
+    return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
 
 
 def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
@@ -221,15 +244,14 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
     Each picture's features come from the network that has not seen it, so that the error (squares, summed over classes,
     mean over pictures) is honest. A rung is left after its first network if that does worse on its own fold, and the
     climb ends where the networks have drifted so far apart that their mean is not to be trusted. What was tried comes
-    with its error, None where it was given up. Of very many pictures, which nearly always pay for it, the last rung is
-    tried first, and the first one that is better is taken. Cost: that of `cross_fitted_expansion` a rung, and two
-    forward passes.
+    with its error, None where it was given up. Cost: that of `cross_fitted_expansion` a rung, and two forward
+    passes.
     """
-    best, rungs, downward = None, _rungs(pictures), len(pictures) >= MANY
+    best, rungs = None, _rungs(pictures)
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
-    targets = F.one_hot(torch.from_numpy(class_positions(pictures)[1])).double().to(backbone.device)
+    targets = _targets(pictures).to(backbone.device)
     former = mover.features_of(backbone.module)
     errors = probe_errors(former, targets)
     tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
@@ -237,16 +259,14 @@ def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: in
         if best is not None:
             former = mover.features_of(best.points[0])
         made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
-        found = None if made is None else probe_errors(mover.honest_features(made), targets)
-        if made is None or found is None:
+        if made is None:
             tried.append(_row(rung.steps, rung.rate, None, None))
-            better = False
-        else:
-            tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-            better = made.spread < FAR and lower(found, errors, PRIOR if best is None else 0.0)
-            best, errors = (made, found) if better else (best, errors)
-        if better == downward:
             break
+        found = probe_errors(mover.honest_features(made), targets)
+        tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
+        if made.spread >= FAR or not lower(found, errors, PRIOR if best is None else 0.0):
+            break
+        best, errors = made, found
     return best, tried
 
 

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 from tangentune.errors import StoreError
 from tangentune.estimators.fitted import FitFacts, FittedModel
 from tangentune.estimators.model_directory import Contents, Version, read_model, told, write_model
-from tangentune.estimators.model_record import LATER_OPTIONS, check_arrays, check_settings, read_labels
+from tangentune.estimators.model_record import (
+    LABEL_ARRAYS,
+    LATER_OPTIONS,
+    check_arrays,
+    check_settings,
+    has_several,
+    read_labels,
+)
 from tangentune.estimators.outer_steps import moved
 from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.record import Misfit
 from tangentune.estimators.solution import ActivePictures
-from tangentune.estimators.tasks import Classification, Outcome, Regression, Task
+from tangentune.estimators.tasks import Classification, Multilabel, Outcome, Regression, Task
 from tangentune.estimators.training_set import (
     ROWS_SHARE,
     Landmarks,
@@ -48,7 +55,9 @@ from tangentune.networks.backbone import (
     usable_device,
 )
 from tangentune.pictures.contract import DataContract
+from tangentune.pictures.label_sets import label_sets
 from tangentune.pictures.pictures import Pictures, take_rows
+from tangentune.solvers.label_calibration import LabelCalibration
 from tangentune.solvers.low_rank import FeatureKernel
 from tangentune.solvers.source.choice import SourceSetting
 
@@ -85,8 +94,8 @@ def save(
         "backbone": fitted.backbone.describe(),
         "map": pack_map(feature_map),
         "fitted": _facts(fitted, features),
-        "classes": _labels(fitted.outcome.classes) if isinstance(fitted.task, Classification) else None,
-        "targets": _labels(fitted.active.labels),
+        "classes": None if isinstance(fitted.task, Regression) else _labels(fitted.outcome.classes),
+        "targets": _labels(fitted.labels),
         "skipped": [list(pair) for pair in training.pictures.skipped],
         "points": [training.points[i] for i in fitted.active.positions],
         "next_number": fitted.next_number,
@@ -131,7 +140,9 @@ def _tensors(fitted: FittedModel) -> Tensors:
     """The feature map and its weights, fitted attributes that are arrays, and the pictures' weights and numbers."""
     outcome, facts, model = fitted.outcome, fitted.facts, fitted.primal
     assert model is not None
-    arrays = {"loo_proba_": outcome.proba} if isinstance(fitted.task, Classification) else {"noise_": outcome.noise}
+    arrays = {"noise_": outcome.noise} if isinstance(fitted.task, Regression) else {"loo_proba_": outcome.proba}
+    if outcome.labels is not None:
+        arrays |= {name: getattr(outcome.labels, name[:-1]).numpy() for name in LABEL_ARRAYS}
     arrays |= {"loo_predictions_": outcome.loo, "dual_coef_": outcome.dual, "intercept_": outcome.intercept}
     arrays |= {"sample_weight": fitted.active.sample_weight, "numbers": fitted.numbers}
     arrays |= {"source_effects_": facts.source_effects, **named(facts.damping_path, "path.")}
@@ -159,6 +170,8 @@ def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     score = None if np.isnan(outcome.score) else outcome.score  # of sums nothing was left out
     plain |= {"loo_score_": score, "ids_": fitted.ids, "likelihood_": outcome.parameters}
     plain |= {"source_": fitted.source} | ({} if features is None else {"n_features_in_": features})
+    if isinstance(fitted.task, Multilabel):
+        return plain
     if isinstance(fitted.task, Classification):
         return plain | {"temperature_": outcome.temperature}
     return plain | {"flat_": fitted.active.labels.ndim == 1}
@@ -201,13 +214,15 @@ def load(
     backbone, again = saved_backbone(config["backbone"], given, device, directory, options["input_size"])
     options |= {"backbone": again}
     likelihood, weights = options["likelihood"], options["class_weight"]
-    kind = Classification if config["classes"] else Regression
+    kind = Multilabel if has_several(config) else Classification if config["classes"] else Regression
     with _reading_options(folder):
         read_settings(options, backbone, config["seed"])
         read_count(options, "batch_size")
         read_steps(options)
         read_solver(options)
         labels = read_labels(config["targets"], "targets")
+        if kind is Multilabel:
+            labels = label_sets(labels, config["classes"]["values"])
         kind(likelihood, known_weights(weights, np.unique(labels))).check_options(labels)
     with told(folder):
         check_arrays(config, contents.tensors, dict(backbone.module.named_parameters()))
@@ -234,12 +249,15 @@ def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: ND
     dual, intercept, loo = (arrays[f"{name}_"] for name in ("dual_coef", "intercept", "loo_predictions"))
     score = float("nan") if plain["loo_score_"] is None else plain["loo_score_"]
     outcome = Outcome(dual, intercept, loo, score, parameters=plain.get("likelihood_", {}))
-    if isinstance(task, Classification):
-        calibration = {"proba": arrays["loo_proba_"], "temperature": plain["temperature_"]}
-        outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), **calibration)
-    else:
+    if isinstance(task, Regression):
         outcome = replace(outcome, noise=arrays["noise_"])
         labels = labels if len(labels) or plain["flat_"] else labels.reshape(0, len(intercept))
+    else:
+        outcome = replace(outcome, classes=read_labels(config["classes"], "classes"), proba=arrays["loo_proba_"])
+    if isinstance(task, Multilabel):
+        outcome = replace(outcome, labels=LabelCalibration(*[tensors[name] for name in LABEL_ARRAYS]))
+    elif isinstance(task, Classification):
+        outcome = replace(outcome, temperature=plain["temperature_"])
     facts = FitFacts(
         **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
         damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},

@@ -6,7 +6,9 @@ A picture of the fit itself, known by its pixels, is answered by the model fitte
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,12 @@ from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.regressor import TangentRegressor
-from tangentune.estimators.summary import class_scores, number_scores
+from tangentune.estimators.summary import LabelScore, class_scores, label_rows, label_scores, number_scores
 from tangentune.estimators.tasks import as_given
 from tangentune.estimators.user_input import as_classes
+from tangentune.pictures.label_sets import label_matrix
 from tangentune.pictures.load import Pictures, numeric_labels
 from tangentune.pictures.names import some
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 
@@ -42,20 +44,32 @@ class Answers:
 
 def honest_answers(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Answers:
     """What a model says of pictures; of those that it was fitted on, what it says without them, with a warning."""
-    copies = model.fitted_.fitted_on(pictures)
-    known = np.array([bool(same) for same in copies], bool)
     predict = model.predict if isinstance(model, TangentRegressor) else model.predict_proba
-    names = [model.fitted_.ids[same[0]] if same else None for same in copies]
+    found = answers_by(predict, model.fitted_, pictures)
+    if found.known:
+        warnings.warn(known_sentence(found.known, len(pictures)), stacklevel=2)
+    return found
+
+
+def known_sentence(known: int, count: int) -> str:
+    """How pictures of the fit are answered."""
+    sentence = f"{known} of {count} pictures are ones that the model was fitted on"
+    return f"{sentence}; each is answered by the model fitted without it (leave-one-out)."
+
+
+def answers_by(predict: Callable[[Pictures], NDArray[np.float64]], fitted: FittedModel, pictures: Pictures) -> Answers:
+    """What `predict` says of pictures that a model was not fitted on, and of the others the model without them."""
+    copies = fitted.fitted_on(pictures)
+    known = np.array([bool(same) for same in copies], bool)
+    names = [fitted.ids[same[0]] if same else None for same in copies]
     if not known.any():
         return Answers(predict(pictures), names)
     rest = None if known.all() else predict(pictures.select(~known))
-    left_out = _without(model.fitted_, [same for same in copies if same])
+    left_out = _without(fitted, [same for same in copies if same])
     values = np.empty((len(pictures), *left_out.shape[1:]))
     values[known] = left_out
     if rest is not None:
         values[~known] = rest
-    sentence = f"{known.sum()} of {len(pictures)} pictures are ones that the model was fitted on"
-    warnings.warn(f"{sentence}; each is answered by the model fitted without it (leave-one-out).", stacklevel=2)
     return Answers(values, names)
 
 
@@ -69,14 +83,24 @@ def _without(fitted: FittedModel, copies: list[list[int]]) -> NDArray[np.float64
         for same in several:
             groups[same] = same[0]
         scores = solved(fitted).leave_out(torch.from_numpy(groups)).cpu()
-        found = probabilities(scores, outcome.temperature).numpy() if classes else scores.numpy()
+        found = outcome.probabilities(scores).numpy() if classes else scores.numpy()
     else:
         found = outcome.proba if classes else outcome.loo
     return found[first] if classes else as_given(found[first], fitted.active.labels)
 
 
-def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> tuple[dict[str, float], int]:
-    """Scores, as `class_scores` or `number_scores` has them, and how many of the pictures the model was fitted on.
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Answers to m labelled pictures: `targets` are classes by their position (m,), labels (m, L), or numbers."""
+
+    targets: NDArray[Any]
+    answers: Answers
+    scores: dict[str, float]  # as `class_scores`, `label_scores` or `number_scores` has them
+    labels: tuple[LabelScore, ...] = ()  # scores of each label, where a picture has several
+
+
+def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Judged:
+    """Answer labelled pictures, each that the model was fitted on by the model without it, and score the answers.
 
     Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
     model, or no number for a regressor, is an InputError.
@@ -86,7 +110,12 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
     if isinstance(model, TangentRegressor):
         numbers = numeric_labels(pictures.labels, pictures.ids)
         found = honest_answers(model, pictures)
-        return number_scores(numbers, found.values), found.known
+        return Judged(numbers, found, number_scores(numbers, found.values))
+    if model.thresholds_ is not None:
+        given = label_matrix(model.fitted_.task.read_labels(pictures, model.classes_))
+        found = honest_answers(model, pictures)
+        rows = label_rows(model.classes_.tolist(), given, found.values, model.thresholds_)
+        return Judged(given, found, label_scores(given, found.values, model.thresholds_), tuple(rows))
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:
@@ -96,4 +125,4 @@ def score_pictures(model: TangentClassifier | TangentRegressor, pictures: Pictur
         )
     labels = np.array([column[label] for label in given], np.int64)
     found = honest_answers(model, pictures)
-    return class_scores(labels, found.values), found.known
+    return Judged(labels, found, class_scores(labels, found.values))

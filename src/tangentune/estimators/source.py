@@ -25,7 +25,6 @@ from tangentune.estimators.training_set import (
     source_pictures,
     with_source,
 )
-from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected
 from tangentune.pictures.checks import label_array, one_class_each
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.load import Pictures, load_pictures
@@ -45,6 +44,8 @@ def read_source(
     `SelectedPictures`, or labelled `Pictures`; a picture with the pixels of a target picture is left out, with a
     warning.
     """
+    from tangentune.methods.source_selection.manifest import SelectedPictures, load_selected  # few fits have a source
+
     weights = None
     named = isinstance(source, str | os.PathLike)
     if named and Path(source).suffix.lower() in MANIFESTS:

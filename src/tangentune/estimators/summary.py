@@ -46,7 +46,22 @@ class FittedClassifier(FittedEstimator, Protocol):
     """What a classifier has besides."""
 
     classes_: NDArray
+    thresholds_: NDArray[np.float64] | None
     loo_proba_: NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True)
+class LabelScore:
+    """How well one of several labels is found, `threshold` being the probability from which on it is given."""
+
+    name: str
+    pictures: int  # that have it
+    average_precision: float | None  # None where no picture has it
+    f1: float
+    precision: float | None  # None where it is never given
+    recall: float | None
+    threshold: float
 
 
 def is_classifier(model: FittedEstimator) -> TypeGuard[FittedClassifier]:
@@ -59,13 +74,15 @@ class Summary:
     """What was fitted on what, how, and how well; every score is a leave-one-out score; of sums there is none."""
 
     classification: bool
+    several: bool  # whether a picture has several labels, and not one class
     n: int
     classes: tuple[str, ...]  # names in the order of the probability columns; empty for a regressor
     counts: tuple[int, ...]  # of their pictures
+    labels: tuple[LabelScore, ...]  # of several labels a picture; else empty
     backbone: str
     contract: dict[str, Any]  # the network's data contract as plain fields
-    scores: dict[str, float]  # "accuracy", "nll", "ece", "brier"; or "r2", "rmse"
-    interval: tuple[float, float] | None  # 95 % interval of the accuracy, None for a regressor
+    scores: dict[str, float]  # as `class_scores`, `label_scores` or `number_scores` has them
+    interval: tuple[float, float] | None  # 95 % interval of the accuracy, None where that is no score
     settings: dict[str, Any]  # of the fit, given or chosen, by the keys of `SETTINGS`
     options: dict[str, Any]  # by the names in `OPTIONS`
     stages: list[dict[str, Any]]  # each with its "stage", wall "seconds" and perhaps "peak_bytes"
@@ -74,7 +91,7 @@ class Summary:
     # How a linear probe compares on the same pictures, by leave-one-out of both: "score", "gain" of the fit over
     # it with a paired 95 % "interval", its "seconds"; None where none was tried, or edits have made it another model.
     probe: dict[str, Any] | None
-    doubtful: int  # pictures whose given label has a leave-one-out probability below 5 %
+    doubtful: int  # labels given, or not, with a leave-one-out probability below 5 %
     source: dict[str, Any] | None  # what came of a source, as in `source_` without what was tried; None without one
     left_out: dict[str, float] | None  # of a model of sums what its owners' own leave-one-out came to, if they did it
     skipped: tuple[tuple[str, str], ...]  # unreadable pictures left out: path and reason
@@ -89,9 +106,16 @@ class Summary:
 def summarise(model: FittedEstimator) -> Summary:
     """Read the fitted attributes of a `TangentClassifier` or `TangentRegressor`; cost O(n C)."""
     fit, classes, counts, interval, doubtful = model.fit_report_, [], np.zeros(0, int), None, 0
+    labels_found: list[LabelScore] = []
     if not len(model.targets_):  # solved from sums
         classes = model.classes_.tolist() if is_classifier(model) else []
         scores, counts = {}, np.array(fit["sums"]["counts"], int)
+    elif is_classifier(model) and model.thresholds_ is not None:
+        classes, given, proba = model.classes_.tolist(), np.asarray(model.targets_), model.loo_proba_
+        counts = given.sum(axis=0)
+        labels_found = label_rows(classes, given, proba, model.thresholds_)
+        scores = label_scores(given, proba, model.thresholds_)
+        doubtful = int((np.where(given > 0, proba, 1 - proba) < DOUBT).sum())
     elif is_classifier(model):
         classes, labels = model.classes_.tolist(), label_positions(model)
         counts = np.bincount(labels, minlength=len(classes))
@@ -103,14 +127,16 @@ def summarise(model: FittedEstimator) -> Summary:
         scores = number_scores(targets, np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape))
     options = {key: getattr(model, key, None) for key in OPTIONS}
     options["class_weight"] = known_weights(options["class_weight"], np.array(classes))
-    settings = {key: getattr(model, f"{key}_", None) for key in SETTINGS}
+    settings = {key: _known(getattr(model, f"{key}_", None)) for key in SETTINGS}
     settings["landmarks"] = len(getattr(model, "landmarks_", [])) or None  # None where all pictures span the kernel
     source = {key: value for key, value in (model.source_ or {}).items() if key != "tried"}
     return Summary(
         classification=is_classifier(model),
+        several=bool(labels_found),
         n=len(model.targets_) or fit["n"],
         classes=tuple(str(name) for name in classes),
         counts=tuple(int(count) for count in counts),
+        labels=tuple(labels_found),
         backbone=str(model.backbone_.name),
         contract=model.backbone_.contract.to_dict(),
         scores=scores,
@@ -133,6 +159,47 @@ def class_scores(labels: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[
     """Accuracy, NLL, ECE and Brier score of probabilities (n, C) for classes by position (n,)."""
     scores = {"nll": metrics.nll(labels, proba), "ece": metrics.ece(labels, proba)}
     return {"accuracy": metrics.accuracy(labels, proba.argmax(axis=1)), **scores, "brier": metrics.brier(labels, proba)}
+
+
+def label_scores(
+    targets: NDArray[np.int64], proba: NDArray[np.float64], thresholds: NDArray[np.float64]
+) -> dict[str, float]:
+    """Scores of probabilities (n, L) for targets (n, L) of 0 and 1: means over labels, and the rest over all entries.
+
+    "average_precision" leaves out labels that nobody has; "macro_f1" counts them as 0, as scikit-learn does.
+    """
+    given = proba >= thresholds
+    counts = metrics.label_counts(targets, given)
+    each = metrics.average_precision(targets, proba)
+    flat, table = targets.ravel(), np.stack([1 - proba, proba], axis=-1).reshape(-1, 2)
+    return {
+        "average_precision": float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"),
+        "macro_f1": float(metrics.f1(counts).mean()),
+        "micro_f1": float(metrics.f1(counts.sum(axis=0))),
+        "subset_accuracy": float((given == targets).all(axis=1).mean()),
+        "nll": metrics.nll(flat, table),
+        "ece": metrics.ece(flat, table),
+    }
+
+
+def label_rows(
+    names: list[str], targets: NDArray[np.int64], proba: NDArray[np.float64], thresholds: NDArray[np.float64]
+) -> list[LabelScore]:
+    """How well each of several labels is found; arguments as of `label_scores`."""
+    counts = metrics.label_counts(targets, proba >= thresholds)
+    each, all_f1, rows = metrics.average_precision(targets, proba), metrics.f1(counts), []
+    for k, (right, wrong, missed) in enumerate(counts.tolist()):
+        precision = right / (right + wrong) if right + wrong else None
+        recall = right / (right + missed) if right + missed else None
+        area = float(each[k]) if recall is not None else None
+        threshold = float(thresholds[k])
+        rows.append(LabelScore(str(names[k]), right + missed, area, float(all_f1[k]), precision, recall, threshold))
+    return rows
+
+
+def _known(setting: Any) -> Any:
+    """A setting, None where it is a number that there is none of."""
+    return None if isinstance(setting, float) and setting != setting else setting
 
 
 def number_scores(targets: NDArray, predicted: NDArray) -> dict[str, float]:

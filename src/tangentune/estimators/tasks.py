@@ -1,4 +1,4 @@
-"""What classification and regression differ in: labels, targets, outcome of a solution, how the network may move."""
+"""What one class, several labels and numbers differ in: labels, targets, outcome of a solution, how a network moves."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.estimators.outer_steps import Choice, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.estimators.solution import Solution, Targets
-from tangentune.estimators.user_input import known_weights
+from tangentune.estimators.user_input import as_classes, known_weights
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
-from tangentune.pictures.checks import one_class_each
+from tangentune.pictures.checks import look_alikes, one_class_each
+from tangentune.pictures.label_sets import (
+    aligned,
+    is_marks,
+    is_sets,
+    label_matrix,
+    label_names,
+    label_sets,
+    rarest_label,
+    sets_of_names,
+)
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
 from tangentune.pictures.names import some
 from tangentune.solvers import likelihoods
 from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.label_calibration import LabelCalibration, fit_label_calibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.posterior import noise_variance
 
 LARGEST = 1e100  # a target, or its inverse; sums of squares of residuals must stay finite, and above 0
+FEW = 20  # pictures; with fewer it may be chance that each has one label
 USER = 4  # frames from a warning in `read_labels` up to the user's call of an estimator
 Opinions = tuple[NDArray, Sequence[float | None]]  # labels, and how sure the others are of those given
 
@@ -53,6 +65,11 @@ class Outcome:
     parameters: dict[str, float] = field(default_factory=dict)  # of the likelihood; empty for least squares
     likelihood: likelihoods.LikelihoodSolution | None = None  # None for least squares, and of a loaded model
     noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (k,) of a new observation, of numbers
+    labels: LabelCalibration | None = None  # of several labels a picture, which have no temperature
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Of classes, or of each label, (..., C), from scores; least squares."""
+        return probabilities(scores, self.temperature) if self.labels is None else self.labels.probabilities(scores)
 
 
 @final
@@ -63,8 +80,13 @@ class Classification:
     likelihood: str
     class_weight: Any
 
-    def read_labels(self, pictures: Pictures) -> NDArray:
-        """The labels of some pictures, one class each; a column of them is flattened, with a warning."""
+    def suited(self, labels: NDArray | None) -> Task:
+        """This task, or that of several labels a picture if these are such: sets of names, a matrix of 0 and 1."""
+        several = labels is not None and (is_sets(labels) or (is_marks(labels) and labels.shape[1] > 1))
+        return Multilabel(self.likelihood, self.class_weight) if several else self
+
+    def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
+        """The labels of some pictures, one class each, of a model that knows some; a column of them is flattened."""
         labels = pictures.labels
         if labels is None:
             raise InputError(
@@ -78,7 +100,7 @@ class Classification:
             warnings.warn(sentence, DataConversionWarning, stacklevel=USER)
         labels = one_class_each(labels)
         check_classification_targets(labels)
-        return labels
+        return labels if known is None else as_classes(labels, known)
 
     def check_options(self, labels: NDArray) -> None:
         """Refuse options that no fit to these labels can follow."""
@@ -131,17 +153,13 @@ class Classification:
 
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         """What `expand` will take."""
-        return moving_seconds(backbone, _numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
+        return _moving_seconds(backbone, _numbered(pictures), settings, steps)
 
     def expand(
         self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
     ) -> Choice:
         """Points of expansion moved towards the labels, if wanted, and what was tried."""
-        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
-        pictures = _numbered(pictures)
-        if steps == "loo":
-            return choose_steps(backbone, pictures, **common)
-        return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
+        return _expand(backbone, _numbered(pictures), settings, steps, rate)
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         """What came of a solution; parameters of the likelihood that are known are kept."""
@@ -172,13 +190,105 @@ class Classification:
 
 @final
 @dataclass(frozen=True)
+class Multilabel:
+    """Several labels a picture, or none: a target of 0 or 1 for each. One kernel and one inverse serve all of them."""
+
+    likelihood: str
+    class_weight: Any
+
+    def suited(self, labels: NDArray | None) -> Task:
+        return self
+
+    def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
+        """Labels as `label_sets`, with the columns of a model that knows some; those of a bare matrix are numbered."""
+        labels = pictures.labels
+        if labels is None:
+            raise InputError("requires y to be passed, but the target y is None; name the labels of each picture")
+        if labels.ndim == 2 and labels.shape[1] == 0 and known is not None:  # of lists of names that are all empty
+            labels = np.zeros((len(labels), len(known)), np.int64)
+        if not is_sets(labels) and is_marks(labels):
+            names = [str(i) for i in range(labels.shape[1])] if known is None else known.tolist()
+            labels = label_sets(labels, names)
+        if not is_sets(labels):  # one name each
+            labels = sets_of_names(labels.astype(str).reshape(len(labels), -1).tolist(), known)
+        return labels if known is None else aligned(labels, known)
+
+    def check_options(self, labels: NDArray) -> None:
+        if self.likelihood != LEAST_SQUARES:
+            raise InputError(
+                f"likelihood={self.likelihood!r} is for one class a picture; leave it at {LEAST_SQUARES!r}"
+            )
+        if self.class_weight is not None:
+            raise InputError(
+                "class_weight is for one class a picture, where a weight belongs to one class; leave it out, for each "
+                "label has its own threshold"
+            )
+
+    def check_source(self, outer_steps: str | int) -> None:
+        raise InputError("source= is for one class a picture; leave it out where pictures have several labels")
+
+    def check_labels(self, labels: NDArray, ids: list[str]) -> list[str]:
+        matrix, names = label_matrix(labels), label_names(labels)
+        if not len(matrix):
+            raise InputError("There are no pictures to learn from.")
+        if (matrix == matrix[0]).all():
+            raise InputError(f"all {len(matrix)} pictures have the same labels; give pictures that differ in one")
+        counts, sentences = matrix.sum(0), look_alikes(names)
+        for what, same in (("no picture has", counts == 0), ("every picture has", counts == len(matrix))):
+            if same.any():
+                sentences.append(f"{what} {some(names[same].tolist())}, so nothing can be learnt about it")
+        if (matrix.sum(1) == 1).all() and len(matrix) > FEW:
+            sentences.append(
+                "each picture has exactly one label: if it can have no other, give the class of each picture instead"
+            )
+        return sentences
+
+    def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
+        targets = torch.from_numpy(label_matrix(labels)).double()
+        return Targets(label_names(labels), targets, torch.from_numpy(sample_weight))
+
+    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
+        return settings
+
+    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        return _moving_seconds(backbone, self._read(pictures), settings, steps)
+
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
+    ) -> Choice:
+        return _expand(backbone, self._read(pictures), settings, steps, rate)
+
+    def _read(self, pictures: Pictures) -> Pictures:
+        return replace(pictures, labels=self.read_labels(pictures))
+
+    def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
+        targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
+        kept = targets.weights > 0
+        found = fit_label_calibration(scores[kept], targets.targets[kept], targets.weights[kept])
+        proba = found.probabilities(scores)
+        right = (found.decide(proba) == targets.targets).all(1)
+        dual, intercept = system.dual.cpu().numpy(), system.bias.cpu().numpy()
+        assert targets.classes is not None
+        score, loo = float(right.double().mean()), scores.numpy()
+        return Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), labels=found)
+
+    def folds(self, labels: NDArray, count: int) -> NDArray[np.int64]:
+        """(n,) folds; pictures are dealt out by their rarest label."""
+        return stratified_folds(torch.from_numpy(rarest_label(labels)), count).numpy()
+
+
+@final
+@dataclass(frozen=True)
 class Regression:
     """One number a picture, or several; what `Classification` is to classes."""
 
     likelihood: str
     class_weight: Any
 
-    def read_labels(self, pictures: Pictures) -> NDArray:
+    def suited(self, labels: NDArray | None) -> Task:
+        return self
+
+    def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
         if pictures.labels is None:
             raise InputError(
                 "requires y to be passed, but the target y is None; a regressor needs a number for each picture"
@@ -240,12 +350,23 @@ class Regression:
         return np.random.default_rng(0).permutation(len(labels)) % count
 
 
-Task = Classification | Regression
+Task = Classification | Multilabel | Regression
 
 
 def as_given(values: NDArray, labels: NDArray) -> NDArray:
     """Predicted numbers (..., k) in the shape that the labels were given in."""
     return values[..., 0] if labels.ndim == 1 else values
+
+
+def _moving_seconds(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+    return moving_seconds(backbone, pictures, steps, flip=settings.mirrored) if steps else 0.0
+
+
+def _expand(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float) -> Choice:
+    common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+    if steps == "loo":
+        return choose_steps(backbone, pictures, **common)
+    return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
 
 
 def _numbered(pictures: Pictures) -> Pictures:

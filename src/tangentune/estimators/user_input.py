@@ -22,7 +22,7 @@ from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.stages import FitSettings
 from tangentune.memory import default_budget, parse_bytes, resident_bytes
 from tangentune.networks.backbone import Backbone
-from tangentune.pictures.checks import refuse_nul
+from tangentune.pictures.checks import named_sets, refuse_nul
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.load import Pictures, load_pictures
@@ -138,7 +138,12 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
     if _are_pictures(X) or (isinstance(X, list | tuple) and len(X) and _are_pictures(X[0])):
         picture_shape(DataContract(None))  # says what a backbone for them needs
     X = X.numpy() if isinstance(X, Tensor) else X
-    if labelled:
+    if labelled and (sets := named_sets(y)) is not None:
+        X = validate_data(estimator, X, dtype="numeric", reset=reset)
+        if len(X) != len(sets):
+            raise InputError(f"There are {len(sets)} labels for {len(X)} vectors; give one list for each.")
+        y = sets
+    elif labelled:
         refuse_nul(y)
         rules: dict[str, Any] = {"multi_output": True, "y_numeric": False, "ensure_min_samples": 2 if reset else 1}
         X, y = validate_data(estimator, X, y, dtype="numeric", reset=reset, **rules)
@@ -150,9 +155,9 @@ def load_vectors(estimator: BaseEstimator, X: Any, y: Any, labelled: bool, reset
 
 
 def with_labels(X: Any, y: Any, contract: DataContract, n_jobs: int | None, verbose: int) -> tuple[Any, NDArray]:
-    """Pictures and their labels, those of a folder where none are given, loaded once for both."""
-    if y is None:
-        X = load_pictures(X, contract=contract, n_jobs=n_jobs, verbose=verbose)
+    """Pictures and their labels, those of a folder or a column where none are given, loaded once for both."""
+    if y is None or isinstance(y, str):
+        X = load_pictures(X, y, contract=contract, n_jobs=n_jobs, verbose=verbose)
         y = X.labels
     return X, np.asarray(y)
 

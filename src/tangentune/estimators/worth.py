@@ -55,10 +55,11 @@ def verdict(facts: Summary) -> str:
     if not facts.settings["body_scale"]:
         return "This fit is a linear probe: no block of the network was moved."
     low, high = probe["interval"]
-    unit = " points" if facts.classification else ""
+    counted = facts.classification and not facts.several  # of several labels the squared error is compared
+    unit = " points" if counted else ""
     gain, lowest, highest = (f"{100 * x:+.1f}" if unit else f"{x:+.3f}" for x in (probe["gain"], low, high))
     spent = f"for {nice_seconds(facts.seconds)} instead of about {nice_seconds(probe['seconds'])}"
-    score = f"{100 * probe['score']:.1f} %" if facts.classification else f"an R² of {probe['score']:.3f}"
+    score = f"{100 * probe['score']:.1f} %" if counted else f"an R² of {probe['score']:.3f}"
     if facts.settings["outer_steps"]:  # the probe stands on features that took all the time there was
         than = f"A linear probe of the features as they were moved has {score}; their tangents change that by"
         return f"{than} {gain}{unit} (95 % interval {lowest} to {highest})."

@@ -14,7 +14,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._files import read_tensors, write_tensors
 from tangentune._torch import usual_torch
@@ -22,6 +21,7 @@ from tangentune.errors import InputError
 from tangentune.jacobian.kfac_factors import KINDS, EigenBlock, FactorSums, decompose, second_moments_between
 from tangentune.jacobian.kfac_passes import Cotangents, factor_sums, plan, second_moments
 from tangentune.jacobian.linearization import Linearization
+from tangentune.memory import progress
 from tangentune.networks.network_function import Inputs
 
 __all__ = ["KroneckerCurvature", "kfac", "merge"]
@@ -154,7 +154,7 @@ def kfac(
         return Cotangents(cotangents == "exact", draws, torch.Generator().manual_seed(seed))
 
     def shown(batches: Iterable[Inputs], what: str) -> Iterable[Inputs]:
-        return tqdm(batches, desc=what, disable=not verbose, delay=1.0)
+        return progress(batches, label=what, total=None, unit="batch", verbose=verbose)
 
     sums = factor_sums(linearization, treatment, given(), shown(chain([first], items), "factors"))
     point = linearization.point()

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from tangentune.memory import progress
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.load import Pictures
 
@@ -84,7 +84,7 @@ def with_progress(
 ) -> Iterator[Tensor]:
     """Batches of all pictures or some, in order, with a progress bar where there are several."""
     total = pictures.count if index is None else len(index)
-    with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=not verbose or total == 1) as bar:
+    with progress(label=label, total=total, unit="picture", verbose=verbose and total > 1) as bar:
         for x in pictures.batches(index):
             yield x
             bar.update(len(x))

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
 from tangentune.errors import BudgetError, InputError
@@ -21,6 +20,7 @@ from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.rows import TangentRows, mapped, memory_groups, sample_count
 from tangentune.jacobian.survey import survey_linearization
 from tangentune.kernels.gram import PAIR_OVERHEAD, TILE_BYTES, gram, mirrored
+from tangentune.memory import progress
 from tangentune.networks.network_function import Inputs
 
 Outputs = Literal["full", "independent", "shared"]
@@ -53,7 +53,7 @@ def logit_gram(
                 "memory_bytes, leave the parameter out with params, or solve with tangentune.solvers.pcg"
             )
     groups = memory_groups(rows.held, count, memory_bytes)
-    for names in tqdm(groups, desc="Gram of logits", disable=not verbose, delay=1.0):
+    for names in progress(groups, label="Gram of logits", total=None, unit="group", verbose=verbose):
         for _, entry in _collected(rows, batches, names):
             add_gram(out, entry)
     return mirrored(out)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import RowPlan, batch_rows
@@ -18,7 +17,7 @@ from tangentune.kernels.gram import block_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.row_shards import RowShards
 from tangentune.kernels.trial import Trial
-from tangentune.memory import Meter
+from tangentune.memory import Meter, progress
 from tangentune.networks.parameters import group_blocks
 from tangentune.solvers.factorisation import svd
 
@@ -68,8 +67,7 @@ class FitJob:
         total = self.pictures.count if index is None else len(index)
 
         def run() -> Iterator[Portion]:
-            hidden = not self.settings.verbose
-            with tqdm(total=total, desc=label, unit="picture", delay=1.0, disable=hidden) as bar:
+            with progress(label=label, total=total, unit="picture", verbose=self.settings.verbose) as bar:
                 for portion in self.pictures.portions(index):
                     yield portion
                     bar.update(len(portion.x))
@@ -86,8 +84,7 @@ class FitJob:
 
     def grams(self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float) -> dict[str, Tensor]:
         """Block kernels, in network order, with a progress bar."""
-        hidden = not self.settings.verbose
-        with tqdm(total=len(entries), desc="kernels", unit="layer", delay=1.0, disable=hidden) as bar:
+        with progress(label="kernels", total=len(entries), unit="layer", verbose=self.settings.verbose) as bar:
             grams = block_grams(entries, factors, power, tick=bar.update)
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 

@@ -7,7 +7,7 @@ one gives every picture the residual of a head that has not seen it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import final
@@ -190,15 +190,25 @@ def refuse_zero_head(head: nn.Linear) -> None:
         )
 
 
+def ridge_head(features: Tensor, targets: Tensor) -> nn.Linear:
+    """As `probe_head`, for targets (n, C) of any kind, such as 0 and 1 for each of several labels."""
+    return _ridge_layer(features, targets.double(), lambda _: 1.0)
+
+
 def _ridge_head(features: Tensor, positions: Tensor, outputs: int, calibrated: bool) -> nn.Linear:
+    targets = F.one_hot(positions, outputs).double()
+    return _ridge_layer(features, targets, lambda loo: 1 / fit_temperature(loo, positions) if calibrated else 1.0)
+
+
+def _ridge_layer(features: Tensor, targets: Tensor, scale_of: Callable[[Tensor], float]) -> nn.Linear:
+    """Ridge regression on targets (n, C), scaled by what its leave-one-out predictions ask for."""
     centre = features.double().mean(0)
     centred = features.double() - centre
-    targets = F.one_hot(positions, outputs).double()
     factor = factor_ridge(centred @ centred.T)
     dampings = max(factor.mean_eigenvalue, 1e-12) * torch.logspace(-4, 3, 57, dtype=torch.float64)
     damping = float(dampings[loo_errors(factor, targets, dampings).argmin()])
     solution = solve(factor, targets, damping)
-    scale = 1 / fit_temperature(solution.loo, positions) if calibrated else 1.0
+    scale = scale_of(solution.loo)
     weight = scale * (centred.T @ solution.dual).T
     return _linear(weight, scale * solution.intercept - weight @ centre).to(features)
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
+from tangentune.memory import progress
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import MOST_PIXELS, picture_shape, prepare_picture, resize_plan
 from tangentune.pictures.pictures import allocate
@@ -70,7 +70,7 @@ def _as_array(source: Any) -> NDArray[Any] | Tensor:
 def _chunks(array: NDArray[Any] | Tensor, room: Tensor, verbose: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Contiguous own copies of some rows at a time, few enough to stay small, native byte order, finite."""
     step = max(1, _CHUNK_BYTES // max(1, array[:1].nbytes, room[:1].nbytes))
-    with tqdm(total=len(array), desc="reading arrays", unit="picture", disable=not verbose, delay=1.0) as bar:
+    with progress(label="reading arrays", total=len(array), unit="picture", verbose=verbose) as bar:
         for start in range(0, len(array), step):
             rows = array[start : start + step]
             chunk = rows.cpu().numpy() if isinstance(rows, Tensor) else rows

@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError, shown
+from tangentune.pictures.label_sets import holds_names, is_marks, is_sets, label_matrix, label_sets, sets_of_names
 from tangentune.pictures.names import some
 
 
 def label_array(labels: Any) -> NDArray[Any]:
     """Labels (n,) or (n, k) as one numpy array of text, integers, booleans or floats, checked to have no gap.
 
-    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns. A label that is missing (None, NaN,
-    "") or infinite, or holds a NUL, and a mixture of text and numbers, is an InputError.
+    Takes lists, arrays, tensors (also a list of 0-d tensors) and pandas columns; lists of names and frames whose
+    columns are labels of 0 and 1 become `label_sets`. A label that is missing (None, NaN, "") or infinite, or holds a
+    NUL, and a mixture of text and numbers, is an InputError.
     """
+    if (sets := named_sets(labels)) is not None:
+        return sets
     refuse_nul(labels)
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy()
@@ -33,7 +37,7 @@ def label_array(labels: Any) -> NDArray[Any]:
         array = np.asarray(labels, dtype=object if mixed else None)
     except ValueError as error:  # rows of different length
         raise InputError(
-            "labels cannot be read as one array: some are lists; give one label for each picture."
+            "labels cannot be read as one array: some are lists; give one label for each picture, or a list of names."
         ) from error
     if array.dtype == object:
         array = _from_objects(array)
@@ -54,6 +58,24 @@ def label_array(labels: Any) -> NDArray[Any]:
         value = array[first].tolist()
         raise InputError(f"Label {first} is {value!r} (empty, NaN or inf); give every picture a label.")
     return array
+
+
+def named_sets(labels: Any) -> NDArray[Any] | None:
+    """Several labels a picture that come with names; None for all others."""
+    if isinstance(labels, np.ndarray):
+        if is_sets(labels):
+            return labels
+        labels = labels.tolist() if labels.dtype == object and labels.ndim == 1 else None
+    elif len(getattr(labels, "shape", ())) == 2 and hasattr(labels, "columns"):  # a data frame
+        try:  # columns of several types come as objects
+            marks = np.asarray(labels, np.float64)
+        except (TypeError, ValueError):
+            return None
+        names = list(map(str, labels.columns))
+        return label_sets(marks, names) if len(names) > 1 and is_marks(marks) else None
+    elif str(getattr(labels, "dtype", "")) == "object" and hasattr(labels, "tolist"):
+        labels = labels.tolist()
+    return sets_of_names(labels) if holds_names(labels) else None
 
 
 def refuse_nul(labels: Any) -> None:
@@ -85,6 +107,9 @@ def _from_objects(array: NDArray[Any]) -> NDArray[Any]:
 
 def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
     """Labels (n,), or a column of them flattened; a wider matrix is refused as what it seems to be, and whose."""
+    if is_sets(labels):
+        names = some(list(labels.dtype.names or ()), 8)
+        raise InputError(f"{whose} pictures have several labels each ({names}), where one class for each is needed")
     if labels.ndim == 1 or labels.shape[1] == 1:
         return labels.reshape(len(labels))
     numbers, rows = labels.dtype.kind in "biuf", f"{len(labels)} x {labels.shape[1]}"
@@ -95,17 +120,19 @@ def one_class_each(labels: NDArray[Any], whose: str = "the") -> NDArray[Any]:
         else:
             odd = int(np.argmax(sums != 1))
             seen = f"labels mark {sums[odd]:g} classes of picture {odd} ({rows})"
-            problem = f"{seen}, but a classifier takes one for each; fit one to each column, y[:, k]"
+            problem = f"{seen}, where one class for each is needed; take one column, y[:, k]"
     elif numbers and (labels >= 0).all() and np.allclose(sums, 1, atol=1e-3):
         problem = f"labels are probabilities ({rows}); give the likeliest, y.argmax(1), or fit a regressor to them"
     else:
         seen = f"pictures have {labels.shape[1]} labels each"
-        problem = f"{seen}; a classifier takes one, a regressor also rows of numbers"
+        problem = f"{seen}; a classifier takes one, or lists of names, a regressor also rows of numbers"
     raise InputError(f"{whose} {problem}")
 
 
 def numeric_labels(labels: NDArray[Any], ids: Sequence[str]) -> NDArray[np.float64]:
     """Labels as float64 for regression, from text as well; one that is no finite number is an InputError."""
+    if is_sets(labels):
+        return label_matrix(labels).astype(np.float64)
     if labels.dtype.kind != "U":
         return labels.astype(np.float64)
     values = np.empty(labels.size)

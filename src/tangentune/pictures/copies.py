@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from tangentune.pictures.label_sets import plain_labels
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import Pictures
 
@@ -48,7 +49,7 @@ def duplicate_sentences(pictures: Pictures) -> list[str]:
     ]
     conflicts = [] if labels is None else [group for group in groups if (labels[group] != labels[group[0]]).any()]
     if conflicts and labels is not None:
-        pairs = [" = ".join(f"{ids[i]} ({labels[i].tolist()!r})" for i in group) for group in conflicts]
+        pairs = [" = ".join(f"{ids[i]} ({plain_labels(labels[[i]])[0]!r})" for i in group) for group in conflicts]
         what = "picture appears" if len(conflicts) == 1 else "pictures appear"
         sentences.append(f"{len(conflicts)} {what} with different labels; correct or remove: {some(pairs, 3)}.")
     return sentences
@@ -105,5 +106,5 @@ def copy_sentences(pictures: Pictures, known: int) -> list[str]:
 
 def _pair(copy: Copy, ids: Sequence[str], labels: NDArray[Any] | None) -> str:
     """Two names, with labels if given, and whether they are equal or nearly so."""
-    names = [ids[i] if labels is None else f"{ids[i]} ({labels[i].tolist()!r})" for i in (copy.new, copy.old)]
+    names = [ids[i] if labels is None else f"{ids[i]} ({plain_labels(labels[[i]])[0]!r})" for i in (copy.new, copy.old)]
     return f"{names[0]} {'=' if copy.exact else '≈'} {names[1]}"

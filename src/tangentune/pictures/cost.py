@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import struct
 import time
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile, PngImagePlugin
 
+from tangentune.pictures.encoded import Encoded, byte_count, opened, raw
 from tangentune.pictures.unreadable import UnusableError
 
 _USUAL_PIXELS = 89_478_485  # Pillow's own limit
@@ -49,10 +48,10 @@ def use_settings(values: tuple[Any, ...]) -> None:
 
 
 class LimitedFile(io.BufferedReader):
-    """A file open for reading that stops its decoder, when it asks for more, once that has taken too long."""
+    """A picture open for reading that stops its decoder, when it asks for more, once that has taken too long."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(io.FileIO(path))
+    def __init__(self, picture: Encoded) -> None:
+        super().__init__(raw(picture))
         allowed = _SECONDS_ALLOWED * (Image.MAX_IMAGE_PIXELS or math.inf) / _USUAL_PIXELS
         self._end = time.thread_time() + max(allowed, _SECONDS_ALLOWED)  # work of others does not count
 
@@ -65,7 +64,7 @@ class LimitedFile(io.BufferedReader):
         return super().read(size)
 
 
-def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> None:
+def limit_cost(image: Image.Image, picture: Encoded, need: int) -> None:
     """Refuse a picture, opened but not decoded, that costs far more than its pixels.
 
     JPEG 2000 is read at a half, a quarter, ... of its size if it must, its shorter side staying at least `need`.
@@ -79,22 +78,27 @@ def limit_cost(image: Image.Image, path: str | os.PathLike[str], need: int) -> N
         while taken > allowed and min(image.size) >> (halvings + 1) >= need:
             taken, halvings = taken / 4, halvings + 1
         image.reduce = halvings  # pyright: ignore[reportAttributeAccessIssue]
-    scans = len(_SCAN.findall(Path(path).read_bytes())) if image.info.get("progressive") else 0
+    scans = _scans(picture) if image.info.get("progressive") else 0
     if taken > allowed:
         problem = f"decoding its {pixels:,} pixels of {image.format} takes {taken / 2**30:.1f} GiB"
     elif scans * pixels > _VISITS_ALLOWED * Image.MAX_IMAGE_PIXELS:
         problem = f"it is a JPEG of {scans:,} scans of {pixels:,} pixels"
     else:
         # In small pieces, so that a decoder to which little says much comes back to be stopped.
-        image.decodermaxblock = min(_PIECE, max(1024, os.stat(path).st_size // 64))  # pyright: ignore
+        image.decodermaxblock = min(_PIECE, max(1024, byte_count(picture) // 64))  # pyright: ignore
         return
     raise UnusableError(f"{problem}; save it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it")
 
 
-def without_text(path: str | os.PathLike[str]) -> io.BytesIO | None:
+def _scans(picture: Encoded) -> int:
+    with opened(picture) as file:
+        return len(_SCAN.findall(file.read()))
+
+
+def without_text(picture: Encoded) -> io.BytesIO | None:
     """A PNG file without its texts and its colour profile; None if the file is of another kind."""
     kept = io.BytesIO()
-    with open(path, "rb") as file:
+    with opened(picture) as file:
         kept.write(file.read(len(_PNG)))
         if kept.getvalue() != _PNG:
             return None

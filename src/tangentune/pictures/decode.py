@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from typing import IO
 
@@ -14,6 +13,7 @@ from PIL import Image, TiffImagePlugin
 from tangentune.errors import InputError
 from tangentune.pictures.contract import INTERPOLATIONS, DataContract
 from tangentune.pictures.cost import LimitedFile, limit_cost, without_text
+from tangentune.pictures.encoded import Encoded, name_of
 from tangentune.pictures.unreadable import UnusableError, allowed_formats, file_problem, reason
 
 RESAMPLING = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
@@ -117,14 +117,14 @@ def _part(size: int, new: int, start: int, count: int) -> tuple[tuple[float, flo
     return (low - cut[0], high - cut[0]), cut
 
 
-def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[np.uint8] | str:
-    """One picture file as a `(channels, height, width)` uint8 array at the contract's size, or why there is none, as
+def try_decode(picture: Encoded, contract: DataContract) -> NDArray[np.uint8] | str:
+    """One encoded picture as a `(channels, height, width)` uint8 array at the contract's size, or why there is none, as
     text.
 
     Of animated or many-page files the first frame is taken. Large JPEGs are decoded at a fraction of their size where
     that still leaves three times the pixels needed. A contract that is not one for pictures is an InputError.
     """
-    problem = file_problem(path)
+    problem = file_problem(picture)
     if problem is not None:
         return problem
     try:
@@ -132,25 +132,25 @@ def try_decode(path: str | os.PathLike[str], contract: DataContract) -> NDArray[
             warnings.simplefilter("ignore")  # odd EXIF and TIFF tags, which do not touch the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                return _decode(path, LimitedFile(path), contract)
+                return _decode(picture, LimitedFile(picture), contract)
             except InputError:
                 raise  # the contract is wrong, not the file
             except ValueError:  # Pillow's limits for the texts in a PNG, which say nothing about the pixels
-                if (rest := without_text(path)) is None:
+                if (rest := without_text(picture)) is None:
                     raise
-                return _decode(path, rest, contract)
+                return _decode(picture, rest, contract)
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly every type on damaged files
-        return reason(path, error)
+        return reason(picture, error)
 
 
-def _decode(path: str | os.PathLike[str], file: IO[bytes], contract: DataContract) -> NDArray[np.uint8]:
+def _decode(picture: Encoded, file: IO[bytes], contract: DataContract) -> NDArray[np.uint8]:
     _, rows, columns = picture_shape(contract)
     # The longer side both ways, because the EXIF orientation may still swap them.
     need = math.ceil(_DRAFT_GAP * max(rows, columns) / (contract.crop or 1))
-    with file, Image.open(file, formats=allowed_formats(os.fspath(path))) as image:
-        limit_cost(image, path, need)
+    with file, Image.open(file, formats=allowed_formats(name_of(picture))) as image:
+        limit_cost(image, picture, need)
         if image.format in ("JPEG", "MPO"):  # its decoder may shrink a large picture
             image.draft(None, (need, need))
         return prepare_picture(image, contract)

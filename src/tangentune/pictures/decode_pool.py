@@ -21,6 +21,7 @@ from tangentune.errors import InputError, PictureError, whole
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.cost import pillow_settings, use_settings
 from tangentune.pictures.decode import try_decode
+from tangentune.pictures.encoded import Encoded
 
 Decoded = NDArray[np.uint8] | str
 """A picture's pixels, or the reason why it cannot be read."""
@@ -41,7 +42,7 @@ def worker_count(n_jobs: int) -> int:
 
 
 def decode_files(
-    paths: Sequence[str], contract: DataContract, n_jobs: int | None = None
+    paths: Sequence[Encoded], contract: DataContract, n_jobs: int | None = None
 ) -> Generator[Decoded, None, None]:
     """Yield every file's pixels, or the reason why it cannot be read, in the order of `paths`, whatever `n_jobs` is.
 
@@ -57,18 +58,21 @@ def decode_files(
             expected = (time.perf_counter() - start) / done * (len(paths) - done)
             workers = cpu_count() if expected > _WORTH_WORKERS_S and cpu_count() > 1 else None
     if done < len(paths):
-        yield from _decode_in_workers(paths[done:], contract, workers or 1)
+        yield from _decode_in_workers(paths, done, contract, workers or 1)
 
 
-def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: int) -> Generator[Decoded, None, None]:
-    size = max(1, min(_CHUNK, len(paths) // (4 * workers)))
+def _decode_in_workers(
+    paths: Sequence[Encoded], first: int, contract: DataContract, workers: int
+) -> Generator[Decoded, None, None]:
+    size = max(1, min(_CHUNK, (len(paths) - first) // (4 * workers)))
     settings, stopped = pillow_settings(), False
 
     def tasks() -> Iterator[Any]:
-        for start in range(0, len(paths), size):
+        for start in range(first, len(paths), size):
             if stopped:
                 return
-            yield delayed(_decode_chunk)(paths[start : start + size], contract, settings)
+            here = [paths[i] for i in range(start, min(start + size, len(paths)))]  # read now, if they are bytes
+            yield delayed(_decode_chunk)(here, contract, settings)
 
     # loky, not multiprocessing: it neither forks a process that runs threads nor imports the user's script.
     options: dict[str, Any] = {"backend": _Decoders(), "return_as": "generator", "batch_size": 1}
@@ -88,7 +92,7 @@ def _decode_in_workers(paths: Sequence[str], contract: DataContract, workers: in
             deque(results, maxlen=0)
 
 
-def _decode_chunk(paths: Sequence[str], contract: DataContract, settings: tuple[Any, ...]) -> list[Decoded]:
+def _decode_chunk(paths: Sequence[Encoded], contract: DataContract, settings: tuple[Any, ...]) -> list[Decoded]:
     """Runs in a worker, under the Pillow settings of the process that asked."""
     use_settings(settings)
     return [try_decode(path, contract) for path in paths]

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from tangentune._files import user_path
 from tangentune.errors import InputError, PictureError
@@ -37,6 +40,7 @@ class FileList:
     labels: list[str] | None = None  # one text per file
     notes: list[str] = field(default_factory=list)  # sentences that the user should see, such as of empty folders
     lost: list[tuple[str, str]] = field(default_factory=list)  # folders that could not be entered: id and reason
+    sets: NDArray[Any] | None = None  # several labels per file instead, as `label_sets`
 
 
 def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns: Columns = USUAL) -> FileList:
@@ -51,7 +55,9 @@ def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns
     if not path.exists():
         raise PictureError(f"{name} does not exist; give a folder of pictures, a CSV file, or a picture.")
     if path.suffix.lower() in (".csv", ".tsv"):
-        return FileList(*read_table(path, need_labels, columns))
+        paths, ids, labels = read_table(path, need_labels, columns)
+        known = isinstance(labels, list)
+        return FileList(paths, ids, labels if known else None, sets=None if known else labels)
     if path.suffix.lower() in PICTURE_SUFFIXES or looks_like_picture(path):
         return FileList([os.fspath(path)], [readable(path.name)])
     raise PictureError(f"{name} is neither a folder, nor a .csv file with columns path,label, nor a picture.")

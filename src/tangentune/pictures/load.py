@@ -15,17 +15,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError
+from tangentune.memory import progress
 from tangentune.pictures.arrays import load_array
 from tangentune.pictures.checks import check_classes, label_array, numeric_labels, pictures_digest
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.datasets import count_items, is_item, read_items, warn_if_random
 from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.decode_pool import decode_files
-from tangentune.pictures.files import FileList, find_files, from_paths
+from tangentune.pictures.encoded import Listing, is_cell
+from tangentune.pictures.libraries import class_names
+from tangentune.pictures.listing import list_pictures
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
 from tangentune.pictures.tables import Columns, is_frame, read_frame
@@ -49,15 +51,20 @@ def load_pictures(
     need_labels: bool = True,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
 ) -> Pictures:
     """Read pictures from wherever they are, at the size a network takes.
 
     Args:
         source: a folder root/class/file (names of the class folders are the labels; order: sorted by path); any folder
             when `need_labels=False`; a `.csv` file or data frame with columns path,label (or the like: image, file,
-            class, target, ...); a picture; a list of paths, Pillow pictures or arrays; an array (n, C, H, W), (n, H, W,
-            C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label); or `Pictures`.
-        labels: one per picture, in the source's order; goes before labels that the source has itself.
+            class, target, ...); a picture; WebDataset's `.tar` files, one, a list, a folder of them or
+            "part-{00..31}.tar"; a Hugging Face `Dataset`; a list of paths, Pillow pictures, arrays or bytes; an array
+            (n, C, H, W), (n, H, W, C), (n, H, W) or vectors (n, k); a map-style torch Dataset of (picture, label), such
+            as torchvision's, the names of whose classes become the labels; or `Pictures`.
+        labels: one per picture, or a list of names for each, in the source's order; goes before labels that the source
+            has itself. Text is the name of the source's column of labels, as `label_column` is.
         contract: size, interpolation and crop the network needs.
         on_error: "raise" refuses pictures that cannot be read and names them; "skip" leaves them out and warns with a
             count.
@@ -67,6 +74,8 @@ def load_pictures(
         need_labels: False for prediction; names of folders are then not taken as labels.
         path_column: the column of a table that holds the pictures, where its name does not say so.
         label_column: the column that holds the labels.
+        label_separator: what stands between the names where a cell of that column holds several; a blank one has none.
+        label_columns: columns of 0 and 1 instead, each a label of its own.
 
     Returns:
         Pictures, with labels as the source gives them (folder names and CSV entries stay text).
@@ -83,20 +92,25 @@ def load_pictures(
     """
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is {on_error!r}; use 'raise' or 'skip'.")
-    given, columns = None if labels is None else label_array(labels), Columns(path_column, label_column)
+    named = isinstance(labels, str)  # the name of a column, as in fit(frame, "species")
+    label_column, labels = (labels, None) if named else (label_column, labels)
+    if label_columns and (label_column or label_separator):
+        raise InputError("label_columns are labels by themselves; leave out label_column and label_separator")
+    given = None if labels is None else label_array(labels)
+    columns = Columns(path_column, label_column, label_separator, tuple(label_columns))
     if is_frame(source) and contract.input_size is not None:
         source, own = read_frame(source, need_labels and given is None, columns)
         given = label_array(own) if given is None and own is not None else given
     source = _plain_list(source)
+    own = need_labels and given is None
+    listing = None if isinstance(source, Pictures) else list_pictures(source, own, columns)
+    if named and given is None and listing is None:
+        raise InputError(f"labels is {label_column!r}, the name of a column, but these pictures have no columns.")
     if isinstance(source, Pictures):
         pictures = source if given is None else source.relabelled(_fitting(given, len(source)))
-    elif isinstance(source, (str, os.PathLike)):
-        files = find_files(source, need_labels and given is None, columns)
-        _refuse_unlabelled(need_labels, given, files.labels)
-        pictures = _from_files(files, given, contract, on_error, n_jobs, verbose)
-    elif isinstance(source, list) and source and isinstance(source[0], (str, os.PathLike)):
-        _refuse_unlabelled(need_labels, given)
-        pictures = _from_files(from_paths(source), given, contract, on_error, n_jobs, verbose)
+    elif listing is not None:
+        _refuse_unlabelled(need_labels, given, listing.labels, listing.sets)
+        pictures = read_listing(listing, given, contract, on_error, n_jobs, verbose)
     elif _is_array(source):
         _refuse_unlabelled(need_labels, given)
         pixels = load_array(source, contract, verbose, alone=given is None)
@@ -134,7 +148,7 @@ def _plain_list(source: Any) -> Any:
 
 def _is_array(source: Any) -> bool:
     if isinstance(source, list):
-        return not (source and is_item(source[0]))
+        return not (source and (is_item(source[0]) or is_cell(source[0])))
     return source is None or np.isscalar(source) or isinstance(source, Tensor) or hasattr(source, "__array__")
 
 
@@ -144,22 +158,32 @@ def _fitting(labels: NDArray[Any], count: int) -> NDArray[Any]:
     return labels
 
 
-def _from_files(
-    files: FileList, given: NDArray[Any] | None, contract: DataContract, on_error: str, n_jobs: int | None, verbose: int
+def read_listing(
+    listing: Listing,
+    given: NDArray[Any] | None,
+    contract: DataContract,
+    on_error: str,
+    n_jobs: int | None,
+    verbose: int,
 ) -> Pictures:
+    """Decode what was listed; labels that are given go before its own."""
     picture_shape(contract, files=True)
-    labels = label_array(files.labels) if given is None and files.labels is not None else given
+    own = listing.labels if listing.sets is None else listing.sets
+    labels = label_array(own) if given is None and own is not None else given
     if labels is not None:
-        labels = _fitting(labels, len(files.paths))
-    for note in files.notes:
+        labels = _fitting(labels, len(listing))
+    for note in listing.notes:
         warnings.warn(note, stacklevel=3)
-    known = {i: reason for i, path in enumerate(files.paths) if on_error == "raise" and (reason := file_problem(path))}
-    decoded = decode_files(files.paths, contract, n_jobs)
+    files, lost = listing.pictures, listing.lost
+    known = {}
+    if on_error == "raise" and isinstance(files, list):  # what is read from elsewhere would be read twice
+        known = {i: reason for i, path in enumerate(files) if (reason := file_problem(path))}
+    decoded = decode_files(files, contract, n_jobs)
     with closing(decoded):  # stops the workers when pictures are refused
-        pixels, kept, skipped = _collect(decoded, files.ids, on_error, verbose, files.lost, known)
+        pixels, kept, skipped = _collect(decoded, listing.ids, on_error, verbose, lost, known)
     _warn_if_dark(pixels, labels)
-    ids = [files.ids[i] for i in kept]
-    return Pictures(pixels, None if labels is None else labels[kept], ids, files.lost + skipped)
+    ids = [listing.ids[i] for i in kept]
+    return Pictures(pixels, None if labels is None else labels[kept], ids, lost + skipped)
 
 
 def _from_items(source: Any, given: NDArray | None, contract: DataContract, on_error: str, verbose: int) -> Pictures:
@@ -175,7 +199,7 @@ def _from_items(source: Any, given: NDArray | None, contract: DataContract, on_e
 
     pixels, kept, skipped = _collect(pictures(), ids, on_error, verbose)
     labels = None if given is None else _fitting(given, count)[kept]
-    own = [brought[i] for i in kept]
+    own = class_names(source, [brought[i] for i in kept])
     if labels is None and any(label is not None for label in own):
         labels = label_array(own)
     _warn_if_dark(pixels, labels)
@@ -197,8 +221,8 @@ def _collect(
     """
     pixels, kept, skipped, read = None, [], [], len(ids)
     ends = time.monotonic() + _READ_ON_S if on_error == "raise" and (lost or known) else math.inf
-    settings: dict[str, Any] = {"desc": "reading pictures", "unit": "picture", "delay": 1.0}
-    for position, result in enumerate(tqdm(results, total=len(ids), disable=not verbose, **settings)):
+    bar = progress(results, label="reading pictures", total=len(ids), unit="picture", verbose=verbose)
+    for position, result in enumerate(bar):
         name = ids[position]
         if time.monotonic() > ends:
             read = position
@@ -209,7 +233,7 @@ def _collect(
             skipped.append((name, text if own else f"{type(result).__name__}: {text}"))
             if on_error == "raise":
                 if isinstance(result, Exception):  # a dataset's own: told at once, with its cause
-                    raise _refusal(skipped, len(ids)) from result
+                    raise refusal(skipped, len(ids)) from result
                 ends = min(ends, time.monotonic() + _READ_ON_S)
             continue
         if ends < math.inf:
@@ -226,7 +250,7 @@ def _collect(
         kept.append(position)
     if ends < math.inf or (pixels is None and skipped):
         skipped += [(ids[i], reason) for i, reason in (known or {}).items() if i >= read]
-        raise _refusal([*lost, *skipped], len(ids), len(ids) - read)
+        raise refusal([*lost, *skipped], len(ids), len(ids) - read)
     if pixels is None:
         raise PictureError("There are no pictures to read.")
     pixels = pixels[: len(kept)]
@@ -235,7 +259,7 @@ def _collect(
     return pixels.clone() if in_memory else pixels, kept, skipped
 
 
-def _refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
+def refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -> PictureError:
     """The error that names all pictures known to be unreadable at once, so that they can be corrected in one go."""
     if len(problems) == 1 and not untried:
         said, they = "Cannot read picture {}: {}".format(*problems[0]), "it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
@@ -132,11 +132,16 @@ class Pictures:
 
     def skip_report(self) -> str:
         """One sentence that counts and names the pictures left out; empty when there are none."""
-        if not self.skipped:
-            return ""
-        named = some([f"{name} ({reason})" for name, reason in self.skipped])
-        were = "picture was" if len(self.skipped) == 1 else "pictures were"
-        return f"{len(self.skipped)} {were} left out, {len(self)} remain: {named}."
+        return skip_sentence(self.skipped, len(self))
+
+
+def skip_sentence(skipped: Sequence[tuple[str, str]], remain: int) -> str:
+    """One sentence that counts and names the pictures left out, with the reasons; empty when there are none."""
+    if not skipped:
+        return ""
+    named = some([f"{name} ({reason})" for name, reason in skipped])
+    were = "picture was" if len(skipped) == 1 else "pictures were"
+    return f"{len(skipped)} {were} left out, {remain} remain: {named}."
 
 
 def normalise(pixels: Tensor, contract: DataContract, dtype: torch.dtype = torch.float32) -> Tensor:

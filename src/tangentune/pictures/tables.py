@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tangentune.errors import PictureError
+from tangentune.pictures.label_sets import SEPARATOR, label_sets, sets_of_names, split_texts
 from tangentune.pictures.names import readable
 
 _PATHS = ("image", "img", "picture", "file", "filename", "filepath", "imagepath", "imgpath", "imagefile")
@@ -27,6 +29,7 @@ _KNOWN = {
 Row = tuple[int, list[str]]
 # The table of labels that a model exports, which is read back as pictures and their current labels.
 LABELS = ("id", "original", "current", "when", "why")
+_MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would calculate, or one quoted before
 
 
@@ -36,13 +39,17 @@ class Columns:
 
     path: str | None = None
     label: str | None = None
+    separator: str | None = None  # between several labels in one cell; None where there is one
+    marks: tuple[str, ...] = ()  # columns of 0 and 1, each of which is a label
 
 
 USUAL = Columns()
 
 
-def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[str], list[str], list[str] | None]:
-    """The pictures of a table: `(file names, ids as written, labels as text or None)`, relative to its folder."""
+def read_table(
+    path: Path, need_labels: bool, columns: Columns
+) -> tuple[list[str], list[str], list[str] | NDArray[Any] | None]:
+    """The pictures of a table, relative to its folder: `(file names, ids as written, labels as text, sets or None)`."""
     name = readable(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -51,7 +58,12 @@ def read_table(path: Path, need_labels: bool, columns: Columns) -> tuple[list[st
     except OSError as error:
         raise PictureError(f"{name} cannot be read as a table: {error}.") from error
     ids, labels = read_columns(text, name, need_labels, columns)
-    return [_resolve(path.parent, text) for text in ids], ids, labels if all(labels) else None
+    paths = [_resolve(path.parent, one) for one in ids]
+    if not need_labels or not (columns.marks or columns.separator):
+        return paths, ids, labels if all(labels) else None
+    if columns.marks:
+        return paths, ids, _read_marks(text, name, columns.marks)
+    return paths, ids, sets_of_names(split_texts(labels, columns.separator or SEPARATOR))
 
 
 def read_columns(
@@ -60,14 +72,16 @@ def read_columns(
     """Two columns of a table: the pictures, by "path" or "id", and their labels, empty where they are not needed."""
     rows = _split_rows(text, name)
     header = [cell.strip() for cell in rows[0][1]] if rows else []
-    ours = tuple(header) == LABELS and columns == USUAL
+    ours = tuple(header) == LABELS and (columns.path, columns.label, columns.marks) == (None, None, ())
     where = f"The first line of {name}"
-    first, second = (0, 2) if ours else _find(header, where, columns, need_labels, key)
+    one_label = need_labels and not columns.marks
+    first, second = (0, 2) if ours else _find(header, where, columns, one_label, key)
+    needed = 2 if one_label and not columns.separator else 1  # several labels may be none
     ids, labels = [], []
     for line, cells in rows[1:]:
         padded = [unquoted(cell.strip()) if ours else cell.strip() for cell in cells] + [""] * len(header)
         given = (key, padded[first]), ("label", "" if second is None else padded[second])
-        for what, found in given if need_labels else given[:1]:
+        for what, found in given[:needed]:
             if not found:
                 raise PictureError(f"Line {line} of {name} has no {what}.")
         ids.append(given[0][1])
@@ -75,6 +89,32 @@ def read_columns(
     if not ids:
         raise PictureError(f"{name} lists no picture below its first line.")
     return ids, labels
+
+
+def _read_marks(text: str, name: str, wanted: Sequence[str]) -> NDArray[Any]:
+    """Columns of 0 and 1, each of them a label that is called as its column."""
+    (_, first), *rows = _split_rows(text, name)
+    header, where = [cell.strip() for cell in first], f"The first line of {name}"
+    places = [_named_column(header, one, where) for one in wanted]
+    matrix = np.zeros((len(rows), len(places)), np.bool_)
+    for i, (line, cells) in enumerate(rows):
+        for j, place in enumerate(places):
+            cell = cells[place].strip() if place < len(cells) else ""
+            if cell.lower() not in _MARKS:
+                raise PictureError(
+                    f"Line {line} of {name} has {cell!r} under {header[place]}; a label is 0 or 1 there."
+                )
+            matrix[i, j] = _MARKS[cell.lower()]
+    return label_sets(matrix, [header[place] for place in places])
+
+
+def _named_column(header: Sequence[str], name: str, where: str) -> int:
+    """Position of the one column of a name."""
+    found = [i for i, cell in enumerate(header) if cell == name.strip()]
+    if len(found) != 1:
+        problem = f"names no column {name}" if not found else f"names the column {name} {len(found)} times"
+        raise PictureError(f"{where} {problem}; it names {', '.join(header) or 'nothing'}.")
+    return found[0]
 
 
 def quoted(cell: str) -> str:
@@ -119,8 +159,9 @@ def is_frame(source: Any) -> bool:
 
 def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[Any], Any]:
     """The column of pictures (paths, or pictures themselves) of a data frame, and that of their labels or None."""
-    keys = list(frame.columns)
-    first, second = _find([str(key).strip() for key in keys], "The data frame", columns, need_labels)
+    keys = list(getattr(frame, "column_names", None) or frame.columns)  # the former of a table of Arrow's
+    one_label = need_labels and not columns.marks
+    first, second = _find([str(key).strip() for key in keys], "The data frame", columns, one_label)
     entries = np.asarray(frame[keys[first]], dtype=object).tolist()
     for row, entry in enumerate(entries):
         if (
@@ -132,7 +173,15 @@ def read_frame(frame: Any, need_labels: bool, columns: Columns) -> tuple[list[An
             raise PictureError(f"Row {row} of the data frame has no {str(keys[first]).strip()}.")
     if not entries:
         raise PictureError("The data frame lists no picture.")
-    return entries, frame[keys[second]] if need_labels and second is not None else None
+    if not need_labels:
+        return entries, None
+    if columns.marks:
+        names = [str(key).strip() for key in keys]
+        return entries, frame[[keys[_named_column(names, one, "The data frame")] for one in columns.marks]]
+    assert second is not None
+    if columns.separator:
+        return entries, split_texts(map(str, frame[keys[second]]), columns.separator)
+    return entries, frame[keys[second]]
 
 
 def _find(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from PIL import Image, TiffImagePlugin
 
 from tangentune.errors import shown
+from tangentune.pictures.encoded import Encoded, Part, byte_count, opened
 
 # Picture formats only: Pillow also opens PostScript (by running Ghostscript), video and science containers.
 _FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM", "PCX", "QOI"]
@@ -23,8 +24,10 @@ class UnusableError(Exception):
     """A picture that can be read but not used; the text is the reason."""
 
 
-def file_problem(path: str | os.PathLike[str]) -> str | None:
+def file_problem(path: Encoded) -> str | None:
     """Why a path cannot be a picture file, found without opening it; None when it may be one."""
+    if isinstance(path, bytes | Part):
+        return None if byte_count(path) else "the file is empty (0 bytes)"
     try:
         info = os.stat(path)
     except FileNotFoundError:
@@ -62,7 +65,7 @@ def allowed_formats(path: str) -> tuple[str, ...]:
     return (*known_formats(), "TGA") if path.lower().endswith(".tga") else known_formats()
 
 
-def reason(path: str | os.PathLike[str], error: Exception) -> str:
+def reason(path: Encoded, error: Exception) -> str:
     """Why decoding failed, in words that say what to do."""
     try:
         return shown(_reason(path, error))
@@ -70,7 +73,7 @@ def reason(path: str | os.PathLike[str], error: Exception) -> str:
         return f"it is damaged ({type(error).__name__})"
 
 
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
+def _reason(path: Encoded, error: Exception) -> str:
     text = str(error).strip().rstrip(".")
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         pixels = "".join(c for c in text.split("exceeds")[0] if c.isdigit())
@@ -90,9 +93,9 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
     return f"it is damaged ({type(error).__name__}{detail})"
 
 
-def _what_it_is(path: str | os.PathLike[str]) -> str:
+def _what_it_is(path: Encoded) -> str:
     """Say more of a file that Pillow does not know: damaged, or an impostor of a frequent kind."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(64)
     unknown = "it is not a picture in a known format"
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
@@ -119,9 +122,9 @@ def _begins_like(name: str, head: bytes) -> bool:
         return False
 
 
-def _tiff_kind(path: str | os.PathLike[str]) -> str:
+def _tiff_kind(path: Encoded) -> str:
     """What the pixels of a TIFF are, such as "of 5 channels of 8-bit numbers"."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)

@@ -1,7 +1,8 @@
 """Why a fitted model answers as it does about one picture: which training pictures made the answer, and how much.
 
 A classifier's answer is explained by its lead: the score of the class it names less that of the runner-up. A
-regressor's is explained by each predicted number. A picture that is one of the training pictures is answered by the
+regressor's is explained by each predicted number, and several labels by the score of each that is given, or else of the
+likeliest. A picture that is one of the training pictures is answered by the
 model fitted without it: its own label would explain everything.
 """
 
@@ -20,6 +21,7 @@ from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.solution import Solution
+from tangentune.pictures.label_sets import SEPARATOR
 from tangentune.pictures.load import Pictures
 from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import balancing
@@ -90,9 +92,14 @@ class Explanation:
     id: str  # of the picture
     position: int  # among the pictures that were asked about
     given: str | None  # its label, if it is a training picture, which the answer then leaves out
-    answers: tuple[Prediction, ...]  # classes with their probabilities, likeliest first; of a regressor its numbers
+    answers: tuple[
+        Prediction, ...
+    ]  # classes or labels and their probabilities, likeliest first; of numbers the numbers
     distance: float  # its `ood_score`
-    attributions: tuple[Attribution, ...]  # one for a classifier, one a target for a regressor
+    attributions: tuple[
+        Attribution, ...
+    ]  # one for a classifier, one a target for a regressor, one a label that is given
+    said: tuple[str, ...] | None = None  # of several labels a picture those that are given
 
 
 @final
@@ -130,7 +137,10 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
         for row, own, from_source in zip(seen.kernel, seen.own, seen.source, strict=True):
             i = len(out)
             asked = _asked(state, row[None], own[None], from_source, copies[i])
-            if is_classifier(model):
+            said = None
+            if is_classifier(model) and model.thresholds_ is not None:
+                answers, attributions, said = _attribute_labels(model, asked, top)
+            elif is_classifier(model):
                 answers = _ranked_classes(model, asked, None if proba is None else proba[i])
                 attributions = (_attribute_lead(model, asked, answers, top),)
             else:
@@ -139,7 +149,7 @@ def explain(model: Estimator, pictures: Pictures, top: int = 8) -> list[Explanat
                 answers = tuple(one.answer for one in attributions)
             given = label_text(model, model.targets_[asked.same[0]]) if asked.same else None
             distance = float(ood_scores(known, open_share(asked.variance, asked.own))[0])
-            out.append(Explanation(pictures.ids[i], i, given, answers, distance, attributions))
+            out.append(Explanation(pictures.ids[i], i, given, answers, distance, attributions, said))
     return out
 
 
@@ -202,6 +212,34 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
     return Attribution("", answers[0], answers[1], total, intercept, **found)
 
 
+def _attribute_labels(
+    model: TangentClassifier, asked: _Asked, top: int
+) -> tuple[tuple[Prediction, ...], tuple[Attribution, ...], tuple[str, ...]]:
+    """Labels by probability; where the scores of those given, or else of the likeliest, come from; who is given."""
+    calibration = model.fitted_.outcome.labels
+    assert calibration is not None
+    names, scores, influence = model.classes_.tolist(), asked.scores.cpu(), asked.influence.cpu()
+    proba = calibration.probabilities(scores)
+    given = calibration.decide(proba)
+    order = sorted(range(len(names)), key=lambda k: (-int(given[k]), -float(proba[k])))
+    said = tuple(str(names[k]) for k in order if given[k])
+
+    def attribution(k: int) -> Attribution:
+        def without(place: int) -> Prediction:
+            other = scores.clone()
+            other[k] -= influence[place, k]
+            left = calibration.probabilities(other)
+            word = names[k] if calibration.decide(left)[k] else f"not {names[k]}"
+            return Prediction(str(word), float(left[k]))
+
+        found = _largest(model, asked, influence[:, k].numpy(), asked.shares[:, k].cpu().numpy(), without, top)
+        answer = Prediction(str(names[k]), float(proba[k]))
+        return Attribution(answer.label, answer, None, float(scores[k]), float(asked.before[k]), **found)
+
+    answers = tuple(Prediction(str(names[k]), float(proba[k])) for k in order)
+    return answers, tuple(attribution(k) for k in order[: max(1, len(said))]), said
+
+
 def _attribute_number(model: TangentRegressor, asked: _Asked, k: int, top: int) -> Attribution:
     """Where one number of a regressor's answer comes from."""
     value, noise = float(asked.scores[k]), float(model.noise_[k])
@@ -252,7 +290,10 @@ def familiarity(distance: float) -> str:
 
 
 def label_text(model: Estimator, label: Any) -> str:
-    """A label of a model's pictures for people: a class name, or numbers with four digits."""
+    """A label of a model's pictures for people: a class name, several with ; between, or numbers with four digits."""
+    if is_classifier(model) and model.thresholds_ is not None:  # names, or a row of 0 and 1
+        names = label if isinstance(label, tuple) else model.classes_[np.asarray(label) > 0].tolist()
+        return SEPARATOR.join(names)
     return str(label) if is_classifier(model) else numbers_text(label)
 
 

@@ -31,6 +31,7 @@ def render_explanations(model: Estimator, pictures: Pictures, explanations: Sequ
         "network": _network(model),
         "n": len(model.ids_),
         "classification": classification,
+        "several": is_classifier(model) and model.thresholds_ is not None,
         "source": bool(model.source_ and model.source_["strength"]),
         "likelihood": model.likelihood if model.likelihood != LEAST_SQUARES else None,
         "outer_steps": model.outer_steps_,
@@ -45,7 +46,7 @@ def _network(model: Estimator) -> str:
 
 
 def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
-    attributions = []
+    attributions, count = [], max(CLASSES_SHOWN, len(one.said or ()))
     for attribution in one.attributions:
         largest = abs(attribution.strongest.influence) if attribution.strongest else 0.0
         added = max((abs(effect.contribution) for effect in attribution.largest[:1]), default=0.0)
@@ -60,9 +61,9 @@ def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
         "image": image,
         "familiarity": familiarity(one.distance),
         "strange": one.distance > EDGE,
-        "shown": one.answers[:CLASSES_SHOWN],
-        "others": len(one.answers[CLASSES_SHOWN:]),
-        "rest": sum(answer.confidence or 0.0 for answer in one.answers[CLASSES_SHOWN:]),
+        "shown": one.answers[:count],
+        "others": len(one.answers[count:]),
+        "rest": sum(answer.confidence or 0.0 for answer in one.answers[count:]),
         "attributions": attributions,
     }
 
@@ -70,7 +71,7 @@ def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
 def _verdict(attribution: Attribution) -> str:
     """What would change without the most influential picture: "same", "other", or "" where nothing can be said."""
     strongest = attribution.strongest
-    if strongest is None or strongest.without is None or attribution.against is None:
+    if strongest is None or strongest.without is None or strongest.without.confidence is None:
         return ""
     return "same" if strongest.without.label == attribution.answer.label else "other"
 
@@ -82,6 +83,7 @@ def render_suspects(model: Estimator, suspects: Sequence[Suspect], place: str | 
         "network": _network(model),
         "n": len(model.ids_),
         "classification": known,
+        "several": any(one.doubted for one in suspects),
         "tiles": [
             {
                 "one": one,

@@ -34,7 +34,7 @@ PALETTE = {
     "warm": "#c9640f",
     "surface": "#fefefe",
 }
-_WIDTH = 4.6  # inches; narrow on purpose, so that the lettering stays readable on a telephone
+WIDTH = 4.6  # inches; narrow on purpose, so that the lettering stays readable on a telephone
 _FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -73,29 +73,33 @@ def house_style() -> Iterator[None]:
 
 def damping_figure(damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> Figure:
     """Leave-one-out error against damping, with the chosen point marked; both arrays of shape (steps,)."""
+    with house_style():
+        figure = _figure(2.5)
+        draw_damping(figure.subplots(), damping, loo_error, chosen)
+    return figure
+
+
+def draw_damping(axes: Axes, damping: ArrayLike, loo_error: ArrayLike, chosen: float) -> None:
+    """The same on axes."""
     x, y = np.asarray(damping, np.float64), np.asarray(loo_error, np.float64)
     usable = (x > 0) & np.isfinite(y) & (y > 0)
     x, y = x[usable], y[usable]
-    with house_style():
-        figure = _figure(2.5)
-        axes = figure.subplots()
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-        if len(x):
-            near = y <= 30 * y.min()  # the far wing of a log axis says nothing and flattens the rest
-            x, y = x[near], y[near]
-            if y.max() > 3 * y.min():
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.plot(x, y, color=PALETTE["accent"], linewidth=1.8)
-            if len(x) == 1:
-                axes.set_xlim(x[0] / 10, x[0] * 10)
-            if chosen > 0:
-                _mark_chosen(axes, x, y, chosen)
-        axes.set(xlabel="damping λ", ylabel="leave-one-out error")
-    return figure
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    if len(x):
+        near = y <= 30 * y.min()  # the far wing of a log axis says nothing and flattens the rest
+        x, y = x[near], y[near]
+        if y.max() > 3 * y.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.plot(x, y, color=PALETTE["accent"], linewidth=1.8)
+        if len(x) == 1:
+            axes.set_xlim(x[0] / 10, x[0] * 10)
+        if chosen > 0:
+            _mark_chosen(axes, x, y, chosen)
+    axes.set(xlabel="damping λ", ylabel="leave-one-out error")
 
 
 def _power_of_ten(value: float, _: object = None) -> str:
@@ -118,63 +122,83 @@ def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
 
     The `shares` of its squared norm sum to 1; `scales`, weights in the kernel, are written at the right if they differ.
     """
+    with house_style():
+        figure = _figure(blocks_height(shares))
+        draw_blocks(figure.subplots(), shares, scales)
+    return figure
+
+
+def blocks_height(shares: dict[str, float]) -> float:
+    """Inches that so many bars take."""
+    return 0.62 + 0.172 * len(_drawn(shares))
+
+
+def _drawn(shares: dict[str, float]) -> list[str]:
+    """The blocks that have a bar, in the order of the network, the head last."""
     names = [name for name in shares if name != "head"]
     if len(names) > MANY_BLOCKS:  # keep the order of the network, drop the smallest
         floor = sorted((shares[name] for name in names), reverse=True)[MANY_BLOCKS - 1]
         names = [name for name in names if shares[name] >= floor][:MANY_BLOCKS]
     names += [name for name in shares if name == "head"]
+    return names
+
+
+def draw_blocks(axes: Axes, shares: dict[str, float], scales: dict[str, float]) -> None:
+    """The same on axes."""
+    names = _drawn(shares)
     values = np.array([shares[name] for name in names], np.float64)
-    with house_style():
-        figure = _figure(0.62 + 0.172 * len(names))
-        axes = figure.subplots()
-        colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
-        rows = np.arange(len(names))[::-1]
-        axes.barh(rows, values, height=0.66, color=colours)
-        axes.set_yticks(rows, names)
-        axes.set_ylim(-0.7, len(names) - 0.3)
-        axes.set_xlim(0, max(float(values.max()), 1e-9) * 1.3)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if values.max() > 0.05 else 1))
-        axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
-        axes.grid(axis="y", visible=False)
-        axes.spines["left"].set_visible(False)
-        for row, value in zip(rows, values, strict=True):
-            axes.text(value, row, f"\u2009{100 * value:.1f}", va="center", fontsize=7, color=PALETTE["muted"])
-        if len({scale for name, scale in scales.items() if name != "head"}) > 1:
-            edge = axes.get_xlim()[1]
-            for row, name in zip(rows, names, strict=True):
-                words = f"× {scales[name]:.2g}" if name in scales else ""
-                axes.text(edge, row, words, va="center", ha="right", fontsize=7, color=PALETTE["ink"])
-        axes.set_xlabel("share of the solution's squared norm")
-    return figure
+    colours = [PALETTE["warm"] if name == "head" else PALETTE["accent"] for name in names]
+    rows = np.arange(len(names))[::-1]
+    axes.barh(rows, values, height=0.66, color=colours)
+    axes.set_yticks(rows, names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlim(0, max(float(values.max()), 1e-9) * 1.3)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if values.max() > 0.05 else 1))
+    axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    for row, value in zip(rows, values, strict=True):
+        axes.text(value, row, f"\u2009{100 * value:.1f}", va="center", fontsize=7, color=PALETTE["muted"])
+    if len({scale for name, scale in scales.items() if name != "head"}) > 1:
+        edge = axes.get_xlim()[1]
+        for row, name in zip(rows, names, strict=True):
+            words = f"× {scales[name]:.2g}" if name in scales else ""
+            axes.text(edge, row, words, va="center", ha="right", fontsize=7, color=PALETTE["ink"])
+    axes.set_xlabel("share of the solution's squared norm")
 
 
 def reliability_figure(curve: Reliability) -> Figure:
     """Accuracy against confidence with 95 % bars, above a histogram of the confidences."""
-    filled = curve.counts > 0
-    confidence, accuracy, counts = (values[filled] for values in (curve.confidence, curve.accuracy, curve.counts))
     width = float(curve.edges[1] - curve.edges[0])
     centre = curve.edges[:-1] + width / 2
     with house_style():
         figure = _figure(3.7)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
-        for x, share, count in zip(confidence, accuracy, counts, strict=True):
-            upper.plot([x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45)
-        area = 14 + 90 * counts / max(int(curve.counts.max()), 1)
-        upper.scatter(confidence, accuracy, s=area, color=PALETTE["accent"], zorder=3, clip_on=False)
-        upper.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
+        draw_reliability(upper, curve)
         lower.bar(centre, curve.counts, width * 0.9, color=PALETTE["accent"], alpha=0.55)
         lower.set(xlabel="confidence of the predicted class", ylabel="pictures")
         lower.grid(axis="x", visible=False)
-        for axes in (upper, lower):
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        upper.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        lower.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
 
-def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
-    """Leave-one-out prediction against the true number, both (n,) or (n, k); a panel for each of four outputs."""
+def draw_reliability(axes: Axes, curve: Reliability) -> None:
+    """Accuracy against confidence on axes; the larger a point, the more pictures."""
+    filled = curve.counts > 0
+    confidence, accuracy, counts = (values[filled] for values in (curve.confidence, curve.accuracy, curve.counts))
+    axes.plot([0, 1], [0, 1], color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
+    for x, share, count in zip(confidence, accuracy, counts, strict=True):
+        axes.plot([x, x], accuracy_interval(share, int(count)), color=PALETTE["accent"], linewidth=1, alpha=0.45)
+    area = 14 + 90 * counts / max(int(curve.counts.max()), 1)
+    axes.scatter(confidence, accuracy, s=area, color=PALETTE["accent"], zorder=3, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def scatter_figure(targets: ArrayLike, predicted: ArrayLike, name: str = "leave-one-out prediction") -> Figure:
+    """Prediction, called by its `name`, against the true number, (n,) or (n, k); a panel for each of four outputs."""
     given = np.asarray(targets, np.float64).reshape(len(np.asarray(targets)), -1)
     guess = np.asarray(predicted, np.float64).reshape(given.shape)
     panels = min(given.shape[1], 4)
@@ -187,13 +211,14 @@ def scatter_figure(targets: ArrayLike, predicted: ArrayLike) -> Figure:
             if i >= panels:
                 axes.set_axis_off()
                 continue
-            _scatter(axes, given[:, i], guess[:, i])
+            draw_scatter(axes, given[:, i], guess[:, i], name)
             if panels > 1:
                 axes.set_title(f"output {i + 1}", fontsize=8.5)
     return figure
 
 
-def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
+def draw_scatter(axes: Axes, given: np.ndarray, guess: np.ndarray, name: str) -> None:
+    """One prediction, called by its name, against the true number on axes."""
     low, high = float(min(given.min(), guess.min())), float(max(given.max(), guess.max()))
     pad = 0.04 * (high - low) or 1.0
     ends = (low - pad, high + pad)
@@ -201,11 +226,11 @@ def _scatter(axes: Axes, given: np.ndarray, guess: np.ndarray) -> None:
     axes.plot(ends, ends, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
     size, alpha = (4, 0.3) if many else (16, 0.6)
     axes.scatter(given, guess, s=size, color=PALETTE["accent"], alpha=alpha, linewidths=0, rasterized=many)
-    axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel="leave-one-out prediction", aspect="equal")
+    axes.set(xlim=ends, ylim=ends, xlabel="true value", ylabel=name, aspect="equal")
 
 
 def _figure(height: float) -> Figure:
-    return Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+    return Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
 
 
 def to_svg(figure: Figure, *, key: str, alt: str) -> Markup:

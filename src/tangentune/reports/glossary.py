@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 TERMS = {
     "accuracy": "The share of pictures that are called by their label.",
+    "average precision": "How high the pictures with a label stand when all are ranked by their score for it: 1 is "
+    "all of them first.",
     "backbone": "The pre-trained network that everything starts from, without its last layer.",
     "balanced weights": "Pictures of rare classes count more, so that every class counts the same as a whole.",
     "block": "A part of the network that belongs together, such as one residual block; parameters are grouped by their "
@@ -25,6 +27,8 @@ TERMS = {
     "only by the one that has not seen it.",
     "damping": "How strongly the solution is held near the pre-trained network: little damping follows every picture, "
     "much leaves the network as it was.",
+    "F1": "The harmonic mean of precision, the share of given labels that are right, and recall, the share of right "
+    "labels that are given.",
     "feature": "One of the numbers that the network makes of a picture just before its last layer.",
     "fine-tuning": "Training a pre-trained network on, with pictures of one's own; ordinarily in many small steps with "
     "a learning rate.",

@@ -7,6 +7,7 @@ to all others. The page loads nothing from anywhere and needs no script.
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,24 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None)
         "selection": tables.tried_rows(model, facts),
         "stages": tables.stage_rows(facts),
     }
-    context |= _classification(model, facts) if is_classifier(model) else _regression(model)
+    if is_classifier(model):
+        context |= _several_labels(model, facts) if facts.several else _classification(model, facts)
+    else:
+        context |= _regression(model)
     return render("report.html.j2", context)
 
 
 def _headline(facts: Summary) -> list[dict[str, str]]:
     """The large numbers at the top: value, name, what to hold it against, and the word that explains it."""
     scores = facts.scores
-    if facts.classification and facts.interval:
+    if facts.several:
+        gap = "mean gap between confidence and share right, over all labels (15 bins)"
+        tiles = [
+            (f"{scores['average_precision']:.3f}", "average precision", "mean over labels", "average precision"),
+            (f"{scores['macro_f1']:.3f}", "macro F1", f"of all labels together {scores['micro_f1']:.3f}", "F1"),
+            (f"{100 * scores['ece']:.1f} %", "calibration error", gap, "calibration error"),
+        ]
+    elif facts.classification and facts.interval:
         low, high = facts.interval
         note = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
         note += f"always naming the largest class: {100 * facts.largest_class:.1f} %"
@@ -107,7 +118,10 @@ def _setup(facts: Summary) -> list[tuple[str, str]]:
     contract = facts.contract
     size = contract["input_size"]
     pictures = f"{facts.n:,}"
-    if facts.classes:
+    if facts.several:
+        least, most = min(facts.counts), max(facts.counts)
+        pictures += f" with {len(facts.classes)} labels (given to {least:,} to {most:,} pictures)"
+    elif facts.classes:
         least, most = min(facts.counts), max(facts.counts)
         pictures += f" in {len(facts.classes)} classes ({least:,} to {most:,} a class)"
     rows = [
@@ -164,6 +178,18 @@ def _classification(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
         "confusion": tables.confusion_rows(table, facts.classes),
         "per_class": tables.class_rows(table, facts.classes),
         "pairs": tables.commonest_confusions(table, facts.classes),
+    }
+
+
+def _several_labels(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
+    """Each label by itself, and whether the probabilities of all together can be believed."""
+    given, proba = np.asarray(model.targets_).ravel(), np.asarray(model.loo_proba_, np.float64).ravel()
+    figure = plots.reliability_figure(metrics.reliability(given, np.stack([1 - proba, proba], axis=1)))
+    error = 100 * facts.scores["ece"]
+    alt = f"Share right against confidence over all labels; the expected calibration error is {error:.1f} percent."
+    return {
+        "reliability_svg": plots.to_svg(figure, key="reliability", alt=alt),
+        "labels": [asdict(row) | {"share": row.pictures / facts.n} for row in facts.labels],
     }
 
 

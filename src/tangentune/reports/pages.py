@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from tangentune._files import replaced_file
 from tangentune._version import __version__
@@ -60,8 +61,11 @@ def write_page(page: str, path: str | os.PathLike[str], shows: Version | None = 
 def thumbnail(pictures: Pictures, position: int) -> dict[str, Any] | None:
     """A picture as a data URI, or None where there are none (vectors, or a model saved without)."""
     image = pictures.thumbnail(position)
-    if image is None:
-        return None
+    return None if image is None else embedded(image)
+
+
+def embedded(image: Image.Image) -> dict[str, Any]:
+    """A Pillow picture, small enough for a page, as a data URI."""
     image = image.convert("RGB")
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     small = max(image.size) <= 64  # a few kilobytes without loss, and blown up without blur

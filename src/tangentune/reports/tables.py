@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
+from tangentune.pictures.label_sets import SEPARATOR
 from tangentune.reports.explanation import numbers_text
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
 from tangentune.solvers import metrics
@@ -44,12 +45,14 @@ def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Pictures, share found and commonest mistake of each class (of the worst found, if there are many)."""
-    count = table.sum(axis=1)
-    found = np.divide(np.diag(table), count, out=np.ones(len(names)), where=count > 0)
+def class_rows(table: np.ndarray, names: tuple[str, ...], most: int = CLASSES_SHOWN) -> list[dict[str, Any]]:
+    """Of each class (of the worst found, if there are more than `most`) its pictures, share found with a 95 % interval,
+    how often it was named, the share of that that was right, and its commonest mistake.
+    """
+    count, named, right = table.sum(axis=1), table.sum(axis=0), np.diag(table)
+    found = np.divide(right, count, out=np.ones(len(names)), where=count > 0)
     order = np.arange(len(names))
-    if len(names) > CLASSES_SHOWN:
+    if len(names) > most:
         order = np.lexsort((-count, found))[:_CLASSES_IN_LARGE]
     wrong = _mistakes(table)
     return [
@@ -57,6 +60,9 @@ def class_rows(table: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]
             "name": names[i],
             "count": int(count[i]),
             "found": float(found[i]),
+            "interval": metrics.accuracy_interval(float(found[i]), int(count[i])) if count[i] else (0.0, 1.0),
+            "named": int(named[i]),
+            "precision": float(right[i] / max(named[i], 1)),
             "mistaken": names[int(wrong[i].argmax())] if wrong[i].any() else None,
             "times": int(wrong[i].max()),
         }
@@ -78,6 +84,8 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
 
 def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
     """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first."""
+    if facts.several:
+        return _doubted(model, place)
     error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
     tiles = [
         {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
@@ -86,6 +94,22 @@ def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | N
     for tile in tiles:  # a number has to be measured again, a class can be seen
         doubtful = tile["wrong"] and is_classifier(model)
         tile["mend"] = relabel_command(place, tile["id"], tile["predicted"]) if doubtful else None
+    return tiles
+
+
+def _doubted(model: Estimator, place: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+    """The same of several labels a picture: a tile is about one label that a picture has, or lacks."""
+    tiles = []
+    for one in model.suspects(SUSPECTS):
+        has, likely = one.doubted in one.label, one.probability is not None and one.probability < 0.5
+        tiles.append({
+            "id": one.id,
+            "image": thumbnail(model.pictures_, one.position),
+            "given": one.doubted if has else f"not {one.doubted}",
+            "labels": one.label,
+            "given_share": one.probability,
+            "mend": relabel_command(place, one.id, SEPARATOR.join(one.suggestion)) if likely else None,
+        })  # fmt: skip
     return tiles
 
 

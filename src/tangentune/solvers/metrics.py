@@ -1,4 +1,4 @@
-"""Scores of predictions: accuracy, log-loss, calibration, confusion; R2 and RMSE for numbers.
+"""Scores of predictions: accuracy, log-loss, calibration, confusion; F1 and average precision; R2 and RMSE of numbers.
 
 scikit-learn gives those that are its own, after our checks. The log-loss is ours, since scikit-learn's also
 clips from above (by 1e-7 in float32), and so is R2, since scikit-learn's has no answer for one case or for infinity.
@@ -58,6 +58,21 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == n else middle + half)
 
 
+def mean_interval(cases: ArrayLike) -> tuple[float, float]:
+    """95 % interval of a mean by the normal approximation, from one number a case; of a single case it is all there is.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0, 2.0])
+        >>> round(low, 3), round(high, 3)
+        (1.2, 2.8)
+    """
+    values = np.asarray(cases, np.float64)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    half = _NORMAL * float(values.std(ddof=1)) / len(values) ** 0.5
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
 def nll(labels: ArrayLike, proba: ArrayLike) -> float:
     """Mean negative log-probability of the given class, in nats; labels (n,) are positions, probabilities (n, C).
 
@@ -85,10 +100,15 @@ def brier(labels: ArrayLike, proba: ArrayLike) -> float:
         >>> brier([0, 1], [[1.0, 0.0], [0.5, 0.5]])
         0.25
     """
+    return float(np.mean(case_brier(labels, proba)))
+
+
+def case_brier(labels: ArrayLike, proba: ArrayLike) -> FloatArray:
+    """The same of each case, shape (n,)."""
     given, table = _labels_and_table(labels, proba)
     distance = table.astype(np.float64)  # a copy: the caller's table stays as it is
     distance[np.arange(len(given)), given] -= 1.0
-    return float(np.mean(np.sum(distance**2, axis=1)))
+    return np.sum(distance**2, axis=1)
 
 
 def reliability(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> Reliability:
@@ -130,6 +150,43 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) ->
     _check_positions(given, n_classes, "label")
     _check_positions(guess, n_classes, "prediction")
     return counts(given, guess, labels=np.arange(n_classes))
+
+
+def average_precision(targets: ArrayLike, scores: ArrayLike) -> FloatArray:
+    """Area under precision against recall of each label, (L,): targets and scores (n, L); NaN of a label nobody has.
+
+    Example:
+        >>> average_precision([[1], [0], [1]], [[0.9], [0.8], [0.7]]).round(4).tolist()
+        [0.8333]
+    """
+    from sklearn.metrics import average_precision_score
+
+    given, found = _columns(targets, scores)
+    pairs = zip(given.T.astype(np.int64), found.T, strict=True)
+    return np.array([average_precision_score(y, score) if y.any() else np.nan for y, score in pairs])
+
+
+def label_counts(targets: ArrayLike, predicted: ArrayLike) -> IntArray:
+    """Right, wrongly given and missed pictures of each label, (L, 3), of matrices (n, L) of 0 and 1.
+
+    Example:
+        >>> label_counts([[1], [0], [1]], [[1], [1], [0]]).tolist()
+        [[1, 1, 1]]
+    """
+    given, found = (part.astype(bool) for part in _columns(targets, predicted))
+    parts = (given & found, ~given & found, given & ~found)
+    return np.stack([part.sum(axis=0) for part in parts], axis=1).astype(np.int64)
+
+
+def f1(counts: ArrayLike) -> FloatArray:
+    """F1 of `label_counts` (..., 3): 2 right / (2 right + wrong + missed), 0 where nothing is right.
+
+    Example:
+        >>> f1([[1, 1, 1], [0, 0, 0]]).tolist()
+        [0.5, 0.0]
+    """
+    right, wrong, missed = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    return 2 * right / np.maximum(2 * right + wrong + missed, 1)
 
 
 def r2(targets: ArrayLike, predicted: ArrayLike) -> float:

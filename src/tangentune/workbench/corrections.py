@@ -13,6 +13,7 @@ from typing import Any, final
 
 from tangentune.estimators import audit
 from tangentune.estimators.fitted import FittedModel
+from tangentune.pictures.label_sets import is_sets, plain_labels
 from tangentune.pictures.tables import LABELS, table_text
 
 WORDS = {"relabel": "relabelled", "add": "added", "keep": "kept"}
@@ -60,8 +61,10 @@ def label_rows(fitted: FittedModel, reasons: Mapping[int, str] | None = None) ->
         seals = line.get("former") or [None] * len(line["pictures"])
         for picture, seal in zip(line["pictures"], seals, strict=True):
             lines.setdefault(picture, []).append((line, seal))
-    digests, labels = fitted.training.digests, fitted.active.labels.tolist()
-    names: list[Any] = fitted.outcome.classes.tolist() or list({str(one): one for one in labels}.values())
+    digests, labels = fitted.training.digests, plain_labels(fitted.active.labels)
+    names: list[Any] = list({str(one): one for one in labels}.values())
+    if not is_sets(fitted.active.labels):
+        names = fitted.outcome.classes.tolist() or names
     rows = []
     for i, position in enumerate(fitted.active.positions.tolist()):
         number, picture = int(fitted.training.numbers[position]), digests[position]

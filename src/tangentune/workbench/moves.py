@@ -20,6 +20,7 @@ from tangentune.errors import InputError, PictureError, StoreError
 from tangentune.estimators import audit
 from tangentune.estimators.fitted import FittedModel
 from tangentune.pictures.files import FileList, find_files
+from tangentune.pictures.label_sets import is_sets
 from tangentune.pictures.names import readable, some
 from tangentune.pictures.tables import LABELS, Columns, label_cells, quoted
 from tangentune.workbench.corrections import forgotten, label_rows
@@ -69,6 +70,8 @@ def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Column
         PictureError: it cannot be read.
         StoreError: the corrected table is there already.
     """
+    if is_sets(fitted.active.labels):
+        raise InputError("pictures of this model have several labels each; take corrections out with --out, as a table")
     root = Path(os.path.expanduser(source))
     files = find_files(root, True, columns)
     if files.labels is None:

@@ -59,6 +59,10 @@ class Shown:
     def __init__(self, estimator: TangentClassifier):
         if not isinstance(estimator, TangentClassifier):
             raise InputError("the workbench corrects class labels; this model predicts numbers and has none")
+        if estimator.fitted_.outcome.labels is not None:
+            raise InputError(
+                "the workbench corrects one class a picture; with several labels use `tangentune suspects`, and relabel"
+            )
         self.estimator = estimator
         self._lock = threading.RLock()
         self._timeline = Timeline(states.first(estimator.fitted_))

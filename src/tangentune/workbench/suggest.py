@@ -103,12 +103,21 @@ def suggest_next(
     if not hasattr(estimator, "fitted_"):
         raise InputError("this model is not fitted yet, and has no opinion of what to label; fit it first")
     fitted = estimator.fitted_
+    check_suggests(fitted)
     _check_budget(budget)
     fitted.check_pictures()
     pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
     batch = read_count(estimator.get_params(deep=False), "batch_size")
     reader = PictureReader(fitted.backbone, batch, fitted.feature_map.mirrored, int(estimator.verbose))
     return suggest_from(fitted, reader, pictures, budget, tell)
+
+
+def check_suggests(fitted: FittedModel) -> None:
+    """Refuse a model whose pictures have several labels each: what one teaches is measured by classes or numbers."""
+    if fitted.outcome.labels is not None:
+        raise InputError(
+            "what to label next is measured for one class a picture, or numbers, and not for several labels"
+        )
 
 
 @usual_torch

@@ -7,15 +7,17 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tangentune._torch import usual_torch
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
-from tangentune.methods.fine_tuning.labelled import class_positions, training_views
+from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, training_views
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import Validation, keep_aside
 from tangentune.networks.backbone import Backbone
+from tangentune.networks.heads import ridge_head
 from tangentune.pictures.pictures import Pictures
 
 
@@ -86,3 +88,25 @@ def fine_tune(
         losses, validation = tune(tuned, (head,), loss, len(data.pictures), others, settings, "fine-tuning", verbose)
     temperature = 1.0 if validation is None else validation.temperature
     return FineTuned(tuned, classes, *spent(began), head, losses, validation, settings, temperature=temperature)
+
+
+def tune_labels(backbone: Backbone, pictures: Pictures, targets: Tensor, settings: FineTuneSettings) -> Backbone:
+    """A trained copy of the backbone, as of `fine_tune`, for targets (n, L) of 0 and 1: several labels a picture.
+
+    It starts from a ridge probe f and follows the binary cross-entropy of 2 f - 1, summed over labels: what the
+    cross-entropy of two classes is whose probes are f and 1 - f. The squared error hardly moved a network in as many
+    steps (docs/decisions/0029).
+    """
+    tuned = trainable_copy(backbone, pictures)
+    with warm_pages():
+        wanted = targets.to(tuned.device)
+        head = ridge_head(mean_features(tuned, pictures, 64, settings.flip), wanted)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            x = training_views(tuned, pictures.pixels[rows], generator, settings)
+            logits = 2 * head(tuned.feature_function(tuned.module, x)) - 1
+            each = F.binary_cross_entropy_with_logits(logits, wanted[rows].to(logits), reduction="none")
+            return each.sum() / len(rows)
+
+        tune(tuned, (head,), loss, len(pictures), None, settings, "fine-tuning", 0)
+    return tuned

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._torch import usual_torch
 from tangentune.errors import DivergedError, InputError
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.fit import FineTuned, fine_tune
 from tangentune.methods.fine_tuning.labelled import class_positions
@@ -130,7 +130,7 @@ def _try_all(
 ) -> tuple[list[Trial], FineTuned | None]:
     """Every trial, and the best network if it is to be kept."""
     trials, best = [], None
-    for candidate in tqdm(candidates, desc="rates", disable=not verbose, delay=1.0):
+    for candidate in progress(candidates, label="rates", total=None, unit="rate", verbose=verbose):
         start = time.perf_counter()
         try:
             tuned = fine_tune(backbone, pictures, candidate, verbose=verbose)

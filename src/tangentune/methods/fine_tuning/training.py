@@ -13,9 +13,9 @@ from typing import Literal, Protocol, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from tangentune.errors import BackboneError, diverged
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning.labelled import LabelledPictures, mean_features
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.validation import Validation, Watch
@@ -89,7 +89,7 @@ class Training:
         """Train as far as this is gone through: the sum over each epoch, whose random numbers are its generator's."""
         per_epoch = math.ceil(self.count / settings.batch_size)
         steps, step, optimiser = per_epoch * settings.epochs, 0, None
-        with tqdm(total=steps, desc=self.name, unit="step", disable=not verbose, delay=1.0, leave=None) as bar:
+        with progress(label=self.name, total=steps, unit="step", verbose=verbose) as bar:
             for _, generator in zip(range(settings.epochs), generators, strict=False):
                 total = 0.0
                 for rows in torch.randperm(self.count, generator=generator).tensor_split(per_epoch):

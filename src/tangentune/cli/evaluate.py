@@ -1,0 +1,116 @@
+"""The command that scores a saved model on labelled pictures: `tangentune evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
+from tangentune.cli.options import STREAMS, Command, label_options, option
+from tangentune.cli.run import print_json, working
+from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
+from tangentune.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from tangentune.reports.evaluation import Evaluation
+
+_MATRIX = 12  # classes of which a terminal still shows the whole confusion matrix
+_FILE = click.Path(dir_okay=False)
+
+
+@click.command(cls=Command, short_help="Score a model on labelled pictures.")
+@click.argument("model", type=MODEL)
+@click.argument("pictures", type=PICTURES)
+@option(STREAMS, "--page", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
+@label_options
+def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Score the saved MODEL on labelled PICTURES that it has not seen, as a whole and by class.
+
+    PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A picture
+    that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
+    """
+    from pathlib import Path
+
+    from tangentune.methods.source_selection.manifest import check_place
+    from tangentune.reports.evaluation import evaluate as judged
+    from tangentune.reports.evaluation import render_evaluation
+
+    if page is not None:
+        check_place(Path(page))
+    read = reading(options)
+    with working(quiet) as stdout:
+        fitted = saved_model(model, quiet, options)
+        if page is not None and several(fitted):
+            raise InputError("--page is of models of one label a picture; leave it out, or take --json")
+        loaded = load(pictures, fitted.backbone_, fitted, read, True)
+        found = judged(fitted, loaded)
+        if page is not None:
+            from tangentune.reports.pages import write_page
+
+            write_page(render_evaluation(fitted, found), page, fitted.fitted_.version)
+    if as_json:
+        print_json({**_document(found), "skipped": skipped(loaded)})
+        return
+    interval = found.intervals.get("accuracy")
+    rows = [("pictures", f"{len(loaded):,}"), *score_rows(found.scores, interval)]
+    if found.known:
+        how = "each scored by the model fitted without it (leave-one-out)"
+        rows.insert(1, ("of them fitted on", f"{found.known:,}, {how}"))
+    print_facts(rows, stdout)
+    if found.classes:
+        _show_classes(found, stdout)
+    if found.judged.labels:
+        print_labels(list(found.judged.labels), stdout)
+    if page is not None:
+        stdout.write(f"Page written to {shown(page)}\n")
+
+
+def _show_classes(found: Evaluation, stream: IO[str]) -> None:
+    """What became of each class, and which ones are taken for which."""
+    from tangentune.reports.tables import class_rows, commonest_confusions
+
+    rows, count = class_rows(found.confusion, found.classes), len(found.classes)
+    columns = ("Class", "Pictures", "Found", "95 %", "Precision", "Most taken for")
+    table = new_table(*columns, numbers=(1, 2, 3, 4))
+    for row in rows:
+        low, high = row["interval"]
+        between, there = f"{100 * low:.0f} to {100 * high:.0f}", row["count"] > 0
+        told = f"{row['mistaken']} ({row['times']})" if row["mistaken"] else ""
+        named = percent(row["precision"] if row["named"] else None)
+        numbers = [f"{row['count']:,}", *([percent(row["found"]), between] if there else ["", ""]), named]
+        table.add_row(*folded(row["name"], *numbers, told))
+    stream.write("\n")
+    print_table(table, stream)
+    if len(rows) < count:
+        stream.write(f"the {len(rows)} found worst of {count} classes; --json has all\n")
+    stream.write("\n")
+    if count <= _MATRIX:
+        matrix = new_table(
+            "Given, and predicted as", *map(str, range(1, count + 1)), numbers=tuple(range(1, count + 1))
+        )
+        for i, name in enumerate(found.classes):
+            matrix.add_row(*folded(f"{i + 1} {name}", *(str(one) if one else "·" for one in found.confusion[i])))
+        print_table(matrix, stream)
+        return
+    pairs = new_table("Given", "Predicted", "Pictures", numbers=(2,))
+    for given, predicted, times in commonest_confusions(found.confusion, found.classes):
+        pairs.add_row(*folded(given, predicted, str(times)))
+    print_table(pairs, stream)
+
+
+def _document(found: Evaluation) -> dict[str, Any]:
+    """All of it for JSON."""
+    from tangentune.reports.tables import class_rows
+
+    document = {**found.scores, "n": len(found.pictures), "fitted_on": found.known, "intervals": found.intervals}
+    if found.judged.labels:
+        document["labels"] = [asdict(row) for row in found.judged.labels]
+    if found.classes:
+        rows = class_rows(found.confusion, found.classes, most=len(found.classes))
+        document["confusion"] = {"classes": list(found.classes), "counts": found.confusion.tolist()}
+        document["classes"] = [
+            {name: row[name] for name in ("name", "count", "found", "interval", "named", "precision")} for row in rows
+        ]
+    return document

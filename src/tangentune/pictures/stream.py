@@ -1,0 +1,75 @@
+"""Pictures of a listing, decoded a portion at a time, so that there may be more of them than memory holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tangentune._torch import usual_torch
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.decode import picture_shape
+from tangentune.pictures.decode_pool import decode_files
+from tangentune.pictures.encoded import Listing
+from tangentune.pictures.load import refusal
+from tangentune.pictures.pictures import Pictures
+from tangentune.pictures.unreadable import file_problem
+
+PORTION = 256  # pictures that are in memory at once
+
+
+@usual_torch
+def stream_pictures(
+    listing: Listing,
+    contract: DataContract,
+    skipped: list[tuple[str, str]],
+    *,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+) -> Iterator[Pictures]:
+    """The pictures in their order, a portion at a time, without labels.
+
+    Args:
+        listing: what is to be read.
+        contract: size, interpolation and crop the network needs.
+        skipped: is given `(id, reason)` of each picture that is left out.
+        on_error: "raise" refuses pictures that cannot be read; those that are not even there before the first portion.
+        n_jobs: processes that decode, as for `load_pictures`.
+
+    Raises:
+        PictureError: some cannot be read and `on_error` is "raise"; or none can.
+
+    Example:
+        >>> from PIL import Image
+        >>> for name in ("a.png", "b.png"): Image.new("L", (8, 8)).save(name)
+        >>> listing = Listing(["a.png", "b.png"], ["a", "b"])
+        >>> [part.ids for part in stream_pictures(listing, DataContract(input_size=(3, 8, 8)), [])]
+        [['a', 'b']]
+    """
+    picture_shape(contract, files=True)
+    for note in listing.notes:
+        warnings.warn(note, stacklevel=2)
+    skipped += listing.lost
+    if on_error == "raise" and isinstance(listing.pictures, list):
+        found = zip(listing.ids, map(file_problem, listing.pictures), strict=True)
+        if missing := [(name, reason) for name, reason in found if reason]:
+            raise refusal([*skipped, *missing], len(listing))
+    read = 0
+    for start in range(0, len(listing), PORTION):
+        pixels, names, ids = list[Tensor](), list[str](), listing.ids[start : start + PORTION]
+        decoded = decode_files(listing.pictures[start : start + PORTION], contract, n_jobs)
+        for name, picture in zip(ids, decoded, strict=True):
+            if isinstance(picture, str):
+                skipped.append((name, picture))
+            else:
+                pixels.append(torch.from_numpy(picture))
+                names.append(name)
+        if skipped and on_error == "raise":
+            raise refusal(skipped, len(listing), len(listing) - start - len(ids))
+        read += len(names)
+        if names:
+            yield Pictures(torch.stack(pixels), None, names)
+    if not read:
+        raise refusal(skipped, len(listing))
