@@ -1,0 +1,223 @@
+"""A fitted model as one file that predicts without this library, compared with the model before it takes its place."""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tangentune._files import replaced_file
+from tangentune._torch import usual_torch
+from tangentune._version import __version__
+from tangentune.deployment.formats import Runner, format_of, traced
+from tangentune.deployment.network_graph import network_graph
+from tangentune.deployment.predictor import Predictor
+from tangentune.errors import InputError, LayerError
+from tangentune.estimators.fitted import FittedModel
+from tangentune.estimators.tasks import Classification
+from tangentune.kernels.feature_map import TangentModel, decision
+from tangentune.kernels.metric import Whitening
+from tangentune.pictures.contract import DataContract
+from tangentune.pictures.pictures import normalise
+from tangentune.solvers.likelihoods import LEAST_SQUARES
+
+TOLERANCE = 1e-4
+FRESH = 5  # made-up inputs that file and model are compared on, at three sizes of batch
+RUNS = 5
+
+
+@final
+@dataclass(frozen=True)
+class Exported:
+    """What was written: `difference` is the largest from the model's answers; `seconds` of one picture, on the CPU."""
+
+    path: Path
+    bytes: int
+    runtime: str
+    outputs: tuple[str, ...]
+    difference: float
+    seconds: float
+    plain_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Time of a prediction in forward passes of the network alone."""
+        return self.seconds / self.plain_seconds
+
+
+@final
+class Answers(nn.Module):
+    """Pictures as the data contract has them in, and what a person wants to know out."""
+
+    def __init__(self, predictor: Predictor, contract: DataContract, temperature: float | None):
+        super().__init__()
+        self.predictor, self.contract, self.temperature = predictor, contract, temperature
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Scores and probabilities, or predicted numbers: (n, C) each, float32."""
+        scores = self.predictor(normalise(pixels, self.contract))
+        if self.temperature is None:
+            return (scores.float(),)
+        return scores.float(), torch.softmax(scores / self.temperature, 1).float()
+
+
+@final
+class _Plain(nn.Module):
+    """The network alone, from the same pictures: what a prediction's time is measured against."""
+
+    def __init__(self, model: TangentModel, contract: DataContract):
+        super().__init__()
+        self.body, self.features = model.map.tangent.module, model.map.tangent.features
+        self.contract = contract
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        """Features (n, d)."""
+        return (self.features(self.body, normalise(pixels, self.contract)),)
+
+
+@usual_torch
+def export(fitted: FittedModel, path: str | os.PathLike[str], *, error_bar: bool = False) -> Exported:
+    """Write a model with its primal weights at hand as FILE.onnx or FILE.pt2.
+
+    It takes pictures as the data contract prepares them, bytes (n, channels, height, width), any number of them. The
+    file is put in place once its answers are those of the model, to 1e-4, on made-up pictures, one, two and five at a
+    time.
+
+    Raises:
+        InputError: the ending is another, or the model's probabilities need its training pictures.
+        LayerError: a layer has no rule here, or the file's answers are not the model's.
+        MissingExtraError: the packages that write ONNX are not there.
+        StoreError: the file cannot be written.
+    """
+    target = Path(os.path.abspath(path))
+    kind = format_of(target)
+    _check(fitted, error_bar)
+    kind.check()
+    backbone, fresh = fitted.backbone, fresh_inputs(fitted)
+    if backbone.device.type != "cpu":
+        raise InputError("files are made on the CPU; read the model there (device cpu) and export it again")
+    assert fitted.primal is not None
+    model = in_single_precision(fitted.primal)
+    prepared = normalise(fresh, backbone.contract)
+    with torch.no_grad():
+        network = network_graph(model.map.tangent.module, model.map.tangent.features, prepared[:3])
+    temperature = fitted.outcome.temperature if isinstance(fitted.task, Classification) else None
+    answers = Answers(Predictor(model, network), backbone.contract, temperature)
+    outputs = ("scores", "probabilities") if temperature is not None else ("values",)
+    content = kind.write(traced(answers, fresh[:2]), outputs, facts(fitted, fresh))
+    run = kind.open(content)
+    difference = _compare(run, fitted, fresh, temperature)
+    plain = kind.open(kind.write(traced(_Plain(model, backbone.contract), fresh[:2]), ("features",), {}))
+    own, bare = latencies([run, plain], fresh[:1].numpy())
+    with replaced_file(target) as part:
+        part.write_bytes(content)
+    return Exported(target, len(content), kind.runtime, outputs, difference, own, bare)
+
+
+def in_single_precision(model: TangentModel) -> TangentModel:
+    """The same function in float32: runtimes have no convolution in float64, and lose nothing that matters."""
+    own = model.map
+    module = own.tangent.module
+    if any(p.dtype != torch.float32 for p in module.parameters()):
+        module = copy.deepcopy(module).float()
+    metric = {name: Whitening(one.left.float(), one.right.float()) for name, one in own.metric.items()}
+    tangent = replace(own.tangent, module=module, points=())
+    return TangentModel(
+        replace(own, tangent=tangent, probes=own.probes.float(), metric=metric), model.intercept.float(),
+        model.head.float(), {name: weights.float() for name, weights in model.body.items()},
+    )  # fmt: skip
+
+
+def _check(fitted: FittedModel, error_bar: bool) -> None:
+    """Refuse what a file cannot answer, before the work."""
+    if fitted.task.likelihood != LEAST_SQUARES:
+        raise InputError(
+            f"probabilities of likelihood={fitted.task.likelihood!r} need the training pictures, which a file does not "
+            "hold; fit the model with likelihood='least_squares'"
+        )
+    if error_bar:
+        raise InputError("error bars need the training pictures' rows; ask TangentRegressor.predict(return_std=True)")
+
+
+def facts(fitted: FittedModel, pixels: Tensor) -> dict[str, Any]:
+    """What a file says about itself, as JSON can hold it."""
+    contract, outcome = fitted.backbone.contract, fitted.outcome
+    classes = [str(name) for name in outcome.classes.tolist()]
+    own = {"classes": classes, "temperature": outcome.temperature} if classes else {"targets": len(outcome.intercept)}
+    return {
+        "tangentune": __version__,
+        "input": {
+            "name": "pixels",
+            "type": str(pixels.dtype).removeprefix("torch."),
+            "shape": ["n", *pixels.shape[1:]],
+            "interpolation": contract.interpolation,
+            "crop": contract.crop,
+        },
+        "network": fitted.backbone.name,
+        "pictures": len(fitted.ids),
+        **own,
+    }
+
+
+def fresh_inputs(fitted: FittedModel, count: int = FRESH) -> Tensor:
+    """Made-up inputs that the model was not fitted on: blots of colour with noise, on pictures of the fit if it has any.
+
+    Of vectors those of the fit, each entry from another of them.
+    """
+    own, contract = fitted.training.pictures.pixels, fitted.backbone.contract
+    generator = torch.Generator().manual_seed(0)
+    kept = own[torch.from_numpy(fitted.active.positions)] if fitted.training.has_pictures else None
+    if contract.input_size is None:
+        if kept is None:
+            raise InputError("this model of vectors was saved without them, and a file is compared on such; keep them")
+        rows = torch.randint(len(kept), (count, kept[0].numel()), generator=generator)
+        return kept.flatten(1).gather(0, rows).reshape(count, *kept.shape[1:])
+    size = contract.input_size
+    blots = F.interpolate(torch.rand(count, size[0], 4, 4, generator=generator), size[1:], mode="bilinear")
+    made = 0.85 * blots + 0.15 * torch.rand(count, *size, generator=generator)
+    floats = kept is not None and kept.is_floating_point()
+    if kept is not None:
+        shown = kept[torch.randint(len(kept), (count,), generator=generator)].float()
+        made = (made + (shown if floats else shown / 255)) / 2
+    return made.to(own.dtype) if floats else (255 * made).round().to(torch.uint8)
+
+
+def _compare(run: Runner, fitted: FittedModel, fresh: Tensor, temperature: float | None) -> float:
+    """The largest difference between a file's answers and the model's; a LayerError where it matters."""
+    assert fitted.primal is not None
+    backbone, worst = fitted.backbone, 0.0
+    for count in (1, 2, len(fresh)):  # a constant in the place of the count would show
+        part = fresh[-count:]
+        with torch.no_grad():
+            scores = decision(fitted.primal, normalise(part, backbone.contract, backbone.dtype))
+        wanted = [scores] if temperature is None else [scores, torch.softmax(scores / temperature, 1)]
+        for got, true in zip(run(part.numpy()), wanted, strict=True):
+            if got.shape != tuple(true.shape):
+                raise LayerError(f"the file would answer {got.shape} for {count} pictures, not {tuple(true.shape)}")
+            size = max(1.0, float(true.abs().max()))
+            worst = max(worst, float(np.abs(got - true.numpy()).max()) / size)
+    if not worst <= TOLERANCE:
+        raise LayerError(f"the file's answers would differ from the model's by {worst:.1e}, more than {TOLERANCE:.0e}")
+    return worst
+
+
+def latencies(runs: list[Callable[[NDArray], Any]], pixels: NDArray) -> list[float]:
+    """Median seconds of each, in turn."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(RUNS + 1):
+        for run, own in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run(pixels)
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own[1:]) for own in taken]
