@@ -123,7 +123,8 @@ _STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 
 COUNT = click.IntRange(min=1)
 
 _HELP = {
-    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME or hf:DIR.",
+    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME, hf:DIR, or "
+    "package.module:function of your own, whose code then runs.",
     "size": "Side of the pictures in pixels; the network's own if not given.",
     "subset": "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
     "augment": "flip: features are averaged over each picture and its mirror image; none; or loo, whichever is better.",
@@ -154,6 +155,7 @@ _HELP = {
 
 
 _option = partial(described, _HELP)
+_AGAIN = "package.module:function of a model's own network, whose code then runs; its saved model only names it."
 
 
 def _of_fit(section: str, name: str, **settings: Any) -> Callable[..., Any]:
@@ -186,6 +188,7 @@ _FIT = (
     _of_fit(SOLVER, "random_state", type=int, metavar="SEED"),
     _of_fit(MACHINE, "memory_budget", metavar="BYTES"),
 )
+_OWN = (option(NETWORK, "--backbone", _AGAIN, metavar="NAME"),)
 _DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
     _option(MACHINE, "--n-jobs", type=COUNT, metavar="COUNT"),
@@ -209,6 +212,7 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
-shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
-table_options = _together(*_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
-model_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model
+set_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what a command takes that reads pictures and no model
+shared_options = _together(*_OWN, *_DEVICE, *_READING, *_OUTPUT)  # what a command takes that asks a model about pictures
+table_options = _together(*_OWN, *_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
+model_options = _together(*_OWN, *_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

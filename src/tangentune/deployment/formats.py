@@ -32,6 +32,7 @@ from tangentune.jacobian.forward_mode import math_attention
 
 INPUT, FACTS = "pixels", "tangentune"
 LIMIT = 2**31 - 2**20  # bytes of an ONNX file, whose lengths are signed 32-bit numbers
+_ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 Runner = Callable[[NDArray], list[NDArray]]
 
 
@@ -71,12 +72,16 @@ def traced(function: nn.Module, x: Tensor) -> ExportedProgram:
             graph = make(fake)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            return torch.export.export(graph, (x,), dynamic_shapes=({0: Dim("n")},), strict=False)
+            program = torch.export.export(graph, (x,), dynamic_shapes=({0: Dim("n")},), strict=False)
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:  # whatever torch finds in a network's operators
             reason = first_line(error)
             raise LayerError(f"this network cannot be written as a graph of stock operators ({reason})") from error
+    for node in program.graph.nodes:  # lines of code, with the folders of this machine
+        for key in _ORIGINS:
+            node.meta.pop(key, None)
+    return program
 
 
 @contextmanager
@@ -112,6 +117,8 @@ def _write_onnx(program: ExportedProgram, outputs: Sequence[str], facts: dict[st
             f"the file would have {size / 2**30:.1f} GiB, more than an ONNX file can hold; name a .pt2 file instead, or fit "
             "again with fewer moving parameters (`subset`)"
         )
+    for node in made.model.graph:
+        node.metadata_props.clear()
     made.model.metadata_props[FACTS] = json.dumps(facts)
     return made.model_proto.SerializeToString()
 
