@@ -40,11 +40,15 @@ def export(model: str, out: str, error_bar: bool, as_json: bool, quiet: bool, **
         times = {"seconds": made.seconds, "plain_seconds": made.plain_seconds, "ratio": made.ratio}
         print_json({"model": model, **facts, "difference": made.difference, **times})
         return
+    times = f"{made.ratio:.1f} times the network alone"
     rows = [
         ("size", nice_bytes(made.bytes)),
         ("gives", ", ".join(made.outputs)),
         ("difference from the model", f"{made.difference:.1e}"),
-        ("time of one picture", f"{1e3 * made.seconds:.1f} ms in {made.runtime}, {made.ratio:.1f} times the network alone"),
+        (
+            "time of one picture",
+            f"{1e3 * made.seconds:.1f} ms in {made.runtime}, {times}",
+        ),
     ]
     print_facts(rows, stdout)
     stdout.write(f"Written to {shown(out)}\n")

@@ -213,6 +213,6 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
 fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_OUTPUT)  # every option of the estimators first
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
 set_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what a command takes that reads pictures and no model
-shared_options = _together(*_OWN, *_DEVICE, *_READING, *_OUTPUT)  # what a command takes that asks a model about pictures
+shared_options = _together(*_OWN, *_DEVICE, *_READING, *_OUTPUT)  # the same of a model
 table_options = _together(*_OWN, *_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
 model_options = _together(*_OWN, *_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

@@ -87,6 +87,11 @@ class _Plain(nn.Module):
         return (self.features(self.body, normalise(pixels, self.contract)),)
 
 
+def plain_network(model: TangentModel, contract: DataContract) -> nn.Module:
+    """The network of a model, from pictures to features, in single precision."""
+    return _Plain(in_single_precision(model), contract)
+
+
 @usual_torch
 def export(fitted: FittedModel, path: str | os.PathLike[str], *, error_bar: bool = False) -> Exported:
     """Write a model with its primal weights at hand as FILE.onnx or FILE.pt2.
@@ -119,7 +124,7 @@ def export(fitted: FittedModel, path: str | os.PathLike[str], *, error_bar: bool
     content = kind.write(traced(answers, fresh[:2]), outputs, facts(fitted, fresh))
     run = kind.open(content)
     difference = _compare(run, fitted, fresh, temperature)
-    plain = kind.open(kind.write(traced(_Plain(model, backbone.contract), fresh[:2]), ("features",), {}))
+    plain = kind.plain(plain_network(model, backbone.contract), fresh[:2])
     own, bare = latencies([run, plain], fresh[:1].numpy())
     with replaced_file(target) as part:
         part.write_bytes(content)
@@ -183,7 +188,7 @@ def facts(fitted: FittedModel, pixels: Tensor) -> dict[str, Any]:
 
 
 def fresh_inputs(fitted: FittedModel, count: int = FRESH) -> Tensor:
-    """Made-up inputs that the model was not fitted on: blots of colour with noise, on pictures of the fit if it has any.
+    """Made-up inputs that the model was not fitted on: blots of colour with noise, over pictures of the fit if kept.
 
     Of vectors those of the fit, each entry from another of them.
     """

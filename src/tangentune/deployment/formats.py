@@ -41,10 +41,10 @@ Runner = Callable[[NDArray], list[NDArray]]
 class Format:
     """How a function is written as the bytes of a file, and run from them."""
 
-    ending: str
     runtime: str
     write: Callable[[ExportedProgram, Sequence[str], dict[str, Any]], bytes]
     open: Callable[[bytes], Runner]
+    plain: Callable[[nn.Module, Tensor], Runner]  # another function as this runtime runs it, to compare times with
     check: Callable[[], None]  # that the packages are there
 
 
@@ -72,7 +72,10 @@ def traced(function: nn.Module, x: Tensor) -> ExportedProgram:
             graph = make(fake)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            program = torch.export.export(graph, (x,), dynamic_shapes=({0: Dim("n")},), strict=False)
+            program = torch.export.export(
+                graph, (x,), dynamic_shapes=({0: Dim("n")},), strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )  # fmt: skip
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:  # whatever torch finds in a network's operators
@@ -114,8 +117,8 @@ def _write_onnx(program: ExportedProgram, outputs: Sequence[str], facts: dict[st
     size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value)
     if size > LIMIT:
         raise InputError(
-            f"the file would have {size / 2**30:.1f} GiB, more than an ONNX file can hold; name a .pt2 file instead, or fit "
-            "again with fewer moving parameters (`subset`)"
+            f"the file would have {size / 2**30:.1f} GiB, more than an ONNX file can hold; name a .pt2 file instead, "
+            "or fit again with fewer moving parameters (`subset`)"
         )
     for node in made.model.graph:
         node.metadata_props.clear()
@@ -130,6 +133,10 @@ def _open_onnx(content: bytes) -> Runner:
     options.log_severity_level = 3
     session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda pixels: session.run(None, {INPUT: pixels})
+
+
+def _plain_onnx(function: nn.Module, x: Tensor) -> Runner:
+    return _open_onnx(_write_onnx(traced(function, x), ("features",), {}))
 
 
 def _check_onnx() -> None:
@@ -149,8 +156,10 @@ def _write_pt2(program: ExportedProgram, outputs: Sequence[str], facts: dict[str
 
 def _open_pt2(content: bytes) -> Runner:
     with _quiet():
-        module = torch.export.load(io.BytesIO(content)).module()
+        return _without_gradients(torch.export.load(io.BytesIO(content)).module())
 
+
+def _without_gradients(module: nn.Module) -> Runner:
     def run(pixels: NDArray) -> list[NDArray]:
         with torch.no_grad():
             return [np.asarray(value) for value in module(torch.from_numpy(pixels))]
@@ -159,6 +168,6 @@ def _open_pt2(content: bytes) -> Runner:
 
 
 FORMATS = {
-    ".onnx": Format(".onnx", "ONNX Runtime", _write_onnx, _open_onnx, _check_onnx),
-    ".pt2": Format(".pt2", "torch", _write_pt2, _open_pt2, lambda: None),
+    ".onnx": Format("ONNX Runtime", _write_onnx, _open_onnx, _plain_onnx, _check_onnx),
+    ".pt2": Format("torch", _write_pt2, _open_pt2, lambda function, _: _without_gradients(function), lambda: None),
 }

@@ -47,7 +47,6 @@ class MatrixRow:
         parts = [a[:, 0] for a in self.places]
         return parts[0] if len(parts) == 1 else torch.stack(parts, -1).flatten(2)
 
-
     def views_together(self, views: int) -> MatrixRow:
         """Of pictures seen several times, all of one view before the next: views are further positions."""
 

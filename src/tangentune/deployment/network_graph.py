@@ -1,8 +1,8 @@
 """A feature function as a graph of torch's own operators, and where in it the samples are.
 
-`torch.export` writes down every operator that a batch of pictures goes through, modules gone, the number of pictures a
-symbol. Rows of the Jacobian are then taken operator by operator (sites.py): whatever a network calls itself, and however
-it holds its parameters, a convolution is a convolution.
+`torch.export` writes down every operator that a batch of pictures goes through, modules gone, the number of pictures
+a symbol. Rows of the Jacobian are then taken operator by operator (sites.py): whatever a network calls itself, and
+however it holds its parameters, a convolution is a convolution.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -55,7 +55,7 @@ class Layout:
 @final
 @dataclass(frozen=True, eq=False)
 class NetworkGraph:
-    """`graph` takes the `held` tensors (parameters by their own names, buffers, constants) and then pictures (n, ...)."""
+    """`graph` takes the `held` tensors (parameters, buffers, constants) and then pictures (n, ...)."""
 
     graph: fx.GraphModule
     held: tuple[Tensor, ...]
@@ -77,22 +77,23 @@ def network_graph(module: nn.Module, features: Features, x: Tensor) -> NetworkGr
             program = whole.run_decompositions({})
     except Exception as error:  # whatever the network's own code, or torch, finds wrong
         raise LayerError(
-            f"torch.export cannot follow this network ({first_line(error)}); its code may not depend on pixels or on the "
-            "number of pictures"
+            f"torch.export cannot follow this network ({first_line(error)}); its code may not depend on pixels or on "
+            "the number of pictures"
         ) from error
     signature, held, names = program.graph_signature, list[Tensor](), dict[int, str]()
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    places = dict[str, str](signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
+    places |= signature.inputs_to_lifted_tensor_constants
     for node in program.graph.nodes:
         if node.op != "placeholder" or node.name in signature.user_inputs:
             continue
-        kinds = (signature.inputs_to_parameters, signature.inputs_to_buffers, signature.inputs_to_lifted_tensor_constants)
-        target = next(kind[node.name] for kind in kinds if node.name in kind)
+        target = places[node.name]
         tensor = program.state_dict[target] if target in program.state_dict else program.constants[target]
         held.append(tensor.detach())
         if (name := target.removeprefix("body.")) in parameters:
             names[id(held[-1])] = name
     made = NetworkGraph(program.graph_module, tuple(held), names, {})
-    return NetworkGraph(made.graph, made.held, names, _layouts(made, x))
+    return replace(made, layouts=_layouts(made, x))
 
 
 @contextmanager

@@ -55,7 +55,11 @@ def convolution_backward(
     else:
         grad, inner = F.pad(grad, around), [0] * len(kernel)
     ones = [1] * len(kernel)
-    return aten.convolution.default(grad, turned, None, ones, inner, dilation, False, [0] * len(kernel), groups), None, None
+    return (
+        aten.convolution.default(grad, turned, None, ones, inner, dilation, False, [0] * len(kernel), groups),
+        None,
+        None,
+    )
 
 
 def _spread(grad: Tensor, axis: int, step: int) -> Tensor:
@@ -66,9 +70,15 @@ def _spread(grad: Tensor, axis: int, step: int) -> Tensor:
 
 
 def max_pool_backward(
-    grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], ceil_mode: bool, indices: Tensor,
-) -> Tensor:  # fmt: skip
+    grad: Tensor,
+    x: Tensor,
+    _kernel: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    _ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
     """Each output's gradient goes to the pixel that was largest."""
     zeros = torch.zeros_like(x).flatten(2)
     return zeros.scatter_add(2, indices.flatten(2), grad.flatten(2)).reshape(x.shape)

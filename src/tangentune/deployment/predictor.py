@@ -40,7 +40,8 @@ class Predictor(nn.Module):
         super().__init__()
         self.model = model
         own, probes = model.map, len(model.map.probes)
-        self.lengths = {name: own.length_scales[block_of(name)] / probes if own.normalize else 0.0 for name in model.body}
+        share = 1 / probes if own.normalize else 0.0
+        self.lengths = {name: own.length_scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
         self.weights = {
             name: [folded(part, own.metric.get(name)) for part in model.body[name].chunk(probes, 1)] for name in names
@@ -107,7 +108,8 @@ class Predictor(nn.Module):
     def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
         """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
         weights, metric, row = self.weights[name][r], self.model.map.metric.get(name), joined(parts)
-        pairs = not self.lengths[name] or by_pairs(row)
+        entry_by_entry = metric is not None and len(metric.left) > 1  # of a matrix that has no layer rule in a fit
+        pairs = not self.lengths[name] or (by_pairs(row) and not entry_by_entry)
         if row is not None and pairs and at_positions(row, len(weights)):
             return position_products(row, weights), pair_length(row, metric) if self.lengths[name] else 0.0
         whole = whole_row(parts)

@@ -1,4 +1,4 @@
-"""Where a graph uses parameters: each operator's own value, and its parameters' rows from the cotangent of that value."""
+"""Where a graph uses parameters: each operator's own value, and its parameters' rows from that value's cotangent."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Watched(fx.Interpreter):
         names = [name for value in args if isinstance(value, Tensor) and (name := self.moving_name(value))]
         if rule is None or layout is None:
             raise LayerError(
-                f"the network uses {', '.join(names)} in {n.target}, for which exported files have no rule; fit the model "
-                "again with the parameter left out by `subset`"
+                f"the network uses {', '.join(names)} in {n.target}, for which exported files have no rule; fit the "
+                "model again with the parameter left out by `subset`"
             )
         output, rows = rule(self, layout, *args)
         if not output.requires_grad:
@@ -136,7 +136,7 @@ def _channels(watched: Watched, layout: Layout, values: Tensor) -> Tensor:
 @_rule(aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(
     watched: Watched, layout: Layout, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor,
-    variance: Tensor, momentum: float, eps: float,
+    variance: Tensor, _momentum: float, eps: float,
 ) -> Any:  # fmt: skip
     """With fixed statistics: `x scale + offset` for each channel."""
     shape, inverse = (-1, *[1] * (x.dim() - 2)), (variance + eps).rsqrt()
