@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cli_cases import answer
 from numpy.typing import NDArray
 from small import FIXED, MEAN, STD, pictures
 from torch import nn
 
 from tangentune import Backbone, TangentClassifier, TangentRegressor
 from tangentune.deployment import export as exporting
+from tangentune.deployment.formats import FORMATS
 from tangentune.errors import InputError, LayerError
 
 pytest.importorskip("onnxruntime")
@@ -73,11 +77,19 @@ def test_a_process_with_nothing_but_onnxruntime_and_numpy_gives_the_models_answe
     np.testing.assert_allclose(found["arr_1"], model.predict_proba(NEW), atol=1e-4)
 
 
-def test_a_file_for_torch_holds_the_same_function_of_numbers(tmp_path: Path) -> None:
+def test_a_file_for_torch_by_the_command_line_holds_the_same_function_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     x, y = pictures(20)
-    model = TangentRegressor(Backbone(network(), input_size=(3, 8, 8)), **FIXED | {"probes": 2}).fit(x, y * 1.5)
-    made = model.export(tmp_path / "m.pt2")
-    assert made.outputs == ("values",)
+    options: dict[str, Any] = FIXED | {"probes": 2}
+    model = TangentRegressor(Backbone(network(), input_size=(3, 8, 8)), **options).fit(x, y * 1.5)
+    model.save_pretrained(tmp_path / "m")
+    monkeypatch.chdir(Path(__file__).parent)
+    command = ("export", tmp_path / "m", "--out", tmp_path / "m.pt2", "--backbone", "test_exported:network")
+    facts = answer(capsys, *command)
+    assert facts["outputs"] == ["values"]
+    assert facts["difference"] < 1e-5
+    assert facts["bytes"] == (tmp_path / "m.pt2").stat().st_size
     extra = {"tangentune": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
     (got,) = program(torch.from_numpy(NEW))
@@ -104,11 +116,29 @@ def test_error_bars_are_refused_with_what_to_do(tmp_path: Path) -> None:
         fitted().export(tmp_path / "m.pt2", error_bar=True)
 
 
-def test_a_file_that_answers_otherwise_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "m.pt2").write_bytes(b"former")
-    model = fitted()
-    monkeypatch.setattr(exporting, "decision", lambda primal, x: torch.full((len(x), 4), 0.5, dtype=torch.float64))
+@pytest.mark.parametrize(("off", "at"), [(2e-4, slice(0, 3)), (0.02, slice(0, 1)), (float("nan"), slice(0, 9))])
+def test_a_file_that_answers_otherwise_is_not_put_in_place(
+    off: float, at: slice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the file would say is made up here: the model's own scores, moved for some pictures."""
+    model, target = fitted(), tmp_path / "m.pt2"
+    target.write_bytes(b"former")
+
+    def run(pixels: NDArray) -> list[NDArray]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = [model.decision_function(pixels), model.predict_proba(pixels)]
+        found[0][at] += off
+        return found
+
+    kind = replace(FORMATS[".pt2"], write=lambda *_: b"new", open=lambda _: run, plain=lambda *_: run)
+    monkeypatch.setattr(exporting, "format_of", lambda _: kind)
+    monkeypatch.setattr(exporting, "traced", lambda *_: None)
     with pytest.raises(LayerError, match="differ"):
-        model.export(tmp_path / "m.pt2")
-    assert (tmp_path / "m.pt2").read_bytes() == b"former"
+        model.export(target)
+    assert target.read_bytes() == b"former"
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt2"]
+    at = slice(0, 2)
+    off = 2e-4
+    model.export(target)
+    assert target.read_bytes() == b"new"

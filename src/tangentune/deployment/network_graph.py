@@ -89,6 +89,7 @@ def network_graph(module: nn.Module, features: Features, x: Tensor) -> NetworkGr
             continue
         target = places[node.name]
         tensor = program.state_dict[target] if target in program.state_dict else program.constants[target]
+        assert isinstance(tensor, Tensor)
         held.append(tensor.detach())
         if (name := target.removeprefix("body.")) in parameters:
             names[id(held[-1])] = name

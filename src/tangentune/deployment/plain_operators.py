@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tangentune.errors import LayerError
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 def plain_operators() -> dict[Any, Callable[..., Any]]:
@@ -93,10 +93,9 @@ def average_pool_backward(
     if ceil_mode or not (count_include_pad or divisor or not any(padding)):
         raise LayerError("exported files have no rule for average pooling with ceil_mode or without its padding")
     weight = x.new_full((x.shape[1], 1, kernel[0], kernel[-1]), 1 / whole)
-    settings = [[value[0], value[-1]] for value in (stride or kernel, padding)]
-    return convolution_backward(
-        grad, x, weight, None, *settings, [1, 1], False, None, x.shape[1], (True, False, False)
-    )[0]
+    step, around = ([value[0], value[-1]] for value in (stride or kernel, padding))
+    mask = (True, False, False)
+    return convolution_backward(grad, x, weight, None, step, around, [1, 1], False, None, x.shape[1], mask)[0]
 
 
 def adaptive_pool_backward(grad: Tensor, x: Tensor) -> Tensor:

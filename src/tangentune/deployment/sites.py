@@ -13,7 +13,7 @@ from tangentune.deployment.forms import MatrixRow, Row, kernel_places
 from tangentune.deployment.network_graph import Layout, NetworkGraph
 from tangentune.errors import LayerError
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 RowOf = Callable[[Tensor], Row]  # from the cotangent
 
 
@@ -107,7 +107,7 @@ def _convolution(
 ) -> Any:  # fmt: skip
     """Convolutions in one or two dimensions."""
     kernel = weight.shape[2:]
-    geometry = [_each(value, len(kernel)) for value in (stride, padding, dilation)]
+    stride, padding, dilation = (_each(value, len(kernel)) for value in (stride, padding, dilation))
 
     def positions(t: Tensor) -> Tensor:
         """(N, C, ...) -> (n, groups, T, C / groups)."""
@@ -115,9 +115,11 @@ def _convolution(
         return t.permute(0, 2, 1, 4, 3).flatten(2, 3)
 
     def of_weight(g: Tensor) -> Row:
-        return MatrixRow(positions(g), tuple(map(positions, kernel_places(x, kernel, *geometry, g.shape[2:]))))
+        return MatrixRow(
+            positions(g), tuple(map(positions, kernel_places(x, kernel, stride, padding, dilation, g.shape[2:])))
+        )
 
-    output = aten.convolution.default(x, weight, bias, *geometry, False, [0] * len(kernel), groups)
+    output = aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
     return output, _filled(watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g)))
 
 
