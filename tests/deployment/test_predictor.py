@@ -41,7 +41,7 @@ class Vision(nn.Module):
 def pooled() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.SiLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 6, 2),
-        nn.Hardswish(), nn.Flatten(), nn.Linear(6, 5),
+        nn.Hardswish(), nn.Conv2d(6, 6, 3, padding="same", groups=2), nn.Flatten(), nn.Linear(6, 5),
     )  # fmt: skip
 
 

@@ -164,7 +164,9 @@ def _check(fitted: FittedModel, error_bar: bool) -> None:
             "hold; fit the model with likelihood='least_squares'"
         )
     if error_bar:
-        raise InputError("error bars need the training pictures' rows; ask TangentRegressor.predict(return_std=True)")
+        raise InputError(
+            "error bars need the rows of all training pictures, which a file does not hold; ask the model itself for them"
+        )
 
 
 def facts(fitted: FittedModel, pixels: Tensor) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _compare(run: Runner, fitted: FittedModel, fresh: Tensor, temperature: float
                 raise LayerError(f"the file would answer {got.shape} for {count} pictures, not {own.shape}")
             differences.append(np.abs(got - own).max(1) / max(1.0, np.abs(own).max()))
     worst = np.sort(np.maximum(differences[-1], differences[-2]) if temperature is not None else differences[-1])
-    few = max(float(own.max()) for own in differences)
+    few = float(np.concatenate(differences).max())
     usual = float(worst[-1 - KINKS])
     if not (usual <= TOLERANCE and few <= 100 * TOLERANCE):
         raise LayerError(

@@ -91,7 +91,9 @@ def average_pool_backward(
     """A convolution's, with a kernel of equal entries for each channel."""
     whole = kernel[0] * kernel[-1] if divisor is None else divisor
     if ceil_mode or not (count_include_pad or divisor or not any(padding)):
-        raise LayerError("exported files have no rule for average pooling with ceil_mode or without its padding")
+        raise LayerError(
+            "exported files have no rule for average pooling that rounds its size up or leaves its padding out"
+        )
     weight = x.new_full((x.shape[1], 1, kernel[0], kernel[-1]), 1 / whole)
     step, around = ([value[0], value[-1]] for value in (stride or kernel, padding))
     mask = (True, False, False)

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from tangentune.deployment.forms import MatrixRow, Row, kernel_places
 from tangentune.deployment.network_graph import Layout, NetworkGraph
@@ -121,6 +122,19 @@ def _convolution(
 
     output = aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
     return output, _filled(watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g)))
+
+
+@_rule(aten.conv2d.padding, aten.conv1d.padding)
+def _named_padding(
+    watched: Watched, layout: Layout, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
+    padding: str = "valid", dilation: Any = 1, groups: int = 1,
+) -> Any:  # fmt: skip
+    """`padding="same"`: zeros around, the odd one after."""
+    if padding == "same":
+        steps = _each(dilation, weight.dim() - 2)
+        totals = [step * (length - 1) for step, length in zip(steps, weight.shape[2:], strict=True)]
+        x = F.pad(x, [side for total in reversed(totals) for side in (total // 2, total - total // 2)])
+    return _convolution(watched, layout, x, weight, bias, stride, 0, dilation, groups)
 
 
 def _each(value: Any, axes: int) -> list[int]:
