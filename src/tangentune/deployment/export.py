@@ -165,7 +165,7 @@ def _check(fitted: FittedModel, error_bar: bool) -> None:
         )
     if error_bar:
         raise InputError(
-            "error bars need the rows of all training pictures, which a file does not hold; ask the model itself for them"
+            "error bars need the rows of all training pictures, which a file does not hold; ask the model itself"
         )
 
 
