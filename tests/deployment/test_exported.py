@@ -85,16 +85,26 @@ def test_a_file_for_torch_by_the_command_line_holds_the_same_function_of_numbers
     model = TangentRegressor(Backbone(network(), input_size=(3, 8, 8)), **options).fit(x, y * 1.5)
     model.save_pretrained(tmp_path / "m")
     monkeypatch.chdir(Path(__file__).parent)
-    command = ("export", tmp_path / "m", "--out", tmp_path / "m.pt2", "--backbone", "test_exported:network")
+    command = (
+        "export",
+        tmp_path / "m",
+        "--out",
+        tmp_path / "m.pt2",
+        "--backbone",
+        "test_exported:network",
+        "--error-bar",
+    )
     facts = answer(capsys, *command)
-    assert facts["outputs"] == ["values"]
-    assert facts["difference"] < 1e-5
+    assert facts["outputs"] == ["values", "std"]
+    assert facts["difference"] < 1e-4
+    assert abs(facts["excess"]) < 1e-4  # 20 pictures have 21 directions, and all are there
     assert facts["bytes"] == (tmp_path / "m.pt2").stat().st_size
     extra = {"tangentune": ""}
     program = torch.export.load(tmp_path / "m.pt2", extra_files=extra).module()
-    (got,) = program(torch.from_numpy(NEW))
+    got, std = program(torch.from_numpy(NEW))
     np.testing.assert_allclose(got[:, 0].detach().numpy(), model.predict(NEW), rtol=1e-5, atol=1e-5)
-    assert json.loads(extra["tangentune"])["outputs"] == ["values"]
+    np.testing.assert_allclose(std[:, 0].detach().numpy(), model.predict(NEW, return_std=True)[1], rtol=1e-3)
+    assert json.loads(extra["tangentune"])["outputs"] == ["values", "std"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +119,6 @@ def test_what_no_file_can_answer_is_refused(options: dict[str, Any], name: str, 
     with pytest.raises(InputError, match=words):
         fitted(**options).export(tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_error_bars_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the model itself"):
-        fitted().export(tmp_path / "m.pt2", error_bar=True)
 
 
 @pytest.mark.parametrize(("off", "at"), [(2e-4, slice(0, 3)), (0.02, slice(0, 1)), (float("nan"), slice(0, 1))])

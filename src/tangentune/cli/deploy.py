@@ -11,11 +11,11 @@ import click
 from tangentune.cli.models import MODEL, saved_model
 from tangentune.cli.options import STREAMS, Command, model_options, option
 from tangentune.cli.run import print_json, working
-from tangentune.cli.tables import print_facts
+from tangentune.cli.tables import percent, print_facts
 from tangentune.errors import InputError, shown
 
 _OUT = option(STREAMS, "--out", "FILE.onnx for ONNX Runtime, FILE.pt2 for torch.", metavar="FILE", required=True)
-_BARS = option(STREAMS, "--error-bar", "Also the standard deviation of every score.", is_flag=True)
+_BARS = option(STREAMS, "--error-bar", "Also the standard deviation of every score; many times the size.", is_flag=True)
 
 
 @click.command(cls=Command, short_help="Write a model as one file that predicts without tangentune.")
@@ -38,9 +38,10 @@ def export(model: str, out: str, error_bar: bool, as_json: bool, quiet: bool, **
     if as_json:
         facts = {"out": out, "bytes": made.bytes, "runtime": made.runtime, "outputs": list(made.outputs)}
         times = {"seconds": made.seconds, "plain_seconds": made.plain_seconds, "ratio": made.ratio}
-        print_json({"model": model, **facts, "difference": made.difference, **times})
+        print_json({"model": model, **facts, "difference": made.difference, "excess": made.excess, **times})
         return
     times = f"{made.ratio:.1f} times the network alone"
+    bars = [] if made.excess is None else [("error bars", f"{percent(made.excess)} too wide on average")]
     rows = [
         ("size", nice_bytes(made.bytes)),
         ("gives", ", ".join(made.outputs)),
@@ -50,7 +51,7 @@ def export(model: str, out: str, error_bar: bool, as_json: bool, quiet: bool, **
             f"{1e3 * made.seconds:.1f} ms in {made.runtime}, {times}",
         ),
     ]
-    print_facts(rows, stdout)
+    print_facts([*rows, *bars], stdout)
     stdout.write(f"Written to {shown(out)}\n")
 
 

@@ -20,17 +20,20 @@ from torch.nn import functional as F
 from tangentune._files import existing_ancestor, replaced_file
 from tangentune._torch import usual_torch
 from tangentune._version import __version__
+from tangentune.deployment.error_bars import ErrorBars, error_bars, stacked
 from tangentune.deployment.formats import Runner, format_of, traced
 from tangentune.deployment.network_graph import network_graph
 from tangentune.deployment.predictor import Predictor
 from tangentune.errors import InputError, LayerError
-from tangentune.estimators.fitted import FittedModel
+from tangentune.estimators.fitted import FittedModel, kernel_to_training, solved, with_rows
 from tangentune.estimators.tasks import Classification
+from tangentune.estimators.training_set import PictureReader
 from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.kernels.metric import Whitening
 from tangentune.pictures.contract import DataContract
-from tangentune.pictures.pictures import normalise
+from tangentune.pictures.pictures import Pictures, normalise
 from tangentune.solvers.likelihoods import LEAST_SQUARES
+from tangentune.solvers.posterior import variance
 
 TOLERANCE = 1e-4
 FRESH = 9  # made-up inputs that file and model are compared on, at three sizes of batch
@@ -50,6 +53,7 @@ class Exported:
     difference: float
     seconds: float
     plain_seconds: float
+    excess: float | None  # by which share error bars are too wide, on average over made-up pictures; None without
 
     @property
     def ratio(self) -> float:
@@ -61,16 +65,23 @@ class Exported:
 class Answers(nn.Module):
     """Pictures as the data contract has them in, and what a person wants to know out."""
 
-    def __init__(self, predictor: Predictor, contract: DataContract, temperature: float | None):
+    def __init__(
+        self, predictor: Predictor, contract: DataContract, temperature: float | None, bars: ErrorBars | None = None
+    ):
         super().__init__()
+        self.bars = bars
         self.predictor, self.contract, self.temperature = predictor, contract, temperature
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Scores and probabilities, or predicted numbers: (n, C) each, float32."""
-        scores = self.predictor(normalise(pixels, self.contract))
-        if self.temperature is None:
-            return (scores.float(),)
-        return scores.float(), torch.softmax(scores / self.temperature, 1).float()
+        """Scores and probabilities, or predicted numbers, and error bars if there are some: (n, C) each, float32."""
+        scores, own = self.predictor(normalise(pixels, self.contract))
+        count = scores.shape[1] - (0 if self.bars is None else len(self.bars.signs))
+        answers = [scores[:, :count]]
+        if self.temperature is not None:
+            answers.append(torch.softmax(answers[0] / self.temperature, 1))
+        if self.bars is not None:
+            answers.append(self.bars.deviations(scores[:, count:], own))
+        return tuple(answers)
 
 
 @final
@@ -93,12 +104,13 @@ def plain_network(model: TangentModel, contract: DataContract) -> nn.Module:
 
 
 @usual_torch
-def export(fitted: FittedModel, path: str | os.PathLike[str], *, error_bar: bool = False) -> Exported:
+def export(fitted: FittedModel, path: str | os.PathLike[str], reader: PictureReader | None = None) -> Exported:
     """Write a model with its primal weights at hand as FILE.onnx or FILE.pt2.
 
     It takes pictures as the data contract prepares them, bytes (n, channels, height, width), any number of them. The
     file is put in place once its answers are those of the model, to 1e-4, on made-up pictures, one, two and nine at a
-    time.
+    time. With a `reader` of the training pictures also the standard deviation of every score, by leading directions
+    (error_bars.py).
 
     Raises:
         InputError: the ending is another, or the model's probabilities need its training pictures.
@@ -108,27 +120,31 @@ def export(fitted: FittedModel, path: str | os.PathLike[str], *, error_bar: bool
     """
     target = check_path(path)
     kind = format_of(target)
-    _check(fitted, error_bar)
+    _check(fitted)
     kind.check()
     backbone, fresh = fitted.backbone, fresh_inputs(fitted)
     if backbone.device.type != "cpu":
         raise InputError("files are made on the CPU; read the model there (device cpu) and export it again")
     assert fitted.primal is not None
-    model = in_single_precision(fitted.primal)
+    bars = None if reader is None else error_bars(fitted, reader)
+    model = in_single_precision(fitted.primal if bars is None else stacked(fitted.primal, bars.columns))
     prepared = normalise(fresh, backbone.contract)
     with torch.no_grad():
         network = network_graph(model.map.tangent.module, model.map.tangent.features, prepared[:3])
     temperature = fitted.outcome.temperature if isinstance(fitted.task, Classification) else None
-    answers = Answers(Predictor(model, network), backbone.contract, temperature)
-    outputs = ("scores", "probabilities") if temperature is not None else ("values",)
+    predictor = Predictor(model, network, prior=bars is not None)
+    answers = Answers(predictor, backbone.contract, temperature, bars)
+    outputs = ("values",) if temperature is None else ("scores", "probabilities")
+    outputs += () if bars is None else ("std",)
     content = kind.write(traced(answers, fresh[:2]), outputs, facts(fitted, fresh))
     run = kind.open(content)
-    difference = _compare(run, fitted, fresh, temperature)
+    wanted, excess = _answers(fitted, fresh, temperature, bars, reader)
+    difference = _compare(run, fresh, wanted)
     plain = kind.plain(plain_network(model, backbone.contract), fresh[:2])
     own, bare = latencies([run, plain], fresh[:1].numpy())
     with replaced_file(target) as part:
         part.write_bytes(content)
-    return Exported(target, len(content), kind.runtime, outputs, difference, own, bare)
+    return Exported(target, len(content), kind.runtime, outputs, difference, own, bare, excess)
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
@@ -156,16 +172,12 @@ def in_single_precision(model: TangentModel) -> TangentModel:
     )  # fmt: skip
 
 
-def _check(fitted: FittedModel, error_bar: bool) -> None:
+def _check(fitted: FittedModel) -> None:
     """Refuse what a file cannot answer, before the work."""
     if fitted.task.likelihood != LEAST_SQUARES:
         raise InputError(
             f"probabilities of likelihood={fitted.task.likelihood!r} need the training pictures, which a file does not "
             "hold; fit the model with likelihood='least_squares'"
-        )
-    if error_bar:
-        raise InputError(
-            "error bars need the rows of all training pictures, which a file does not hold; ask the model itself"
         )
 
 
@@ -212,17 +224,30 @@ def fresh_inputs(fitted: FittedModel, count: int = FRESH) -> Tensor:
     return made.to(own.dtype) if floats else (255 * made).round().to(torch.uint8)
 
 
-def _compare(run: Runner, fitted: FittedModel, fresh: Tensor, temperature: float | None) -> float:
+def _answers(
+    fitted: FittedModel, fresh: Tensor, temperature: float | None, bars: ErrorBars | None, reader: PictureReader | None
+) -> tuple[list[Tensor], float | None]:
+    """What the engine answers, and how much too wide the error bars of leading directions are, as a share."""
+    assert fitted.primal is not None
+    x = normalise(fresh, fitted.backbone.contract, fitted.backbone.dtype)
+    with torch.no_grad():
+        scores = decision(fitted.primal, x)
+        wanted = [scores] if temperature is None else [scores, torch.softmax(scores / temperature, 1)]
+        if bars is None or reader is None:
+            return wanted, None
+        pictures = Pictures(fresh, None, [str(i) for i in range(len(fresh))])
+        (found,) = kernel_to_training(with_rows(fitted, reader), reader, pictures, whole=True)
+        exact = (variance(solved(fitted).system, found.kernel, found.own)[:, None] * bars.scale).sqrt()
+        wanted.append(bars.deviations(decision(bars.columns, x), found.own))
+        return wanted, float((wanted[-1] / exact).mean()) - 1
+
+
+def _compare(run: Runner, fresh: Tensor, wanted: list[Tensor]) -> float:
     """The difference of a file's answers from the model's that all but a few inputs keep; a LayerError if it matters.
 
     Gradients jump where a unit's input crosses the kink of a ReLU: there another order of summing changes an answer,
     as float32 does against float64, and neither answer is the right one.
     """
-    assert fitted.primal is not None
-    backbone = fitted.backbone
-    with torch.no_grad():
-        scores = decision(fitted.primal, normalise(fresh, backbone.contract, backbone.dtype))
-    wanted = [scores] if temperature is None else [scores, torch.softmax(scores / temperature, 1)]
     differences = list[NDArray]()
     for count in (1, 2, len(fresh)):  # a constant in the place of the count would show
         for got, true in zip(run(fresh[:count].numpy()), wanted, strict=True):
@@ -230,7 +255,7 @@ def _compare(run: Runner, fitted: FittedModel, fresh: Tensor, temperature: float
             if got.shape != own.shape:
                 raise LayerError(f"the file would answer {got.shape} for {count} pictures, not {own.shape}")
             differences.append(np.abs(got - own).max(1) / max(1.0, np.abs(own).max()))
-    worst = np.sort(np.maximum(differences[-1], differences[-2]) if temperature is not None else differences[-1])
+    worst = np.sort(np.stack(differences[-len(wanted) :]).max(0))  # of the whole batch
     few = float(np.concatenate(differences).max())
     usual = float(worst[-1 - KINKS])
     if not (usual <= TOLERANCE and few <= 100 * TOLERANCE):

@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tangentune.deployment.error_bars import body_share
 from tangentune.deployment.forms import (
     MatrixRow,
     Row,
@@ -36,12 +37,13 @@ TINY = 1e-30  # that float32 still holds
 class Predictor(nn.Module):
     """`forward(network inputs) -> scores (n, C)`, in the network's own precision."""
 
-    def __init__(self, model: TangentModel, network: NetworkGraph):
+    def __init__(self, model: TangentModel, network: NetworkGraph, *, prior: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.prior = model, prior
         own, probes = model.map, len(model.map.probes)
-        share = 1 / probes if own.normalize else 0.0
-        self.lengths = {name: own.length_scales[block_of(name)] * share for name in model.body}
+        scales = own.length_scales if own.normalize else own.block_scales
+        share = 1 / probes if own.normalize or self.prior else 0.0
+        self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
         self.weights = {
             name: [folded(part, own.metric.get(name)) for part in model.body[name].chunk(probes, 1)] for name in names
@@ -50,15 +52,16 @@ class Predictor(nn.Module):
         self.vectors = [name for name in names if len(shapes[name]) < 2]
         self.watched = Watched(network, frozenset(names))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores of a batch."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n, C) of a batch, and, if it is wanted, each picture's kernel with itself (n,)."""
         own, views = self.model.map, 2 if self.model.map.mirrored else 1
         phi, passes = self._rows(torch.cat([x, x.flip(-1)]) if views == 2 else x, views)
         if own.normalize:
             phi = phi * inverse_length(phi.square().sum(1))[:, None]
         scores = self.model.intercept.to(phi) + phi @ self.model.head.T
+        prior = phi.square().sum(1)
         if not self.weights:
-            return scores
+            return scores, prior
         body, squares = torch.zeros_like(scores), torch.zeros_like(scores[:, 0])
         for r, rows in enumerate(passes):
             vectors = {name: whole_row(rows.pop(name)) for name in self.vectors}
@@ -67,7 +70,9 @@ class Predictor(nn.Module):
             for name, parts in rows.items():
                 products, length = self._of_matrix(name, r, parts)
                 body, squares = body + products, squares + self.lengths[name] * length
-        return scores + (body * inverse_length(squares)[:, None] if own.normalize else body)
+        share = body_share(own) * (squares > 0) if own.normalize and self.prior else squares
+        prior = prior + own.body_scale * share
+        return scores + (body * inverse_length(squares)[:, None] if own.normalize else body), prior
 
     def _rows(self, x: Tensor, views: int) -> tuple[Tensor, list[dict[str, list[Row]]]]:
         """Mean features of all views, and for each probe the rows of every parameter, one for each use."""
@@ -94,7 +99,7 @@ class Predictor(nn.Module):
             return self.model.head.new_zeros(()), 0.0
         whole = torch.cat(list(rows.values()), 1)
         products = whole @ torch.cat([self.weights[name][r] for name in rows], 1).T
-        if not self.model.map.normalize:
+        if not any(self.lengths[name] for name in rows):
             return products, 0.0
         scales = torch.cat([self._scales(name, row.shape[1]) for name, row in rows.items()])
         return products, (whole.square() * scales).sum(1)

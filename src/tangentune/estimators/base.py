@@ -401,7 +401,7 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         """
         deployment = import_module("tangentune.deployment.export")  # by name: it stands on this file, and is optional
         self.fitted_ = with_primal(self._fitted(), self._reader())
-        return deployment.export(self.fitted_, path, error_bar=error_bar)
+        return deployment.export(self.fitted_, path, self._reader() if error_bar else None)
 
     @classmethod
     def from_pretrained(
