@@ -58,14 +58,9 @@ def test_a_stripped_model_predicts_and_holds_no_picture(model: Path, capsys: pyt
 @pytest.mark.usefixtures("loadable")
 def test_what_no_file_can_be_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, "export", model, "--out", model.parent / "m.h5", words=(".onnx", ".pt2"))
-    refused(
-        capsys,
-        "export",
-        model,
-        "--out",
-        model.parent / "b.pt2",
-        "--error-bar",
-    )
+    answer(capsys, "strip", model, "--out", model.parent / "small")
+    bars = ("export", model.parent / "small", "--out", model.parent / "b.pt2", "--error-bar")
+    refused(capsys, *bars, words=("without its pictures",))
 
 
 def test_a_network_of_ones_own_is_named_again_and_never_imported_from_a_model(
