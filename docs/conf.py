@@ -22,8 +22,8 @@ HOW_TO = ["imbalanced", "groups", "many-pictures", "several-owners", "forgetting
 # Which pages a page leads to, under a heading or none; "*" stands for the pages of a folder that are not yet named.
 CONTENTS: dict[str, dict[str, list[str]]] = {
     "index": {
-        "Learn": ["tutorials/plankton", "tutorials/engineer", "python", "inputs-and-outputs", "deployment", "workbench"],
-        "Do": [f"howto/{name}" for name in HOW_TO],
+        "Learn": ["tutorials/plankton", "tutorials/engineer", "python", "inputs-and-outputs", "workbench"],
+        "Do": [*(f"howto/{name}" for name in HOW_TO), "deployment"],
         "Understand": ["how-it-works", "exact", "notation", "papers", "measured", "glossary"],
         "Look up": ["Commands <reference/commands>", "reference/index", "gotchas", "threat-model", "security"],
         "Project": ["architecture", "decisions/README", "results/README", "contributing", "changes"],
