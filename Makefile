@@ -47,6 +47,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed.run
 	$(BIN)/python -m benchmarks.edit_speed.run
 	$(BIN)/python -m benchmarks.workbench.run
+	$(BIN)/python -m benchmarks.latency.run
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)

@@ -23,7 +23,7 @@ HOW_TO = ["imbalanced", "groups", "many-pictures", "several-owners", "forgetting
 CONTENTS: dict[str, dict[str, list[str]]] = {
     "index": {
         "Learn": ["tutorials/plankton", "tutorials/engineer", "python", "inputs-and-outputs", "workbench"],
-        "Do": [*(f"howto/{name}" for name in HOW_TO), "several-labels", "owners"],
+        "Do": [*(f"howto/{name}" for name in HOW_TO), "several-labels", "owners", "deployment"],
         "Understand": ["how-it-works", "exact", "notation", "papers", "measured", "glossary"],
         "Look up": ["Commands <reference/commands>", "reference/index", "gotchas", "threat-model", "security"],
         "Project": ["architecture", "decisions/README", "results/README", "contributing", "changes"],

@@ -12,7 +12,7 @@ import tangentune
 PACKAGE = Path(tangentune.__path__[0])
 ROOT = Path(__file__).parents[1]
 ROOMS = {"pictures", "solvers", "networks", "jacobian", "kernels"}
-ROOMS |= {"methods", "estimators", "reports", "comparison", "workbench", "cli"}
+ROOMS |= {"methods", "estimators", "reports", "comparison", "workbench", "deployment", "cli"}
 LONGEST, SHORTEST = 450, 40
 # Why a file of fewer than 40 lines stands alone.
 SMALL: dict[str, str] = {

@@ -9,6 +9,7 @@ import click
 
 from tangentune._version import __version__
 from tangentune.cli.compare import compare
+from tangentune.cli.deploy import export, strip
 from tangentune.cli.edit import add, forget, relabel
 from tangentune.cli.evaluate import evaluate
 from tangentune.cli.explain import explain, report, suspects
@@ -35,5 +36,5 @@ def cli() -> None:
 
 
 _ASKING = (fit, predict, evaluate, report, select, compare, explain, suspects, suggest)
-for command in (*_ASKING, forget, add, relabel, labels, serve, map_command, sums, score, merge):
+for command in (*_ASKING, forget, add, relabel, labels, serve, export, strip, map_command, sums, score, merge):
     cli.add_command(command)

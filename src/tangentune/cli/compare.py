@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES
-from tangentune.cli.options import COUNT, MIRROR, NETWORK, STREAMS, Command, described, network_options, shared_options
+from tangentune.cli.options import COUNT, MIRROR, NETWORK, STREAMS, Command, described, network_options, set_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_table
 from tangentune.comparison.methods import METHODS
@@ -63,7 +63,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 @_option(STREAMS, "--out", default="comparison", metavar="DIR", type=click.Path())
 @network_options
 @_option(NETWORK, "--augment", type=MIRROR, default="flip", metavar="WORD")
-@shared_options
+@set_options
 def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Compare methods on labelled PICTURES: accuracy, calibration, time and memory.
 
@@ -79,8 +79,11 @@ def compare(pictures: str, augment: str | None, as_json: bool, quiet: bool, **op
 
     from tangentune.comparison import compare as run_comparison
     from tangentune.comparison.page import write_files
+    from tangentune.networks.own_code import is_own, named_backbone
 
     with working(quiet, options["out"]) as stdout:
+        if is_own(given["backbone"]):
+            given["backbone"] = named_backbone(given["backbone"], given.get("input_size"))
         found = run_comparison(pictures, flip=augment == "flip", verbose=0 if quiet else 1, **given)
         write_files(found, Path(options["out"]))
     if not any(row.means for row in found.rows):

@@ -145,14 +145,14 @@ def _new_model(quiet: bool, regression: bool, **options: Any) -> Estimator:
     """An estimator with the user's options, its backbone loaded."""
     from tangentune import TangentClassifier, TangentRegressor
     from tangentune.memory import parse_bytes
-    from tangentune.networks.backbone import load_backbone
+    from tangentune.networks.own_code import named_backbone
 
     if options["memory_budget"] is not None:
         parse_bytes(options["memory_budget"])
     check_device(options["device"])
     options = {key: value for key, value in options.items() if key != "batch_size" or value is not None}
     options["outer_steps"] = options["outer_steps"] if options["outer_steps"] == "loo" else int(options["outer_steps"])
-    options["backbone"] = load_backbone(options["backbone"])
+    options["backbone"] = named_backbone(options["backbone"], options["input_size"])
     kind = TangentRegressor if regression else TangentClassifier
     return kind(**options, verbose=0 if quiet else 1)
 

@@ -41,6 +41,7 @@ def labels(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    backbone: str | None,
     path_column: str | None,
     label_column: str | None,
     n_jobs: int | None,
@@ -58,7 +59,7 @@ def labels(
     _check_new(out)
     plan = None
     with working(quiet) as stdout:
-        fitted = saved_model(model, quiet, {"n_jobs": n_jobs}).fitted_
+        fitted = saved_model(model, quiet, {"n_jobs": n_jobs, "backbone": backbone}).fitted_
         rows = corrections.label_rows(fitted)
         if source is not None:
             from tangentune.pictures.tables import Columns

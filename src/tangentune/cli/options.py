@@ -123,7 +123,8 @@ _STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 
 COUNT = click.IntRange(min=1)
 
 _HELP = {
-    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME or hf:DIR.",
+    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME, hf:DIR, or "
+    "package.module:function of your own, whose code then runs.",
     "size": "Side of the pictures in pixels; the network's own if not given.",
     "subset": "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
     "augment": "flip: features are averaged over each picture and its mirror image; none; or loo, whichever is better.",
@@ -157,6 +158,7 @@ _HELP = {
 
 
 _option = partial(described, _HELP)
+_AGAIN = "package.module:function of a model's own network, whose code then runs; its saved model only names it."
 
 
 def _of_fit(section: str, name: str, **settings: Any) -> Callable[..., Any]:
@@ -196,6 +198,7 @@ _FIT = (
     _SEED,
     _MEMORY,
 )
+_OWN = (option(NETWORK, "--backbone", _AGAIN, metavar="NAME"),)
 _DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
 _READING = (
     _option(MACHINE, "--n-jobs", type=COUNT, metavar="COUNT"),
@@ -231,7 +234,9 @@ map_options = _together(  # what a feature map is made by
 site_options = _together(_REGRESSION, *_DEVICE, *_READING, *_OUTPUT)  # what the pictures of one owner are read by
 damping_option = _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0"))
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
-shared_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what every command that reads pictures takes
-label_options = _together(*_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # and one that reads labels, perhaps several each
-table_options = _together(*_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
-model_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model
+set_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what a command takes that reads pictures and no model
+shared_options = _together(*_OWN, *_DEVICE, *_READING, *_OUTPUT)  # the same of a model
+label_options = _together(*_OWN, *_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # and one that reads labels, perhaps several
+table_options = _together(*_OWN, *_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures
+run_options = _together(*_DEVICE, *_OUTPUT)  # what a command takes that reads neither pictures nor a model
+model_options = _together(*_OWN, *_DEVICE, *_OUTPUT)  # what a command takes that reads nothing but a model

@@ -18,7 +18,7 @@ from tangentune.cli.options import (
     damping_option,
     described,
     map_options,
-    model_options,
+    run_options,
     site_options,
 )
 from tangentune.cli.run import check_device, print_json, working
@@ -223,7 +223,7 @@ def read_map(path: str, rank: Rank, device: str | None, batch_size: int | None) 
 @_option(STREAMS, "--total", type=click.Path(dir_okay=False), metavar="FILE.sums")
 @_option("Owners", "--scores", multiple=True, type=_SUMS, metavar="SITE.scores")
 @damping_option
-@model_options
+@run_options
 def merge(
     sites: tuple[str, ...], map: str, out: str, without: tuple[str, ...], minimum: int, total: str | None,
     scores: tuple[str, ...], damping: str | float, as_json: bool, quiet: bool, **options: Any,

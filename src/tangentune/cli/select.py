@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import PICTURES
-from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, shared_options
+from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, set_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.errors import TangentuneError, shown
 
@@ -58,7 +58,7 @@ _selection = partial(_option, "Selection")
 @network_options
 @_option(STREAMS, "--page", metavar="FILE.html", type=_FILE)
 @_option(MACHINE, "--cache", metavar="DIR", type=click.Path(file_okay=False))
-@shared_options
+@set_options
 def select(target: str, source: str, out: str, page: str | None, **options: Any) -> None:
     """Choose, from the pictures of a source set, those that are worth learning from beside a target set.
 
@@ -70,7 +70,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.methods.source_selection.extract import holds_features
     from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
     from tangentune.methods.source_selection.select import select_source
-    from tangentune.networks.backbone import load_backbone
+    from tangentune.networks.own_code import named_backbone
     from tangentune.reports.selection_page import write_selection_page
 
     budget = options["budget"]
@@ -87,7 +87,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
             raise click.UsageError(f"--page shows pictures, but {held[0]} holds features")
     check_device(device)
     with working(quiet, options["cache"]) as stdout:
-        network = load_backbone(backbone).with_size(size)
+        network = named_backbone(backbone, size).with_size(size)
         network = network if device is None else network.to(device)
         options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
         found = select_source(target, source, network, **options)

@@ -26,6 +26,7 @@ _PHRASES = {
     r"normalize and damping mix": "--normalize and --damping mix",
     r" and features \(a name, or a function of \(module, x\)\)": "",
     r"make them with extract_features": "--cache of `tangentune select` makes them",
+    r"give it: from_pretrained\(directory, backbone=Backbone\(\.\.\.\)\)": "name it: --backbone module:function",
     r"; read it with \w+\.from_pretrained": "",
     r"raise max_iterations, or lower the penalties relative to eps": "a higher --cost-scale makes it easier",
 }

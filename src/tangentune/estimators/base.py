@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -389,6 +390,16 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         name, options = type(self).__name__, self.get_params(deep=False)
         version = saving.save(directory, name, options, self.fitted_, card, pictures=kept, features=features)
         self.fitted_ = replace(self.fitted_, version=version)
+
+    def export(self, path: str | os.PathLike[str], *, error_bar: bool = False) -> Any:
+        """Write one file that predicts without this library: FILE.onnx for ONNX Runtime, FILE.pt2 for torch.
+
+        With `error_bar` also the standard deviation of every score. Returns `path`, `bytes`, `outputs`, the
+        `difference` from the model, and `seconds` a picture; errors are those of `tangentune.deployment.export`.
+        """
+        deployment = import_module("tangentune.deployment.export")  # by name: it stands on this file, and is optional
+        self.fitted_ = with_primal(self._fitted(), self._reader())
+        return deployment.export(self.fitted_, path, self._reader() if error_bar else None)
 
     @classmethod
     def from_pretrained(

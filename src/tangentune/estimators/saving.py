@@ -230,6 +230,15 @@ def load(
     return options, fitted, config["fitted"].get("n_features_in_")
 
 
+def saved_size(settings: dict[str, Any]) -> tuple[int, ...] | None:
+    """The picture size of a saved model, from its settings as they stand; None where they name none."""
+    try:
+        size = settings["backbone"]["contract"]["input_size"]
+        return None if size is None else tuple(int(side) for side in size)
+    except (KeyError, TypeError, ValueError):  # reading the model says what is wrong with them
+        return None
+
+
 @contextmanager
 def _reading_options(folder: Path) -> Iterator[None]:
     """What a fit would refuse in a model's options is said of its file."""

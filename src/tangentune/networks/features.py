@@ -126,7 +126,7 @@ def as_rows(output: Any, module: nn.Module, x: Tensor) -> Tensor:
         output = _tensor_of(output, module)
     shape = tuple(output.shape)
     square = x.dim() == 4 and x.shape[2] == x.shape[3]
-    if not shape or shape[0] != len(x):
+    if not shape or shape[0] != x.shape[0]:  # not its len: that would be a plain number, also where torch exports
         problem = (
             f"the network returns features of shape {shape} for {len(x)} pictures; the first axis must be "
             "the pictures (no squeeze, no sum over the batch)"

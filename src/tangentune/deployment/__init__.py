@@ -1,0 +1,1 @@
+"""Models that leave the library: files that predict without it."""

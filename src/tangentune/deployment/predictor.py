@@ -1,0 +1,134 @@
+"""The fitted function as one module of stock operators: pictures as bytes in, scores and probabilities out.
+
+What `kernels/feature_map.py` answers with rows held in memory is answered here from each operator's inputs and the
+cotangent of its output: one forward and R backward passes, C inner products and one length for every parameter.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from tangentune.deployment.error_bars import body_share
+from tangentune.deployment.forms import (
+    MatrixRow,
+    Row,
+    at_positions,
+    by_pairs,
+    folded,
+    joined,
+    pair_length,
+    position_products,
+    row_length,
+    whole_row,
+)
+from tangentune.deployment.network_graph import NetworkGraph
+from tangentune.deployment.sites import Watched
+from tangentune.kernels.feature_map import TangentModel
+from tangentune.networks.parameters import block_of
+
+TINY = 1e-30  # that float32 still holds
+
+
+@final
+class Predictor(nn.Module):
+    """`forward(network inputs) -> scores (n, C)`, in the network's own precision."""
+
+    def __init__(self, model: TangentModel, network: NetworkGraph, *, prior: bool = False):
+        super().__init__()
+        self.model, self.prior = model, prior
+        own, probes = model.map, len(model.map.probes)
+        scales = own.length_scales if own.normalize else own.block_scales
+        share = 1 / probes if own.normalize or self.prior else 0.0
+        self.lengths = {name: scales[block_of(name)] * share for name in model.body}
+        names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
+        self.weights = {
+            name: [folded(part, own.metric.get(name)) for part in model.body[name].chunk(probes, 1)] for name in names
+        }
+        shapes = {name: parameter.shape for name, parameter in own.tangent.parameters().items()}
+        self.vectors = [name for name in names if len(shapes[name]) < 2]
+        self.watched = Watched(network, frozenset(names))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n, C) of a batch, and, if it is wanted, each picture's kernel with itself (n,)."""
+        own, views = self.model.map, 2 if self.model.map.mirrored else 1
+        phi, passes = self._rows(torch.cat([x, x.flip(-1)]) if views == 2 else x, views)
+        if own.normalize:
+            phi = phi * inverse_length(phi.square().sum(1))[:, None]
+        scores = self.model.intercept.to(phi) + phi @ self.model.head.T
+        prior = phi.square().sum(1)
+        if not self.weights:
+            return scores, prior
+        body, squares = torch.zeros_like(scores), torch.zeros_like(scores[:, 0])
+        for r, rows in enumerate(passes):
+            vectors = {name: whole_row(rows.pop(name)) for name in self.vectors}
+            products, length = self._of_vectors(r, vectors)
+            body, squares = body + products, squares + length
+            for name, parts in rows.items():
+                products, length = self._of_matrix(name, r, parts)
+                body, squares = body + products, squares + self.lengths[name] * length
+        share = body_share(own) * (squares > 0) if own.normalize and self.prior else squares
+        prior = prior + own.body_scale * share
+        return scores + (body * inverse_length(squares)[:, None] if own.normalize else body), prior
+
+    def _rows(self, x: Tensor, views: int) -> tuple[Tensor, list[dict[str, list[Row]]]]:
+        """Mean features of all views, and for each probe the rows of every parameter, one for each use."""
+        with torch.enable_grad():
+            phi, sites, grads = self.watched.features(x), self.watched.sites, []
+            for probe in self.model.map.probes if sites else ():
+                scalar = (phi * (probe / views).to(phi)).sum()
+                grads.append(torch.autograd.grad(scalar, [site.output for site in sites], retain_graph=True))
+        with torch.no_grad():
+            passes = []
+            for own in grads:
+                rows = defaultdict[str, list[Row]](list)
+                for site, g in zip(sites, own, strict=True):
+                    for name, row in site.rows.items():
+                        found = row(g)
+                        together = found.views_together(views) if isinstance(found, MatrixRow) else _added(found, views)
+                        rows[name].append(together)
+                passes.append(rows)
+            return _added(phi.detach(), views) / views, passes
+
+    def _of_vectors(self, r: int, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """Inner products and squared lengths of all vectors at once: for each alone they would be many small steps."""
+        if not rows:
+            return self.model.head.new_zeros(()), 0.0
+        whole = torch.cat(list(rows.values()), 1)
+        products = whole @ torch.cat([self.weights[name][r] for name in rows], 1).T
+        if not any(self.lengths[name] for name in rows):
+            return products, 0.0
+        scales = torch.cat([self._scales(name, row.shape[1]) for name, row in rows.items()])
+        return products, (whole.square() * scales).sum(1)
+
+    def _scales(self, name: str, width: int) -> Tensor:
+        """What a vector's squared entries weigh."""
+        metric = self.model.map.metric.get(name)
+        ones = self.model.head.new_ones(width)
+        return self.lengths[name] * (ones if metric is None else (metric.left * metric.right).flatten().square())
+
+    def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
+        """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
+        weights, metric, row = self.weights[name][r], self.model.map.metric.get(name), joined(parts)
+        entry_by_entry = metric is not None and len(metric.left) > 1  # of a matrix that has no layer rule in a fit
+        pairs = not self.lengths[name] or (by_pairs(row) and not entry_by_entry)
+        if row is not None and pairs and at_positions(row, len(weights)):
+            return position_products(row, weights), pair_length(row, metric) if self.lengths[name] else 0.0
+        whole = whole_row(parts)
+        products = whole @ weights.T
+        if not self.lengths[name]:
+            return products, 0.0
+        return products, pair_length(row, metric) if row is not None and pairs else row_length(whole, metric)
+
+
+def _added(values: Tensor, views: int) -> Tensor:
+    """The sum over views, one after the other."""
+    return values if views == 1 else values.unflatten(0, (views, -1)).sum(0)
+
+
+def inverse_length(squares: Tensor) -> Tensor:
+    """1 / sqrt of squared row lengths, and 0 for a row of zeros."""
+    return torch.where(squares > 0, squares.clamp_min(TINY).rsqrt(), torch.zeros_like(squares))
