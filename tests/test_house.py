@@ -18,7 +18,6 @@ LONGEST, SHORTEST = 450, 40
 SMALL: dict[str, str] = {
     "__main__.py": "`python -m tangentune`",
     "_version.py": "no room imports the package that imports them all",
-    "cli/app.py": "the entry",
 }
 
 

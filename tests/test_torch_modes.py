@@ -181,7 +181,6 @@ def test_a_held_setting_stays_until_the_last_lets_go() -> None:
 
 # Public, and in the caller's modes: they calculate with Python's numbers, or look into a module, or run inside one.
 UNGUARDED = {"layer_factors", "rate_factor", "make_optimiser", "ntk_scale", "leaky_relu6"}
-UNGUARDED |= {"refuse_zero_head"}
 
 
 def public_functions() -> Iterator[tuple[str, Any]]:

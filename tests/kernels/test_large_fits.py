@@ -94,7 +94,7 @@ def test_with_its_choices_given_a_large_fit_is_the_usual_one() -> None:
 @pytest.mark.usefixtures("part", "own_memory_only")
 def test_a_large_fit_keeps_a_tight_budget_in_several_passes() -> None:
     whole = classifier(metric_power=0.25, normalize=True).fit(X, Y)
-    clf = classifier(metric_power=0.25, normalize=True)
+    clf = classifier(metric_power=0.25, normalize=True, solver="dual")
     tight = clf.set_params(memory_budget=tight_budget(clf, X, Y)).fit(X, Y)
     assert tight.fit_report_["passes"] > whole.fit_report_["passes"]
     assert_allclose(tight.kernel_, whole.kernel_, rtol=1e-6, atol=1e-6 * whole.kernel_.max())

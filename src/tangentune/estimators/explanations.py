@@ -63,7 +63,10 @@ class Suspects(list[Suspect]):
 
     def to_frame(self) -> Any:
         """As a data frame of pandas, a row each."""
-        return import_module("tangentune.reports.notebook").frame([one._asdict() for one in self])
+        rows = [one._asdict() for one in self]
+        if not any(one.doubted for one in self):  # one label a picture, which is the one in doubt
+            rows = [{name: value for name, value in row.items() if name != "doubted"} for row in rows]
+        return import_module("tangentune.reports.notebook").frame(rows)
 
 
 def leave_out(fitted: FittedModel, groups: ArrayLike | int) -> NDArray[np.float64]:

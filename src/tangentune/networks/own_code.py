@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from tangentune.errors import BackboneError, InputError, first_line
-from tangentune.networks.backbone import Backbone, as_backbone, is_known, load_backbone
+from tangentune.networks import backbone as networks
+from tangentune.networks.backbone import Backbone, as_backbone, is_known
 
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -36,7 +37,7 @@ def named_backbone(name: str, size: Any = None) -> Backbone:
         BackboneError: there is no such module or function, it fails, or it gives something else.
     """
     if not is_own(name):
-        return load_backbone(name)
+        return networks.load_backbone(name)
     made = _called(name)
     if isinstance(made, Backbone):
         found = copy.copy(made)
