@@ -210,6 +210,8 @@ def test_odd_labels_are_told() -> None:
         model = fitted(empty)
     assert not model.predict(NEW)[:, 3].any()
     with pytest.warns(UserWarning, match="exactly one label"):
+        fitted([[NAMES[i % 3]] for i in range(40)])
+    with pytest.raises(InputError, match=r"one-hot \(40 x 3\); give the class of each picture, y.argmax\(1\)"):
         fitted(np.eye(3, dtype=int)[np.arange(40) % 3])
 
 

@@ -81,8 +81,13 @@ class Classification:
     class_weight: Any
 
     def suited(self, labels: NDArray | None) -> Task:
-        """This task, or that of several labels a picture if these are such: sets of names, a matrix of 0 and 1."""
-        several = labels is not None and (is_sets(labels) or (is_marks(labels) and labels.shape[1] > 1))
+        """This task, or that of several labels a picture if these are such: sets of names, a matrix of 0 and 1.
+
+        A bare matrix with one 1 in every row stands for classes, and is refused as such.
+        """
+        several = labels is not None and is_sets(labels)
+        if labels is not None and not several and is_marks(labels) and labels.shape[1] > 1:
+            several = not (labels.sum(1) == 1).all()
         return Multilabel(self.likelihood, self.class_weight) if several else self
 
     def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
