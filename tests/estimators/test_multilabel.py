@@ -20,6 +20,7 @@ from small import FIXED, backbone
 from tangentune import Backbone, TangentClassifier, TangentFeatures, TangentRegressor
 from tangentune.errors import InputError
 from tangentune.estimators.summary import summarise
+from tangentune.pictures.label_sets import label_sets
 
 BACKBONE, NAMES = backbone(), ["bright", "red", "low"]
 MEANS = X.mean((2, 3))
@@ -210,7 +211,7 @@ def test_odd_labels_are_told() -> None:
         model = fitted(empty)
     assert not model.predict(NEW)[:, 3].any()
     with pytest.warns(UserWarning, match="exactly one label"):
-        fitted([[NAMES[i % 3]] for i in range(40)])
+        fitted(label_sets(np.eye(3, dtype=int)[np.arange(40) % 3], NAMES))
     with pytest.raises(InputError, match=r"one-hot \(40 x 3\); give the class of each picture, y.argmax\(1\)"):
         fitted(np.eye(3, dtype=int)[np.arange(40) % 3])
 
