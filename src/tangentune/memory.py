@@ -1,4 +1,4 @@
-"""What a job takes: memory to use, used, or full; keeping freed pages warm; stages and their progress."""
+"""What a job takes: memory that may be used, was used or is full; pages kept warm; stages and their progress."""
 
 from __future__ import annotations
 
