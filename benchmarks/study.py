@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def alternating(
                 way()
             taken[name].append(spent)
     return taken
+
+
+def waited(ways: Mapping[str, Callable[[], Any]], device: str | torch.device) -> Mapping[str, Callable[[], Any]]:
+    """The same ways, each until the device has done what it was given; accelerators work on after a call returns."""
+    if torch.device(device).type != "cuda":
+        return ways
+
+    def until_done(way: Callable[[], Any]) -> None:
+        way()
+        torch.cuda.synchronize(device)
+
+    return {name: partial(until_done, way) for name, way in ways.items()}
 
 
 def medians(taken: Mapping[str, Sequence[Mapping[str, float]]], clock: str = "seconds") -> dict[str, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 from benchmarks.datasets import DataMissing, cifar_split
 from benchmarks.record import record
-from benchmarks.study import alternating, begin, medians, study_parser
+from benchmarks.study import alternating, begin, medians, study_parser, waited
 from tangentune import TangentClassifier, baselines, load_backbone
 from tangentune.jacobian.layers import Pairs
 from tangentune.jacobian.rows import batch_rows
@@ -68,14 +69,14 @@ def rows_speed(runs: int, batch: int = 32) -> dict[str, Any]:
 
 
 def row_ways(x: Tensor, layout: torch.memory_format) -> dict[str, Callable[[], Any]]:
-    """A training step, our rows, and rows as a user of `torch.func` gets them, all in one memory layout."""
-    backbone = load_backbone("mobilenet_v2").with_size(SIZE)
+    """A training step, our rows, and rows as a user of `torch.func` gets them, in one memory layout, where x is."""
+    backbone = load_backbone("mobilenet_v2").with_size(x.shape[-1]).to(x.device)
     module, inputs = backbone.module, x.contiguous(memory_format=layout)
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
     plan = survey(module, backbone.feature_function, [name for name, _ in module.named_parameters()], inputs[:2])
-    probe = torch.randn(1, backbone.features(inputs[:1]).shape[1])
+    probe = torch.randn(1, backbone.features(inputs[:1]).shape[1]).to(x)
     body = module.get_submodule("features")
     frozen = {name: p.detach() for name, p in module.named_parameters() if name in plan.names}
     moving = {name: p.clone().requires_grad_() for name, p in frozen.items()}
@@ -98,21 +99,20 @@ def row_ways(x: Tensor, layout: torch.memory_format) -> dict[str, Callable[[], A
     }
 
 
-def gram_speed(runs: int, count: int = 500) -> dict[str, Any]:
+def gram_speed(runs: int, count: int = 500, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Gram assembly of layers with the shapes of MobileNetV2 at 96 px, against one large matrix product.
 
     The rate is an effective one: it counts the multiply-adds of the explicit symmetric product, n (n + 1) / 2 times
     the row width, also those that a strategy skips. That is the work a user asks for, not the work that is done.
     """
     shapes = ((9, 320, 1280), (9, 960, 320), (9, 160, 960), (9, 576, 160), (36, 96, 576), (36, 64, 384))
-    a = torch.randn(count, 40_000)
-    entries = {
-        f"{i}->{o}, {t} positions": Pairs(torch.randn(count, t, i), torch.randn(count, t, 1, o)) for t, i, o in shapes
-    }
+    drawn = partial(torch.randn, device=device)
+    a = drawn(count, 40_000)
+    entries = {f"{i}->{o}, {t} positions": Pairs(drawn(count, t, i), drawn(count, t, 1, o)) for t, i, o in shapes}
     ways: dict[str, Callable[[], Any]] = {"gemm": lambda: a @ a.T}
     ways |= {name: (lambda entry=entry: gram(entry)) for name, entry in entries.items()}
     with warm_pages():
-        seconds = medians(alternating(ways, runs))
+        seconds = medians(alternating(waited(ways, device), runs))
     rate = 2 * count * count * a.shape[1] / seconds["gemm"] / 1e9
     work = {name: count * (count + 1) * entry.width for name, entry in entries.items()}
     layers = []

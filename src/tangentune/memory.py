@@ -1,4 +1,4 @@
-"""What a job takes: how much memory may be used and was used, keeping freed pages warm, stages and their progress."""
+"""What a job takes: memory that may be used, was used or is full; pages kept warm; stages and their progress."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from tangentune.errors import InputError
+from tangentune.errors import BudgetError, InputError
+
+T = TypeVar("T")
 
 UNITS = {"": 1, "b": 1, "k": 2**10, "kb": 10**3, "kib": 2**10, "m": 2**20, "mb": 10**6, "mib": 2**20}
 UNITS |= {"g": 2**30, "gb": 10**9, "gib": 2**30, "t": 2**40, "tb": 10**12, "tib": 2**40}
@@ -111,6 +116,36 @@ def reset_peak(device: torch.device) -> bool:
     except OSError:
         return False
     return True
+
+
+_AT_ONCE: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # pictures that a network was seen to have room for
+
+
+def in_halves(
+    work: Callable[[list[Tensor]], T], join: Callable[[list[T]], T], views: Sequence[Tensor], network: nn.Module
+) -> T:
+    """`work` on views (n, ...) of some pictures, in halves where a device's memory is full, and their results joined.
+
+    What was found out stays with the network: no later batch fills the memory again. It is told once each time.
+
+    Raises:
+        BudgetError: one picture alone has no room.
+    """
+    count = len(views[0])
+    most = _AT_ONCE.get(network, count)
+    if count <= most:
+        try:
+            return work(list(views))
+        except torch.OutOfMemoryError as error:
+            if count == 1:
+                message = f"one picture in the network has no room in the memory of {views[0].device}"
+                raise BudgetError(f"{message}; lower the input size or take another device") from error
+        # The error is let go here, and with it the tensors of the frames it came through.
+        _AT_ONCE[network] = most = -(-count // 2)
+        full = f"the memory of {views[0].device} is full with {count} pictures in the network at once"
+        warnings.warn(f"{full}; it goes on with {most} at a time", RuntimeWarning, stacklevel=2)
+    parts = zip(*(view.split(most) for view in views), strict=True)
+    return join([in_halves(work, join, part, network) for part in parts])
 
 
 _OPEN: list[dict[torch.device, int]] = []  # the highest seen so far by each stage that is running, outermost first

@@ -89,6 +89,18 @@ def test_the_device_that_is_here_is_taken() -> None:
     assert backbone.to(torch.device("cpu", 0)) is backbone
 
 
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert usable_device("auto") == torch.device("cpu")
+    backbone = Backbone(small_net())
+    assert backbone.to("auto") is backbone
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    asked: list[torch.device] = []
+    monkeypatch.setattr("torch.empty", lambda *_, device, dtype: asked.append(device) or torch.zeros(1, dtype=dtype))
+    usable_device("auto", dtype=torch.float64)
+    assert asked == [torch.device("cuda")]
+
+
 def test_where_a_network_came_from_is_not_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """The origin is that of the very parameters that were loaded; what changes them makes a network of one's own."""
     from tangentune.networks import packaged

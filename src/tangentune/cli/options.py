@@ -144,7 +144,7 @@ _HELP = {
     "random_state": "Seed of the directions.",
     "memory_budget": "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
     "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
-    "device": "cpu, cuda, cuda:1, ...",
+    "device": "cpu, cuda, cuda:1, ..., or auto: a GPU where there is one",
     "n_jobs": "Processes that decode picture files; all cores if not given.",
     "path_column": "Column of a table that holds the pictures; path, image, file or the like if not given.",
     "label_column": "Column of a table that holds the labels; label, class, target or the like if not given.",

@@ -67,7 +67,7 @@ def compare(
         flip: a mirrored picture shows the same class, and methods may use that.
         input_size: overrides the backbone's picture size.
         batch_size: pictures that go through the network at a time.
-        device: "cpu", "cuda", ...; None leaves the backbone where it is.
+        device: "cpu", "cuda", ..., or "auto", a GPU where there is one; None leaves the backbone where it is.
         n_jobs: processes that decode picture files.
         on_error: "raise" or "skip", at a picture that cannot be read.
         path_column: the column of a table that holds the pictures, where its name does not say so.

@@ -67,7 +67,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         input_size: overrides the backbone's picture size: the side of a square, (height, width), or all three.
         batch_size: network inputs at a time (a mirrored picture counts as two).
         memory_budget: bytes, or text like "4GiB"; None is half of what is free.
-        device: "cpu", "cuda", ...; None leaves the backbone where it is.
+        device: "cpu", "cuda", ..., or "auto", a GPU where there is one; None leaves the backbone where it is.
         random_state: seed of the probes.
         n_jobs: processes that decode picture files; None uses all cores.
         verbose: 1 shows progress bars with the time left.

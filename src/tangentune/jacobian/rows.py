@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, final
 
 import torch
@@ -19,9 +21,10 @@ from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.jacobian.forward_mode import math_attention, weight_gradients
 from tangentune.jacobian.kfac_factors import FactorSums, outer_sums
-from tangentune.jacobian.layers import Entry, Rows, Use, add_uses, average_views, stack_probes
+from tangentune.jacobian.layers import Entry, Rows, Use, add_uses, average_views, join_entries, stack_probes
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.recorder import Function, watch
+from tangentune.memory import in_halves
 from tangentune.networks.features import Features, features_at
 from tangentune.networks.network_function import Inputs
 
@@ -49,6 +52,13 @@ class RowSet:
     phi: Tensor
     entries: dict[str, Entry]
     factors: dict[str, FactorSums]
+
+    @classmethod
+    def joined(cls, parts: list[RowSet]) -> RowSet:
+        """Several sets as one, in order."""
+        entries = {name: join_entries([part.entries[name] for part in parts]) for name in parts[0].entries}
+        factors = {name: reduce(add, (part.factors[name] for part in parts)) for name in parts[0].factors}
+        return cls(torch.cat([part.phi for part in parts]), entries, factors)
 
     def restrict(self, names: Iterable[str]) -> RowSet:
         """The rows of fewer parameters."""
@@ -185,11 +195,15 @@ def batch_rows(plan: RowPlan, views: list[Tensor], probes: Tensor, positions: in
     """Features and tangent rows of one batch, averaged over its views (n, ...), say plain and mirrored.
 
     `probes` (R, d) are directions in feature space; `positions` a picture enter the K-FAC sums of explicit rows. Cost:
-    one forward, R backwards, no weight gradients.
+    one forward, R backwards, no weight gradients. Where the device's memory is full, halves of the batch are taken.
     """
-    x = torch.cat(views) if len(views) > 1 else views[0]
     ways = Ways(plan.ruled, plan.generic)
-    return rows(plan, ways, x, probes, views=len(views), positions=positions, together=False)
+
+    def run(some: list[Tensor]) -> RowSet:
+        x = torch.cat(some) if len(some) > 1 else some[0]
+        return rows(plan, ways, x, probes, views=len(some), positions=positions, together=False)
+
+    return in_halves(run, RowSet.joined, views, plan.module)
 
 
 @final

@@ -30,8 +30,9 @@ def portions(batches: Iterable[Tensor], point: int | None = None, places: Tensor
     """Batches that follow one another, as portions: of the first pictures, or of those at `places`."""
     start = 0
     for x in batches:
-        rows = torch.arange(start, start + len(x)) if places is None else places[start : start + len(x)]
-        yield Portion(rows.to(x.device), point, x)
+        stop = start + len(x)
+        rows = torch.arange(start, stop, device=x.device) if places is None else places[start:stop].to(x.device)
+        yield Portion(rows, point, x)
         start += len(x)
 
 
@@ -46,8 +47,9 @@ class PictureBatches:
 
     def portions(self, index: list[int] | None) -> Iterator[Portion]:
         """Batches of all pictures or some, those of one expansion point together."""
-        if self.points is None:
-            yield from portions(self.batches(index))
+        if self.points is None or len(set(self.points)) == 1:
+            point = None if self.points is None or self.points[0] < 0 else self.points[0]
+            yield from portions(self.batches(index), point)
             return
         chosen = range(self.count) if index is None else index
         for point in sorted(set(self.points)):

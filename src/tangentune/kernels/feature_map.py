@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -19,6 +20,7 @@ from tangentune.kernels.batches import Batches, Portion
 from tangentune.kernels.collect import collect, views_of
 from tangentune.kernels.gram import gram, inverse_lengths, row_chunks
 from tangentune.kernels.metric import Whitening, whiten, whiten_own
+from tangentune.memory import in_halves
 from tangentune.networks.parameters import block_of, group_blocks
 
 SMALL_PART = 64  # pictures: parts of fewer are joined
@@ -235,8 +237,12 @@ def accumulate(entry: Entry, coefficients: Tensor, out: Tensor | None = None) ->
 
 def decision(model: TangentModel, x: Tensor) -> Tensor:
     """Scores (n, C), float64, of a batch of inputs; one forward and R backwards, and C multiply-adds a row entry."""
+    return in_halves(partial(_decision, model), torch.cat, views_of(x, model.map.mirrored), model.map.tangent.module)
+
+
+def _decision(model: TangentModel, views: list[Tensor]) -> Tensor:
     feature_map = model.map
-    part = batch_rows(feature_map.tangent, views_of(x, feature_map.mirrored), feature_map.probes)
+    part = batch_rows(feature_map.tangent, views, feature_map.probes)
     phi = part.phi
     if feature_map.normalize:
         phi = phi * inverse_lengths(phi.double().square().sum(1)).to(phi)[:, None]

@@ -90,6 +90,7 @@ def fit_tangent(
     """
     with meter.stage("features"):
         probes = draw_probes(tangent, pictures, settings)
+    targets, weights = targets.to(probes.device), weights.to(probes.device)
     job = FitJob(tangent, pictures, targets, weights, settings, meter, probes, trial, room, shards)
     index = choosing_pictures(pictures.count, targets.shape[1])
     if settings.landmarks:

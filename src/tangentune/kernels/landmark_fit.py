@@ -45,7 +45,8 @@ def landmark_places(job: FitJob, count: int) -> list[int]:
 def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]) -> tuple[LandmarkMap, Tensor]:
     """The map with the landmarks at some positions, its metric taken from them, and the rows (n, D) of all pictures.
 
-    Very many rows lie in a temporary file. They are made shard by shard, and taken from the job's if it has any.
+    Very many rows lie in a temporary file. They are made shard by shard, and taken from the job's if it has any. At the
+    end they go where the network is, as those of a saved model do: the factors of their problem are made there.
     """
     part = replace(job.part(places), tangent=feature_map.tangent)
     found = on_all(feature_map, part, power)
@@ -58,7 +59,7 @@ def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]
             index, label = list(range(start, stop)), f"rows of pictures {start + 1} to {stop}"
             make = partial(map_rows, made, job.batches(label, index), stop - start)
             rows[start:stop] = make() if job.shards is None else job.shards.kept(made, start, stop, make)
-    return made, rows
+    return made, rows.to(feature_map.probes.device)
 
 
 def remapped(

@@ -320,7 +320,13 @@ def as_backbone(given: Any, size: Any = None) -> Backbone:
 
 
 def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torch.float32) -> torch.device:
-    """The device of that name, once something was put there; an InputError in the words of `option` where it cannot."""
+    """The device of that name, once something was put there; an InputError in the words of `option` where it cannot.
+
+    "auto" is the first CUDA device where there is one, else the CPU. Other accelerators, of which some have no double
+    precision and none was tried, are taken by their name only.
+    """
+    if isinstance(device, str) and device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.empty(1, dtype=dtype, device=torch.device(device)).device
         if found.type != "meta":

@@ -64,8 +64,9 @@ def maximise_block_evidence(
     `start` (B,) scales; None makes the centred kernels equal in trace. `spread` is the width, in natural logarithms, of
     a log-normal prior of each scale around its start; None is no prior (many blocks then overfit small sets).
     """
-    kernels, targets = kernels.double(), targets.double()
-    roots = torch.ones_like(targets[:, 0]) if weights is None else weights.double().sqrt()
+    kernels = kernels.double()
+    targets, weights = targets.to(kernels), None if weights is None else weights.to(kernels)
+    roots = torch.ones_like(targets[:, 0]) if weights is None else weights.sqrt()
     traces = _traces(kernels, targets, roots)
     first = _checked_start(traces, start, spread)
     centre = torch.cat([first.log(), _first_damping(torch.einsum("b,bij->ij", first, kernels), targets, weights)])
@@ -75,18 +76,19 @@ def maximise_block_evidence(
         return scales, point[-1].exp() * (scales @ traces)  # relative damping, so that a floor can be held
 
     def loss(logs: NDArray) -> tuple[float, NDArray]:
-        point = torch.from_numpy(logs).requires_grad_()
+        leaf = torch.from_numpy(logs).requires_grad_()
+        point = leaf.to(kernels)
         value = -block_log_evidence(kernels, targets, *place(point), weights)
         if spread is not None:
             value = value + 0.5 * ((point - centre)[:-1] / spread).square().sum()
-        (gradient,) = torch.autograd.grad(value, point)
+        (gradient,) = torch.autograd.grad(value, leaf)
         return float(value.detach()), gradient.numpy()
 
     bounds = [(c - REACH, c + REACH) for c in centre.tolist()]
     bounds[-1] = math.log(RELATIVE_DAMPINGS[0]), REACH
     options = {"ftol": 1e-11, "gtol": 1e-7, "maxiter": 300}
-    found = minimize(loss, centre.numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    logs = torch.from_numpy(np.array(found.x))
+    found = minimize(loss, centre.cpu().numpy(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    logs = torch.from_numpy(np.array(found.x)).to(kernels)
     # The likelihood does not see a common factor of scales and damping: the mean of the logarithms stays put.
     logs[:-1] -= (logs - centre)[:-1].mean()
     scales, damping = place(logs)
@@ -126,7 +128,7 @@ def _traces(kernels: Tensor, targets: Tensor, roots: Tensor) -> Tensor:
 
 
 def _checked_start(traces: Tensor, start: Tensor | None, spread: float | None) -> Tensor:
-    first = 1 / traces if start is None else start.double()
+    first = 1 / traces if start is None else start.to(traces)
     if len(first) != len(traces) or not bool((first > 0).all()):
         raise InputError(f"start is {first.tolist()}; give a positive scale for each of the {len(traces)} blocks")
     if spread is not None and not spread > 0:
@@ -138,4 +140,4 @@ def _first_damping(kernel: Tensor, targets: Tensor, weights: Tensor | None) -> T
     """(1,) logarithm of the most likely relative damping of a grid: the search starts on the right side of the hill."""
     factor = factor_ridge(kernel, weights)
     values = log_evidence(factor, targets, RELATIVE_DAMPINGS * factor.mean_eigenvalue)
-    return RELATIVE_DAMPINGS[values.argmax()].log()[None]
+    return RELATIVE_DAMPINGS.to(values)[values.argmax()].log()[None]

@@ -7,6 +7,7 @@ formulas hold for each output alone; weights `a` enter through `D = diag(a)` as 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class RidgeFactor:
     roots: Tensor  # (n,) of the weights; scaled to length one they are the intercept's direction
     kernel: Tensor
 
-    @property
+    @cached_property
     def mean_eigenvalue(self) -> float:
         """Mean eigenvalue of the centred, weighted kernel: the unit of relative damping."""
         return float(self.values.clamp_min(0).mean())

@@ -102,7 +102,7 @@ def build_on_rows(
     sums: TangentSums | None = None,
 ) -> System:
     """The same on feature rows, from their `sums` where those are known: n D^2 + D^3."""
-    targets = targets.double()
+    targets = targets.to(kernel.lost)
     weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
     _check(kernel, targets, weights, damping, 1)
     try:

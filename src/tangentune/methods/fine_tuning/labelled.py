@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
+from tangentune.memory import in_halves
 from tangentune.methods.fine_tuning.augment import random_views
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.networks.backbone import Backbone
@@ -49,11 +51,15 @@ def view_outputs(
     outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool
 ) -> Tensor:
     """(views, n, ...) outputs of a function of network inputs; with `flip` the second view is the mirror image."""
+
+    def run(views: list[Tensor]) -> Tensor:
+        return torch.stack([outputs(view) for view in views])
+
     rows = []
     for pixels in pictures.pixels.split(batch_size):
         x = network_input(backbone, pixels)
         views = [x, x.flip(-1)] if flip and x.ndim == 4 else [x]
-        rows.append(torch.stack([outputs(view) for view in views]))
+        rows.append(in_halves(run, partial(torch.cat, dim=1), views, backbone.module))
     return torch.cat(rows, 1)
 
 

@@ -126,10 +126,11 @@ def tune(
     def learn(rows: Tensor, generator: torch.Generator) -> float:
         with PlainPointwise():
             value = loss(rows, generator)
-        if not torch.isfinite(value):
+        mean = float(value.detach())  # the one number of a step that is waited for
+        if not math.isfinite(mean):
             raise diverged(len(losses) + 1)
         value.backward()
-        return float(value.detach()) * len(rows) / count
+        return mean * len(rows) / count
 
     training = Training(count, learn, partial(_optimiser, tuned.module, heads, settings), settings.learning_rate, name)
     _set_modes(tuned.module, settings.batchnorm)
