@@ -63,8 +63,9 @@ def test_damaged_shards_and_those_of_others_are_made_anew(tmp_path: Path, monkey
     work, whole = tmp_path / "work", fitted()
     left = stopped_after(3, work, monkeypatch)
     (work / left[0]).write_bytes((work / left[0]).read_bytes()[:-40])
-    other = TangentClassifier(backbone(), **OPTIONS | {"random_state": 5}).fit(X, Y, work=None).loo_predictions_
-    found = TangentClassifier(backbone(), **OPTIONS | {"random_state": 5}).fit(X, Y, work=work).loo_predictions_
+    seeded: dict[str, Any] = OPTIONS | {"random_state": 5}
+    other = TangentClassifier(backbone(), **seeded).fit(X, Y).loo_predictions_
+    found = TangentClassifier(backbone(), **seeded).fit(X, Y, work=work).loo_predictions_
     assert np.array_equal(found, other)
     stopped_after(3, work, monkeypatch)
     assert np.array_equal(fitted(work), whole)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ NEW, _ = pictures(6, seed=5)
 NAMES = np.array(["ant", "bee", "cat", "dog"])[Y].astype("<U6")
 
 
-def session(**options: object) -> Session:
+def session(**options: Any) -> Session:
     labelled = Pictures(torch.from_numpy(X), NAMES, [f"{i:02d}.png" for i in range(len(X))])
     return Session(TangentClassifier(backbone(), **(FIXED | options)).fit(labelled))
 
