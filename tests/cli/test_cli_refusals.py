@@ -141,7 +141,7 @@ def test_network_of_the_users_own_is_asked_for(
     TangentClassifier(own, **SETTINGS).fit(X[:N], Y[:N]).save_pretrained(tmp_path / "m")
     before = digest(tmp_path)
     for arguments in (["forget", "1"], ["relabel", "1", "2"], ["suspects"]):
-        refused(capsys, arguments[0], tmp_path / "m", *arguments[1:], words=("a network of your own", "backbone="))
+        refused(capsys, arguments[0], tmp_path / "m", *arguments[1:], words=("a network of your own", "--backbone"))
     assert digest(tmp_path) == before
 
 
