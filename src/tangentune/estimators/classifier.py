@@ -61,7 +61,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             label enters the features and every identity is exact from the pixels on; quicker, less accurate.
         solver: how the problem is solved. "dual": with the kernel of all pictures, n x n numbers; "landmarks": on rows
             of fixed width, which some landmark pictures span (Nystroem), so that cost and memory grow with n, while
-            leave-one-out, edits and explanations stay exact for the frozen rows; "auto" takes landmarks from 5,000
+            leave-one-out, edits and explanations stay exact for the frozen rows; "auto" takes landmarks from 10,000
             pictures on, or where the memory budget leaves no room for the kernel, and all pictures beside a source.
         landmarks: how many there are, at most; None takes as many as usually pay.
         input_size: overrides the backbone's picture size: the side of a square, (height, width), or all three.

@@ -13,8 +13,8 @@ from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
 
-USUAL = 1000  # landmarks: what more of them gain is less than their cost (docs/results/scale.md)
-LARGEST_DUAL = 5000  # pictures from which on landmarks are cheaper than the kernel of all
+USUAL = 2000  # landmarks; fewer lose more of the kernel than their time is worth (docs/results/scale.md)
+LARGEST_DUAL = 10_000  # pictures up to which the kernel of all is taken where it has room: it is more accurate
 SQUARES = 6  # matrices (D, D) in float64 that solving holds
 STEPS = 6  # dampings that are usually tried
 
