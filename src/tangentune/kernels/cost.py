@@ -145,7 +145,7 @@ def usually_kept(trial: Trial) -> set[str]:
 
 def pilot_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
     """Peak of the pilot: rows of all blocks, of few pictures, none of them mirrored."""
-    count = len(pilot_pictures(problem.pictures, problem.outputs)) + 2 * problem.batch
+    count = len(pilot_pictures(chosen_on(problem), problem.outputs)) + 2 * problem.batch
     held = sum(layer.size for layer in trial.layers.values()) * count
     return trial.resident + problem.moved + trial.batch_bytes // views(settings) + held
 
@@ -195,8 +195,8 @@ def seconds_of(
     layers = list(trial.layers.values())
     a_row = trial.forward + probes * trial.backward
     powers = POWERS if settings.power is None else (settings.power,)
-    pilot = len(pilot_pictures(n, outputs)) if free and not small else 0
     part = chosen_on(problem)
+    pilot = len(pilot_pictures(part, outputs)) if free and not small else 0
     again = part if part < n else 0  # pictures whose rows and kernels are made for the choice alone
     plain = sum(_gram_work(layer, n) for layer in layers)
     moved = sum(_whitening_work(layer) for layer in layers)
