@@ -316,11 +316,11 @@ def kernel_to_training(
     @torch.no_grad()  # of a portion, not of what its reader does with it
     def seen(portion: Pictures) -> KernelToTraining:
         found = new.collect(portion)
-        kernel = rows.cross(found, training)[:, active]
-        if training.landmarks is not None:  # what they do not span is not in the model
-            own = training.landmarks.map(fitted.feature_map).rows(found).square().sum(1)
+        if training.landmarks is not None and isinstance(training.kernel, FeatureKernel):
+            mapped = training.landmarks.map(fitted.feature_map).rows(found)
+            kernel, own = training.kernel.times(mapped.T).T[:, active], mapped.square().sum(1)  # what they span alone
         else:
-            own = own_diagonal(fitted.feature_map, found)
+            kernel, own = rows.cross(found, training)[:, active], own_diagonal(fitted.feature_map, found)
         if (source := training.source) is None:
             return KernelToTraining(kernel, own, kernel.new_zeros(len(kernel), len(fitted.outcome.intercept)), found)
         crossed, alone = rows.cross(found, source.pictures), solved(fitted).targets.source

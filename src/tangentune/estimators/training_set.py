@@ -89,9 +89,6 @@ class RowReader:
 
     def cross(self, new: FeatureRows, known: SourcePictures | TrainingSet) -> Tensor:
         """(k, m) kernel between new rows and a whole set."""
-        if isinstance(known, TrainingSet) and isinstance(known.kernel, FeatureKernel):
-            assert known.landmarks is not None
-            return known.kernel.times(known.landmarks.map(self.feature_map).rows(new).T).T
         out = new.phi.new_empty(len(new), len(known))
         for index, own in self.parts(known):
             out[:, index] = cross_kernel(self.feature_map, new, own)

@@ -80,12 +80,8 @@ def walk_rows(
     Landmarks know themselves, so that theirs would ask for too little damping (docs/decisions/0020). With it the solved
     problem of all pictures.
     """
-    sums = sums_of(kernel, targets, weights)
-    total, given = weights @ kernel.diagonal(), settings.fixed.damping
-    mean = float(total - sums.rows @ sums.rows / sums.weight) / (len(kernel) - 1)
-    size = float(total) / len(kernel)
-    flat = not mean > SAME * size
-    unit = (size or 1.0) if flat else mean
+    sums, given = sums_of(kernel, targets, weights), settings.fixed.damping
+    unit, flat = mean_eigenvalue(kernel, weights)
     some = kernel.select(judges).compacted()
 
     def attempt(damping: float) -> tuple[float, float] | None:
@@ -99,13 +95,15 @@ def walk_rows(
     if settings.criterion == "evidence" and given is None:
         dampings = DAMPINGS * unit
         values = -log_evidence(sums, len(kernel), dampings)
-        damping, path = float(dampings[int(values.argmin())]), (dampings, values)
+        damping, criterion = float(dampings[int(values.argmin())]), float(values.min())
         error = (attempt(damping) or (math.inf, damping))[0]
+        path = (dampings.new_tensor([damping]), dampings.new_tensor([error]))
     else:
         damping, error, path = _step(*_grid(unit, start, given), attempt)
+        criterion = error
     system = build_on_rows(kernel, targets, damping, weights, sums)
     solution = Solution(system.dual, system.bias, damping, loo(system))
-    return Walked(solution, unit, path, error, error, flat), system
+    return Walked(solution, unit, path, error, criterion, flat), system
 
 
 def _grid(unit: float, start: float, given: float | None) -> tuple[list[float], int]:
@@ -147,7 +145,7 @@ def _error(solution: Solution, targets: Tensor, weights: Tensor) -> float:
     return float(weights @ (solution.loo - targets).square().sum(1) / weights.sum())
 
 
-def mean_eigenvalue(kernel: Tensor, weights: Tensor) -> tuple[float, bool]:
+def mean_eigenvalue(kernel: Tensor | FeatureKernel, weights: Tensor) -> tuple[float, bool]:
     """`ridge`'s unit of relative damping without the eigenvalues, by their sum; and whether that is but rounding."""
     total, size = weights @ kernel.diagonal(), float((weights * kernel.diagonal()).mean())
     mean = float(total - weights @ (kernel @ weights) / weights.sum()) / (len(kernel) - 1)
