@@ -76,7 +76,7 @@ def append(name: str, key: Mapping[str, Any], values: Mapping[str, Any], section
     """Add a row, or replace the one of the same key; everything else in the file stays."""
     payload, here = load(name), provenance()
     rows = [row for row in payload.get(section, []) if row["key"] != dict(key)]
-    where = {name: here[name] for name in ("commit", "dirty", "date", "cpu", "threads")}
+    where = {name: here[name] for name in ("commit", "dirty", "date", "cpu", "gpu", "threads")}
     payload[section] = [*rows, {"key": dict(key), **values, **where}]
     record(name, payload)
 
@@ -105,10 +105,12 @@ def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, A
 def provenance() -> Row:
     """Commit, machine, threads, versions and date, for the foot of a results file."""
     return {
-        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
+        # a copy of the code on another machine is told its commit; None before the first one
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or os.environ.get("TANGENTUNE_COMMIT"),
         "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
