@@ -105,8 +105,7 @@ def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, A
 def provenance() -> Row:
     """Commit, machine, threads, versions and date, for the foot of a results file."""
     return {
-        # a copy of the code on another machine is told its commit; None before the first one
-        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or os.environ.get("TANGENTUNE_COMMIT"),
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or None,  # None before the first commit
         "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),

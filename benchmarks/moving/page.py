@@ -12,6 +12,8 @@ from benchmarks import record
 from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
 from benchmarks.study import mean_error, publishing, standard_error
+from tangentune.estimators.outer_steps import FAR
+from tangentune.estimators.outer_steps import RUNGS as LADDER
 
 NAME, SIZE = "moving", 96
 SETS = ("cifar10", "fashion_mnist", "animals", "clip_art", "digits", "letters", "solar_cells")
@@ -118,9 +120,18 @@ def honesty(found: Row) -> str:
     return record.markdown_table(lines)
 
 
-def chosen(rungs: Sequence[Row]) -> int:
-    """Place of the rung that the rule of `choose_steps` takes, from what the grid has seen."""
-    return min(range(len(rungs)), key=lambda place: rungs[place]["probe"])
+def chosen(row: Row) -> Row:
+    """The rung that `choose_steps` takes on a draw, worked out from what the grid saw of each."""
+    still, *rungs = row["rungs"]
+    by_setting = {(rung["steps"], rung["rate"]): rung for rung in rungs}
+    ladder = [by_setting[own.steps, own.rate] for own in LADDER if row["n"] >= own.pictures]
+    ahead, former = [], still["first"] + (ladder[0]["first_doubt"] if ladder else 0.0)
+    for rung in ladder:
+        if rung["first"] > former:
+            break
+        ahead, former = [*ahead, rung], rung["first"]
+    good_ones = (rung for rung in reversed(ahead) if rung["spread"] < FAR)
+    return next((rung for rung in good_ones if rung["probe"] <= still["probe"] + rung["probe_doubt"]), still)
 
 
 def regret(found: Row) -> str:
@@ -128,19 +139,16 @@ def regret(found: Row) -> str:
     lines = []
     for shots in SHOTS:
         rows = good(found, "grid", shots=shots)
-        lost = [100 * (at(row)["test_square"] / min(one["test_square"] for one in row["rungs"]) - 1) for row in rows]
-        bias = [100 * (at(row)["loo_square"] / at(row)["test_square"] - 1) for row in rows]
+        best = [min(rung["test_square"] for rung in row["rungs"]) for row in rows]
+        taken = [chosen(row) for row in rows]
+        lost = [100 * (own["test_square"] / least - 1) for own, least in zip(taken, best, strict=True)]
+        bias = [100 * (own["loo_square"] / own["test_square"] - 1) for own in taken]
         if rows:
             lines.append({
                 "a class": shots, "draws": len(rows), "median, %": f"{statistics.median(lost):.1f}",
                 "worst, %": f"{max(lost):.1f}", "bias of the chosen, %": mean_error(bias, "+.1f"),
             })  # fmt: skip
     return record.markdown_table(lines)
-
-
-def at(row: Row) -> Row:
-    """The rung that the rule takes on a draw."""
-    return row["rungs"][chosen(row["rungs"])]
 
 
 @styled
