@@ -370,7 +370,7 @@ def _moving_seconds(backbone: Backbone, pictures: Pictures, settings: FitSetting
 def _expand(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float) -> Choice:
     common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
     if steps == "loo":
-        return choose_steps(backbone, pictures, **common)
+        return choose_steps(backbone, pictures, may_unmirror=settings.may_unmirror, **common)
     return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
 
 
