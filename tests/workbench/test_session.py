@@ -20,6 +20,7 @@ from tangentune.reports.explanation import familiarity
 from tangentune.solvers.system import refresh
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.session import Session
+from tangentune.workbench.states import with_wary
 
 BACKBONE = backbone()
 X, Y = pictures(40)
@@ -57,7 +58,7 @@ def equals_refit(found: Session, x: NDArray, y: NDArray, ids: list[str], **optio
     counts = found.confusion()
     assert counts.sum() == len(y)
     assert np.trace(counts) == right.sum()
-    rows, state = found.suspects(len(y)), found._timeline.state
+    rows, state = found.suspects(len(y)), with_wary(found._timeline.state)
     assert state.wary is not None
     anew = refresh(refit.solution_.system, damping=state.wary.damping)
     assert_allclose(inverse_of(state.wary), inverse_of(anew), rtol=0, atol=1e-8 * float(inverse_of(anew).abs().max()))

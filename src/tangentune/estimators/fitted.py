@@ -37,6 +37,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.label_sets import is_sets, label_matrix
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.system import held
 
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
@@ -139,17 +140,10 @@ class FittedModel:
         """What each picture is called for good."""
         return self.training.numbers[self.active.positions]
 
-    @cached_property
-    def _by_hash(self) -> dict[str, list[int]]:
-        """Positions of the pictures by the hash of their pixels; about 1 s/GB, once."""
-        places, hashes = dict[str, list[int]](), self.training.digests
-        for i, position in enumerate(self.active.positions.tolist()):
-            places.setdefault(hashes[position], []).append(i)
-        return places
-
     def copies_of(self, pictures: Pictures) -> list[list[int]]:
         """For each picture the positions of those of the model that are equal in every pixel."""
-        return [self._by_hash.get(name, []) for name in pictures.digests]
+        found = [self.training.by_digest.get(name, []) for name in pictures.digests]
+        return [np.flatnonzero(np.isin(self.active.positions, same)).tolist() if same else [] for same in found]
 
     def fitted_on(self, pictures: Pictures) -> list[list[int]]:
         """The same of pictures that counted in the fit, weight 0 does not; vectors may be equal by chance."""
@@ -214,15 +208,16 @@ def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: T
     return {**facts, "classes": class_facts(training.source, targets.source.labels, targets.classes)}
 
 
-def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
-    """The steps with the solutions of the latest ones only, such as fit into `room` bytes together."""
-    kept, seen = list[UndoStep](), set[int]()
+def bounded(steps: tuple[UndoStep, ...], room: int, beside: Solution | None = None) -> tuple[UndoStep, ...]:
+    """The steps with the solutions of the latest ones only, such as fit into `room` bytes beside that which counts."""
+    kept, seen = list[UndoStep](), dict[int, int]()
+    if beside is not None:
+        seen = held(beside.system, beside.wary)
     for step in reversed(steps):
         if step.solution is not None:
-            system = step.solution.system
-            held = [part for part in (system.kernel, system.inverse) if not isinstance(part, FeatureKernel)]
-            new = {one.data_ptr(): one.nbytes for one in held if one.data_ptr() not in seen}
-            room, seen = room - sum(new.values()), seen | set(new)
+            new = held(step.solution.system, step.solution.wary)
+            room -= sum(size for part, size in new.items() if part not in seen)
+            seen |= new
             step = step if room >= 0 else replace(step, solution=None)
         kept.append(step)
     return tuple(reversed(kept))

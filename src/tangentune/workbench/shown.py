@@ -103,7 +103,7 @@ class Shown:
 
         Of one given label, one suggestion, or ids that hold a text only. The first call costs n^3.
         """
-        self._be(state := states.with_wary(self._state))
+        self._be(state := states.with_doubts(self._state))
         chosen = {"without": state.kept, "label": label, "suggestion": suggestion, "text": text}
         return suspects.worst(state.fitted, state.doubts, k, **chosen)
 

@@ -148,7 +148,7 @@ class Timeline:
         room, seen = min(self.state.fitted.room, ROOM), set[int]()
         for i in sorted(range(len(self._taken)), key=lambda i: abs(i - self.at)):
             one = self._taken[i]
-            new = {key: size for key, size in one.state.matrices() if key not in seen}
+            new = {key: size for key, size in one.state.held().items() if key not in seen}
             if i != self.at and sum(new.values()) > room:
                 room = 0
                 self._taken[i] = replace(one, state=states.light(one.state))
