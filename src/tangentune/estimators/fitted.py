@@ -228,8 +228,11 @@ def compacted(fitted: FittedModel) -> FittedModel:
     active = fitted.active
     if np.array_equal(active.positions, np.arange(len(fitted.training))):
         return replace(fitted, undo=())
-    training = fitted.training.select(torch.from_numpy(active.positions))
-    return replace(fitted, training=training, active=replace(active, positions=np.arange(len(active))), undo=())
+    training, solution = fitted.training.select(torch.from_numpy(active.positions)), fitted.solution
+    if solution is not None and isinstance(training.kernel, FeatureKernel):
+        solution = solution.on_rows(training.kernel)
+    active = replace(active, positions=np.arange(len(active)))
+    return replace(fitted, training=training, active=active, solution=solution, undo=())
 
 
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:

@@ -23,7 +23,7 @@ from tangentune.solvers.leave_out import leave_out, loo
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
 from tangentune.solvers.row_edits import edited
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refinement, refresh, residual, spot_check
+from tangentune.solvers.system import System, build, on_rows, refinement, refresh, residual, spot_check
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
 UNSURE = 1e-6  # relative error of the solution at which it is refused: leave-one-out is hardly better than that
@@ -86,6 +86,13 @@ class Solution:
     error: float
     step: float
     wary: System | None = None
+
+    def on_rows(self, kernel: FeatureKernel) -> Solution:
+        """The same on rows of its pictures alone."""
+        system, wary = on_rows(self.system, kernel), self.wary
+        if wary is not None:
+            wary = system if wary is self.system else on_rows(wary, kernel)
+        return replace(self, system=system, wary=wary)
 
     @property
     def loo(self) -> Tensor:

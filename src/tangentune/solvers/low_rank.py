@@ -275,6 +275,11 @@ class FeatureInverse:
         """The same pictures at another damping: n D^2 / 2 + D^3."""
         return FeatureInverse._solved(self.kernel, self.roots, self.gram, self.right, damping)
 
+    def on(self, kernel: FeatureKernel) -> FeatureInverse:
+        """The same on other rows, equal to its kernel's; nothing is left in it of pictures that are gone: D^2."""
+        gram = _without(self.kernel, _without(self.kernel, self.gram.whole()).mT)
+        return replace(self, kernel=kernel, gram=SharedMatrix(gram), core=SharedMatrix(self.core.whole()))
+
     def normal(self, columns: Tensor) -> Tensor:
         """`M columns`, (D+1, k)."""
         out = _without(self.kernel, self.gram @ _without(self.kernel, columns))

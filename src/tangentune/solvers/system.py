@@ -225,6 +225,13 @@ def refinement(system: System, left: Tensor) -> float:
     return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
 
 
+def on_rows(system: System, kernel: FeatureKernel) -> System:
+    """The problem on rows of its own, with none beside them of pictures that are gone."""
+    assert isinstance(system.inverse, FeatureInverse)
+    inverse = system.inverse.on(kernel)
+    return replace(system, kernel=kernel, inverse=inverse)
+
+
 def held(*systems: System | None) -> dict[int, int]:
     """Bytes of all that problems hold beside feature rows, which states of a model have in common, by what tells apart.
 
