@@ -90,6 +90,30 @@ def test_a_save_leaves_nothing_of_forgotten_pictures_in_memory(tmp_path: object)
         assert_allclose(found.estimator.loo_predictions_, loo(anew), atol=1e-8)
 
 
+def test_a_state_put_by_is_found_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session(solver="landmarks", landmarks=12)
+    found.suspects()
+    monkeypatch.setattr("tangentune.workbench.timeline.ROOM", sum(found._timeline.state.held().values()))
+    monkeypatch.setattr("tangentune.estimators.fitted.solve", None)  # nothing is solved from the rows
+    marked = landmark_numbers(found)
+    others = [number for number in range(40) if number not in marked]
+    shown = []
+    edits = ("forget", others[0]), ("relabel", others[1]), ("forget", marked[2]), ("forget", others[7])
+    for kind, number in edits:
+        shown.append((found.figures(), found.suspects(9), found.estimator.loo_predictions_))
+        found.take(Edit("forget", (number,)) if kind == "forget" else Edit("relabel", (number,), "dog"))
+    for i in (3, 2, 1):
+        found.undo()
+        assert found._timeline.state.fitted.solution is None
+        assert (found.figures(), found.suspects(9)) == shown[i][:2]  # without a solution
+        found.answer(others[9])
+        held = found.estimator.solution_.system
+        assert_allclose(loo(held), shown[i][2], atol=1e-8)
+        assert_allclose(held.dual, refresh(held).dual, atol=1e-8)
+    found.take(Edit("forget", (marked[1], others[5])))
+    assert_allclose(found.estimator.loo_predictions_, loo(refresh(found.estimator.solution_.system)), atol=1e-8)
+
+
 def landmark_numbers(found: Session) -> list[int]:
     landmarks = found._timeline.state.fitted.training.landmarks
     assert landmarks is not None

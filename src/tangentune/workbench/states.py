@@ -100,9 +100,11 @@ def saved(state: State, rows: bool) -> State:
     return replace(state, fitted=compacted(fitted))
 
 
-def light(state: State) -> State:
-    """The same without its problems; what was shown of it is still known."""
-    return _same(state, fitted=replace(state.fitted, solution=None))
+def light(state: State, start: State) -> State:
+    """The same without its problems; what was shown of it is still known. They can be found from those of the start."""
+    held = start.fitted.solution
+    former = None if held is None or start is state else (held, start.fitted.active)
+    return _same(state, fitted=replace(state.fitted, solution=None, former=former))
 
 
 def _same(state: State, **changes: Any) -> State:
