@@ -56,7 +56,9 @@ def with_wary(state: State) -> State:
     if state.wary is not None:
         return state
     solution, damping = solved(state.fitted), state.wary_damping
-    wary = suspects.wary_of(solution.system) if damping is None else suspects.wary_at(solution.system, damping)
+    wary = solution.wary
+    if wary is None:
+        wary = suspects.wary_of(solution.system) if damping is None else suspects.wary_at(solution.system, damping)
     fitted = replace(state.fitted, solution=replace(solution, wary=wary))
     return _same(state, fitted=fitted, wary_damping=wary.damping)
 
