@@ -124,8 +124,12 @@ class FeatureKernel:
         """The same of all kept rows, (N, k)."""
         if not right.shape[1]:
             return right.new_zeros(sum(map(len, self.parts)), 0)
-        right = self.left(right).mT.contiguous().mT  # each column in one piece
-        return torch.cat([product(chunk, right) for chunk in self._chunks()])
+        right, start = self.left(right).mT.contiguous().mT, 0  # each column in one piece
+        out = right.new_empty(right.shape[1], sum(map(len, self.parts))).mT
+        for chunk in self._chunks():
+            product(chunk, right, out[start : start + len(chunk)])
+            start += len(chunk)
+        return out
 
     def gathered(self, left: Tensor) -> Tensor:
         """`Phi^T left`, (D, k) of (n, k)."""
@@ -293,20 +297,20 @@ class FeatureInverse:
         against two identities, `sum a_i h_i = D + 1 - damping trace(M^-1)`, the intercept's part of the trace not
         counted, and that residuals sum to zero: n C.
         """
-        (mixture, z), weights = _probes(self.right), self.roots.square()
+        mixture, z, weights = _mixture(self.right), self.core.probe, self.roots.square()
         wanted = self.right @ mixture
         unmet = self.normal(self.coef @ mixture) - wanted
         errors = [(unmet, wanted), (weights @ self.fitted - self.right[0], weights @ self.fitted.abs())]
         if check_inverse:
             freedom = len(self.core) - self.damping * self.core.diagonal()[1:].sum()
             heights = weights * self.heights
-            errors += [(self.normal(self.core @ z) - z, z), (heights.sum() - freedom, heights.new_tensor(len(z)))]
+            errors += [(self.normal(self.core.probed()) - z, z), (heights.sum() - freedom, heights.new_tensor(len(z)))]
         tiny = torch.finfo(torch.float64).tiny
         return max(float(one.norm() / whole.norm().clamp_min(tiny)) for one, whole in errors), unmet
 
     def refinement(self, left: Tensor) -> float:
         """Relative size of one step of iterative refinement of the solution, by what it leaves."""
-        largest = (self.coef @ _probes(self.right)[0]).abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+        largest = (self.coef @ _mixture(self.right)).abs().max().clamp_min(torch.finfo(torch.float64).tiny)
         return float((self.core @ left).abs().max() / largest)
 
 
@@ -354,9 +358,8 @@ def _without(kernel: FeatureKernel, columns: Tensor) -> Tensor:
     return torch.cat([columns[:1], kernel.left(columns[1:])]) if kernel.lost.shape[1] else columns
 
 
-def _probes(right: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, 1) a mixture of outputs, none of which it hides, nor their differences, and a random vector (D+1, 1)."""
+def _mixture(right: Tensor) -> Tensor:
+    """(C, 1) how outputs are mixed where all are checked at once: it hides none of them, nor their differences."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, (right.shape[1], 1), generator=generator, dtype=torch.float64) * 2 - 1
-    mixture = signs * (1 + torch.rand(len(signs), 1, generator=generator, dtype=torch.float64))
-    return mixture.to(right), torch.randn(len(right), 1, generator=generator, dtype=torch.float64).to(right)
+    return (signs * (1 + torch.rand(len(signs), 1, generator=generator, dtype=torch.float64))).to(right)

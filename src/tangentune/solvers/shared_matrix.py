@@ -6,7 +6,7 @@ there is. So the terms are kept beside the matrix, and added up once they are ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -29,16 +29,32 @@ class SharedMatrix:
 
     base: Tensor
     terms: tuple[tuple[Tensor, Tensor], ...] = ()
+    _probed: list[Tensor] = field(default_factory=list)  # the base times `probe`, once it was asked for; shared as well
 
     def __len__(self) -> int:
         return len(self.base)
 
     def __matmul__(self, right: Tensor) -> Tensor:
         """(m, k) of (m, k): m (m + the number of terms) k."""
-        out = product(self.base, right)
+        return self._and_terms(product(self.base, right), right)
+
+    def _and_terms(self, out: Tensor, right: Tensor) -> Tensor:
         for rows, signs in self.terms:
             out += product(rows.mT, signs[:, None] * product(rows, right))
         return out
+
+    @property
+    def probe(self) -> Tensor:
+        """(m, 1) random numbers, the same ones always."""
+        drawn = torch.randn(len(self), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return drawn.to(self.base)
+
+    def probed(self) -> Tensor:
+        """(m, 1) the product with `probe`, that of the base being known after the first time."""
+        probe = self.probe
+        if not self._probed:
+            self._probed.append(product(self.base, probe))
+        return self._and_terms(self._probed[0].clone(), probe)
 
     def plus(self, rows: Tensor, sign: float) -> SharedMatrix:
         """With `sign rows^T rows` added, (k, m); where the terms get many, as one matrix."""
@@ -48,7 +64,7 @@ class SharedMatrix:
         while terms and len(terms[-1][0]) <= len(last[0]):
             before = terms.pop()
             last = torch.cat([before[0], last[0]]), torch.cat([before[1], last[1]])
-        found = SharedMatrix(self.base, (*terms, last))
+        found = SharedMatrix(self.base, (*terms, last), self._probed)
         return SharedMatrix(found.whole()) if found.count * MOST > len(self) else found
 
     @property
@@ -76,8 +92,11 @@ class SharedMatrix:
         return [self.base, *(part for rows, signs in self.terms for part in (rows, signs))]
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """`left right`, (n, k) of (n, m) and (m, k), few columns one by one: together they would be rearranged first."""
-    if not 0 < right.shape[1] <= FEW:
-        return left @ right
-    return torch.stack([left.mv(column) for column in right.unbind(1)], 1)
+    out = right.new_empty(right.shape[1], len(left)).mT if out is None else out
+    if right.shape[1] > FEW:
+        return out.copy_(left @ right)
+    for column, found in zip(right.unbind(1), out.unbind(1), strict=True):
+        torch.mv(left, column, out=found)
+    return out
