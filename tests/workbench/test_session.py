@@ -17,6 +17,7 @@ from tangentune import Pictures, TangentClassifier, TangentRegressor
 from tangentune.errors import InputError, StaleError
 from tangentune.estimators.summary import class_scores
 from tangentune.reports.explanation import familiarity
+from tangentune.solvers.leave_out import distrusting
 from tangentune.solvers.system import refresh
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.session import Session
@@ -104,6 +105,19 @@ def test_every_edit_is_a_refit(options: dict[str, Any]) -> None:
     assert [step.done for step in found.timeline()] == [False] * 4
     with pytest.raises(InputError, match="no edit to undo"):
         found.undo()
+
+
+def test_a_later_session_chooses_its_own_distrusting_damping() -> None:
+    found = session()
+    found.suspects()
+    found.take(Edit("forget", tuple(range(0, 20, 2))))
+    later = Session(found.estimator)
+    later.suspects()
+    fresh = session()
+    fresh.take(Edit("forget", tuple(range(0, 20, 2))))
+    dampings = [with_wary(one._timeline.state).wary_damping for one in (found, later, fresh)]
+    assert dampings[0] == dampings[2] != dampings[1]
+    assert dampings[1] == distrusting(later.estimator.solution_.system).damping
 
 
 def test_states_without_room_are_solved_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tangentune.solvers.factorisation import cholesky
-from tangentune.solvers.shared_matrix import SharedMatrix, product
+from tangentune.solvers.shared_matrix import SharedMatrix
 from tangentune.solvers.sums import TangentSums
 
 CHUNK = 1 << 18  # numbers of the rows that are in float64 at once: they stay cached
@@ -122,23 +122,23 @@ class FeatureKernel:
 
     def times_all(self, right: Tensor) -> Tensor:
         """The same of all kept rows, (N, k)."""
-        if not right.shape[1]:
-            return right.new_zeros(sum(map(len, self.parts)), 0)
-        right, start = self.left(right).mT.contiguous().mT, 0  # each column in one piece
-        out = right.new_empty(right.shape[1], sum(map(len, self.parts))).mT
-        for chunk in self._chunks():
-            product(chunk, right, out[start : start + len(chunk)])
+        columns, start = self.left(right).mT.contiguous(), 0
+        out = columns.new_empty(len(columns), sum(map(len, self.parts)))
+        if not len(columns):
+            return out.mT
+        for chunk in self._chunks():  # as `product`
+            torch.mm(columns, chunk.mT, out=out[:, start : start + len(chunk)])
             start += len(chunk)
-        return out
+        return out.mT
 
     def gathered(self, left: Tensor) -> Tensor:
         """`Phi^T left`, (D, k) of (n, k)."""
-        spread = left.new_zeros(sum(map(len, self.parts)), left.shape[1]).index_add_(0, self.places, left)
-        out, start = left.new_zeros(self.width, left.shape[1]), 0
+        spread = left.new_zeros(left.shape[1], sum(map(len, self.parts))).index_add_(1, self.places, left.mT)
+        out, start = left.new_zeros(left.shape[1], self.width), 0
         for chunk in self._chunks():
-            out += product(chunk.mT, spread[start : start + len(chunk)])
+            out.addmm_(spread[:, start : start + len(chunk)], chunk)
             start += len(chunk)
-        return self.left(out)
+        return self.left(out.mT)
 
     def _chunks(self) -> Iterator[Tensor]:
         """All kept rows in float64, a few at a time."""

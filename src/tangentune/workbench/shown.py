@@ -66,6 +66,7 @@ class Shown:
         self.estimator = estimator
         self._lock = threading.RLock()
         self._timeline = Timeline(states.first(estimator.fitted_))
+        estimator.fitted_ = self._fitted
         self._components: Components | None = None
 
     @property

@@ -47,7 +47,9 @@ class State:
 
 
 def first(fitted: FittedModel) -> State:
-    """Where a session starts."""
+    """Where a session starts; its wary problem has a damping of its own, whatever a former session left."""
+    if fitted.solution is not None and fitted.solution.wary is not None:
+        fitted = replace(fitted, solution=replace(fitted.solution, wary=None))
     return State(fitted, None, kept_for_good(fitted))
 
 
