@@ -1,6 +1,6 @@
 """Seconds of what a person waits for at the workbench: every edit with all its figures, undo, reasons, predictions.
 
-    python -m benchmarks.workbench.run             # half an hour on one thread; a third of it the first time only
+    python -m benchmarks.workbench.run             # ten minutes on one thread; twice that the first time, with fits
     python -m benchmarks.workbench.run --runs 20   # edits of each kind; a trial
 
 CIFAR-10, MobileNetV2 at 32 px, the whole network; the fits stay in .cache/workbench, to be deleted by hand. An edit is
