@@ -16,7 +16,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
-from tangentune.errors import InputError
+from tangentune.errors import InputError, nice_number
 from tangentune.estimators.outer_steps import Choice, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.estimators.solution import Solution, Targets
 from tangentune.estimators.user_input import as_classes, known_weights
@@ -320,7 +320,7 @@ class Regression:
         sizes = np.abs(labels).reshape(len(labels), -1).max(1)
         largest = int(sizes.argmax())
         if sizes[largest] > LARGEST or 0 < sizes[largest] < 1 / LARGEST:
-            seen = f"the largest target, {sizes[largest]:.3g} of picture {ids[largest]}"
+            seen = f"the largest target, {nice_number(sizes[largest])} of picture {ids[largest]}"
             raise InputError(
                 f"{seen}, has a square that double precision cannot hold; give all targets in another unit"
             )
