@@ -3,8 +3,8 @@
 A matrix's row is `sum over positions t of outer(g_t, a_t)`. All that is asked of it are its inner products with C fixed
 matrices and its squared length in the metric, and for each of the two there is more than one way.
 
-Products of batches are `torch.bmm`: `@` repeats a matrix for every picture where a graph keeps the number of pictures
-open, and copies megabytes of weights at each prediction.
+Products of batches are `torch.bmm`, and with one matrix `times`: `@` repeats a matrix for every picture where a graph
+keeps the number of pictures open, and copies megabytes of weights at each prediction.
 """
 
 from __future__ import annotations
@@ -91,8 +91,13 @@ def position_products(row: MatrixRow, weights: Tensor) -> Tensor:
     own, forward = weights.unflatten(1, (outputs, inputs)), outputs >= inputs
     wide, narrow = (row.g, row.places[0]) if forward else (row.places[0], row.g)
     side = own.permute(1, 2, 0) if forward else own.permute(2, 1, 0)  # (wide, narrow, C)
-    spread = wide[:, 0] @ side.flatten(1)  # (n, T, narrow C)
+    spread = times(wide[:, 0], side.flatten(1))  # (n, T, narrow C)
     return torch.bmm(narrow[:, 0].flatten(1)[:, None], spread.flatten(1).unflatten(1, (-1, len(weights))))[:, 0]
+
+
+def times(values: Tensor, matrix: Tensor) -> Tensor:
+    """(n, T, k) times (k, m), as one product for all."""
+    return (values.flatten(0, 1) @ matrix).unflatten(0, (-1, values.shape[1]))
 
 
 def by_pairs(row: MatrixRow | None) -> bool:
@@ -108,7 +113,7 @@ def pair_length(row: MatrixRow, metric: Whitening | None) -> Tensor:
     """(n,) `|L G^T A R|^2 = sum_st (A R^2 A^T)_st (G L^2 G^T)_st` with `A` (T, i) and `G` (T, o)."""
     a, g = row.places[0][:, 0], row.g[:, 0]
     if metric is not None:
-        a, g = a @ metric.right[0], g @ metric.left[0]
+        a, g = times(a, metric.right[0]), times(g, metric.left[0])
     return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).flatten(1).sum(1)
 
 
