@@ -54,7 +54,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The token's features (n, width)."""
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         return self.layers(x)[:, 0]
 
 
