@@ -76,7 +76,7 @@ def append(name: str, key: Mapping[str, Any], values: Mapping[str, Any], section
     """Add a row, or replace the one of the same key; everything else in the file stays."""
     payload, here = load(name), provenance()
     rows = [row for row in payload.get(section, []) if row["key"] != dict(key)]
-    where = {name: here[name] for name in ("commit", "dirty", "date", "cpu", "threads")}
+    where = {name: here[name] for name in ("commit", "dirty", "date", "cpu", "gpu", "threads")}
     payload[section] = [*rows, {"key": dict(key), **values, **where}]
     record(name, payload)
 
@@ -109,6 +109,7 @@ def provenance() -> Row:
         "dirty": bool(_changed()),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -110,7 +110,8 @@ def test_fine_tuning_is_the_sweep_with_mirrored_predictions() -> None:
     pictures = Pictures(pixels, np.array(["cat", "dog"] * 8), [str(i) for i in range(16)])
     settings = MethodSettings(seed=3)
     fitted = METHODS["finetune"].fit(backbone, pictures, settings)
-    direct = sweep(backbone, pictures, FineTuneSettings(flip=True), seed=3)
+    variants = ({"head_start": "probe"}, {"layer_decay": 0.9})
+    direct = sweep(backbone, pictures, FineTuneSettings(flip=True), variants=variants, seed=3)
     expected = direct.predict_proba(pictures, flip=True)
     torch.testing.assert_close(torch.as_tensor(fitted.predict_proba(pictures)), expected)
     assert fitted.chosen["learning_rate"] == direct.tuned.settings.learning_rate

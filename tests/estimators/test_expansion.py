@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,10 @@ def test_the_ladder_is_climbed_while_it_gets_better(
     monkeypatch.setattr(outer_steps, "RUNGS", rungs)
     made, tried = choose_steps(backbone, pictures, flip=False)
     assert made is not None
-    errors = [row["loo_error"] for row in tried if row["loo_error"] is not None]
     taken = next(row for row in tried if (row["outer_steps"], row["rate"]) == (made.steps, made.rate))
-    assert taken["loo_error"] == min(errors)
+    finished = [row for row in tried[1:] if row["loo_error"] is not None]
+    assert finished == [taken]  # the other folds' networks are made for one rung alone
+    assert taken["first_error"] == min(row["first_error"] for row in tried[1:] if row["first_error"] is not None)
     assert all(row["rate"] != 1e-2 for row in tried)  # for more pictures
     model = TangentClassifier(backbone, augment=None, damping=0.1, metric_power=0, normalize=True, body_scale=0.5)
     model.fit(pictures)
@@ -149,7 +151,34 @@ def test_nothing_is_spent_where_moving_does_not_pay(backbone: Backbone, monkeypa
     monkeypatch.setattr(outer_steps, "fine_tune", lambda *given: networks.append(fine_tune(*given)) or networks[-1])
     made, tried = choose_steps(backbone, easy, flip=False)
     assert (made, len(networks)) == (None, 1)
+    error = tried[1].pop("first_error")
     assert tried[1] == {"outer_steps": 8, "rate": 3.0, "loo_error": None, "spread": None}
+    assert error is not None
+    assert tried[0]["loo_error"] is not None
+    assert error > tried[0]["loo_error"]
+
+
+def test_a_refused_rung_falls_back_to_the_one_below(
+    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of networks moved far is not to be trusted, that of the others is; no network is made twice."""
+    rungs = (Rung(4, 1e-3, 8), Rung(16, 3e-3, 8))
+    monkeypatch.setattr(outer_steps, "RUNGS", rungs)
+    spreads = [cross_fitted_expansion(backbone, pictures, own.steps, rate=own.rate, flip=False).spread for own in rungs]
+    assert choose_steps(backbone, pictures, flip=False)[0].steps == 16  # type: ignore[union-attr]
+    real = outer_steps._Mover.expansion
+    monkeypatch.setattr(
+        outer_steps._Mover,
+        "expansion",
+        lambda self, rung, nets: dataclasses.replace(real(self, rung, nets), spread=2.0 if rung.steps == 16 else 0.5),
+    )
+    networks = []
+    monkeypatch.setattr(outer_steps, "fine_tune", lambda *given: networks.append(fine_tune(*given)) or networks[-1])
+    made, tried = choose_steps(backbone, pictures, flip=False)
+    assert made is not None
+    assert (made.steps, len(networks)) == (4, 2 * FOLDS)
+    assert [row["spread"] for row in tried] == [0.0, 0.5, 2.0]
+    assert min(spreads) > 0
 
 
 @pytest.mark.parametrize("options", [{"subset": "none"}, {"subset": "last:1"}, {"body_scale": 0.0}], ids=str)

@@ -57,6 +57,19 @@ def test_without_a_refit_the_best_trial_itself_predicts() -> None:
     assert torch.equal(found.tuned.logits(BALANCED), alone.logits(BALANCED))
 
 
+def test_variants_are_tried_on_top_of_the_best_so_far() -> None:
+    variants = ({"head_start": "probe"}, {"layer_decay": 0.5})
+    found = sweep(small.backbone(), BALANCED, QUICK, rates=(1e-9, 2e-2), variants=variants)
+    tried = [(trial.settings.learning_rate, trial.settings.head_start) for trial in found.trials]
+    assert tried[:3] == [(1e-9, "zero"), (2e-2, "zero"), (2e-2, "probe")]
+    assert [trial.settings.layer_decay for trial in found.trials] == [1.0, 1.0, 1.0, 0.5]
+    third, fourth = found.trials[2:]
+    alone = fine_tune(small.backbone(), BALANCED, third.settings)
+    assert third.validation == alone.validation
+    best = max(found.trials[:3], key=lambda trial: (trial.validation.accuracy, -trial.validation.nll))  # type: ignore[union-attr]
+    assert fourth.settings.head_start == best.settings.head_start
+
+
 def test_refit_takes_the_epochs_that_early_stopping_found() -> None:
     fields: Any = {"epochs": 30, "batch_size": 8, "patience": 2, "schedule": "constant"}
     found = sweep(small.backbone(), BALANCED, FineTuneSettings(**fields), rates=(2e-2,))

@@ -70,8 +70,10 @@ def _least_squares(
 def _finetune(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
     from tangentune.methods.fine_tuning import FineTuneSettings, sweep
 
-    found = sweep(backbone, train, FineTuneSettings(flip=settings.flip), seed=settings.seed)
-    chosen = {"learning_rate": found.tuned.settings.learning_rate, "epochs": found.tuned.settings.epochs}
+    variants = ({"head_start": "probe"}, {"layer_decay": 0.9})
+    found = sweep(backbone, train, FineTuneSettings(flip=settings.flip), variants=variants, seed=settings.seed)
+    names = ("learning_rate", "epochs", "head_start", "layer_decay")
+    chosen = {name: getattr(found.tuned.settings, name) for name in names}
     return _trained(found, settings, chosen | {"problem": found.problem})
 
 
@@ -104,7 +106,7 @@ _CLASSIFIER = "tangentune.estimators.classifier"
 METHODS: dict[str, Method] = {
     "probe": Method("linear probe, damping by leave-one-out", _CLASSIFIER, partial(_least_squares, "none", 0)),
     "finetune": Method(
-        "ordinary fine-tuning of all layers, learning rate by a validation split",
+        "ordinary fine-tuning of all layers; rate, head and layer-wise rates by a validation split",
         "tangentune.methods.fine_tuning",
         _finetune,
     ),

@@ -93,9 +93,9 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         source_effects_: (m,) derivative of the mean leave-one-out error by the weight of each source picture, at the
             fit: negative where more of it would help.
         outer_steps_: steps taken, at a rate of `outer_rate_`; `task_vector_` what they changed of the weights, None at
-            the pre-trained ones; `outer_selection_` what was tried: steps, rate, leave-one-out error of a ridge probe
-            (None where the first network did worse already), and how far the networks spread about their mean in
-            units of how far that moved.
+            the pre-trained ones; `outer_selection_` what was tried: steps, rate, error of the first network on the fold
+            that it never saw, and, where the other folds' networks were made too, leave-one-out error of a ridge probe
+            and how far the networks spread about their mean in units of how far that moved; else None.
         fit_report_: seconds and peak bytes of each stage.
         temperature_: the calibration, fitted to the leave-one-out predictions; NaN with several labels a picture.
 

@@ -54,7 +54,7 @@ class Rung:
     pictures: int
 
 
-RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(32, 3e-4, 200), Rung(96, 6e-4, 1000))
+RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(96, 6e-4, 1000))
 
 
 @final
@@ -76,6 +76,17 @@ class Expansion:
     points: tuple[nn.Module, ...]
     mean: nn.Module
     task: TaskVector
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """The first network of a rung, its error on the fold that it never saw, and whether that is the lowest so far."""
+
+    rung: Rung
+    net: nn.Module
+    error: float
+    ahead: bool
 
 
 Choice = tuple[Expansion | None, list[dict[str, float | None]]]
@@ -112,9 +123,9 @@ class _Mover:
         fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
         return cls(backbone, pictures, fold, flip, seed, verbose)
 
-    def networks(self, rung: Rung) -> Iterator[nn.Module]:
-        """A network for each fold, moved without its pictures."""
-        folds, name = range(int(self.fold.max()) + 1), f"moving the network, rate {rung.rate:g}"
+    def networks(self, rung: Rung, first: int = 0) -> Iterator[nn.Module]:
+        """A network for each fold from the first on, moved without its pictures."""
+        folds, name = range(first, int(self.fold.max()) + 1), f"moving the network, rate {rung.rate:g}"
         for own in progress(folds, label=name, total=None, unit="network", verbose=self.verbose):
             rest = self.pictures.select(np.flatnonzero(self.fold != own))
             settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
@@ -131,23 +142,31 @@ class _Mover:
         points = tuple(moved(module, task) for task in tasks)
         return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
 
-    def climb(self, rung: Rung, former: Tensor, targets: Tensor, margin: float) -> Expansion | None:
-        """A rung; None if training diverges, or former features do better on the fold that the first network never saw.
+    def climb(self, rungs: tuple[Rung, ...], still: Tensor, targets: Tensor) -> Iterator[_Ahead]:
+        """The first network of each rung, as long as it does better on its own fold than the one before; from `still`.
 
-        Better by so many standard errors.
+        The first rung may lose to staying by some standard errors.
         """
-        nets, held_out = [], torch.from_numpy(self.fold == 0)
+        held_out = torch.from_numpy(self.fold == 0)
+        former = held_out_errors(still, targets, held_out)
+        for place, rung in enumerate(rungs):
+            try:
+                net = next(self.networks(rung))
+            except DivergedError:
+                return
+            own = held_out_errors(self.features_of(net), targets, held_out)
+            ahead = not lower(former, own, 0.0 if place else -PRIOR)
+            yield _Ahead(rung, net, float(own.mean()), ahead)
+            if not ahead:
+                return
+            former = own
+
+    def finished(self, ahead: _Ahead) -> Expansion | None:
+        """A rung with the networks of all folds; None if training diverges."""
         try:
-            for net in self.networks(rung):
-                nets.append(net)
-                if len(nets) == 1:
-                    seen = (former, self.features_of(net))
-                    before, after = (held_out_errors(features, targets, held_out) for features in seen)
-                    if lower(before, after, margin):
-                        return None
+            return self.expansion(ahead.rung, [ahead.net, *self.networks(ahead.rung, 1)])
         except DivergedError:
             return None
-        return self.expansion(rung, nets)
 
     def features_of(self, module: nn.Module) -> Tensor:
         """(n, d) features of all pictures from one network."""
@@ -190,10 +209,12 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
     count = len(pictures) * (FOLDS - 1) // FOLDS
-    passes = sum(_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs)
-    judged = 3 * len(rungs) if steps == "loo" else 0  # features of all pictures: a rung's, and for its first look
-    networks = FOLDS * (count * (learning * passes + looking * len(rungs)) + alone * len(rungs))
-    return networks + looking * judged * len(pictures)
+    passes = [_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs]
+    judged = (
+        len(rungs) + 2 if steps == "loo" else 0
+    )  # features of all pictures: before, of first networks, of all folds
+    networks = [count * (learning * own + looking) + alone for own in passes]
+    return sum(networks[:-1]) + FOLDS * networks[-1] + looking * judged * len(pictures)
 
 
 def _strata(pictures: Pictures) -> NDArray[np.int64]:
@@ -239,36 +260,34 @@ def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
 
 
 def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
-    """How far to move, None for not at all: up the ladder while a ridge probe's leave-one-out error falls.
+    """How far to move, None for not at all: as far as a network moved without a fold does better and better on it.
 
-    Each picture's features come from the network that has not seen it, so that the error (squares, summed over classes,
-    mean over pictures) is honest. A rung is left after its first network if that does worse on its own fold, and the
-    climb ends where the networks have drifted so far apart that their mean is not to be trusted. What was tried comes
-    with its error, None where it was given up. Cost: that of `cross_fitted_expansion` a rung, and two forward
-    passes.
+    The networks of the other folds are made for the highest rung alone, which is taken if leave-one-out of a ridge
+    probe on all pictures agrees, the features of each from the network that has not seen it; where they have drifted so
+    far apart that their mean is not to be trusted, or the probe is against it, the next lower one. Squared errors,
+    summed over classes, mean over pictures. What was tried comes with its errors, None where they were not needed.
+    Cost: a network for each rung and one for each other fold, and a forward pass for each rung and two more.
     """
-    best, rungs = None, _rungs(pictures)
+    rungs = _rungs(pictures)
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
     targets = _targets(pictures).to(backbone.device)
-    former = mover.features_of(backbone.module)
-    errors = probe_errors(former, targets)
-    tried = [_row(0, 0.0, float(errors.mean()), 0.0)]
-    for rung in rungs:
-        if best is not None:
-            former = mover.features_of(best.points[0])
-        made = mover.climb(rung, former, targets, -PRIOR if best is None else 0.0)
-        if made is None:
-            tried.append(_row(rung.steps, rung.rate, None, None))
-            break
-        found = probe_errors(mover.honest_features(made), targets)
-        tried.append(_row(rung.steps, rung.rate, float(found.mean()), made.spread))
-        if made.spread >= FAR or not lower(found, errors, PRIOR if best is None else 0.0):
-            break
-        best, errors = made, found
-    return best, tried
+    still = mover.features_of(backbone.module)
+    errors = probe_errors(still, targets)
+    tried, best = {0: _row(0, 0.0, loo_error=float(errors.mean()), spread=0.0)}, None
+    seen = list(mover.climb(rungs, still, targets))
+    for place, found in reversed(list(enumerate(seen, 1))):
+        tried[place] = _row(found.rung.steps, found.rung.rate, first_error=found.error)
+        if best is None and found.ahead and (made := mover.finished(found)) is not None:
+            honest = probe_errors(mover.honest_features(made), targets)
+            tried[place] |= {"loo_error": float(honest.mean()), "spread": made.spread}
+            best = made if made.spread < FAR and lower(honest, errors, PRIOR) else None
+    return best, [tried[place] for place in sorted(tried)]
 
 
-def _row(steps: int, rate: float, error: float | None, spread: float | None) -> dict[str, float | None]:
-    return {"outer_steps": steps, "rate": rate, "loo_error": error, "spread": spread}
+def _row(
+    steps: int, rate: float, first_error: float | None = None, loo_error: float | None = None,
+    spread: float | None = None,
+) -> dict[str, float | None]:  # fmt: skip
+    return {"outer_steps": steps, "rate": rate, "first_error": first_error, "loo_error": loo_error, "spread": spread}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from functools import partial
+from typing import Any, final
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from tangentune.methods.fine_tuning.validation import Validation, split_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 
+Candidate = Callable[[list["Trial"]], FineTuneSettings]  # settings to try, given all trials before
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 
 
@@ -70,6 +72,7 @@ def sweep(
     settings: FineTuneSettings | None = None,
     *,
     rates: Sequence[float] = RATES,
+    variants: Sequence[Mapping[str, Any]] = (),
     validation_share: float = 0.2,
     refit: bool = True,
     seed: int = 0,
@@ -82,6 +85,8 @@ def sweep(
         pictures: at the backbone's size, with class labels.
         settings: what all trials share; None takes the defaults.
         rates: learning rates to try.
+        variants: changes of the settings to try after the rates, each on top of the best so far, such as
+            `{"head_start": "probe"}`.
         validation_share: of each class, kept aside during the trials, in (0, 1); at least one picture of every class
             that has two. Where no class has two, the rate of `settings` is used unseen.
         refit: train again on all pictures with the chosen settings, for as many epochs as early stopping (if `patience`
@@ -111,7 +116,9 @@ def sweep(
     shared = dataclasses.replace(settings or FineTuneSettings(), seed=seed, validation_share=validation_share)
     if not rates or not validation_share:
         raise InputError("a sweep needs a rate and a validation_share above 0")
-    candidates = [dataclasses.replace(shared, learning_rate=rate) for rate in rates]
+    plain = [dataclasses.replace(shared, learning_rate=rate) for rate in rates]
+    candidates: list[Candidate] = [lambda _, settings=settings: settings for settings in plain]
+    candidates += [partial(_changed, change=change) for change in variants]
     trials: list[Trial] = []
     problem = ""
     if len(split_rows(class_positions(pictures)[1], validation_share, seed)[1]):
@@ -126,25 +133,31 @@ def sweep(
 
 
 def _try_all(
-    backbone: Backbone, pictures: Pictures, candidates: list[FineTuneSettings], keep: bool, verbose: int
+    backbone: Backbone, pictures: Pictures, candidates: list[Candidate], keep: bool, verbose: int
 ) -> tuple[list[Trial], FineTuned | None]:
     """Every trial, and the best network if it is to be kept."""
     trials, best = [], None
-    for candidate in progress(candidates, label="rates", total=None, unit="rate", verbose=verbose):
+    for candidate in progress(candidates, label="settings", total=None, unit="setting", verbose=verbose):
+        settings = candidate(trials)
         start = time.perf_counter()
         try:
-            tuned = fine_tune(backbone, pictures, candidate, verbose=verbose)
+            tuned = fine_tune(backbone, pictures, settings, verbose=verbose)
         except DivergedError as error:
-            trials.append(Trial(candidate, None, time.perf_counter() - start, str(error)))
+            trials.append(Trial(settings, None, time.perf_counter() - start, str(error)))
             continue
-        trials.append(Trial(candidate, tuned.validation, tuned.seconds))
+        trials.append(Trial(settings, tuned.validation, tuned.seconds))
         if keep and _ranked(trials)[0][0] is trials[-1]:
             best = tuned
     if not _ranked(trials):
-        raise DivergedError(
-            f"fine-tuning diverged at every rate, down to {min(c.learning_rate for c in candidates):g}; go lower"
-        )
+        lowest = min(trial.settings.learning_rate for trial in trials)
+        raise DivergedError(f"fine-tuning diverged at every rate, down to {lowest:g}; go lower")
     return trials, best
+
+
+def _changed(trials: list[Trial], change: Mapping[str, Any]) -> FineTuneSettings:
+    """The best settings so far, changed; the first where all diverged."""
+    best = _ranked(trials)[0][0] if _ranked(trials) else trials[0]
+    return dataclasses.replace(best.settings, **change)
 
 
 def _refit(backbone: Backbone, pictures: Pictures, trials: list[Trial], verbose: int) -> tuple[FineTuned, str]:
