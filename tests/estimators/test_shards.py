@@ -18,7 +18,7 @@ from small import backbone, pictures
 from tangentune import TangentFeatures, TangentSums
 from tangentune._files import claimed, read_tensors
 from tangentune.errors import InputError, StoreError
-from tangentune.estimators.shards import Rank, leave, run_shards
+from tangentune.pictures.ranks import Rank, leave, run_shards
 from tangentune.estimators.site import SiteJob, check_site
 from tangentune.pictures.files import find_files
 from tangentune.solvers.sums import KIND

@@ -7,13 +7,32 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
+from tangentune.cli.models import (
+    MODEL,
+    PICTURES,
+    listed,
+    load,
+    own_rank,
+    reading,
+    saved_model,
+    shards_place,
+    work_option,
+)
 from tangentune.cli.options import STREAMS, Command, label_options, option
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
 from tangentune.errors import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tangentune import Pictures
+    from tangentune.cli.models import Estimator
+    from tangentune.pictures.encoded import Listing
+    from tangentune.reports.answers import Answer
     from tangentune.reports.evaluation import Evaluation
 
 _MATRIX = 12  # classes of which a terminal still shows the whole confusion matrix
@@ -24,26 +43,44 @@ _FILE = click.Path(dir_okay=False)
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
 @option(STREAMS, "--page", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
+@work_option
 @label_options
-def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def evaluate(
+    model: str, pictures: str, page: str | None, work: str | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Score the saved MODEL on labelled PICTURES that it has not seen, as a whole and by class.
 
     PICTURES is a folder with one sub-folder for each class, or a CSV file with the columns path,label. A picture
     that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
+    `torchrun -m tangentune evaluate ... --work DIR` shares the pictures among processes.
     """
     from pathlib import Path
 
+    from tangentune.cli.predict import told_answers
+    from tangentune.estimators.scores import Answers, targets_of
     from tangentune.methods.source_selection.manifest import check_place
+    from tangentune.pictures.ranks import sharing
+    from tangentune.reports.answers import AnswerJob
     from tangentune.reports.evaluation import evaluate as judged
     from tangentune.reports.evaluation import render_evaluation
 
     if page is not None:
         check_place(Path(page))
-    read = reading(options)
+    read, rank = reading(options), own_rank(options)
+    quiet |= not rank.leads
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
-        loaded = load(pictures, fitted.backbone_, fitted, read, True)
-        found = judged(fitted, loaded)
+        listing = listed(pictures, fitted, read, True)
+        targets_of(fitted, _labelled(listing, range(len(listing)), []))  # refused before the work
+        job, found, left_out = AnswerJob(fitted, listing, read["on_error"], False), None, list[tuple[str, str]]()
+        with sharing(shards_place(work, rank, "evaluate", job.digest), rank) as shared:
+            rows = [one for some in told_answers(job, left_out, quiet, shared) for one in some]
+            loaded = _labelled(listing, _places(listing, rows), left_out)
+            if page is not None:  # which shows them
+                loaded = load(pictures, fitted.backbone_, fitted, read, True)
+            found = judged(fitted, loaded, Answers(_values(fitted, rows), [one.fitted_on for one in rows]))
+        if found is None:
+            return
         if page is not None:
             from tangentune.reports.gallery import links
             from tangentune.reports.pages import write_page
@@ -51,10 +88,10 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
             link = links(pictures if Path(pictures).is_dir() else Path(pictures).parent, page)
             write_page(render_evaluation(fitted, found, link), page, fitted.fitted_.version)
     if as_json:
-        print_json({**_document(found), "skipped": skipped(loaded)})
+        print_json({**_document(found), "skipped": [{"id": name, "reason": why} for name, why in left_out]})
         return
     interval = found.intervals.get("accuracy")
-    rows = [("pictures", f"{len(loaded):,}"), *score_rows(found.scores, interval)]
+    rows = [("pictures", f"{len(found.pictures):,}"), *score_rows(found.scores, interval)]
     if found.known:
         how = "each scored by the model fitted without it (leave-one-out)"
         rows.insert(1, ("of them fitted on", f"{found.known:,}, {how}"))
@@ -65,6 +102,36 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
         print_labels(list(found.judged.labels), stdout)
     if page is not None:
         stdout.write(f"Page written to {shown(page)}\n")
+
+
+def _places(listing: Listing, rows: Sequence[Answer]) -> list[int]:
+    """Positions in the listing of the pictures that were answered, which is in its order."""
+    places, names = list[int](), iter(enumerate(listing.ids))
+    for row in rows:
+        places.append(next(i for i, name in names if name == row.id))
+    return places
+
+
+def _labelled(listing: Listing, places: Sequence[int], left_out: list[tuple[str, str]]) -> Pictures:
+    """Some of the pictures of a listing with their labels, and without pixels."""
+    import torch
+
+    from tangentune.pictures.checks import label_array
+    from tangentune.pictures.pictures import Pictures
+
+    labels = label_array(listing.labels if listing.sets is None else listing.sets)[list(places)]
+    pixels = torch.zeros((), dtype=torch.uint8).expand(len(places), 3, 1, 1)
+    return Pictures(pixels, labels, [listing.ids[i] for i in places], left_out)
+
+
+def _values(fitted: Estimator, rows: Sequence[Answer]) -> NDArray[np.float64]:
+    """Answers as the model gives them."""
+    import numpy as np
+
+    from tangentune.reports.pages import is_classifier
+
+    values = np.array([one.values for one in rows], np.float64)
+    return values[:, 0] if not is_classifier(fitted) and fitted.targets_.ndim == 1 else values
 
 
 def _show_classes(found: Evaluation, stream: IO[str]) -> None:

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import PICTURES, load, reading, skipped
+from tangentune.cli.models import PICTURES, load, own_rank, reading, skipped
 from tangentune.cli.options import MACHINE, NETWORK, SOLVER, STREAMS, Command, described, fit_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import new_table, print_facts, print_labels, print_table, score_rows
@@ -32,7 +32,8 @@ _HELP = {
     "torchrun starts. The choices of the fit are then those of the map.",
     "source": "Pictures of related data to learn from as well: what `tangentune select` wrote, or a folder of class "
     "folders.",
-    "work": "Where a fit on landmarks keeps what it has; stopped and called again, it goes on from there.",
+    "work": "Where a fit on landmarks keeps what it has; stopped and called again, it goes on from there. Processes of "
+    "torchrun share it; beside MODEL if not given.",
     "verbose": "Also show how the layers' kernels will be computed.",
 }
 _option = partial(described, _HELP)
@@ -63,6 +64,7 @@ def fit(
     from tangentune.estimators.source import MANIFESTS
     from tangentune.estimators.summary import summarise
     from tangentune.networks.backbone import as_backbone
+    from tangentune.pictures.ranks import job_digest, sharing
 
     if quiet and verbose:
         raise click.UsageError("give --quiet or --verbose, not both")
@@ -70,7 +72,9 @@ def fit(
     if map is not None:
         _fit_in_map(pictures, out, map, as_json, quiet, options)
         return
-    read = reading(options)
+    told = (pictures, source, sorted(options.items(), key=str))
+    read, rank = reading(options), own_rank(options)
+    quiet |= not rank.leads
     with working(quiet) as stdout:
         model = _new_model(quiet, **options)
         if source is not None:
@@ -87,16 +91,21 @@ def fit(
             if not quiet:
                 _show_plan(plan, sys.stderr, layers=verbose)
 
-        model.fit(loaded, source=related, tell=tell if as_json or not quiet else None, work=work)
-        with locked(place):
-            out = _still_free(out, before)
-            model.save_pretrained(out)
+        folder = None if rank.count == 1 else _shards_place(out, work, job_digest((told, loaded.digests), ()))
+        asked = rank.leads and (as_json or not quiet)
+        with sharing(folder, rank) as shared:
+            model.fit(loaded, source=related, tell=tell if asked else None, work=work if shared is None else shared)
+            with locked(place):
+                out = _still_free(out, before)
+                model.save_pretrained(out)
+        if not rank.leads:
+            return
         facts = summarise(model)
     if not as_json:
         _show_fit(facts, out, stdout)
         return
-    told = ("backbone", "n", "settings", "seconds", "peak_bytes", "probe", "source")
-    document = {"model": out, "estimator": type(model).__name__} | {key: getattr(facts, key) for key in told}
+    shown_facts = ("backbone", "n", "settings", "seconds", "peak_bytes", "probe", "source")
+    document = {"model": out, "estimator": type(model).__name__} | {key: getattr(facts, key) for key in shown_facts}
     document |= {"classes": dict(zip(facts.classes, facts.counts, strict=True)), "loo": facts.scores}
     document |= {"labels": [asdict(row) for row in facts.labels]} if facts.several else {}
     planned = {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")}
@@ -126,6 +135,13 @@ def _fit_in_map(pictures: str, out: str, map: str, as_json: bool, quiet: bool, o
         return
     show_merged(facts, stdout)
     stdout.write(f"Model written to {shown(out)}\n")
+
+
+def _shards_place(out: str, work: str | None, digest: str) -> Path:
+    """Where ranks share the rows of a fit."""
+    from tangentune.pictures.ranks import parts_folder
+
+    return parts_folder(out, digest) if work is None else Path(work) / f"fit-{digest}.parts"
 
 
 def _still_free(out: str, before: Version | None) -> str:

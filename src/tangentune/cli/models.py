@@ -6,15 +6,27 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import click
 
+from tangentune.cli.options import STREAMS, option
 from tangentune.cli.run import check_device
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
+    from tangentune.pictures.encoded import Listing
+    from tangentune.pictures.ranks import Rank
 
     Estimator = TangentClassifier | TangentRegressor
 
 PICTURES = click.Path(exists=True)
 MODEL = click.Path(exists=True, file_okay=False)
+work_option = option(
+    STREAMS,
+    "--work",
+    "Folder that keeps what is done, so that a stopped run goes on, and that torchrun's processes share.",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+)
 
 
 def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimator:
@@ -50,16 +62,56 @@ def reading(options: dict[str, Any]) -> dict[str, Any]:
     return read | {"label_separator": separator, "label_columns": [name for name in names if name]}
 
 
+def own_rank(options: dict[str, Any]) -> Rank:
+    """Which of torchrun's processes this is; its own accelerator and decoders go into the options."""
+    from tangentune.pictures.ranks import Rank
+
+    rank = Rank.here()
+    options |= {"device": rank.device(options["device"]), "n_jobs": rank.jobs(options["n_jobs"])}
+    return rank
+
+
+def shards_place(work: str | None, rank: Rank, command: str, digest: str) -> Path | None:
+    """Where a command that writes no file keeps its shards, if it has any."""
+    from pathlib import Path
+
+    if work is None and rank.count > 1:
+        if not rank.leads:
+            raise click.exceptions.Exit
+        raise click.UsageError(f"several processes share {command} in a folder that all of them see; give --work DIR")
+    return None if work is None else Path(work) / f"{command}-{digest}.parts"
+
+
+def listed(path: str, model: Estimator, read: dict[str, Any], labelled: bool) -> Listing:
+    """Pictures that are found but not yet read, with their labels where these are needed."""
+    from tangentune.pictures.listing import list_pictures
+    from tangentune.pictures.load import refuse_unlabelled
+    from tangentune.pictures.tables import Columns
+
+    read = _read_as(model, read)
+    separator, marks = read["label_separator"], tuple(read["label_columns"])
+    listing = list_pictures(path, labelled, Columns(read["path_column"], read["label_column"], separator, marks))
+    assert listing is not None, "a path always names pictures"
+    refuse_unlabelled(labelled, listing.labels, listing.sets)
+    return listing
+
+
+def _read_as(model: Estimator, read: dict[str, Any]) -> dict[str, Any]:
+    """How labels are read: several a picture where the model has several."""
+    if several(model) and not read["label_columns"] and read["label_separator"] is None:
+        from tangentune.pictures.label_sets import SEPARATOR
+
+        return read | {"label_separator": SEPARATOR}
+    return read
+
+
 def load(path: str, backbone: Backbone, model: Estimator, read: dict[str, Any], labelled: bool) -> Pictures:
     """Pictures as a network takes them."""
     from tangentune.pictures.load import load_pictures
 
     contract, jobs, verbose = backbone.contract, model.n_jobs, model.verbose
-    if several(model) and not read["label_columns"] and read["label_separator"] is None:
-        from tangentune.pictures.label_sets import SEPARATOR
-
-        read = read | {"label_separator": SEPARATOR}
-    return load_pictures(path, contract=contract, n_jobs=jobs, verbose=verbose, need_labels=labelled, **read)
+    how = {"n_jobs": jobs, "verbose": verbose, "need_labels": labelled, **_read_as(model, read)}
+    return load_pictures(path, contract=contract, **how)
 
 
 def several(model: Estimator) -> TypeGuard[TangentClassifier]:

@@ -28,8 +28,8 @@ from tangentune.errors import InputError, nice_number, shown
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
     from tangentune.estimators.features import TangentFeatures
-    from tangentune.estimators.shards import Rank
     from tangentune.estimators.site import SiteJob
+    from tangentune.pictures.ranks import Rank
     from tangentune.solvers.home_scores import Judge
     from tangentune.solvers.sums import TangentSums
 
@@ -76,10 +76,10 @@ def map_command(
     """
     from tangentune import TangentFeatures
     from tangentune.estimators.model_directory import check_destination
-    from tangentune.estimators.shards import Rank
     from tangentune.networks.backbone import as_backbone, load_backbone
     from tangentune.pictures.checks import numeric_labels
     from tangentune.pictures.load import load_pictures
+    from tangentune.pictures.ranks import Rank
 
     if data_independent != (pictures is None):
         raise click.UsageError("give PICTURES with landmarks among them, or --data-independent, not both")
@@ -187,9 +187,9 @@ def site_job(
     pictures: str, place: Path, quiet: bool, options: dict[str, Any], judge: Callable[[], Judge] | None = None
 ) -> Iterator[tuple[SiteJob, Path, Rank, IO[str]]]:
     """The work on an owner's pictures, where its shards lie, and this rank. They are kept until this ends well."""
-    from tangentune.estimators.shards import Rank, leave
     from tangentune.estimators.site import SiteJob
     from tangentune.pictures.files import find_files
+    from tangentune.pictures.ranks import Rank, leave
     from tangentune.pictures.tables import Columns
 
     rank, read = Rank.here(), reading(options)
@@ -235,8 +235,8 @@ def merge(
     all owners, by exact leave-one-out.
     """
     from tangentune.estimators.model_directory import check_destination
-    from tangentune.estimators.shards import Rank
     from tangentune.estimators.site import added
+    from tangentune.pictures.ranks import Rank
     from tangentune.solvers.home_scores import HomeScores
     from tangentune.solvers.sums import TangentSums
 

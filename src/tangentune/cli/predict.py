@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, reading, saved_model, several
+from tangentune.cli.models import MODEL, PICTURES, listed, own_rank, reading, saved_model, several
 from tangentune.cli.options import STREAMS, Command, option, shared_options
 from tangentune.cli.rows import PIPE, check_out, table_at
 from tangentune.cli.run import print_json, working
@@ -17,7 +17,8 @@ from tangentune.errors import shown
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
-    from tangentune.reports.answers import Answer
+    from tangentune.pictures.ranks import Shared
+    from tangentune.reports.answers import Answer, AnswerJob
 
 
 @click.command(cls=Command, short_help="Predict the labels of pictures.")
@@ -43,22 +44,38 @@ def predict(
     A terminal shows a table. A pipe and --out get CSV (or Parquet) with the columns id, prediction, probability,
     second_choice, second_probability, unlike_training, familiarity and fitted_on. unlike_training is up to 1 the share
     of training pictures that lie nearer to the others than the picture does, and above 1 if none is as far away.
+
+    `torchrun -m tangentune predict ... --out FILE` shares the pictures among processes.
     """
+    from tangentune.pictures.ranks import parts_folder, sharing
+    from tangentune.reports.answers import AnswerJob
+
+    facts: dict[str, Any]
     check_out(out)
     if as_json and out == PIPE:
         raise click.UsageError("--json and --out - both take standard output; leave one out")
-    read = reading(options)
+    read, rank = reading(options), own_rank(options)
+    quiet |= not rank.leads
+    if rank.count > 1 and out in (None, PIPE):
+        if not rank.leads:
+            return
+        raise click.UsageError("several processes share their answers in a folder beside the table; give --out FILE")
     with working(quiet) as stdout:
         out = PIPE if out is None and not as_json and not stdout.isatty() else out
         fitted = saved_model(model, quiet, options)
         asked = _unlike(fitted, out is not None) if unlike is None else unlike
+        job = AnswerJob(fitted, listed(pictures, fitted, read, False), read["on_error"], asked)
         left_out: list[tuple[str, str]] = []
-        answers = _answers(fitted, pictures, read, asked, left_out, quiet)
         if out is not None:
-            facts = {"n": _write(fitted, answers, out, stdout), "out": out}
+            with sharing(parts_folder(out, job.digest) if rank.count > 1 else None, rank) as shared:
+                answers = told_answers(job, left_out, quiet, shared)
+                facts = {"n": _write(fitted, answers, out, stdout), "out": out}
+            if not rank.leads:
+                return
         else:
+            answers = told_answers(job, left_out, quiet)
             rows = [one for some in answers for one in some]
-            facts: dict[str, Any] = {"n": len(rows)}
+            facts = {"n": len(rows)}
             if as_json:
                 facts["predictions"] = [_document(fitted, one) for one in rows]
             else:
@@ -78,32 +95,18 @@ def _unlike(fitted: Estimator, told: bool) -> bool:
     return told
 
 
-def _answers(
-    fitted: Estimator,
-    pictures: str,
-    read: dict[str, Any],
-    unlike: bool,
-    left_out: list[tuple[str, str]],
-    quiet: bool,
+def told_answers(
+    job: AnswerJob, left_out: list[tuple[str, str]], quiet: bool, shared: Shared | None = None
 ) -> Iterator[list[Answer]]:
     """Answers a portion at a time, with one progress bar, and at the end what there is to say about them all."""
     from tangentune.estimators.scores import known_sentence
     from tangentune.memory import progress
-    from tangentune.pictures.listing import list_pictures
     from tangentune.pictures.pictures import skip_sentence
-    from tangentune.pictures.stream import stream_pictures
-    from tangentune.pictures.tables import Columns
-    from tangentune.reports.answers import KernelAnswers, answer_all
 
-    listing = list_pictures(pictures, False, Columns(read["path_column"], read["label_column"]))
-    assert listing is not None, "a path always names pictures"
-    contract, jobs, on_error = fitted.backbone_.contract, fitted.n_jobs, read["on_error"]
-    portions = stream_pictures(listing, contract, left_out, on_error=on_error, n_jobs=jobs)
-    kernel = KernelAnswers.of(fitted) if unlike else None
-    fitted.set_params(verbose=0)
+    job.model.set_params(verbose=0)
     known = done = 0
-    with progress(label="predicting", total=len(listing), unit="picture", verbose=not quiet) as bar:
-        for found in answer_all(fitted, portions, kernel):
+    with progress(label="predicting", total=len(job.listing), unit="picture", verbose=not quiet) as bar:
+        for found in job.answers(left_out, shared):
             known, done = known + sum(one.fitted_on is not None for one in found), done + len(found)
             bar.update(len(found))
             yield found
@@ -116,11 +119,11 @@ def _answers(
 def _write(fitted: Estimator, answers: Iterator[list[Answer]], out: str, stdout: IO[str]) -> int:
     from tangentune.reports.answers import cells, columns
 
-    count = 0
+    count, found = 0, next(answers, [])  # there is no table yet where a rank ends here, or nothing can be read
     with table_at(out, columns(fitted), stdout) as write:
-        for found in answers:
+        while found:
             write([cells(fitted, one) for one in found])
-            count += len(found)
+            count, found = count + len(found), next(answers, [])
     return count
 
 

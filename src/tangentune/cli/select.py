@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import PICTURES
+from tangentune.cli.models import PICTURES, own_rank
 from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, set_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.errors import TangentuneError, shown
@@ -36,7 +37,8 @@ _HELP = {
     "marginals": "uniform: every class counts the same; counts: as much as it has pictures.",
     "seed": "Seed of random and of the clusters.",
     "page": "Also write an HTML page that shows what was chosen for what.",
-    "cache": "Folder that keeps the features, so that a stopped run goes on and the next one is quick.",
+    "cache": "Folder that keeps the features, so that a stopped run goes on and the next one is quick; processes of "
+    "torchrun share it.",
 }
 _option = partial(described, _HELP)
 _selection = partial(_option, "Selection")
@@ -71,8 +73,14 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
     from tangentune.methods.source_selection.select import select_source
     from tangentune.networks.own_code import named_backbone
+    from tangentune.pictures.ranks import ShareDone
     from tangentune.reports.selection_page import write_selection_page
 
+    rank = own_rank(options)
+    if rank.count > 1 and options["cache"] is None:
+        if not rank.leads:
+            return
+        raise click.UsageError("several processes share the features in a folder that all see; give --cache DIR")
     budget = options["budget"]
     read = {name: options[name] for name in ("on_error", "path_column", "label_column", "n_jobs")}
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))
@@ -86,11 +94,12 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
         if held:
             raise click.UsageError(f"--page shows pictures, but {held[0]} holds features")
     check_device(device)
-    with working(quiet, options["cache"]) as stdout:
+    quiet, found = quiet or not rank.leads, None
+    with working(quiet, options["cache"]) as stdout, suppress(ShareDone):
         network = named_backbone(backbone, size).with_size(size)
         network = network if device is None else network.to(device)
         options |= {"batch_size": batch_size or 32, "verbose": 0 if quiet else 1}
-        found = select_source(target, source, network, **options)
+        found = select_source(target, source, network, rank=rank, **options)
         write_manifest(out, found.manifest)
         if page is not None:
             try:
@@ -99,6 +108,8 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
                 raise TangentuneError(
                     f"{str(error).rstrip('.')}; the manifest is in {out}, only the page is missing"
                 ) from error
+    if found is None:  # the rest is the work of the rank that leads
+        return
     if as_json:
         print_json(_document(found.manifest, out, page))
     else:

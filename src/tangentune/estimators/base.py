@@ -19,7 +19,7 @@ from tangentune.estimators import edits, explanations, saving
 from tangentune.estimators.attributes import FittedAttributes
 from tangentune.estimators.card import render_card
 from tangentune.estimators.explanations import Suspects
-from tangentune.estimators.fit import Procedure, Tell
+from tangentune.estimators.fit import Procedure, Tell, Work
 from tangentune.estimators.fitted import (
     FittedModel,
     KernelToTraining,
@@ -127,7 +127,7 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         *,
         source: Any = None,
         tell: Tell = None,
-        work: str | os.PathLike[str] | None = None,
+        work: Work = None,
     ) -> Self:
         """Solve for the whole network at once.
 
@@ -143,7 +143,7 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
                 its name; how much they count is chosen by leave-one-out of the pictures X alone, and may be nothing.
             tell: is given what `plan` would say, before the work begins: say `print`.
             work: a directory where a fit on landmarks keeps the rows that it has; stopped at any time and called again,
-                it goes on from there, and clears it in the end.
+                it goes on from there, and clears it in the end. A `Shared` one has the rows made by several processes.
 
         Raises:
             InputError: if pictures, labels or options cannot be used; the message says which and what to do.

@@ -54,9 +54,11 @@ from tangentune.networks.backbone import Backbone, as_backbone, usable_device
 from tangentune.networks.parameters import select_parameters, used_parameters
 from tangentune.pictures.copies import duplicate_sentences
 from tangentune.pictures.load import Pictures
+from tangentune.pictures.ranks import Shared
 
 MOVED_NETWORKS = 6  # copies of the network that outer steps leave behind: points, their mean, the task vector
 Tell = Callable[[Plan], None] | None
+Work = str | os.PathLike[str] | Shared | None
 PROOF_COPIES = 8  # of the network, in its own precision, that the proof of the rows holds
 
 
@@ -200,7 +202,7 @@ class Procedure:
         given: NDArray,
         source: tuple[Pictures, NDArray] | None,
         tell: Tell = None,
-        work: str | os.PathLike[str] | None = None,
+        work: Work = None,
     ) -> FittedModel:
         """Solve for the whole network: labelled pictures, (n,) sample weights, perhaps a source with its weights."""
         task, backbone, meter = self.task, self.backbone, self.meter
@@ -218,6 +220,12 @@ class Procedure:
             look = chosen.look(used, targets.targets.shape[1], timed=tell is not None)
             settings = settled(*chosen.solver, look.trial, settings, look.problem)
             tangent, free = look.tangent, plan(look.trial, settings, look.problem).room
+        if isinstance(work, Shared) and not settings.landmarks:
+            work.lead()
+            raise InputError(
+                "a fit that compares every picture with every other is not shared among processes; start one alone, or "
+                "choose solver='landmarks'"
+            )
         if tell is not None:
             with meter.stage("survey"):
                 cost = chosen.foresee(look, used, settings)

@@ -99,8 +99,23 @@ class Judged:
     labels: tuple[LabelScore, ...] = ()  # scores of each label, where a picture has several
 
 
-def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Judged:
+def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures, found: Answers | None = None) -> Judged:
     """Answer labelled pictures, each that the model was fitted on by the model without it, and score the answers.
+
+    Answers that are there already, `found`, are not asked for again. Labels are refused as by `targets_of`.
+    """
+    given = targets_of(model, pictures)
+    found = honest_answers(model, pictures) if found is None else found
+    if isinstance(model, TangentRegressor):
+        return Judged(given, found, number_scores(given, found.values))
+    if model.thresholds_ is not None:
+        rows = label_rows(model.classes_.tolist(), given, found.values, model.thresholds_)
+        return Judged(given, found, label_scores(given, found.values, model.thresholds_), tuple(rows))
+    return Judged(given, found, class_scores(given, found.values))
+
+
+def targets_of(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> NDArray[Any]:
+    """The labels of pictures as `Judged` has them.
 
     Class names are compared as text, so that folder names fit number classes; a label that is missing, no class of the
     model, or no number for a regressor, is an InputError.
@@ -108,14 +123,9 @@ def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Ju
     if pictures.labels is None:
         raise InputError("these pictures have no labels to compare with")
     if isinstance(model, TangentRegressor):
-        numbers = numeric_labels(pictures.labels, pictures.ids)
-        found = honest_answers(model, pictures)
-        return Judged(numbers, found, number_scores(numbers, found.values))
+        return numeric_labels(pictures.labels, pictures.ids)
     if model.thresholds_ is not None:
-        given = label_matrix(model.fitted_.task.read_labels(pictures, model.classes_))
-        found = honest_answers(model, pictures)
-        rows = label_rows(model.classes_.tolist(), given, found.values, model.thresholds_)
-        return Judged(given, found, label_scores(given, found.values, model.thresholds_), tuple(rows))
+        return label_matrix(model.fitted_.task.read_labels(pictures, model.classes_))
     column = {str(name): i for i, name in enumerate(model.classes_.tolist())}
     given = as_classes(np.array([str(label) for label in pictures.labels.tolist()]), np.array(list(column))).tolist()
     if unknown := [i for i, label in enumerate(given) if label not in column]:
@@ -123,6 +133,4 @@ def judge(model: TangentClassifier | TangentRegressor, pictures: Pictures) -> Ju
         raise InputError(
             f"{len(unknown)} of {len(pictures)} pictures have labels that the model does not know, such as {such}"
         )
-    labels = np.array([column[label] for label in given], np.int64)
-    found = honest_answers(model, pictures)
-    return Judged(labels, found, class_scores(labels, found.values))
+    return np.array([column[label] for label in given], np.int64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -15,11 +13,11 @@ from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.estimators.features import TangentFeatures
-from tangentune.estimators.shards import PATIENCE, Rank, run_shards
 from tangentune.pictures.checks import numeric_labels
 from tangentune.pictures.files import FileList
 from tangentune.pictures.load import load_pictures
 from tangentune.pictures.names import some
+from tangentune.pictures.ranks import PATIENCE, Rank, job_digest, parts_folder, run_shards
 from tangentune.solvers.home_scores import HomeScores, Judge
 from tangentune.solvers.sums import TangentSums
 
@@ -51,15 +49,9 @@ class SiteJob:
 
     def folder(self, out: Path) -> Path:
         """Where the shards of this very job lie until `out` is written, beside it: other pictures, another folder."""
-        told = hashlib.sha256(repr((self.features.fingerprint_, self.features.batch_size, self.shard)).encode())
-        told.update(repr((self.numbers, self.on_error, self.files.labels, self.judge and self.judge.digest)).encode())
-        for path in self.files.paths:
-            try:
-                found = os.stat(path)
-                told.update(repr((path, found.st_size, found.st_mtime_ns)).encode())
-            except OSError:  # it is named when it is read
-                told.update(repr(path).encode("utf-8", "backslashreplace"))
-        return out.parent / f".{out.name}.{told.hexdigest()[:12]}.parts"
+        facts = (self.features.fingerprint_, self.features.batch_size, self.shard, self.numbers, self.on_error)
+        digest = job_digest((*facts, self.files.labels, self.judge and self.judge.digest), self.files.paths)
+        return parts_folder(out, digest)
 
     def make(self, number: int, file: Path) -> None:
         """The file of one shard."""

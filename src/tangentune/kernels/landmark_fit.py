@@ -54,11 +54,17 @@ def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]
     with job.meter.stage("map"):
         made = LandmarkMap.of(found.feature_map, found.rows)
         rows = allocate((job.pictures.count, made.width), feature_map.probes.dtype)
-        for start in range(0, len(rows), SHARD):
-            stop = min(start + SHARD, len(rows))
-            index, label = list(range(start, stop)), f"rows of pictures {start + 1} to {stop}"
-            make = partial(map_rows, made, job.batches(label, index), stop - start)
-            rows[start:stop] = make() if job.shards is None else job.shards.kept(made, start, stop, make)
+        spans = [(start, min(start + SHARD, len(rows))) for start in range(0, len(rows), SHARD)]
+
+        def make(start: int, stop: int) -> Tensor:
+            label = f"rows of pictures {start + 1} to {stop}"
+            return map_rows(made, job.batches(label, list(range(start, stop))), stop - start)
+
+        if job.shards is not None:
+            job.shards.share(made, spans, make)
+        for span in spans:
+            one = partial(make, *span)
+            rows[slice(*span)] = one() if job.shards is None else job.shards.kept(made, *span, one)
     return made, rows.to(feature_map.probes.device)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from torch import Tensor
 from tangentune._files import read_tensors, write_tensors
 from tangentune.errors import StoreError
 from tangentune.kernels.landmark_map import LandmarkMap
+from tangentune.pictures.ranks import Shared
 
 KIND = "rows of a landmark map"
-SHARD = 4096  # pictures
+SHARD = 1024  # pictures
 
 
 @final
@@ -34,16 +36,33 @@ class RowShards:
 
     folder: Path
     names: Sequence[str]
+    shared: Shared | None = None  # with the other ranks, which make the same map
 
     @classmethod
-    def of(cls, folder: str | os.PathLike[str], names: Sequence[str]) -> RowShards:
+    def of(cls, work: str | os.PathLike[str] | Shared, names: Sequence[str]) -> RowShards:
         """In a directory, which is made if it is not there; a StoreError where it cannot be."""
-        place = Path(folder)
+        shared = work if isinstance(work, Shared) else None
+        place = work.folder if isinstance(work, Shared) else Path(work)
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{place} cannot be a working directory: {error.strerror}") from error
-        return cls(place, names)
+        return cls(place, names, shared)
+
+    def share(self, made: LandmarkMap, spans: Sequence[tuple[int, int]], make: Callable[[int, int], Tensor]) -> None:
+        """Make them all together with the other ranks; ShareDone for those that do not lead."""
+        if self.shared is None:
+            return
+        paths = [self._path(made, *span) for span in spans]
+
+        def write(number: int, path: Path) -> None:
+            write_tensors(path, KIND, {}, {"rows": make(*spans[number])})
+
+        self.shared.run([path.name for path in paths], write)
+        self.shared.lead()
+        if set(self.folder.glob("rows-*.safetensors")) - set(paths):
+            words = "another process came to another map, as unlike machines do by rounding: its rows were of no use"
+            warnings.warn(words, stacklevel=2)
 
     def kept(self, made: LandmarkMap, start: int, stop: int, make: Callable[[], Tensor]) -> Tensor:
         """Rows of the pictures from `start` to `stop`: read, or made and written."""
@@ -57,7 +76,9 @@ class RowShards:
         return rows
 
     def clear(self) -> None:
-        """Once the fit is done: its shards, and the directory if nothing else is in it."""
+        """Once the fit is done: its shards, and the directory if nothing else is in it; ranks leave a shared one."""
+        if self.shared is not None:
+            return
         for path in self.folder.glob("rows-*.safetensors"):
             path.unlink(missing_ok=True)
         with suppress(OSError):

@@ -94,8 +94,6 @@ def load_pictures(
         raise InputError(f"on_error is {on_error!r}; use 'raise' or 'skip'.")
     named = isinstance(labels, str)  # the name of a column, as in fit(frame, "species")
     label_column, labels = (labels, None) if named else (label_column, labels)
-    if label_columns and (label_column or label_separator):
-        raise InputError("label_columns are labels by themselves; leave out label_column and label_separator")
     given = None if labels is None else label_array(labels)
     columns = Columns(path_column, label_column, label_separator, tuple(label_columns))
     if is_frame(source) and contract.input_size is not None:
@@ -109,17 +107,17 @@ def load_pictures(
     if isinstance(source, Pictures):
         pictures = source if given is None else source.relabelled(_fitting(given, len(source)))
     elif listing is not None:
-        _refuse_unlabelled(need_labels, given, listing.labels, listing.sets)
+        refuse_unlabelled(need_labels, given, listing.labels, listing.sets)
         pictures = read_listing(listing, given, contract, on_error, n_jobs, verbose)
     elif _is_array(source):
-        _refuse_unlabelled(need_labels, given)
+        refuse_unlabelled(need_labels, given)
         pixels = load_array(source, contract, verbose, alone=given is None)
         _check_depth(source, pixels, need_labels)
         kept = None if given is None else _fitting(given, len(pixels))
         pictures = Pictures(pixels, kept, [str(i) for i in range(len(pixels))])
     else:
         pictures = _from_items(source, given, contract, on_error, verbose)
-    _refuse_unlabelled(need_labels, pictures.labels)
+    refuse_unlabelled(need_labels, pictures.labels)
     if pictures is not source:
         for sentence in (_range_sentence(pictures.pixels, contract), pictures.skip_report()):
             if sentence:
@@ -127,7 +125,8 @@ def load_pictures(
     return pictures
 
 
-def _refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
+def refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
+    """Refuse pictures without labels where they are needed."""
     if need_labels and all(known is None for known in labels):
         raise InputError(
             "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."

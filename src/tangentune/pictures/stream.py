@@ -48,28 +48,54 @@ def stream_pictures(
         >>> [part.ids for part in stream_pictures(listing, DataContract(input_size=(3, 8, 8)), [])]
         [['a', 'b']]
     """
+    check_listing(listing, contract, skipped, on_error)
+    read = 0
+    for number in range(portion_count(listing)):
+        found = read_portion(listing, number, contract, skipped, on_error=on_error, n_jobs=n_jobs)
+        if found is not None:
+            read += len(found)
+            yield found
+    if not read:
+        raise refusal(skipped, len(listing))
+
+
+def portion_count(listing: Listing) -> int:
+    """Portions of a listing."""
+    return -(-len(listing) // PORTION)
+
+
+def check_listing(listing: Listing, contract: DataContract, skipped: list[tuple[str, str]], on_error: str) -> None:
+    """Say, or refuse, what can be known before the first portion."""
     picture_shape(contract, files=True)
     for note in listing.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     skipped += listing.lost
     if on_error == "raise" and isinstance(listing.pictures, list):
         found = zip(listing.ids, map(file_problem, listing.pictures), strict=True)
         if missing := [(name, reason) for name, reason in found if reason]:
             raise refusal([*skipped, *missing], len(listing))
-    read = 0
-    for start in range(0, len(listing), PORTION):
-        pixels, names, ids = list[Tensor](), list[str](), listing.ids[start : start + PORTION]
-        decoded = decode_files(listing.pictures[start : start + PORTION], contract, n_jobs)
-        for name, picture in zip(ids, decoded, strict=True):
-            if isinstance(picture, str):
-                skipped.append((name, picture))
-            else:
-                pixels.append(torch.from_numpy(picture))
-                names.append(name)
-        if skipped and on_error == "raise":
-            raise refusal(skipped, len(listing), len(listing) - start - len(ids))
-        read += len(names)
-        if names:
-            yield Pictures(torch.stack(pixels), None, names)
-    if not read:
-        raise refusal(skipped, len(listing))
+
+
+@usual_torch
+def read_portion(
+    listing: Listing,
+    number: int,
+    contract: DataContract,
+    skipped: list[tuple[str, str]],
+    *,
+    on_error: str = "raise",
+    n_jobs: int | None = None,
+) -> Pictures | None:
+    """One portion of a listing, as `stream_pictures` gives it; None where none of its pictures can be read."""
+    start = number * PORTION
+    pixels, names, ids = list[Tensor](), list[str](), listing.ids[start : start + PORTION]
+    decoded = decode_files(listing.pictures[start : start + PORTION], contract, n_jobs)
+    for name, picture in zip(ids, decoded, strict=True):
+        if isinstance(picture, str):
+            skipped.append((name, picture))
+        else:
+            pixels.append(torch.from_numpy(picture))
+            names.append(name)
+    if skipped and on_error == "raise":
+        raise refusal(skipped, len(listing), len(listing) - start - len(ids))
+    return Pictures(torch.stack(pixels), None, names) if names else None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune.errors import PictureError
+from tangentune.errors import InputError, PictureError
 from tangentune.pictures.label_sets import SEPARATOR, label_sets, sets_of_names, split_texts
 from tangentune.pictures.names import readable
 
@@ -41,6 +41,10 @@ class Columns:
     label: str | None = None
     separator: str | None = None  # between several labels in one cell; None where there is one
     marks: tuple[str, ...] = ()  # columns of 0 and 1, each of which is a label
+
+    def __post_init__(self) -> None:
+        if self.marks and (self.label or self.separator):
+            raise InputError("label_columns are labels by themselves; leave out label_column and label_separator")
 
 
 USUAL = Columns()

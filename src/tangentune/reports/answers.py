@@ -5,21 +5,29 @@ A picture that the model was fitted on is answered, and held against the others,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tangentune._files import replaced_file
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
 from tangentune.estimators.scores import answers_by
 from tangentune.estimators.tasks import as_given
+from tangentune.pictures.encoded import Listing
 from tangentune.pictures.label_sets import SEPARATOR
+from tangentune.pictures.load import refusal
 from tangentune.pictures.pictures import Pictures
+from tangentune.pictures.ranks import Shared, job_digest
+from tangentune.pictures.stream import check_listing, portion_count, read_portion, stream_pictures
 from tangentune.reports.explanation import EDGE
 from tangentune.reports.pages import Estimator
 from tangentune.solvers import balancing
@@ -49,6 +57,68 @@ def answer_all(
         values = found.values.reshape(len(pictures), -1).tolist()
         rows = zip(pictures.ids, values, distances, found.fitted_on, strict=True)
         yield [Answer(name, tuple(row), distance, known) for name, row, distance, known in rows]
+
+
+@final
+@dataclass(frozen=True)
+class AnswerJob:
+    """Answers to all pictures of a listing: by this process, or shared among ranks, a portion a shard."""
+
+    model: Estimator
+    listing: Listing
+    on_error: str
+    unlike: bool  # whether to ask how far each lies from the training pictures
+
+    @property
+    def digest(self) -> str:
+        """Of what the answers depend on."""
+        model = self.model
+        version = model.fitted_.version
+        facts = (version and version.seal, model.batch_size, self.on_error, self.unlike, portion_count(self.listing))
+        return job_digest((*facts, self.listing.ids), self.listing.pictures)
+
+    def answers(self, left_out: list[tuple[str, str]], shared: Shared | None = None) -> Iterator[list[Answer]]:
+        """A portion at a time, in order; `left_out` is given `(id, reason)` of what cannot be read.
+
+        Shared, they come once all shards are there, and to the rank that leads; the others' work is then done. The
+        portions are those of one process, so that the answers have its bits.
+
+        Raises:
+            PictureError: as `stream_pictures`.
+            ShareDone: this rank does not lead.
+        """
+        model, listing, reading = self.model, self.listing, (self.model.backbone_.contract, left_out)
+
+        @cache
+        def asked() -> KernelAnswers | None:  # takes rows of the training pictures: not where nothing is left to do
+            return KernelAnswers.of(model) if self.unlike else None
+
+        if shared is None:
+            portions = stream_pictures(listing, *reading, on_error=self.on_error, n_jobs=model.n_jobs)
+            yield from answer_all(model, portions, asked())
+            return
+
+        def make(number: int, file: Path) -> None:
+            lost = list[tuple[str, str]]()
+            contract, how = model.backbone_.contract, {"on_error": self.on_error, "n_jobs": model.n_jobs}
+            found = read_portion(listing, number, contract, lost, **how)
+            rows = [] if found is None else next(answer_all(model, [found], asked()))
+            told = [(one.id, one.values, one.distance, one.fitted_on) for one in rows]
+            with replaced_file(file) as part:  # JSON writes the shortest text that gives the same float again
+                part.write_text(json.dumps({"answers": told, "lost": lost}), encoding="utf-8")
+
+        check_listing(listing, *reading, self.on_error)
+        files, read = shared.run(portion_count(listing), make), 0
+        shared.lead()
+        for file in files:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            left_out += [(name, reason) for name, reason in found["lost"]]
+            rows = [Answer(name, tuple(values), *rest) for name, values, *rest in found["answers"]]
+            read += len(rows)
+            if rows:
+                yield rows
+        if not read:
+            raise refusal(left_out, len(listing))
 
 
 @final

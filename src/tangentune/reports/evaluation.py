@@ -8,8 +8,12 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+<<<<<<< HEAD
 from tangentune.errors import nice_number
 from tangentune.estimators.scores import Judged, judge
+=======
+from tangentune.estimators.scores import Answers, Judged, judge
+>>>>>>> f1efa46 (Predict, evaluate, select, suggest and plain fits on landmarks are shared among torchrun's ranks by one folder of shards)
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
@@ -43,12 +47,14 @@ class Evaluation:
         return self.judged.answers.known
 
 
-def evaluate(model: Estimator, pictures: Pictures) -> Evaluation:
+def evaluate(model: Estimator, pictures: Pictures, answers: Answers | None = None) -> Evaluation:
     """Judge a fitted model by labelled pictures; intervals are those of as many pictures drawn like these.
+
+    Answers that are there already are not asked for again; pixels are then needed for the page only.
 
     Of shares Wilson's (1927), of means the normal ones; calibration error and R2 have none, nor several labels.
     """
-    judged = judge(model, pictures)
+    judged = judge(model, pictures, answers)
     targets, values = judged.targets, judged.answers.values
     if judged.labels:
         return Evaluation(pictures, judged, (), {}, np.zeros((0, 0), np.int64))

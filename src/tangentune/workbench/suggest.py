@@ -6,9 +6,12 @@ to stand for many others, to take much off the error bars of the others, or that
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tangentune._files import replaced_file
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
@@ -27,6 +31,7 @@ from tangentune.estimators.user_input import load_inputs, read_count
 from tangentune.kernels.feature_map import cross_kernel
 from tangentune.memory import warm_pages
 from tangentune.pictures.pictures import Pictures
+from tangentune.pictures.ranks import Shared
 from tangentune.solvers.acquisition import Stage, next_pictures, skill, stage_of
 from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.posterior import variance
@@ -74,7 +79,11 @@ class Candidates:
 
 
 def suggest_next(
-    estimator: TangentClassifier | TangentRegressor, X: Any, budget: int, tell: Tell = None
+    estimator: TangentClassifier | TangentRegressor,
+    X: Any,
+    budget: int,
+    tell: Tell = None,
+    shared: Shared | None = None,
 ) -> Suggestions:
     """The unlabelled pictures of X that are worth labelling next, most useful first, none twice.
 
@@ -83,6 +92,7 @@ def suggest_next(
         X: unlabelled pictures, as for `predict`.
         budget: how many, up to 1,000.
         tell: is told before the work what it will cost, if it is more than one pass over the pictures.
+        shared: with other processes, which take portions as they are free; `ShareDone` ends those that do not lead.
 
     Cost: rows of each picture, again for each block of rows that does not fit into memory; for m pictures up to 2,000
     the kernel m^2 and m^2 a choice. More are taken in portions, whose winners meet in a last one.
@@ -109,7 +119,7 @@ def suggest_next(
     pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
     batch = read_count(estimator.get_params(deep=False), "batch_size")
     reader = PictureReader(fitted.backbone, batch, fitted.feature_map.mirrored, int(estimator.verbose))
-    return suggest_from(fitted, reader, pictures, budget, tell)
+    return suggest_from(fitted, reader, pictures, budget, tell, shared)
 
 
 def check_suggests(fitted: FittedModel) -> None:
@@ -122,7 +132,12 @@ def check_suggests(fitted: FittedModel) -> None:
 
 @usual_torch
 def suggest_from(
-    fitted: FittedModel, reader: PictureReader, pictures: Pictures, budget: int, tell: Tell = None
+    fitted: FittedModel,
+    reader: PictureReader,
+    pictures: Pictures,
+    budget: int,
+    tell: Tell = None,
+    shared: Shared | None = None,
 ) -> Suggestions:
     """The same for a fitted model by itself, and pictures that are loaded."""
     _check_budget(budget)
@@ -145,8 +160,12 @@ def suggest_from(
     with warm_pages(), torch.no_grad():
         while len(left) > PORTION:
             parts = -(-len(left) // PORTION)  # each a mixture: files lie in the order of their names
-            chosen = [_best(fitted, reader, pictures, left[k::parts], budget, stage)[0] for k in range(parts)]
+            best = partial(_best, fitted, reader, pictures, budget=budget, stage=stage)
+            mixtures = [left[k::parts] for k in range(parts)]
+            chosen = _winners(best, mixtures, shared, rounds)
             rounds, left = rounds + parts, np.sort(np.concatenate(chosen))
+        if shared is not None:
+            shared.lead()
         chosen, found = _best(fitted, reader, pictures, left, budget, stage)
         rows = _described(fitted, pictures, chosen, left, found)
     return Suggestions(rows, stage, measured, count, known, len(pictures) - known - count, rounds + 1)
@@ -223,6 +242,24 @@ def _best(
     margins = _margins(fitted, found.scores)[1] if stage == "doubt" else None
     count = min(budget, len(places))
     return places[next_pictures(system, found.cross, found.kernel, count, stage, margins)], found
+
+
+def _winners(
+    best: Callable[[NDArray], tuple[NDArray[np.int64], Candidates]],
+    portions: list[NDArray],
+    shared: Shared | None,
+    rounds: int,
+) -> list[NDArray[np.int64]]:
+    """The best of each portion; where ranks share them, each leaves its positions in a file."""
+    if shared is None:
+        return [best(portion)[0] for portion in portions]
+
+    def make(number: int, file: Path) -> None:
+        with replaced_file(file) as part:
+            part.write_text(json.dumps(best(portions[number])[0].tolist()))
+
+    files = shared.run([f"{rounds + k:06d}" for k in range(len(portions))], make)
+    return [np.array(json.loads(file.read_text()), np.int64) for file in files]
 
 
 def _distinct(fitted: FittedModel, pictures: Pictures) -> tuple[NDArray[np.int64], int]:

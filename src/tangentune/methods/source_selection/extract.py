@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune._files import from_json, plain, replaced_file, user_path
+from tangentune._files import from_json, locked, plain, replaced_file, user_path
 from tangentune.errors import InputError, PictureError, StoreError, check_counts
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
@@ -35,6 +35,7 @@ from tangentune.pictures.files import FileList, find_files, from_paths
 from tangentune.pictures.load import load_pictures
 from tangentune.pictures.names import readable, some
 from tangentune.pictures.pictures import Pictures
+from tangentune.pictures.ranks import ALONE, Rank, run_shards
 from tangentune.pictures.tables import Columns
 
 _KIND, _INDEX = "tangentune features 1", "index.json"
@@ -74,15 +75,16 @@ def open_set(
     cache: Path | None = None,
     batch_size: int = 32,
     verbose: int = 0,
+    rank: Rank = ALONE,
     **loading: Any,
 ) -> Iterator[FeatureSet]:
     """A set of pictures, or of features, ready for the passes of a selection.
 
     `given` is what `load_pictures` takes, or features: a directory of `extract_features`, what `open_features` takes
     from the disk, or, without a backbone, an array (n, d). Sets that are not `labelled` need no labels, and folders may
-    then have any shape. In `cache` the features are kept, and found by the next selection; None keeps them in a
-    temporary folder for as long as the set is open. `loading` are arguments of `load_pictures`; with `on_error` "skip"
-    all pixels are held, beyond 1 GiB in a temporary file.
+    then have any shape. In `cache` the features are kept, and found by the next selection, and several ranks make them
+    together; None keeps them in a temporary folder for as long as the set is open. `loading` are arguments of
+    `load_pictures`; with `on_error` "skip" all pixels are held, beyond 1 GiB in a temporary file.
     """
     if holds_features(given) or backbone is None:
         yield _from_features(given, labels)
@@ -96,7 +98,9 @@ def open_set(
     names = None if listed.labels is None else one_class_each(label_array(listed.labels)).astype(np.str_)
     with tempfile.TemporaryDirectory(prefix="tangentune-") as scratch:
         folder = Path(scratch) / "features" if cache is None else cache / f"features-{_key(backbone, listed)}"
-        features = extract_features(listed, backbone, folder, batch_size=batch_size, verbose=verbose).features
+        features = extract_features(
+            listed, backbone, folder, batch_size=batch_size, verbose=verbose, rank=rank
+        ).features
         yield FeatureSet(features, names, ids, root, paths, listed.pictures, backbone.describe())
 
 
@@ -229,28 +233,33 @@ def extract_features(
     shard_size: int = 2048,
     batch_size: int = 64,
     verbose: int = 0,
+    rank: Rank = ALONE,
 ) -> FeatureSet:
     """Features of all pictures of a list, in shards of a directory, new or one that the same call began.
 
     Every shard is written in one move. Killed and started again, the missing ones are made, and the files are those
     of a run that was never stopped. Files are read a shard at a time, so a folder may hold any number. Cost: one
-    forward pass a picture. A picture that cannot be read is named, and the shards before it stay.
+    forward pass a picture, shared among ranks. A picture that cannot be read is named, and the shards before it stay.
     """
     check_counts(SimpleNamespace(shard_size=shard_size, batch_size=batch_size), {"shard_size": 1, "batch_size": 1})
     index = {"kind": _KIND, "shard_size": shard_size, "content": pictures.content}
     index |= {"backbone": backbone.describe(), "labels": pictures.labels, "ids": pictures.ids}
     folder, count = user_path(directory), len(pictures.ids)
-    _begin(folder, plain(index))
-    starts = [start for start in range(0, count, shard_size) if not _shard(folder, start // shard_size).exists()]
-    left = sum(min(shard_size, count - start) for start in starts)
+    with locked(folder) if rank.count > 1 else nullcontext():
+        _begin(folder, plain(index))
+    names = [_shard(folder, i).name for i in range(-(-count // shard_size))]
+    parts = [slice(i * shard_size, min((i + 1) * shard_size, count)) for i in range(len(names))]
+    done = sum(part.stop - part.start for part, name in zip(parts, names, strict=True) if (folder / name).exists())
     settings: dict[str, Any] = {"desc": "features", "unit": "picture", "delay": 1.0, "disable": not verbose}
-    with tqdm(total=count, initial=count - left, **settings) as bar:
-        for start in starts:
-            part = pictures.read(slice(start, min(start + shard_size, count)))
-            rows = feature_matrix(part, backbone, batch_size, bar.update)
-            with replaced_file(_shard(folder, start // shard_size)) as place, place.open("wb") as file:
+    with tqdm(total=count, initial=done, **settings) as bar:
+
+        def make(number: int, path: Path) -> None:
+            rows = feature_matrix(pictures.read(parts[number]), backbone, batch_size, bar.update)
+            with replaced_file(path) as place, place.open("wb") as file:
                 np.save(file, rows.numpy(), allow_pickle=False)
-    for stray in folder.glob(".features-*.part"):  # of killed runs
+
+        run_shards(folder, names, make, rank)
+    for stray in (*folder.glob(".features-*.part"), *folder.glob("features-*.by")):  # of killed runs
         stray.unlink(missing_ok=True)
     return open_extracted(folder)
 

@@ -25,6 +25,7 @@ from tangentune.methods.source_selection.settings import SelectionSettings
 from tangentune.networks.backbone import AnyBackbone, as_backbone
 from tangentune.pictures.files import find_files
 from tangentune.pictures.names import readable, some
+from tangentune.pictures.ranks import ALONE, Rank, Shared
 from tangentune.pictures.tables import Columns
 
 _DIGITS = 9  # of the tables' shares: what follows depends on the machine
@@ -61,6 +62,7 @@ def select_source(
     verbose: int = 0,
     path_column: str | None = None,
     label_column: str | None = None,
+    rank: Rank = ALONE,
     **settings: Any,
 ) -> Selection:
     """Choose the pictures of a source set that are worth learning from beside a target set.
@@ -78,6 +80,7 @@ def select_source(
         verbose: 1 shows progress bars.
         path_column: the column of a table that holds the pictures, where its name does not say so.
         label_column: the column that holds the labels.
+        rank: of several processes that make the features in `cache` together; `ShareDone` ends those that do not lead.
         settings: those of `SelectionSettings`; `budget` is needed but for the method "all".
 
     Returns:
@@ -112,11 +115,12 @@ def select_source(
     if known.clusters is None and source_labels is None:
         _refuse_unlabelled(source, Columns(path_column, label_column))
     shared: dict[str, Any] = {"batch_size": batch_size, "on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
-    shared |= {"path_column": path_column, "label_column": label_column}
+    shared |= {"path_column": path_column, "label_column": label_column, "rank": rank}
     with (
         open_set(target, backbone, target_labels, cache=folder, **shared) as wanted,
         open_set(source, backbone, source_labels, cache=folder, labelled=known.clusters is None, **shared) as offered,
     ):
+        Shared(Path(), rank).lead()
         made = make_prototypes(wanted, offered, known, verbose=verbose)
         return select_prototypes(made, known, verbose=verbose)
 

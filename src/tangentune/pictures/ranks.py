@@ -8,19 +8,21 @@ order, so that the sum has the same bits however many ranks there were.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from tangentune._files import claimed
 from tangentune.errors import InputError, StoreError
+from tangentune.pictures.encoded import Encoded, Part
 
 PATIENCE = 1800.0  # seconds without any shard done, or without a rank, before somebody is missed
 _NAP = 0.1
@@ -35,6 +37,7 @@ class Rank:
     count: int = 1
     local: int = 1  # of them on this machine
     place: int = 0  # which of these it is
+    run: str = ""  # tells one start of them from the next
 
     @classmethod
     def here(cls) -> Rank:
@@ -47,7 +50,9 @@ class Rank:
         if not 0 <= number < count or local < 1:
             told = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
             raise InputError(f"{told} is no rank of several processes; start them with torchrun, or unset these")
-        return cls(number, count, local, place)
+        start = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+        told = "-".join(os.environ.get(name, "") for name in start).strip("-")
+        return cls(number, count, local, place, told and hashlib.sha256(told.encode()).hexdigest()[:8])
 
     @property
     def leads(self) -> bool:
@@ -64,10 +69,73 @@ class Rank:
         return given if given is not None or self.count == 1 else max(1, (os.cpu_count() or 1) // self.local)
 
 
+ALONE = Rank()
+
+
+class ShareDone(Exception):
+    """Ends the work of a rank that does not lead: its shards are done, and the rest is not its own."""
+
+
+@final
+@dataclass(frozen=True)
+class Shared:
+    """A folder in which the ranks of one job leave their shards, until its result is written."""
+
+    folder: Path
+    rank: Rank = ALONE
+
+    def run(self, names: int | Sequence[str], make: Callable[[int, Path], None]) -> list[Path]:
+        """`run_shards` in this folder."""
+        return run_shards(self.folder, names, make, self.rank)
+
+    def lead(self) -> None:
+        """Go on as the rank that leads; ShareDone for the others."""
+        if not self.rank.leads:
+            raise ShareDone
+
+
+@contextmanager
+def sharing(folder: Path | None, rank: Rank) -> Iterator[Shared | None]:
+    """A job in shards until its result is written, when the folder goes; None where there is nothing to share.
+
+    A rank that does not lead leaves the block early and quietly. Killed, all that was done stays for the next start.
+    """
+    if folder is None:
+        yield None
+        return
+    with suppress(ShareDone):
+        yield Shared(folder, rank)
+    leave(folder, rank)
+
+
+def job_digest(facts: Iterable[Any], pictures: Iterable[Encoded]) -> str:
+    """Tells a job from others: by what its result depends on, and by names, sizes and times of its files."""
+    told, seen = hashlib.sha256(repr(tuple(facts)).encode("utf-8", "backslashreplace")), set[Any]()
+    for picture in pictures:
+        path = picture.file if isinstance(picture, Part) else picture
+        told.update(repr(picture).encode("utf-8", "backslashreplace"))
+        if path not in seen and not isinstance(path, bytes):
+            seen.add(path)
+            with suppress(OSError):  # it is named when it is read
+                found = os.stat(path)
+                told.update(repr((found.st_size, found.st_mtime_ns)).encode())
+    return told.hexdigest()[:12]
+
+
+def parts_folder(out: str | os.PathLike[str], digest: str) -> Path:
+    """Where the shards of a job lie until `out` is written, beside it."""
+    place = Path(out)
+    return place.parent / f".{place.name}.{digest}.parts"
+
+
 def run_shards(
-    folder: Path, count: int, make: Callable[[int, Path], None], rank: Rank, patience: float = PATIENCE
+    folder: Path,
+    names: int | Sequence[str],
+    make: Callable[[int, Path], None],
+    rank: Rank,
+    patience: float = PATIENCE,
 ) -> list[Path]:
-    """All shards' files, in order; returns when the last is there, whoever made it.
+    """All shards' files, in order, so many or of these names; returns when the last is there, whoever made it.
 
     `make` writes a shard's file whole or not at all, and always the same.
 
@@ -75,14 +143,19 @@ def run_shards(
         StoreError: another rank holds a shard, and for `patience` seconds none was done; it is named.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files, before, since = [folder / f"{i:06d}" for i in range(count)], count + 1, time.monotonic()
+    names = [f"{i:06d}" for i in range(names)] if isinstance(names, int) else names
+    files, count = [folder / name for name in names], len(names)
+    before, since = count + 1, time.monotonic()
     while missing := [i for i in range(count) if not files[i].exists()]:
         first = rank.number * len(missing) // rank.count  # each begins elsewhere, so that they seldom meet
         for i in missing[first:] + missing[:first]:
             with claimed(files[i]) as mine:
                 if mine and not files[i].exists():
                     _holder(files[i]).write_text(f"rank {rank.number} on {socket.gethostname()}")
-                    make(i, files[i])
+                    try:
+                        make(i, files[i])
+                    finally:
+                        _holder(files[i]).unlink(missing_ok=True)
         left = sum(not file.exists() for file in files)
         if left < before:
             before, since = left, time.monotonic()
@@ -105,10 +178,10 @@ def leave(folder: Path, rank: Rank, patience: float = PATIENCE) -> None:
     """
     if not rank.leads:
         with suppress(OSError):  # cleared away already: it was too late
-            (folder / f"rank-{rank.number}").touch()
+            _left(folder, rank, rank.number).touch()
         return
     since = time.monotonic()
-    while missing := [i for i in range(1, rank.count) if not (folder / f"rank-{i}").exists()]:
+    while missing := [i for i in range(1, rank.count) if not _left(folder, rank, i).exists()]:
         if time.monotonic() - since > patience:
             names = ", ".join(map(str, missing))
             warnings.warn(f"nothing was heard of rank {names}; the result is whole without it", stacklevel=2)
@@ -117,7 +190,13 @@ def leave(folder: Path, rank: Rank, patience: float = PATIENCE) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _left(folder: Path, rank: Rank, number: int) -> Path:
+    """Says that a rank has ended its work in this start; what a former start left says nothing."""
+    return folder / "-".join(filter(None, ("rank", str(number), rank.run)))
+
+
 def _holder(file: Path) -> Path:
+    """Says who has a shard in work."""
     return file.with_name(f"{file.name}.by")
 
 
