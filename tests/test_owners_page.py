@@ -1,4 +1,4 @@
-"""docs/owners.md: what it says of sums holds, and its Slurm and Kubernetes examples run here, at a small size."""
+"""docs/owners.md: what it says of sums holds; the examples of docs/howto/several-machines.md run here, at a small size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import yaml
 from documents import blocks, run_blocks
 from PIL import Image
 
-from tangentune import TangentFeatures, TangentSums
+from tangentune import TangentClassifier, TangentFeatures, TangentSums
 from tangentune._files import read_tensors
 from tangentune.errors import MissingExtraError
 from tangentune.solvers.sums import KIND
 
-TEXT = (Path(__file__).parents[1] / "docs" / "owners.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT, MACHINES = ((DOCS / name).read_text(encoding="utf-8") for name in ("owners.md", "howto/several-machines.md"))
 SIZE, COUNT = 32, 30
 
 
@@ -61,7 +62,7 @@ def test_the_block_of_python_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_slurm_script_runs(site: Path) -> None:
     """With Slurm's own commands stood in for: two processes share shards of 8, and bring the sums of one."""
-    (script,) = blocks(TEXT, "bash")
+    (script,) = blocks(MACHINES, "bash")
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
     (site / "bin").mkdir(exist_ok=True)
     for name, body in {"srun": 'exec "$@"', "scontrol": 'test "$1" = show && echo localhost'}.items():
@@ -81,7 +82,7 @@ def test_the_slurm_script_runs(site: Path) -> None:
 
 
 def test_the_kubernetes_job_runs(site: Path) -> None:
-    (text,) = blocks(TEXT, "yaml")
+    (text,) = blocks(MACHINES, "yaml")
     service, job = yaml.safe_load_all(text)
     assert (service["kind"], job["kind"], job["apiVersion"]) == ("Service", "Job", "batch/v1")
     spec = job["spec"]
@@ -104,3 +105,17 @@ def test_the_kubernetes_job_runs(site: Path) -> None:
     for old, new in here.items():
         command = [word.replace(old, new) for word in command]
     assert "pictures  30" in run(command, site)
+
+
+def test_the_console_line_runs(site: Path) -> None:
+    """Two processes of torchrun's write the table that one process writes."""
+    fixed = {"outer_steps": 0, "augment": None, "damping": 1.0, "body_scale": 0.5, "metric_power": 0, "normalize": True}
+    TangentClassifier("mobilenet_v2", input_size=SIZE, **fixed).fit(site / "PICTURES").save_pretrained(site / "MODEL")
+    (line,) = blocks(MACHINES, "console")
+    words = line.removeprefix("$ ").replace("node=4", "node=2").split()
+    told = run([*words, "--n-jobs", "1"], site)
+    assert told == f"{COUNT} predictions written to FILE.csv\n"
+    shared = (site / "FILE.csv").read_bytes()
+    run(words[words.index("tangentune") :], site)
+    assert (site / "FILE.csv").read_bytes() == shared
+    assert not list(site.glob(".*.parts"))

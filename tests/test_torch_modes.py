@@ -179,6 +179,53 @@ def test_a_held_setting_stays_until_the_last_lets_go() -> None:
     assert told == ["on", "off", "on", "off"]
 
 
+def products() -> list[Any]:
+    """How a GPU would multiply, as torch says it, one entry for each of its settings."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        return [matmul.allow_tf32, cudnn.allow_tf32]
+    return [matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+
+
+@pytest.mark.parametrize("asked", ["nothing", "high", "medium", "new"])
+def test_no_product_is_rounded_to_tf32_and_the_callers_setting_comes_back(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are there on a machine without a GPU too; this one only has to think that it was built for one."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    usual = products()
+    if asked == "new" and len(usual) == 2:
+        pytest.skip("this torch has no such name")
+    try:
+        if asked == "new":
+            torch.backends.fp32_precision = "tf32"
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
+            torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        elif asked != "nothing":
+            torch.set_float32_matmul_precision(asked)
+        before = products()
+
+        @usual_torch
+        def inside() -> list[Any]:
+            with usual_modes():
+                pass
+            return products()
+
+        assert inside()[:2] in (["ieee", "none"], ["ieee", "ieee"], [False, False])
+        assert products() == before
+        with pytest.raises(KeyError), usual_modes():
+            raise KeyError
+        assert products() == before
+    finally:
+        if asked == "new":
+            torch.backends.fp32_precision = "none"
+            torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"
+        torch.set_float32_matmul_precision("highest")
+        if len(usual) > 2:
+            torch.backends.cuda.matmul.fp32_precision = "none"
+    assert products() == usual
+
+
 # Public, and in the caller's modes: they calculate with Python's numbers, or look into a module, or run inside one.
 UNGUARDED = {"layer_factors", "rate_factor", "make_optimiser", "ntk_scale", "leaky_relu6"}
 

@@ -1,8 +1,8 @@
 """What torch keeps for a whole thread or process: modes that a caller left on, and settings that a pass needs.
 
-Modes of the caller (inference mode, autocast, another default type or device, gradients switched off) would change the
-numbers, or end in an error from the middle of a fit. So every public function that calculates runs as torch does when
-it has just been imported: `usual_torch`.
+Modes of the caller (inference mode, autocast, another default type or device, gradients switched off, TF32) would
+change the numbers, or end in an error from the middle of a fit. So every public function that calculates runs as torch
+does when it has just been imported, `usual_torch`, and no product on a GPU is rounded to TF32.
 """
 
 from __future__ import annotations
@@ -55,7 +55,29 @@ def _default_float32() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-_float32 = Held(_default_float32)
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Ten bits of a product's 23 are all that TF32 keeps, and cuDNN takes it for convolutions unless told otherwise."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    named = hasattr(matmul, "fp32_precision")  # from torch 2.9 on; the older name would not come back as it was
+    first = (matmul, "fp32_precision", "ieee") if named else (matmul, "allow_tf32", False)
+    places: list[tuple[Any, str, Any]] = [first]
+    try:
+        before = [getattr(*first[:2]), cudnn.allow_tf32]
+        places.append((cudnn, "allow_tf32", False))
+    except RuntimeError:  # convolutions were set by the new name, and the old one is refused
+        before = [matmul.fp32_precision, cudnn.conv.fp32_precision]
+        places.append((cudnn.conv, "fp32_precision", "ieee"))
+    for place, name, value in places:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+_float32, _whole_products = Held(_default_float32), Held(_no_tf32)
 
 
 @contextmanager
@@ -73,6 +95,8 @@ def usual_modes() -> Iterator[None]:
             modes.enter_context(torch.device("cpu"))
         if torch.get_default_dtype() != torch.float32 or _float32.holders:
             modes.enter_context(_float32())
+        if torch.backends.cuda.is_built():
+            modes.enter_context(_whole_products())
         yield
 
 

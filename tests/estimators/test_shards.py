@@ -18,9 +18,9 @@ from small import backbone, pictures
 from tangentune import TangentFeatures, TangentSums
 from tangentune._files import claimed, read_tensors
 from tangentune.errors import InputError, StoreError
-from tangentune.pictures.ranks import Rank, leave, run_shards
 from tangentune.estimators.site import SiteJob, check_site
 from tangentune.pictures.files import find_files
+from tangentune.pictures.ranks import Rank, leave, run_shards
 from tangentune.solvers.sums import KIND
 
 COUNT, SHARD = 60, 7

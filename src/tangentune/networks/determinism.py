@@ -68,7 +68,7 @@ def tolerance(x: Tensor) -> float:
     if not x.is_floating_point():
         return 0.0
     allowed = min(1e3 * torch.finfo(x.dtype).eps, 0.05)
-    # Graphics cards may multiply in TF32, with algorithms chosen by the size of the batch.
+    # Graphics cards choose their algorithms by the size of the batch, and a network may multiply in TF32 by itself.
     return max(allowed, 5e-3) if x.device.type == "cuda" and x.dtype == torch.float32 else allowed
 
 
