@@ -1,4 +1,4 @@
-"""docs/owners.md: what it says of sums holds; the examples of docs/howto/several-machines.md run here, at a small size."""
+"""What docs/owners.md says of sums holds; the examples of docs/howto/several-machines.md run here, in small."""
 
 from __future__ import annotations
 
