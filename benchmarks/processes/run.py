@@ -82,12 +82,16 @@ def timed(place: Path, words: list[str], count: int, slow: bool) -> float:
         subprocess.Popen(command, cwd=place, env={**environment, "RANK": str(i)}, stdout=subprocess.DEVNULL)
         for i in range(count)
     ]
-    while any(one.poll() is None for one in run):
-        if slow and run[1].poll() is None and any(place.glob(".out*.parts")):
-            run[1].send_signal(signal.SIGSTOP)
+    try:
+        while any(one.poll() is None for one in run):
+            if slow and run[1].poll() is None and any(place.glob(".out*.parts")):
+                run[1].send_signal(signal.SIGSTOP)
+                time.sleep(NAP)
+                run[1].send_signal(signal.SIGCONT)
             time.sleep(NAP)
-            run[1].send_signal(signal.SIGCONT)
-        time.sleep(NAP)
+    finally:
+        for one in run:  # where this is interrupted
+            one.kill()
     if any(one.returncode for one in run):
         message = f"{' '.join(command)} failed"
         raise RuntimeError(message)
