@@ -120,7 +120,9 @@ def test_any_number_of_processes_does_the_same(place: Path, tmp_path: Path, comm
     found = []
     for count in (1, 2, 4):
         assert [wait(one) for one in start(tmp_path / f"by{count}", command, count)] == [0] * count
-        found.append(plain(result(tmp_path / f"by{count}")))
+        made = result(tmp_path / f"by{count}")
+        assert not any("another map" in line for line in made["said"])  # a fit's rows were shared, not made twice
+        found.append(plain(made))
     assert len(found[0]) > 1 or len(found[0]["said"]) > 10
     assert found[0] == found[1] == found[2]
 
@@ -174,6 +176,13 @@ def test_what_cannot_be_shared_is_refused_once(place: Path, tmp_path: Path) -> N
     sentence = "a fit that compares every picture with every other is not shared among processes"
     refused(tmp_path, ["fit", "new", "--out", tmp_path / "model", *whole, "-q"], sentence)
     assert not (tmp_path / "model").exists()
+
+
+def test_of_other_commands_one_process_does_the_work(place: Path, tmp_path: Path) -> None:
+    COMMANDS["explain"] = ["explain", "classes", "new", "--json"]
+    assert [wait(one) for one in start(tmp_path, "explain", 2)] == [0, 0]
+    assert "explanations" in (tmp_path / "said-0").read_text()
+    assert (tmp_path / "said-1").read_text() == ""
 
 
 def test_unreadable_pictures_are_told_as_by_one(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -58,6 +59,10 @@ class Option(click.Option):
         self.section = section
 
 
+# What processes of torchrun do together; of every other command one of them is enough, and two would disturb another.
+SHARED = {"fit", "predict", "evaluate", "select", "suggest", "map", "sums", "score", "merge"}
+
+
 @final
 class Command(click.Command):
     """A command whose help page has a section for each group of options."""
@@ -65,6 +70,11 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; errors come in the words of the command line."""
         try:
+            if self.name not in SHARED and "WORLD_SIZE" in os.environ:
+                from tangentune.pictures.ranks import Rank
+
+                if not Rank.here().leads:
+                    return None
             return super().invoke(ctx)
         except TangentuneError as error:
             raise TangentuneError(self.words(str(error))) from error
