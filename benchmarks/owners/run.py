@@ -203,8 +203,11 @@ def publish() -> None:
                 "CPU seconds": ".0f",
             }
             tables += [f"## {name}", "", markdown_table(lines, formats), ""]
+    run_on = [row["key"]["set"] for row in rows if row["key"]["method"] == "averaging, network"]
+    left = [name for name in SETS if run_on.count(name) < 2]
+    missing = f"Not run: averaging of the whole network on {' and '.join(left)}." if left else ""
     rates = ", ".join(f"{part} {' '.join(map(str, values))}" for part, values in RATES.items())
-    facts = {"pictures": PICTURES, "size": SIZE, "test": TEST, "rates": f"({rates})"}
+    facts = {"pictures": PICTURES, "size": SIZE, "test": TEST, "rates": f"({rates})", "missing": missing}
     write_page(NAME, __file__, {name: str(fact) for name, fact in facts.items()} | {"tables": "\n".join(tables)})
 
 
