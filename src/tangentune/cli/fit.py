@@ -64,7 +64,7 @@ def fit(
     from tangentune.estimators.source import MANIFESTS
     from tangentune.estimators.summary import summarise
     from tangentune.networks.backbone import as_backbone
-    from tangentune.pictures.ranks import job_digest, sharing
+    from tangentune.pictures.ranks import job_digest, parts_folder, sharing
 
     if quiet and verbose:
         raise click.UsageError("give --quiet or --verbose, not both")
@@ -91,7 +91,7 @@ def fit(
             if not quiet:
                 _show_plan(plan, sys.stderr, layers=verbose)
 
-        folder = None if rank.count == 1 else _shards_place(out, work, job_digest((told, loaded.digests), ()))
+        folder = None if rank.count == 1 else parts_folder(out, job_digest((told, loaded.digests), ()), work)
         asked = rank.leads and (as_json or not quiet)
         with sharing(folder, rank) as shared:
             model.fit(loaded, source=related, tell=tell if asked else None, work=work if shared is None else shared)
@@ -135,13 +135,6 @@ def _fit_in_map(pictures: str, out: str, map: str, as_json: bool, quiet: bool, o
         return
     show_merged(facts, stdout)
     stdout.write(f"Model written to {shown(out)}\n")
-
-
-def _shards_place(out: str, work: str | None, digest: str) -> Path:
-    """Where ranks share the rows of a fit."""
-    from tangentune.pictures.ranks import parts_folder
-
-    return parts_folder(out, digest) if work is None else Path(work) / f"fit-{digest}.parts"
 
 
 def _still_free(out: str, before: Version | None) -> str:

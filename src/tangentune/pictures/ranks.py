@@ -122,10 +122,9 @@ def job_digest(facts: Iterable[Any], pictures: Iterable[Encoded]) -> str:
     return told.hexdigest()[:12]
 
 
-def parts_folder(out: str | os.PathLike[str], digest: str) -> Path:
-    """Where the shards of a job lie until `out` is written, beside it."""
-    place = Path(out)
-    return place.parent / f".{place.name}.{digest}.parts"
+def parts_folder(out: str | os.PathLike[str], digest: str, work: str | None = None) -> Path:
+    """Where the shards of a job lie until `out` is written: beside it, or in a folder that was given."""
+    return Path(out).parent / f".{Path(out).name}.{digest}.parts" if work is None else Path(work) / f"{digest}.parts"
 
 
 def run_shards(

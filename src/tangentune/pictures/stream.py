@@ -51,7 +51,7 @@ def stream_pictures(
     check_listing(listing, contract, skipped, on_error)
     read = 0
     for number in range(portion_count(listing)):
-        found = read_portion(listing, number, contract, skipped, on_error=on_error, n_jobs=n_jobs)
+        found = read_portion(listing, number, contract, skipped, on_error, n_jobs)
         if found is not None:
             read += len(found)
             yield found
@@ -82,14 +82,13 @@ def read_portion(
     number: int,
     contract: DataContract,
     skipped: list[tuple[str, str]],
-    *,
-    on_error: str = "raise",
-    n_jobs: int | None = None,
+    on_error: str,
+    jobs: int | None,
 ) -> Pictures | None:
     """One portion of a listing, as `stream_pictures` gives it; None where none of its pictures can be read."""
     start = number * PORTION
     pixels, names, ids = list[Tensor](), list[str](), listing.ids[start : start + PORTION]
-    decoded = decode_files(listing.pictures[start : start + PORTION], contract, n_jobs)
+    decoded = decode_files(listing.pictures[start : start + PORTION], contract, jobs)
     for name, picture in zip(ids, decoded, strict=True):
         if isinstance(picture, str):
             skipped.append((name, picture))

@@ -100,8 +100,7 @@ class AnswerJob:
 
         def make(number: int, file: Path) -> None:
             lost = list[tuple[str, str]]()
-            contract, how = model.backbone_.contract, {"on_error": self.on_error, "n_jobs": model.n_jobs}
-            found = read_portion(listing, number, contract, lost, **how)
+            found = read_portion(listing, number, reading[0], lost, self.on_error, model.n_jobs)
             rows = [] if found is None else next(answer_all(model, [found], asked()))
             told = [(one.id, one.values, one.distance, one.fitted_on) for one in rows]
             with replaced_file(file) as part:  # JSON writes the shortest text that gives the same float again

@@ -8,12 +8,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
 from tangentune.errors import nice_number
-from tangentune.estimators.scores import Judged, judge
-=======
 from tangentune.estimators.scores import Answers, Judged, judge
->>>>>>> f1efa46 (Predict, evaluate, select, suggest and plain fits on landmarks are shared among torchrun's ranks by one folder of shards)
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports import figures as plots
 from tangentune.reports import tables

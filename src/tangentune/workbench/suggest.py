@@ -161,8 +161,7 @@ def suggest_from(
         while len(left) > PORTION:
             parts = -(-len(left) // PORTION)  # each a mixture: files lie in the order of their names
             best = partial(_best, fitted, reader, pictures, budget=budget, stage=stage)
-            mixtures = [left[k::parts] for k in range(parts)]
-            chosen = _winners(best, mixtures, shared, rounds)
+            chosen = _winners(best, [left[k::parts] for k in range(parts)], shared, rounds)
             rounds, left = rounds + parts, np.sort(np.concatenate(chosen))
         if shared is not None:
             shared.lead()
