@@ -26,13 +26,8 @@ from tangentune.errors import shown
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tangentune import Pictures
-    from tangentune.cli.models import Estimator
     from tangentune.pictures.encoded import Listing
-    from tangentune.reports.answers import Answer
     from tangentune.reports.evaluation import Evaluation
 
 _MATRIX = 12  # classes of which a terminal still shows the whole confusion matrix
@@ -56,6 +51,8 @@ def evaluate(
     """
     from pathlib import Path
 
+    import numpy as np
+
     from tangentune.cli.predict import told_answers
     from tangentune.estimators.scores import Answers, targets_of
     from tangentune.methods.source_selection.manifest import check_place
@@ -63,6 +60,7 @@ def evaluate(
     from tangentune.reports.answers import AnswerJob
     from tangentune.reports.evaluation import evaluate as judged
     from tangentune.reports.evaluation import render_evaluation
+    from tangentune.reports.pages import is_classifier
 
     if page is not None:
         check_place(Path(page))
@@ -75,10 +73,13 @@ def evaluate(
         job, found, left_out = AnswerJob(fitted, listing, read["on_error"], False), None, list[tuple[str, str]]()
         with sharing(shards_place(work, rank, "evaluate", job.digest), rank) as shared:
             rows = [one for some in told_answers(job, left_out, quiet, shared) for one in some]
-            loaded = _labelled(listing, _places(listing, rows), left_out)
+            answered = {one.id for one in rows}
+            loaded = _labelled(listing, [i for i, name in enumerate(listing.ids) if name in answered], left_out)
             if page is not None:  # which shows them
                 loaded = load(pictures, fitted.backbone_, fitted, read, True)
-            found = judged(fitted, loaded, Answers(_values(fitted, rows), [one.fitted_on for one in rows]))
+            values = np.array([one.values for one in rows], np.float64)
+            values = values if is_classifier(fitted) else values.reshape(len(rows), *fitted.targets_.shape[1:])
+            found = judged(fitted, loaded, Answers(values, [one.fitted_on for one in rows]))
         if found is None:
             return
         if page is not None:
@@ -104,14 +105,6 @@ def evaluate(
         stdout.write(f"Page written to {shown(page)}\n")
 
 
-def _places(listing: Listing, rows: Sequence[Answer]) -> list[int]:
-    """Positions in the listing of the pictures that were answered, which is in its order."""
-    places, names = list[int](), iter(enumerate(listing.ids))
-    for row in rows:
-        places.append(next(i for i, name in names if name == row.id))
-    return places
-
-
 def _labelled(listing: Listing, places: Sequence[int], left_out: list[tuple[str, str]]) -> Pictures:
     """Some of the pictures of a listing with their labels, and without pixels."""
     import torch
@@ -122,16 +115,6 @@ def _labelled(listing: Listing, places: Sequence[int], left_out: list[tuple[str,
     labels = label_array(listing.labels if listing.sets is None else listing.sets)[list(places)]
     pixels = torch.zeros((), dtype=torch.uint8).expand(len(places), 3, 1, 1)
     return Pictures(pixels, labels, [listing.ids[i] for i in places], left_out)
-
-
-def _values(fitted: Estimator, rows: Sequence[Answer]) -> NDArray[np.float64]:
-    """Answers as the model gives them."""
-    import numpy as np
-
-    from tangentune.reports.pages import is_classifier
-
-    values = np.array([one.values for one in rows], np.float64)
-    return values[:, 0] if not is_classifier(fitted) and fitted.targets_.ndim == 1 else values
 
 
 def _show_classes(found: Evaluation, stream: IO[str]) -> None:

@@ -98,9 +98,9 @@ def fit(
             with locked(place):
                 out = _still_free(out, before)
                 model.save_pretrained(out)
-        if not rank.leads:
-            return
-        facts = summarise(model)
+    if not rank.leads:
+        return
+    facts = summarise(model)
     if not as_json:
         _show_fit(facts, out, stdout)
         return

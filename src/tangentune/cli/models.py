@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 
 PICTURES = click.Path(exists=True)
 MODEL = click.Path(exists=True, file_okay=False)
-work_option = option(
-    STREAMS,
-    "--work",
-    "Folder that keeps what is done, so that a stopped run goes on, and that torchrun's processes share.",
-    type=click.Path(file_okay=False),
-    metavar="DIR",
-)
+_KEEPS = "Folder that keeps what is done, so that a stopped run goes on, and that torchrun's processes share."
+work_option = option(STREAMS, "--work", _KEEPS, type=click.Path(file_okay=False), metavar="DIR")
 
 
 def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimator:
@@ -71,14 +66,17 @@ def own_rank(options: dict[str, Any]) -> Rank:
     return rank
 
 
+def check_folder(rank: Rank, folder: str | None, sentence: str) -> None:
+    """Refuse to share without a folder: one process says so, and the others end quietly."""
+    if folder is None and rank.count > 1:
+        raise click.UsageError(sentence) if rank.leads else click.exceptions.Exit
+
+
 def shards_place(work: str | None, rank: Rank, command: str, digest: str) -> Path | None:
     """Where a command that writes no file keeps its shards, if it has any."""
     from pathlib import Path
 
-    if work is None and rank.count > 1:
-        if not rank.leads:
-            raise click.exceptions.Exit
-        raise click.UsageError(f"several processes share {command} in a folder that all of them see; give --work DIR")
+    check_folder(rank, work, f"several processes share {command} in a folder that all of them see; give --work DIR")
     return None if work is None else Path(work) / f"{command}-{digest}.parts"
 
 
@@ -88,9 +86,9 @@ def listed(path: str, model: Estimator, read: dict[str, Any], labelled: bool) ->
     from tangentune.pictures.load import refuse_unlabelled
     from tangentune.pictures.tables import Columns
 
-    read = _read_as(model, read)
-    separator, marks = read["label_separator"], tuple(read["label_columns"])
-    listing = list_pictures(path, labelled, Columns(read["path_column"], read["label_column"], separator, marks))
+    how = _read_as(model, read)
+    names = (how["path_column"], how["label_column"], how["label_separator"], tuple(how["label_columns"]))
+    listing = list_pictures(path, labelled, Columns(*names))
     assert listing is not None, "a path always names pictures"
     refuse_unlabelled(labelled, listing.labels, listing.sets)
     return listing

@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, listed, own_rank, reading, saved_model, several
+from tangentune.cli.models import MODEL, PICTURES, check_folder, listed, own_rank, reading, saved_model, several
 from tangentune.cli.options import STREAMS, Command, option, shared_options
 from tangentune.cli.rows import PIPE, check_out, table_at
 from tangentune.cli.run import print_json, working
@@ -56,10 +56,8 @@ def predict(
         raise click.UsageError("--json and --out - both take standard output; leave one out")
     read, rank = reading(options), own_rank(options)
     quiet |= not rank.leads
-    if rank.count > 1 and out in (None, PIPE):
-        if not rank.leads:
-            return
-        raise click.UsageError("several processes share their answers in a folder beside the table; give --out FILE")
+    where = "several processes share their answers in a folder beside the table; give --out FILE"
+    check_folder(rank, None if out == PIPE else out, where)
     with working(quiet) as stdout:
         out = PIPE if out is None and not as_json and not stdout.isatty() else out
         fitted = saved_model(model, quiet, options)

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import PICTURES, own_rank
+from tangentune.cli.models import PICTURES, check_folder, own_rank
 from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, set_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.errors import TangentuneError, shown
@@ -77,10 +77,8 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     from tangentune.reports.selection_page import write_selection_page
 
     rank = own_rank(options)
-    if rank.count > 1 and options["cache"] is None:
-        if not rank.leads:
-            return
-        raise click.UsageError("several processes share the features in a folder that all see; give --cache DIR")
+    where = "several processes share the features in a folder that all see; give --cache DIR"
+    check_folder(rank, options["cache"], where)
     budget = options["budget"]
     read = {name: options[name] for name in ("on_error", "path_column", "label_column", "n_jobs")}
     backbone, size, batch_size = (options.pop(name) for name in ("backbone", "input_size", "batch_size"))

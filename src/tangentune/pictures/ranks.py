@@ -195,7 +195,6 @@ def _left(folder: Path, rank: Rank, number: int) -> Path:
 
 
 def _holder(file: Path) -> Path:
-    """Says who has a shard in work."""
     return file.with_name(f"{file.name}.by")
 
 

@@ -17,6 +17,7 @@ from tangentune.pictures.load import refusal
 from tangentune.pictures.pictures import Pictures
 from tangentune.pictures.unreadable import file_problem
 
+Skipped = list[tuple[str, str]]
 PORTION = 256  # pictures that are in memory at once
 
 
@@ -60,11 +61,11 @@ def stream_pictures(
 
 
 def portion_count(listing: Listing) -> int:
-    """Portions of a listing."""
+    """How many there are of a listing."""
     return -(-len(listing) // PORTION)
 
 
-def check_listing(listing: Listing, contract: DataContract, skipped: list[tuple[str, str]], on_error: str) -> None:
+def check_listing(listing: Listing, contract: DataContract, skipped: Skipped, on_error: str) -> None:
     """Say, or refuse, what can be known before the first portion."""
     picture_shape(contract, files=True)
     for note in listing.notes:
@@ -78,12 +79,7 @@ def check_listing(listing: Listing, contract: DataContract, skipped: list[tuple[
 
 @usual_torch
 def read_portion(
-    listing: Listing,
-    number: int,
-    contract: DataContract,
-    skipped: list[tuple[str, str]],
-    on_error: str,
-    jobs: int | None,
+    listing: Listing, number: int, contract: DataContract, skipped: Skipped, on_error: str, jobs: int | None
 ) -> Pictures | None:
     """One portion of a listing, as `stream_pictures` gives it; None where none of its pictures can be read."""
     start = number * PORTION

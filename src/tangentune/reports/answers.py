@@ -72,20 +72,15 @@ class AnswerJob:
     @property
     def digest(self) -> str:
         """Of what the answers depend on."""
-        model = self.model
-        version = model.fitted_.version
+        model, version = self.model, self.model.fitted_.version
         facts = (version and version.seal, model.batch_size, self.on_error, self.unlike, portion_count(self.listing))
         return job_digest((*facts, self.listing.ids), self.listing.pictures)
 
     def answers(self, left_out: list[tuple[str, str]], shared: Shared | None = None) -> Iterator[list[Answer]]:
         """A portion at a time, in order; `left_out` is given `(id, reason)` of what cannot be read.
 
-        Shared, they come once all shards are there, and to the rank that leads; the others' work is then done. The
-        portions are those of one process, so that the answers have its bits.
-
-        Raises:
-            PictureError: as `stream_pictures`.
-            ShareDone: this rank does not lead.
+        Shared, they come once all shards are there, with the bits of one process, and to the rank that leads; ShareDone
+        for the others. Raises as `stream_pictures` does.
         """
         model, listing, reading = self.model, self.listing, (self.model.backbone_.contract, left_out)
 

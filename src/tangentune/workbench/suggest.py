@@ -39,6 +39,7 @@ from tangentune.solvers.posterior import variance
 PORTION = 2_000  # unlabelled pictures that are held against one another at once
 MOST = PORTION // 2  # that can be asked for
 Tell = Callable[[str], None] | None
+Share = Shared | None
 
 
 @final
@@ -79,11 +80,7 @@ class Candidates:
 
 
 def suggest_next(
-    estimator: TangentClassifier | TangentRegressor,
-    X: Any,
-    budget: int,
-    tell: Tell = None,
-    shared: Shared | None = None,
+    estimator: TangentClassifier | TangentRegressor, X: Any, budget: int, tell: Tell = None, shared: Share = None
 ) -> Suggestions:
     """The unlabelled pictures of X that are worth labelling next, most useful first, none twice.
 
@@ -132,12 +129,7 @@ def check_suggests(fitted: FittedModel) -> None:
 
 @usual_torch
 def suggest_from(
-    fitted: FittedModel,
-    reader: PictureReader,
-    pictures: Pictures,
-    budget: int,
-    tell: Tell = None,
-    shared: Shared | None = None,
+    fitted: FittedModel, reader: PictureReader, pictures: Pictures, budget: int, tell: Tell = None, shared: Share = None
 ) -> Suggestions:
     """The same for a fitted model by itself, and pictures that are loaded."""
     _check_budget(budget)
@@ -244,12 +236,9 @@ def _best(
 
 
 def _winners(
-    best: Callable[[NDArray], tuple[NDArray[np.int64], Candidates]],
-    portions: list[NDArray],
-    shared: Shared | None,
-    rounds: int,
+    best: Callable[[NDArray], tuple[NDArray[np.int64], Candidates]], portions: list[NDArray], shared: Share, rounds: int
 ) -> list[NDArray[np.int64]]:
-    """The best of each portion; where ranks share them, each leaves its positions in a file."""
+    """The best of each; where ranks share them, each leaves its positions in a file."""
     if shared is None:
         return [best(portion)[0] for portion in portions]
 

@@ -98,10 +98,8 @@ def open_set(
     names = None if listed.labels is None else one_class_each(label_array(listed.labels)).astype(np.str_)
     with tempfile.TemporaryDirectory(prefix="tangentune-") as scratch:
         folder = Path(scratch) / "features" if cache is None else cache / f"features-{_key(backbone, listed)}"
-        features = extract_features(
-            listed, backbone, folder, batch_size=batch_size, verbose=verbose, rank=rank
-        ).features
-        yield FeatureSet(features, names, ids, root, paths, listed.pictures, backbone.describe())
+        found = extract_features(listed, backbone, folder, batch_size=batch_size, verbose=verbose, rank=rank)
+        yield FeatureSet(found.features, names, ids, root, paths, listed.pictures, backbone.describe())
 
 
 def holds_features(given: Any) -> bool:
