@@ -179,9 +179,12 @@ def test_a_held_setting_stays_until_the_last_lets_go() -> None:
     assert told == ["on", "off", "on", "off"]
 
 
+BACKENDS: Any = torch.backends
+
+
 def products() -> list[Any]:
     """How a GPU would multiply, as torch says it, one entry for each of its settings."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn, matmul = BACKENDS.cudnn, BACKENDS.cuda.matmul
     if not hasattr(matmul, "fp32_precision"):
         return [matmul.allow_tf32, cudnn.allow_tf32]
     return [matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
@@ -192,15 +195,15 @@ def test_no_product_is_rounded_to_tf32_and_the_callers_setting_comes_back(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The settings are there on a machine without a GPU too; this one only has to think that it was built for one."""
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(BACKENDS.cuda, "is_built", lambda: True)
     usual = products()
     if asked == "new" and len(usual) == 2:
         pytest.skip("this torch has no such name")
     try:
         if asked == "new":
-            torch.backends.fp32_precision = "tf32"
-            torch.backends.cudnn.conv.fp32_precision = "tf32"
-            torch.backends.cudnn.rnn.fp32_precision = "ieee"
+            BACKENDS.fp32_precision = "tf32"
+            BACKENDS.cudnn.conv.fp32_precision = "tf32"
+            BACKENDS.cudnn.rnn.fp32_precision = "ieee"
         elif asked != "nothing":
             torch.set_float32_matmul_precision(asked)
         before = products()
@@ -218,11 +221,11 @@ def test_no_product_is_rounded_to_tf32_and_the_callers_setting_comes_back(
         assert products() == before
     finally:
         if asked == "new":
-            torch.backends.fp32_precision = "none"
-            torch.backends.cudnn.conv.fp32_precision = torch.backends.cudnn.rnn.fp32_precision = "tf32"
+            BACKENDS.fp32_precision = "none"
+            BACKENDS.cudnn.conv.fp32_precision = BACKENDS.cudnn.rnn.fp32_precision = "tf32"
         torch.set_float32_matmul_precision("highest")
         if len(usual) > 2:
-            torch.backends.cuda.matmul.fp32_precision = "none"
+            BACKENDS.cuda.matmul.fp32_precision = "none"
     assert products() == usual
 
 

@@ -58,7 +58,8 @@ def _default_float32() -> Iterator[None]:
 @contextmanager
 def _no_tf32() -> Iterator[None]:
     """Ten bits of a product's 23 are all that TF32 keeps, and cuDNN takes it for convolutions unless told otherwise."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    backends: Any = torch.backends
+    cudnn, matmul = backends.cudnn, backends.cuda.matmul
     named = hasattr(matmul, "fp32_precision")  # from torch 2.9 on; the older name would not come back as it was
     first = (matmul, "fp32_precision", "ieee") if named else (matmul, "allow_tf32", False)
     places: list[tuple[Any, str, Any]] = [first]
