@@ -91,6 +91,24 @@ def test_a_network_whose_moving_diverges_stays() -> None:
     assert model.temperature == plain.temperature
 
 
+def test_where_the_last_training_goes_wrong_the_network_of_the_trial_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, kept = telling_pictures(), split_rows(positions().numpy(), 0.2, 2)[0]
+
+    def spoilt(backbone: Backbone, given: Pictures, settings: FineTuneSettings) -> Any:
+        found = fine_tune(backbone, given, settings)
+        if len(given) == len(pictures):
+            next(found.backbone.module.parameters()).data.mul_(0)
+        return found
+
+    monkeypatch.setattr("tangentune.methods.lqf.moving.fine_tune", spoilt)
+    model, there = fit(), by_hand(pictures.select(kept))
+    monkeypatch.undo()
+    assert model.move is not None
+    assert model.move.rate == RATE
+    direct = fit_lqf(there, pictures, LQFSettings(solver="dual", flip=False, seed=2))
+    assert relative(model.logits(pictures), direct.logits(pictures)) < 1e-8
+
+
 def test_nobody_to_keep_aside_and_vectors_stay() -> None:
     alone = telling_pictures().select(np.arange(3))
     assert fit_lqf(small_backbone(), alone, LQFSettings(epochs=1, moves=4)).move is None
