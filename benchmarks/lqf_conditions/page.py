@@ -87,12 +87,13 @@ def seconds(rows: list[Row]) -> str:
 def widths(rows: list[Row]) -> str:
     """The controlled study: a line for each width and leak."""
     lines = []
-    for width, slope in sorted({(row["key"]["width"], row["key"]["slope"]) for row in rows}):
-        own = record.matching(rows, width=width, slope=slope)
-        line = {"width": width, "leak": slope, "pre-training": f"{statistics.fmean(r['source'] for r in own):.3f}"}
+    for width, kind in dict.fromkeys((row["key"]["width"], row["key"]["kind"]) for row in rows):
+        own = record.matching(rows, width=width, kind=kind)
+        line = {"width": width, "leak": kind, "pre-training": mean_error([row["source"] for row in own])}
         for name in ("probe", "lqf_start", "lqf", "finetune"):
-            line[name] = mean_error([row[name] for row in own])
-        line["gap"] = mean_error([100 * (row["lqf_start"] - row["finetune"]) for row in own], "+.1f")
+            line[METHODS[name]] = mean_error([row[name] for row in own])
+        for name, title in (("lqf_start", "gap at the start"), ("lqf", "gap moved")):
+            line[title] = mean_error([100 * (row[name] - row["finetune"]) for row in own], "+.1f")
         lines.append(line | {"draws": len(own)})
     return record.markdown_table(lines)
 
@@ -115,9 +116,9 @@ def plot(rows: list[Row], controlled: list[Row]) -> Figure:
                 panel.errorbar(list(own), means, errors, fmt=f"o{style}", color=colour, markersize=4)
         panel.set(xscale="log", xlabel=label)
         panel.axhline(0, color="black", linewidth=0.8)
-    for slope, style in ((0.0, "-"), (0.1, "--")):
-        own = sorted({row["key"]["width"] for row in record.matching(controlled, slope=slope)})
-        found = [record.matching(controlled, slope=slope, width=width) for width in own]
+    for kind, style in (("no leak", "-"), ("pre-trained with", "--")):
+        own = sorted({row["key"]["width"] for row in record.matching(controlled, kind=kind)})
+        found = [record.matching(controlled, kind=kind, width=width) for width in own]
         each = [[100 * (row["lqf_start"] - row["finetune"]) for row in some] for some in found]
         errors = [standard_error(values) if len(values) > 1 else 0.0 for values in each]
         axes[0, 2].errorbar(
