@@ -12,7 +12,7 @@ from benchmarks.plots import COLOURS, legend_below, panels, styled
 from benchmarks.record import Row
 from benchmarks.study import mean_error, publishing, standard_error
 
-NAME, WIDTHS = "lqf_conditions", "lqf_widths"
+NAME, WIDTHS, DRAWS = "lqf_conditions", "lqf_widths", "lqf_draws"
 METHODS = {
     "probe": "linear probe",
     "lqf_start": "LQF at the pre-trained weights",
@@ -84,6 +84,21 @@ def seconds(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
+def draws(rows: list[Row]) -> str:
+    """The default against what few_shot measured on the same draws: a line a task and number of pictures."""
+    lines = []
+    for task, shots in dict.fromkeys((row["key"]["task"], row["key"]["shots"]) for row in rows):
+        own = record.matching(rows, task=task, shots=shots)
+        line = {"task": task, "a class": shots}
+        names = {"probe": "former_probe", "lqf_start": "former_lqf", "lqf": "accuracy", "finetune": "former_finetune"}
+        line |= {METHODS[name]: mean_error([row[value] for row in own]) for name, value in names.items()}
+        for name, title in (("lqf_start", "gap at the start"), ("lqf", "gap moved")):
+            differences = [100 * (row[names[name]] - row["former_finetune"]) for row in own]
+            line[title] = mean_error(differences, "+.1f")
+        lines.append(line | {"draws": len(own)})
+    return record.markdown_table(lines)
+
+
 def widths(rows: list[Row]) -> str:
     """The controlled study: a line for each width and leak."""
     lines = []
@@ -135,7 +150,8 @@ def publish() -> None:
     """docs/results/lqf_conditions.md and its figure, from the cells measured so far."""
     rows, controlled = record.load(NAME).get("rows", []), record.load(WIDTHS).get("rows", [])
     parts = {"conditions": conditions(rows), "effects": effects(rows), "seconds": seconds(rows)}
-    record.write_page(NAME, __file__, parts | {"widths": widths(controlled)}, {NAME: plot(rows, controlled)})
+    parts |= {"widths": widths(controlled), "draws": draws(record.load(DRAWS).get("rows", []))}
+    record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled)})
 
 
 if __name__ == "__main__":

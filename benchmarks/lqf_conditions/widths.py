@@ -46,6 +46,7 @@ class Block(nn.Module):
         self.act1, self.act2 = copy.deepcopy(act), copy.deepcopy(act)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs, h, w) -> (n, outputs, h / stride, w / stride)."""
         return self.act2(self.two(self.act1(self.one(x))) + self.skip(x))
 
 
