@@ -1,4 +1,4 @@
-"""`fit_lqf`'s default on the draws of few_shot, whose fine-tuning is known: `python -m benchmarks.lqf_conditions.draws`.
+"""`fit_lqf`'s default on the draws of few_shot: `python -m benchmarks.lqf_conditions.draws`.
 
 The pictures, the draws and the test pictures are those of `benchmarks.few_shot`; only LQF is fitted anew.
 """
