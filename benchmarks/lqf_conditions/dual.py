@@ -1,7 +1,7 @@
 """Pre-conditioners in the dual of LQF, counted in products: `python -m benchmarks.lqf_conditions.dual`; two minutes.
 
-The exact Gram of LQF's rows on 100 CIFAR-10 pictures at 32 px (MobileNetV2, 1,000 rows) stands for the passes: a product
-with it is one pass over the pictures. How many are needed until the gradient of the tangent has fallen to a thousandth?
+The exact Gram of LQF's rows on 100 CIFAR-10 pictures at 32 px (MobileNetV2, 1,000 rows) stands for the passes: a
+product with it is one pass over the pictures. How many are needed until the gradient has fallen to a thousandth?
 """
 
 from __future__ import annotations
