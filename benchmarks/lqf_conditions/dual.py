@@ -54,6 +54,7 @@ def problem() -> tuple[Tensor, Tensor, Tensor, float]:
     unit = mean_eigenvalue(objective, settings.seed)[0]
     system = replace(objective, damping=unit).solved().system
     features = began.backbone.features(objective.inputs(torch.arange(len(train)), 0)).detach()
+    assert isinstance(system.kernel, Tensor)
     return system.kernel.double(), system.targets.double().reshape(-1), features.double(), unit
 
 
