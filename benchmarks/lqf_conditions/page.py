@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import record
-from benchmarks.plots import COLOURS, legend_below, panels, styled
+from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
 from benchmarks.study import mean_error, publishing, standard_error
 
 NAME, WIDTHS, DRAWS = "lqf_conditions", "lqf_widths", "lqf_draws"
+NOT_YET = "Not measured: the grid over three networks and three resolutions needs a GPU, and none had time for it."
+WIDTH_LINES = {
+    ("no leak", "lqf_start"): "0o--",
+    ("no leak", "lqf"): "0o-",
+    ("pre-trained with", "lqf_start"): "1s--",
+    ("pre-trained with", "lqf"): "1s-",
+}
 METHODS = {
     "probe": "linear probe",
     "lqf_start": "LQF at the pre-trained weights",
@@ -50,40 +59,6 @@ def conditions(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
-def effects(rows: list[Row]) -> str:
-    """What LQF gains or loses against fine-tuning, by condition: points, mean over all cells and draws that have it."""
-    lines = []
-    for method in ("lqf_start", "lqf_cross", "lqf_leak", "lqf"):
-        found = gaps(rows, method)
-        groups = {"all": list(found)}
-        for axis in range(3):
-            for value in sorted({place[axis] for place in found}, key=str):
-                groups[f"{value}{('', ' px', ' a class')[axis]}"] = [p for p in found if p[axis] == value]
-        for title, places in groups.items():
-            values = [gap for place in places for gap in found[place]]
-            if values:
-                line = {
-                    "method": METHODS[method],
-                    "where": title,
-                    "points above fine-tuning": mean_error(values, "+.1f"),
-                }
-                lines.append(line | {"fits": len(values)})
-    return record.markdown_table(lines)
-
-
-def seconds(rows: list[Row]) -> str:
-    """Median seconds of a fit, by network and method, at 96 px and 25 a class."""
-    lines = []
-    for network in sorted({row["key"]["network"] for row in rows}):
-        line = {"network": network}
-        for method in METHODS:
-            own = record.matching(rows, network=network, method=method, size=96, shots=25)
-            taken = [row["seconds"] for row in own if row.get("seconds") is not None]
-            line[method] = f"{statistics.median(taken):.0f}" if taken else "-"
-        lines.append(line)
-    return record.markdown_table(lines)
-
-
 def draws(rows: list[Row]) -> str:
     """The default against what few_shot measured on the same draws: a line a task and number of pictures."""
     lines = []
@@ -113,45 +88,66 @@ def widths(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
+def composed(found: Row) -> str:
+    """Accuracies of combined tangents."""
+    rows = found.get("rows", [])
+    return record.markdown_table(rows, {name: "" if name == "shards" else ".3f" for name in (rows or [{}])[0]})
+
+
+def points(rows: Iterable[Row], more: Iterable[Row], method: str, axis: str) -> dict[str, dict[int, list[float]]]:
+    """Gaps by network, then by resolution (25 a class) or pictures a class (96 px); `more` is from few_shot."""
+    out: dict[str, dict[int, list[float]]] = {}
+    for (network, size, shots), values in gaps(rows, method).items():
+        if (shots == 25) if axis == "size" else (size == 96):
+            out.setdefault(network, {})[size if axis == "size" else shots] = values
+    for row in more:
+        if axis == "shots" and row["key"]["task"] == "cifar10":
+            value = row["accuracy"] if method == "lqf" else row["former_lqf"]
+            own = out.setdefault("mobilenet_v2", {}).setdefault(row["key"]["shots"], [])
+            own.append(100 * (value - row["former_finetune"]))
+    return out
+
+
+def curve(panel: Axes, found: dict[int, list[float]], **look: Any) -> None:
+    """Means with their standard errors."""
+    places = sorted(found)
+    errors = [standard_error(found[x]) if len(found[x]) > 1 else 0.0 for x in places]
+    panel.errorbar(places, [statistics.fmean(found[x]) for x in places], errors, markersize=4, capsize=2, **look)
+
+
 @styled
-def plot(rows: list[Row], controlled: list[Row]) -> Figure:
-    """The gap to fine-tuning against resolution, pictures a class, and width."""
-    figure, axes = panels((9, 3.2), 1, 3, sharey=True)
-    networks = sorted({row["key"]["network"] for row in rows})
-    for axis, panel, label in ((1, axes[0, 0], "resolution, 25 a class"), (2, axes[0, 1], "pictures a class, 96 px")):
-        for method, style in (("lqf_start", "--"), ("lqf", "-")):
-            for network, colour in zip(networks, COLOURS, strict=False):
-                own = {
-                    place[axis]: values
-                    for place, values in gaps(rows, method).items()
-                    if place[0] == network and (place[2] == 25 if axis == 1 else place[1] == 96)
-                }
-                means = [statistics.fmean(values) for values in own.values()]
-                errors = [standard_error(values) if len(values) > 1 else 0.0 for values in own.values()]
-                panel.errorbar(list(own), means, errors, fmt=f"o{style}", color=colour, markersize=4)
+def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
+    """The gap to fine-tuning against pictures a class, width, and, where there is any, resolution."""
+    axes_of = {"shots": "pictures a class"} | ({"size": "resolution, px"} if rows else {})
+    figure, axes = panels((4.2 * (len(axes_of) + 1), 3.4), 1, len(axes_of) + 1)
+    for panel, (axis, label) in zip(axes[0], axes_of.items(), strict=False):
+        for method, style, title in (("lqf_start", "o--", "pre-trained weights"), ("lqf", "o-", "moved first")):
+            for (network, found), colour in zip(points(rows, more, method, axis).items(), COLOURS, strict=False):
+                curve(panel, found, fmt=style, color=colour, label=f"{network}, {title}")
         panel.set(xscale="log", xlabel=label)
-        panel.axhline(0, color="black", linewidth=0.8)
-    for kind, style in (("no leak", "-"), ("pre-trained with", "--")):
-        own = sorted({row["key"]["width"] for row in record.matching(controlled, kind=kind)})
-        found = [record.matching(controlled, kind=kind, width=width) for width in own]
-        each = [[100 * (row["lqf_start"] - row["finetune"]) for row in some] for some in found]
-        errors = [standard_error(values) if len(values) > 1 else 0.0 for values in each]
-        axes[0, 2].errorbar(
-            own, [statistics.fmean(values) for values in each], errors, fmt=f"s{style}", color=COLOURS[3], markersize=4
-        )
-    axes[0, 2].set(xscale="log", xlabel="width of a small network (dashed: leak)")
-    axes[0, 2].axhline(0, color="black", linewidth=0.8)
-    axes[0, 0].set_ylabel("points above fine-tuning")
-    legend_below(figure, axes[0, 0], zip(networks, COLOURS, strict=False), title="full: moved first; dashed: not moved")
+    for (kind, method), style in WIDTH_LINES.items():
+        own: dict[int, list[float]] = {}
+        for row in record.matching(controlled, kind=kind):
+            own.setdefault(row["key"]["width"], []).append(100 * (row[method] - row["finetune"]))
+        title = "moved first" if method == "lqf" else "pre-trained weights"
+        curve(axes[0, -1], own, fmt=style[1:], color=COLOURS[int(style[0])], label=f"{kind}, {title}")
+    axes[0, -1].set(xscale="log", xlabel="width of a small residual network")
+    for panel in axes[0]:
+        panel.axhline(0, color=MUTED, linewidth=0.8)
+        panel.xaxis.set_major_formatter("{x:.0f}")
+        panel.xaxis.set_minor_formatter("")
+        panel.legend(fontsize=7)
+    axes[0, 0].set_ylabel("points above swept fine-tuning")
     return figure
 
 
 def publish() -> None:
-    """docs/results/lqf_conditions.md and its figure, from the cells measured so far."""
-    rows, controlled = record.load(NAME).get("rows", []), record.load(WIDTHS).get("rows", [])
-    parts = {"conditions": conditions(rows), "effects": effects(rows), "seconds": seconds(rows)}
-    parts |= {"widths": widths(controlled), "draws": draws(record.load(DRAWS).get("rows", []))}
-    record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled)})
+    """docs/results/lqf_conditions.md and its figure, from what was measured so far."""
+    rows, controlled, more = (record.load(name).get("rows", []) for name in (NAME, WIDTHS, DRAWS))
+    parts = {"conditions": conditions(rows) or NOT_YET, "widths": widths(controlled), "draws": draws(more)}
+    parts |= {"compose": composed(record.load("lqf_compose"))}
+    parts |= {"dual": record.markdown_table(record.load("lqf_dual").get("rows", []))}
+    record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled, more)})
 
 
 if __name__ == "__main__":
