@@ -49,10 +49,10 @@ def measure() -> list[dict[str, str | float]]:
     kernel = kernel.view(len(train), CLASSES, len(train), CLASSES)
     unit = float(torch.einsum("icic->", kernel)) / residuals.numel()
 
-    def tangent(of: np.ndarray) -> TaskVector:
+    def tangent(of: np.ndarray, damping: float = DAMPING) -> TaskVector:
         """The least-squares solution on some pictures: a block of the Gram matrix of all."""
         part = kernel[of][:, :, of].reshape(len(of) * CLASSES, -1)
-        damped = part + DAMPING * unit * torch.eye(len(part), dtype=part.dtype)
+        damped = part + damping * unit * torch.eye(len(part), dtype=part.dtype)
         dual = torch.linalg.solve(damped, residuals[of].reshape(-1)).view(-1, CLASSES)
         few = network_inputs(backbone, train.select(of))
         parts = [lin.vjp(x, own.to(x)) for x, own in zip(few, dual.split(64), strict=True)]
@@ -63,6 +63,7 @@ def measure() -> list[dict[str, str | float]]:
         return float((torch.cat(hits) == positions(test)).double().mean())
 
     exact, out = tangent(rows), []
+    firmer = right(tangent(rows, 10 * DAMPING))
     for title, shard in (("evenly", rows % SHARDS), ("by class", OWN[positions(train).numpy()])):
         alone = [tangent(np.flatnonzero(shard == one)) for one in range(SHARDS)]
         total = added(alone)
@@ -71,6 +72,7 @@ def measure() -> list[dict[str, str | float]]:
             "tangents averaged": right(total / SHARDS),
             "tangents added": right(total),
             "exact: sums merged": right(exact),
+            "exact, damped ten times as much": firmer,
             "one shard subtracted": right(exact - alone[0]),
             "exact: fitted without it": right(tangent(np.flatnonzero(shard != 0))),
             "nothing learnt": right(exact * 0.0),
