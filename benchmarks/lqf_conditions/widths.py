@@ -33,7 +33,7 @@ ENDS = ("no leak", "pre-trained with")
 ORDER = [(w, kind, seed) for seed in range(3) for w in (4, 16) for kind in ENDS]
 ORDER += [(8, kind, seed) for seed in range(3) for kind in KINDS]
 GRID = [{"width": width, "kind": kind, "seed": seed} for width, kind, seed in ORDER]
-RATES = (3e-4, 1e-3, 3e-3)  # networks this small ask for higher ones than the sweep's own
+RATES, EPOCHS = (1e-3, 3e-3, 1e-2), 30  # networks this small ask for more than the sweep's own
 STEPS, BATCH = 150, 128  # of distillation
 
 
@@ -94,7 +94,7 @@ def measure(key: Row, known: dict[tuple[Any, ...], FineTuned]) -> Row:
     found = {
         "lqf_start": fit_lqf(start, train, exact),
         "lqf": fit_lqf(start, train, replace(exact, moves=10, move_rates=RATES)),
-        "finetune": sweep(start, train, FineTuneSettings(head_start="probe"), rates=RATES, seed=seed),
+        "finetune": sweep(start, train, FineTuneSettings(head_start="probe", epochs=EPOCHS), rates=RATES, seed=seed),
     }
     out = {n: scores(f.predict_proba(test, flip=True), f.classes, test)["accuracy"] for n, f in found.items()}
     probe = METHODS["probe"].fit(start, train, MethodSettings(seed=seed))
