@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -155,6 +156,7 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
         )
     axes[0, -1].set(xscale="log", xlabel="width of a small residual network")
     for panel in axes[0]:
+        panel.set_xticks(sorted({int(x) for line in panel.lines for x in np.asarray(line.get_xdata())}))
         panel.axhline(0, color=MUTED, linewidth=0.8)
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.xaxis.set_minor_formatter("")
