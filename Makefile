@@ -9,7 +9,7 @@ ASSETS := $(shell cat assets.txt)
 # Compiled files are kept, whatever the shell says: without them every process of the tests compiles what it imports.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test docs minimum torture bench lint style figures clean
+.PHONY: demo test docs minimum release torture bench lint style figures clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -28,6 +28,10 @@ docs: $(STAMP)
 # The tests with exactly the oldest versions that pyproject.toml allows; `make minimum PYTHON=python3.11 TESTS=tests/cli`.
 minimum:
 	$(PYTHON) tests/minimum_versions.py .venv/minimum --weights $(ASSETS) -- -n 2 --dist worksteal $(TESTS)
+
+# Wheel and sdist, and a fit with each in clean environments of the oldest and newest versions; some minutes.
+release: $(STAMP)
+	$(BIN)/python tests/release.py $(VENV)/release
 
 # Damage, kills, races, full disks, hostile names: an hour, 20 minutes a start; started again it goes on where it was.
 torture: $(STAMP)

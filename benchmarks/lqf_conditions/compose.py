@@ -43,7 +43,9 @@ def measure() -> list[dict[str, str | float]]:
     train, test = datasets.cifar_split(backbone, SHOTS, 0, test=TEST)
     head = probe_head(mean_features(backbone, public, False), positions(public)).requires_grad_(False)
     lin, rows = Linearization(backbone, "all", head), np.arange(len(train))
-    solved = LogitExplanations.of(lin, list(network_inputs(backbone, train)), targets_of(train), 1.0)
+    solved = LogitExplanations.of(
+        lin, list(network_inputs(backbone, train)), one_hot_targets(positions(train), CLASSES), 1.0
+    )
     kernel, residuals = solved.system.kernel, solved.system.targets.reshape(len(train), CLASSES)
     assert isinstance(kernel, Tensor)
     kernel = kernel.view(len(train), CLASSES, len(train), CLASSES)
@@ -77,16 +79,9 @@ def measure() -> list[dict[str, str | float]]:
             "exact: fitted without it": right(tangent(np.flatnonzero(shard != 0))),
             "nothing learnt": right(exact * 0.0),
         }
-        lengths = {"length of the average": (total / SHARDS).norm() / exact.norm()}
-        lengths["cosine with the exact"] = total.dot(exact) / (total.norm() * exact.norm())
-        out.append({"shards": title} | ways | lengths)
+        out.append({"shards": title} | ways)
         print(out[-1], flush=True)
     return out
-
-
-def targets_of(pictures: Pictures) -> Tensor:
-    """(n, C), one-hot."""
-    return one_hot_targets(positions(pictures), CLASSES)
 
 
 def added(tangents: Sequence[TaskVector]) -> TaskVector:

@@ -90,12 +90,6 @@ def widths(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
-def composed(found: Row) -> str:
-    """Accuracies of combined tangents."""
-    rows = found.get("rows", [])
-    return record.markdown_table(rows, {name: "" if name == "shards" else ".3f" for name in (rows or [{}])[0]})
-
-
 def points(rows: Iterable[Row], more: Iterable[Row], method: str, axis: str) -> dict[str, dict[int, list[float]]]:
     """Gaps by network, then by resolution (25 a class) or pictures a class (96 px); `more` is from few_shot."""
     out: dict[str, dict[int, list[float]]] = {}
@@ -169,7 +163,8 @@ def publish() -> None:
     """docs/results/lqf_conditions.md and its figure, from what was measured so far."""
     rows, controlled, more = (record.load(name).get("rows", []) for name in (NAME, WIDTHS, DRAWS))
     parts = {"conditions": conditions(rows) or NOT_YET, "widths": widths(controlled), "draws": draws(more)}
-    parts |= {"compose": composed(record.load("lqf_compose"))}
+    shards = [{k: v if k == "shards" else f"{v:.3f}" for k, v in r.items()} for r in record.load("lqf_compose")["rows"]]
+    parts["compose"] = record.markdown_table(shards)
     parts |= {"dual": record.markdown_table(record.load("lqf_dual").get("rows", []))}
     record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled, more)})
 

@@ -1,9 +1,8 @@
 """Width and leak, controlled: `python -m benchmarks.lqf_conditions.widths`; about half an hour on one core.
 
 Small residual networks are pre-trained here on half of CIFAR-10's classes at 16 px, and transferred to the other half:
-exact LQF at the pre-trained weights, LQF moved first, and swept fine-tuning, 25 pictures a class. A leak is there from
-the start of pre-training, or grafted on a network trained without, or healed after that: BatchNorm statistics
-re-estimated, then the original features distilled on pictures without labels.
+exact LQF at the pre-trained weights, LQF moved first, and swept fine-tuning, 25 pictures a class, without a leak and
+with one that is there from the start of pre-training.
 """
 
 from __future__ import annotations
@@ -19,22 +18,16 @@ from torch import Tensor, nn
 from benchmarks import datasets, record
 from benchmarks.lqf_conditions.page import WIDTHS, publish
 from benchmarks.record import Row
-from benchmarks.study import begin, network_inputs, quietly, scores, study_parser
+from benchmarks.study import begin, quietly, scores, study_parser
 from tangentune import Backbone, Pictures, load_pictures
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune, sweep
 from tangentune.methods.lqf import LQFSettings, fit_lqf
-from tangentune.networks.healing import heal_batchnorm
-from tangentune.networks.leaky import leaky
 
-SIZE, SHOTS, SOURCE, TEST, SLOPE = 16, 25, 1000, 1000, 0.1
-KINDS = ("no leak", "grafted", "healed", "pre-trained with")
-ENDS = ("no leak", "pre-trained with")
-ORDER = [(w, kind, seed) for seed in range(3) for w in (4, 16) for kind in ENDS]
-ORDER += [(8, kind, seed) for seed in range(3) for kind in KINDS]
-GRID = [{"width": width, "kind": kind, "seed": seed} for width, kind, seed in ORDER]
+SIZE, SHOTS, SOURCE, TEST, SLOPE, BATCH = 16, 25, 1000, 1000, 0.1, 128
+KINDS = ("no leak", "pre-trained with")
+GRID = [{"width": width, "kind": kind, "seed": seed} for seed in range(3) for width in (4, 16, 8) for kind in KINDS]
 RATES, EPOCHS = (1e-3, 3e-3, 1e-2), 30  # networks this small ask for more than the sweep's own
-STEPS, BATCH = 150, 128  # of distillation
 
 
 class Block(nn.Module):
@@ -84,11 +77,6 @@ def measure(key: Row, known: dict[tuple[Any, ...], FineTuned]) -> Row:
         )
         known[place] = fine_tune(blank, source, settings)
     start, pretrained = known[place].backbone, known[place]
-    if kind in ("grafted", "healed"):
-        start = leaky(start, SLOPE).network
-    if kind == "healed":
-        batches = list(network_inputs(start, source.select(slice(0, 1000))))
-        start = distilled(heal_batchnorm(start, batches, reference=pretrained.backbone), pretrained.backbone, source)
     train, test = halves(blank, 1, SHOTS, seed)
     exact = LQFSettings(solver="dual", seed=seed)
     found = {
@@ -111,24 +99,6 @@ def halves(backbone: Backbone, half: int, shots: int, seed: int) -> tuple[Pictur
     chosen, kept = (rows[of[rows] % 2 == half] for rows, of in ((chosen, data.train_labels), (kept, data.test_labels)))
     train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
     return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
-
-
-def distilled(changed: Backbone, original: Backbone, pictures: Pictures) -> Backbone:
-    """The changed network brought back to the original's features by some steps of Adam on unlabelled pictures."""
-    student = copy.deepcopy(changed)
-    weights = [p.requires_grad_() for p in student.module.parameters()]
-    optimiser, generator = torch.optim.Adam(weights, 3e-4), torch.Generator().manual_seed(0)
-    for _ in range(STEPS):
-        rows = torch.randint(0, len(pictures), (BATCH,), generator=generator).numpy()
-        (x,) = network_inputs(student, pictures.select(rows), BATCH)
-        with torch.no_grad():
-            wanted = original.features(x)
-        loss = (student.features(x) - wanted).square().sum(1).mean() / wanted.square().sum(1).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    student.module.requires_grad_(False)
-    return student
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 """The version, apart, so that no room has to import the package that imports them all."""
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"

@@ -156,6 +156,22 @@ def listed(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
 
 
+def nice_number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """A number as people write it: so many digits at least, no power of ten between 1e-4 and 1e15.
+
+    Example:
+        >>> nice_number(220.4, 2), nice_number(0.012345), nice_number(-3.0, sign=True), nice_number(2e-7)
+        ('220', '0.0123', '-3', '2e-07')
+    """
+    size = abs(float(f"{value:.{digits}g}"))  # rounded first: 9.99 may be 10.0
+    plus = "+" if sign else ""
+    if not 1e-4 <= size < 1e15:
+        return f"{value:{plus}.{digits}g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    text = f"{value:{plus}.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if decimals else text
+
+
 def whole(value: Any) -> int | None:
     """The whole number that a value is, 20.0 included; None for whatever is none.
 

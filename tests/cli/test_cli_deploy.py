@@ -13,6 +13,7 @@ from cli_cases import X, answer, digest, folder_of, refused, small
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
 from tangentune.estimators.model_directory import read_model
+from tangentune.workbench.server import Serving
 
 OWN = """
 from small import MEAN, STD, network
@@ -64,7 +65,7 @@ def test_what_no_file_can_be_is_refused(model: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_network_of_ones_own_is_named_again_and_never_imported_from_a_model(
-    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, name = folder_of(tmp_path / "p", list(range(20)), [i % 2 for i in range(20)]), f"{own}:made"
     settings = ("--metric-power", "0", "--outer-steps", "0", "--augment", "none")
@@ -78,6 +79,10 @@ def test_a_network_of_ones_own_is_named_again_and_never_imported_from_a_model(
     answer(capsys, "forget", "m", found["predictions"][0]["id"], "--backbone", name)
     assert answer(capsys, "predict", "m", pictures, "--backbone", name)["predictions"][0]["fitted_on"] is None
     refused(capsys, "predict", "m", pictures, "--backbone", "efficientnet_lite0", words=("other parameters",))
+    monkeypatch.setattr(Serving, "run", Serving.close)
+    refused(capsys, "serve", "m", words=(name, "--backbone"))
+    assert main(["serve", "m", "--backbone", name, "-q"]) == 0
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(

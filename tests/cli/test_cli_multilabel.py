@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,21 @@ def test_evaluate_and_predict(model: Path, labelled: Path, capsys: pytest.Captur
     fitted = TangentClassifier.from_pretrained(model)
     document = answer(capsys, "evaluate", model, labelled / "test" / "t.csv", "--label-columns", ",".join(NAMES))
     again = answer(capsys, "evaluate", model, labelled / "test" / "t.csv", "--label-separator", "|")
+    page = labelled / "test" / "e.html"
+    command = ["evaluate", model, labelled / "test" / "t.csv", "--label-separator", "|", "--page", page, "-q"]
+    assert main(list(map(str, command))) == 0
+    capsys.readouterr()
+    text = page.read_text(encoding="utf-8")
+    for row in document["labels"]:
+        numbers = [row[key] for key in ("average_precision", "f1", "precision", "recall")]
+        cells = "".join(f'<td class="num">{"–" if one is None else f"{one:.3f}"}</td>' for one in numbers)
+        assert re.search(
+            f'<td class="name">{row["name"]}</td><td class="num">{row["pictures"]} .{{4,7}}</td>{cells}', text
+        )
+    assert f"<b>{document['macro_f1']:.3f}</b>" in text
+    assert f"The {len(Y[N:]) * len(NAMES)} hardest labels" in text
+    assert 'href="25.png"' in text, "a name leads to its file"
+    page.unlink()
     assert document == again
     assert document["subset_accuracy"] == fitted.score(X[N:], Y[N:])
     rows = answer(capsys, "predict", model, labelled / "test" / "25.png")["predictions"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
 from tangentune.errors import InputError
-from tangentune.estimators import outer_steps
+from tangentune.estimators import fit, outer_steps
 from tangentune.estimators.outer_steps import FOLDS, Rung, choose_steps, cross_fitted_expansion, moved
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.methods.fine_tuning import fine_tune
@@ -156,6 +156,29 @@ def test_nothing_is_spent_where_moving_does_not_pay(backbone: Backbone, monkeypa
     assert error is not None
     assert tried[0]["loo_error"] is not None
     assert error > tried[0]["loo_error"]
+
+
+def test_moved_networks_overrule_a_probe_that_is_for_mirroring(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures that are bright on the left or on the right: mirrored, nothing tells them apart."""
+    labels, rng = np.arange(40) % 2, np.random.default_rng(0)
+    pixels = 0.3 * rng.random((40, 3, 8, 8))
+    for i, label in enumerate(labels):
+        pixels[i, :, :, 4 * label : 4 * label + 4] += 0.6
+    sided = Pictures(torch.from_numpy(pixels), labels, [str(i) for i in range(40)])
+    monkeypatch.setattr(outer_steps, "RUNGS", (Rung(8, 1e-3, 8),))
+    few = choose_steps(backbone, sided, flip=True, may_unmirror=True)[0]
+    monkeypatch.setattr(outer_steps, "MIRRORS", 8)
+    asked = choose_steps(backbone, sided, flip=True)[0]
+    assert all(one is None or one.flip for one in (few, asked))  # too few to overrule, or told to mirror
+    made = choose_steps(backbone, sided, flip=True, may_unmirror=True)[0]
+    assert made is not None
+    assert not made.flip
+    monkeypatch.setattr(fit, "mirroring_helps", lambda *_: True)
+    model, plain = (TangentClassifier(backbone, augment=word).fit(sided) for word in ("loo", None))
+    assert (model.augment_, model.outer_steps_) == (None, 8)
+    assert (model.predict_proba(sided) == plain.predict_proba(sided)).all()
 
 
 def test_a_refused_rung_falls_back_to_the_one_below(

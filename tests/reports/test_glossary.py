@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tangentune.reports import pages
+from tangentune.reports.gallery import Gallery
 from tangentune.reports.glossary import TERMS, Words, anchor, page
 
 ROOT = Path(__file__).parents[2]
@@ -37,13 +38,15 @@ def test_templates_ask_only_for_words_that_are_explained() -> None:
 
 def test_a_page_lists_the_words_that_it_links() -> None:
     text = pages.render(
-        "suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": True, "several": False}
+        "suspects.html.j2",
+        {"gallery": Gallery([], [], None, []), "n": 3, "network": "small", "classification": True, "several": False},
     )
     links = re.findall(r'href="#(word-[^"]+)"', text)
     assert links == [f"word-{anchor('leave-one-out')}"]
     assert re.findall(r'<dt id="([^"]+)">', text) == links
     other = pages.render(
-        "suspects.html.j2", {"tiles": [], "n": 3, "network": "small", "classification": False, "several": False}
+        "suspects.html.j2",
+        {"gallery": Gallery([], [], None, []), "n": 3, "network": "small", "classification": False, "several": False},
     )
     assert "Words on this page" not in other, "each page has its own words"
 

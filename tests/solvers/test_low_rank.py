@@ -14,6 +14,7 @@ from tangentune.errors import InputError, SingularError
 from tangentune.solvers import balancing, leave_out, likelihoods, posterior, reweighting
 from tangentune.solvers.edits import append_rows, remove, retarget, reweight
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.shared_matrix import SharedMatrix
 from tangentune.solvers.system import System, build, design, fitted, refresh, residual, spot_check
 
 N, D, C, DAMPING = 60, 9, 3, 0.3
@@ -181,6 +182,6 @@ def test_a_damping_too_small_is_one_sentence() -> None:
 def test_the_solution_is_known_by_its_normal_equations() -> None:
     system = on_features()
     assert isinstance(system.inverse, FeatureInverse)
-    spoilt = replace(system.inverse, core=system.inverse.core * (1 + 1e-6))
+    spoilt = replace(system.inverse, core=SharedMatrix(system.inverse.core.whole() * (1 + 1e-6)))
     assert spoilt.error()[0] > 1e-7
     assert residual(replace(system, inverse=spoilt))[0] > 1e-7

@@ -1,15 +1,12 @@
 """The real server in a real browser: keys, mouse, a phone's width, dark mode, and what assistive technology finds.
 
-Needs Chromium; the rules of axe-core are read from node_modules where somebody put them (npm install axe-core).
+Needs Chromium.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
-import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,23 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser_cases import NEEDED, chromium, faults
 from page_cases import CLASSES, IDS, NAMES, NEW, X, figures_of, fresh, png, save_model
 
 from tangentune import TangentClassifier
 from tangentune.workbench.server import prepare
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-proxy-server",
-]  # fmt: skip
-AXE = [Path("node_modules/axe-core/axe.min.js"), Path(os.environ.get("AXE_CORE", "axe.min.js"))]
-
-pytestmark = [
-    pytest.mark.usefixtures("loadable"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to drive; install one to test the page in it"),
-]
+pytestmark = [pytest.mark.usefixtures("loadable"), NEEDED]
 
 
 class Visit:
@@ -75,23 +62,13 @@ class Visit:
         return self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
     def faults(self) -> list[str]:
-        """Serious findings of axe-core, where its rules are at hand."""
-        rules = next((path for path in AXE if path.is_file()), None)
-        if rules is None:
-            return []
-        self.page.evaluate(rules.read_text(encoding="utf-8"))
-        found = self.page.evaluate("axe.run()")
-        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
-        return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in serious]
+        return faults(self.page)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with warnings.catch_warnings(), playwright.sync_playwright() as driver:
-        warnings.simplefilter("ignore")
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

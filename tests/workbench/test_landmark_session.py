@@ -12,6 +12,9 @@ from small import FIXED, backbone, pictures
 
 from tangentune import Pictures, TangentClassifier
 from tangentune.errors import InputError
+from tangentune.solvers.leave_out import loo
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.system import refresh
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.session import Session
 
@@ -60,6 +63,62 @@ def test_rows_of_all_pictures_are_not_offered() -> None:
     ours = session(solver="landmarks", landmarks=12)
     assert not ours.rows_help
     assert np.isfinite([(point.x, point.y) for point in ours.layout()]).all()
+
+
+def test_a_save_leaves_nothing_of_forgotten_pictures_in_memory(tmp_path: object) -> None:
+    place = f"{tmp_path}/model"
+    model = session(solver="landmarks", landmarks=12).estimator
+    model.save_pretrained(place)
+    with Session(model, place) as found:
+        gone = (next(i for i in range(40) if i not in landmark_numbers(found)), landmark_numbers(found)[0])
+        found.take(Edit("forget", gone))
+        found.save()
+        solution = found._timeline.state.fitted.solution
+        assert solution is not None
+        assert solution.wary is not None
+        for system in (solution.system, solution.wary):
+            assert isinstance(system.kernel, FeatureKernel)
+            assert isinstance(system.inverse, FeatureInverse)
+            assert [len(part) for part in system.kernel.parts] == [38]
+            assert system.inverse.kernel is system.kernel is found._timeline.state.fitted.training.kernel
+            assert system.inverse.gram.terms == system.inverse.core.terms == ()
+        found.take(Edit("relabel", (found.numbers[3],), "dog"))
+        found.take(Edit("forget", (found.numbers[5], landmark_numbers(found)[0])))
+        held = found.estimator.solution_.system
+        anew = refresh(held)
+        assert_allclose(held.dual, anew.dual, atol=1e-8)
+        assert_allclose(found.estimator.loo_predictions_, loo(anew), atol=1e-8)
+
+
+def test_a_state_put_by_is_found_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session(solver="landmarks", landmarks=12)
+    found.suspects()
+    monkeypatch.setattr("tangentune.workbench.timeline.ROOM", sum(found._timeline.state.held().values()))
+    monkeypatch.setattr("tangentune.estimators.fitted.solve", None)  # nothing is solved from the rows
+    monkeypatch.setattr("tangentune.workbench.suspects.wary_at", None)
+    marked = landmark_numbers(found)
+    others = [number for number in range(40) if number not in marked]
+    shown = []
+    edits = ("forget", others[0]), ("relabel", others[1]), ("forget", marked[2]), ("forget", others[7])
+    for kind, number in edits:
+        shown.append((found.figures(), found.suspects(9), found.estimator.loo_predictions_))
+        found.take(Edit("forget", (number,)) if kind == "forget" else Edit("relabel", (number,), "dog"))
+    for i in (3, 2, 1):
+        found.undo()
+        assert found._timeline.state.fitted.solution is None
+        assert (found.figures(), found.suspects(9)) == shown[i][:2]  # without a solution
+        found.answer(others[9])
+        held = found.estimator.solution_.system
+        assert_allclose(loo(held), shown[i][2], atol=1e-8)
+        assert_allclose(held.dual, refresh(held).dual, atol=1e-8)
+    found.take(Edit("forget", (marked[1], others[5])))
+    assert_allclose(found.estimator.loo_predictions_, loo(refresh(found.estimator.solution_.system)), atol=1e-8)
+
+
+def landmark_numbers(found: Session) -> list[int]:
+    landmarks = found._timeline.state.fitted.training.landmarks
+    assert landmarks is not None
+    return landmarks.numbers.tolist()
 
 
 def test_no_rows_are_kept(tmp_path: object) -> None:

@@ -17,9 +17,11 @@ from tangentune import Pictures, TangentClassifier, TangentRegressor
 from tangentune.errors import InputError, StaleError
 from tangentune.estimators.summary import class_scores
 from tangentune.reports.explanation import familiarity
+from tangentune.solvers.leave_out import distrusting
 from tangentune.solvers.system import refresh
 from tangentune.workbench.edits import Edit
 from tangentune.workbench.session import Session
+from tangentune.workbench.states import with_wary
 
 BACKBONE = backbone()
 X, Y = pictures(40)
@@ -57,7 +59,7 @@ def equals_refit(found: Session, x: NDArray, y: NDArray, ids: list[str], **optio
     counts = found.confusion()
     assert counts.sum() == len(y)
     assert np.trace(counts) == right.sum()
-    rows, state = found.suspects(len(y)), found._timeline.state
+    rows, state = found.suspects(len(y)), with_wary(found._timeline.state)
     assert state.wary is not None
     anew = refresh(refit.solution_.system, damping=state.wary.damping)
     assert_allclose(inverse_of(state.wary), inverse_of(anew), rtol=0, atol=1e-8 * float(inverse_of(anew).abs().max()))
@@ -103,6 +105,19 @@ def test_every_edit_is_a_refit(options: dict[str, Any]) -> None:
     assert [step.done for step in found.timeline()] == [False] * 4
     with pytest.raises(InputError, match="no edit to undo"):
         found.undo()
+
+
+def test_a_later_session_chooses_its_own_distrusting_damping() -> None:
+    found = session()
+    found.suspects()
+    found.take(Edit("forget", tuple(range(0, 20, 2))))
+    later = Session(found.estimator)
+    later.suspects()
+    fresh = session()
+    fresh.take(Edit("forget", tuple(range(0, 20, 2))))
+    dampings = [with_wary(one._timeline.state).wary_damping for one in (found, later, fresh)]
+    assert dampings[0] == dampings[2] != dampings[1]
+    assert dampings[1] == distrusting(later.estimator.solution_.system).damping
 
 
 def test_states_without_room_are_solved_anew(monkeypatch: pytest.MonkeyPatch) -> None:

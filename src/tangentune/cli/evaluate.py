@@ -7,11 +7,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
+from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, skipped
 from tangentune.cli.options import STREAMS, Command, label_options, option
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
-from tangentune.errors import InputError, shown
+from tangentune.errors import shown
 
 if TYPE_CHECKING:
     from tangentune.reports.evaluation import Evaluation
@@ -42,14 +42,14 @@ def evaluate(model: str, pictures: str, page: str | None, as_json: bool, quiet: 
     read = reading(options)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
-        if page is not None and several(fitted):
-            raise InputError("--page is of models of one label a picture; leave it out, or take --json")
         loaded = load(pictures, fitted.backbone_, fitted, read, True)
         found = judged(fitted, loaded)
         if page is not None:
+            from tangentune.reports.gallery import links
             from tangentune.reports.pages import write_page
 
-            write_page(render_evaluation(fitted, found), page, fitted.fitted_.version)
+            link = links(pictures if Path(pictures).is_dir() else Path(pictures).parent, page)
+            write_page(render_evaluation(fitted, found, link), page, fitted.fitted_.version)
     if as_json:
         print_json({**_document(found), "skipped": skipped(loaded)})
         return

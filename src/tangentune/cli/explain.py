@@ -12,7 +12,7 @@ from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, s
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
-from tangentune.errors import InputError, shown
+from tangentune.errors import InputError, nice_number, shown
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 MOST = 20  # pictures that one page explains
 _FILE = click.Path(dir_okay=False)
 _OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
+_ORIGINALS = option(
+    STREAMS,
+    "--originals",
+    "The folder of the fit's pictures, for links from the page to their files.",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False),
+)
 _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 
 
@@ -30,8 +37,18 @@ _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 @click.argument("pictures", type=PICTURES)
 @_top("Training pictures to name in either direction.", default=8)
 @_OUT
+@_ORIGINALS
 @shared_options
-def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def explain(
+    model: str,
+    pictures: str,
+    top: int,
+    out: str | None,
+    originals: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Say which training pictures of the saved MODEL made its answer about PICTURES, and which spoke against it.
 
     PICTURES is a picture, a folder of up to 20, or a CSV file with the column path. Each influence is exact: what
@@ -61,8 +78,11 @@ def explain(model: str, pictures: str, top: int, out: str | None, as_json: bool,
             _show_explanation(one, stdout)
     if out is not None:
         from tangentune.reports.explanation_page import render_explanations
+        from tangentune.reports.gallery import links
 
-        _write_page(render_explanations(fitted, loaded, found), out, fitted, None if as_json else stdout)
+        folder = pictures if Path(pictures).is_dir() else Path(pictures).parent
+        page = render_explanations(fitted, loaded, found, links(folder, out), links(originals, out))
+        _write_page(page, out, fitted, None if as_json else stdout)
 
 
 def _check_out(out: str | None) -> None:
@@ -93,7 +113,11 @@ def _show_explanation(one: Explanation, stream: IO[str]) -> None:
         stream.write(f"{shown(one.id)}: {shown(', '.join(one.said)) or 'no label'}\n")
     for attribution in one.attributions:
         rival, strongest = attribution.against, attribution.strongest
-        more = f" ± {attribution.error:.2g}" if attribution.error is not None else f", score {attribution.total:.3f}"
+        more = (
+            f" ± {nice_number(attribution.error, 2)}"
+            if attribution.error is not None
+            else f", score {attribution.total:.3f}"
+        )
         more = f", ahead of {rival.label} by {attribution.total:.3f}" if rival else more
         name = f"{attribution.name} " if attribution.name and one.said is None else ""
         stream.write(shown(f"{one.id}: {name}{_words(attribution.answer, '({})')}{more}") + "\n")
@@ -105,7 +129,9 @@ def _show_explanation(one: Explanation, stream: IO[str]) -> None:
             stream.write(shown(f"Without {strongest.id} {would} would be {without}.") + "\n")
         table = new_table("Influence", "Label", "Without it", "Training picture", numbers=(0,))
         for effect in (*attribution.raised, *reversed(attribution.lowered)):
-            number = f"{effect.influence:+.3f}" if attribution.error is None else f"{effect.influence:+.3g}"
+            number = (
+                f"{effect.influence:+.3f}" if attribution.error is None else nice_number(effect.influence, sign=True)
+            )
             table.add_row(number, *folded(effect.label, _words(effect.without, "{}"), effect.id))
         print_table(table, stream)
         stream.write("\n")
@@ -122,8 +148,11 @@ def _words(answer: Prediction | None, sure: str) -> str:
 @click.argument("model", type=MODEL)
 @_top("How many labels to list.", default=20)
 @_OUT
+@_ORIGINALS
 @model_options
-def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def suspects(
+    model: str, top: int, out: str | None, originals: str | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """List the training pictures of the saved MODEL whose labels are most likely mistakes, worst first.
 
     Each label is held against what all other pictures say in its place.
@@ -138,8 +167,10 @@ def suspects(model: str, top: int, out: str | None, as_json: bool, quiet: bool, 
         _show_suspects(fitted, found, model, stdout)
     if out is not None:
         from tangentune.reports.explanation_page import render_suspects
+        from tangentune.reports.gallery import links
 
-        _write_page(render_suspects(fitted, found, model), out, fitted, None if as_json else stdout)
+        page = render_suspects(fitted, found, model, links(originals, out))
+        _write_page(page, out, fitted, None if as_json else stdout)
 
 
 def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: IO[str]) -> None:
@@ -155,7 +186,7 @@ def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: 
     names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
     table = new_table(*names, numbers=(0, 2) if sure else (0,))
     for one in found:
-        doubt = f"{one.score:.2f}" if sure else f"{one.score:.3g}"
+        doubt = f"{one.score:.2f}" if sure else nice_number(one.score)
         given, better = label_text(fitted, one.label), label_text(fitted, one.suggestion)
         table.add_row(doubt, *folded(given, *([percent(one.probability)] if sure else []), better, one.id))
     print_table(table, stream)
@@ -184,7 +215,8 @@ def _show_remedy(model: str, name: str, better: str, stream: IO[str]) -> None:
 @click.command(cls=Command, short_help="Write an HTML page about a model.")
 @click.argument("model", type=MODEL)
 @option(STREAMS, "--out", "The page to write; MODEL/report.html if not given.", metavar="FILE.html", type=_FILE)
-def report(model: str, out: str | None) -> None:
+@_ORIGINALS
+def report(model: str, out: str | None, originals: str | None) -> None:
     """Write an HTML page about the saved MODEL.
 
     Scores, hardest pictures (the likely label mistakes), which blocks moved, and what was tried. The page
@@ -194,5 +226,5 @@ def report(model: str, out: str | None) -> None:
 
     with working(quiet=False):
         fitted = saved_model(model, True, {})
-        path = write_report(fitted, Path(model) / "report.html" if out is None else out, model)
+        path = write_report(fitted, Path(model) / "report.html" if out is None else out, model, originals)
     click.echo(f"Report written to {shown(str(path))}")

@@ -22,19 +22,24 @@ def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimat
     import tangentune
     from tangentune.errors import StoreError
     from tangentune.estimators.model_directory import read_config
-    from tangentune.estimators.saving import saved_size
-    from tangentune.networks.own_code import named_backbone
 
-    settings = read_config(directory)
-    name = settings.get("estimator")
+    name = read_config(directory).get("estimator")
     if name not in ("TangentClassifier", "TangentRegressor"):
         raise StoreError(f"{directory} holds a {name}, which this command cannot use")
     check_device(options.get("device"))
-    own = options.get("backbone")  # what a model file names is shown, and never imported
-    network = None if own is None else named_backbone(own, saved_size(settings))
+    network = own_network(directory, options.get("backbone"))
     fitted = getattr(tangentune, name).from_pretrained(directory, backbone=network, device=options.get("device"))
     given = {key: value for key, value in options.items() if key not in ("device", "backbone") and value is not None}
     return fitted.set_params(verbose=0 if quiet else 1, **given)
+
+
+def own_network(directory: str, name: str | None) -> Backbone | None:
+    """The network that a user has named for a saved model; what the model file names is shown, and never imported."""
+    from tangentune.estimators.model_directory import read_config
+    from tangentune.estimators.saving import saved_size
+    from tangentune.networks.own_code import named_backbone
+
+    return None if name is None else named_backbone(name, saved_size(read_config(directory)))
 
 
 def reading(options: dict[str, Any]) -> dict[str, Any]:

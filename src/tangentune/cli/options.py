@@ -235,6 +235,7 @@ site_options = _together(_REGRESSION, *_DEVICE, *_READING, *_OUTPUT)  # what the
 damping_option = _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0"))
 network_options = _together(*_NETWORK)  # which network, and for pictures of what size
 set_options = _together(*_DEVICE, *_READING, *_OUTPUT)  # what a command takes that reads pictures and no model
+own_option = _together(*_OWN)  # the network of a model that is one's own
 shared_options = _together(*_OWN, *_DEVICE, *_READING, *_OUTPUT)  # the same of a model
 label_options = _together(*_OWN, *_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # and one that reads labels, perhaps several
 table_options = _together(*_OWN, *_READING[:3], *_OUTPUT)  # what a command takes that looks for a model's pictures

@@ -23,7 +23,7 @@ from tangentune.cli.options import (
 )
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_facts, print_table
-from tangentune.errors import InputError, shown
+from tangentune.errors import InputError, nice_number, shown
 
 if TYPE_CHECKING:
     from tangentune.cli.models import Estimator
@@ -309,7 +309,7 @@ def merged_facts(model: Estimator, merged: TangentSums) -> dict[str, Any]:
 
 def show_merged(facts: dict[str, Any], stream: IO[str]) -> None:
     """The same for people."""
-    rows = [("pictures", f"{facts['n']:,}"), ("damping", f"{facts['damping']:.3g}")]
+    rows = [("pictures", f"{facts['n']:,}"), ("damping", nice_number(facts["damping"]))]
     left_out = facts["left_out"]
     more = _left_out_rows(left_out) if left_out else [("squared error, estimated", f"{facts['error']:.3f}")]
     print_facts(rows + more, stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import math
@@ -12,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import IO, Any
 
 import click
@@ -109,6 +111,7 @@ def working(quiet: bool, kept: str | None = None) -> Iterator[IO[str]]:
     If it is interrupted, it says that what was done is `kept` in some place.
     """
     stdout = sys.stdout
+    _heavy_imports()
 
     def note(message: Warning | str, *_: Any, **__: Any) -> None:
         if not quiet:
@@ -127,6 +130,21 @@ def working(quiet: bool, kept: str | None = None) -> Iterator[IO[str]]:
             if kept is not None and not quiet:
                 click.echo(f"note: what was done is kept in {shown(kept)}; the same command goes on", err=True)
             raise
+
+
+def _heavy_imports() -> None:
+    """Torch and what stands on it, which every command needs that works.
+
+    Nothing of what imports make is garbage: looking for some among it would take half a second, again and again.
+    """
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import_module("tangentune.estimators.saving")
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def check_device(name: str | None) -> None:

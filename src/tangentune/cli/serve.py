@@ -7,8 +7,8 @@ from functools import partial
 
 import click
 
-from tangentune.cli.models import MODEL
-from tangentune.cli.options import STREAMS, Command, option
+from tangentune.cli.models import MODEL, own_network
+from tangentune.cli.options import STREAMS, Command, option, own_option
 from tangentune.cli.run import working
 
 _FOLDER = click.Path(exists=True, file_okay=False)
@@ -27,6 +27,7 @@ _serve = partial(option, "Server")
     "Of --host: whoever has the address may see the pictures and change the model; nothing is encrypted.",
     is_flag=True,
 )
+@own_option
 @option(STREAMS, "--quiet -q", "Print the address and nothing else.", is_flag=True)
 def serve(
     model: str,
@@ -36,6 +37,7 @@ def serve(
     open: bool,
     host: str | None,
     i_know_what_this_means: bool,
+    backbone: str | None,
     quiet: bool,
 ) -> None:
     """Open the workbench on the saved MODEL: a page in the browser, served by this machine to this machine.
@@ -46,10 +48,11 @@ def serve(
     with working(quiet) as stdout:
         from tangentune.workbench.server import LOCAL, prepare, show
 
-        away = i_know_what_this_means
+        away, network = i_know_what_this_means, own_network(model, backbone)
         serving = prepare(
-            model, originals=originals, unlabelled=unlabelled, host=host or LOCAL, port=port, exposed=away
-        )
+            model, originals=originals, unlabelled=unlabelled, host=host or LOCAL, port=port, exposed=away,
+            backbone=network,
+        )  # fmt: skip
         stdout.write(f"{serving.address}\n" if quiet else f"The workbench is at {serving.address}\nCtrl-C ends it.\n")
         stdout.flush()
         if open and not show(serving.address):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
-from tangentune.errors import shown
+from tangentune.errors import nice_number, shown
 
 if TYPE_CHECKING:  # rich is imported when a table is made, so that help and mistakes in the options are quick
     from rich.table import Table
@@ -76,7 +76,7 @@ def score_rows(scores: dict[str, float], interval: tuple[float, float] | None) -
             ("calibration error", percent(scores["ece"])),
         ]
     if "accuracy" not in scores:
-        return [("R²", f"{scores['r2']:.4f}"), ("root mean squared error", f"{scores['rmse']:.4g}")]
+        return [("R²", f"{scores['r2']:.4f}"), ("root mean squared error", nice_number(scores["rmse"], 4))]
     between = "" if interval is None else f" (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)"
     return [
         ("accuracy", percent(scores["accuracy"]) + between),

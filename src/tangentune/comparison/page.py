@@ -18,6 +18,7 @@ from tangentune.comparison.methods import METHODS
 from tangentune.comparison.plan import ALL, Shots
 from tangentune.comparison.store import Comparison
 from tangentune.comparison.summary import Mean, Row
+from tangentune.errors import nice_number
 from tangentune.estimators.summary import nice_bytes, nice_seconds
 from tangentune.pictures.names import some
 from tangentune.reports.figures import PALETTE, house_style
@@ -108,7 +109,9 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _test(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     n, share = settings["test_pictures"], settings["test_share"]
-    origin = "given apart" if share is None else f"{100 * share:.3g} % of each class, set aside before every draw"
+    origin = (
+        "given apart" if share is None else f"{nice_number(100 * share)} % of each class, set aside before every draw"
+    )
     text = f"Scored on the same {n:,} test pictures throughout ({origin})."
     measured = [row.means["accuracy"].mean for row in rows if row.means]
     if measured:

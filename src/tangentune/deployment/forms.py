@@ -2,6 +2,9 @@
 
 A matrix's row is `sum over positions t of outer(g_t, a_t)`. All that is asked of it are its inner products with C fixed
 matrices and its squared length in the metric, and for each of the two there is more than one way.
+
+Products of batches are `torch.bmm`, and with one matrix `times`: `@` repeats a matrix for every picture where a graph
+keeps the number of pictures open, and copies megabytes of weights at each prediction.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class MatrixRow:
         if self.g.shape[3] == 1 == self.places[0].shape[3]:  # a channel alone: no product of matrices
             parts = [(self.g * a).flatten(2).sum(2) for a in self.places]
         else:
-            parts = [self.g.transpose(2, 3) @ a for a in self.places]
+            g, groups = self.g.flatten(0, 1).transpose(1, 2), self.g.shape[1]
+            parts = [torch.bmm(g, a.flatten(0, 1)).unflatten(0, (-1, groups)) for a in self.places]
         return (parts[0] if len(parts) == 1 else torch.stack(parts, -1)).flatten(1)
 
     def inputs(self) -> Tensor:
@@ -87,8 +91,13 @@ def position_products(row: MatrixRow, weights: Tensor) -> Tensor:
     own, forward = weights.unflatten(1, (outputs, inputs)), outputs >= inputs
     wide, narrow = (row.g, row.places[0]) if forward else (row.places[0], row.g)
     side = own.permute(1, 2, 0) if forward else own.permute(2, 1, 0)  # (wide, narrow, C)
-    spread = wide[:, 0] @ side.flatten(1)  # (n, T, narrow C)
-    return (narrow[:, 0].flatten(1)[:, None] @ spread.flatten(1).unflatten(1, (-1, len(weights))))[:, 0]
+    spread = times(wide[:, 0], side.flatten(1))  # (n, T, narrow C)
+    return torch.bmm(narrow[:, 0].flatten(1)[:, None], spread.flatten(1).unflatten(1, (-1, len(weights))))[:, 0]
+
+
+def times(values: Tensor, matrix: Tensor) -> Tensor:
+    """(n, T, k) times (k, m), as one product for all."""
+    return (values.flatten(0, 1) @ matrix).unflatten(0, (-1, values.shape[1]))
 
 
 def by_pairs(row: MatrixRow | None) -> bool:
@@ -104,8 +113,8 @@ def pair_length(row: MatrixRow, metric: Whitening | None) -> Tensor:
     """(n,) `|L G^T A R|^2 = sum_st (A R^2 A^T)_st (G L^2 G^T)_st` with `A` (T, i) and `G` (T, o)."""
     a, g = row.places[0][:, 0], row.g[:, 0]
     if metric is not None:
-        a, g = a @ metric.right[0], g @ metric.left[0]
-    return ((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))).flatten(1).sum(1)
+        a, g = times(a, metric.right[0]), times(g, metric.left[0])
+    return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).flatten(1).sum(1)
 
 
 def row_length(whole: Tensor, metric: Whitening | None) -> Tensor:
@@ -115,7 +124,13 @@ def row_length(whole: Tensor, metric: Whitening | None) -> Tensor:
     groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
     if outputs == 1 == inputs:
         return (whole * (metric.left * metric.right).flatten()).square().sum(1)
-    return (metric.left @ whole.unflatten(1, (groups, outputs, inputs)) @ metric.right).flatten(1).square().sum(1)
+    blocks = whole.unflatten(1, (groups, outputs, inputs)).transpose(0, 1).flatten(1, 2)  # (groups, n o, i)
+    turned = torch.bmm(blocks, metric.right).unflatten(1, (-1, outputs)).transpose(2, 3)  # (groups, n, i, o)
+    if outputs == 1:
+        return (turned[..., 0] * metric.left).square().sum((0, 2))
+    return (
+        torch.bmm(turned.flatten(1, 2), metric.left.transpose(1, 2)).unflatten(1, (-1, inputs)).square().sum((0, 2, 3))
+    )
 
 
 def folded(weights: Tensor, metric: Whitening | None) -> Tensor:

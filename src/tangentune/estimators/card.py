@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tangentune.errors import nice_number
 from tangentune.estimators.summary import Summary, nice_bytes, nice_seconds, nice_setting, nice_settings
 from tangentune.estimators.worth import verdict
 
@@ -51,6 +52,7 @@ def _template() -> Template:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["md"] = escape_markdown  # Markdown is not escaped as HTML is
+    environment.filters["number"] = nice_number
     environment.filters["digits"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     return environment.get_template("card.md.j2")

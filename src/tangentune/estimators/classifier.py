@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.metrics import accuracy_score
 
 from tangentune._torch import usual_torch
 from tangentune.estimators.base import TangentEstimator
@@ -164,6 +163,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
 
         With several labels a picture all of them must be right (subset accuracy).
         """
+        from sklearn.metrics import accuracy_score  # a third of a second, which commands need not wait for
+
         fitted = self._fitted()
         if fitted.outcome.labels is not None:
             loaded = self._load(X, y, fitted.backbone, labelled=True, reset=False)

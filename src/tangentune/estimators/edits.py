@@ -185,7 +185,7 @@ def _edited(
     step = UndoStep(edit, fitted.active, before)
     if training.landmarks is not fitted.training.landmarks:
         step = replace(step, training=fitted.training, feature_map=fitted.feature_map, task_vector=fitted.task_vector)
-    steps = bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES))
+    steps = bounded((*fitted.undo, step), min(fitted.room, UNDO_BYTES), solution)
     changed = replace(fitted, training=training, active=active, undo=steps)
     return _logged(changed, edit, pictures, solution, before.error, strict=False, **facts)
 

@@ -159,11 +159,15 @@ def open_share(variance: Tensor, own: Tensor) -> Tensor:
     return torch.where(own > 0, variance / own.clamp_min(1e-300), 1.0)
 
 
+def open_shares(solution: Solution) -> Tensor:
+    """Open shares (n,) of the training pictures, each left out."""
+    left_out = balancing.left_out_variance(solution.system, solution.targets.balance)
+    return open_share(left_out, solution.system.kernel.diagonal())
+
+
 def known_shares(solution: Solution) -> NDArray[np.float64]:
-    """Open shares of the training pictures that have weight, each left out: ascending."""
-    system, kept = solution.system, solution.system.weights > 0
-    left_out = balancing.left_out_variance(system, solution.targets.balance)
-    return np.sort(open_share(left_out[kept], system.kernel.diagonal()[kept]).cpu().numpy())
+    """Of those that have weight: ascending."""
+    return np.sort(open_shares(solution)[solution.system.weights > 0].cpu().numpy())
 
 
 def ood_scores(known: NDArray, shares: Tensor) -> NDArray[np.float64]:

@@ -125,7 +125,8 @@ class Procedure:
         if not self.mirroring:
             return replace(self, settings=settings, outer_steps=steps, solver=(solver, wanted))
         flip = mirroring_helps(self.backbone, pictures, targets, max(1, self.reader.batch_size // 2))
-        settings, reader = replace(settings, mirrored=flip), replace(self.reader, flip=flip)
+        settings = replace(settings, mirrored=flip, may_unmirror=True)
+        reader = replace(self.reader, flip=flip)
         solver = (solver, wanted)
         return replace(self, settings=settings, reader=reader, outer_steps=steps, solver=solver, mirroring=False)
 
@@ -223,6 +224,8 @@ class Procedure:
             tell(cost)
         with meter.stage("outer steps"):
             expansion, moves = task.expand(backbone, used, settings, chosen.outer_steps, RATE)
+        if expansion is not None and expansion.flip != settings.mirrored:
+            settings, reader = replace(settings, mirrored=expansion.flip), replace(reader, flip=expansion.flip)
         points = (-1,) * len(used) if expansion is None else tuple(expansion.fold.tolist())
         inputs = reader.open(used, points)
         if expansion is not None:

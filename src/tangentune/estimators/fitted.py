@@ -25,7 +25,7 @@ from tangentune.errors import InputError
 from tangentune.estimators.model_directory import Version
 from tangentune.estimators.outer_steps import RATE
 from tangentune.estimators.row_file import read_rows
-from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve
+from tangentune.estimators.solution import ActivePictures, Solution, Targets, solve, update
 from tangentune.estimators.tasks import Outcome, Task
 from tangentune.estimators.training_set import PictureReader, RowReader, TrainingSet, class_facts
 from tangentune.estimators.user_input import check_pictures_known
@@ -37,6 +37,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.label_sets import is_sets, label_matrix
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.system import held
 
 T = TypeVar("T")
 PORTION = 256  # new pictures whose rows are in memory at once
@@ -93,7 +94,7 @@ class FittedModel:
     task_vector: TaskVector | None  # what outer steps changed of the weights; None at the pre-trained ones
     training: TrainingSet  # pictures, kernel, rows
     active: ActivePictures  # which of them count, as what
-    solution: Solution | None  # None of a loaded model, until it is needed
+    solution: Solution | None  # None of a loaded model, until it is needed; so of a state that was put by
     outcome: Outcome
     primal: TangentModel | None  # weights; None after an edit, until they are needed
     facts: FitFacts
@@ -104,6 +105,7 @@ class FittedModel:
     edits: list[dict[str, Any]]
     undo: tuple[UndoStep, ...] = ()
     asked: int = 0  # pictures that were predicted from the kernel since the primal weights were last there
+    former: tuple[Solution, ActivePictures] | None = None  # of an earlier state, from which this one's is found
     version: Version | None = None  # of the saved model that this one was read from or written to last, and follows
 
     @cached_property
@@ -139,17 +141,10 @@ class FittedModel:
         """What each picture is called for good."""
         return self.training.numbers[self.active.positions]
 
-    @cached_property
-    def _by_hash(self) -> dict[str, list[int]]:
-        """Positions of the pictures by the hash of their pixels; about 1 s/GB, once."""
-        places, hashes = dict[str, list[int]](), self.training.digests
-        for i, position in enumerate(self.active.positions.tolist()):
-            places.setdefault(hashes[position], []).append(i)
-        return places
-
     def copies_of(self, pictures: Pictures) -> list[list[int]]:
         """For each picture the positions of those of the model that are equal in every pixel."""
-        return [self._by_hash.get(name, []) for name in pictures.digests]
+        found = [self.training.by_digest.get(name, []) for name in pictures.digests]
+        return [np.flatnonzero(np.isin(self.active.positions, same)).tolist() if same else [] for same in found]
 
     def fitted_on(self, pictures: Pictures) -> list[list[int]]:
         """The same of pictures that counted in the fit, weight 0 does not; vectors may be equal by chance."""
@@ -185,10 +180,13 @@ def fitted_attribute(read: Callable[[FittedModel], T]) -> T:
 
 
 def solved(fitted: FittedModel) -> Solution:
-    """The solution; a loaded model's from its kernel, n^3."""
-    if fitted.solution is None:
-        check_pictures_known(fitted.ids)
-    return fitted.solution or solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
+    """The solution; a loaded model's from its kernel, n^3, and that of a state put by from an earlier one."""
+    if fitted.solution is not None:
+        return fitted.solution
+    check_pictures_known(fitted.ids)
+    if fitted.former is not None:
+        return update(*fitted.former, fitted.active, fitted.task.encode, fitted.training)
+    return solve(fitted.training, fitted.active, fitted.task.encode, fitted.facts.damping)
 
 
 def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
@@ -196,7 +194,8 @@ def with_solution(fitted: FittedModel, solution: Solution) -> FittedModel:
     outcome = fitted.task.outcome(solution, fitted.outcome.parameters)
     training = _without_folders(fitted.training, set(fitted.outcome.classes.tolist()) - set(outcome.classes.tolist()))
     source = source_facts(fitted.source, fitted.training, solution.targets)
-    return replace(fitted, solution=solution, outcome=outcome, training=training, source=source, primal=None, asked=0)
+    found = replace(fitted, solution=solution, outcome=outcome, training=training, source=source)
+    return replace(found, primal=None, asked=0, former=None)
 
 
 def _without_folders(training: TrainingSet, gone: set[Any]) -> TrainingSet:
@@ -214,15 +213,16 @@ def source_facts(facts: dict[str, Any] | None, training: TrainingSet, targets: T
     return {**facts, "classes": class_facts(training.source, targets.source.labels, targets.classes)}
 
 
-def bounded(steps: tuple[UndoStep, ...], room: int) -> tuple[UndoStep, ...]:
-    """The steps with the solutions of the latest ones only, such as fit into `room` bytes together."""
-    kept, seen = list[UndoStep](), set[int]()
+def bounded(steps: tuple[UndoStep, ...], room: int, beside: Solution | None = None) -> tuple[UndoStep, ...]:
+    """The steps with the solutions of the latest ones only, such as fit into `room` bytes beside that which counts."""
+    kept, seen = list[UndoStep](), dict[int, int]()
+    if beside is not None:
+        seen = held(beside.system, beside.wary)
     for step in reversed(steps):
         if step.solution is not None:
-            system = step.solution.system
-            held = [part for part in (system.kernel, system.inverse) if not isinstance(part, FeatureKernel)]
-            new = {one.data_ptr(): one.nbytes for one in held if one.data_ptr() not in seen}
-            room, seen = room - sum(new.values()), seen | set(new)
+            new = held(step.solution.system, step.solution.wary)
+            room -= sum(size for part, size in new.items() if part not in seen)
+            seen |= new
             step = step if room >= 0 else replace(step, solution=None)
         kept.append(step)
     return tuple(reversed(kept))
@@ -232,9 +232,12 @@ def compacted(fitted: FittedModel) -> FittedModel:
     """The same model without the pictures that it has forgotten; what was edited cannot be undone."""
     active = fitted.active
     if np.array_equal(active.positions, np.arange(len(fitted.training))):
-        return replace(fitted, undo=())
-    training = fitted.training.select(torch.from_numpy(active.positions))
-    return replace(fitted, training=training, active=replace(active, positions=np.arange(len(active))), undo=())
+        return replace(fitted, undo=(), former=None)
+    training, solution = fitted.training.select(torch.from_numpy(active.positions)), fitted.solution
+    if solution is not None and isinstance(training.kernel, FeatureKernel):
+        solution = solution.on_rows(training.kernel)
+    active = replace(active, positions=np.arange(len(active)))
+    return replace(fitted, training=training, active=active, solution=solution, undo=(), former=None)
 
 
 def with_rows(fitted: FittedModel, reader: PictureReader) -> FittedModel:

@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -54,7 +54,8 @@ class Rung:
     pictures: int
 
 
-RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(96, 6e-4, 1000))
+RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
+MIRRORS = 80  # pictures from which on moved networks may overrule a probe that is for mirroring
 
 
 @final
@@ -62,17 +63,18 @@ RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(96, 6e-4, 1000))
 class Expansion:
     """Points of expansion of one fit, after `steps` minibatches: one network a fold, moved without the fold's pictures.
 
-    `fold` (n,) is each picture's; `mean`, for pictures that none has seen, is the network at the mean of the points'
-    weights, and `task` those weights minus the pre-trained ones. `spread` is the points' root mean square distance from
-    their mean over the distance that the mean has moved: below 1 the mean does better than each of the points, above
-    it may be ruined although each of them is good, which leave-one-out, never running the mean, cannot see
-    (docs/decisions/0019).
+    `fold` (n,) is each picture's, `flip` whether these were mirrored; `mean`, for pictures that none has seen, is the
+    network at the mean of the points' weights, and `task` those weights minus the pre-trained ones. `spread` is the
+    points' root mean square distance from their mean over the distance that the mean has moved: below 1 the mean does
+    better than each of the points, above it may be ruined although each of them is good, which leave-one-out, never
+    running the mean, cannot see (docs/decisions/0019).
     """
 
     steps: int
     rate: float
     spread: float
     fold: NDArray[np.int64]
+    flip: bool
     points: tuple[nn.Module, ...]
     mean: nn.Module
     task: TaskVector
@@ -116,6 +118,7 @@ class _Mover:
     flip: bool
     seed: int
     verbose: int
+    firsts: dict[Rung, tuple[nn.Module, Tensor]] = field(default_factory=dict)  # what `first` made
 
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
@@ -140,21 +143,39 @@ class _Mover:
         apart = math.sqrt(sum((task - mean).norm() ** 2 for task in tasks) / len(tasks))
         spread = apart / length if (length := mean.norm()) else 0.0
         points = tuple(moved(module, task) for task in tasks)
-        return Expansion(rung.steps, rung.rate, spread, self.fold, points, moved(module, mean), mean)
+        return Expansion(rung.steps, rung.rate, spread, self.fold, self.flip, points, moved(module, mean), mean)
+
+    def first(self, rung: Rung, targets: Tensor) -> tuple[nn.Module, Tensor]:
+        """The first network of a rung, and its errors (m,) on the fold that it never saw; made once."""
+        if rung not in self.firsts:
+            net = next(self.networks(rung))
+            self.firsts[rung] = net, held_out_errors(self.features_of(net), targets, torch.from_numpy(self.fold == 0))
+        return self.firsts[rung]
+
+    def suited(self, rung: Rung, targets: Tensor) -> _Mover:
+        """This, or without mirroring where the first network then does better by a standard error.
+
+        A mean over a picture and its mirror image is the steadier feature, so that a probe on the pre-trained network
+        may prefer it for digits; a network that learns from mirrored digits is misled (docs/decisions/0019).
+        """
+        plain = replace(self, flip=False, firsts={})
+        try:
+            better = lower(plain.first(rung, targets)[1], self.first(rung, targets)[1], 1.0)
+        except DivergedError:
+            return self
+        return plain if better else self
 
     def climb(self, rungs: tuple[Rung, ...], still: Tensor, targets: Tensor) -> Iterator[_Ahead]:
         """The first network of each rung, as long as it does better on its own fold than the one before; from `still`.
 
         The first rung may lose to staying by some standard errors.
         """
-        held_out = torch.from_numpy(self.fold == 0)
-        former = held_out_errors(still, targets, held_out)
+        former = held_out_errors(still, targets, torch.from_numpy(self.fold == 0))
         for place, rung in enumerate(rungs):
             try:
-                net = next(self.networks(rung))
+                net, own = self.first(rung, targets)
             except DivergedError:
                 return
-            own = held_out_errors(self.features_of(net), targets, held_out)
             ahead = not lower(former, own, 0.0 if place else -PRIOR)
             yield _Ahead(rung, net, float(own.mean()), ahead)
             if not ahead:
@@ -214,7 +235,8 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
         len(rungs) + 2 if steps == "loo" else 0
     )  # features of all pictures: before, of first networks, of all folds
     networks = [count * (learning * own + looking) + alone for own in passes]
-    return sum(networks[:-1]) + FOLDS * networks[-1] + looking * judged * len(pictures)
+    again = networks[0] if flip and steps == "loo" and len(pictures) >= MIRRORS else 0.0  # without mirroring
+    return again + sum(networks[:-1]) + FOLDS * networks[-1] + looking * judged * len(pictures)
 
 
 def _strata(pictures: Pictures) -> NDArray[np.int64]:
@@ -259,20 +281,25 @@ def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
     return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
 
 
-def choose_steps(backbone: Backbone, pictures: Pictures, *, flip: bool, seed: int = 0, verbose: int = 0) -> Choice:
+def choose_steps(
+    backbone: Backbone, pictures: Pictures, *, flip: bool, may_unmirror: bool = False, seed: int = 0, verbose: int = 0
+) -> Choice:
     """How far to move, None for not at all: as far as a network moved without a fold does better and better on it.
 
     The networks of the other folds are made for the highest rung alone, which is taken if leave-one-out of a ridge
     probe on all pictures agrees, the features of each from the network that has not seen it; where they have drifted so
     far apart that their mean is not to be trusted, or the probe is against it, the next lower one. Squared errors,
-    summed over classes, mean over pictures. What was tried comes with its errors, None where they were not needed.
-    Cost: a network for each rung and one for each other fold, and a forward pass for each rung and two more.
+    summed over classes, mean over pictures. What was tried comes with its errors, None where they were not needed. With
+    `may_unmirror` mirroring is given up where moved networks do better without. Cost: a network for each rung (and one
+    for that) and one for each other fold, and a forward pass for each and two more.
     """
     rungs = _rungs(pictures)
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
     targets = _targets(pictures).to(backbone.device)
+    if flip and may_unmirror and len(pictures) >= MIRRORS:
+        mover = mover.suited(rungs[0], targets)
     still = mover.features_of(backbone.module)
     errors = probe_errors(still, targets)
     tried, best = {0: _row(0, 0.0, loo_error=float(errors.mean()), spread=0.0)}, None

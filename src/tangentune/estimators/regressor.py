@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import RegressorMixin
-from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
 from tangentune._torch import usual_torch
@@ -102,6 +101,8 @@ class TangentRegressor(RegressorMixin, TangentEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
         """R^2; y None takes the labels of the source."""
+        from sklearn.metrics import r2_score
+
         X, y = with_labels(X, y, self._fitted().backbone.contract, self.n_jobs, self.verbose)
         numbers = numeric_labels(np.asarray(y), [str(i) for i in range(len(y))])
         return float(r2_score(numbers, self.predict(X), sample_weight=sample_weight))

@@ -18,11 +18,12 @@ from torch import Tensor
 from tangentune.errors import SingularError
 from tangentune.estimators.training_set import TrainingSet
 from tangentune.solvers import balancing
-from tangentune.solvers.edits import append, append_rows, narrow, remove, retarget, reweight
+from tangentune.solvers.edits import append, remove, retarget, reweight
 from tangentune.solvers.leave_out import leave_out, loo
-from tangentune.solvers.low_rank import FeatureKernel
+from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.row_edits import edited
 from tangentune.solvers.source.leave_out import SourcePrediction, target_leave_out, target_loo
-from tangentune.solvers.system import System, build, refinement, refresh, residual, spot_check
+from tangentune.solvers.system import System, build, on_rows, refinement, refresh, residual, spot_check
 
 DRIFT = 1e-10  # relative error of the inverse at which it is computed afresh
 UNSURE = 1e-6  # relative error of the solution at which it is refused: leave-one-out is hardly better than that
@@ -74,12 +75,24 @@ Encode = Callable[[NDArray, NDArray], Targets]  # labels (n, ...) and sample wei
 @final
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A problem and its solution: targets, system, relative `error` of its inverse and, `step`, of its dual."""
+    """A problem and its solution: targets, system, relative `error` of its inverse and, `step`, of its dual.
+
+    `wary` is the same problem at another damping, where someone keeps one: edits take it along, and it shares the
+    kernel.
+    """
 
     targets: Targets
     system: System
     error: float
     step: float
+    wary: System | None = None
+
+    def on_rows(self, kernel: FeatureKernel) -> Solution:
+        """The same on rows of its pictures alone."""
+        system, wary = on_rows(self.system, kernel), self.wary
+        if wary is not None:
+            wary = system if wary is self.system else on_rows(wary, kernel)
+        return replace(self, system=system, wary=wary)
 
     @property
     def loo(self) -> Tensor:
@@ -123,39 +136,41 @@ def update(
 
     Active pictures that stay come first, in their order. Cost n^2 a picture that leaves, comes or changes its weight.
     """
-    stays = np.isin(before.positions, active.positions)
+    stays, system, wary = np.isin(before.positions, active.positions), solution.system, solution.wary
     if _mostly_changed(stays, active):
-        return solve(training, active, encode, solution.system.damping)
+        return _beside(solve(training, active, encode, system.damping), wary)
     targets = _targets(training, active, encode)
     try:
-        system = _updated(solution.system, stays, active, targets, training)
+        found = _updated([system] if wary in (None, system) else [system, wary], stays, active, targets, training)
     except SingularError:  # so ill-conditioned that a corner of the inverse is not positive definite
-        return solve(training, active, encode, solution.system.damping)
-    moved = system.inverse is not solution.system.inverse
-    error, left = residual(system, inverse=moved)
+        return _beside(solve(training, active, encode, system.damping), wary)
+    moved = not _same_inverse(found[0], system)
+    error, left = residual(found[0], inverse=moved)
     error = error if moved else max(error, solution.error)
     if not error <= DRIFT:
-        system = refresh(system)
-        error, left = residual(system)
-    return _checked(targets, system, error, left)
+        found[0] = refresh(found[0])
+        error, left = residual(found[0])
+    after = _checked(targets, found[0], error, left)
+    if len(found) == 1 or (moved and not spot_check(found[1]) <= DRIFT):
+        return _beside(after, wary)
+    return replace(after, wary=found[1])
 
 
-def follow(
-    system: System, before: ActivePictures, active: ActivePictures, after: Solution, training: TrainingSet
-) -> System:
-    """A problem at another damping taken through the edit that led to the solution `after`; it shares its kernel.
+def _beside(solution: Solution, wary: System | None) -> Solution:
+    """The solution with its problem at the damping of another one, if there is one; n^3, or D^3, if it is not its own.
 
-    Equal to the problem of `after` solved anew at that damping, to rounding. Cost as of `update`.
+    Where an edit takes a problem along, the same comes of it, to rounding.
     """
-    anew, inverse = replace(after.system, damping=system.damping), system.inverse
-    stays = np.isin(before.positions, active.positions)
-    if _mostly_changed(stays, active):
-        return refresh(anew)
-    try:
-        system = _updated(system, stays, active, after.targets, training, after.system.kernel)
-    except SingularError:
-        return refresh(anew)
-    return system if system.inverse is inverse or spot_check(system) <= DRIFT else refresh(anew)
+    if wary is None:
+        return solution
+    system = solution.system
+    return replace(solution, wary=system if wary.damping == system.damping else refresh(system, damping=wary.damping))
+
+
+def _same_inverse(one: System, other: System) -> bool:
+    if isinstance(one.inverse, FeatureInverse) and isinstance(other.inverse, FeatureInverse):
+        return one.inverse.core is other.inverse.core
+    return one.inverse is other.inverse
 
 
 def _mostly_changed(stays: NDArray, active: ActivePictures) -> bool:
@@ -189,40 +204,33 @@ def _targets(training: TrainingSet, active: ActivePictures, encode: Encode) -> T
 
 
 def _updated(
-    system: System,
-    stays: NDArray,
-    active: ActivePictures,
-    targets: Targets,
-    training: TrainingSet,
-    kernel: Tensor | FeatureKernel | None = None,
-) -> System:
-    """The problem of another choice of pictures; its `kernel`, where one is at hand already."""
-    kept, wanted = int(stays.sum()), training.kernel
-    if isinstance(wanted, FeatureKernel) and isinstance(system.kernel, FeatureKernel):
-        before = system.kernel.lost.shape[1]
-        if wanted.lost.shape[1] > before and torch.equal(wanted.lost[:, :before], system.kernel.lost):
-            system = narrow(system, replace(system.kernel, lost=wanted.lost))
-        elif not torch.equal(wanted.lost, system.kernel.lost):
-            raise SingularError("the landmarks are not independent")  # and the problem is solved anew
+    systems: list[System], stays: NDArray, active: ActivePictures, targets: Targets, training: TrainingSet
+) -> list[System]:
+    """The problems, at one damping or two, of another choice of pictures; they share their kernel."""
+    places, first = torch.from_numpy(active.positions), systems[0]
+    left, weights = targets.left.to(first.targets), targets.weights.to(first.weights)
+    if isinstance(training.kernel, FeatureKernel):
+        kept = torch.from_numpy(np.flatnonzero(stays)).to(left.device)
+        return edited(systems, training.kernel.select(places.to(left.device)), kept, left, weights)
+    found = [_updated_matrix(first, stays, places, left, weights, training.kernel, None)]
+    for one in systems[1:]:
+        found.append(_updated_matrix(one, stays, places, left, weights, training.kernel, found[0].kernel))
+    return found
+
+
+def _updated_matrix(
+    system: System, stays: NDArray, places: Tensor, targets: Tensor, weights: Tensor, whole: Tensor,
+    kernel: Tensor | FeatureKernel | None,
+) -> System:  # fmt: skip
+    """A problem on a matrix; its `kernel`, where one is at hand already, is that of the pictures at `places`."""
+    kept = int(stays.sum())
     if kept < len(stays):
-        left = kernel if kept == len(active) else None
+        left = kernel if kept == len(places) else None
         system = remove(system, torch.from_numpy(np.flatnonzero(~stays)), left)
-    if kept < len(active):
-        places = torch.from_numpy(active.positions)
-        if isinstance(training.kernel, FeatureKernel):
-            grown = training.kernel.select(places)
-            blank = torch.zeros(len(places) - kept, system.targets.shape[1], dtype=torch.float64)
-            system = append_rows(system, grown, blank, targets.weights[kept:].to(system.weights))
-            return _retargeted(system, targets)
+    if kept < len(places):
         old, new = places[:kept], places[kept:]
-        rows = training.kernel[new]
+        rows = whole[new]
         blank = rows.new_zeros(len(new), system.targets.shape[1])
-        system = append(system, rows[:, old], rows[:, new], blank, targets.weights[kept:].to(rows), kernel)
-    return _retargeted(system, targets)
-
-
-def _retargeted(system: System, targets: Targets) -> System:
-    """With the weights and targets that are asked for."""
-    system = reweight(system, targets.weights.to(system.weights))
-    left = targets.left.to(system.targets)
-    return system if torch.equal(left, system.targets) else retarget(system, left)
+        system = append(system, rows[:, old], rows[:, new], blank, weights[kept:], kernel)
+    system = reweight(system, weights)
+    return system if torch.equal(targets, system.targets) else retarget(system, targets)

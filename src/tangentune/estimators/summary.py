@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune._version import __version__
+from tangentune.errors import nice_number
 from tangentune.estimators.user_input import known_weights
 from tangentune.kernels.choice import edge_words, scale_words
 from tangentune.networks.backbone import Backbone
@@ -258,7 +259,7 @@ def nice_setting(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return f"{value:.3g}"
+        return nice_number(float(value))
     return str(value)
 
 

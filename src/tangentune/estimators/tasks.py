@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import DataConversionWarning
-from sklearn.metrics import r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import Tensor
 
-from tangentune.errors import InputError
+from tangentune.errors import InputError, nice_number
 from tangentune.estimators.outer_steps import Choice, choose_steps, cross_fitted_expansion, moving_seconds
 from tangentune.estimators.solution import Solution, Targets
 from tangentune.estimators.user_input import as_classes, known_weights
@@ -41,6 +40,7 @@ from tangentune.solvers import likelihoods
 from tangentune.solvers.calibration import fit_temperature, probabilities
 from tangentune.solvers.label_calibration import LabelCalibration, fit_label_calibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES
+from tangentune.solvers.metrics import r2
 from tangentune.solvers.posterior import noise_variance
 
 LARGEST = 1e100  # a target, or its inverse; sums of squares of residuals must stay finite, and above 0
@@ -320,7 +320,7 @@ class Regression:
         sizes = np.abs(labels).reshape(len(labels), -1).max(1)
         largest = int(sizes.argmax())
         if sizes[largest] > LARGEST or 0 < sizes[largest] < 1 / LARGEST:
-            seen = f"the largest target, {sizes[largest]:.3g} of picture {ids[largest]}"
+            seen = f"the largest target, {nice_number(sizes[largest])} of picture {ids[largest]}"
             raise InputError(
                 f"{seen}, has a square that double precision cannot hold; give all targets in another unit"
             )
@@ -345,7 +345,7 @@ class Regression:
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         targets, system, found = solution.targets.targets.numpy(), solution.system, solution.loo.cpu().numpy()
         noise = noise_variance(system).cpu().numpy()
-        score = float(r2_score(targets, found)) if len(targets) > 1 else float("nan")
+        score = r2(targets, found) if len(targets) > 1 else float("nan")
         return Outcome(system.dual.cpu().numpy(), system.bias.cpu().numpy(), found, score, noise=noise)
 
     def second_opinions(self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray) -> Opinions:
@@ -370,7 +370,7 @@ def _moving_seconds(backbone: Backbone, pictures: Pictures, settings: FitSetting
 def _expand(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float) -> Choice:
     common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
     if steps == "loo":
-        return choose_steps(backbone, pictures, **common)
+        return choose_steps(backbone, pictures, may_unmirror=settings.may_unmirror, **common)
     return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
 
 

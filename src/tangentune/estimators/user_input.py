@@ -204,11 +204,11 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     check_pictures_known(names)
     if not given:
         raise InputError("no id is given; name at least one picture, as in ids_")
-    numbered = {one: [i] for i, one in enumerate(numbers.tolist())}
+    numbered = {one: i for i, one in enumerate(numbers.tolist())}
     found, named, shortened = [], dict[str, list[int]](), None  # made when they are needed
     for one in given:
         whole_one = isinstance(one, int | np.integer) and not isinstance(one, bool)
-        places = numbered.get(int(one)) if whole_one else None
+        places = [numbered[int(one)]] if whole_one and int(one) in numbered else None
         if not places:
             named = named or _named(names)
             places = named.get(str(one))

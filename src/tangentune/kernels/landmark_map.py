@@ -104,7 +104,8 @@ def without(root: Tensor, gone: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
     stays[gone] = False
     if len(root) + lost.shape[1] == root.shape[1]:
         basis = svd(root[gone].T, "the landmarks' coordinates")[0]
-        return (root - root @ basis @ basis.T)[stays], torch.cat([lost, basis], 1)
+        left = root[stays]
+        return torch.addmm(left, left @ basis, basis.T, alpha=-1), torch.cat([lost, basis], 1)
     own = _transposed_inverse(root)[0][stays]
     return _transposed_inverse(own)
 

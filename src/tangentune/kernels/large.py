@@ -89,7 +89,7 @@ def walk_rows(
             found = FeatureInverse.of(some, weights[judges], sums, damping)
         except SingularError:
             return None
-        left = (targets[judges] - found.fitted()) / (1 - weights[judges] * found.heights)[:, None]
+        left = (targets[judges] - found.fitted) / (1 - weights[judges] * found.heights)[:, None]
         return float(weights[judges] @ left.square().sum(1) / weights[judges].sum()), damping
 
     if settings.criterion == "evidence" and given is None:

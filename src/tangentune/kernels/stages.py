@@ -38,6 +38,7 @@ class FitSettings:
     seed: int
     memory_budget: int
     verbose: int
+    may_unmirror: bool = False  # mirroring was chosen by a probe, and moved networks may overrule it
     landmarks: int = 0  # pictures that span the kernel of a fit to very many; 0: all of them do
 
 

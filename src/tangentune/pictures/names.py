@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 from tangentune.errors import shown
 
@@ -82,3 +83,20 @@ def some(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are, such as "a, b and 1 more"."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + rest
+
+
+def file_inside(folder: str | os.PathLike[str], name: str) -> Path | None:
+    """The file of that name in a folder, if it is there; links that lead out of the folder count as out.
+
+    Names of a model's pictures may come from anybody, and must not lead to other files of this machine.
+
+    Example:
+        >>> file_inside(".", "../somewhere/else.png") is None
+        True
+    """
+    try:
+        root = Path(os.path.realpath(folder))
+        found = Path(os.path.realpath(root / name))
+        return found if found.is_relative_to(root) and found.is_file() else None
+    except (OSError, ValueError):  # a name that cannot be one of a file
+        return None

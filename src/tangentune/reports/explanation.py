@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tangentune.errors import nice_number
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.explanations import known_shares, ood_scores, open_share
 from tangentune.estimators.regressor import TangentRegressor
@@ -305,4 +306,4 @@ def document(explanation: Explanation) -> dict[str, Any]:
 
 def numbers_text(values: Any) -> str:
     """A number, or several, with four digits."""
-    return ", ".join(f"{value:.4g}" for value in np.atleast_1d(values))
+    return ", ".join(nice_number(value, 4) for value in np.atleast_1d(values))

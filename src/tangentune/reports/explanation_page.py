@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
+from tangentune.errors import nice_number
 from tangentune.estimators.explanations import Suspect
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports.explanation import EDGE, Attribution, Explanation, PictureEffect, familiarity, label_text
+from tangentune.reports.gallery import MOST, Link, gallery
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command, render, thumbnail
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
@@ -17,15 +19,24 @@ CLASSES_SHOWN = 5
 DOUBTFUL = 0.5  # a probability below which the suggestion is likelier to be right than the label
 
 
-def render_explanations(model: Estimator, pictures: Pictures, explanations: Sequence[Explanation]) -> str:
-    """Explanations of a fitted model's answers about pictures as one HTML page, a section for each picture."""
+def render_explanations(
+    model: Estimator,
+    pictures: Pictures,
+    explanations: Sequence[Explanation],
+    link: Link | None = None,
+    known: Link | None = None,
+) -> str:
+    """Explanations of a fitted model's answers about pictures as one HTML page, a section for each picture.
+
+    Addresses of their files come from `link`, those of the training pictures' files from `known`, where there are any.
+    """
     classification = is_classifier(model)
     image = cache(partial(thumbnail, model.pictures_))  # a picture may be on several lists
 
     def tile(effect: PictureEffect, value: float, largest: float) -> dict[str, Any]:
         share = abs(value) / largest if largest > 0 else 0.0
-        shown = f"{value:+.3f}" if classification else f"{value:+.3g}"
-        return {"effect": effect, "image": image(effect.position), "value": shown, "share": share}
+        tile = {"effect": effect, "image": image(effect.position), "link": known and known(effect.id), "share": share}
+        return tile | {"value": f"{value:+.3f}" if classification else nice_number(value, sign=True)}
 
     context = {
         "network": _network(model),
@@ -35,7 +46,10 @@ def render_explanations(model: Estimator, pictures: Pictures, explanations: Sequ
         "source": bool(model.source_ and model.source_["strength"]),
         "likelihood": model.likelihood if model.likelihood != LEAST_SQUARES else None,
         "outer_steps": model.outer_steps_,
-        "sections": [_section(one, thumbnail(pictures, one.position), tile) for one in explanations],
+        "sections": [
+            _section(one, thumbnail(pictures, one.position), tile) | {"link": link and link(one.id)}
+            for one in explanations
+        ],
     }
     return render("explain.html.j2", context)
 
@@ -76,25 +90,32 @@ def _verdict(attribution: Attribution) -> str:
     return "same" if strongest.without.label == attribution.answer.label else "other"
 
 
-def render_suspects(model: Estimator, suspects: Sequence[Suspect], place: str | os.PathLike[str] | None = None) -> str:
+def render_suspects(
+    model: Estimator,
+    suspects: Sequence[Suspect],
+    place: str | os.PathLike[str] | None = None,
+    link: Link | None = None,
+) -> str:
     """Labels that may be mistakes as one HTML page, worst first, with commands that correct them at `place`."""
     largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
+    tiles = [
+        {
+            "one": one,
+            "position": one.position,
+            "given": label_text(model, one.label),
+            "suggestion": label_text(model, one.suggestion),
+            "share": one.score / largest,
+            "other": one.probability is None or one.probability < DOUBTFUL,
+            "mend": relabel_command(place, one.id, label_text(model, one.suggestion)) if known else None,
+        }
+        | ({"label": str(one.doubted or one.label)} if known else {})
+        for one in suspects[:MOST]
+    ]
     context = {
         "network": _network(model),
         "n": len(model.ids_),
         "classification": known,
         "several": any(one.doubted for one in suspects),
-        "tiles": [
-            {
-                "one": one,
-                "given": label_text(model, one.label),
-                "suggestion": label_text(model, one.suggestion),
-                "image": thumbnail(model.pictures_, one.position),
-                "share": one.score / largest,
-                "wrong": one.probability is None or one.probability < DOUBTFUL,
-                "mend": relabel_command(place, one.id, label_text(model, one.suggestion)) if known else None,
-            }
-            for one in suspects
-        ],
+        "gallery": gallery(model.pictures_, tiles, link),
     }
     return render("suspects.html.j2", context)

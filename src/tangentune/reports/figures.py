@@ -24,14 +24,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 
+from tangentune.errors import nice_number
 from tangentune.solvers.metrics import Reliability, accuracy_interval
 
 PALETTE = {
     "ink": "#1b2733",
-    "muted": "#5f6f80",
+    "muted": "#5a6979",
     "grid": "#dde4ea",
     "accent": "#2563c4",
-    "warm": "#c9640f",
+    "warm": "#b5560a",
     "surface": "#fefefe",
 }
 WIDTH = 4.6  # inches; narrow on purpose, so that the lettering stays readable on a telephone
@@ -114,7 +115,7 @@ def _mark_chosen(axes: Axes, x: np.ndarray, y: np.ndarray, chosen: float) -> Non
     right = math.log(chosen) > np.log(x).mean()
     side: dict[str, Any] = {"xytext": (-6, 0), "ha": "right"} if right else {"xytext": (6, 0), "ha": "left"}
     place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-    axes.annotate(f"chosen: λ = {chosen:.3g}", (chosen, 0.97), **place, **side)
+    axes.annotate(f"chosen: λ = {nice_number(chosen)}", (chosen, 0.97), **place, **side)
 
 
 def blocks_figure(shares: dict[str, float], scales: dict[str, float]) -> Figure:
@@ -163,7 +164,7 @@ def draw_blocks(axes: Axes, shares: dict[str, float], scales: dict[str, float]) 
     if len({scale for name, scale in scales.items() if name != "head"}) > 1:
         edge = axes.get_xlim()[1]
         for row, name in zip(rows, names, strict=True):
-            words = f"× {scales[name]:.2g}" if name in scales else ""
+            words = f"× {nice_number(scales[name], 2)}" if name in scales else ""
             axes.text(edge, row, words, va="center", ha="right", fontsize=7, color=PALETTE["ink"])
     axes.set_xlabel("share of the solution's squared norm")
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page about a fitted model: how good it is, what moved, which labels look wrong.
 
 Everything on the page comes from exact leave-one-out predictions: each picture is judged by the model fitted
-to all others. The page loads nothing from anywhere and needs no script.
+to all others. The page loads nothing from anywhere and is whole without its script.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from tangentune._torch import usual_torch
-from tangentune.errors import StoreError
+from tangentune.errors import StoreError, nice_number
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.summary import (
     Summary,
@@ -30,18 +30,25 @@ from tangentune.estimators.user_input import check_pictures_known
 from tangentune.estimators.worth import next_steps, verdict
 from tangentune.reports import figures as plots
 from tangentune.reports import tables
+from tangentune.reports.gallery import Link, gallery, links
 from tangentune.reports.pages import Estimator, is_classifier, render, write_page
 from tangentune.solvers import metrics
 
 
 @usual_torch
-def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    model: Estimator,
+    path: str | os.PathLike[str],
+    place: str | os.PathLike[str] | None = None,
+    originals: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the page of `render_report` to a file, whole or not at all; returns the path.
 
     Args:
         model: fitted.
         path: of the page.
         place: where the model is saved, for the commands on the page that correct a label.
+        originals: the folder of the fit's pictures, for links from the page to their files; none if not given.
 
     Raises:
         StoreError: the file cannot be written, its folder is not there, or holds another model than this one.
@@ -52,18 +59,19 @@ def write_report(model: Estimator, path: str | os.PathLike[str], place: str | os
     except OSError as error:
         raise StoreError(f"cannot write the report to {target}: {error.strerror or error}") from error
     fitted = getattr(model, "fitted_", None)  # pages need no more than the public attributes
-    return write_page(render_report(model, place), target, fitted and fitted.version)
+    return write_page(render_report(model, place, links(originals, target)), target, fitted and fitted.version)
 
 
-def render_report(model: Estimator, place: str | os.PathLike[str] | None = None) -> str:
-    """A fitted model as one HTML page, always the same; costs seconds, mostly drawing, and 24 thumbnails in memory."""
+def render_report(model: Estimator, place: str | os.PathLike[str] | None = None, link: Link | None = None) -> str:
+    """A fitted model as one HTML page, always the same; costs seconds, mostly drawing, and under 3 MB of page."""
     facts = summarise(model)
     if not facts.scores:
         check_pictures_known([])
     context = {
         "facts": facts,
         "kind": "classifier" if facts.classification else "regressor",
-        "headline": _headline(facts),
+        "tiles": _headline(facts),
+        "figures": _figures(facts),
         "verdict": verdict(facts),
         "next_steps": next_steps(facts),
         "setup": _setup(facts),
@@ -71,7 +79,7 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None)
         "damping_svg": _damping(model),
         "blocks_svg": _blocks(model),
         "scales": _scales(model),
-        "suspects": tables.suspects(model, facts, place),
+        "gallery": gallery(model.pictures_, tables.hardest(model, facts, place), link),
         "selection": tables.tried_rows(model, facts),
         "stages": tables.stage_rows(facts),
     }
@@ -85,32 +93,56 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None)
 def _headline(facts: Summary) -> list[dict[str, str]]:
     """The large numbers at the top: value, name, what to hold it against, and the word that explains it."""
     scores = facts.scores
+    doubtful = (f"{facts.doubtful:,}", "labels to look at again", "whose chance to be right is below 5 %", "")
     if facts.several:
-        gap = "mean gap between confidence and share right, over all labels (15 bins)"
+        guess = "mean over labels; naming at random gives a label's share of the pictures"
         tiles = [
-            (f"{scores['average_precision']:.3f}", "average precision", "mean over labels", "average precision"),
-            (f"{scores['macro_f1']:.3f}", "macro F1", f"of all labels together {scores['micro_f1']:.3f}", "F1"),
-            (f"{100 * scores['ece']:.1f} %", "calibration error", gap, "calibration error"),
+            (f"{scores['average_precision']:.3f}", "of 1: how well labels are ranked", guess, "average precision"),
+            (f"{scores['macro_f1']:.3f}", "of 1: how well labels are given", "mean over labels of the F1", "F1"),
+            doubtful,
         ]
     elif facts.classification and facts.interval:
         low, high = facts.interval
-        note = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
+        note = f"leave-one-out accuracy; 95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
         note += f"always naming the largest class: {100 * facts.largest_class:.1f} %"
-        guessing = f"nats a picture; even guessing: {np.log(len(facts.classes)):.3f}"
-        gap = "mean gap between confidence and share right (15 bins)"
-        tiles = [
-            (f"{100 * scores['accuracy']:.1f} %", "leave-one-out accuracy", note, "accuracy"),
-            (f"{scores['nll']:.3f}", "log-loss", guessing, "log-loss"),
-            (f"{100 * scores['ece']:.1f} %", "calibration error", gap, "calibration error"),
-        ]
+        tiles = [(f"{100 * scores['accuracy']:.1f} %", "of the pictures are named right", note, "accuracy"), doubtful]
     else:
+        scored = f"{100 * max(scores['r2'], 0.0):.1f} %"
         tiles = [
-            (f"{scores['r2']:.3f}", "leave-one-out R²", "1 is perfect, 0 is the mean", ""),
-            (f"{scores['rmse']:.4g}", "root mean squared error", "in the targets' unit", ""),
+            (nice_number(scores["rmse"], 4), "typical distance from the truth", "in the targets' unit", ""),
+            (scored, "of the scatter explained", "0 % is no better than the mean", ""),
         ]
+    if facts.classification:
+        gap = "calibration error: mean gap between confidence and share right, in 15 bins"
+        tiles.append((f"{100 * scores['ece']:.1f} %", "gap between confidence and truth", gap, "calibration error"))
     memory = f"peak memory {nice_bytes(facts.peak_bytes)}"
     tiles.append((nice_seconds(facts.seconds), "to fit and choose everything", memory, ""))
     return [dict(zip(("value", "name", "note", "term"), tile, strict=True)) for tile in tiles]
+
+
+def _figures(facts: Summary) -> list[dict[str, str]]:
+    """All scores by the names that the field has for them."""
+    scores = facts.scores
+    if facts.several:
+        rows = [("macro F1", scores["macro_f1"], "", "F1"), ("micro F1", scores["micro_f1"], "", "F1")]
+        rows += [("all labels right", scores["subset_accuracy"], "share of the pictures", "")]
+        rows += [("log-loss", scores["nll"], "nats a label", "log-loss")]
+    elif facts.classification:
+        guessing = f"nats a picture; even guessing: {np.log(len(facts.classes)):.3f}"
+        rows = [("log-loss", scores["nll"], guessing, "log-loss")]
+        rows += [("Brier score", scores["brier"], "0 is perfect", "")]
+    else:
+        rows = [("leave-one-out R²", scores["r2"], "1 is perfect, 0 is the mean", "")]
+        rows += [("root mean squared error", scores["rmse"], "", "")]
+    return [
+        {
+            "name": name,
+            "value": f"{value:.3f}" if abs(value) < 10 else nice_number(value, 4),
+            "note": note,
+            "term": term,
+        }
+        for name, value, note, term in rows
+    ]
 
 
 def _setup(facts: Summary) -> list[tuple[str, str]]:
@@ -139,7 +171,7 @@ def _setup(facts: Summary) -> list[tuple[str, str]]:
 def _damping(model: Estimator) -> Markup:
     path = model.damping_path_
     figure = plots.damping_figure(path["damping"], path["loo_error"], model.damping_)
-    alt = f"Leave-one-out error against damping; the chosen damping is {model.damping_:.3g}."
+    alt = f"Leave-one-out error against damping; the chosen damping is {nice_number(model.damping_)}."
     return plots.to_svg(figure, key="damping", alt=alt)
 
 
@@ -164,7 +196,9 @@ def _scales(model: Estimator) -> str:
     if len(body) != 1:
         return f"{words} The numbers at the right are the blocks' weights in the kernel."
     head = model.block_scales_.get("head", 0.0)
-    return f"{words} In the kernel the head has weight {head:.3g}, every other block {body.pop():.3g}."
+    return (
+        f"{words} In the kernel the head has weight {nice_number(head)}, every other block {nice_number(body.pop())}."
+    )
 
 
 def _classification(model: TangentClassifier, facts: Summary) -> dict[str, Any]:

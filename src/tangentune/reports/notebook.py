@@ -10,7 +10,7 @@ from typing import Any, final, overload
 
 import numpy as np
 
-from tangentune.errors import cannot_import
+from tangentune.errors import cannot_import, nice_number
 from tangentune.estimators.explanations import Suspects
 from tangentune.estimators.summary import summarise
 from tangentune.estimators.user_input import load_inputs
@@ -39,7 +39,7 @@ class Report:
         self._page, self._rows, self._version = render_report(model), _rows_of(model), model.fitted_.version
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value:.3g}" for name, value in self.scores.items())
+        said = ", ".join(f"{name} {nice_number(value)}" for name, value in self.scores.items())
         return f"<report: {self._title}, leave-one-out {said}>"
 
     def _repr_html_(self) -> str:
@@ -156,7 +156,9 @@ def _sentences(one: Explanation) -> list[str]:
         name = f"{attribution.name} " if attribution.name else ""
         lines.append(f"{one.id}: {name}{attribution.answer.label}{sure}{rival}. {familiarity(one.distance)}")
         for word, effects in (("for it", attribution.raised[:3]), ("against", attribution.lowered[:3])):
-            named = ", ".join(f"{effect.id} ({effect.label}, {effect.influence:+.3g})" for effect in effects)
+            named = ", ".join(
+                f"{effect.id} ({effect.label}, {nice_number(effect.influence, sign=True)})" for effect in effects
+            )
             lines += [f"  most {word}: {named}"] if named else []
     return lines
 

@@ -1,11 +1,13 @@
 """What every page has in common: the model it shows, its template, its thumbnails, and how it is written to a file.
 
-A page stands alone: it loads nothing from anywhere and needs no script.
+A page stands alone: it loads nothing from anywhere, and is whole without its script, which chooses and sorts pictures,
+shows them larger and copies their names. No other script runs on it: its policy names this one by its hash.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import shlex
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from tangentune._files import replaced_file
 from tangentune._version import __version__
+from tangentune.errors import nice_number
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.model_directory import Version, beside_version
 from tangentune.estimators.regressor import TangentRegressor
@@ -25,7 +29,7 @@ from tangentune.pictures.pictures import Pictures
 from tangentune.reports.glossary import Words
 
 _THUMBNAIL = 176  # pixels of the longer side
-
+_TEMPLATES = Path(__file__).parent / "templates"
 
 Estimator = TangentClassifier | TangentRegressor  # fitted; pages look at public attributes only
 
@@ -37,16 +41,29 @@ def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
-    return _environment().get_template(template).render({"version": __version__, "word": Words(), **context})
+    code = _script()
+    known = {"version": __version__, "word": Words(), "script": code, "script_hash": _hash(code)}
+    return _environment().get_template(template).render(known | context)
+
+
+@cache
+def _script() -> Markup:
+    return Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8"))
+
+
+def _hash(code: str) -> str:
+    """Of a script, as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
 
 
 @cache
 def _environment() -> Environment:
     """Of all templates, each of which is compiled once: that takes longer than filling it in."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    loader = FileSystemLoader(_TEMPLATES)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["number"] = nice_number
     environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
     return environment
 

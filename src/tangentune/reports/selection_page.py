@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tangentune._files import replaced_file
+from tangentune.errors import nice_number
 from tangentune.methods.source_selection.manifest import Manifest, load_selected
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures
 from tangentune.pictures.tables import Columns
+from tangentune.reports.gallery import Link, links
 from tangentune.reports.pages import render, thumbnail
 
 _ROWS = 12  # of a table before "more"
@@ -133,25 +135,31 @@ def write_selection_page(
     All arguments are as they were given to the selection; a picture that is missing or has changed is a PictureError.
     """
     examples = load_examples(manifest, target, target_labels=target_labels, source=source, **reading)
-    page = render_selection(manifest, examples)
+    wanted = links(target if isinstance(target, str | os.PathLike) else None, path)
+    page = render_selection(manifest, examples, wanted, links(manifest.source["root"] or None, path))
     with replaced_file(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-def render_selection(manifest: Manifest, examples: Examples) -> str:
-    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page."""
+def render_selection(
+    manifest: Manifest, examples: Examples, target: Link | None = None, source: Link | None = None
+) -> str:
+    """A selection as one HTML page, a strip of pictures for each target class; the same input gives the same page.
+
+    Addresses of the files come from `target` and `source`, where there are any.
+    """
     settings, n = manifest.settings, len(manifest)
     method = settings["method"]  # of an older version perhaps
     by = _METHODS.get(method, (method, f"{method} in the features of {{network}}"))[1]
     by = by.format(network=manifest.backbone["name"])
     mass = any(row["mass"] is not None for row in manifest.class_table)
     context = {
-        "title": f"{n:,} pictures chosen for {len(manifest.target['classes'])} target classes",
+        "heading": f"{n:,} pictures chosen for {len(manifest.target['classes'])} target classes",
         "lead": f"From {manifest.source['count']:,} source pictures, by {by}. A picture of weight 2 counts twice as "
         "much as the average chosen one; the percentage beside it is the part of it that serves the class in question.",
-        "headline": _headline(manifest),
-        "targets": _targets(manifest, examples),
+        "tiles": _headline(manifest),
+        "targets": _targets(manifest, examples, target, source),
         "hidden": max(0, len(manifest.target["classes"]) - _TARGETS),
         "classes": _first_and_rest(class_rows(manifest)),
         "mass": mass,
@@ -169,15 +177,15 @@ def _headline(manifest: Manifest) -> list[dict[str, str]]:
     taken = sum(row["chosen"] > 0 for row in manifest.class_table)
     served = sum(row["pictures"] > 0 for row in manifest.coverage)
     tiles = [
-        (f"{100 * n / count:.3g} %", "of the source", f"{n:,} of {count:,} pictures"),
+        (f"{nice_number(100 * n / count)} %", "of the source", f"{n:,} of {count:,} pictures"),
         (f"{taken:,}", "source classes", f"of {len(manifest.class_table):,} were taken from"),
         (f"{served:,}", "target classes", f"of {len(manifest.coverage):,} are what some chosen picture serves best"),
         (f"{manifest.effective:,.0f}", "pictures of equal weight", "would say as much as these with their weights"),
     ]
-    return [{"value": value, "name": name, "note": note} for value, name, note in tiles]
+    return [{"value": value, "name": name, "note": note, "term": ""} for value, name, note in tiles]
 
 
-def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
+def _targets(manifest: Manifest, examples: Examples, target: Link | None, source: Link | None) -> list[dict[str, Any]]:
     """The strips: target pictures, then what was chosen for them."""
     column = {name: k for k, name in enumerate(manifest.target["classes"])}
     place = {name: i for i, name in enumerate(examples.chosen.ids)}
@@ -185,11 +193,13 @@ def _targets(manifest: Manifest, examples: Examples) -> list[dict[str, Any]]:
     covered = {row["target"]: row for row in manifest.coverage}
 
     def wanted(i: int) -> dict[str, Any]:
-        return {"id": examples.target.ids[i], "image": thumbnail(examples.target, i)}
+        name = examples.target.ids[i]
+        return {"id": name, "image": thumbnail(examples.target, i), "link": target and target(name)}
 
     def chosen(row: int, name: str) -> dict[str, Any]:
         known = {"id": manifest.ids[row], "image": thumbnail(examples.chosen, place[manifest.ids[row]])}
         known |= {"label": manifest.classes[row], "weight": float(manifest.weights[row])}
+        known["link"] = source and source(manifest.ids[row])
         return known | {"share": float(manifest.shares[row, column[name]])}
 
     strips = []
@@ -247,7 +257,7 @@ def _setup(manifest: Manifest) -> list[tuple[str, str]]:
 def _shortly(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return nice_number(value, 6) if isinstance(value, float) else str(value)
 
 
 def _first_and_rest(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tangentune.estimators.classifier import TangentClassifier
+from tangentune.errors import nice_number
 from tangentune.estimators.summary import Summary, label_positions, nice_bytes, nice_seconds, nice_setting
 from tangentune.pictures.label_sets import SEPARATOR
 from tangentune.reports.explanation import numbers_text
-from tangentune.reports.pages import Estimator, is_classifier, relabel_command, thumbnail
+from tangentune.reports.gallery import MOST
+from tangentune.reports.pages import Estimator, is_classifier, relabel_command
 from tangentune.solvers import metrics
 
-SUSPECTS = 24
 CLASSES_SHOWN = 30
 _CLASSES_IN_LARGE = 20
 _ROWS_TRIED, _ROWS_KEPT = 12, 200
@@ -41,7 +41,7 @@ def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
         "rows": rows,
         "cut": len(shown) < len(names),
         "total": len(names),
-        "cell": int(np.clip(640 / len(shown), 22, 44)),
+        "cell": int(np.clip((320 if len(shown) <= 10 else 640) / len(shown), 22, 44)),  # few stand beside a table
     }
 
 
@@ -82,62 +82,87 @@ def _mistakes(table: np.ndarray) -> np.ndarray:
     return table - np.diag(np.diag(table))
 
 
-def suspects(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
-    """What the tiles of the hardest pictures show: those with the largest leave-one-out error, worst first."""
+def hardest(model: Estimator, facts: Summary, place: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+    """What the tiles of the hardest pictures say: those with the largest leave-one-out error, worst first."""
     if facts.several:
-        return _doubted(model, place)
-    error, describe = _class_errors(model, facts) if is_classifier(model) else _number_errors(model)
-    tiles = [
-        {"id": str(model.ids_[i]), "image": thumbnail(model.pictures_, i), **describe(i)}
-        for i in np.argsort(-error, kind="stable")[:SUSPECTS].tolist()
-    ]
+        assert is_classifier(model)
+        assert model.thresholds_ is not None
+        names = tuple(map(str, model.classes_.tolist()))
+        tiles = doubted_labels(model.ids_, names, np.asarray(model.targets_), np.asarray(model.loo_proba_))
+    elif is_classifier(model):
+        tiles = doubted_classes(model.ids_, facts.classes, label_positions(model), np.asarray(model.loo_proba_))
+    else:
+        tiles = far_numbers(model.ids_, np.asarray(model.targets_), np.asarray(model.loo_predictions_))
     for tile in tiles:  # a number has to be measured again, a class can be seen
-        doubtful = tile["wrong"] and is_classifier(model)
-        tile["mend"] = relabel_command(place, tile["id"], tile["predicted"]) if doubtful else None
+        if tile["other"] and (better := tile.get("better")) is not None:
+            tile["mend"] = relabel_command(place, tile["id"], better)
     return tiles
 
 
-def _doubted(model: Estimator, place: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """The same of several labels a picture: a tile is about one label that a picture has, or lacks."""
+def doubted_classes(
+    ids: Sequence[str], names: tuple[str, ...], given: NDArray[np.int64], proba: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Tiles of pictures by the probability (n, C) of their class (n,), the least likely label first."""
+    guess = proba.argmax(axis=1)
+    return [
+        {
+            "id": str(ids[i]),
+            "position": i,
+            "given": names[given[i]],
+            "label": names[given[i]],
+            "predicted": names[guess[i]],
+            "confidence": float(proba[i, guess[i]]),
+            "given_share": float(proba[i, given[i]]),
+            "other": bool(guess[i] != given[i]),
+            "better": names[guess[i]],
+            "mend": None,
+        }
+        for i in np.argsort(-metrics.case_nll(given, proba), kind="stable")[:MOST].tolist()
+    ]
+
+
+def doubted_labels(
+    ids: Sequence[str], names: tuple[str, ...], given: NDArray[np.int64], proba: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """The same of several labels a picture, both (n, L): a tile is about one label that a picture has, or lacks."""
+    share = np.where(given > 0, proba, 1 - proba)
     tiles = []
-    for one in model.suspects(SUSPECTS):
-        has, likely = one.doubted in one.label, one.probability is not None and one.probability < 0.5
+    for place in np.argsort(share, axis=None, kind="stable")[:MOST].tolist():
+        i, k = divmod(place, len(names))
+        own = [names[j] for j in np.flatnonzero(given[i])]
+        better = [names[j] for j in range(len(names)) if (given[i, j] > 0) != (j == k)]
         tiles.append({
-            "id": one.id,
-            "image": thumbnail(model.pictures_, one.position),
-            "given": one.doubted if has else f"not {one.doubted}",
-            "labels": one.label,
-            "given_share": one.probability,
-            "mend": relabel_command(place, one.id, SEPARATOR.join(one.suggestion)) if likely else None,
+            "id": str(ids[i]),
+            "position": i,
+            "given": names[k] if given[i, k] else f"not {names[k]}",
+            "label": names[k],
+            "labels": own,
+            "given_share": float(share[i, k]),
+            "other": bool(share[i, k] < 0.5),
+            "better": SEPARATOR.join(better),
+            "mend": None,
         })  # fmt: skip
     return tiles
 
 
-def _class_errors(model: TangentClassifier, facts: Summary) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
-    labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
-    guess = proba.argmax(axis=1)
-
-    def describe(i: int) -> dict[str, Any]:
-        return {
-            "given": facts.classes[labels[i]],
-            "predicted": facts.classes[guess[i]],
-            "confidence": float(proba[i, guess[i]]),
-            "given_share": float(proba[i, labels[i]]),
-            "wrong": bool(guess[i] != labels[i]),
+def far_numbers(
+    ids: Sequence[str], targets: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Tiles of pictures by the squared error of their numbers, both (n,) or (n, k), the farthest off first."""
+    targets = np.asarray(targets, np.float64).reshape(len(ids), -1)
+    predicted = np.asarray(predicted, np.float64).reshape(targets.shape)
+    error = np.sum((targets - predicted) ** 2, axis=1)
+    return [
+        {
+            "id": str(ids[i]),
+            "position": i,
+            "given": numbers_text(targets[i]),
+            "predicted": numbers_text(predicted[i]),
+            "other": True,
+            "mend": None,
         }
-
-    return metrics.case_nll(labels, proba), describe
-
-
-def _number_errors(model: Estimator) -> tuple[NDArray, Callable[[int], dict[str, Any]]]:
-    predicted = np.asarray(model.loo_predictions_, np.float64)
-    predicted = predicted.reshape(len(predicted), -1)
-    targets = np.asarray(model.targets_, np.float64).reshape(predicted.shape)
-
-    def describe(i: int) -> dict[str, Any]:
-        return {"given": numbers_text(targets[i]), "predicted": numbers_text(predicted[i]), "wrong": True}
-
-    return np.sum((targets - predicted) ** 2, axis=1), describe
+        for i in np.argsort(-error, kind="stable")[:MOST].tolist()
+    ]
 
 
 def tried_rows(model: Estimator, facts: Summary) -> dict[str, Any]:
@@ -154,7 +179,7 @@ def tried_rows(model: Estimator, facts: Summary) -> dict[str, Any]:
     table = [
         {
             "settings": [nice_setting(row[name]) for name in columns],
-            "loo_error": f"{row['loo_error']:.5g}",
+            "loo_error": nice_number(row["loo_error"], 5),
             "worse": row["loo_error"] / best - 1 if (best := lowest[row.get("pictures", facts.n)]) > 0 else 0.0,
             "chosen": row is chosen,
         }

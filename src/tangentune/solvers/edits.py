@@ -15,11 +15,10 @@ from torch import Tensor
 
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import cholesky
-from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel, WeightedRows
-from tangentune.solvers.system import System, check_weights, design, refresh, with_inverse
+from tangentune.solvers.low_rank import FeatureKernel
+from tangentune.solvers.row_edits import edited
+from tangentune.solvers.system import LEAST_SHARE, System, check_weights, design, refresh, with_inverse
 
-# Below this share of the weight, what stays determines the old inverse too poorly to start from it.
-LEAST_SHARE = 1e-3
 FEW = 8  # gaps among the rows that stay, which are then copied run by run
 SHARE = 8  # 1 / the share of the rows below which what they change is added, rather than all calculated anew
 TILE = 128  # rows
@@ -46,9 +45,8 @@ def remove(system: System, pictures: Tensor, kernel: Tensor | FeatureKernel | No
     targets = system.targets[kept]
     if len(gone) > len(kept) or weights.sum() < LEAST_SHARE * system.weights.sum():
         return refresh(system, kernel=kernel, targets=targets, weights=weights)
-    if isinstance(system.inverse, FeatureInverse) and isinstance(kernel, FeatureKernel):
-        inverse = system.inverse.changed(kernel, weights, kept, _own_rows(system, gone), _no_rows(system))
-        return with_inverse(system, inverse, kernel=kernel, targets=targets, weights=weights)
+    if isinstance(kernel, FeatureKernel):
+        return edited([system], kernel, kept, targets, weights)[0]
     assert isinstance(system.inverse, Tensor)
     kept = _with_border(system, kept)
     factor = cholesky(system.inverse[gone][:, gone], CORNER, as_it_is=True)
@@ -108,19 +106,9 @@ def append_rows(system: System, kernel: FeatureKernel, targets: Tensor, weights:
 
     Cost `(N D + D^2) k`.
     """
-    old, inverse = len(system.kernel), system.inverse
-    assert isinstance(inverse, FeatureInverse)
+    stays = torch.arange(len(system.weights), device=weights.device)
     targets, weights = torch.cat([system.targets, targets.to(system.targets)]), torch.cat([system.weights, weights])
-    places = torch.arange(old, len(kernel), device=weights.device)
-    new = WeightedRows(kernel.rows(places), weights[old:], targets[old:])
-    found = inverse.changed(kernel, weights, torch.arange(old, device=weights.device), _no_rows(system), new)
-    return with_inverse(system, found, kernel=kernel, targets=targets, weights=weights)
-
-
-def narrow(system: System, kernel: FeatureKernel) -> System:
-    """The problem on rows that have lost directions, those of `kernel` behind its own; `(N D + D^2)` a direction."""
-    assert isinstance(system.inverse, FeatureInverse)
-    return with_inverse(system, system.inverse.narrowed(kernel), kernel=kernel)
+    return edited([system], kernel, stays, targets, weights)[0]
 
 
 def retarget(system: System, targets: Tensor) -> System:
@@ -128,8 +116,9 @@ def retarget(system: System, targets: Tensor) -> System:
     targets = targets.to(system.targets)
     if targets.dim() != 2 or len(targets) != len(system.kernel) or not bool(torch.isfinite(targets).all()):
         raise InputError(f"targets must be finite and ({len(system.kernel)}, C), not {tuple(targets.shape)}")
-    if isinstance(system.inverse, FeatureInverse):
-        return with_inverse(system, system.inverse.retargeted(targets), targets=targets)
+    if isinstance(system.kernel, FeatureKernel):
+        stays = torch.arange(len(targets), device=targets.device)
+        return edited([system], system.kernel, stays, targets, system.weights)[0]
     if targets.shape != system.targets.shape:
         return with_inverse(system, system.inverse, targets=targets)
     changed = (targets != system.targets).any(1).nonzero().flatten()
@@ -156,12 +145,9 @@ def reweight(system: System, weights: Tensor) -> System:
     share = system.weights[same].sum() / system.weights.sum()
     if 4 * len(changed) > len(weights) or share < LEAST_SHARE:
         return refresh(system, weights=weights)
-    if isinstance(system.inverse, FeatureInverse) and isinstance(system.kernel, FeatureKernel):
-        rows = system.kernel.rows(changed)
-        former, later = (WeightedRows(rows, one[changed], system.targets[changed]) for one in (system.weights, weights))
+    if isinstance(system.kernel, FeatureKernel):
         stays = torch.arange(len(weights), device=weights.device)
-        inverse = system.inverse.changed(system.kernel, weights, stays, former, later)
-        return with_inverse(system, inverse, weights=weights)
+        return edited([system], system.kernel, stays, system.targets, weights)[0]
     return with_inverse(system, _reweighted(system, weights, changed), weights=weights)
 
 
@@ -178,15 +164,6 @@ def rows_of(system: System, pictures: Tensor) -> Tensor:
 
 def _without(kernel: Tensor | FeatureKernel, kept: Tensor) -> Tensor | FeatureKernel:
     return kernel.select(kept) if isinstance(kernel, FeatureKernel) else submatrix(kernel, kept)
-
-
-def _own_rows(system: System, index: Tensor) -> WeightedRows:
-    assert isinstance(system.kernel, FeatureKernel)
-    return WeightedRows(system.kernel.rows(index), system.weights[index], system.targets[index])
-
-
-def _no_rows(system: System) -> WeightedRows:
-    return _own_rows(system, torch.zeros(0, dtype=torch.int64, device=system.targets.device))
 
 
 def submatrix(matrix: Tensor, kept: Tensor) -> Tensor:

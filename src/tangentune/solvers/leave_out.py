@@ -12,7 +12,7 @@ from torch import Tensor
 from tangentune.errors import InputError
 from tangentune.solvers.factorisation import cholesky, solve
 from tangentune.solvers.low_rank import FeatureInverse
-from tangentune.solvers.system import System, checked_cross, design, refresh
+from tangentune.solvers.system import System, checked_cross, design, refresh, rows_at
 
 # Below this share of the largest weight a row's residual is not read off the inverse, where a root of its weight
 # would be divided by.
@@ -65,19 +65,20 @@ def contributions(system: System, cross: Tensor) -> Tensor:
 def pair_influence(system: System, picture: int) -> tuple[Tensor, Tensor]:
     """What every picture j does to the prediction at picture i by the fit without i: `f_-i(x_i) - f_-ij(x_i)`, (n, C).
 
-    With it the dual (n, C) of the fit without i; both 0 for i itself. From one row of the inverse, as
-    `B_ij (B_ij e_i - B_ii e_j) / (B_ii B_jj - B_ij^2)` over `B_ii` and the root of the weight, `B = W^-1`: n C. One row
-    a picture, and not a `light` one.
+    With it its share in that prediction, `k(x_i, x_j)` times the dual of the fit without i; both 0 for i itself. From
+    one row of the inverse, as `B_ij (B_ij e_i - B_ii e_j) / (B_ii B_jj - B_ij^2)` over `B_ii` and the root of the
+    weight, `B = W^-1`, and one of the kernel: n C. One row a picture, and not a `light` one.
     """
     n, e = len(system.kernel), system.unknowns[: len(system.kernel)]
-    row, diagonal = system.inverse[picture][:n], system.inverse.diagonal()[:n]
+    row, kernel = rows_at(system, picture)
+    row, diagonal = row[:n], system.inverse.diagonal()[:n]
     own = diagonal[picture]
     minor = own * diagonal - row.square()
     minor[picture] = 1.0
     moved = row[:, None] * (row[:, None] * e[picture] - own * e) / (minor * own * system.roots[picture])[:, None]
     dual = system.roots[:, None] * (e - row[:, None] * (e[picture] / own))
     moved[picture], dual[picture] = 0.0, 0.0
-    return moved, dual
+    return moved, kernel[:, None] * dual
 
 
 def light(system: System, row: int) -> bool:

@@ -19,6 +19,7 @@ from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel, sums_of
 from tangentune.solvers.sums import TangentSums
 
 SPOTS = 32  # rows and columns
+LEAST_SHARE = 1e-3  # of the weight: below it what stays determines an old inverse too poorly to start an edit from it
 SINGULAR = "damping {:g} leaves the least-squares problem singular; use a larger damping"
 
 
@@ -102,7 +103,7 @@ def build_on_rows(
     sums: TangentSums | None = None,
 ) -> System:
     """The same on feature rows, from their `sums` where those are known: n D^2 + D^3."""
-    targets = targets.to(kernel.lost)
+    kernel, targets = kernel.measured(), targets.to(kernel.lost)
     weights = torch.ones_like(targets[:, 0]) if weights is None else weights.to(targets)
     _check(kernel, targets, weights, damping, 1)
     try:
@@ -130,7 +131,7 @@ def with_inverse(
     new = replace(system, inverse=inverse, **changes)
     n, roots = len(new.kernel), new.roots[:, None]
     if isinstance(inverse, FeatureInverse):  # of each picture, its weighted residual over the damping
-        dual = new.weights[:, None] * (new.targets - inverse.fitted()) / new.damping
+        dual = new.weights[:, None] * (new.targets - inverse.fitted) / new.damping
         return replace(new, dual=dual, bias=inverse.coef[0])
     if unknowns is None:
         unknowns = inverse[:, :n] @ (roots * new.targets)
@@ -157,9 +158,18 @@ def written_out(system: System) -> Tensor:
     return system.kernel[torch.arange(len(system.kernel), device=system.targets.device)]
 
 
-def fitted(system: System) -> Tensor:
-    """Predictions at the training pictures, (N, C); N^2 C."""
-    return system.kernel @ system.dual + system.bias
+def fitted(system: System, rows: Tensor | slice = slice(None)) -> Tensor:
+    """Predictions at the training pictures, (N, C), or at some rows; N^2 C, feature rows keep them."""
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.fitted[rows]
+    return system.kernel[rows] @ system.dual + system.bias
+
+
+def rows_at(system: System, row: int) -> tuple[Tensor, Tensor]:
+    """A row of the inverse, (N+1,) or (N,), and that of the kernel (N,); one pass over feature rows for both."""
+    if isinstance(system.inverse, FeatureInverse):
+        return system.inverse.with_kernel(row)
+    return system.inverse[row], system.kernel[row]
 
 
 def residual(system: System, *, inverse: bool = True) -> tuple[float, Tensor]:
@@ -213,6 +223,27 @@ def refinement(system: System, left: Tensor) -> float:
     step = system.inverse @ left
     largest = system.dual.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     return float((system.roots[:, None] * step[: len(system.kernel)]).abs().max() / largest)
+
+
+def on_rows(system: System, kernel: FeatureKernel) -> System:
+    """The problem on rows of its own, with none beside them of pictures that are gone."""
+    assert isinstance(system.inverse, FeatureInverse)
+    inverse = system.inverse.on(kernel)
+    return replace(system, kernel=kernel, inverse=inverse)
+
+
+def held(*systems: System | None) -> dict[int, int]:
+    """Bytes of all that problems hold beside feature rows, which states of a model have in common, by what tells apart.
+
+    A part that several of them share is there once.
+    """
+    parts: list[Tensor] = []
+    for one in systems:
+        if one is not None:
+            parts += [one.targets, one.dual, one.weights]
+            parts += one.inverse.tensors if isinstance(one.inverse, FeatureInverse) else [one.inverse]
+            parts += [one.kernel] if isinstance(one.kernel, Tensor) else []
+    return {part.data_ptr(): part.nbytes for part in parts}
 
 
 def _multiplied(system: System, x: Tensor) -> Tensor:

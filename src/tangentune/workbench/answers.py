@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tangentune.errors import InputError
-from tangentune.estimators.explanations import known_shares, ood_scores, open_share
+from tangentune.estimators.explanations import ood_scores, open_shares
 from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.solution import Solution
 from tangentune.reports.explanation import Explanation, PictureEffect, familiarity, without_labels
@@ -20,6 +20,7 @@ from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove
 from tangentune.solvers.leave_out import contributions, light, pair_influence
 from tangentune.solvers.likelihoods import LEAST_SQUARES
+from tangentune.solvers.system import fitted as predicted
 
 Ranked = tuple[tuple[str, float], ...]  # classes with their probabilities, likeliest first
 
@@ -132,8 +133,7 @@ def _effects(solution: Solution, place: int) -> tuple[Tensor, Tensor]:
     """Influence and contribution (n, C) of every picture on the answer that leaves the one at a position out."""
     system, balance, source = solution.system, solution.targets.balance, solution.targets.source
     if balance is None and source is None and not light(system, place):
-        effects, dual = pair_influence(system, place)
-        return effects, system.kernel[place][:, None] * dual
+        return pair_influence(system, place)
     n, gone = system.pictures, torch.tensor([place])
     rest = torch.arange(n) != place
     left = remove(balancing.without(system, balance, gone), gone)
@@ -149,8 +149,7 @@ def _effects(solution: Solution, place: int) -> tuple[Tensor, Tensor]:
 def _with_label(fitted: FittedModel, solution: Solution, place: int, names: list[str]) -> Ranked | None:
     if fitted.task.likelihood != LEAST_SQUARES:
         return None
-    system, source = solution.system, solution.targets.source
-    scores = system.kernel[place] @ system.dual + system.bias
+    scores, source = predicted(solution.system, slice(place, place + 1))[0], solution.targets.source
     scores = scores if source is None else scores + source.response[place] @ source.labels
     return _ranked(names, probabilities(scores[None], fitted.outcome.temperature)[0].cpu().numpy())
 
@@ -176,9 +175,8 @@ def _reasons(
 
 def _distance(solution: Solution, place: int) -> float:
     """Out-of-distribution score of a picture of the fit, itself left out, among the others."""
-    left_out = balancing.left_out_variance(solution.system, solution.targets.balance)
-    own = solution.system.kernel.diagonal()
-    share, known = open_share(left_out[place : place + 1], own[place : place + 1]), known_shares(solution)
-    if float(solution.system.weights[place]) > 0:
-        known = np.delete(known, np.searchsorted(known, float(share)))
+    shares, weighty = open_shares(solution), solution.system.weights > 0
+    share = shares[place : place + 1].clone()
+    weighty[place] = False
+    known = np.sort(shares[weighty].cpu().numpy())
     return float(ood_scores(known, share)[0])

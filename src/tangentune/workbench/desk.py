@@ -20,6 +20,7 @@ from tangentune.errors import InputError
 from tangentune.estimators import audit
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.model_directory import read_config, saved_seal, version_of
+from tangentune.networks.backbone import Backbone
 from tangentune.workbench.answers import NewAnswer
 from tangentune.workbench.originals import Originals
 from tangentune.workbench.rows_job import RowsJob
@@ -53,6 +54,7 @@ class Desk:
         model: str | os.PathLike[str] | TangentClassifier,
         originals: str | os.PathLike[str] | None = None,
         unlabelled: str | os.PathLike[str] | None = None,
+        backbone: Backbone | None = None,
     ) -> Self:
         """Open a session on a saved classifier, named by its directory; or on one at hand, edited in place.
 
@@ -63,7 +65,7 @@ class Desk:
         folders = [_folder(one) for one in (originals, unlabelled)]
         thread = ThreadPoolExecutor(1, "tangentune-session")
         try:
-            session = thread.submit(_opened, model).result()
+            session = thread.submit(_opened, model, backbone).result()
         except BaseException:
             thread.shutdown()
             raise
@@ -92,12 +94,12 @@ def _folder(given: str | os.PathLike[str] | None) -> Path | None:
     return folder
 
 
-def _opened(model: str | os.PathLike[str] | TangentClassifier) -> Session:
+def _opened(model: str | os.PathLike[str] | TangentClassifier, backbone: Backbone | None) -> Session:
     """A session on a directory; of a model at hand on its own, which must hold it as it is: a journal follows that."""
     if not isinstance(model, TangentClassifier):
         if (kind := read_config(model).get("estimator")) != "TangentClassifier":
             raise InputError(f"{model} holds a {kind}; the workbench corrects class labels, and it has none")
-        return Session.open(Path(model))
+        return Session.open(Path(model), backbone=backbone)
     fitted = model.fitted_
     version, edits = fitted.version, fitted.edits
     same = version is not None and version_of(version.directory) == version

@@ -19,6 +19,7 @@ from PIL import Image
 from tangentune.errors import PictureError
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.decode import try_decode
+from tangentune.pictures.names import file_inside
 from tangentune.pictures.unreadable import allowed_formats, file_problem, reason
 from tangentune.workbench.security import MOST_BYTES
 
@@ -50,14 +51,7 @@ class Originals:
 
     def path(self, name: str) -> Path | None:
         """Where the file of that name lies, if it is there and inside the folder; links that lead out count as out."""
-        if self.folder is None:
-            return None
-        try:
-            root = Path(os.path.realpath(self.folder))
-            found = Path(os.path.realpath(root / name))
-            return found if found.is_relative_to(root) and found.is_file() else None
-        except (OSError, ValueError):  # a name that cannot be one of a file
-            return None
+        return None if self.folder is None else file_inside(self.folder, name)
 
 
 def picture_size(path: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from typing import final
 
 from tangentune.errors import InputError, cannot_import
 from tangentune.estimators.classifier import TangentClassifier
+from tangentune.networks.backbone import Backbone
 
 try:
     import starlette  # noqa: F401
@@ -76,6 +77,7 @@ def prepare(
     port: int = 0,
     exposed: bool = False,
     framed: bool = False,
+    backbone: Backbone | None = None,
 ) -> Serving:
     """A workbench on a saved model, bound to a port and not yet running.
 
@@ -88,6 +90,7 @@ def prepare(
         port: 0 takes a free one.
         exposed: whoever can reach the address and has the token may see the pictures and change the model.
         framed: pages of this machine may show it in a frame, as notebooks do.
+        backbone: the network of a saved model that no name loads.
 
     Raises:
         InputError: the address cannot be used, or is another one than 127.0.0.1 without `exposed`.
@@ -100,7 +103,7 @@ def prepare(
         )
     listener = _bound(host, port)
     try:
-        desk = Desk.open(model, originals, unlabelled)
+        desk = Desk.open(model, originals, unlabelled, backbone)
     except BaseException:
         listener.close()
         raise

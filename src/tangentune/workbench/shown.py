@@ -66,6 +66,7 @@ class Shown:
         self.estimator = estimator
         self._lock = threading.RLock()
         self._timeline = Timeline(states.first(estimator.fitted_))
+        estimator.fitted_ = self._fitted
         self._components: Components | None = None
 
     @property
@@ -103,7 +104,7 @@ class Shown:
 
         Of one given label, one suggestion, or ids that hold a text only. The first call costs n^3.
         """
-        self._be(state := states.with_wary(self._state))
+        self._be(state := states.with_doubts(self._state))
         chosen = {"without": state.kept, "label": label, "suggestion": suggestion, "text": text}
         return suspects.worst(state.fitted, state.doubts, k, **chosen)
 

@@ -8,9 +8,7 @@ from typing import Any, final
 
 from tangentune.estimators.fitted import FittedModel, bounded, compacted, solved
 from tangentune.estimators.row_file import read_rows
-from tangentune.estimators.solution import follow
-from tangentune.solvers.low_rank import FeatureKernel
-from tangentune.solvers.system import System
+from tangentune.solvers.system import System, held
 from tangentune.workbench import figures, suspects
 from tangentune.workbench.edits import Edit, kept_for_good
 from tangentune.workbench.figures import Figures
@@ -23,9 +21,13 @@ class State:
     """A fitted classifier and all that is shown of it; the large parts may be gone, and are then made again."""
 
     fitted: FittedModel
-    wary: System | None  # the problem at the distrusting damping; None until it is needed
     wary_damping: float | None  # None until the first one is made
     kept: frozenset[int]  # numbers of pictures whose labels are right
+
+    @property
+    def wary(self) -> System | None:
+        """The problem at the distrusting damping; None until it is needed."""
+        return None if self.fitted.solution is None else self.fitted.solution.wary
 
     @cached_property
     def figures(self) -> Figures:
@@ -38,41 +40,43 @@ class State:
         assert self.wary is not None
         return suspects.doubts(self.fitted, self.wary)
 
-    def matrices(self) -> list[tuple[int, int]]:
-        """Of each matrix a number that tells it from others, and its bytes."""
-        systems = [self.wary, None if self.fitted.solution is None else self.fitted.solution.system]
-        found = [part for one in systems if one is not None for part in (one.kernel, one.inverse)]
-        found = [part for part in found if not isinstance(part, FeatureKernel)]  # rows, which all have in common
-        return [(part.data_ptr(), part.nbytes) for part in found]
+    def held(self) -> dict[int, int]:
+        """Bytes of each large part of its problems, by what tells it from others."""
+        solution = self.fitted.solution
+        return {} if solution is None else held(solution.system, solution.wary)
 
 
 def first(fitted: FittedModel) -> State:
-    """Where a session starts."""
-    return State(fitted, None, None, kept_for_good(fitted))
+    """Where a session starts; its wary problem has a damping of its own, whatever a former session left."""
+    if fitted.solution is not None and fitted.solution.wary is not None:
+        fitted = replace(fitted, solution=replace(fitted.solution, wary=None))
+    return State(fitted, None, kept_for_good(fitted))
 
 
 def with_wary(state: State) -> State:
     """The same with its wary problem; n^3 if it is not there."""
     if state.wary is not None:
         return state
-    fitted = replace(state.fitted, solution=solved(state.fitted))
-    wary = suspects.wary_of(fitted) if state.wary_damping is None else suspects.wary_at(fitted, state.wary_damping)
-    return replace(state, fitted=fitted, wary=wary, wary_damping=wary.damping)
+    solution, damping = solved(state.fitted), state.wary_damping
+    wary = solution.wary
+    if wary is None:
+        wary = suspects.wary_of(solution.system) if damping is None else suspects.wary_at(solution.system, damping)
+    fitted = replace(state.fitted, solution=replace(solution, wary=wary))
+    return _same(state, fitted=fitted, wary_damping=wary.damping)
+
+
+def with_doubts(state: State) -> State:
+    """The same, such that its doubts are known or can be asked for."""
+    return state if "doubts" in vars(state) else with_wary(state)
 
 
 def after(state: State, fitted: FittedModel, edit: Edit) -> State:
-    """The state that an edit leads to, `fitted` being the model after it; the wary problem follows, n^2 a picture."""
+    """The state that an edit leads to, `fitted` being the model after it."""
     kept = state.kept | set(edit.numbers) if edit.kind == "keep" else state.kept
     if edit.kind == "forget":
         kept = state.kept - set(edit.numbers)
-    state = with_wary(state)
-    assert state.wary is not None
-    wary, fitted = state.wary, replace(fitted, undo=bounded(fitted.undo, 0))  # the time line keeps solutions itself
-    if wary.damping == solved(fitted).system.damping:
-        wary = solved(fitted).system
-    elif fitted.solution is not state.fitted.solution:
-        wary = follow(wary, state.fitted.active, fitted.active, solved(fitted), fitted.training)
-    return State(fitted, wary, wary.damping, frozenset(kept))
+    fitted = replace(fitted, undo=bounded(fitted.undo, 0))  # the time line keeps solutions itself
+    return State(fitted, state.wary_damping, frozenset(kept))
 
 
 def moved(there: State, here: FittedModel, line: dict[str, Any]) -> State:
@@ -84,7 +88,7 @@ def moved(there: State, here: FittedModel, line: dict[str, Any]) -> State:
     if training.rows is None and rows is not None and len(rows) >= len(training):
         training = replace(training, rows=rows.first(len(training)))
     number = max(here.next_number, fitted.next_number)
-    return replace(there, fitted=replace(fitted, edits=[*here.edits, line], next_number=number, training=training))
+    return _same(there, fitted=replace(fitted, edits=[*here.edits, line], next_number=number, training=training))
 
 
 def saved(state: State, rows: bool) -> State:
@@ -100,6 +104,15 @@ def saved(state: State, rows: bool) -> State:
     return replace(state, fitted=compacted(fitted))
 
 
-def light(state: State) -> State:
-    """The same without its matrices."""
-    return replace(state, fitted=replace(state.fitted, solution=None), wary=None)
+def light(state: State, start: State) -> State:
+    """The same without its problems; what was shown of it is still known. They can be found from those of the start."""
+    held = start.fitted.solution
+    former = None if held is None or start is state else (held, start.fitted.active)
+    return _same(state, fitted=replace(state.fitted, solution=None, former=former))
+
+
+def _same(state: State, **changes: Any) -> State:
+    """With changes of what nothing that is shown depends on."""
+    new = replace(state, **changes)
+    vars(new).update({name: vars(state)[name] for name in ("figures", "doubts") if name in vars(state)})
+    return new

@@ -50,14 +50,13 @@ class Doubts:
     suggestion: NDArray[np.int64]  # (n,) columns
 
 
-def wary_of(fitted: FittedModel) -> System:
+def wary_of(system: System) -> System:
     """The problem at the distrusting damping; n^3, once."""
-    return distrusting(solved(fitted).system)
+    return distrusting(system)
 
 
-def wary_at(fitted: FittedModel, damping: float) -> System:
+def wary_at(system: System, damping: float) -> System:
     """The problem at a damping chosen before; n^3 where it is not the model's own."""
-    system = solved(fitted).system
     return system if damping <= system.damping else refresh(system, damping=damping)
 
 

@@ -144,14 +144,17 @@ class Timeline:
         self._lighten()
 
     def _lighten(self) -> None:
-        """Take the matrices from the states that are farthest away, until those of the rest fit into the room."""
+        """Take the problems from the states that are farthest away, until those of the rest fit into the room.
+
+        The first state keeps its own if it can: those of all others are found from it.
+        """
         room, seen = min(self.state.fitted.room, ROOM), set[int]()
-        for i in sorted(range(len(self._taken)), key=lambda i: abs(i - self.at)):
+        for i in sorted(range(len(self._taken)), key=lambda i: (i > 0, abs(i - self.at))):
             one = self._taken[i]
-            new = {key: size for key, size in one.state.matrices() if key not in seen}
+            new = {key: size for key, size in one.state.held().items() if key not in seen}
             if i != self.at and sum(new.values()) > room:
-                room = 0
-                self._taken[i] = replace(one, state=states.light(one.state))
+                room = 0 if i else room
+                self._taken[i] = replace(one, state=states.light(one.state, self.start))
             else:
                 room -= sum(new.values())
                 seen |= set(new)
