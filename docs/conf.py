@@ -18,7 +18,7 @@ sys.path.insert(0, str(DOCS.parent / "src"))
 
 from tangentune import __version__  # noqa: E402
 
-HOW_TO = ["imbalanced", "groups", "many-pictures", "several-machines", "several-owners", "forgetting"]
+HOW_TO = ["imbalanced", "groups", "many-pictures", "several-machines", "several-owners", "task-vectors", "forgetting"]
 HOW_TO += ["reading-the-report"]
 # Which pages a page leads to, under a heading or none; "*" stands for the pages of a folder that are not yet named.
 CONTENTS: dict[str, dict[str, list[str]]] = {

@@ -168,7 +168,7 @@ def test_named_backbones_load_and_pass_their_own_check(name):
         pytest.skip(f"needs {NETWORKS[name].weights.command}")
     backbone = load_backbone(name).with_size(64)
     backbone.check()
-    assert backbone.features(torch.zeros(2, 3, 64, 64)).shape == (2, 1280)
+    assert backbone.features(torch.zeros(2, 3, 64, 64)).shape == (2, 2048 if name == "resnet50" else 1280)
     assert backbone.contract.sha256 == NETWORKS[name].weights.sha256
     assert backbone.name == name
     assert backbone.contract.licence != "unknown"

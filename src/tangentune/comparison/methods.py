@@ -87,9 +87,10 @@ def _gaf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> Fitte
 def _lqf(backbone: Backbone, train: Pictures, settings: MethodSettings) -> FittedMethod:
     from tangentune.methods.lqf import LQFSettings, fit_lqf
 
-    chosen = LQFSettings(flip=settings.flip, seed=settings.seed)
+    chosen = LQFSettings.moved(flip=settings.flip, seed=settings.seed)
     found = fit_lqf(backbone, train, chosen)
     facts = {"solver": chosen.solver, "damping": found.damping, "suboptimality": found.records[-1].suboptimality()}
+    facts["moved_at"] = None if found.move is None else found.move.rate
     return _trained(found, settings, facts)
 
 

