@@ -53,8 +53,8 @@ def test_the_source_stays_small() -> None:
     of answers, several labels a picture, and fits of any size. Studies: sets of real pictures (700), labels to clean
     and to give next (500), times of the workbench and of large fits (400).
     """
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 42_000
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 7_800
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 42_400
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_000
 
 
 def test_tests_mirror_the_rooms() -> None:
