@@ -55,7 +55,7 @@ class Rung:
 
 
 RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
-MIRRORS = 80  # pictures from which on moved networks may overrule a probe that is for mirroring
+MIRRORS = 400  # pictures from which on moved networks may overrule a probe that is for mirroring
 
 
 @final
