@@ -93,7 +93,8 @@ def render_report(model: Estimator, place: str | os.PathLike[str] | None = None,
 def _headline(facts: Summary) -> list[dict[str, str]]:
     """The large numbers at the top: value, name, what to hold it against, and the word that explains it."""
     scores = facts.scores
-    doubtful = (f"{facts.doubtful:,}", "labels to look at again", "whose chance to be right is below 5 %", "")
+    labels = "label" if facts.doubtful == 1 else "labels"
+    doubtful = (f"{facts.doubtful:,}", f"{labels} to look at again", "whose chance to be right is below 5 %", "")
     if facts.several:
         guess = "mean over labels; naming at random gives a label's share of the pictures"
         tiles = [
