@@ -163,21 +163,20 @@ def grid(key: Row, device: str) -> Row:
     """Every rung on one draw: the cheap looks that a choice could rest on, leave-one-out of the fit, and the test."""
     train, test = draw(key["set"], key["shots"], key["seed"], key["network"])
     backbone = network(key["network"], device)
-    flip = TangentClassifier(backbone, outer_steps=0, random_state=key["seed"])
     with quietly():
-        still = flip.fit(train)
+        still = TangentClassifier(backbone, outer_steps=0, random_state=key["seed"]).fit(train)
     mirrored = still.augment_ == "flip"
     mover = outer_steps._Mover.of(backbone, train, mirrored, key["seed"], 0)
     targets, unseen = outer_steps._targets(train).to(backbone.device), torch.from_numpy(mover.fold == 0)
-    first = {(0, 0.0): held_out_errors(mover.features_of(backbone.module), targets, unseen)}
-    errors = probe_errors(mover.features_of(backbone.module), targets)
-    found = [facts(still, train, test) | looks(0, 0.0, errors, errors, first[0, 0.0], first[0, 0.0], 0.0)]
+    features = mover.features_of(backbone.module)
+    errors, first = probe_errors(features, targets), held_out_errors(features, targets, unseen)
+    found = [facts(still, train, test) | looks(0, 0.0, errors, errors, first, first, 0.0)]
     for steps, rate in RUNGS:
         with stopwatch() as spent:
             made = mover.expansion(Rung(steps, rate, 0), list(mover.networks(Rung(steps, rate, 0))))
         own = held_out_errors(mover.features_of(made.points[0]), targets, unseen)
         honest = probe_errors(mover.honest_features(made), targets)
-        seen = looks(steps, rate, honest, errors, own, first[0, 0.0], made.spread)
+        seen = looks(steps, rate, honest, errors, own, first, made.spread)
         found.append(facts(moved(backbone, train, made, key["seed"], mirrored), train, test) | seen | spent)
     return {"n": len(train), "tests": len(test), "mirrored": mirrored, "rungs": found}
 

@@ -80,7 +80,7 @@ def add(model: str, pictures: str, new_class: bool, **options: Any) -> None:
         if fitted.fitted_.outcome.labels is None:
             own = _own_labels(fitted, own.tolist(), loaded.ids, new_class)
         fitted.add(loaded.relabelled(own), new_class=True)
-        return {"skipped": skipped(loaded)}
+        return {"skipped": skipped(loaded.skipped)}
 
     _edit(model, change, **options)
 

@@ -10,12 +10,14 @@ import click
 from tangentune.cli.models import (
     MODEL,
     PICTURES,
+    folder_of,
     listed,
     load,
     own_rank,
     reading,
     saved_model,
     shards_place,
+    skipped,
     work_option,
 )
 from tangentune.cli.options import STREAMS, Command, label_options, option
@@ -73,10 +75,12 @@ def evaluate(
         job, found, left_out = AnswerJob(fitted, listing, read["on_error"], False), None, list[tuple[str, str]]()
         with sharing(shards_place(work, rank, "evaluate", job.digest), rank) as shared:
             rows = [one for some in told_answers(job, left_out, quiet, shared) for one in some]
-            answered = {one.id for one in rows}
-            loaded = _labelled(listing, [i for i, name in enumerate(listing.ids) if name in answered], left_out)
             if page is not None:  # which shows them
                 loaded = load(pictures, fitted.backbone_, fitted, read, True)
+            else:
+                answered = {one.id for one in rows}
+                kept = [i for i, name in enumerate(listing.ids) if name in answered]
+                loaded = _labelled(listing, kept, left_out)
             values = np.array([one.values for one in rows], np.float64)
             values = values if is_classifier(fitted) else values.reshape(len(rows), *fitted.targets_.shape[1:])
             found = judged(fitted, loaded, Answers(values, [one.fitted_on for one in rows]))
@@ -86,10 +90,10 @@ def evaluate(
             from tangentune.reports.gallery import links
             from tangentune.reports.pages import write_page
 
-            link = links(pictures if Path(pictures).is_dir() else Path(pictures).parent, page)
+            link = links(folder_of(pictures), page)
             write_page(render_evaluation(fitted, found, link), page, fitted.fitted_.version)
     if as_json:
-        print_json({**_document(found), "skipped": [{"id": name, "reason": why} for name, why in left_out]})
+        print_json({**_document(found), "skipped": skipped(left_out)})
         return
     interval = found.intervals.get("accuracy")
     rows = [("pictures", f"{len(found.pictures):,}"), *score_rows(found.scores, interval)]

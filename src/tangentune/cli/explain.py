@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, load, reading, saved_model, several, skipped
+from tangentune.cli.models import MODEL, PICTURES, folder_of, load, reading, saved_model, several, skipped
 from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
@@ -72,7 +72,9 @@ def explain(
         found = explanation.explain(fitted, loaded, top)
     if as_json:
         documents = [explanation.document(one) for one in found]
-        print_json({"model": model, "n": len(fitted.ids_), "explanations": documents, "skipped": skipped(loaded)})
+        print_json(
+            {"model": model, "n": len(fitted.ids_), "explanations": documents, "skipped": skipped(loaded.skipped)}
+        )
     else:
         for one in found:
             _show_explanation(one, stdout)
@@ -80,8 +82,7 @@ def explain(
         from tangentune.reports.explanation_page import render_explanations
         from tangentune.reports.gallery import links
 
-        folder = pictures if Path(pictures).is_dir() else Path(pictures).parent
-        page = render_explanations(fitted, loaded, found, links(folder, out), links(originals, out))
+        page = render_explanations(fitted, loaded, found, links(folder_of(pictures), out), links(originals, out))
         _write_page(page, out, fitted, None if as_json else stdout)
 
 

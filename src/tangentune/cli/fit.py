@@ -109,7 +109,7 @@ def fit(
     document |= {"classes": dict(zip(facts.classes, facts.counts, strict=True)), "loo": facts.scores}
     document |= {"labels": [asdict(row) for row in facts.labels]} if facts.several else {}
     planned = {key: plans[0][key] for key in ("seconds", "peak_bytes", "passes", "parameters")}
-    print_json(document | {"planned": planned, "skipped": skipped(loaded)})
+    print_json(document | {"planned": planned, "skipped": skipped(loaded.skipped)})
 
 
 def _fit_in_map(pictures: str, out: str, map: str, as_json: bool, quiet: bool, options: dict[str, Any]) -> None:

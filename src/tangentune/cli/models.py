@@ -10,6 +10,7 @@ from tangentune.cli.options import STREAMS, option
 from tangentune.cli.run import check_device
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
@@ -117,6 +118,14 @@ def several(model: Estimator) -> TypeGuard[TangentClassifier]:
     return hasattr(model, "fitted_") and getattr(model, "thresholds_", None) is not None
 
 
-def skipped(pictures: Pictures) -> list[dict[str, str]]:
-    """Pictures that could not be read, with the reason."""
-    return [{"id": str(name), "reason": str(reason)} for name, reason in pictures.skipped]
+def folder_of(pictures: str) -> Path:
+    """Where the files of PICTURES lie: itself, or the folder of a table or of one picture."""
+    from pathlib import Path
+
+    place = Path(pictures)
+    return place if place.is_dir() else place.parent
+
+
+def skipped(left_out: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Pictures that could not be read, with the reason, for JSON."""
+    return [{"id": str(name), "reason": str(reason)} for name, reason in left_out]

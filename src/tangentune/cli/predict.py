@@ -8,7 +8,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from tangentune.cli.models import MODEL, PICTURES, check_folder, listed, own_rank, reading, saved_model, several
+from tangentune.cli.models import (
+    MODEL,
+    PICTURES,
+    check_folder,
+    listed,
+    own_rank,
+    reading,
+    saved_model,
+    several,
+    skipped,
+)
 from tangentune.cli.options import STREAMS, Command, option, shared_options
 from tangentune.cli.rows import PIPE, check_out, table_at
 from tangentune.cli.run import print_json, working
@@ -79,7 +89,7 @@ def predict(
             else:
                 _show(fitted, rows, asked, stdout)
     if as_json:
-        print_json({"model": model, **facts, "skipped": [{"id": name, "reason": why} for name, why in left_out]})
+        print_json({"model": model, **facts, "skipped": skipped(left_out)})
     elif out not in (None, PIPE):
         stdout.write(f"{facts['n']:,} predictions written to {shown(str(out))}\n")
 

@@ -65,7 +65,7 @@ def suggest(
     if as_json:
         facts = {name: value for name, value in asdict(found).items() if name != "pictures"}
         pictures = [asdict(one) for one in found.pictures]
-        print_json({"model": model, **facts, "suggestions": pictures, "skipped": skipped(loaded)})
+        print_json({"model": model, **facts, "suggestions": pictures, "skipped": skipped(loaded.skipped)})
     else:
         _show(fitted, found, model, stdout)
 

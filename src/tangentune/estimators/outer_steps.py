@@ -231,9 +231,8 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
     count = len(pictures) * (FOLDS - 1) // FOLDS
     passes = [_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs]
-    judged = (
-        len(rungs) + 2 if steps == "loo" else 0
-    )  # features of all pictures: before, of first networks, of all folds
+    # features of all pictures: before, by first networks, and by those of all folds
+    judged = len(rungs) + 2 if steps == "loo" else 0
     networks = [count * (learning * own + looking) + alone for own in passes]
     again = networks[0] if flip and steps == "loo" and len(pictures) >= MIRRORS else 0.0  # without mirroring
     return again + sum(networks[:-1]) + FOLDS * networks[-1] + looking * judged * len(pictures)
