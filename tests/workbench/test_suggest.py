@@ -19,6 +19,7 @@ from tangentune import Pictures, TangentClassifier, TangentRegressor
 from tangentune.cli.app import main
 from tangentune.errors import InputError
 from tangentune.estimators.training_set import PictureReader
+from tangentune.pictures.ranks import Rank, Shared
 from tangentune.solvers.acquisition import next_pictures
 from tangentune.workbench import suggest as room
 from tangentune.workbench.suggest import candidates, suggest_from, suggest_next
@@ -98,6 +99,14 @@ def test_more_pictures_go_in_portions(model: TangentClassifier, monkeypatch: pyt
     first = [candidates(fitted, reader(model), loaded(POOL).select(np.arange(k, 30, 4))) for k in range(4)]
     assert {len(part.kernel) for part in first} == {8, 7}
     assert len(set(suggest_next(model, POOL, 4).pictures)) == 4
+
+
+def test_one_process_compares_what_is_one_portion(model: TangentClassifier, tmp_path: Path) -> None:
+    told: list[str] = []
+    found = suggest_next(model, POOL, 2, told.append, Shared(tmp_path, Rank(0, 2)))
+    assert told == ["up to 2,000 unlabelled pictures are held against one another by one process alone"]
+    assert found == suggest_next(model, POOL, 2, told.append, Shared(tmp_path))
+    assert len(told) == 1
 
 
 def test_numbers_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:

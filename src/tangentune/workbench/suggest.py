@@ -156,6 +156,8 @@ def suggest_from(
             chosen = _winners(best, [left[k::parts] for k in range(parts)], shared, rounds)
             rounds, left = rounds + parts, np.sort(np.concatenate(chosen))
         if shared is not None:
+            if tell is not None and not rounds and shared.rank.count > 1:
+                tell(f"up to {PORTION:,} unlabelled pictures are held against one another by one process alone")
             shared.lead()
         chosen, found = _best(fitted, reader, pictures, left, budget, stage)
         rows = _described(fitted, pictures, chosen, left, found)
