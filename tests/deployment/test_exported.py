@@ -20,6 +20,7 @@ from torch import nn
 
 from tangentune import Backbone, TangentClassifier, TangentRegressor
 from tangentune.deployment import export as exporting
+from tangentune.deployment import formats
 from tangentune.deployment.formats import FORMATS
 from tangentune.errors import InputError, LayerError
 
@@ -57,6 +58,7 @@ def scores(model: TangentClassifier, x: NDArray) -> NDArray:
     return model.decision_function(x)
 
 
+@pytest.mark.skipif(not formats._GUARDS, reason="this torch is too old to write ONNX")
 def test_a_process_with_nothing_but_onnxruntime_and_numpy_gives_the_models_answers(tmp_path: Path) -> None:
     model = fitted(normalize=True, metric_power=0.25, augment="flip")
     made = model.export(tmp_path / "m.onnx")
@@ -147,3 +149,9 @@ def test_a_file_that_answers_otherwise_is_not_put_in_place(
     off = 2e-4
     model.export(target)
     assert target.read_bytes() == b"new"
+
+
+def test_a_torch_that_writes_no_onnx_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_GUARDS", {})
+    with pytest.raises(InputError, match=r"too old to write ONNX; name a .pt2 file, or update torch"):
+        fitted().export(tmp_path / "m.onnx")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, final
 
@@ -22,16 +23,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from tangentune.deployment.network_graph import COUNT
 from tangentune.deployment.plain_operators import plain_operators
 from tangentune.errors import InputError, LayerError, cannot_import, first_line
 from tangentune.jacobian.forward_mode import math_attention
 
 INPUT, FACTS = "pixels", "tangentune"
 LIMIT = 2**31 - 2**20  # bytes of an ONNX file, whose lengths are signed 32-bit numbers
+_LATER = "prefer_deferred_runtime_asserts_over_guards"  # of torch.export, but not of torch 2.6
+_GUARDS: dict[str, Any] = {_LATER: True} if _LATER in signature(torch.export.export).parameters else {}
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 Runner = Callable[[NDArray], list[NDArray]]
 
@@ -72,10 +76,7 @@ def traced(function: nn.Module, x: Tensor) -> ExportedProgram:
             graph = make(fake)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            program = torch.export.export(
-                graph, (x,), dynamic_shapes=({0: Dim("n")},), strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )  # fmt: skip
+            program = torch.export.export(graph, (x,), dynamic_shapes=({0: COUNT},), strict=False, **_GUARDS)
         except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:  # whatever torch finds in a network's operators
@@ -140,6 +141,9 @@ def _plain_onnx(function: nn.Module, x: Tensor) -> Runner:
 
 
 def _check_onnx() -> None:
+    if not _GUARDS:
+        old = f"torch {torch.__version__} is too old to write ONNX"
+        raise InputError(f"{old}; name a .pt2 file, or update torch: pip install --upgrade torch")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             import_module(package)

@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from tangentune.errors import LayerError, first_line
 from tangentune.networks.features import Features
 
+COUNT = torch.export.Dim("n", max=2**31)  # pictures; torch 2.6 holds attention without a limit for a mistake
+
 
 @final
 class _FeatureModule(nn.Module):
@@ -72,7 +74,7 @@ def network_graph(module: nn.Module, features: Features, x: Tensor) -> NetworkGr
     try:
         with warnings.catch_warnings(), _open_attention():
             warnings.simplefilter("ignore")
-            shapes = ({0: torch.export.Dim("n")},)
+            shapes = ({0: COUNT},)
             whole = torch.export.export(_FeatureModule(module, features), (x[:2],), dynamic_shapes=shapes, strict=False)
             program = whole.run_decompositions({})
     except Exception as error:  # whatever the network's own code, or torch, finds wrong
