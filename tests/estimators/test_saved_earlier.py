@@ -51,7 +51,7 @@ def test_what_is_written_has_the_same_entries(kind: Any, tmp_path: Path) -> None
     before, after = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "m"))
     before["backbone"] |= {"origin": None, "features": None}  # written since
     before["fitted"] |= {"outer_rate_": RATE}
-    before["parameters"] |= {"landmarks": None, "solver": "auto"}
+    before["parameters"] |= {"landmarks": None, "solver": "auto", "autocast": None}
     prints = [told["backbone"].pop("fingerprint") for told in (before, after)]
     assert_allclose(*prints, rtol=1e-12)  # taken anew, and rounded as this machine does
     assert list(after) == [*list(before)[:-1], "card_sha256", "config_sha256"]
