@@ -1,10 +1,10 @@
 """Build wheel and sdist of the last commit, install both in clean environments of old and new versions, and fit there.
 
-    python tests/release.py FOLDER [--torch-index ADDRESS]      # `make release` has it in .venv/release
+    python tests/release.py FOLDER [--torch-index ADDRESS | --gpu-builds] [--only oldest]     # `make release`
 
 Every environment gets torch first, by its exact version, and only a build that brings no packages for GPUs along: those
 are gigabytes, and a machine without a GPU has no use for them. Where the index has no other build of a version, that
-environment is told as skipped; `--torch-index` names an index of CPU builds.
+environment is told as skipped; `--torch-index` names an index of CPU builds, `--gpu-builds` takes what there is.
 """
 
 from __future__ import annotations
@@ -32,18 +32,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--torch-index", help="where torch comes from, if not from pip's own index")
+    parser.add_argument("--gpu-builds", action="store_true", help="also builds with packages for GPUs, of gigabytes")
+    parser.add_argument("--only", action="append", help="an environment to try, such as oldest; all if not given")
+    parser.add_argument("--newest", help="version of torch that is the newest; that of constraints.txt if not given")
     given = parser.parse_args()
     folder = given.folder.absolute()
     wheel, sdist = build(folder)
     sys.stdout.write(f"{wheel.name}: {wheel.stat().st_size:,} bytes\n{sdist.name}: {sdist.stat().st_size:,} bytes\n")
     oldest = [one for one in minima() if one.split("==")[0] in required()]
     (old,) = (one for one in oldest if one.startswith("torch=="))
-    new = next(one for one in (ROOT / "constraints.txt").read_text().split() if one.startswith("torch=="))
+    pinned = next(one for one in (ROOT / "constraints.txt").read_text().split() if one.startswith("torch=="))
+    new = f"torch=={given.newest}" if given.newest else pinned
     rest = [one for one in oldest if one != old]
     environments = {"oldest": (old, rest), "oldest, with this torch": (new, rest), "newest": (new, [])}
     rows = [["environment", *SHOWN, "wheel", "sdist"]]
-    for name, (torch, pins) in environments.items():
-        rows.append([name, *tried(folder / re.sub(r"\W+", "-", name), torch, pins, given.torch_index, (wheel, sdist))])
+    for name in given.only or environments:
+        (torch, pins), place = environments[name], folder / re.sub(r"\W+", "-", name)
+        found = tried(place, torch, pins, given.torch_index, (wheel, sdist), gpu_builds=given.gpu_builds)
+        rows.append([name, *found])
         sys.stdout.write(f"{' | '.join(rows[-1])}\n")
         sys.stdout.flush()
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -84,11 +90,13 @@ def names(wheel: Path) -> list[str]:
     return sorted(zipfile.ZipFile(wheel).namelist())
 
 
-def tried(folder: Path, torch: str, pins: list[str], index: str | None, files: tuple[Path, Path]) -> list[str]:
+def tried(
+    folder: Path, torch: str, pins: list[str], index: str | None, files: tuple[Path, Path], *, gpu_builds: bool
+) -> list[str]:
     """The versions of an environment, and how wheel and sdist did there."""
     place = ["--index-url", index] if index else []
     python, pip = made(folder), ["-m", "pip", "--disable-pip-version-check", "-q", "install"]
-    if brings_gpu_packages(python, [*pip, *place, torch]):
+    if not gpu_builds and brings_gpu_packages(python, [*pip, *place, torch]):
         return [torch.split("==")[1], "-", "-", "skipped", "skipped"]
     call(python, *pip, *place, torch)
     found = []
@@ -104,7 +112,7 @@ def tried(folder: Path, torch: str, pins: list[str], index: str | None, files: t
         found.append(f"{time.perf_counter() - start:.0f} s" if done.returncode == 0 else "FAILED")
     listed = json.loads(subprocess.check_output([python, "-m", "pip", "list", "--format", "json"]))
     versions = {one["name"]: one["version"] for one in listed}
-    assert not [name for name in versions if GPU.search(name)], "packages for GPUs came along"
+    assert gpu_builds or not [name for name in versions if GPU.search(name)], "packages for GPUs came along"
     return [*(versions[name] for name in SHOWN), *found]
 
 
