@@ -22,6 +22,7 @@ from small import FIXED, backbone, pictures
 from torch import nn
 
 from tangentune import Backbone, TangentClassifier
+from tangentune.errors import InputError
 from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
 from tangentune.pictures.pictures import Pictures
 
@@ -141,7 +142,16 @@ def manners(there: torch.device) -> dict[str, list[bool]]:
     return {"refused": [raises(work) for work in refused], "taken": [not raises(work) for work in taken]}
 
 
+def refusal() -> str:
+    """What is said of bfloat16 on a device that has none."""
+    try:
+        Backbone(backbone().module.float(), input_size=(3, 8, 8)).to(NAME).with_autocast("bfloat16")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    found = manners(register())
+    found = manners(register()) | {"autocast": [refusal()]}
     print(json.dumps(found | dict[str, Any](differences=lives(NAME), passes=passes())))

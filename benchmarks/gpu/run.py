@@ -12,6 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from benchmarks.record import record
 from benchmarks.speed.run import gram_speed, row_ways
 from benchmarks.study import STILL, alternating, begin, labels_of, medians, stopwatch, study_parser, waited
 from tangentune import Pictures, TangentClassifier, load_backbone
+from tangentune.errors import InputError
 
 NAME, CLASSES = "gpu", 10
 LONGEST = 420  # seconds of the script after which no further fit begins
@@ -73,8 +75,11 @@ def card(device: torch.device, size: int, runs: int) -> dict[str, Any]:
 
 
 def rows(device: torch.device, size: int, batch: int, runs: int) -> dict[str, float]:
-    """Pictures a second: a training step, our rows and `vmap(grad)`, channels last; and rows against the step."""
-    ways = row_ways(torch.randn(batch, 3, size, size, device=device), torch.channels_last)
+    """Pictures a second: a training step, our rows, also under autocast, and `vmap(grad)`, channels last."""
+    x = torch.randn(batch, 3, size, size, device=device)
+    ways = row_ways(x, torch.channels_last)
+    with suppress(InputError):  # a card without bfloat16
+        ways["rows_autocast"] = row_ways(x, torch.channels_last, "bfloat16")["rows"]
     seconds = medians(alternating(waited(ways, device), runs))
     rates = {f"{name}_a_second": batch / spent for name, spent in seconds.items()}
     return rates | {"rows_to_forward_backward": seconds["rows"] / seconds["forward_backward"]}

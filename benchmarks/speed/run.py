@@ -68,14 +68,15 @@ def rows_speed(runs: int, batch: int = 32) -> dict[str, Any]:
     return out | {"rows_to_fastest_forward_backward": out["channels_last"]["rows"] / fastest}
 
 
-def row_ways(x: Tensor, layout: torch.memory_format) -> dict[str, Callable[[], Any]]:
+def row_ways(x: Tensor, layout: torch.memory_format, autocast: str | None = None) -> dict[str, Callable[[], Any]]:
     """A training step, our rows, and rows as a user of `torch.func` gets them, in one memory layout, where x is."""
     backbone = load_backbone("mobilenet_v2").with_size(x.shape[-1]).to(x.device)
     module, inputs = backbone.module, x.contiguous(memory_format=layout)
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
-    plan = survey(module, backbone.feature_function, [name for name, _ in module.named_parameters()], inputs[:2])
+    features = backbone.with_autocast(autocast).feature_function
+    plan = survey(module, features, [name for name, _ in module.named_parameters()], inputs[:2])
     probe = torch.randn(1, backbone.features(inputs[:1]).shape[1]).to(x)
     body = module.get_submodule("features")
     frozen = {name: p.detach() for name, p in module.named_parameters() if name in plan.names}

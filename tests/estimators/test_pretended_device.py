@@ -68,6 +68,13 @@ def test_the_device_refuses_what_cuda_refuses(found: dict[str, Any]) -> None:
     assert found["taken"] == [True] * 3
 
 
+@pretended
+def test_a_device_without_bfloat16_is_told_of(found: dict[str, Any]) -> None:
+    assert found["autocast"][0].startswith(
+        "autocast bfloat16 cannot be used on pretend:0, which has no bfloat16; leave"
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_model_lives_on_a_gpu_as_on_the_cpu() -> None:

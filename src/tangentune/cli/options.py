@@ -155,6 +155,8 @@ _HELP = {
     "memory_budget": "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
     "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
     "device": "cpu, cuda, cuda:1, ..., or auto: a GPU where there is one",
+    "autocast": "bfloat16: the network's passes in mixed precision, for GPUs and processors that have it; the model "
+    "keeps to it. In full if not given.",
     "n_jobs": "Processes that decode picture files; all cores if not given.",
     "path_column": "Column of a table that holds the pictures; path, image, file or the like if not given.",
     "label_column": "Column of a table that holds the labels; label, class, target or the like if not given.",
@@ -190,6 +192,7 @@ _METRIC_POWER = _of_fit(SOLVER, "metric_power", type=_chosen(lambda value: value
 _NORMALIZE = _of_fit(SOLVER, "normalize", type=_SWITCH)
 _SEED = _of_fit(SOLVER, "random_state", type=int, metavar="SEED")
 _MEMORY = _of_fit(MACHINE, "memory_budget", metavar="BYTES")
+_AUTOCAST = _of_fit(MACHINE, "autocast", type=click.Choice(["bfloat16"]))
 _FIT = (
     _of_fit(NETWORK, "subset", metavar="WORDS"),
     _AUGMENT,
@@ -207,6 +210,7 @@ _FIT = (
     _of_fit(SOLVER, "class_weight", type=_BALANCE),
     _SEED,
     _MEMORY,
+    _AUTOCAST,
 )
 _OWN = (option(NETWORK, "--backbone", _AGAIN, metavar="NAME"),)
 _DEVICE = (_option(MACHINE, "--batch-size", type=COUNT, metavar="COUNT"), _option(MACHINE, "--device", metavar="NAME"))
@@ -238,8 +242,8 @@ fit_options = _together(
     *_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT
 )  # every option of the estimators first
 map_options = _together(  # what a feature map is made by
-    *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, *_DEVICE, *_READING,
-    *_OUTPUT,
+    *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, _AUTOCAST, *_DEVICE,
+    *_READING, *_OUTPUT,
 )  # fmt: skip
 site_options = _together(_REGRESSION, *_DEVICE, *_READING, *_OUTPUT)  # what the pictures of one owner are read by
 damping_option = _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0"))

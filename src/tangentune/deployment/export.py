@@ -176,6 +176,8 @@ def _check(fitted: FittedModel) -> None:
     """Refuse what a file cannot answer, before the work."""
     if isinstance(fitted.task, Multilabel):
         raise InputError("this model gives a picture several labels, which files cannot answer yet; use it as it is")
+    if fitted.backbone.feature_function.autocast is not None:
+        raise InputError("this model's passes run under autocast, and files are in float32; fit it without autocast")
     if fitted.task.likelihood != LEAST_SQUARES:
         raise InputError(
             f"probabilities of likelihood={fitted.task.likelihood!r} need the training pictures, which a file does not "

@@ -80,6 +80,7 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         batch_size: int = 32,
         memory_budget: int | str | None = None,
         device: str | torch.device | None = None,
+        autocast: str | None = None,
         random_state: Any = 0,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -102,6 +103,7 @@ class TangentEstimator(FittedAttributes, Shown, BaseEstimator):
         self.batch_size = batch_size
         self.memory_budget = memory_budget
         self.device = device
+        self.autocast = autocast
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose

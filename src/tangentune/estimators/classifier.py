@@ -67,6 +67,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         batch_size: network inputs at a time (a mirrored picture counts as two).
         memory_budget: bytes, or text like "4GiB"; None is half of what is free.
         device: "cpu", "cuda", ..., or "auto", a GPU where there is one; None leaves the backbone where it is.
+        autocast: "bfloat16" has the network's passes run under `torch.autocast`, also those of predictions, edits and
+            added pictures; rows, kernels and solutions stay as they are, and exact for the rows. None: in full.
         random_state: seed of the probes.
         n_jobs: processes that decode picture files; None uses all cores.
         verbose: 1 shows progress bars with the time left.

@@ -100,6 +100,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         batch_size: int = 32,
         memory_budget: int | str | None = None,
         device: str | torch.device | None = None,
+        autocast: str | None = None,
         random_state: Any = 0,
         n_jobs: int | None = None,
         verbose: int = 0,
@@ -115,6 +116,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.batch_size = batch_size
         self.memory_budget = memory_budget
         self.device = device
+        self.autocast = autocast
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.verbose = verbose
@@ -126,6 +128,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         backbone = as_backbone(self.backbone, self.input_size)
         backbone = backbone if self.device is None else backbone.to(self.device)
+        backbone = backbone if self.autocast is None else backbone.with_autocast(self.autocast)
         seed = read_seed(self.random_state)
         frozen = self._independent(X, backbone, seed) if self.landmarks is None else self._spanned(X, y, backbone, seed)
         return self._become(frozen)

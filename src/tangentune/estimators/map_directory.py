@@ -14,7 +14,7 @@ from torch import Tensor
 from tangentune.errors import StoreError
 from tangentune.estimators.frozen_map import FrozenMap, rows_in_memory
 from tangentune.estimators.model_directory import read_model, told, write_model
-from tangentune.estimators.model_record import BACKBONE, MAP, check_metric
+from tangentune.estimators.model_record import AUTOCAST, BACKBONE, MAP, check_metric
 from tangentune.estimators.packing import pack, unpack
 from tangentune.estimators.record import (
     DIGEST,
@@ -47,8 +47,8 @@ _OPTIONS = (
 )  # fmt: skip
 _CHECK = fields({
     "estimator": one_of(KIND),
-    "parameters": fields(dict.fromkeys(_OPTIONS, anything)),
-    "backbone": fields(BACKBONE, more=True),
+    "parameters": fields(dict.fromkeys(_OPTIONS, anything), AUTOCAST),
+    "backbone": fields(BACKBONE, AUTOCAST, more=True),
     "map": fields(MAP | {"body_scale": LEAST0, "normalize": FLAG, "power": LEAST0}),
     "landmarks": maybe(each(TEXT, 1)),
     "sizes": by_name(each(whole(1, 2**40), 2, 2)),
@@ -81,7 +81,7 @@ def save_map(
     chosen = {"body_scale": feature_map.body_scale, "normalize": feature_map.normalize, "power": frozen.power}
     config = {
         "estimator": KIND,
-        "parameters": {name: pack(options[name], name) for name in _OPTIONS},
+        "parameters": {name: pack(options[name], name) for name in (*_OPTIONS, "autocast")},
         "backbone": frozen.backbone.describe(),
         "map": pack_map(feature_map) | chosen,
         "landmarks": None if frozen.landmarks is None else frozen.landmarks.ids,

@@ -45,7 +45,8 @@ _OF_A_FIT = (  # options that may be of any type, checked as those of a fit once
     "augment", "batch_size", "body_scale", "class_weight", "damping", "input_size", "likelihood", "memory_budget",
     "metric_power", "normalize", "outer_steps", "probe_space", "probes",
 )  # fmt: skip
-LATER_OPTIONS: dict[str, Any] = {"solver": "auto", "landmarks": None}  # what older models do not say
+LATER_OPTIONS: dict[str, Any] = {"solver": "auto", "landmarks": None, "autocast": None}  # what older models do not say
+AUTOCAST: dict[str, Check] = {"autocast": maybe(one_of("bfloat16"))}  # which older models do not say
 _DEVICE = is_a("a device", lambda v: isinstance(v, str) or (isinstance(v, dict) and v.get(KIND) == "device"))
 _PARAMETERS: dict[str, Check] = dict.fromkeys(_OF_A_FIT, anything) | {
     "device": maybe(_DEVICE),
@@ -89,8 +90,8 @@ MAP |= {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}
 _SOURCE = {"classes": each(TEXT, 1), "strength": POSITIVE, "deviation": LEAST0, "damping": POSITIVE}
 _MODEL = fields({
     "estimator": TEXT,
-    "parameters": fields(_PARAMETERS, dict.fromkeys(LATER_OPTIONS, anything)),
-    "backbone": fields(BACKBONE, more=True),
+    "parameters": fields(_PARAMETERS, dict.fromkeys(LATER_OPTIONS, anything) | AUTOCAST),
+    "backbone": fields(BACKBONE, AUTOCAST, more=True),
     "map": fields(MAP),
     "fitted": fields(_FITTED, _LATER),
     "classes": maybe(_LABELS),

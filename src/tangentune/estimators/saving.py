@@ -368,7 +368,9 @@ def saved_backbone(
         _tell_differences(known, contract)
     backbone = known.with_contract(contract)
     backbone = backbone if device is None else backbone.to(device)
-    same = given is None and not contract.differences(known.with_size(size).contract)
+    rounded = description.get("autocast")  # the passes are those of the fit, whatever the network that was given says
+    backbone = backbone.with_autocast(rounded)
+    same = given is None and rounded is None and not contract.differences(known.with_size(size).contract)
     return backbone, origin if same else backbone
 
 

@@ -85,7 +85,7 @@ class Recorder(TorchFunctionMode):
     def _receive(self, position: int, g: Tensor) -> None:
         use = self.uses[position]
         for role, tensor in use.roles.items():
-            self.sink(position, use, role, self.names[id(tensor)], g.detach())
+            self.sink(position, use, role, self.names[id(tensor)], g.detach().to(tensor.dtype))
 
     def places(self) -> dict[str, list[tuple[Use, str]]]:
         """The uses of every parameter that was met, and its role in each."""

@@ -25,7 +25,7 @@ from tangentune.jacobian.layers import Entry, Rows, Use, add_uses, average_views
 from tangentune.jacobian.linearization import Linearization
 from tangentune.jacobian.recorder import Function, watch
 from tangentune.memory import in_halves
-from tangentune.networks.features import Features, features_at
+from tangentune.networks.features import FeatureFunction, Features, features_at
 from tangentune.networks.network_function import Inputs
 
 WAITING_BYTES = 2**24  # cotangents of one call that wait for those of further outputs, to share its work
@@ -133,7 +133,8 @@ def rows(
 
 
 def _by_vmap(function: Function, names: tuple[str, ...], x: Inputs, cotangents: Tensor) -> dict[str, Tensor]:
-    """Flat rows (n, R, p), all pictures at once."""
+    """Flat rows (n, R, p), all pictures at once; in full precision, for autocast does not go through `vmap(grad)`."""
+    function = function.in_full() if isinstance(function, RowPlan) else function
     parameters = function.parameters()
     moving = {name: parameters[name].detach() for name in names}
 
@@ -184,6 +185,11 @@ class RowPlan:
     def at(self, point: int | None) -> RowPlan:
         """The same rows at one of the `points`; None stays."""
         return self if point is None else replace(self, module=self.points[point])
+
+    def in_full(self) -> RowPlan:
+        """The same rows by passes without autocast."""
+        features = self.features
+        return replace(self, features=features.in_full()) if isinstance(features, FeatureFunction) else self
 
     @property
     def names(self) -> tuple[str, ...]:

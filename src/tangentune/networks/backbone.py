@@ -6,6 +6,7 @@ import copy
 import difflib
 import hashlib
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, final
 
@@ -149,7 +150,7 @@ class Backbone:
         if given.is_floating_point() and not bool(torch.isfinite(given).all()):
             raise BackboneError("the inputs given to check() hold NaN or infinity")
         try:
-            check_fixed_function(self.module, self.feature_function, given)
+            check_fixed_function(self.module, self.feature_function.in_full(), given)
         except BackboneError as error:
             raise BackboneError(f"backbone {self.name!r} cannot be used: {error}") from error
 
@@ -167,6 +168,20 @@ class Backbone:
         """The same network (shared) for pictures of another size, as `DataContract.with_size`; `check` tries it."""
         return self.with_contract(self.contract.with_size(size))
 
+    @usual_torch
+    def with_autocast(self, precision: str | None) -> Backbone:
+        """The same network (shared) with its passes under `torch.autocast`, "bfloat16", or as they are (None).
+
+        Features come back in float32, rounded to bfloat16's eight bits again and again on the way: half the memory of a
+        pass, and on hardware made for it a fraction of the time. Linearisations, and networks made from this one, run
+        in full. An InputError where the device has no bfloat16, or the network is not in float32; a warning where the
+        processor only imitates it.
+        """
+        other = copy.copy(self)
+        chosen = None if precision is None else usable_autocast(precision, self._weight)
+        other.feature_function = replace(self.feature_function, autocast=chosen)
+        return other
+
     def with_contract(self, contract: DataContract) -> Backbone:
         """The same network (shared, not copied) with its pictures prepared otherwise."""
         _check_contract(contract)
@@ -181,11 +196,13 @@ class Backbone:
         Keys: `name`, `class`, `parameters`, `dtype`, `contract`, `digest` (over parameters and buffers),
         `fingerprint` (features of a fixed made-up picture, None without input_size), `origin` (the name that
         `load_backbone` finds these very parameters under; None for a network of one's own, or trained since), and
-        `features` (the name of a submodule; None for the module's own output, and "<function>" for a function).
+        `features` (the name of a submodule; None for the module's own output, and "<function>" for a function). And
+        `autocast`, where passes run under it.
         """
         extract, digest = self.feature_function.extract, parameter_digest(self.module)
         named = extract.name if isinstance(extract, Tap) and extract.side == "output" else FUNCTION
         dtypes = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in self.module.parameters())
+        rounded = self.feature_function.autocast
         return {
             "class": f"{type(self.module).__module__}.{type(self.module).__qualname__}",
             "parameters": sum(p.numel() for p in self.module.parameters()),
@@ -196,7 +213,7 @@ class Backbone:
             "fingerprint": self._fingerprint(),
             "origin": self._loaded[0] if self._loaded is not None and self._loaded[1] == digest else None,
             "features": None if extract is own_output else named,
-        }
+        } | ({} if rounded is None else {"autocast": str(rounded).removeprefix("torch.")})
 
     @usual_torch
     def verify(self, description: dict[str, Any]) -> None:
@@ -220,7 +237,7 @@ class Backbone:
         if self.contract.input_size is None:
             return None
         with torch.no_grad():
-            values = self.features(self.sample())[0].double().cpu()
+            values = self.with_autocast(None).features(self.sample())[0].double().cpu()
         return [float(values.numel()), float(values.norm()), *values[:8].tolist()]
 
     @usual_torch
@@ -341,6 +358,32 @@ def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torc
             reason = "this torch knows no such device"
     there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     raise InputError(f"{option} {device} cannot be used here ({reason}); there is {', '.join(there)}")
+
+
+def usable_autocast(precision: Any, like: Tensor) -> torch.dtype:
+    """The type of that name, once a product on the device of `like`, a parameter, came back in it; else InputError."""
+    if precision != "bfloat16":
+        raise InputError(f"autocast is {precision!r}; it must be 'bfloat16' or None")
+    if like.dtype != torch.float32:
+        dtype = str(like.dtype).removeprefix("torch.")
+        raise InputError(f"autocast is for networks in float32, and this one is in {dtype}; leave autocast out")
+    kind, found, one = like.device.type, None, torch.ones(1, 1, device=like.device)
+    failures = (RuntimeError, AssertionError, TypeError)  # each kind of device has its own
+    with suppress(*failures), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autocast(kind, torch.bfloat16):
+            found = (one @ one).dtype
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        found = None
+    if found != torch.bfloat16:
+        raise InputError(
+            f"autocast bfloat16 cannot be used on {like.device}, which has no bfloat16; leave autocast out, or use "
+            "another device"
+        )
+    if kind == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        words = "this processor has no instructions for bfloat16: passes under autocast are imitated, and slower"
+        warnings.warn(words, stacklevel=5)
+    return torch.bfloat16
 
 
 def parameter_digest(module: nn.Module) -> str:

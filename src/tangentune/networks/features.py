@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,15 +35,26 @@ class Loaded:
 @final
 @dataclass(frozen=True)
 class FeatureFunction:
-    """`extract` with its answer brought to (n, d); holds no network, so it copies and compares by value."""
+    """`extract` with its answer brought to (n, d); holds no network, so it copies and compares by value.
+
+    With `autocast` a float32 network is passed, forward and back, under `torch.autocast` of that type, and the features
+    come back in float32. Of a copy in float64 autocast changes nothing: rows are proved on one, to every digit.
+    """
 
     extract: Extractor
+    autocast: torch.dtype | None = None
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Features (n, d) of the inputs x (n, ...). Free of data-dependent control flow, so `vmap` takes it."""
         own = own_modules(module)
-        with no_checkpoints():
-            return as_rows(self.extract(own, x), own, x)
+        passes = nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast)
+        with no_checkpoints(), passes:
+            found = as_rows(self.extract(own, x), own, x)
+        return found.float() if found.dtype == self.autocast else found
+
+    def in_full(self) -> FeatureFunction:
+        """The same without autocast."""
+        return self if self.autocast is None else FeatureFunction(self.extract)
 
 
 def own_output(module: nn.Module, x: Tensor) -> Any:

@@ -108,7 +108,8 @@ def _of_backbone(backbone: Backbone, head: nn.Linear | None) -> NetworkFunction:
             )
         head = copy.deepcopy(head).requires_grad_(False).to(backbone.device, backbone.dtype)
         names += [f"head.{name}" for name, _ in head.named_parameters()]
-    return NetworkFunction(_Network(backbone.module, backbone.feature_function, head), tuple(names))
+    features = backbone.feature_function.in_full()  # rows of all outputs, and forward mode, run in full
+    return NetworkFunction(_Network(backbone.module, features, head), tuple(names))
 
 
 def _output_tensor(module: nn.Module, x: Inputs) -> Tensor:

@@ -103,7 +103,7 @@ def _fed_by(backbone: Backbone, extract: Extractor) -> Backbone:
     """The same network with another kind of inputs."""
     above = copy.copy(backbone)
     above.contract = replace(backbone.contract, input_size=None, mean=(), std=())
-    above.feature_function = FeatureFunction(extract)
+    above.feature_function = FeatureFunction(extract)  # in full, as what is below
     return above
 
 

@@ -18,13 +18,14 @@ class ConvUse(Use):
     """`conv2d`; one-dimensional calls arrive as height 1. Padding is applied before, so it is zero here."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]):
-        self.x, self.roles = x.detach(), roles(weight=weight, bias=bias)
+        self.held, self.roles = x.detach(), roles(weight=weight, bias=bias)
         self.stride, self.dilation, self.groups = geometry["stride"], geometry["dilation"], geometry["groups"]
         self.padding, self.kernel = geometry["padding"], geometry["kernel"]
 
     def _padded(self) -> Tensor:
         (top, bottom), (left, right) = self.padding
-        return F.pad(self.x, (left, right, top, bottom)) if top or bottom or left or right else self.x
+        x = self.x
+        return F.pad(x, (left, right, top, bottom)) if top or bottom or left or right else x
 
     def _pointwise(self) -> Tensor:
         """Inputs of a 1x1 convolution at its output positions, as an image: no unfold."""
@@ -35,7 +36,7 @@ class ConvUse(Use):
         g = g.unsqueeze(-2) if g.dim() == 3 else g
         if role == "bias":
             return vector_rows(by_sample(g.sum((2, 3)), n).reshape(n, -1, g.shape[1]).sum(1))
-        positions, fan_in = g.shape[2] * g.shape[3], self.x.shape[1] * self.kernel[0] * self.kernel[1]
+        positions, fan_in = g.shape[2] * g.shape[3], self.held.shape[1] * self.kernel[0] * self.kernel[1]
         if self.groups == 1 and self.kernel == (1, 1):
             return pairs_or_rows(_positions(self._pointwise(), n), _positions(g, n))
         folded = positions * g.shape[0] // n
@@ -72,7 +73,7 @@ class ConvUse(Use):
 
     def shares(self, role: str) -> bool:
         """The weight of an ungrouped convolution with a kernel above 1 x 1, of channels-last inputs."""
-        channels_last = self.x.is_contiguous(memory_format=torch.channels_last)
+        channels_last = self.held.is_contiguous(memory_format=torch.channels_last)
         return role == "weight" and self.groups == 1 and self.kernel != (1, 1) and channels_last
 
     def rows_together(self, role: str, cotangents: list[Tensor], n: int) -> Entry:
@@ -83,7 +84,7 @@ class ConvUse(Use):
         """
         images = [g.unsqueeze(-2) if g.dim() == 3 else g for g in cotangents]
         probes, outputs = len(images), images[0].shape[1]
-        inputs = self.x.shape[1] * self.kernel[0] * self.kernel[1]
+        inputs = self.held.shape[1] * self.kernel[0] * self.kernel[1]
         windows = self._windows(images[0])
         by_position = [by_sample(g.permute(0, 2, 3, 1).flatten(1, 2), n) for g in images]
         g = by_position[0] if probes == 1 else torch.cat(by_position, 2)

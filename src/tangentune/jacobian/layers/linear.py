@@ -13,7 +13,7 @@ class LinearUse(Use):
     """`x W^T + b` with x (n, ..., i): positions are everything between sample and feature."""
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None):
-        self.x, self.roles = x.detach(), roles(weight=weight, bias=bias)
+        self.held, self.roles = x.detach(), roles(weight=weight, bias=bias)
 
     def _positions(self, x: Tensor, n: int) -> Tensor:
         return by_sample(x, n).reshape(n, -1, x.shape[-1])

@@ -18,20 +18,20 @@ class ChannelAffineUse(Use):
     """
 
     def __init__(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor, scale: Tensor):
-        self.x, self.roles, self.shift, self.scale = x.detach(), roles(weight=weight, bias=bias), shift, scale
+        self.held, self.roles, self.shift, self.scale = x.detach(), roles(weight=weight, bias=bias), shift, scale
         self.input = x
 
     def output(self) -> Tensor | None:
         """Fixed statistics make BatchNorm one multiply-add, forward and back."""
         if self.shift.dim() > 1:
             return None
-        x, self.input = self.input, self.x
+        x, self.input = self.input, self.held
         shape = (-1, *[1] * (x.dim() - 2))
         scale = self.scale if "weight" not in self.roles else self.scale * self.roles["weight"]
         offset = -self.shift * scale
         if "bias" in self.roles:
             offset = offset + self.roles["bias"]
-        return torch.addcmul(offset.view(shape), x, scale.view(shape))
+        return torch.addcmul(offset.view(shape), x, scale.view(shape)).to(x.dtype)  # which autocast may have rounded
 
     def rows(self, role: str, g: Tensor, n: int) -> Entry:
         """Per-channel sums over positions."""
@@ -49,12 +49,12 @@ class FeatureAffineUse(Use):
     """`gamma * xhat + beta` over the trailing axes (LayerNorm, RMSNorm); xhat given."""
 
     def __init__(self, xhat: Tensor, weight: Tensor | None, bias: Tensor | None):
-        self.xhat, self.roles = xhat.detach(), roles(weight=weight, bias=bias)
+        self.held, self.roles = xhat.detach(), roles(weight=weight, bias=bias)
 
     def rows(self, role: str, g: Tensor, n: int) -> Entry:
         """Sums over positions of `g * xhat` and of `g`."""
         size = next(iter(self.roles.values())).numel()
-        values = g * self.xhat if role == "weight" else g
+        values = g * self.x if role == "weight" else g
         return vector_rows(by_sample(values, n).reshape(n, -1, size).sum(1))
 
 
@@ -74,7 +74,8 @@ def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Use:
     """Parse `group_norm`: statistics per sample and group."""
-    groups = input.detach().reshape(len(input), num_groups, -1)
+    precise = input.detach().to(torch.promote_types(input.dtype, torch.float32))
+    groups = precise.reshape(len(input), num_groups, -1)
     mean = groups.mean(2).repeat_interleave(input.shape[1] // num_groups, 1)
     variance = groups.var(2, unbiased=False).repeat_interleave(input.shape[1] // num_groups, 1)
     return ChannelAffineUse(input, weight, bias, mean, (variance + eps).rsqrt())

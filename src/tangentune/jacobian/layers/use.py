@@ -20,6 +20,12 @@ class Use(ABC):
     """
 
     roles: dict[str, Tensor]
+    held: Tensor  # inputs of the call, in the precision in which they came
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs in the parameters' precision, in which rows are; autocast may have rounded them for the call."""
+        return self.held.to(next(iter(self.roles.values())).dtype)
 
     def output(self) -> Tensor | None:
         """The call's output where the rule knows a cheaper way to it; None means: call the function."""
