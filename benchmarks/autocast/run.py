@@ -1,6 +1,6 @@
 """What passes in mixed precision cost in accuracy, and in seconds on this processor: fits with and without `autocast`.
 
-    python -m benchmarks.autocast.run      # CIFAR-10, 10 pictures a class, at 64 pixels; resumable
+    python -m benchmarks.autocast.run      # CIFAR-10, 10 pictures a class, at 32 pixels; resumable
 
 A processor without instructions for bfloat16 imitates it, so that its seconds tell nothing of a GPU's; digits do.
 """
@@ -16,7 +16,7 @@ from benchmarks.record import Row, fill, load, matching
 from benchmarks.study import STILL, begin, stopwatch, study_parser
 from tangentune import TangentClassifier, load_backbone
 
-NAME, SIZE, SHOTS, TEST, DRAWS = "autocast", 64, 10, 500, range(5)
+NAME, SIZE, SHOTS, TEST, DRAWS = "autocast", 32, 10, 500, range(5)
 FITS: dict[str, dict[str, Any]] = {"pre-trained": STILL, "moved": {}}
 
 
