@@ -363,7 +363,7 @@ def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torc
 def usable_autocast(precision: Any, like: Tensor) -> torch.dtype:
     """The type of that name, once a product on the device of `like`, a parameter, came back in it; else InputError."""
     if precision != "bfloat16":
-        raise InputError(f"autocast is {precision!r}; it must be 'bfloat16' or None")
+        raise InputError(f"autocast is {precision!r}; it must be bfloat16, or be left out")
     if like.dtype != torch.float32:
         dtype = str(like.dtype).removeprefix("torch.")
         raise InputError(f"autocast is for networks in float32, and this one is in {dtype}; leave autocast out")
