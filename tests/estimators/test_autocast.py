@@ -18,7 +18,7 @@ from tangentune.errors import InputError, StoreError
 
 X, Y = pictures()
 NEW, NEW_Y = pictures(13, seed=5)
-HALF = {"autocast": "bfloat16"}
+HALF: dict[str, Any] = {"autocast": "bfloat16"}
 pytestmark = pytest.mark.filterwarnings("ignore:this processor has no instructions for bfloat16")
 
 
