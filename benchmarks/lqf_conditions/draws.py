@@ -1,58 +1,88 @@
-"""`fit_lqf`'s default on the draws of few_shot: `python -m benchmarks.lqf_conditions.draws`.
+"""`fit_lqf`'s default on draws that others were measured on: `python -m benchmarks.lqf_conditions.draws [--part sets]`.
 
-The pictures, the draws and the test pictures are those of `benchmarks.few_shot`; only LQF is fitted anew.
+"few_shot": the draws and the other methods' figures are those of `benchmarks.few_shot`. "sets": seven sets of real
+pictures, 50 a class, 96 px; the draws and swept fine-tuning are those of `benchmarks.moving`. Only LQF is fitted anew,
+in the latter for some six minutes a cell on one core.
 """
 
 from __future__ import annotations
 
 import json
+from functools import cache
+from itertools import product
+
+import numpy as np
 
 from benchmarks import record
 from benchmarks.few_shot.page import TASKS
 from benchmarks.few_shot.run import read
-from benchmarks.lqf_conditions.page import DRAWS, publish
+from benchmarks.lqf_conditions.page import DRAWS, LARGE, SETS, publish
+from benchmarks.moving import run as moving
 from benchmarks.record import Row
-from benchmarks.study import begin, quietly, study_parser
+from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import load_backbone
 from tangentune.comparison.measure import Bench
-from tangentune.comparison.methods import MethodSettings
+from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.comparison.store import FILE
 
-WANTED = (("cifar10", 25), ("traffic_lights", 10), ("fashion_mnist", 10), ("cifar10", 50), ("cifar10", 10))
 FORMER = ("probe", "lqf", "finetune")  # as few_shot measured them; its "lqf" is at the pre-trained weights
-GRID = [{"task": task, "shots": shots, "seed": seed} for task, shots in WANTED for seed in range(3)]
+GRID = [
+    {"task": task, "shots": shots, "seed": seed}
+    for task, shots, seeds in (("cifar10", 25, 3), ("traffic_lights", 10, 2))
+    for seed in range(seeds)
+]
+ORDER = ("fashion_mnist", "animals", "clip_art", "digits", "letters", "cifar10", "solar_cells")
 
 
 def main() -> None:
     """Measure what is missing, then write the page."""
-    begin(study_parser(__doc__))
-    benches: dict[str, Bench] = {}
-
-    def measure(key: Row) -> Row:
-        name, shots, seed = key.values()
-        task = TASKS[name]
-        if name not in benches:
-            benches.clear()
-            backbone = load_backbone(task.backbone).with_size(task.size)
-            train, test = read(name, backbone)
-            assert test is not None
-            benches[name] = Bench(backbone, train, test, MethodSettings(flip=task.flip))
-        cell = benches[name].measure("lqf", shots, seed)
-        assert cell.failed is None, cell.failed
-        facts = {"accuracy": cell.scores["accuracy"], "nll": cell.scores["nll"], "cpu_seconds": cell.cpu_seconds}
-        return {**facts, "chosen": cell.chosen, **{f"former_{method}": of(key, method) for method in FORMER}}
-
+    parser = study_parser(__doc__)
+    parser.add_argument("--part", choices=("few_shot", "sets"), default="few_shot")
+    parser.add_argument("--networks", default="mobilenet_v2", help="of the sets: names, with commas between")
+    parser.add_argument("--seeds", default="0,1", help="of the sets: draws, with commas between")
+    given = begin(parser)
     with quietly():
-        record.fill(DRAWS, GRID, measure)
+        if given.part == "few_shot":
+            record.fill(DRAWS, GRID, few_shot)
+        else:
+            # Draw after draw, so that an early stop hurts all alike.
+            places = product(given.networks.split(","), map(int, given.seeds.split(",")), ORDER)
+            names = ({"set": name, "network": net, "shots": LARGE, "seed": seed} for net, seed, name in places)
+            record.fill(SETS, names, sets)
     publish()
 
 
-def of(key: Row, method: str) -> float:
-    """Accuracy of another method on the same draw."""
-    path = record.ROOT / "docs" / "results" / "few_shot" / key["task"] / FILE
+@cache
+def bench(name: str) -> Bench:
+    """A task of few_shot: its pictures, and how they are prepared."""
+    task = TASKS[name]
+    backbone = load_backbone(task.backbone).with_size(task.size)
+    train, test = read(name, backbone)
+    assert test is not None
+    return Bench(backbone, train, test, MethodSettings(flip=task.flip))
+
+
+def few_shot(key: Row) -> Row:
+    """One draw, with what few_shot has of the other methods there."""
+    name, shots, seed = key.values()
+    cell = bench(name).measure("lqf", shots, seed)
+    assert cell.failed is None, cell.failed
+    path = record.ROOT / "docs" / "results" / "few_shot" / name / FILE
     cells = json.loads(path.read_text())["cells"]
-    (cell,) = (c for c in cells if (c["method"], c["shots"], c["seed"]) == (method, key["shots"], key["seed"]))
-    return cell["scores"]["accuracy"]
+    known = {c["method"]: c["scores"].get("accuracy") for c in cells if (c["shots"], c["seed"]) == (shots, seed)}
+    facts = {"accuracy": cell.scores["accuracy"], "nll": cell.scores["nll"], "cpu_seconds": cell.cpu_seconds}
+    return {**facts, "chosen": cell.chosen, **{f"former_{method}": known[method] for method in FORMER}}
+
+
+def sets(key: Row) -> Row:
+    """One draw of the study of moving, mirrored where fine-tuning's pictures were."""
+    train, test = moving.draw(key["set"], key["shots"], key["seed"], key["network"])
+    settings = MethodSettings(seed=key["seed"], flip=key["set"] not in moving.UNMIRRORED)
+    with stopwatch() as spent:
+        fitted = METHODS["lqf"].fit(moving.network(key["network"], "cpu"), train, settings)
+    truth = np.searchsorted(fitted.classes, labels_of(test))
+    proba = np.asarray(fitted.predict_proba(test), np.float32)
+    return moving.scores(truth, proba) | {"n": len(train), "tests": len(test), **spent, "chosen": fitted.chosen}
 
 
 if __name__ == "__main__":
