@@ -22,8 +22,11 @@ from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
 from tangentune import load_backbone
 from tangentune.comparison.measure import Bench
-from tangentune.comparison.methods import METHODS, MethodSettings
+from tangentune.comparison.methods import MethodSettings
 from tangentune.comparison.store import FILE
+from tangentune.methods.fine_tuning.labelled import view_outputs
+from tangentune.methods.lqf import LQFSettings, fit_lqf
+from tangentune.solvers.metrics import accuracy
 
 FORMER = ("probe", "lqf", "finetune")  # as few_shot measured them; its "lqf" is at the pre-trained weights
 GRID = [
@@ -31,7 +34,7 @@ GRID = [
     for task, shots, seeds in (("cifar10", 25, 3), ("traffic_lights", 10, 2))
     for seed in range(seeds)
 ]
-ORDER = ("fashion_mnist", "animals", "clip_art", "digits", "letters", "cifar10", "solar_cells")
+ORDER = ("fashion_mnist", "letters", "animals", "solar_cells", "cifar10", "digits", "clip_art")
 
 
 def main() -> None:
@@ -77,12 +80,17 @@ def few_shot(key: Row) -> Row:
 def sets(key: Row) -> Row:
     """One draw of the study of moving, mirrored where fine-tuning's pictures were."""
     train, test = moving.draw(key["set"], key["shots"], key["seed"], key["network"])
-    settings = MethodSettings(seed=key["seed"], flip=key["set"] not in moving.UNMIRRORED)
+    flip = key["set"] not in moving.UNMIRRORED
     with stopwatch() as spent:
-        fitted = METHODS["lqf"].fit(moving.network(key["network"], "cpu"), train, settings)
-    truth = np.searchsorted(fitted.classes, labels_of(test))
-    proba = np.asarray(fitted.predict_proba(test), np.float32)
-    return moving.scores(truth, proba) | {"n": len(train), "tests": len(test), **spent, "chosen": fitted.chosen}
+        fitted = fit_lqf(moving.network(key["network"], "cpu"), train, LQFSettings.moved(flip=flip, seed=key["seed"]))
+    truth, last = np.searchsorted(fitted.classes, labels_of(test)), fitted.records[-1]
+    proba = fitted.predict_proba(test, flip=flip).float().numpy()
+    outputs = view_outputs(fitted.lin.f0, fitted.backbone, test, 64, flip).mean(
+        0
+    )  # what the moved network's probe says
+    chosen = {"rate": fitted.move and fitted.move.rate, "fell_to": last.points[-1].objective / last.points[0].objective}
+    facts = {"n": len(train), "tests": len(test), "probe_there": accuracy(truth, outputs.argmax(1).numpy())}
+    return moving.scores(truth, proba) | facts | spent | {"chosen": chosen}
 
 
 if __name__ == "__main__":

@@ -79,33 +79,36 @@ def draws(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
-def contests(rows: list[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Accuracies of LQF and of swept fine-tuning on the same draws, by network and set."""
+Draws = list[tuple[float, float, float]]
+
+
+def contests(rows: list[Row]) -> dict[str, dict[str, Draws]]:
+    """Accuracies of LQF, its moved network's probe and swept fine-tuning on the same draws, by network and set."""
     tuned = {str(row["key"]): row.get("accuracy") for row in record.load("moving")["table"]}
-    out: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    out: dict[str, dict[str, Draws]] = {}
     for row in rows:
-        its = tuned[str(row["key"] | {"method": "finetune"})]
-        cells = out.setdefault(row["key"]["network"], {})
-        cells.setdefault(row["key"]["set"], []).append((row["accuracy"], its))
+        own = (row["accuracy"], row["probe_there"], tuned[str(row["key"] | {"method": "finetune"})])
+        out.setdefault(row["key"]["network"], {}).setdefault(row["key"]["set"], []).append(own)
     return out
 
 
-def gap(pairs: list[tuple[float, float]]) -> float:
-    """Mean points of accuracy above fine-tuning."""
-    return statistics.fmean(100 * (ours - its) for ours, its in pairs)
+def gap(found: Draws, of: int = 0) -> float:
+    """Mean points of accuracy above fine-tuning; of LQF, or (1) of the probe."""
+    return statistics.fmean(100 * (own[of] - own[2]) for own in found)
 
 
 def sets(rows: list[Row]) -> str:
     """A line a network and set, and one a network for the mean over its sets, whose error is that of the cells."""
     lines = []
+    titles = (METHODS["lqf"], "the moved network's probe", METHODS["finetune"])
     for network, cells in contests(rows).items():
-        for name, pairs in cells.items():
-            ours, its = (mean_error(own) for own in map(list, zip(*pairs, strict=True)))
-            line = {"network": network, "set": name, METHODS["lqf"]: ours, METHODS["finetune"]: its}
-            gaps = [gap([pair]) for pair in pairs]
-            lines.append(line | {"gap": mean_error(gaps, "+.1f"), "draws": len(pairs)})
-        whole, mean = [gap(pairs) for pairs in cells.values()], f"**mean of {len(cells)} sets**"
-        line = {"network": network, "set": mean, METHODS["lqf"]: "", METHODS["finetune"]: ""}
+        for name, found in cells.items():
+            line = {"network": network, "set": name}
+            line |= {title: mean_error(list(own)) for title, own in zip(titles, zip(*found, strict=True), strict=True)}
+            lines.append(line | {"gap": mean_error([gap([own]) for own in found], "+.1f"), "draws": len(found)})
+        whole, probe = ([gap(found, of) for found in cells.values()] for of in (0, 1))
+        line = {"network": network, "set": f"**mean of {len(cells)} sets**"} | dict.fromkeys(titles, "")
+        line[titles[1]] = f"gap {mean_error(probe, '+.1f')}"
         lines.append(line | {"gap": f"**{mean_error(whole, '+.1f')}**", "draws": sum(map(len, cells.values()))})
     return record.markdown_table(lines)
 
@@ -201,7 +204,7 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row], several: list[
                 curve(panel, found, fmt=style, color=colour, label=f"{network}, {title}")
         panel.set(xscale="log", xlabel=label)
     for (network, cells), colour in zip(contests(several).items(), COLOURS[1:], strict=False):
-        found = {LARGE: [gap(pairs) for pairs in cells.values()]}
+        found = {LARGE: [gap(own) for own in cells.values()]}
         curve(axes[0, 0], found, fmt="D", color=colour, label=f"{network}, seven sets, moved first")
     for (kind, method), style in WIDTH_LINES.items():
         own: dict[int, list[float]] = {}
