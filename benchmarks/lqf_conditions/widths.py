@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from benchmarks import datasets, record
 from benchmarks.lqf_conditions.page import WIDTHS, publish
 from benchmarks.record import Row
-from benchmarks.study import begin, quietly, scores, study_parser
+from benchmarks.study import begin, network_inputs, quietly, scores, study_parser
 from tangentune import Backbone, Pictures, load_pictures
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune, sweep
 from tangentune.methods.lqf import LQFSettings, fit_lqf
 from tangentune.networks.healing import heal_batchnorm
 from tangentune.networks.leaky import leaky
+from tangentune.networks.passes import PlainPointwise
 
 SIZE, SHOTS, SOURCE, TEST, SLOPE, BATCH = 16, 25, 1000, 1000, 0.1, 128
 KINDS = ("no leak", "grafted on, healed", "pre-trained with")
@@ -103,18 +104,17 @@ def measure(key: Row, known: dict[tuple[Any, ...], FineTuned]) -> Row:
 
 def heal(grafted: Backbone, original: Backbone, pictures: Pictures, seed: int) -> Backbone:
     """Features brought back to the original's, without labels: batch statistics, then all weights by distillation."""
-    inputs = pictures.batches(original.contract, BATCH)
-    healed = heal_batchnorm(grafted, inputs, reference=original)
+    healed = heal_batchnorm(grafted, network_inputs(original, pictures, BATCH), reference=original)
     optimiser = torch.optim.Adam(healed.module.requires_grad_(True).parameters(), 1e-3)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(HEALING):
         for rows in torch.randperm(len(pictures), generator=generator).split(BATCH):
-            x = next(pictures.select(rows.numpy()).batches(original.contract, BATCH))
+            x = next(network_inputs(original, pictures.select(rows.numpy()), BATCH))
             with torch.no_grad():
                 wanted = original.features(x)
-            loss = F.mse_loss(healed.features(x), wanted)
             optimiser.zero_grad()
-            loss.backward()
+            with PlainPointwise():  # see docs/gotchas.md
+                F.mse_loss(healed.features(x), wanted).backward()
             optimiser.step()
     healed.module.requires_grad_(False)
     return healed
@@ -123,7 +123,7 @@ def heal(grafted: Backbone, original: Backbone, pictures: Pictures, seed: int) -
 @torch.no_grad()
 def apart(one: Backbone, other: Backbone, pictures: Pictures) -> float:
     """Mean squared distance of features, in variances of the other's."""
-    x = next(pictures.batches(other.contract, len(pictures)))
+    x = next(network_inputs(other, pictures, len(pictures)))
     wanted = other.features(x)
     return float((one.features(x) - wanted).square().mean() / wanted.var(0).mean())
 
