@@ -1,6 +1,6 @@
 """Gradient features of ResNet-50, by variant and cut: `python -m benchmarks.lqf_conditions.cuts`; a quarter of an hour.
 
-CIFAR-10 at 96 px, ImageNet weights, 500 test pictures. What is below the last stage runs once a picture; the stage's
+CIFAR-10 at 64 px, ImageNet weights, 500 test pictures. What is below the last stage runs once a picture; the stage's
 inputs then are the pictures, so there is no mirroring. Without a head the gradient variant gets ten times the rate.
 """
 
@@ -19,7 +19,7 @@ from tangentune import Backbone, Pictures, load_backbone
 from tangentune.methods.gradient_features import GradientFeatureSettings, fit_gradient_features
 from tangentune.networks.split_network import parameters_above, split_network
 
-SIZE, TEST, LOWEST = 96, 500, "layer4.0"
+SIZE, TEST, LOWEST = 64, 500, "layer4.0"
 VARIANTS = (
     ("activation", LOWEST),
     ("gradient", "layer4.2"),
