@@ -30,33 +30,43 @@ ARGUMENTS: dict[str, list[str]] = {"demo.py": ["--size", "32"]}
 EXAMPLES = sorted(p.name for p in ROOT.glob("examples/*.py") if p.name != "quickstart.py")
 
 
-def test_readme_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words are equal; numbers differ by what another processor or thread count may do: a picture or two of 105."""
+@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
+def test_readme_prints_what_it_shows(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words from smaller pictures; at the README's own size figures too, up to a picture or two of 105.
+
+    So much may another processor or number of threads do.
+    """
     need_packages()
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (first,) = run_blocks(blocks(text, "python"), "README.md")
+    code = [block.replace("input_size=64", f"input_size={size}") for block in blocks(text, "python")]
+    (first,) = run_blocks(code, "README.md")
     shown, printed = blocks(text, "text")[0].splitlines(), first.splitlines()
     stale = "run examples/quickstart.py and paste its output into the README"
     assert len(printed) == len(shown)
     assert printed[0].split(",")[0] == shown[0].split(",")[0], stale
     for new, old in zip(printed[:2], shown[:2], strict=True):
         assert NUMBER.sub("#", new) == NUMBER.sub("#", old), stale
-    for new, old in zip(NUMBER.findall(printed[1]), NUMBER.findall(shown[1]), strict=True):
-        assert abs(float(new) - float(old)) <= 0.03, stale
+    assert min(map(float, NUMBER.findall(printed[1]))) > 0.5, "six classes can be told"
     suspects = [{line.partition(",")[0] for line in lines[3:]} for lines in (printed, shown)]
-    assert len(suspects[0] & suspects[1]) >= 2, stale
+    assert all(line.startswith("look again at ") for line in suspects[0])
+    if size == 64:
+        for new, old in zip(NUMBER.findall(printed[1]), NUMBER.findall(shown[1]), strict=True):
+            assert abs(float(new) - float(old)) <= 0.03, stale
+        assert len(suspects[0] & suspects[1]) >= 2, stale
 
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/python.md, block by block, at a smaller size; its own assertions and what it prints hold.
+    """docs/python.md, block by block, smaller and moved less far; its own assertions and what it prints hold.
 
-    The metric power is the one that would be chosen there; the README's page, above, has all of them tried.
+    The README's page, above, has everything chosen.
     """
     need_packages()
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    text = text.replace("input_size=96", "input_size=32, metric_power=0").replace("(3, 64, 64)", "(3, 32, 32)")
+    text = text.replace("(3, 64, 64)", "(3, 32, 32)").replace('subset="last:2"', 'subset="last:2", outer_steps=8')
+    text = text.replace("input_size=96).fit(pictures)", "input_size=96, outer_steps=8).fit(pictures)")
+    text = text.replace("input_size=96", "input_size=32, metric_power=0")
     _, _, own_network, large, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
     assert large.startswith("40 ")
     assert asked == "forget True 7\n"

@@ -197,6 +197,21 @@ def test_regression(flat: bool) -> None:
     assert reg.score(X, y) > reg.loo_score_
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_drawn_functions_scatter_as_the_error_bars_say(flat: bool) -> None:
+    y = regression_targets()
+    reg = TangentRegressor(BACKBONE, **FIXED).fit(X[6:], y[6:, 0] if flat else y[6:])
+    mean, cov = reg.predict(X[:6], return_cov=True)
+    drawn = reg.sample_y(X[:6], n_samples=20_000, random_state=3)
+    assert drawn.shape == ((6, 20_000) if flat else (6, y.shape[1], 20_000))
+    assert np.array_equal(drawn, reg.sample_y(X[:6], n_samples=20_000, random_state=3))
+    mean, cov, drawn = (mean[:, None], cov[..., None], drawn[:, None]) if flat else (mean, cov, drawn)
+    for k in range(mean.shape[1]):
+        scale = np.sqrt(np.diag(cov[..., k]))
+        assert np.abs((drawn[:, k].mean(1) - mean[:, k]) / scale).max() < 0.05
+        assert np.abs((np.cov(drawn[:, k]) - cov[..., k]) / np.outer(scale, scale)).max() < 0.05
+
+
 def test_regression_learns() -> None:
     phi = network()(normalised(X)).numpy()
     y = phi @ np.linspace(-1, 1, 6) + 0.05 * np.random.default_rng(1).normal(size=40)
