@@ -203,7 +203,7 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row], several: list[
         panel.set(xscale="log", xlabel=label)
     for (network, cells), colour in zip(contests(several).items(), COLOURS[1:], strict=False):
         found = {LARGE: [gap(own) for own in cells.values()]}
-        curve(axes[0, 0], found, fmt="D", color=colour, label=f"{network}, seven sets, moved first")
+        curve(axes[0, 0], found, fmt="D", color=colour, label=f"{network}, other sets, moved first")
     for (kind, method), style in WIDTH_LINES.items():
         own: dict[int, list[float]] = {}
         for row in record.matching(controlled, kind=kind):
