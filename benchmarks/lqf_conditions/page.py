@@ -16,11 +16,14 @@ from benchmarks.plots import COLOURS, MUTED, panels, styled
 from benchmarks.record import Row
 from benchmarks.study import mean_error, publishing, standard_error
 
-NAME, WIDTHS, DRAWS = "lqf_conditions", "lqf_widths", "lqf_draws"
+NAME, WIDTHS, DRAWS, SETS = "lqf_conditions", "lqf_widths", "lqf_draws", "lqf_sets"
+CUTS, DUAL, LARGE = "lqf_cuts", "lqf_dual", 50
 NOT_YET = "Not measured: the grid over three networks and three resolutions needs a GPU, and none had time for it."
 WIDTH_LINES = {
     ("no leak", "lqf_start"): "0o:",
     ("no leak", "lqf"): "0s-",
+    ("grafted on, healed", "lqf_start"): "2o:",
+    ("grafted on, healed", "lqf"): "2s-",
     ("pre-trained with", "lqf_start"): "1o:",
     ("pre-trained with", "lqf"): "1s-",
 }
@@ -76,6 +79,67 @@ def draws(rows: list[Row]) -> str:
     return record.markdown_table(lines)
 
 
+Draws = list[tuple[float, float, float]]
+
+
+def contests(rows: list[Row]) -> dict[str, dict[str, Draws]]:
+    """Accuracies of LQF, its moved network's probe and swept fine-tuning on the same draws, by network and set."""
+    tuned = {str(row["key"]): row.get("accuracy") for row in record.load("moving")["table"]}
+    out: dict[str, dict[str, Draws]] = {}
+    for row in rows:
+        own = (row["accuracy"], row["probe_there"], tuned[str(row["key"] | {"method": "finetune"})])
+        out.setdefault(row["key"]["network"], {}).setdefault(row["key"]["set"], []).append(own)
+    return out
+
+
+def gap(found: Draws, of: int = 0) -> float:
+    """Mean points of accuracy above fine-tuning; of LQF, or (1) of the probe."""
+    return statistics.fmean(100 * (own[of] - own[2]) for own in found)
+
+
+def sets(rows: list[Row]) -> str:
+    """A line a network and set, and one a network for the mean over its sets, whose error is that of the cells."""
+    lines = []
+    titles = (METHODS["lqf"], "the moved network's probe", METHODS["finetune"])
+    for network, cells in contests(rows).items():
+        for name, found in cells.items():
+            line = {"network": network, "set": name}
+            line |= {title: mean_error(list(own)) for title, own in zip(titles, zip(*found, strict=True), strict=True)}
+            lines.append(line | {"gap": mean_error([gap([own]) for own in found], "+.1f"), "draws": len(found)})
+        whole, probe = ([gap(found, of) for found in cells.values()] for of in (0, 1))
+        line = {"network": network, "set": f"**mean of {len(cells)} sets**"} | dict.fromkeys(titles, "")
+        line[titles[1]] = f"gap {mean_error(probe, '+.1f')}"
+        lines.append(line | {"gap": f"**{mean_error(whole, '+.1f')}**", "draws": sum(map(len, cells.values()))})
+    return record.markdown_table(lines)
+
+
+def cells(several: list[Row], more: list[Row]) -> str:
+    """MobileNetV2's mean gap over sets at 25 a class or more, with the error that the cells have."""
+    whole = [gap(found) for found in contests(several).get("mobilenet_v2", {}).values()]
+    own = record.matching(more, task="cifar10", shots=25)
+    whole.append(statistics.fmean(100 * (row["accuracy"] - row["former_finetune"]) for row in own))
+    mean, error = statistics.fmean(whole), standard_error(whole)
+    return f"{mean:+.1f} points (standard error {error:.1f}, {len(whole)} sets)"
+
+
+def cuts(rows: list[Row]) -> str:
+    """Gradient features: a line for each variant and cut, a column for each number of pictures."""
+    lines = []
+    for variant, cut in dict.fromkeys((row["key"]["variant"], row["key"]["cut"]) for row in rows):
+        line = {"variant": variant, "cut at": "-" if variant == "activation" else f"`{cut}`"}
+        for shots in sorted({row["key"]["shots"] for row in rows}):
+            own = record.matching(rows, variant=variant, cut=cut, shots=shots)
+            line[f"{shots} a class"] = mean_error([row["accuracy"] for row in own]) if own else "-"
+        lines.append(line)
+    return record.markdown_table(lines)
+
+
+def solvers(rows: list[Row]) -> str:
+    """Products until the gradient has fallen: a line for each pre-conditioner, a column for each damping."""
+    ways = [name for name in (rows[0] if rows else {}) if name != "damping"]
+    return record.markdown_table([{"": way} | {f"{row['damping']:g}": row[way] for row in rows} for way in ways])
+
+
 def widths(rows: list[Row]) -> str:
     """The controlled study: a line for each width and leak."""
     lines = []
@@ -96,11 +160,12 @@ def points(rows: Iterable[Row], more: Iterable[Row], method: str, axis: str) -> 
     for (network, size, shots), values in gaps(rows, method).items():
         if (shots == 25) if axis == "size" else (size == 96):
             out.setdefault(network, {})[size if axis == "size" else shots] = values
-    if axis == "shots" and method == "lqf_start":
+    if method == "lqf_start":
         more = former()
     for row in more:
-        if axis == "shots" and row["key"]["task"] == "cifar10":
-            own = out.setdefault("mobilenet_v2", {}).setdefault(row["key"]["shots"], [])
+        if row["key"]["task"] == "cifar10" and (axis == "shots" or row["key"]["shots"] == 25):
+            place = row["key"]["shots"] if axis == "shots" else 96
+            own = out.setdefault("mobilenet_v2", {}).setdefault(place, [])
             own.append(100 * (row["accuracy"] - row["former_finetune"]))
     return out
 
@@ -127,7 +192,7 @@ def curve(panel: Axes, found: dict[int, list[float]], **look: Any) -> None:
 
 
 @styled
-def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
+def plot(rows: list[Row], controlled: list[Row], more: list[Row], several: list[Row]) -> Figure:
     """The gap to fine-tuning against pictures a class, width, and, where there is any, resolution."""
     axes_of = {"shots": "pictures a class"} | ({"size": "resolution, px"} if rows else {})
     figure, axes = panels((4.2 * (len(axes_of) + 1), 3.4), 1, len(axes_of) + 1)
@@ -136,6 +201,9 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
             for (network, found), colour in zip(points(rows, more, method, axis).items(), COLOURS, strict=False):
                 curve(panel, found, fmt=style, color=colour, label=f"{network}, {title}")
         panel.set(xscale="log", xlabel=label)
+    for (network, cells), colour in zip(contests(several).items(), COLOURS[1:], strict=False):
+        found = {LARGE: [gap(own) for own in cells.values()]}
+        curve(axes[0, 0], found, fmt="D", color=colour, label=f"{network}, other sets, moved first")
     for (kind, method), style in WIDTH_LINES.items():
         own: dict[int, list[float]] = {}
         for row in record.matching(controlled, kind=kind):
@@ -146,7 +214,7 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
             own,
             fmt=style[1:],
             color=COLOURS[int(style[0])],
-            label=f"{kind.replace('pre-trained with', 'leak')}, {title}",
+            label=f"{kind.replace('pre-trained with', 'leak').replace('grafted on, healed', 'healed')}, {title}",
         )
     axes[0, -1].set(xscale="log", xlabel="width of a small residual network")
     for panel in axes[0]:
@@ -161,12 +229,13 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row]) -> Figure:
 
 def publish() -> None:
     """docs/results/lqf_conditions.md and its figure, from what was measured so far."""
-    rows, controlled, more = (record.load(name).get("rows", []) for name in (NAME, WIDTHS, DRAWS))
+    every = (NAME, WIDTHS, DRAWS, SETS, CUTS, DUAL)
+    rows, controlled, more, several, cut, dual = (record.load(name).get("rows", []) for name in every)
     parts = {"conditions": conditions(rows) or NOT_YET, "widths": widths(controlled), "draws": draws(more)}
     shards = [{k: v if k == "shards" else f"{v:.3f}" for k, v in r.items()} for r in record.load("lqf_compose")["rows"]]
     parts["compose"] = record.markdown_table(shards)
-    parts |= {"dual": record.markdown_table(record.load("lqf_dual").get("rows", []))}
-    record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled, more)})
+    parts |= {"sets": sets(several), "cells": cells(several, more), "cuts": cuts(cut), "dual": solvers(dual)}
+    record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled, more, several)})
 
 
 if __name__ == "__main__":

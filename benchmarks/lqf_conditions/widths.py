@@ -1,32 +1,37 @@
 """Width and leak, controlled: `python -m benchmarks.lqf_conditions.widths`; about half an hour on one core.
 
 Small residual networks are pre-trained here on half of CIFAR-10's classes at 16 px, and transferred to the other half:
-exact LQF at the pre-trained weights, LQF moved first, and swept fine-tuning, 25 pictures a class, without a leak and
-with one that is there from the start of pre-training.
+exact LQF at the pre-trained weights, LQF moved first, and swept fine-tuning, 25 pictures a class, without a leak,
+with one that is there from the start of pre-training, and with one grafted on afterwards and healed.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import datasets, record
 from benchmarks.lqf_conditions.page import WIDTHS, publish
 from benchmarks.record import Row
-from benchmarks.study import begin, quietly, scores, study_parser
+from benchmarks.study import begin, network_inputs, quietly, scores, study_parser
 from tangentune import Backbone, Pictures, load_pictures
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune, sweep
 from tangentune.methods.lqf import LQFSettings, fit_lqf
+from tangentune.networks.healing import heal_batchnorm
+from tangentune.networks.leaky import leaky
+from tangentune.networks.passes import PlainPointwise
 
 SIZE, SHOTS, SOURCE, TEST, SLOPE, BATCH = 16, 25, 1000, 1000, 0.1, 128
-KINDS = ("no leak", "pre-trained with")
-GRID = [{"width": width, "kind": kind, "seed": seed} for seed in range(3) for width in (4, 16, 8) for kind in KINDS]
+KINDS = ("no leak", "grafted on, healed", "pre-trained with")
+HEALING = 3  # epochs of distillation
 RATES, EPOCHS = (1e-3, 3e-3, 1e-2), 30  # networks this small ask for more than the sweep's own
 
 
@@ -56,11 +61,11 @@ def network(width: int, slope: float, seed: int) -> Backbone:
 
 def main() -> None:
     """Measure what is missing, then write the page."""
-    parser = study_parser(__doc__)
-    begin(parser)
-    known: dict[tuple[Any, ...], Any] = {}
+    given, known = begin(study_parser(__doc__, runs=2)), dict[tuple[Any, ...], Any]()
+    places = itertools.product(range(given.runs), (4, 16), KINDS)
+    keys = [{"width": width, "kind": kind, "seed": seed} for seed, width, kind in places]
     with quietly():
-        record.fill(WIDTHS, GRID, lambda key: measure(key, known))
+        record.fill(WIDTHS, keys, lambda key: measure(key, known))
     publish()
 
 
@@ -78,6 +83,12 @@ def measure(key: Row, known: dict[tuple[Any, ...], FineTuned]) -> Row:
         known[place] = fine_tune(blank, source, settings)
     start, pretrained = known[place].backbone, known[place]
     train, test = halves(blank, 1, SHOTS, seed)
+    drift: Row = {}
+    if kind == "grafted on, healed":
+        grafted = leaky(start, SLOPE).network
+        healed = heal(grafted, start, source, seed)
+        drift = {"drift": apart(grafted, start, test), "drift_healed": apart(healed, start, test)}
+        start = healed
     exact = LQFSettings(solver="dual", seed=seed)
     found = {
         "lqf_start": fit_lqf(start, train, exact),
@@ -88,7 +99,33 @@ def measure(key: Row, known: dict[tuple[Any, ...], FineTuned]) -> Row:
     probe = METHODS["probe"].fit(start, train, MethodSettings(seed=seed))
     out["probe"] = scores(torch.as_tensor(np.asarray(probe.predict_proba(test))), probe.classes, test)["accuracy"]
     proba = pretrained.predict_proba(source_test)
-    return {**out, "source": scores(proba, pretrained.classes, source_test)["accuracy"]}
+    return {**out, **drift, "source": scores(proba, pretrained.classes, source_test)["accuracy"]}
+
+
+def heal(grafted: Backbone, original: Backbone, pictures: Pictures, seed: int) -> Backbone:
+    """Features brought back to the original's, without labels: batch statistics, then all weights by distillation."""
+    healed = heal_batchnorm(grafted, network_inputs(original, pictures, BATCH), reference=original)
+    optimiser = torch.optim.Adam(healed.module.requires_grad_(True).parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(HEALING):
+        for rows in torch.randperm(len(pictures), generator=generator).split(BATCH):
+            x = next(network_inputs(original, pictures.select(rows.numpy()), BATCH))
+            with torch.no_grad():
+                wanted = original.features(x)
+            optimiser.zero_grad()
+            with PlainPointwise():  # see docs/gotchas.md
+                F.mse_loss(healed.features(x), wanted).backward()
+            optimiser.step()
+    healed.module.requires_grad_(False)
+    return healed
+
+
+@torch.no_grad()
+def apart(one: Backbone, other: Backbone, pictures: Pictures) -> float:
+    """Mean squared distance of features, in variances of the other's."""
+    x = next(network_inputs(other, pictures, len(pictures)))
+    wanted = other.features(x)
+    return float((one.features(x) - wanted).square().mean() / wanted.var(0).mean())
 
 
 def halves(backbone: Backbone, half: int, shots: int, seed: int) -> tuple[Pictures, Pictures]:
