@@ -19,12 +19,15 @@ from tangentune.cli.app import cli
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted(path for path in DOCS.glob("howto/*.md") if blocks(prose(path), "python"))
-# Tutorials run at a smaller size, with less to choose; how-to pages with a network of two layers: they show the code.
+# Tutorials run at a smaller size, with less to choose, or on a part of a network; how-to pages with a network of two
+# layers: they show the code.
 SMALLER = {
     "input_size=64": "input_size=32, metric_power=0",
     "(3, 64, 64)": "(3, 32, 32)",
     "metric_power=0.25": "metric_power=0",
     "shots=[5]": "shots=[2]",
+    'load_backbone("mobilenet_v2").module.features': 'load_backbone("mobilenet_v2").module.features[:5]',
+    "nn.Linear(1280, 40)": "nn.Linear(32, 40)",
 }
 TINY = {
     'load_backbone("mobilenet_v2").contract.with_size(64)': "small().contract",

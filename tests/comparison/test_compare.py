@@ -123,7 +123,7 @@ def test_gaf_and_lqf_are_their_defaults(backbone: Backbone) -> None:
     gaf = METHODS["gaf"].fit(backbone, train, MethodSettings(seed=1))
     lqf = METHODS["lqf"].fit(backbone, train, MethodSettings(seed=1))
     direct_gaf = fit_gradient_features(backbone, train, GradientFeatureSettings(seed=1))
-    direct_lqf = fit_lqf(backbone, train, LQFSettings(seed=1))
+    direct_lqf = fit_lqf(backbone, train, LQFSettings.moved(seed=1))
     for fitted, direct in ((gaf, direct_gaf), (lqf, direct_lqf)):
         torch.testing.assert_close(torch.as_tensor(fitted.predict_proba(train)), direct.predict_proba(train))
         assert fitted.classes.tolist() == ["ant", "bee", "cow"]
