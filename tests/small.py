@@ -76,7 +76,7 @@ def fitted_features(clf: TangentClassifier, x: Tensor) -> Tensor:
             metric = feature_map.metric[name]
             groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
             shaped = rows.reshape(*rows.shape[:2], groups, outputs, inputs)
-            rows = torch.einsum("gpo,nrgoi,giq->nrgpq", metric.left, shaped, metric.right)
+            rows = torch.einsum("gop,nrgoi,giq->nrgpq", metric.left, shaped, metric.right)
         block = block_of(name)
         body.append((feature_map.block_scales[block] / len(probes)) ** 0.5 * rows.flatten(1))
         plain.append((feature_map.length_scales[block] / len(probes)) ** 0.5 * rows.flatten(1))

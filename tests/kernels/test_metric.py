@@ -57,12 +57,42 @@ def test_one_matrix(power: float) -> None:
     sums, (a,), (g,) = sample(1, 4, 6)
     rows = normal(5, 2, 1, 4, 6, seed=3)
     mean_square = 0.037
-    metric = whitening(matrix_kronecker(sums, mean_square), power)
+    metric = whitening(matrix_kronecker(sums, mean_square), power, kept=1)
     got = whiten(Rows(rows), metric).explicit()
     left, right = power_of(unit_mean(g), power), power_of(unit_mean(a), power)
     # Row-major vec: vec(G^-p W A^-p) = (G^-p kron A^-p) vec(W).
     dense = torch.kron(left, right) * mean_square**-power
     assert closeness(got.flatten(2), rows.flatten(2) @ dense.T) < 1e-10
+
+
+@pytest.mark.parametrize("power", [0.25, 0.5])
+def test_the_leading_directions_stay(power: float) -> None:
+    """Kept rows are the whole metric rows in the fewest eigenvectors a side that hold the share, none of them turned."""
+    sums, (a,), (g,) = sample(1, 7, 9)
+    rows = Rows(normal(5, 2, 1, 7, 9, seed=3))
+    factors = matrix_kronecker(sums, 0.4)
+    whole, few = whitening(factors, power, kept=1), whitening(factors, power, kept=0.7)
+    lengths = []
+    for factor, full, side in ((g, whole.left[0], few.left[0]), (a, whole.right[0], few.right[0])):
+        held = torch.linalg.eigvalsh(full.mT @ unit_mean(factor) @ full).flip(0)  # mean squares of whole metric rows
+        own = torch.linalg.eigvalsh(side.mT @ unit_mean(factor) @ side).flip(0)
+        count = side.shape[1]
+        assert count < len(factor)
+        assert closeness(own, held[:count]) < 1e-10
+        assert held[: count - 1].sum() < 0.7 * held.sum() <= held[:count].sum()
+        lengths.append(count)
+    left, right = (torch.linalg.lstsq(full, side).solution for full, side in
+                   ((whole.left[0], few.left[0]), (whole.right[0], few.right[0])))  # fmt: skip
+    assert closeness(left.mT @ left, torch.eye(lengths[0], dtype=torch.float64)) < 1e-9
+    got = whiten(rows, few).explicit()
+    assert list(got.shape[3:]) == lengths
+    assert closeness(got, left.mT @ whiten(rows, whole).explicit() @ right) < 1e-9
+
+
+def test_groups_lose_no_direction() -> None:
+    metric = whitening(matrix_kronecker(sample(3, 4, 5)[0], 2.5), 0.5)
+    assert metric.left.shape == (3, 4, 4)
+    assert metric.right.shape == (3, 5, 5)
 
 
 @pytest.mark.parametrize("power", POWERS)
@@ -90,7 +120,7 @@ def test_vectors_have_a_diagonal_metric(power: float) -> None:
 
 def test_power_one_half_is_the_damped_inverse_square_root() -> None:
     sums, (a,), (g,) = sample(1, 4, 6)
-    metric = whitening(matrix_kronecker(sums, 0.4), 0.5)
+    metric = whitening(matrix_kronecker(sums, 0.4), 0.5, kept=1)
     m = torch.kron(metric.left[0], metric.right[0])
     damped = [unit_mean(f) + FACTOR_DAMPING * torch.eye(len(f), dtype=torch.float64) for f in (g, a)]
     fisher = 0.4 * torch.kron(*damped)
@@ -100,9 +130,9 @@ def test_power_one_half_is_the_damped_inverse_square_root() -> None:
 def test_two_quarters_make_a_half_and_zero_does_nothing() -> None:
     factors = matrix_kronecker(sample(1, 4, 6)[0], 0.4)
     rows = Rows(normal(5, 1, 1, 4, 6, seed=3))
-    quarter = whitening(factors, 0.25)
+    quarter = whitening(factors, 0.25, kept=1)
     twice = whiten(whiten(rows, quarter), quarter).explicit()
-    assert closeness(twice, whiten(rows, whitening(factors, 0.5)).explicit()) < 1e-10
+    assert closeness(twice, whiten(rows, whitening(factors, 0.5, kept=1)).explicit()) < 1e-10
     assert closeness(whiten(rows, whitening(factors, 0.0)).explicit(), rows.values) < 1e-12
     assert whitened(rows, factors, 0.0) is rows
 
@@ -150,7 +180,7 @@ def test_factors_of_a_linear_layer(shape: str) -> None:
     _, x, rows = collected(case, 20, probes)
     assert isinstance(rows.entries["0.weight"], Pairs if shape == "pairs" else Rows)
     factors = kronecker_factors(rows)["0.weight"]
-    metric = whitening(factors, 0.5)
+    metric = whitening(factors, 0.5, kept=1)
     a, g = x.T @ x, probes.T @ probes  # the cotangent of a last layer is the probe itself
     gradient = torch.einsum("ro,ni->nroi", probes, x)
     mean_square = float(gradient.flatten(1).square().sum(1).mean()) / gradient[0].numel()
@@ -165,7 +195,7 @@ def test_factors_of_a_convolution(groups: int) -> None:
     probes = normal(1, 72, seed=8)
     _, x, rows = collected(case, 10, probes)
     assert isinstance(rows.entries["0.weight"], Rows)
-    metric = whitening(kronecker_factors(rows)["0.weight"], 0.25)
+    metric = whitening(kronecker_factors(rows)["0.weight"], 0.25, kept=1)
     patches = F.unfold(x, 3, stride=2, padding=1).unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
     g = probes[0].reshape(groups, 6 // groups, 12).transpose(1, 2)  # the same for every picture
     a_sums, g_sums = patches.transpose(1, 2) @ patches, g.transpose(1, 2) @ g
@@ -194,7 +224,7 @@ def test_every_network_has_a_metric(case: Case, power: float) -> None:
         if values.shape[3:] == (1, 1):
             expected = values * (metric.left * metric.right)
         else:
-            expected = torch.einsum("gpo,nrgoi,giq->nrgpq", metric.left, values, metric.right)
+            expected = torch.einsum("gop,nrgoi,giq->nrgpq", metric.left, values, metric.right)
         assert closeness(whiten(entry, metric).explicit(), expected) < 1e-9, name
     grams = block_grams(rows.entries, factors, power)
     total = sum(whiten(entry, whitening(factors[name], power)).explicit().flatten(1).square().sum(1) / 2
@@ -232,7 +262,7 @@ def test_factors_do_not_depend_on_the_batches() -> None:
     probes = normal(1, width)
     ones = [kronecker_factors(collected(case, 12, probes, batch)[2]) for batch in (12, 5)]
     for name in ones[0]:
-        left, right = (whitening(factors[name], 0.5) for factors in ones)
+        left, right = (whitening(factors[name], 0.5, kept=1) for factors in ones)
         assert closeness(left.left, right.left) < 1e-8
         assert closeness(left.right, right.right) < 1e-8
 

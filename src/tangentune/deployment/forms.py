@@ -100,17 +100,25 @@ def times(values: Tensor, matrix: Tensor) -> Tensor:
     return (values.flatten(0, 1) @ matrix).unflatten(0, (-1, values.shape[1]))
 
 
-def by_pairs(row: MatrixRow | None) -> bool:
+def in_metric(row: MatrixRow, metric: Whitening) -> MatrixRow:
+    """A matrix's row without groups in the few coordinates of its metric; cost T (o k + i l)."""
+    g, a = times(row.g[:, 0], metric.left[0]), times(row.inputs(), metric.right[0])
+    return MatrixRow(g[:, None], (a[:, None],))
+
+
+def by_pairs(row: MatrixRow | None, metric: Whitening | None) -> bool:
     """Whether a squared length costs less from pairs of positions than from the row itself."""
     if row is None:
         return False
     positions, outputs, inputs = row.sizes
+    if metric is None:
+        return positions * (inputs + outputs) < inputs * outputs
     pairs = positions * (inputs**2 + outputs**2) + positions**2 * (inputs + outputs)
     return pairs < outputs * inputs * (outputs + inputs)
 
 
 def pair_length(row: MatrixRow, metric: Whitening | None) -> Tensor:
-    """(n,) `|L G^T A R|^2 = sum_st (A R^2 A^T)_st (G L^2 G^T)_st` with `A` (T, i) and `G` (T, o)."""
+    """(n,) `|L^T G^T A R|^2 = sum_st (A R R^T A^T)_st (G L L^T G^T)_st` with `A` (T, i) and `G` (T, o)."""
     a, g = row.places[0][:, 0], row.g[:, 0]
     if metric is not None:
         a, g = times(a, metric.right[0]), times(g, metric.left[0])
@@ -125,20 +133,18 @@ def row_length(whole: Tensor, metric: Whitening | None) -> Tensor:
     if outputs == 1 == inputs:
         return (whole * (metric.left * metric.right).flatten()).square().sum(1)
     blocks = whole.unflatten(1, (groups, outputs, inputs)).transpose(0, 1).flatten(1, 2)  # (groups, n o, i)
-    turned = torch.bmm(blocks, metric.right).unflatten(1, (-1, outputs)).transpose(2, 3)  # (groups, n, i, o)
+    turned = torch.bmm(blocks, metric.right).unflatten(1, (-1, outputs)).transpose(2, 3)  # (groups, n, l, o)
     if outputs == 1:
         return (turned[..., 0] * metric.left).square().sum((0, 2))
-    return (
-        torch.bmm(turned.flatten(1, 2), metric.left.transpose(1, 2)).unflatten(1, (-1, inputs)).square().sum((0, 2, 3))
-    )
+    return torch.bmm(turned.flatten(1, 2), metric.left).unflatten(1, (-1, turned.shape[2])).square().sum((0, 2, 3))
 
 
 def folded(weights: Tensor, metric: Whitening | None) -> Tensor:
-    """(C, width) weights of plain rows from those of rows in the metric: `<W, L P R> = <L^T W R^T, P>`."""
+    """(C, width) weights of plain rows from those of rows in the metric: `<W, L^T P R> = <L W R^T, P>`."""
     if metric is None:
         return weights
-    blocks = weights.unflatten(1, (len(metric.left), metric.left.shape[1], metric.right.shape[1]))
-    return (metric.left.transpose(1, 2) @ blocks @ metric.right.transpose(1, 2)).flatten(1)
+    blocks = weights.unflatten(1, (len(metric.left), metric.left.shape[2], metric.right.shape[2]))
+    return (metric.left @ blocks @ metric.right.transpose(1, 2)).flatten(1)
 
 
 def kernel_places(

@@ -19,6 +19,7 @@ from tangentune.deployment.forms import (
     at_positions,
     by_pairs,
     folded,
+    in_metric,
     joined,
     pair_length,
     position_products,
@@ -28,6 +29,7 @@ from tangentune.deployment.forms import (
 from tangentune.deployment.network_graph import NetworkGraph
 from tangentune.deployment.sites import Watched
 from tangentune.kernels.feature_map import TangentModel
+from tangentune.kernels.metric import Whitening
 from tangentune.networks.parameters import block_of
 
 TINY = 1e-30  # that float32 still holds
@@ -45,9 +47,11 @@ class Predictor(nn.Module):
         share = 1 / probes if own.normalize or self.prior else 0.0
         self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
+        self.thin = {name: metric for name, metric in own.metric.items() if name in names and _few(metric)}
         self.weights = {
-            name: [folded(part, own.metric.get(name)) for part in model.body[name].chunk(probes, 1)] for name in names
-        }
+            name: [folded(part, own.metric.get(name) if name not in self.thin else None)
+                   for part in model.body[name].chunk(probes, 1)] for name in names
+        }  # fmt: skip
         shapes = {name: parameter.shape for name, parameter in own.tangent.parameters().items()}
         self.vectors = [name for name in names if len(shapes[name]) < 2]
         self.watched = Watched(network, frozenset(names))
@@ -70,7 +74,7 @@ class Predictor(nn.Module):
             for name, parts in rows.items():
                 products, length = self._of_matrix(name, r, parts)
                 body, squares = body + products, squares + self.lengths[name] * length
-        share = body_share(own) * (squares > 0) if own.normalize and self.prior else squares
+        share = body_share(own) * (squares > 0).to(squares) if own.normalize and self.prior else squares
         prior = prior + own.body_scale * share
         return scores + (body * inverse_length(squares)[:, None] if own.normalize else body), prior
 
@@ -113,8 +117,12 @@ class Predictor(nn.Module):
     def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
         """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
         weights, metric, row = self.weights[name][r], self.model.map.metric.get(name), joined(parts)
+        if name in self.thin:
+            assert row is not None, "only matrices without groups lose directions"
+            row, metric = in_metric(row, self.thin[name]), None
+            parts = [row]
         entry_by_entry = metric is not None and len(metric.left) > 1  # of a matrix that has no layer rule in a fit
-        pairs = not self.lengths[name] or (by_pairs(row) and not entry_by_entry)
+        pairs = not self.lengths[name] or (by_pairs(row, metric) and not entry_by_entry)
         if row is not None and pairs and at_positions(row, len(weights)):
             return position_products(row, weights), pair_length(row, metric) if self.lengths[name] else 0.0
         whole = whole_row(parts)
@@ -122,6 +130,11 @@ class Predictor(nn.Module):
         if not self.lengths[name]:
             return products, 0.0
         return products, pair_length(row, metric) if row is not None and pairs else row_length(whole, metric)
+
+
+def _few(metric: Whitening) -> bool:
+    """Whether rows have fewer numbers in their metric: then everything is asked of them there."""
+    return any(side.shape[2] < side.shape[1] for side in (metric.left, metric.right))
 
 
 def _added(values: Tensor, views: int) -> Tensor:

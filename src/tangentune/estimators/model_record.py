@@ -187,7 +187,7 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
         shapes |= {f"source.{name}": shape for name, shape in _SOURCE_SHAPES.items()}
     for name in moving:
         _require(name in parameters, f"map names the parameter {name}, which the network has not")
-        sizes[name] = sizes["R"] * parameters[name].numel()
+        sizes[name] = sizes["R"] * check_metric(name, tensors, parameters[name].numel())
     wanted: dict[str, tuple[str, ...]] = {name: tuple(shape) for name, shape in shapes.items()}
     wanted |= {f"body.{name}": ("C", name) for name in moving}
     missing = min(wanted.keys() - tensors.keys(), default=None)
@@ -213,8 +213,6 @@ def check_arrays(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], par
         fits = fits and (name in _MAY_BE_INFINITE or whole_numbers or bool(torch.isfinite(tensor).all()))
         fits = fits and (name not in _NOT_NEGATIVE or bool((tensor >= 0).all()))
         _require(fits, f"the array {name} holds what cannot be: NaN, numbers below 0, or of another type")
-    for name in moving:
-        check_metric(name, tensors, parameters[name].numel())
     _check_sets(settings, tensors)
 
 
@@ -226,12 +224,15 @@ def _dtypes(name: str, parameters: Mapping[str, Tensor]) -> set[torch.dtype]:
     return found if meets and len(found) == 1 and found < plain else plain
 
 
-def check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> None:
-    """Both sides or none, (g, o, o) and (g, i, i), for a parameter of g o i numbers."""
+def check_metric(name: str, tensors: Mapping[str, Tensor], width: int) -> int:
+    """Numbers of a row in its metric: both sides or none, (g, o, k) and (g, i, l), for a parameter of g o i numbers."""
     sides = [tensors[key] for key in (f"metric.{name}.left", f"metric.{name}.right") if key in tensors]
-    shapes = [side.shape for side in sides if side.ndim == 3 and side.shape[1] == side.shape[2]]
+    if not sides:
+        return width
+    shapes = [side.shape for side in sides if side.ndim == 3 and 0 < side.shape[2] <= side.shape[1]]
     fits = len(shapes) == 2 and shapes[0][0] == shapes[1][0] and shapes[0][0] * shapes[0][1] * shapes[1][1] == width
-    _require(not sides or fits, f"the metric of {name} does not fit the parameter")
+    _require(fits, f"the metric of {name} does not fit the parameter")
+    return shapes[0][0] * shapes[0][2] * shapes[1][2]
 
 
 def _check_sets(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

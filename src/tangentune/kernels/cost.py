@@ -198,7 +198,8 @@ def seconds_of(
     part = chosen_on(problem)
     pilot = len(pilot_pictures(part, outputs)) if free and not small else 0
     again = part if part < n else 0  # pictures whose rows and kernels are made for the choice alone
-    plain = sum(_gram_work(layer, n) for layer in layers)
+    rows = [layer.in_metric if powers[0] else layer for layer in layers]
+    plain = sum(_gram_work(layer, n) for layer in rows)
     moved = sum(_whitening_work(layer) for layer in layers)
     sides = [(layer.groups, side) for layer in layers if layer.factors for side in (layer.outputs, layer.inputs)]
     factors = sum(groups * rates.decomposition(side) for groups, side in sides)
@@ -222,14 +223,14 @@ def seconds_of(
         out["metric power"] = 2 * len(POWERS) * (plain * (few / n) ** 2 + few * moved) / blocks / rates.rows
         out["metric power"] += trying(few, len(POWERS) * normalisations * 5)
     assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))
-    assembling += sum(_gram_work(layer, again) for layer in layers) + again * moved
+    assembling += sum(_gram_work(layer, again) for layer in rows) + again * moved
     out["kernels"] = assembling / rates.rows
     if small and free:
         out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
     out["selection"] = trying(part, (5 * normalisations + REFINED) if free else normalisations)
     out["selection"] += WALKED * 3 * n**3 / rates.double if again else 0
-    forming = sum(layer.positions * layer.width for layer in layers)
-    out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in layers)) / rates.rows
+    forming = sum(layer.positions * layer.width for layer in rows)
+    out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in rows)) / rates.rows
     out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
     out["system"] = 3 * n**3 / rates.double
     if problem.likelihood == "laplace":
@@ -241,10 +242,10 @@ def seconds_of(
 
 def _whitening_work(layer: LayerRows) -> float:
     """Multiply-adds a picture to bring a row into the metric."""
-    o, i = layer.outputs, layer.inputs
+    o, i, few = layer.outputs, layer.inputs, layer.in_metric
     if layer.positions:
-        return layer.positions * (i**2 + layer.probes * o**2)
-    return layer.width * (o + i)
+        return layer.positions * (i * few.inputs + layer.probes * o * few.outputs)
+    return layer.width * few.outputs + few.width * i
 
 
 def _gram_work(layer: LayerRows, n: int) -> float:

@@ -48,7 +48,7 @@ def data_independent_map(
     tangent = restrict(tangent, [name for name in tangent.names if block_of(name) in moving])
     rows = collect(tangent, lambda: noise.portions(None), noise.count, probes, mirrored)
     factors = kronecker_factors(rows) if power > 0 else {}
-    metric = {name: whitening(own, power) for name, own in factors.items()}
+    metric = {name: whitening(own, power, kept=1) for name, own in factors.items()}
     scales = block_scales(list(group_blocks(tangent.names)), 0.0)
     normalize = NORMALIZE if fixed.normalize is None else fixed.normalize
     return TangentMap(tangent, probes, mirrored, metric, scales, scale, normalize, scales)

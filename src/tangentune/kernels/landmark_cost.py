@@ -50,7 +50,7 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
     rows, base = row_bytes(trial, settings, problem), trial.resident + problem.moved
     held = max(found.peaks["kernels"], found.peaks["rows"]) - base
     solving = SQUARES * 8 * (settings.landmarks + trial.features) ** 2
-    landmark_rows = sum(layer.size for layer in trial.layers.values()) * settings.landmarks
+    landmark_rows = settings.landmarks * sum(kept_rows(trial, settings).values())
     peaks = found.peaks | {"map": base + rows + held, "system": base + rows + landmark_rows + solving}
     if (most := max(peaks.values())) > settings.memory_budget:
         raise BudgetError(
@@ -59,6 +59,12 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
             "memory_budget or lower landmarks"
         )
     return replace(found, peaks=peaks)
+
+
+def kept_rows(trial: Trial, settings: FitSettings) -> dict[str, int]:
+    """Bytes of a landmark's rows in the metric, by parameter."""
+    moving = settings.power != 0
+    return {name: (layer.in_metric if moving else layer).size for name, layer in trial.layers.items()}
 
 
 def row_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
@@ -76,7 +82,9 @@ def seconds(
     n, m = problem.pictures, settings.landmarks
     wide = m + trial.features
     a_row = trial.forward + settings.probes * trial.backward
-    out["map"] = n * a_row + n * m * sum(map(_pair_work, trial.layers.values())) / rates.rows
+    moving = settings.power != 0
+    pairs = sum(_pair_work(layer.in_metric if moving else layer) for layer in trial.layers.values())
+    out["map"] = n * a_row + n * m * pairs / rates.rows
     out["selection"] += (n * wide**2 + STEPS * (wide**3 + 2000 * wide**2)) / rates.double
     out["system"] = 3 * n * wide**2 / rates.double + wide**3 / rates.double
     return out

@@ -13,6 +13,7 @@ from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
 from tangentune.kernels.feature_map import TangentMap
+from tangentune.kernels.landmark_cost import kept_rows
 from tangentune.kernels.landmark_map import GROUP, LandmarkMap, map_rows
 from tangentune.kernels.reestimate import blank_job, on_all
 from tangentune.kernels.row_shards import SHARD
@@ -25,10 +26,16 @@ JUDGES = 2000  # pictures whose leave-one-out error chooses the damping
 
 
 def landmark_room(job: FitJob, feature_map: TangentMap) -> int:
-    """How many landmarks' rows fit into memory at once, with what works on them."""
-    sizes = [job.trial.layers[name].size for name in feature_map.tangent.names]
-    room = job.room // max(1, sum(sizes) + 2 * max(sizes, default=0))
+    """How many landmarks' rows fit into memory in the metric, beside plain ones of a parameter and what works on them."""
+    plain = max((job.trial.layers[name].size for name in feature_map.tangent.names), default=0)
+    room = job.room // max(1, _kept(job, feature_map) + 3 * plain)
     return max(2, room - min(GROUP, room // 2))
+
+
+def _kept(job: FitJob, feature_map: TangentMap) -> int:
+    """Bytes of a landmark's rows in the metric."""
+    sizes = kept_rows(job.trial, job.settings)
+    return sum(sizes[name] for name in feature_map.tangent.names)
 
 
 def landmark_places(job: FitJob, count: int) -> list[int]:
@@ -48,9 +55,10 @@ def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]
     Very many rows lie in a temporary file. They are made shard by shard, and taken from the job's if it has any. At the
     end they go where the network is, as those of a saved model do: the factors of their problem are made there.
     """
-    part = replace(job.part(places), tangent=feature_map.tangent)
-    found = on_all(feature_map, part, power)
-    assert found.rows is not None, "as many landmarks as fit"
+    room = job.room - len(places) * _kept(job, feature_map)
+    part = replace(job.part(places), tangent=feature_map.tangent, room=room)
+    found = on_all(feature_map, part, power, keep=True)
+    assert found.rows is not None
     with job.meter.stage("map"):
         made = LandmarkMap.of(found.feature_map, found.rows)
         rows = allocate((job.pictures.count, made.width), feature_map.probes.dtype)

@@ -26,8 +26,8 @@ from tangentune.networks.parameters import block_of
 @final
 @dataclass(frozen=True, eq=False)
 class Reestimated:
-    """The map, the features (n, d) of its pictures as the network gives them, their kernel (n, n), and the rows if all
-    of them were in memory at once.
+    """The map, the features (n, d) of its pictures as the network gives them, their kernel (n, n), and the rows if they
+    were kept.
     """
 
     feature_map: TangentMap
@@ -62,12 +62,15 @@ def blank_job(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings,
     return FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes, trial, room)
 
 
-def on_all(feature_map: TangentMap, job: FitJob, power: float) -> Reestimated:
-    """The same with the job's probes: metric and kernel of all its pictures."""
+def on_all(feature_map: TangentMap, job: FitJob, power: float, *, keep: bool = False) -> Reestimated:
+    """The same with the job's probes: metric and kernel of all its pictures.
+
+    Rows are kept where those of all parameters are in memory at once anyway; `keep` takes them along, pass by pass.
+    """
     count, device, meter, passes = job.pictures.count, job.probes.device, job.meter, job.passes(job.tangent)
     metric: dict[str, Whitening] = {}
     entries: dict[str, Entry] = {}
-    phi = torch.empty(0)
+    keep, phi = keep or len(passes) == 1, torch.empty(0)
     square = torch.zeros(count, dtype=torch.float64, device=device)
     body = torch.zeros(count, count, dtype=torch.float64, device=device)
     for number, names in enumerate(passes):
@@ -83,7 +86,7 @@ def on_all(feature_map: TangentMap, job: FitJob, power: float) -> Reestimated:
                 if power > 0:
                     metric[name] = whitening(factors[name], power)
                     entry = whiten_own(entry, metric[name])
-                if len(passes) == 1:
+                if keep:
                     entries[name] = entry
                 own = gram(entry).div_(entry.probes)
                 square += feature_map.length_scales[block_of(name)] * own.diagonal()
@@ -94,5 +97,5 @@ def on_all(feature_map: TangentMap, job: FitJob, power: float) -> Reestimated:
         seen = seen * inverse_lengths(seen.square().sum(1))[:, None]
     kernel = body.mul_(lengths[:, None]).mul_(lengths).mul_(feature_map.body_scale).addmm_(seen, seen.T)
     new = replace(feature_map, tangent=job.tangent, probes=job.probes, metric=metric)
-    rows = FeatureRows(seen, entries, lengths) if len(passes) == 1 else None
+    rows = FeatureRows(seen, entries, lengths) if keep else None
     return Reestimated(new, phi, kernel, rows, len(passes))

@@ -18,6 +18,7 @@ from tangentune.kernels.gram import pairs_are_cheaper
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
 
 PICTURES = 16  # that go through the network
+KEPT_SIDE = 0.35  # of a side's directions usually hold `metric.KEPT` of it
 SCATTER = 1.2  # what the pieces of freed memory cost, batch after batch
 
 
@@ -49,6 +50,14 @@ class LayerRows:
         """Numbers in its two K-FAC factors."""
         matrix = self.outputs * self.inputs > 1
         return self.groups * (self.outputs**2 + self.inputs**2) if matrix else 0
+
+    @property
+    def in_metric(self) -> LayerRows:
+        """About what is left of it in a metric's leading directions; they are known once there are rows."""
+        if self.groups > 1 or self.outputs * self.inputs == 1:
+            return self
+        outputs, inputs = (math.ceil(KEPT_SIDE * side) for side in (self.outputs, self.inputs))
+        return replace(self, outputs=outputs, inputs=inputs)
 
     @property
     def gram(self) -> str:
