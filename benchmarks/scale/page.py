@@ -11,6 +11,14 @@ from benchmarks.record import Row, markdown_table
 from benchmarks.scale.run import NAME
 from benchmarks.study import publishing
 
+SHOWN = {
+    "numbers": ("numbers in a row", ",.0f"),
+    "seconds": ("seconds", ".0f"),
+    "error": ("squared error", ".3f"),
+    "loo_error": ("leave-one-out error", ".3f"),
+    "accuracy": ("accuracy", ".3f"),
+}
+
 
 def publish() -> None:
     """docs/results/scale.md, and its plot."""
@@ -22,6 +30,7 @@ def publish() -> None:
     both = {key: pair for key, pair in pairs.items() if len(pair) == 2}
     parts = {"costs": markdown_table([cost(row) for row in costs])}
     parts["choices"] = markdown_table([compared(*key, pair["all"], pair["a part"]) for key, pair in both.items()])
+    parts["directions"] = markdown_table(directions(found.get("directions", [])))
     spanned = sorted(found.get("landmarks", []), key=lambda row: (row["key"]["set"], row["pictures"], row["landmarks"]))
     parts["landmarks"] = markdown_table([on_landmarks(row) for row in spanned])
     many = [row for row in spanned if row["key"]["set"] == "CIFAR-10" and row["landmarks"] == 1000]
@@ -47,6 +56,19 @@ def on_landmarks(row: Row) -> Row:
     """One line of the table of fits on landmarks."""
     out = {"set": row["key"]["set"], "landmarks": f"{row['landmarks']:,}" if row["landmarks"] else "all (dual)"}
     return out | cost(row) | {"squared error": f"{row['error']:.3f}"}
+
+
+def directions(rows: list[Row]) -> list[Row]:
+    """The table of what the metric keeps: means over draws, beside all directions."""
+    out = list[Row]()
+    for name, count in dict.fromkeys((row["key"]["set"], row["key"]["a_class"]) for row in rows):
+        own = [row for row in rows if (row["key"]["set"], row["key"]["a_class"]) == (name, count)]
+        for kept in sorted({row["key"]["kept"] for row in own}, reverse=True):
+            some = [row for row in own if row["key"]["kept"] == kept]
+            mean = {what: float(np.mean([row[what] for row in some])) for what in some[0] if what in SHOWN}
+            line: Row = {"set": name, "pictures": f"{some[0]['pictures']:,}", "draws": len(some), "kept": f"{kept:g}"}
+            out.append(line | {title: f"{mean[what]:{spec}}" for what, (title, spec) in SHOWN.items()})
+    return out
 
 
 def compared(name: str, seed: int, whole: Row, part: Row) -> Row:

@@ -1,4 +1,4 @@
-"""What a fit costs as its pictures grow, beside fine-tuning, and what choosing the kernel on a part of them loses.
+"""What a fit costs as its pictures grow, beside fine-tuning; what choosing on a part loses, and few directions gain.
 
     python -m benchmarks.scale.run                 # about an hour, one thread; goes on where it was stopped
     python -m benchmarks.scale.run --child KEY     # one of the fits, as JSON
@@ -20,7 +20,7 @@ from benchmarks.datasets import cifar10, fashion_mnist, few_shot, held_out
 from benchmarks.record import Row, fill
 from benchmarks.study import STILL, begin, stopwatch, study_parser, watched
 from tangentune import TangentClassifier, load_backbone, load_pictures
-from tangentune.kernels import pilot
+from tangentune.kernels import metric, pilot
 
 NAME = "scale"
 SETS = {"CIFAR-10": cifar10, "Fashion-MNIST": fashion_mnist}
@@ -36,6 +36,13 @@ LANDMARKS: list[Row] = [
     for n, m in ((200, 500), (200, 1000), (500, 1000), (500, 2000), (1000, 1000), (2000, 1000))
 ]
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
+DIRECTIONS: list[Row] = [
+    {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
+    for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
+    for name in SETS
+    for seed in seeds
+    for kept in (1.0, 0.9, 0.8, 0.7)
+]
 TIMED = 64  # pictures of the fine-tuning step that is timed
 
 
@@ -46,6 +53,7 @@ def child(key: Row) -> Row:
     time.perf_counter = time.process_time  # what the planner and the meter read
     if key.get("chosen_on") == "all":
         pilot.CHOOSING_PICTURES = 10**9
+    metric.KEPT = key.get("kept", metric.KEPT)
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
     index, test = few_shot(data.train_labels, key["a_class"], key["seed"]), held_out(len(data.test), 1000)
     pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
@@ -61,6 +69,7 @@ def child(key: Row) -> Row:
     out |= {"planned_seconds": planned["seconds"], "planned_bytes": planned["peak_bytes"], "stages": report["stages"]}
     out |= {"probe": report["probe"], "landmarks": len(clf.landmarks_)}
     out |= {"passes": report["passes"], "damping": clf.relative_damping_, "body_scale": clf.body_scale_}
+    out |= {"numbers": sum(weights.shape[1] for weights in clf.model_.body.values())}
     out |= {"loo_error": float(np.square(clf.loo_predictions_ - own).sum(1).mean()), "loo_accuracy": clf.loo_score_}
     out |= {"error": float(np.square(found - truth).sum(1).mean())}
     out |= {"accuracy": float((found.argmax(1) == truth.argmax(1)).mean())}
@@ -92,6 +101,7 @@ def main() -> None:
     fill(NAME, CHOICES, measure, "choices")
     fill(NAME, COSTS, measure, "costs")
     fill(NAME, LANDMARKS, measure, "landmarks")
+    fill(NAME, DIRECTIONS, measure, "directions")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from tangentune.solvers.leave_out import distrusting
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["even", "weights"])
 def test_explanations_are_joint_fits_with_the_coupling_held(weights: Any) -> None:
-    model = classifier(weights=weights, metric_power=0.25)
+    model = classifier(weights=weights, metric_power=0.25, normalize=True)
     asked, new = joint(model, X, Y, weights), rows_of(model, NEW)
     labels, whole = asked.coupling(), asked.predict(new)
     influence = torch.stack([whole - asked.without(i).predict(new, labels) for i in range(20)], 1)

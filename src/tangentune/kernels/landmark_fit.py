@@ -26,7 +26,7 @@ JUDGES = 2000  # pictures whose leave-one-out error chooses the damping
 
 
 def landmark_room(job: FitJob, feature_map: TangentMap) -> int:
-    """How many landmarks' rows fit into memory in the metric, beside plain ones of a parameter and what works on them."""
+    """How many landmarks' rows fit into memory in the metric, beside plain ones of a layer and what works on them."""
     plain = max((job.trial.layers[name].size for name in feature_map.tangent.names), default=0)
     room = job.room // max(1, _kept(job, feature_map) + 3 * plain)
     return max(2, room - min(GROUP, room // 2))

@@ -28,6 +28,8 @@ T = TypeVar("T")
 LEAST_STEP = 3e-4  # share of the error by which a step must lower it: towards no damping it falls for ever, by nothing
 DAMPINGS = torch.cat([BELOW[:-1], RELATIVE_DAMPINGS, ABOVE[1:]])
 
+_DECADES = range(len(BELOW) - 1, len(BELOW) + len(RELATIVE_DAMPINGS) - 1, 6)  # of the grid that every fit tries
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,8 @@ def walk_rows(
 ) -> tuple[Walked, System]:
     """The same on feature rows: each step D^3, and the leave-one-out error is that of the pictures at `judges` (k,).
 
-    Landmarks know themselves, so that theirs would ask for too little damping (docs/decisions/0020). With it the solved
+    What landmarks cannot span is noise to them, so that the best damping may be far above `start`, that of the kernel:
+    one of each decade is tried first. Landmarks know themselves, so that theirs would ask for too little damping (docs/decisions/0020). With it the solved
     problem of all pictures.
     """
     sums, given = sums_of(kernel, targets, weights), settings.fixed.damping
@@ -99,7 +102,7 @@ def walk_rows(
         error = (attempt(damping) or (math.inf, damping))[0]
         path = (dampings.new_tensor([damping]), dampings.new_tensor([error]))
     else:
-        damping, error, path = _step(*_grid(unit, start, given), attempt)
+        damping, error, path = _step(*_grid(unit, start, given), attempt, wide=True)
         criterion = error
     system = build_on_rows(kernel, targets, damping, weights, sums)
     solution = Solution(system.dual, system.bias, damping, loo(system))
@@ -114,10 +117,17 @@ def _grid(unit: float, start: float, given: float | None) -> tuple[list[float], 
 
 
 def _step(
-    grid: list[float], place: int, attempt: Callable[[float], tuple[float, T] | None]
+    grid: list[float], place: int, attempt: Callable[[float], tuple[float, T] | None], *, wide: bool = False
 ) -> tuple[T, float, tuple[Tensor, Tensor]]:
-    """What has the lowest error, its error, and all that were tried: here, then up while it helps; else down."""
+    """What has the lowest error, its error, and all that were tried: here, then up while it helps; else down.
+
+    If `wide`, from the best of every decade of the usual dampings, and of `place`.
+    """
     tried, found = dict[int, float](), None
+    for there in sorted({place, *_DECADES}) if wide and len(grid) > 1 else ():
+        if (one := attempt(grid[there])) is not None:
+            tried[there] = one[0]
+            found, place = (one, there) if found is None or one[0] < tried[place] else (found, place)
     for step in (0, 1, -1):
         while 0 <= (there := place + step) < len(grid) and there not in tried:
             one = attempt(grid[there])

@@ -81,13 +81,14 @@ def _unit_mean_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whitening(
-    factors: KroneckerFactors, power: float, kept: float = KEPT, damping: float = FACTOR_DAMPING
+    factors: KroneckerFactors, power: float, kept: float | None = None, damping: float = FACTOR_DAMPING
 ) -> Whitening:
     """`M` as a left and a right matrix; scaled so that a row's mean square becomes `mean_square^(1-2p)`.
 
-    Of matrices without groups each side keeps its leading directions up to a share `kept` of the mean square. For power
-    0, which has no metric, all stay.
+    Of matrices without groups each side keeps its leading directions up to a share `kept` (KEPT) of the mean square.
+    For power 0, which has no metric, all stay.
     """
+    kept = KEPT if kept is None else kept
     scale = factors.mean_square ** (-power) if factors.mean_square > 0 else 1.0
 
     def matrix(values: Tensor, vectors: Tensor) -> Tensor:
