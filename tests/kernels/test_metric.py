@@ -67,7 +67,7 @@ def test_one_matrix(power: float) -> None:
 
 @pytest.mark.parametrize("power", [0.25, 0.5])
 def test_the_leading_directions_stay(power: float) -> None:
-    """Kept rows are the whole metric rows in the fewest eigenvectors a side that hold the share, none of them turned."""
+    """Kept rows are the whole metric rows in the fewest eigenvectors a side that hold the share."""
     sums, (a,), (g,) = sample(1, 7, 9)
     rows = Rows(normal(5, 2, 1, 7, 9, seed=3))
     factors = matrix_kronecker(sums, 0.4)

@@ -80,8 +80,8 @@ def walk_rows(
     """The same on feature rows: each step D^3, and the leave-one-out error is that of the pictures at `judges` (k,).
 
     What landmarks cannot span is noise to them, so that the best damping may be far above `start`, that of the kernel:
-    one of each decade is tried first. Landmarks know themselves, so that theirs would ask for too little damping (docs/decisions/0020). With it the solved
-    problem of all pictures.
+    one of each decade is tried first. Landmarks know themselves, so that theirs would ask for too little damping
+    (docs/decisions/0020). With it the solved problem of all pictures.
     """
     sums, given = sums_of(kernel, targets, weights), settings.fixed.damping
     unit, flat = mean_eigenvalue(kernel, weights)
