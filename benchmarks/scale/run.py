@@ -36,6 +36,7 @@ LANDMARKS: list[Row] = [
     for n, m in ((200, 500), (200, 1000), (500, 1000), (500, 2000), (1000, 1000), (2000, 1000))
 ]
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
+WHOLE: list[Row] = [{"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100, "landmarks": 2000, "edited": 500}]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
@@ -55,7 +56,9 @@ def child(key: Row) -> Row:
         pilot.CHOOSING_PICTURES = 10**9
     metric.KEPT = key.get("kept", metric.KEPT)
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
-    index, test = few_shot(data.train_labels, key["a_class"], key["seed"]), held_out(len(data.test), 1000)
+    edited = key.get("edited", 0)  # of all pictures, whose answers to all test pictures are wanted too
+    index = few_shot(data.train_labels, key["a_class"], key["seed"])
+    test = held_out(len(data.test), len(data.test) if edited else 1000)
     pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
     count = key.get("landmarks")
     way: Row = {"solver": "landmarks", "landmarks": count} if count else {"solver": "dual"}
@@ -73,6 +76,14 @@ def child(key: Row) -> Row:
     out |= {"loo_error": float(np.square(clf.loo_predictions_ - own).sum(1).mean()), "loo_accuracy": clf.loo_score_}
     out |= {"error": float(np.square(found - truth).sum(1).mean())}
     out |= {"accuracy": float((found.argmax(1) == truth.argmax(1)).mean())}
+    if edited:
+        some = (np.arange(edited) * (len(pictures) // edited)).tolist()
+        others = clf.classes_[(own.argmax(1)[some] + 1) % len(clf.classes_)]
+        for name, edit in (("relabel", lambda: clf.relabel(some, others)), ("forget", lambda: clf.forget(some))):
+            with stopwatch() as spent:
+                edit()
+                found = clf.loo_score_
+            out |= {f"{name}_seconds": spent["cpu_seconds"], f"{name}_loo_accuracy": found}
     x = next(iter(new.batches(backbone.contract, TIMED, backbone.dtype, backbone.device)))
     x, module = x.contiguous(memory_format=torch.channels_last), backbone.module
     module.requires_grad_(True)
@@ -102,6 +113,7 @@ def main() -> None:
     fill(NAME, COSTS, measure, "costs")
     fill(NAME, LANDMARKS, measure, "landmarks")
     fill(NAME, DIRECTIONS, measure, "directions")
+    fill(NAME, WHOLE, measure, "whole")
 
 
 if __name__ == "__main__":
