@@ -44,9 +44,7 @@ def sets(key: Row) -> Row:
         fitted = fit_lqf(moving.network(key["network"], "cpu"), train, LQFSettings.moved(flip=flip, seed=key["seed"]))
     truth, last = np.searchsorted(fitted.classes, labels_of(test)), fitted.records[-1]
     proba = fitted.predict_proba(test, flip=flip).float().numpy()
-    outputs = view_outputs(fitted.lin.f0, fitted.backbone, test, 64, flip).mean(
-        0
-    )  # what the moved network's probe says
+    outputs = view_outputs(fitted.lin.f0, fitted.backbone, test, 64, flip).mean(0)  # what its probe says there
     chosen = {"rate": fitted.move and fitted.move.rate, "fell_to": last.points[-1].objective / last.points[0].objective}
     facts = {"n": len(train), "tests": len(test), "probe_there": accuracy(truth, outputs.argmax(1).numpy())}
     return moving.scores(truth, proba) | facts | spent | {"chosen": chosen}

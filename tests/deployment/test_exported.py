@@ -58,7 +58,7 @@ def scores(model: TangentClassifier, x: NDArray) -> NDArray:
     return model.decision_function(x)
 
 
-@pytest.mark.skipif(not formats._GUARDS, reason="this torch is too old to write ONNX")
+@pytest.mark.skipif(not formats.WRITES_ONNX, reason="this torch is too old to write ONNX")
 def test_a_process_with_nothing_but_onnxruntime_and_numpy_gives_the_models_answers(tmp_path: Path) -> None:
     model = fitted(normalize=True, metric_power=0.25, augment="flip")
     made = model.export(tmp_path / "m.onnx")
@@ -152,6 +152,6 @@ def test_a_file_that_answers_otherwise_is_not_put_in_place(
 
 
 def test_a_torch_that_writes_no_onnx_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_GUARDS", {})
+    monkeypatch.setattr(formats, "WRITES_ONNX", False)
     with pytest.raises(InputError, match=r"too old to write ONNX; name a .pt2 file, or update torch"):
         fitted().export(tmp_path / "m.onnx")

@@ -36,6 +36,7 @@ INPUT, FACTS = "pixels", "tangentune"
 LIMIT = 2**31 - 2**20  # bytes of an ONNX file, whose lengths are signed 32-bit numbers
 _LATER = "prefer_deferred_runtime_asserts_over_guards"  # of torch.export, but not of torch 2.6
 _GUARDS: dict[str, Any] = {_LATER: True} if _LATER in signature(torch.export.export).parameters else {}
+WRITES_ONNX = bool(_GUARDS)  # torch 2.6 does not write graphs of any number of pictures
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 Runner = Callable[[NDArray], list[NDArray]]
 
@@ -141,7 +142,7 @@ def _plain_onnx(function: nn.Module, x: Tensor) -> Runner:
 
 
 def _check_onnx() -> None:
-    if not _GUARDS:
+    if not WRITES_ONNX:
         old = f"torch {torch.__version__} is too old to write ONNX"
         raise InputError(f"{old}; name a .pt2 file, or update torch: pip install --upgrade torch")
     for package in ("onnx", "onnxscript", "onnxruntime"):
