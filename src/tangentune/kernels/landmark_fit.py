@@ -21,7 +21,8 @@ from tangentune.kernels.stages import FitJob, FitSettings, spread
 from tangentune.pictures.pictures import allocate
 from tangentune.solvers.landmarks import choose_landmarks
 
-AMONG = 4  # times as many pictures as landmarks are looked at to choose them
+AMONG = 2  # times as many pictures as landmarks are looked at to choose them
+KEPT_OF_LANDMARKS = 0.65  # of the metric, less than of a kernel: the rest is mostly what they cannot span (decision 36)
 JUDGES = 2000  # pictures whose leave-one-out error chooses the damping
 
 
@@ -57,7 +58,8 @@ def mapped(job: FitJob, feature_map: TangentMap, power: float, places: list[int]
     """
     room = job.room - len(places) * _kept(job, feature_map)
     part = replace(job.part(places), tangent=feature_map.tangent, room=room)
-    found = on_all(feature_map, part, power, keep=True)
+    kept = None if len(places) == job.pictures.count else KEPT_OF_LANDMARKS  # all of them are the kernel itself
+    found = on_all(feature_map, part, power, keep=True, kept=kept)
     assert found.rows is not None
     with job.meter.stage("map"):
         made = LandmarkMap.of(found.feature_map, found.rows)

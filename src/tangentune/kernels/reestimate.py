@@ -62,8 +62,10 @@ def blank_job(tangent: RowPlan, pictures: PictureBatches, settings: FitSettings,
     return FitJob(tangent, pictures, blank, blank[:, 0], settings, Meter(probes.device), probes, trial, room)
 
 
-def on_all(feature_map: TangentMap, job: FitJob, power: float, *, keep: bool = False) -> Reestimated:
-    """The same with the job's probes: metric and kernel of all its pictures.
+def on_all(
+    feature_map: TangentMap, job: FitJob, power: float, *, keep: bool = False, kept: float | None = None
+) -> Reestimated:
+    """The same with the job's probes: metric (of which so much is `kept`) and kernel of all its pictures.
 
     Rows are kept where those of all parameters are in memory at once anyway; `keep` takes them along, pass by pass.
     """
@@ -84,7 +86,7 @@ def on_all(feature_map: TangentMap, job: FitJob, power: float, *, keep: bool = F
             for name in list(found.entries):
                 entry = found.entries.pop(name)
                 if power > 0:
-                    metric[name] = whitening(factors[name], power)
+                    metric[name] = whitening(factors[name], power, kept)
                     entry = whiten_own(entry, metric[name])
                 if keep:
                     entries[name] = entry
