@@ -17,7 +17,7 @@ from tangentune.errors import BudgetError
 from tangentune.kernels.choice import RELATIVE_DAMPINGS
 from tangentune.kernels.collect import plan_passes
 from tangentune.kernels.gram import TILE_BYTES
-from tangentune.kernels.pilot import FIRST_BLOCKS, POWERS, choosing_pictures, pilot_pictures, power_pictures
+from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, choosing_pictures, pilot_pictures
 from tangentune.kernels.stages import PCA_PICTURES, FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
@@ -219,8 +219,10 @@ def seconds_of(
     if any(power != 0 for power in powers):
         out["metric"] = factors
     if settings.power is None and not small:
-        few, blocks = power_pictures(part), max(1, len({block_of(name) for name in trial.layers}))
-        out["metric power"] = 2 * len(POWERS) * (plain * (few / n) ** 2 + few * moved) / blocks / rates.rows
+        few = min(part, POWER_PICTURES)
+        grams = sum(_gram_work(layer, few) for layer in layers)
+        grams += (len(POWERS) - 1) * (sum(_gram_work(layer, few) for layer in rows) + few * moved)
+        out["metric power"] = grams / rates.rows
         out["metric power"] += trying(few, len(POWERS) * normalisations * 5)
     assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))
     assembling += sum(_gram_work(layer, again) for layer in rows) + again * moved

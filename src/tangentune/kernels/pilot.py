@@ -1,7 +1,7 @@
 """The pilot: which blocks of the network are worth their cost, and which metric power.
 
 The first block kept is decided on about a hundred pictures before the rest are touched; the power, whose best value
-depends on the number of pictures, on more of them but on one block only.
+depends on the number of pictures, on more of them, and of the blocks that are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PILOT_PER_OUTPUT = 5
 CHOOSING_PICTURES, CHOOSING_PER_OUTPUT = 1000, 10
 FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # where the kept blocks may begin, as a share of the network
 POWERS = (0.25, 0.0, 0.5)  # the first is kept in doubt
-POWER_PICTURES = 200
+POWER_PICTURES = 300
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,15 @@ def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [dict(list(blocks.items())[first:]) for first in firsts]
 
 
-def power_pictures(count: int) -> int:
-    """How many pictures decide the metric power: more of many, among whom a wrong one costs more than to look."""
-    return count // 2 if count >= CHOOSING_PICTURES else min(count, POWER_PICTURES)
+def choose_power(
+    job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors], *, whole: bool
+) -> tuple[float, list[Scored]]:
+    """Metric power by the criterion, from the rows of all blocks on some of their pictures; and what was tried.
 
-
-def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]) -> tuple[float, list[Scored]]:
-    """Metric power by the criterion, from the rows of the leading block of all pictures; and what was tried.
-
-    One block on a part of the pictures measures small differences poorly: 1/4 stays unless another power is better by
-    more than a standard error, paired by picture.
+    If not `whole`, of the leading block, which measures small differences poorly: 1/4 stays unless another power is
+    better by more than a standard error, paired by picture.
     """
-    chosen = torch.tensor(spread(len(rows.phi), power_pictures(len(rows.phi))))
+    chosen = torch.tensor(spread(len(rows.phi), POWER_PICTURES))
     part = rows.select(chosen)
     head = _head(part)
     best: dict[float, tuple[Scored, Tensor]] = {}
@@ -130,7 +127,7 @@ def choose_power(job: FitJob, rows: RowSet, factors: dict[str, KroneckerFactors]
         tried += more
     power = min(best, key=lambda p: best[p][0].criterion)
     usual = POWERS[0]
-    return usual if _behind(best[usual][1], best[power][1]) <= 1 else power, tried
+    return usual if not whole and _behind(best[usual][1], best[power][1]) <= 1 else power, tried
 
 
 def _head(rows: RowSet) -> Tensor:
