@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
@@ -19,9 +20,10 @@ from killing import child, dying, seen, wait
 from small import FIXED
 
 from tangentune import Pictures, TangentClassifier, write_report
+from tangentune._files import exchange
 from tangentune.cli.app import main
 from tangentune.errors import StoreError
-from tangentune.estimators.model_directory import read_model
+from tangentune.estimators.model_directory import check_destination, read_model
 from tangentune.reports.pages import write_page
 
 pytestmark = [
@@ -55,6 +57,18 @@ def test_edits_at_the_same_time_all_count(place: Path, capsys: pytest.CaptureFix
     assert model.targets_[model.ids_.index(NAMES[4])] == 3
     assert len(model.edits_) == 4
     assert [path.name for path in place.parent.iterdir()] == ["m"]
+
+
+def test_a_place_may_be_looked_at_while_others_write_there(place: Path, tmp_path: Path) -> None:
+    """Two versions, whose files have other names, exchanged again and again: neither is something foreign."""
+    other = Path(shutil.copytree(place, tmp_path / "other"))
+    assert main(["forget", str(other), NAMES[2], "-q"]) == 0
+    number = child(lambda: [(exchange(place, other), time.sleep(0.008)) for _ in range(150)] and 0)
+    try:
+        for _ in range(2000):
+            assert check_destination(place) == place.resolve()
+    finally:
+        assert wait(number) == 0
 
 
 def test_a_held_model_is_refused_after_a_while(

@@ -198,6 +198,26 @@ def beside_version(folder: Path, known: Version | None) -> Iterator[None]:
 
 
 def _check_replaceable(target: Path) -> None:
+    """Refuse what must not be replaced; looked at again if another writer has put another version there meanwhile."""
+    seen = _identity(target)
+    try:
+        _check_directory(target)
+    except (StoreError, OSError):
+        if _identity(target) == seen:
+            raise
+        _check_replaceable(target)
+
+
+def _identity(target: Path) -> tuple[int, int] | None:
+    """Which directory it is; one that is exchanged and comes back has another time of change."""
+    try:
+        found = target.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _check_directory(target: Path) -> None:
     if not target.is_dir():
         raise _not_writable(target, "it is a file; name a directory")
     if not os.access(target, os.W_OK | os.X_OK):
