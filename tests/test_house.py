@@ -53,7 +53,7 @@ def test_the_source_stays_small() -> None:
     of answers, several labels a picture, fits of any size, mixed precision, few directions. Studies: sets of real
     pictures (700), what to clean and to give next (500), times of the workbench and of large fits (400).
     """
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 42_580
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 42_600
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_080
 
 
