@@ -52,10 +52,11 @@ def block_kernels(job: FitJob) -> BlockKernels:
         with job.meter.stage("metric"):
             factors = kronecker_factors(rows)
     if power is None:
-        # Where not all rows are in memory, those of the leading block, or of its last layers.
-        names = job.passes(restrict(tangent, [name for name in tangent.names if block_of(name) == leading]))[0]
         with job.meter.stage("metric power"):
-            part = rows or job.collect(restrict(tangent, names), "rows, leading block")
+            part = rows
+            if part is None:  # then of the leading block, or of its last layers
+                names = job.passes(restrict(tangent, [name for name in tangent.names if block_of(name) == leading]))[0]
+                part = job.collect(restrict(tangent, names), "rows, leading block")
             power, more = choose_power(job, part, factors or kronecker_factors(part), whole=whole)
             del part
         tried += more

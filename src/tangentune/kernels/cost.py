@@ -137,6 +137,11 @@ def has_pilot(settings: FitSettings, problem: Problem) -> bool:
     return settings.fixed.body_scale is None and not is_small(problem)
 
 
+def metric_rows(trial: Trial, settings: FitSettings) -> dict[str, LayerRows]:
+    """Rows by parameter as they are held in the metric, where a fit may have one."""
+    return {name: layer if settings.power == 0 else layer.in_metric for name, layer in trial.layers.items()}
+
+
 def usually_kept(trial: Trial) -> set[str]:
     """Parameters of the blocks that a pilot usually keeps, the fewest that it may."""
     blocks = list(group_blocks(trial.layers).values())
@@ -198,7 +203,7 @@ def seconds_of(
     part = chosen_on(problem)
     pilot = len(pilot_pictures(part, outputs)) if free and not small else 0
     again = part if part < n else 0  # pictures whose rows and kernels are made for the choice alone
-    rows = [layer.in_metric if powers[0] else layer for layer in layers]
+    rows = list(metric_rows(trial, settings).values())
     plain = sum(_gram_work(layer, n) for layer in rows)
     moved = sum(_whitening_work(layer) for layer in layers)
     sides = [(layer.groups, side) for layer in layers if layer.factors for side in (layer.outputs, layer.inputs)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tangentune.errors import BudgetError
-from tangentune.kernels.cost import MemoryPlan, Problem, Rates, chosen_on, plan_memory, seconds_of
+from tangentune.kernels.cost import MemoryPlan, Problem, Rates, chosen_on, metric_rows, plan_memory, seconds_of
 from tangentune.kernels.stages import FitSettings
 from tangentune.kernels.trial import LayerRows, Trial
 from tangentune.memory import nice_mebibytes
@@ -50,7 +50,7 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
     rows, base = row_bytes(trial, settings, problem), trial.resident + problem.moved
     held = max(found.peaks["kernels"], found.peaks["rows"]) - base
     solving = SQUARES * 8 * (settings.landmarks + trial.features) ** 2
-    landmark_rows = settings.landmarks * sum(kept_rows(trial, settings).values())
+    landmark_rows = settings.landmarks * sum(layer.size for layer in metric_rows(trial, settings).values())
     peaks = found.peaks | {"map": base + rows + held, "system": base + rows + landmark_rows + solving}
     if (most := max(peaks.values())) > settings.memory_budget:
         raise BudgetError(
@@ -59,12 +59,6 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
             "memory_budget or lower landmarks"
         )
     return replace(found, peaks=peaks)
-
-
-def kept_rows(trial: Trial, settings: FitSettings) -> dict[str, int]:
-    """Bytes of a landmark's rows in the metric, by parameter."""
-    moving = settings.power != 0
-    return {name: (layer.in_metric if moving else layer).size for name, layer in trial.layers.items()}
 
 
 def row_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
@@ -82,9 +76,7 @@ def seconds(
     n, m = problem.pictures, settings.landmarks
     wide = m + trial.features
     a_row = trial.forward + settings.probes * trial.backward
-    moving = settings.power != 0
-    pairs = sum(_pair_work(layer.in_metric if moving else layer) for layer in trial.layers.values())
-    out["map"] = n * a_row + n * m * pairs / rates.rows
+    out["map"] = n * a_row + n * m * sum(map(_pair_work, metric_rows(trial, settings).values())) / rates.rows
     out["selection"] += (n * wide**2 + STEPS * (wide**3 + 2000 * wide**2)) / rates.double
     out["system"] = 3 * n * wide**2 / rates.double + wide**3 / rates.double
     return out

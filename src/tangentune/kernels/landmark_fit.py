@@ -13,7 +13,6 @@ from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
 from tangentune.kernels.feature_map import TangentMap
-from tangentune.kernels.landmark_cost import kept_rows
 from tangentune.kernels.landmark_map import GROUP, LandmarkMap, map_rows
 from tangentune.kernels.reestimate import blank_job, on_all
 from tangentune.kernels.row_shards import SHARD
@@ -34,9 +33,9 @@ def landmark_room(job: FitJob, feature_map: TangentMap) -> int:
 
 
 def _kept(job: FitJob, feature_map: TangentMap) -> int:
-    """Bytes of a landmark's rows in the metric."""
-    sizes = kept_rows(job.trial, job.settings)
-    return sum(sizes[name] for name in feature_map.tangent.names)
+    """Bytes of a landmark's rows in the metric, if one was chosen."""
+    layers = (job.trial.layers[name] for name in feature_map.tangent.names)
+    return sum((layer.in_metric if feature_map.metric else layer).size for layer in layers)
 
 
 def landmark_places(job: FitJob, count: int) -> list[int]:
