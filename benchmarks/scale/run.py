@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.datasets import cifar10, fashion_mnist, few_shot, held_out
-from benchmarks.record import Row, fill
+from benchmarks.record import Row, fill, load
+from benchmarks.scale.tuning import EPOCHS, RATES, tuned
 from benchmarks.study import STILL, begin, stopwatch, study_parser, watched
 from tangentune import TangentClassifier, load_backbone, load_pictures
 from tangentune.kernels import metric, pilot
@@ -36,7 +37,8 @@ LANDMARKS: list[Row] = [
     for n, m in ((200, 500), (200, 1000), (500, 1000), (1000, 1000), (2000, 1000))
 ]
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
-WHOLE: list[Row] = [{"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100, "landmarks": 2000, "edited": 500}]
+ALL: Row = {"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100}
+WHOLE: list[Row] = [ALL | {"landmarks": 2000, "edited": 500}]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
@@ -56,6 +58,8 @@ def child(key: Row) -> Row:
         pilot.CHOOSING_PICTURES = 10**9
     metric.KEPT = key.get("kept", metric.KEPT)
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
+    if "rate" in key:
+        return tuned(key, data, backbone)
     edited = key.get("edited", 0)  # of all pictures, whose answers to all test pictures are wanted too
     index = few_shot(data.train_labels, key["a_class"], key["seed"])
     test = held_out(len(data.test), len(data.test) if edited else 1000)
@@ -105,15 +109,25 @@ def main() -> None:
     """All fits, one after the other; docs/results/scale.json."""
     parser = study_parser(__doc__)
     parser.add_argument("--child", metavar="KEY", help="only this fit, and print what it took")
+    parts = {"choices": CHOICES, "costs": COSTS, "landmarks": LANDMARKS, "directions": DIRECTIONS, "whole": WHOLE}
+    parser.add_argument("--only", choices=[*parts, "tuned"], help="this part of it alone")
     given = begin(parser)
     if given.child:
         print(json.dumps(child(json.loads(given.child))))
         return
-    fill(NAME, CHOICES, measure, "choices")
-    fill(NAME, COSTS, measure, "costs")
-    fill(NAME, LANDMARKS, measure, "landmarks")
-    fill(NAME, DIRECTIONS, measure, "directions")
-    fill(NAME, WHOLE, measure, "whole")
+    for name, keys in parts.items():
+        if given.only in (None, name):
+            fill(NAME, keys, measure, name)
+    if given.only in (None, "tuned"):
+        fine_tune_all()
+
+
+def fine_tune_all() -> None:
+    """All pictures by ordinary fine-tuning: an epoch at each rate, then more at the best."""
+    fill(NAME, [ALL | {"epochs": EPOCHS[0], "rate": rate} for rate in RATES], measure, "tuned")
+    once = [row for row in load(NAME)["tuned"] if row["key"]["epochs"] == EPOCHS[0]]
+    best = max(once, key=lambda row: row["accuracy"])["key"]["rate"]
+    fill(NAME, [ALL | {"epochs": epochs, "rate": best} for epochs in EPOCHS[1:]], measure, "tuned")
 
 
 if __name__ == "__main__":
