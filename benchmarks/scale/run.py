@@ -38,7 +38,12 @@ LANDMARKS: list[Row] = [
 ]
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
 ALL: Row = {"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100}
-WHOLE: list[Row] = [ALL | {"landmarks": 2000, "edited": 500}]
+WHOLE: list[Row] = [ALL | {"landmarks": 1000, "edited": 500, "budget": "4GiB"} | own for own in ({}, {"moved": True})]
+MOVED: list[Row] = [  # draws on which nothing was chosen
+    {"set": name, "a_class": 500, "size": 96, "seed": 0, "landmarks": 1000} | own
+    for name in SETS
+    for own in ({}, {"moved": True})
+]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
@@ -66,7 +71,8 @@ def child(key: Row) -> Row:
     pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
     count = key.get("landmarks")
     way: Row = {"solver": "landmarks", "landmarks": count} if count else {"solver": "dual"}
-    clf = TangentClassifier(backbone, **STILL, **way)
+    way |= {} if key.get("moved") else STILL
+    clf = TangentClassifier(backbone, memory_budget=key.get("budget"), **way)
     planned = clf.plan(pictures)
     report = clf.fit(pictures).fit_report_
     new = load_pictures(data.test[test], data.test_labels[test], contract=backbone.contract)
@@ -74,7 +80,8 @@ def child(key: Row) -> Row:
     found, own = clf.decision_function(new), np.eye(len(clf.classes_))[np.asarray(clf.targets_)]
     out: Row = {"pictures": len(pictures), "seconds": report["total_seconds"], "peak_bytes": report["peak_bytes"]}
     out |= {"planned_seconds": planned["seconds"], "planned_bytes": planned["peak_bytes"], "stages": report["stages"]}
-    out |= {"probe": report["probe"], "landmarks": len(clf.landmarks_)}
+    out |= {"probe": report["probe"], "landmarks": len(clf.landmarks_), "augment": clf.augment_}
+    out |= {"outer_steps": clf.outer_steps_, "outer_rate": clf.outer_rate_, "outer_selection": clf.outer_selection_}
     out |= {"passes": report["passes"], "damping": clf.relative_damping_, "body_scale": clf.body_scale_}
     out |= {"numbers": sum(weights.shape[1] for weights in clf.model_.body.values())}
     out |= {"loo_error": float(np.square(clf.loo_predictions_ - own).sum(1).mean()), "loo_accuracy": clf.loo_score_}
@@ -110,6 +117,7 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--child", metavar="KEY", help="only this fit, and print what it took")
     parts = {"choices": CHOICES, "costs": COSTS, "landmarks": LANDMARKS, "directions": DIRECTIONS, "whole": WHOLE}
+    parts["moved"] = MOVED
     parser.add_argument("--only", choices=[*parts, "tuned"], help="this part of it alone")
     given = begin(parser)
     if given.child:

@@ -15,9 +15,11 @@ from torch import nn
 from tangentune import Backbone, Pictures, TangentClassifier, TangentRegressor
 from tangentune.errors import InputError
 from tangentune.estimators import fit, outer_steps
+from tangentune.estimators.first_look import probe_errors
 from tangentune.estimators.outer_steps import FOLDS, Rung, choose_steps, cross_fitted_expansion, moved
 from tangentune.jacobian.task_vector import TaskVector
 from tangentune.methods.fine_tuning import fine_tune
+from tangentune.methods.fine_tuning.labelled import some_of_each
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,34 @@ def test_moved_networks_overrule_a_probe_that_is_for_mirroring(
     model, plain = (TangentClassifier(backbone, augment=word).fit(sided) for word in ("loo", None))
     assert (model.augment_, model.outer_steps_) == (None, 8)
     assert (model.predict_proba(sided) == plain.predict_proba(sided)).all()
+
+
+def test_of_many_pictures_two_networks_learn_and_some_judge(
+    backbone: Backbone, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outer_steps, "MANY", 39)
+    monkeypatch.setattr(outer_steps, "LOOKED_AT", 10)
+    monkeypatch.setattr(outer_steps, "PASSES", 13)
+    monkeypatch.setattr(outer_steps, "RATE_OF_MANY", 1e-3)
+    made, tried = choose_steps(backbone, pictures, flip=False)
+    assert made is not None
+    assert pictures.labels is not None
+    assert [row["outer_steps"] for row in tried] == [0, 2, 8]  # 13 passes over 20 pictures, and a quarter
+    assert (made.steps, len(made.points), sorted(set(made.fold.tolist()))) == (8, 2, [0, 1])
+    assert made.fold.shape == (40,)
+    judges = some_of_each(pictures.labels, 10)
+    features = torch.cat([backbone.features(pictures.pixels[i][None]) for i in judges])
+    still = probe_errors(features, torch.eye(2, dtype=torch.float64)[pictures.labels[judges]])
+    assert tried[0]["loo_error"] == pytest.approx(float(still.mean()))
+    model = TangentClassifier(backbone, augment=None, solver="landmarks", landmarks=20).fit(pictures)
+    assert model.outer_steps_ == 8
+    assert model.score(pictures) > 0.8
+    model.forget(["3", "17"], strict=True)
+    rest = pictures.select(np.delete(np.arange(40), [3, 17]))
+    again = cross_fitted_expansion(backbone, rest, 8, rate=1e-3, flip=False)
+    assert len(again.points) == 4  # 38 pictures are not many
+    assert model.task_vector_ is not None
+    assert (model.task_vector_ - again.task).norm() == 0
 
 
 def test_a_refused_rung_falls_back_to_the_one_below(

@@ -50,8 +50,9 @@ def test_random_head_has_the_stated_scale_and_leaves_the_global_generator_alone(
             random_head(width, outputs, scale=scale)
 
 
-def test_probe_head_is_the_ridge_solution_of_least_refitted_leave_one_out_error() -> None:
-    x, positions = blobs(25)
+@pytest.mark.parametrize("width", [6, 40])  # by sums, and by the kernel
+def test_probe_head_is_the_ridge_solution_of_least_refitted_leave_one_out_error(width: int) -> None:
+    x, positions = blobs(25, width)
     centred, targets = x - x.mean(0), F.one_hot(positions).double()
     kernel = centred @ centred.T
     projection = torch.eye(25, dtype=torch.float64) - 1 / 25

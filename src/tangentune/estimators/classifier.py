@@ -53,11 +53,12 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             or a dict class -> weight.
         augment: "flip" averages features over mirrored pictures (closed form, exact); None does not; "loo" does if it
             makes the leave-one-out error of a linear probe lower, as with most photographs, but not digits or arrows.
-        outer_steps: minibatch steps towards the labels before the network is linearised, cross-fitted over four folds
-            so that leave-one-out stays honest. "loo" climbs a ladder (32 steps at a rate of 1e-4, from 200 pictures on
-            32 at 3e-4, from 1,000 on 96 at 6e-4) as long as leave-one-out finds it better, and moves nothing where only
-            a part of the network is to move, nor beside a source. 0 linearises at the pre-trained weights, where no
-            label enters the features and every identity is exact from the pixels on; quicker, less accurate.
+        outer_steps: minibatch steps towards the labels before the network is linearised, cross-fitted so that
+            leave-one-out stays honest: over four folds, of more than 2,000 pictures over two. "loo" climbs a ladder (of
+            few pictures 32 steps at a rate of 1e-4, more and at 3e-4 the more pictures there are) as long as pictures
+            that the moved network has not seen find it better, and moves nothing where only a part of the network is to
+            move, nor beside a source. 0 linearises at the pre-trained weights, where no label enters the features and
+            every identity is exact from the pixels on; quicker, less accurate.
         solver: how the problem is solved. "dual": with the kernel of all pictures, n x n numbers; "landmarks": on rows
             of fixed width, which some landmark pictures span (Nystroem), so that cost and memory grow with n, while
             leave-one-out, edits and explanations stay exact for the frozen rows; "auto" takes landmarks from 10,000

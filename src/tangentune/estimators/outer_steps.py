@@ -29,13 +29,15 @@ from tangentune.jacobian.task_vector import TaskVector, difference
 from tangentune.memory import progress
 from tangentune.methods.fine_tuning import DivergedError, FineTuneSettings, fine_tune
 from tangentune.methods.fine_tuning.fit import tune_labels
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_features
+from tangentune.methods.fine_tuning.labelled import HEAD_PICTURES, class_positions, mean_features, some_of_each
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import stratified_folds
 from tangentune.pictures.label_sets import is_sets, label_matrix, rarest_label
 from tangentune.pictures.pictures import Pictures
 
-FOLDS = 4
+FOLDS, FOLDS_OF_MANY = 4, 2
+MANY = 2000  # pictures above which half of them teach a network enough
+LOOKED_AT = 4000  # pictures, of all, on which networks are judged
 BATCH = 32
 RATE = 1e-4
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
@@ -55,6 +57,7 @@ class Rung:
 
 
 RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
+PASSES, MOST_STEPS, RATE_OF_MANY = 5, 2304, 3e-4  # of many pictures: how often each half is gone through, at most
 MIRRORS = 400  # pictures from which on moved networks may overrule a probe that is for mirroring
 
 
@@ -100,8 +103,8 @@ def cross_fitted_expansion(
 ) -> Expansion:  # fmt: skip
     """Move the network towards the labels of all folds but one, for each of four folds; the backbone stays as it is.
 
-    Cost: `4 * steps` forward and backward passes of 32 pictures, whatever n is; at least one pass over the pictures is
-    made. With `flip` half of them are mirrored, at random.
+    Cost: `4 * steps` forward and backward passes of 32 pictures (of over 2,000, half, by two networks), whatever n is:
+    as near as whole passes over a network's pictures come. With `flip` half of them are mirrored, at random.
     """
     mover, rung = _Mover.of(backbone, pictures, flip, seed, verbose), Rung(steps, rate, 0)
     return mover.expansion(rung, list(mover.networks(rung)))
@@ -110,11 +113,13 @@ def cross_fitted_expansion(
 @final
 @dataclass(frozen=True, eq=False)
 class _Mover:
-    """Moves a network without each fold of some pictures in turn, and looks at what came of it."""
+    """Moves a network without each fold of some pictures in turn; those at `judges` say what came of it."""
 
     backbone: Backbone
     pictures: Pictures
+    strata: NDArray[np.int64]
     fold: NDArray[np.int64]
+    judges: NDArray[np.int64]
     flip: bool
     seed: int
     verbose: int
@@ -122,15 +127,18 @@ class _Mover:
 
     @classmethod
     def of(cls, backbone: Backbone, pictures: Pictures, flip: bool, seed: int, verbose: int) -> _Mover:
-        positions = torch.from_numpy(_strata(pictures))
-        fold = np.unique(stratified_folds(positions, FOLDS, seed).numpy(), return_inverse=True)[1]
-        return cls(backbone, pictures, fold, flip, seed, verbose)
+        strata = _strata(pictures)
+        dealt = stratified_folds(torch.from_numpy(strata), _folds(len(pictures)), seed)
+        fold = np.unique(dealt.numpy(), return_inverse=True)[1]
+        return cls(backbone, pictures, strata, fold, some_of_each(strata, LOOKED_AT), flip, seed, verbose)
 
     def networks(self, rung: Rung, first: int = 0) -> Iterator[nn.Module]:
         """A network for each fold from the first on, moved without its pictures."""
         folds, name = range(first, int(self.fold.max()) + 1), f"moving the network, rate {rung.rate:g}"
         for own in progress(folds, label=name, total=None, unit="network", verbose=self.verbose):
-            rest = self.pictures.select(np.flatnonzero(self.fold != own))
+            others = np.flatnonzero(self.fold != own)
+            taken = some_of_each(self.strata[others], rung.steps * BATCH)  # a pass over more would be more steps
+            rest = self.pictures.select(others[taken])
             settings = _settings(len(rest), rung.steps, rung.rate, self.flip, self.seed)
             yield _tuned(self.backbone, rest, settings).module
 
@@ -149,8 +157,12 @@ class _Mover:
         """The first network of a rung, and its errors (m,) on the fold that it never saw; made once."""
         if rung not in self.firsts:
             net = next(self.networks(rung))
-            self.firsts[rung] = net, held_out_errors(self.features_of(net), targets, torch.from_numpy(self.fold == 0))
+            self.firsts[rung] = net, self.errors_of(self.features_of(net), targets)
         return self.firsts[rung]
+
+    def errors_of(self, features: Tensor, targets: Tensor) -> Tensor:
+        """(m,) errors on the first fold of a probe on the others."""
+        return held_out_errors(features, targets, torch.from_numpy(self.fold[self.judges] == 0))
 
     def suited(self, rung: Rung, targets: Tensor) -> _Mover:
         """This, or without mirroring where the first network then does better by a standard error.
@@ -170,7 +182,7 @@ class _Mover:
 
         The first rung may lose to staying by some standard errors.
         """
-        former = held_out_errors(still, targets, torch.from_numpy(self.fold == 0))
+        former = self.errors_of(still, targets)
         for place, rung in enumerate(rungs):
             try:
                 net, own = self.first(rung, targets)
@@ -190,15 +202,15 @@ class _Mover:
             return None
 
     def features_of(self, module: nn.Module) -> Tensor:
-        """(n, d) features of all pictures from one network."""
-        return self._features(module, np.arange(len(self.pictures)))
+        """(j, d) features of the judges from one network."""
+        return self._features(module, self.judges)
 
     def honest_features(self, made: Expansion) -> Tensor:
-        """(n, d) features, each picture's from the network that has not seen it."""
-        parts, order = [], []
-        for own, module in enumerate(made.points):
-            order.append(np.flatnonzero(self.fold == own))
-            parts.append(self._features(module, order[-1]))
+        """(j, d) features, each judge's from the network that has not seen it."""
+        parts, order, own = [], [], self.fold[self.judges]
+        for fold, module in enumerate(made.points):
+            order.append(np.flatnonzero(own == fold))
+            parts.append(self._features(module, self.judges[order[-1]]))
         return torch.cat(parts)[torch.from_numpy(np.concatenate(order).argsort()).to(parts[0].device)]
 
     def _features(self, module: nn.Module, rows: NDArray[np.int64]) -> Tensor:
@@ -229,13 +241,20 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     learning = max(thrice - once, 0.0) / 2 / len(trial)  # a picture in a step: forward and backward
     looking = learning * (2 if flip else 1) / 3  # a picture's features, as for the head that a network starts with
     alone = max(once - (learning + looking) * len(trial), 0.0)  # what a network costs besides
-    count = len(pictures) * (FOLDS - 1) // FOLDS
-    passes = [_settings(count, rung.steps, rung.rate, flip, 0).epochs for rung in rungs]
+    folds = _folds(len(pictures))
+    judges, most = min(len(pictures), LOOKED_AT), len(pictures) * (folds - 1) // folds
+    counts = [min(most, rung.steps * BATCH) for rung in rungs]
+    passes = [_settings(own, rung.steps, rung.rate, flip, 0).epochs for own, rung in zip(counts, rungs, strict=True)]
     # features of all pictures: before, by first networks, and by those of all folds
     judged = len(rungs) + 2 if steps == "loo" else 0
-    networks = [count * (learning * own + looking) + alone for own in passes]
+    seen = zip(counts, passes, strict=True)
+    networks = [own * learning * times + min(own, HEAD_PICTURES) * looking + alone for own, times in seen]
     again = networks[0] if flip and steps == "loo" and len(pictures) >= MIRRORS else 0.0  # without mirroring
-    return again + sum(networks[:-1]) + FOLDS * networks[-1] + looking * judged * len(pictures)
+    return again + sum(networks[:-1]) + folds * networks[-1] + looking * judged * judges
+
+
+def _folds(count: int) -> int:
+    return FOLDS if count <= MANY else FOLDS_OF_MANY
 
 
 def _strata(pictures: Pictures) -> NDArray[np.int64]:
@@ -275,9 +294,17 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
 
 
 def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
-    """The rungs that this many pictures pay for; none where each class has one."""
-    alone = not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1
-    return () if alone else tuple(rung for rung in RUNGS if len(pictures) >= rung.pictures)
+    """The rungs that this many pictures pay for; none where each class has one.
+
+    Of many pictures there are two, so far apart that the race costs an eighth of what is raced for.
+    """
+    count = len(pictures)
+    if not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1:
+        return ()
+    if count <= MANY:
+        return tuple(rung for rung in RUNGS if count >= rung.pictures)
+    most = min(MOST_STEPS, PASSES * count // (FOLDS_OF_MANY * BATCH))
+    return tuple(Rung(steps, RATE_OF_MANY, MANY) for steps in (-(-most // 4), most))
 
 
 def choose_steps(
@@ -296,7 +323,7 @@ def choose_steps(
     if not rungs:
         return None, []
     mover = _Mover.of(backbone, pictures, flip, seed, verbose)
-    targets = _targets(pictures).to(backbone.device)
+    targets = _targets(pictures)[mover.judges].to(backbone.device)
     if flip and may_unmirror and len(pictures) >= MIRRORS:
         mover = mover.suited(rungs[0], targets)
     still = mover.features_of(backbone.module)

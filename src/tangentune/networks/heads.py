@@ -23,8 +23,11 @@ from tangentune.networks.determinism import close, tolerance
 from tangentune.networks.passes import own_modules
 from tangentune.solvers.calibration import fit_temperature
 from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
+from tangentune.solvers.sums import TangentSums
 
 __all__ = ["CrossFittedProbe", "cross_fitted_probe", "pretrained_head", "probe_head", "random_head"]
+
+RELATIVE_DAMPINGS = torch.logspace(-4, 3, 57, dtype=torch.float64)
 
 
 @usual_torch
@@ -63,7 +66,7 @@ def probe_head(features: Tensor, positions: Tensor, *, calibrated: bool = False)
 
     Returns:
         A linear layer d -> C in the features' dtype, its parameters trainable (fine-tuning starts from it). Cost
-        n^2 (n + d).
+        n d k + k^3 with k the smaller of n and d.
 
     Example:
         >>> head = probe_head(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
@@ -204,13 +207,30 @@ def _ridge_layer(features: Tensor, targets: Tensor, scale_of: Callable[[Tensor],
     """Ridge regression on targets (n, C), scaled by what its leave-one-out predictions ask for."""
     centre = features.double().mean(0)
     centred = features.double() - centre
+    solved = _by_kernel if len(centred) <= centred.shape[1] else _by_sums
+    coef, intercept, loo = solved(centred, targets)
+    scale = scale_of(loo)
+    weight = scale * coef.T
+    return _linear(weight, scale * intercept - weight @ centre).to(features)
+
+
+def _by_kernel(centred: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (d, C), intercept (C,) and leave-one-out predictions (n, C) at the best damping; n^2 (n + d)."""
     factor = factor_ridge(centred @ centred.T)
-    dampings = max(factor.mean_eigenvalue, 1e-12) * torch.logspace(-4, 3, 57, dtype=torch.float64)
+    dampings = max(factor.mean_eigenvalue, 1e-12) * RELATIVE_DAMPINGS
     damping = float(dampings[loo_errors(factor, targets, dampings).argmin()])
     solution = solve(factor, targets, damping)
-    scale = scale_of(solution.loo)
-    weight = scale * (centred.T @ solution.dual).T
-    return _linear(weight, scale * solution.intercept - weight @ centre).to(features)
+    return centred.T @ solution.dual, solution.intercept, solution.loo
+
+
+def _by_sums(centred: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by sums of the features, n d^2 + d^3."""
+    factor = TangentSums.of(centred, targets, "features").factor()
+    unit = float(factor.values.sum()) / (len(centred) - 1)  # the mean eigenvalue of the kernel, which has n - 1
+    dampings = max(unit, 1e-12) * RELATIVE_DAMPINGS
+    damping = float(dampings[factor.loo_errors(centred, targets, dampings).argmin()])
+    found = factor.fit(damping)
+    return found.coef, found.intercept, factor.leave_one_out(centred, targets, damping)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -12,12 +12,19 @@ from torch.nn import functional as F
 from tangentune._torch import usual_torch
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
-from tangentune.methods.fine_tuning.labelled import class_positions, mean_features, training_views
+from tangentune.methods.fine_tuning.labelled import (
+    HEAD_PICTURES,
+    class_positions,
+    mean_features,
+    some_of_each,
+    training_views,
+)
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import Validation, keep_aside
 from tangentune.networks.backbone import Backbone
 from tangentune.networks.heads import ridge_head
+from tangentune.pictures.label_sets import rarest_label
 from tangentune.pictures.pictures import Pictures
 
 
@@ -100,7 +107,8 @@ def tune_labels(backbone: Backbone, pictures: Pictures, targets: Tensor, setting
     tuned = trainable_copy(backbone, pictures)
     with warm_pages():
         wanted = targets.to(tuned.device)
-        head = ridge_head(mean_features(tuned, pictures, 64, settings.flip), wanted)
+        some = some_of_each(rarest_label(targets.bool().cpu().numpy()), HEAD_PICTURES)
+        head = ridge_head(mean_features(tuned, pictures.select(some), 64, settings.flip), wanted[some])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             x = training_views(tuned, pictures.pixels[rows], generator, settings)

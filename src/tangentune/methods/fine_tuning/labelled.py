@@ -20,6 +20,8 @@ from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.pictures import Pictures, normalise
 
+HEAD_PICTURES = 4000  # that a probe to start from is fitted to; more cost a forward pass each and hardly better it
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,20 @@ def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any
     if len(classes) < 2:
         raise InputError(f"{what} needs pictures of two classes at least; these have {classes.tolist()}")
     return classes, positions
+
+
+def some_of_each(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Places of about `most` pictures, ascending, every class in its share and the rarest by one; all if they are few.
+
+    Example:
+        >>> some_of_each(np.array([0, 1, 0, 0, 0, 0, 0, 0]), 2).tolist()
+        [0, 1]
+    """
+    if len(classes) <= most:
+        return np.arange(len(classes))
+    order = np.argsort(classes, kind="stable")
+    even = order[np.linspace(0, len(order) - 1, most).round().astype(np.int64)]
+    return np.union1d(even, np.unique(classes, return_index=True)[1])
 
 
 @torch.no_grad()
