@@ -38,7 +38,7 @@ LANDMARKS: list[Row] = [
 ]
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
 ALL: Row = {"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100}
-WHOLE: list[Row] = [ALL | {"landmarks": 1000, "edited": 500, "budget": "4GiB"} | own for own in ({"moved": True}, {})]
+WHOLE: list[Row] = [ALL | {"landmarks": 1000, "edited": 500, "budget": "5GiB"} | own for own in ({"moved": True}, {})]
 MOVED: list[Row] = [  # draws on which nothing was chosen
     {"set": name, "a_class": 500, "size": 96, "seed": 0, "landmarks": 1000} | own
     for name in SETS
