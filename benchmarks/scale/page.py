@@ -11,6 +11,7 @@ from benchmarks.record import Row, markdown_table
 from benchmarks.scale.run import NAME
 from benchmarks.study import publishing
 
+LEFT_OUT = {"leave-one-out": "loo_accuracy", "its squared error": "loo_error"}
 SHOWN = {
     "numbers": ("numbers in a row", ",.0f"),
     "seconds": ("seconds", ".0f"),
@@ -33,9 +34,10 @@ def publish() -> None:
     parts["directions"] = markdown_table(directions(found.get("directions", [])))
     spanned = sorted(found.get("landmarks", []), key=lambda row: (row["key"]["set"], row["pictures"], row["landmarks"]))
     parts["landmarks"] = markdown_table([on_landmarks(row) for row in spanned])
-    parts["moved"] = markdown_table([moved(row) for row in found.get("moved", [])])
-    everything = [*found.get("tuned", []), *found.get("whole", [])]
-    parts["whole"] = markdown_table([of_all(row) for row in everything])
+    for name, own in (("part", ("moved", "tuned_part")), ("whole", ("whole", "tuned"))):
+        lines = [beside(row) for section in own for row in found.get(section, [])]
+        titles = dict.fromkeys(title for line in lines for title in line)
+        parts[name] = markdown_table([{title: line.get(title, "") for title in titles} for line in lines])
     many = [row for row in spanned if row["key"]["set"] == "CIFAR-10" and row["landmarks"] == 1000]
     record.write_page(NAME, __file__, parts, {NAME: plot(costs, many)})
 
@@ -61,34 +63,20 @@ def on_landmarks(row: Row) -> Row:
     return out | cost(row) | {"squared error": f"{row['error']:.3f}"}
 
 
-def moved(row: Row) -> Row:
-    """One line of the table of features that were moved first, or were not."""
-    steps = f"{row['outer_steps']:,} steps at {row['outer_rate']:g}" if row["outer_steps"] else "none"
-    own = {
-        "set": row["key"]["set"],
-        "pictures": f"{row['pictures']:,}",
-        "moved": steps,
-        "seconds": f"{row['seconds']:.0f}",
-    }
-    own |= {"of these moving": f"{share(row, 'outer steps'):.0%}", "peak GiB": f"{row['seen_bytes'] / 2**30:.1f}"}
-    own |= {"promised s": f"{row['planned_seconds']:.0f}", "accuracy": f"{row['accuracy']:.3f}"}
-    own |= {"leave-one-out": f"{row['loo_accuracy']:.3f}", "squared error": f"{row['error']:.3f}"}
-    return own | {"leave-one-out error": f"{row['loo_error']:.3f}"}
-
-
-def of_all(row: Row) -> Row:
-    """One line of the table of all pictures of a set: fine-tuning, or a fit with what its edits took."""
-    if "epochs" in row["key"]:
-        name = f"fine-tuning, {row['key']['epochs']} epochs at {row['key']['rate']:g}"
-    else:
-        name = "tangent kernel, " + ("moved" if row["key"].get("moved") else "pre-trained weights")
-    out: Row = {"method": name, "seconds": f"{row.get('cpu_seconds', row['seconds']):,.0f}"}
-    out |= {"peak GiB": f"{row['seen_bytes'] / 2**30:.1f}", "accuracy": f"{row['accuracy']:.4f}"}
-    out |= {"squared error": f"{row['error']:.3f}"}
-    if "epochs" in row["key"]:
-        return out | dict.fromkeys(("leave-one-out", "relabel 500", "forget 500"), "-")
-    edits = {f"{name} 500": f"{row[f'{name}_seconds']:.1f} s" for name in ("relabel", "forget")}
-    return out | {"leave-one-out": f"{row['loo_accuracy']:.4f}"} | edits
+def beside(row: Row) -> Row:
+    """One line of a table of fits beside ordinary fine-tuning, on the same pictures."""
+    key = row["key"]
+    tuned = (
+        f"fine-tuning, {key['epochs']} epoch{'s' * (key['epochs'] > 1)} at {key['rate']:g}" if "epochs" in key else ""
+    )
+    steps = f"moved {row['outer_steps']:,} steps" if row.get("outer_steps") else "pre-trained weights"
+    out: Row = {"method": tuned or f"tangent kernel, {steps}"}
+    out |= {"seconds": f"{row.get('cpu_seconds', row['seconds']):,.0f}", "peak GiB": f"{row['seen_bytes'] / 2**30:.1f}"}
+    out |= {"accuracy": f"{row['accuracy']:.3f}", "squared error": f"{row['error']:.3f}"}
+    own = {name: f"{row[what]:.3f}" for name, what in LEFT_OUT.items() if not tuned}
+    if "forget_seconds" in row:
+        own |= {f"{name} 500": f"{row[f'{name}_seconds']:.1f} s" for name in ("relabel", "forget")}
+    return out | own
 
 
 def directions(rows: list[Row]) -> list[Row]:

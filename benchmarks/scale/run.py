@@ -39,11 +39,8 @@ LANDMARKS: list[Row] = [
 LANDMARKS += [{"set": "Fashion-MNIST", "a_class": 200, "size": 96, "seed": 100, "landmarks": m} for m in (0, 500, 1000)]
 ALL: Row = {"set": "CIFAR-10", "a_class": 5000, "size": 96, "seed": 100}
 WHOLE: list[Row] = [ALL | {"landmarks": 1000, "edited": 500, "budget": "5GiB"} | own for own in ({"moved": True}, {})]
-MOVED: list[Row] = [  # draws on which nothing was chosen
-    {"set": name, "a_class": 500, "size": 96, "seed": 0, "landmarks": 1000} | own
-    for name in SETS
-    for own in ({}, {"moved": True})
-]
+PART: Row = {"set": "CIFAR-10", "a_class": 500, "size": 96, "seed": 0}  # a draw on which nothing was chosen
+MOVED: list[Row] = [PART | {"landmarks": 1000} | own for own in ({"moved": True}, {})]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
@@ -117,7 +114,7 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--child", metavar="KEY", help="only this fit, and print what it took")
     parts = {"choices": CHOICES, "costs": COSTS, "landmarks": LANDMARKS, "directions": DIRECTIONS, "whole": WHOLE}
-    parts["moved"] = MOVED
+    parts |= {"moved": MOVED, "tuned_part": [PART | {"epochs": 15, "rate": rate} for rate in RATES]}
     parser.add_argument("--only", choices=[*parts, "tuned"], help="this part of it alone")
     given = begin(parser)
     if given.child:
