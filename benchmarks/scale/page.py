@@ -75,7 +75,7 @@ def beside(row: Row) -> Row:
     out |= {"accuracy": f"{row['accuracy']:.3f}", "squared error": f"{row['error']:.3f}"}
     own = {name: f"{row[what]:.3f}" for name, what in LEFT_OUT.items() if not tuned}
     if "forget_seconds" in row:
-        own |= {f"{name} 500": f"{row[f'{name}_seconds']:.1f} s" for name in ("relabel", "forget")}
+        own |= {f"{name} {key['edited']}": f"{row[f'{name}_seconds']:.1f} s" for name in ("relabel", "forget")}
     return out | own
 
 

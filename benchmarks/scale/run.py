@@ -42,7 +42,7 @@ WHOLE: list[Row] = [ALL | {"landmarks": 1000, "edited": 500, "budget": "5GiB"} |
 RATES = (1e-4, 3e-4, 1e-3)
 EPOCHS = (1, 3, 10)  # the first by all rates; the others by the best of them on the test pictures, which flatters it
 PART: Row = {"set": "CIFAR-10", "a_class": 500, "size": 96, "seed": 0}  # a draw on which nothing was chosen
-MOVED: list[Row] = [PART | {"landmarks": 1000} | own for own in ({"moved": True}, {})]
+MOVED: list[Row] = [PART | {"landmarks": 1000, "edited": 50} | own for own in ({"moved": True}, {})]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
