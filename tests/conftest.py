@@ -27,6 +27,14 @@ def x() -> Any:
 
 
 @pytest.fixture
+def short_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MobileNetV2 of five blocks."""
+    from net_cases import shorten
+
+    shorten(monkeypatch)
+
+
+@pytest.fixture
 def own_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory plans count what a fit of the small network holds, not the process: small budgets mean something."""
     from tangentune.estimators import fit
