@@ -94,7 +94,8 @@ def test_everybody_can_read_it(browser: Any, site: Path, name: str) -> None:
             dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 19, 25)"
             assert dark == (scheme == "dark")
             assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), f"wider than {width} px"
-            found[width, scheme] = faults(page)
+            if (width, scheme) in ((1400, "light"), (390, "dark")):  # colours do not depend on the width
+                found[width, scheme] = faults(page)
     page.context.close()
     assert {where: what for where, what in found.items() if what} == {}
 
