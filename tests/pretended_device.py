@@ -92,7 +92,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target = there and name not in MEET if goal is None else torch.device(goal).type == NAME
     if name == "aten._to_copy" and goal is None:
         target = bool(there)
-    held_kwargs = {key: _each(_held, value) for key, value in kwargs.items()} | ({} if goal is None else {"device": "cpu"})
+    held_kwargs = {key: _each(_held, value) for key, value in kwargs.items()}
+    held_kwargs |= {} if goal is None else {"device": "cpu"}
     if name == "aten.copy_":
         target = isinstance(args[0], Pretended)
     _count(name, args, there, here, bool(target))

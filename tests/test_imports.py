@@ -79,6 +79,7 @@ def test_help_is_light() -> None:
 # or not the hub is installed.
 LIFE = f"""
 import importlib, pkgutil, sys
+from pathlib import Path
 asked = []
 class Note:
     def find_spec(self, name, path=None, target=None):
@@ -92,13 +93,16 @@ from tangentune import TangentClassifier, TangentRegressor
 print('told', *sorted(set(sys.modules) - before))
 
 sys.path.insert(0, {str(PACKAGE.parents[1] / "tests")!r})
-from cli_cases import small
+from cli_cases import folder_of, small
 from small import FIXED, pictures
 TangentClassifier(small(), **FIXED).fit(*pictures(20)).save_pretrained('m')
 import tangentune.estimators.saving as saving
 saving.load_backbone = small
 from tangentune.cli.app import main
 assert main(['forget', 'm', '3', '-q']) == 0
+print('told', *sorted(sys.modules))
+folder_of(Path('new'), [0, 1, 2, 3], [0, 1, 2, 3])
+assert main(['evaluate', 'm', 'new', '--n-jobs', '1', '-q']) == 0
 print('told', *sorted(sys.modules))
 
 import tangentune
@@ -152,16 +156,22 @@ def test_an_edit_on_the_command_line_brings_what_it_needs(told: list[str]) -> No
     assert unwanted & there == set()
 
 
+def test_scores_on_the_command_line_draw_nothing(told: list[str]) -> None:
+    there = set(told[2].split())
+    assert "tangentune.reports.evaluation" in there
+    assert {"matplotlib", "tangentune.reports.figures"} & there == set()
+
+
 def test_no_module_imports_a_hub(told: list[str]) -> None:
     """Not even in a `try`."""
-    count, *asked = told[4].split()
+    count, *asked = told[5].split()
     assert int(count) > 40
     assert asked == []
 
 
 def test_public_modules_are_the_ones_of_the_table_not_copies(told: list[str]) -> None:
     """`import tangentune.lqf` works as it did before the rooms, and gives the module that the code itself uses."""
-    assert told[2:4] == ["unbalanced_sinkhorn", "True kfac tangentune.jacobian.kfac"]
+    assert told[3:5] == ["unbalanced_sinkhorn", "True kfac tangentune.jacobian.kfac"]
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'tangentune\.lqf\.no_such_module'"):
         importlib.import_module("tangentune.lqf.no_such_module")
 
