@@ -175,15 +175,14 @@ def defined_names() -> set[str]:
     names: set[str] = set()
     for path in Path(tangentune.__path__[0]).rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = list(ast.walk(tree))
         names |= {path.stem}
-        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        names |= {
-            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        }
+        names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
         for statement in tree.body:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
-        for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for owner in (node for node in nodes if isinstance(node, ast.ClassDef)):
             members = set(_members(owner))
             names |= {f"{owner.name}.{member}" for member in members} | {name for name in members if name.endswith("_")}
     return names
