@@ -6,7 +6,9 @@ What they need is imported inside: the process that hands out the tests to other
 from __future__ import annotations
 
 import gc
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,17 @@ from usual_signals import usual_signals
 usual_signals()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Thousands of small files, 3 to 8 ms each: what a killed process has written is there without it.
+
+    Only a power cut tells the difference, which no test can try. Commands in processes of their own do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)  # still an error for what is no open file
+        yield
+
+
 @pytest.fixture
 def x() -> Any:
     """Four inputs of the networks of `net_cases`."""
@@ -24,6 +37,14 @@ def x() -> Any:
     from net_cases import SIZE
 
     return torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def short_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MobileNetV2 of five blocks."""
+    from net_cases import shorten
+
+    shorten(monkeypatch)
 
 
 @pytest.fixture
@@ -88,7 +109,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [not any(name in item.nodeid for name in names) for names in EARLY])
 
 
+gc.disable()  # while tests are imported and listed, everything stays
+
+
 def pytest_collection_finish() -> None:
-    """Two million objects are there to stay: looking through them again takes a second, and copies them in a fork."""
+    """Two million objects are there to stay: looking through them again takes a second, and copies them in a fork.
+
+    What tests import later stays too, so that everything is looked through a tenth as often.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 10, 100)
+    gc.enable()

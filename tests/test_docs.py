@@ -26,7 +26,7 @@ from tangentune.errors import MissingExtraError
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(tangentune.__path__, "tangentune."))
 # Arguments that make an example quick; the quickstart is the README's first block and runs there.
-ARGUMENTS: dict[str, list[str]] = {"demo.py": ["--size", "32"]}
+ARGUMENTS: dict[str, list[str]] = {"demo.py": ["--size", "16"]}
 EXAMPLES = sorted(p.name for p in ROOT.glob("examples/*.py") if p.name != "quickstart.py")
 
 
@@ -56,18 +56,18 @@ def test_readme_prints_what_it_shows(smaller: str, tmp_path: Path, monkeypatch: 
         assert len(suspects[0] & suspects[1]) >= 2, stale
 
 
+@pytest.mark.usefixtures("short_network")
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/python.md, block by block, smaller and moved less far; its own assertions and what it prints hold.
 
-    The README's page, above, has everything chosen.
+    The README's page, above, has everything chosen, and the whole network.
     """
     need_packages()
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     text = text.replace("(3, 64, 64)", "(3, 32, 32)").replace('subset="last:2"', 'subset="last:2", outer_steps=0')
     text = text.replace("input_size=96).fit(pictures)", "input_size=96, outer_steps=3).fit(pictures)")
-    text = text.replace('("mobilenet_v2", input_size=96', '("mobilenet_v2", subset="last:3", input_size=96')
-    text = text.replace("input_size=96", "input_size=32, metric_power=0")
+    text = text.replace("input_size=96", "input_size=32, metric_power=0").replace("head(1280,", "head(32,")
     _, _, own_network, large, asked, related, sums, _ = run_blocks(blocks(text, "python"), "docs/python.md")
     assert large.startswith("40 ")
     assert asked == "forget True 7\n"
@@ -78,6 +78,7 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 0.5 < float(own_network.split()[1]) <= 1, "the network of one's own learns the plankton classes too"
 
 
+@pytest.mark.usefixtures("short_network")
 def test_the_page_of_inputs_and_outputs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/inputs-and-outputs.md, block by block, at a smaller size; its own assertions hold."""
     need_packages()
@@ -91,6 +92,7 @@ def test_the_page_of_inputs_and_outputs_runs(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "plankton.png").exists()
 
 
+@pytest.mark.usefixtures("short_network")
 def test_the_page_on_several_labels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/several-labels.md, block by block, at a smaller size."""
     need_packages()
@@ -112,6 +114,7 @@ def test_quickstart_is_the_readme() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.usefixtures("short_network")
 def test_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,15 +175,14 @@ def defined_names() -> set[str]:
     names: set[str] = set()
     for path in Path(tangentune.__path__[0]).rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = list(ast.walk(tree))
         names |= {path.stem}
-        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        names |= {
-            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        }
+        names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
         for statement in tree.body:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
-        for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for owner in (node for node in nodes if isinstance(node, ast.ClassDef)):
             members = set(_members(owner))
             names |= {f"{owner.name}.{member}" for member in members} | {name for name in members if name.endswith("_")}
     return names

@@ -18,10 +18,11 @@ HUBS = ("torchvision", "timm", "transformers")
 HEAVY = ("torch", "sklearn", "scipy", "matplotlib", "PIL", "jinja2", "safetensors")
 
 
-def python(code: str) -> str:
-    """Standard output of a fresh interpreter."""
+def python(code: str, folder: Path | None = None) -> str:
+    """Standard output of a fresh interpreter, started in a folder."""
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
 
@@ -73,13 +74,61 @@ def test_help_is_light() -> None:
     assert python(code).splitlines()[-1] == "heavy:"
 
 
-AFTER = "\nbefore = set(sys.modules)\n{}\nprint(*sorted(set(sys.modules) - before))"
+# One fresh interpreter, since torch and scikit-learn alone take seconds: the estimators' import, an edit on the command
+# line, then the public modules' names and every module there is. A finder notes every attempt to import a hub, whether
+# or not the hub is installed.
+LIFE = f"""
+import importlib, pkgutil, sys
+from pathlib import Path
+asked = []
+class Note:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {HUBS}:
+            asked.append(name)
+            raise ImportError(name)
+sys.meta_path.insert(0, Note())
+import torch, sklearn.base, sklearn.metrics, sklearn.utils.validation
+before = set(sys.modules)
+from tangentune import TangentClassifier, TangentRegressor
+print('told', *sorted(set(sys.modules) - before))
+
+sys.path.insert(0, {str(PACKAGE.parents[1] / "tests")!r})
+from cli_cases import folder_of, small
+from small import FIXED, pictures
+TangentClassifier(small(), **FIXED).fit(*pictures(20)).save_pretrained('m')
+import tangentune.estimators.saving as saving
+saving.load_backbone = small
+from tangentune.cli.app import main
+assert main(['forget', 'm', '3', '-q']) == 0
+print('told', *sorted(sys.modules))
+folder_of(Path('new'), [0, 1, 2, 3], [0, 1, 2, 3])
+assert main(['evaluate', 'm', 'new', '--n-jobs', '1', '-q']) == 0
+print('told', *sorted(sys.modules))
+
+import tangentune
+print('told', tangentune.transport.unbalanced_sinkhorn.__name__)
+from tangentune.ntk.settings import Settings as ours
+from tangentune.methods.ntk import settings
+import tangentune.kfac, tangentune.leaky
+print('told', ours is settings.Settings, tangentune.kfac.kfac.__name__, tangentune.kfac.__spec__.name)
+count = 0
+for module in pkgutil.walk_packages(tangentune.__path__, 'tangentune.'):
+    importlib.import_module(module.name)
+    count += 1
+print('told', count, *asked)
+"""
 
 
-def test_the_estimators_bring_little_beyond_torch_and_scikit_learn() -> None:
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What that interpreter says, line by line; the edit prints lines of its own."""
+    lines = python(LIFE, tmp_path_factory.mktemp("life")).splitlines()
+    return [line.removeprefix("told ") for line in lines if line.startswith("told ")]
+
+
+def test_the_estimators_bring_little_beyond_torch_and_scikit_learn(told: list[str]) -> None:
     """What `from tangentune import TangentClassifier` costs is the import of our own modules, and of small ones."""
-    code = "import sys, torch, sklearn.base, sklearn.metrics, sklearn.utils.validation"
-    new = python(code + AFTER.format("from tangentune import TangentClassifier, TangentRegressor")).split()
+    new = told[0].split()
     others = {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names)
     assert {name for name in others if not name.startswith("_")} <= {
         "tangentune",
@@ -94,23 +143,9 @@ def test_the_estimators_bring_little_beyond_torch_and_scikit_learn() -> None:
     assert not [name for name in new if name.startswith(("torch.", "sklearn.", "scipy."))], "slow parts of others"
 
 
-def test_an_edit_on_the_command_line_brings_what_it_needs(tmp_path: Path) -> None:
+def test_an_edit_on_the_command_line_brings_what_it_needs(told: list[str]) -> None:
     """No plots, pages, servers or other methods. (Where pandas is installed, scikit-learn brings it.)"""
-    code = (
-        f"import sys\nsys.path.insert(0, {str(PACKAGE.parents[1] / 'tests')!r})\n"
-        "from small import FIXED, network, pictures\n"
-        "from tangentune import Backbone, TangentClassifier\n"
-        "x, y = pictures(20)\n"
-        "made = lambda name='small': Backbone(network(), input_size=(3, 8, 8), name='small')\n"
-        "from tangentune.networks.backbone import parameter_digest\n"
-        "backbone = made()\nbackbone._loaded = 'small', parameter_digest(backbone.module)\n"
-        f"TangentClassifier(backbone, **FIXED).fit(x, y).save_pretrained({str(tmp_path / 'm')!r})\n"
-        "import tangentune.estimators.saving as saving\nsaving.load_backbone = lambda name: backbone\n"
-        "from tangentune.cli.app import main\n"
-        f"assert main(['forget', {str(tmp_path / 'm')!r}, '3', '-q']) == 0\n"
-        "print(*sorted(sys.modules))"
-    )
-    there = set(python(code).splitlines()[-1].split())
+    there = set(told[1].split())
     assert "tangentune.cli.edit" in there
     unwanted = {"matplotlib", "starlette", "datasets", "tangentune.reports.figures"}
     unwanted |= {
@@ -121,46 +156,22 @@ def test_an_edit_on_the_command_line_brings_what_it_needs(tmp_path: Path) -> Non
     assert unwanted & there == set()
 
 
-@pytest.fixture(scope="module")
-def told() -> list[str]:
-    """What a fresh interpreter says of the public modules' names, and then of importing every module there is.
-
-    A finder notes every attempt to import a hub, whether or not the hub is installed.
-    """
-    code = (
-        "import importlib, pkgutil, sys\n"
-        "asked = []\n"
-        "class Note:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {HUBS}:\n"
-        "            asked.append(name)\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Note())\n"
-        "import tangentune\n"
-        "print(tangentune.transport.unbalanced_sinkhorn.__name__)\n"
-        "from tangentune.ntk.settings import Settings as ours\n"
-        "from tangentune.methods.ntk import settings\n"
-        "import tangentune.kfac, tangentune.leaky\n"
-        "print(ours is settings.Settings, tangentune.kfac.kfac.__name__, tangentune.kfac.__spec__.name)\n"
-        "count = 0\n"
-        "for module in pkgutil.walk_packages(tangentune.__path__, 'tangentune.'):\n"
-        "    importlib.import_module(module.name)\n"
-        "    count += 1\n"
-        "print(count, *asked)"
-    )
-    return python(code).splitlines()
+def test_scores_on_the_command_line_draw_nothing(told: list[str]) -> None:
+    there = set(told[2].split())
+    assert "tangentune.reports.evaluation" in there
+    assert {"matplotlib", "tangentune.reports.figures"} & there == set()
 
 
 def test_no_module_imports_a_hub(told: list[str]) -> None:
     """Not even in a `try`."""
-    count, *asked = told[2].split()
+    count, *asked = told[5].split()
     assert int(count) > 40
     assert asked == []
 
 
 def test_public_modules_are_the_ones_of_the_table_not_copies(told: list[str]) -> None:
     """`import tangentune.lqf` works as it did before the rooms, and gives the module that the code itself uses."""
-    assert told[:2] == ["unbalanced_sinkhorn", "True kfac tangentune.jacobian.kfac"]
+    assert told[3:5] == ["unbalanced_sinkhorn", "True kfac tangentune.jacobian.kfac"]
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'tangentune\.lqf\.no_such_module'"):
         importlib.import_module("tangentune.lqf.no_such_module")
 

@@ -26,8 +26,8 @@ SMALLER = {
     "(3, 64, 64)": "(3, 32, 32)",
     "metric_power=0.25": "metric_power=0",
     "shots=[5]": "shots=[2]",
-    'load_backbone("mobilenet_v2").module.features': 'load_backbone("mobilenet_v2").module.features[:5]',
-    "nn.Linear(1280, 40)": "nn.Linear(32, 40)",
+    'load_backbone("mobilenet_v2").module.features': 'load_backbone("mobilenet_v2").module.features[:2]',
+    "nn.Linear(1280, 40)": "nn.Linear(16, 40)",
 }
 TINY = {
     'load_backbone("mobilenet_v2").contract.with_size(64)': "small().contract",
@@ -56,6 +56,7 @@ def outline(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+@pytest.mark.usefixtures("short_network")
 def test_a_tutorial_prints_what_it_shows(path: Path) -> None:
     need_packages()
     found = cells(path, "code")

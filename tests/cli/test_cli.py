@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import folder_of, save_models
+from net_cases import shorten
 
 from tangentune import TangentClassifier, TangentRegressor, load_pictures
 from tangentune.cli.app import main
@@ -50,6 +53,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for file in files:
                 shutil.copy(file, root / part / name)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_networks() -> Iterator[None]:
+    """Real pictures through five blocks of the real network; README, owners' page and `test_cli_explain` take all."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -335,8 +346,10 @@ def test_interruption_and_bugs(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise there")
-def test_reader_that_leaves_is_no_error(model: Path, pictures: Path) -> None:
-    for arguments in (["--help"], ["predict", str(model), str(pictures / "test"), "-q", "--n-jobs", "1"]):
+def test_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    model, new = save_models(tmp_path) / "classes", folder_of(tmp_path / "new", [0, 1], ["a", "b"])
+    asked = [str(model), str(new), "--backbone", "cli_cases:small"]
+    for arguments in (["--help"], ["predict", *asked, "-q", "--n-jobs", "1"]):
         read, write = os.pipe()
         os.close(read)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

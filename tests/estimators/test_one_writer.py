@@ -131,7 +131,8 @@ def test_a_fit_over_a_model_that_was_edited_meanwhile_goes_beside_it(
     monkeypatch.setattr(TangentClassifier, "fit", meanwhile)
     source = folder_of(tmp_path / "p", list(range(12)), [str(y) for y in Y[:12]])
     choices = ["--damping", "1", "--body-scale", "1", "--metric-power", "0", "--normalize", "yes", "--n-jobs", "1"]
-    facts = answer(capsys, "fit", source, "--out", place, "--probe-space", "isotropic", *choices)
+    choices += ["--probe-space", "isotropic", "--outer-steps", "0"]
+    facts = answer(capsys, "fit", source, "--out", place, *choices)
     assert facts["model"] == f"{place}-2"
     assert SECRET not in TangentClassifier.from_pretrained(place).ids_
     assert len(TangentClassifier.from_pretrained(f"{place}-2").ids_) == 12

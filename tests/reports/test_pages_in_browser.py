@@ -25,6 +25,7 @@ from tangentune.reports.selection_page import write_selection_page
 
 pytestmark = NEEDED
 N = 28  # four of them on the sheet
+FEW = 12  # of several labels each, which make long pages
 X, Y = pictures(N + 26)
 NAMES = np.array(["ant", "bee <i>", "a rather long name of a class", "dog"])[Y]
 IDS = [f"{NAMES[i]}/day {i % 3} & more/{i:03d}.png" for i in range(N)]
@@ -32,7 +33,7 @@ PAGES = ("report", "numbers", "labels", "suspects", "explain", "evaluation", "ev
 
 
 def given(first: int, last: int, labels: Any) -> Pictures:
-    names = IDS if first == 0 else [f"new/{i}.png" for i in range(first, last)]
+    names = IDS[:last] if first == 0 else [f"new/{i}.png" for i in range(first, last)]
     return Pictures(torch.from_numpy(X[first:last]), labels, names)
 
 
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = TangentClassifier(small(), **FIXED).fit(given(0, N, NAMES[:N]))
     numbers = TangentRegressor(small(), **FIXED).fit(given(0, N, 1000 * X[:N].mean((1, 2, 3))))
     several = [[str(NAMES[i]), "wet"] if i % 3 else ["wet"] for i in range(len(X))]
-    labels = TangentClassifier(small(), **FIXED).fit(given(0, N, None), several[:N])
+    labels = TangentClassifier(small(), **FIXED).fit(given(0, FEW, None), several[:FEW])
     new = given(N, N + 26, NAMES[N:])
     known = links(folder / "originals", folder / "p.html")
     write_report(model, folder / "report.html", "my model", folder / "originals")
@@ -57,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_page(render_explanations(model, new.select([0, 1]), found, None, known), folder / "explain.html")
     write_page(render_evaluation(model, evaluate(model, new)), folder / "evaluation.html")
     marks = np.array([[name in one for name in labels.classes_.tolist()] for one in several[N:]], int)
-    judged = evaluate(labels, new.relabelled(marks))
+    judged = evaluate(labels, new.relabelled(marks).select(slice(0, FEW)))
     write_page(render_evaluation(labels, judged), folder / "evaluated labels.html")
     chosen = select_source(folder / "originals", folder / "originals", small(), n_jobs=1, budget=12).manifest
     write_selection_page(folder / "selection.html", chosen, folder / "originals", n_jobs=1)
@@ -94,7 +95,8 @@ def test_everybody_can_read_it(browser: Any, site: Path, name: str) -> None:
             dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 19, 25)"
             assert dark == (scheme == "dark")
             assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), f"wider than {width} px"
-            found[width, scheme] = faults(page)
+            if (width, scheme) in ((1400, "light"), (390, "dark")):  # colours do not depend on the width
+                found[width, scheme] = faults(page)
     page.context.close()
     assert {where: what for where, what in found.items() if what} == {}
 

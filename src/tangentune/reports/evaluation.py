@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tangentune.errors import nice_number
 from tangentune.estimators.scores import Answers, Judged, judge
 from tangentune.pictures.pictures import Pictures
-from tangentune.reports import figures as plots
 from tangentune.reports import tables
 from tangentune.reports.gallery import Link, gallery
 from tangentune.reports.pages import Estimator, is_classifier, render
@@ -95,6 +94,8 @@ def render_evaluation(model: Estimator, found: Evaluation, link: Link | None = N
         flat = values.ravel()
         context |= _reliability(targets.ravel(), np.stack([1 - flat, flat], axis=1), found.scores)
     else:
+        from tangentune.reports import figures as plots  # with matplotlib, which scores alone need not wait for
+
         figure = plots.scatter_figure(targets, values.reshape(targets.shape), "prediction")
         alt = "Predictions against true values; perfect predictions lie on the diagonal."
         context["scatter_svg"] = plots.to_svg(figure, key="scatter", alt=alt)
@@ -102,6 +103,8 @@ def render_evaluation(model: Estimator, found: Evaluation, link: Link | None = N
 
 
 def _reliability(targets: NDArray[Any], values: NDArray[Any], scores: dict[str, float]) -> dict[str, Any]:
+    from tangentune.reports import figures as plots
+
     curve = plots.reliability_figure(metrics.reliability(targets, values))
     alt = f"Share right against confidence; the expected calibration error is {100 * scores['ece']:.1f} percent."
     return {"reliability_svg": plots.to_svg(curve, key="reliability", alt=alt)}
