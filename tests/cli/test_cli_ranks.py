@@ -1,4 +1,4 @@
-"""Commands shared among ranks: the same bits by one, two and three, and after a kill; one rank speaks and writes."""
+"""Commands shared among ranks: the same bits by one, two and four, and after a kill; one rank speaks and writes."""
 
 from __future__ import annotations
 
@@ -139,10 +139,10 @@ def alone(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 def test_any_number_of_processes_does_the_same(
     place: Path, tmp_path: Path, command: str, alone: Callable[[str], Found]
 ) -> None:
-    """Three here, and two in the next test."""
+    """Four here, and two in the next test."""
     found = alone(command)
     assert len(found) > 1 or len(found["said"]) > 10
-    assert made_by(3, command, tmp_path / "by3") == found
+    assert made_by(4, command, tmp_path / "by4") == found
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "fit", "suggest", "select"])
