@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from tangentune.deployment.error_bars import body_share
 from tangentune.deployment.forms import (
-    MatrixRow,
     Row,
     at_positions,
     by_pairs,
     folded,
-    in_metric,
     joined,
     pair_length,
     position_products,
@@ -47,14 +45,14 @@ class Predictor(nn.Module):
         share = 1 / probes if own.normalize or self.prior else 0.0
         self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
-        self.thin = {name: metric for name, metric in own.metric.items() if name in names and _few(metric)}
+        self.inside = {name: metric for name, metric in own.metric.items() if name in names and self._inside(name)}
         self.weights = {
-            name: [folded(part, own.metric.get(name) if name not in self.thin else None)
+            name: [folded(part, None if name in self.inside else own.metric.get(name))
                    for part in model.body[name].chunk(probes, 1)] for name in names
         }  # fmt: skip
         shapes = {name: parameter.shape for name, parameter in own.tangent.parameters().items()}
         self.vectors = [name for name in names if len(shapes[name]) < 2]
-        self.watched = Watched(network, frozenset(names))
+        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n, C) of a batch, and, if it is wanted, each picture's kernel with itself (n,)."""
@@ -92,8 +90,7 @@ class Predictor(nn.Module):
                 for site, g in zip(sites, own, strict=True):
                     for name, row in site.rows.items():
                         found = row(g)
-                        together = found.views_together(views) if isinstance(found, MatrixRow) else _added(found, views)
-                        rows[name].append(together)
+                        rows[name].append(_added(found, views) if isinstance(found, Tensor) else found)
                 passes.append(rows)
             return _added(phi.detach(), views) / views, passes
 
@@ -114,27 +111,26 @@ class Predictor(nn.Module):
         ones = self.model.head.new_ones(width)
         return self.lengths[name] * (ones if metric is None else (metric.left * metric.right).flatten().square())
 
+    def _inside(self, name: str) -> bool:
+        """Whether everything is asked of a matrix's rows in their metric: for their length, or if they are shorter."""
+        left, right = (side.shape for side in (self.model.map.metric[name].left, self.model.map.metric[name].right))
+        fewer = left[2] < left[1] or right[2] < right[1]
+        return left[0] == 1 and left[1] * right[1] > 1 and (fewer or bool(self.lengths[name]))
+
     def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
         """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
-        weights, metric, row = self.weights[name][r], self.model.map.metric.get(name), joined(parts)
-        if name in self.thin:
-            assert row is not None, "only matrices without groups lose directions"
-            row, metric = in_metric(row, self.thin[name]), None
-            parts = [row]
-        entry_by_entry = metric is not None and len(metric.left) > 1  # of a matrix that has no layer rule in a fit
-        pairs = not self.lengths[name] or (by_pairs(row, metric) and not entry_by_entry)
-        if row is not None and pairs and at_positions(row, len(weights)):
-            return position_products(row, weights), pair_length(row, metric) if self.lengths[name] else 0.0
-        whole = whole_row(parts)
+        weights, wanted, inside = self.weights[name][r], bool(self.lengths[name]), self.inside.get(name)
+        metric = None if inside is not None else self.model.map.metric.get(name)
+        row = joined(parts, inside)
+        assert inside is None or row is not None, "only matrices without groups have one metric for all entries"
+        pairs = row is not None and metric is None and by_pairs(row)
+        if row is not None and (pairs or not wanted) and at_positions(row, len(weights)):
+            return position_products(row, weights), pair_length(row) if wanted else 0.0
+        whole = whole_row(parts) if row is None else row.explicit()
         products = whole @ weights.T
-        if not self.lengths[name]:
+        if not wanted:
             return products, 0.0
-        return products, pair_length(row, metric) if row is not None and pairs else row_length(whole, metric)
-
-
-def _few(metric: Whitening) -> bool:
-    """Whether rows have fewer numbers in their metric: then everything is asked of them there."""
-    return any(side.shape[2] < side.shape[1] for side in (metric.left, metric.right))
+        return products, pair_length(row) if row is not None and pairs else row_length(whole, metric)
 
 
 def _added(values: Tensor, views: int) -> Tensor:

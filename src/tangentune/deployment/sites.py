@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from tangentune.deployment.forms import MatrixRow, Row, kernel_places
+from tangentune.deployment.forms import ConvolutionRow, LinearRow, Row
+from tangentune.deployment.frames import Convolution
 from tangentune.deployment.network_graph import Layout, NetworkGraph
 from tangentune.errors import LayerError
 
@@ -31,9 +32,9 @@ class Site:
 class Watched(fx.Interpreter):
     """Runs a graph and notes its sites; what does not depend on a site's output is not differentiated."""
 
-    def __init__(self, made: NetworkGraph, names: frozenset[str]):
+    def __init__(self, made: NetworkGraph, names: frozenset[str], views: int = 1):
         super().__init__(made.graph)
-        self.made, self.moving = made, names
+        self.made, self.moving, self.views = made, names, views
         self.sites: list[Site] = []
 
     def features(self, x: Tensor) -> Tensor:
@@ -65,6 +66,12 @@ class Watched(fx.Interpreter):
         self.sites.append(Site(output, rows))
         return (output,) if n.target is aten._native_batch_norm_legit_no_training.default else output
 
+    def together(self, layout: Layout, t: Tensor) -> Tensor:
+        """(N, c, T) -> (n, c, positions): repeats of a sample and views of a picture are further positions."""
+        if layout.repeats > 1:
+            t = layout.sample_first(t, self.count).transpose(1, 2).flatten(2)
+        return t if self.views == 1 else t.unflatten(0, (self.views, -1)).permute(1, 2, 0, 3).flatten(2)
+
     def moving_name(self, tensor: Tensor | None) -> str:
         """Of a parameter that moves; empty for anything else."""
         name = "" if tensor is None else self.made.names.get(id(tensor), "")
@@ -94,7 +101,10 @@ def _linear(watched: Watched, layout: Layout, x: Tensor, weight: Tensor, bias: T
         return layout.sample_first(t, watched.count).flatten(1, -2)
 
     def of_weight(g: Tensor) -> Row:
-        return MatrixRow(positions(g)[:, None], (positions(x)[:, None],))
+        sides, views = (positions(g), positions(x)), watched.views
+        if views > 1:
+            sides = [t.unflatten(0, (views, -1)).transpose(0, 1).flatten(1, 2) for t in sides]
+        return LinearRow(*sides)
 
     return aten.linear.default(x, weight, bias), _filled(
         watched, (weight, of_weight), (bias, lambda g: positions(g).sum(1))
@@ -110,18 +120,14 @@ def _convolution(
     kernel = weight.shape[2:]
     stride, padding, dilation = (_each(value, len(kernel)) for value in (stride, padding, dilation))
 
-    def positions(t: Tensor) -> Tensor:
-        """(N, C, ...) -> (n, groups, T, C / groups)."""
-        t = layout.sample_first(t.flatten(2).unflatten(1, (groups, -1)), watched.count)
-        return t.permute(0, 2, 1, 4, 3).flatten(2, 3)
+    way = Convolution(kernel, stride, padding, dilation, groups)
 
     def of_weight(g: Tensor) -> Row:
-        return MatrixRow(
-            positions(g), tuple(map(positions, kernel_places(x, kernel, stride, padding, dilation, g.shape[2:])))
-        )
+        return ConvolutionRow(g, x.detach(), way, lambda t: watched.together(layout, t))
 
-    output = aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
-    return output, _filled(watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g)))
+    return way(x, weight, bias, groups), _filled(
+        watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g))
+    )
 
 
 @_rule(aten.conv2d.padding, aten.conv1d.padding)
