@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from tangentune.deployment.network_graph import COUNT
+from tangentune.deployment.onnx_shapes import fixed
 from tangentune.deployment.plain_operators import plain_operators
 from tangentune.errors import InputError, LayerError, cannot_import, first_line
 from tangentune.jacobian.forward_mode import math_attention
@@ -116,6 +117,7 @@ def _write_onnx(program: ExportedProgram, outputs: Sequence[str], facts: dict[st
             what = f"ONNX has no operator for {missing[1]}" if missing else first_line(error)
             raise LayerError(f"this network cannot be written as ONNX ({what}); name a .pt2 file instead") from error
     assert made is not None
+    fixed(made.model)
     size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value)
     if size > LIMIT:
         raise InputError(

@@ -67,20 +67,46 @@ class ConvolutionRow:
     x: Tensor
     way: Convolution
     together: Callable[[Tensor], Tensor]
+    repeats: int  # N / n
 
     def positions(self, metric: Whitening | None) -> Positions | None:
         """Both sides, in the metric; None for groups, and for larger kernels without a metric."""
-        way = self.way
-        if way.groups > 1:
+        if self.way.groups > 1:
             return None
-        if metric is not None:
-            left, right = metric.left[0].T, metric.right[0].T
-            ones = [1] * len(way.kernel)
-            once = Convolution(ones, ones, [0] * len(ones), ones, 1)
-            g, a = once(self.g, left.reshape(*left.shape, *ones)), way(self.x, right.unflatten(1, (-1, *way.kernel)))
-            return Positions(self.together(g.flatten(2)), self.together(a.flatten(2)))
-        g, places = seen(self.g, self.x, way)
-        return Positions(self.together(g), self.together(places[0])) if len(places) == 1 else None
+        if metric is None:
+            g, places = seen(self.g, self.x, self.way)
+            return Positions(self.together(g), self.together(places[0])) if len(places) == 1 else None
+        return Positions(*map(self.together, (self._outputs(metric), self._inputs(metric))))
+
+    def _outputs(self, metric: Whitening) -> Tensor:
+        """`left^T g` (N, k, T), as a convolution: products of a matrix with a batch would copy the matrix."""
+        ones = [1] * len(self.way.kernel)
+        once = Convolution(ones, ones, [0] * len(ones), ones, 1)
+        return once(self.g, metric.left[0].T.reshape(*metric.left.shape[:0:-1], *ones)).flatten(2)
+
+    def _inputs(self, metric: Whitening) -> Tensor:
+        """`right^T a` (N, l, T): another convolution of the input, no place of the kernel is ever copied."""
+        return self.way(self.x, metric.right[0].T.unflatten(1, (-1, *self.way.kernel))).flatten(2)
+
+    def one_side_first(self, metric: Whitening) -> Tensor | None:
+        """(n, k l) from positions of which only one side is in the metric, the other turned after their sum.
+
+        None where that takes more multiply-adds: `T (o k + i l + k l)` for both, `T (i l + o l) + o k l` for the inputs.
+        """
+        g, outputs, inputs = self.g.flatten(2), metric.left.shape[1], metric.right.shape[1]
+        k, l, positions = metric.left.shape[2], metric.right.shape[2], self.repeats * g.shape[2]
+        both = positions * (outputs * wide(k) + inputs * wide(l) + k * wide(l))
+        by_inputs = positions * (inputs * wide(l) + outputs * wide(l)) + outputs * k * l
+        by_outputs = positions * (outputs * wide(k) + inputs * wide(k)) + inputs * k * l
+        plain = all(side == 1 for side in (*self.way.kernel, *self.way.stride))
+        if by_inputs < both and (by_inputs < by_outputs or not plain):
+            product = self._summed(torch.bmm(self._inputs(metric), g.transpose(1, 2)).flatten(1))
+            return times(product.unflatten(1, (l, outputs)), metric.left[0]).transpose(1, 2).flatten(1)
+        if plain and by_outputs < both:
+            x = self.x.flatten(2)
+            product = self._summed(torch.bmm(self._outputs(metric), x.transpose(1, 2)).flatten(1))
+            return times(product.unflatten(1, (k, inputs)), metric.right[0]).flatten(1)
+        return None
 
     def explicit(self) -> Tensor:
         """(n, groups o i places); cost T groups o i places."""
@@ -88,13 +114,17 @@ class ConvolutionRow:
         groups, positions = self.way.groups, g.shape[2]
         if groups == g.shape[1] == places[0].shape[1]:  # a channel alone: no product of matrices
             whole = torch.stack([(g * a).sum(2) for a in places], 2).flatten(1)
-            return self.together(whole.unsqueeze(2)).sum(2)
+            return self._summed(whole)
         a = torch.stack(places, 2).flatten(1, 2)
         if groups == 1:
             return Positions(self.together(g), self.together(a)).explicit()
         g, a = (t.reshape(-1, t.shape[1] // groups, positions) for t in (g, a))
         whole = Positions(g, a).explicit().unflatten(0, (-1, groups)).flatten(1)
-        return self.together(whole.unsqueeze(2)).sum(2)
+        return self._summed(whole)
+
+    def _summed(self, whole: Tensor) -> Tensor:
+        whole = self.together(whole.unsqueeze(2))
+        return whole.sum(2) if whole.shape[2] > 1 else whole.squeeze(2)
 
 
 MatrixRow = LinearRow | ConvolutionRow
@@ -140,6 +170,11 @@ def position_products(row: Positions, weights: Tensor) -> Tensor:
     return torch.bmm(narrow, spread.flatten(1).unflatten(1, (-1, len(weights))))[:, 0]
 
 
+def wide(columns: int) -> int:
+    """What a product with few columns takes, as if it had more."""
+    return max(columns, 16)
+
+
 def times(values: Tensor, matrix: Tensor) -> Tensor:
     """(n, T, k) times (k, m), as one product for all."""
     return (values.flatten(0, 1) @ matrix).unflatten(0, (-1, values.shape[1]))
@@ -160,15 +195,20 @@ def pair_length(row: Positions) -> Tensor:
 def row_length(whole: Tensor, metric: Whitening | None) -> Tensor:
     """(n,) squared length of explicit rows (n, width) in their metric."""
     if metric is None:
-        return whole.square().sum(1)
+        return squared(whole).sum(1)
     groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
     if outputs == 1 == inputs:
-        return (whole * (metric.left * metric.right).flatten()).square().sum(1)
+        return squared(whole * (metric.left * metric.right).flatten()).sum(1)
     blocks = whole.unflatten(1, (groups, outputs, inputs)).transpose(0, 1).flatten(1, 2)  # (groups, n o, i)
     turned = torch.bmm(blocks, metric.right).unflatten(1, (-1, outputs)).transpose(2, 3)  # (groups, n, l, o)
     if outputs == 1:
-        return (turned[..., 0] * metric.left).square().sum((0, 2))
-    return torch.bmm(turned.flatten(1, 2), metric.left).unflatten(1, (-1, turned.shape[2])).square().sum((0, 2, 3))
+        return squared(turned[..., 0] * metric.left).sum((0, 2))
+    return squared(torch.bmm(turned.flatten(1, 2), metric.left).unflatten(1, (-1, turned.shape[2]))).sum((0, 2, 3))
+
+
+def squared(values: Tensor) -> Tensor:
+    """As a product: runtimes take powers one number at a time."""
+    return values * values
 
 
 def folded(weights: Tensor, metric: Whitening | None) -> Tensor:

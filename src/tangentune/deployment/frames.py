@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -37,6 +37,16 @@ class Convolution:
         return torch.ops.aten.convolution.default(
             x, weight, bias, self.stride, self.padding, self.dilation, False, none, groups
         )
+
+
+def convolution(
+    weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Convolution:
+    """Settings as torch writes them: for each axis one number, or a list of one or of all."""
+    axes = weight.dim() - 2
+    lists = [[value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
+    each = [values * axes if len(values) == 1 else values for values in lists]
+    return Convolution(list(weight.shape[2:]), *each, groups)
 
 
 def framed(t: Tensor, before: Sequence[int], size: Sequence[int], step: Sequence[int]) -> Tensor:

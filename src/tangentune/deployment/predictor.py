@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tangentune.deployment.error_bars import body_share
 from tangentune.deployment.forms import (
+    ConvolutionRow,
     Row,
     at_positions,
     by_pairs,
@@ -22,6 +23,7 @@ from tangentune.deployment.forms import (
     pair_length,
     position_products,
     row_length,
+    squared,
     whole_row,
 )
 from tangentune.deployment.network_graph import NetworkGraph
@@ -45,29 +47,45 @@ class Predictor(nn.Module):
         share = 1 / probes if own.normalize or self.prior else 0.0
         self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
-        self.inside = {name: metric for name, metric in own.metric.items() if name in names and self._inside(name)}
+        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1)
+        self.metric = {name: self._with_scale(name) for name in names if name in own.metric}
+        self.inside = frozenset(name for name in self.metric if self._inside(name))
         self.weights = {
-            name: [folded(part, None if name in self.inside else own.metric.get(name))
-                   for part in model.body[name].chunk(probes, 1)] for name in names
-        }  # fmt: skip
+            name: [self._folded(name, part) for part in model.body[name].chunk(probes, 1)] for name in names
+        }
         shapes = {name: parameter.shape for name, parameter in own.tangent.parameters().items()}
         self.vectors = [name for name in names if len(shapes[name]) < 2]
-        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1)
+
+    def _with_scale(self, name: str) -> Whitening:
+        """A metric that also does what a norm behind the kernel does to its rows."""
+        metric, scale = self.model.map.metric[name], self.watched.scales.get(name)
+        if scale is None:
+            return metric
+        return Whitening(scale.reshape(*metric.left.shape[:2], 1) * metric.left, metric.right)
+
+    def _folded(self, name: str, weights: Tensor) -> Tensor:
+        """Weights of rows as they come."""
+        if name in self.metric:
+            return weights if name in self.inside else folded(weights, self.metric[name])
+        scale = self.watched.scales.get(name)
+        if scale is None:
+            return weights
+        return (weights.unflatten(1, (len(scale), -1)) * scale[:, None]).flatten(1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n, C) of a batch, and, if it is wanted, each picture's kernel with itself (n,)."""
         own, views = self.model.map, 2 if self.model.map.mirrored else 1
         phi, passes = self._rows(torch.cat([x, x.flip(-1)]) if views == 2 else x, views)
         if own.normalize:
-            phi = phi * inverse_length(phi.square().sum(1))[:, None]
+            phi = phi * inverse_length(squared(phi).sum(1))[:, None]
         scores = self.model.intercept.to(phi) + phi @ self.model.head.T
-        prior = phi.square().sum(1)
+        prior = squared(phi).sum(1)
         if not self.weights:
             return scores, prior
         body, squares = torch.zeros_like(scores), torch.zeros_like(scores[:, 0])
         for r, rows in enumerate(passes):
             vectors = {name: whole_row(rows.pop(name)) for name in self.vectors}
-            products, length = self._of_vectors(r, vectors)
+            products, length = self._of_vectors(r, vectors, views)
             body, squares = body + products, squares + length
             for name, parts in rows.items():
                 products, length = self._of_matrix(name, r, parts)
@@ -90,43 +108,49 @@ class Predictor(nn.Module):
                 for site, g in zip(sites, own, strict=True):
                     for name, row in site.rows.items():
                         found = row(g)
-                        rows[name].append(_added(found, views) if isinstance(found, Tensor) else found)
+                        alone = isinstance(found, Tensor) and name not in self.vectors
+                        rows[name].append(_added(found, views) if alone else found)
                 passes.append(rows)
             return _added(phi.detach(), views) / views, passes
 
-    def _of_vectors(self, r: int, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+    def _of_vectors(self, r: int, rows: dict[str, Tensor], views: int) -> tuple[Tensor, Tensor | float]:
         """Inner products and squared lengths of all vectors at once: for each alone they would be many small steps."""
         if not rows:
             return self.model.head.new_zeros(()), 0.0
-        whole = torch.cat(list(rows.values()), 1)
+        whole = _added(torch.cat(list(rows.values()), 1), views)
         products = whole @ torch.cat([self.weights[name][r] for name in rows], 1).T
         if not any(self.lengths[name] for name in rows):
             return products, 0.0
         scales = torch.cat([self._scales(name, row.shape[1]) for name, row in rows.items()])
-        return products, (whole.square() * scales).sum(1)
+        return products, (squared(whole) * scales).sum(1)
 
     def _scales(self, name: str, width: int) -> Tensor:
         """What a vector's squared entries weigh."""
-        metric = self.model.map.metric.get(name)
+        metric = self.metric.get(name)
         ones = self.model.head.new_ones(width)
         return self.lengths[name] * (ones if metric is None else (metric.left * metric.right).flatten().square())
 
     def _inside(self, name: str) -> bool:
         """Whether everything is asked of a matrix's rows in their metric: for their length, or if they are shorter."""
-        left, right = (side.shape for side in (self.model.map.metric[name].left, self.model.map.metric[name].right))
+        left, right = self.metric[name].left.shape, self.metric[name].right.shape
         fewer = left[2] < left[1] or right[2] < right[1]
         return left[0] == 1 and left[1] * right[1] > 1 and (fewer or bool(self.lengths[name]))
 
     def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
         """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
-        weights, wanted, inside = self.weights[name][r], bool(self.lengths[name]), self.inside.get(name)
-        metric = None if inside is not None else self.model.map.metric.get(name)
-        row = joined(parts, inside)
-        assert inside is None or row is not None, "only matrices without groups have one metric for all entries"
+        weights, wanted, inside = self.weights[name][r], bool(self.lengths[name]), name in self.inside
+        metric = self.metric.get(name)
+        whole = None
+        if inside and len(parts) == 1 and isinstance(parts[0], ConvolutionRow):
+            whole = parts[0].one_side_first(metric)
+        row = None if whole is not None else joined(parts, metric if inside else None)
+        if inside:
+            metric = None
         pairs = row is not None and metric is None and by_pairs(row)
         if row is not None and (pairs or not wanted) and at_positions(row, len(weights)):
             return position_products(row, weights), pair_length(row) if wanted else 0.0
-        whole = whole_row(parts) if row is None else row.explicit()
+        if whole is None:
+            whole = whole_row(parts) if row is None else row.explicit()
         products = whole @ weights.T
         if not wanted:
             return products, 0.0

@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from tangentune.deployment.forms import ConvolutionRow, LinearRow, Row
-from tangentune.deployment.frames import Convolution
+from tangentune.deployment.frames import convolution
 from tangentune.deployment.network_graph import Layout, NetworkGraph
+from tangentune.deployment.norms import Folded, clipped, folded_norms
 from tangentune.errors import LayerError
 
 aten: Any = torch.ops.aten
@@ -33,9 +34,12 @@ class Watched(fx.Interpreter):
     """Runs a graph and notes its sites; what does not depend on a site's output is not differentiated."""
 
     def __init__(self, made: NetworkGraph, names: frozenset[str], views: int = 1):
-        super().__init__(made.graph)
+        super().__init__(made.graph, garbage_collect_values=False)
         self.made, self.moving, self.views = made, names, views
         self.sites: list[Site] = []
+        self.norms = folded_norms(made)  # by node
+        self.before = {one.convolution for one in self.norms.values()}
+        self.scales = {made.names[id(one.kernel)]: one.scale for one in self.norms.values() if id(one.kernel) in made.names}
 
     def features(self, x: Tensor) -> Tensor:
         """Features (n, d) of pictures; the sites are those of this pass."""
@@ -46,7 +50,13 @@ class Watched(fx.Interpreter):
         """The node's value; one that uses a parameter that moves becomes a site."""
         if n.op != "call_function":
             return super().run_node(n)
+        if n in self.before:
+            return None  # its norm does its work
+        if n in self.norms:
+            return self._folded(self.norms[n])
         args, _ = self.fetch_args_kwargs_from_env(n)
+        if n.target in (aten.hardtanh.default, aten.hardtanh_.default):
+            return clipped(*args)
         if n.target is aten.view.default:  # memory order may be another one here than where the graph was written
             return aten.reshape.default(*args)
         if not any(self.moving_name(value) for value in args if isinstance(value, Tensor)):
@@ -65,6 +75,25 @@ class Watched(fx.Interpreter):
             output = output.detach().requires_grad_()
         self.sites.append(Site(output, rows))
         return (output,) if n.target is aten._native_batch_norm_legit_no_training.default else output
+
+    def _folded(self, norm: Folded) -> tuple[Tensor]:
+        """The value of a norm, from the input of the convolution before it."""
+        x, kernel, bias = self.env[norm.convolution.args[0]], norm.kernel, norm.bias
+        layout = self.made.layouts.get(norm.convolution.name)
+        output = norm.way(x, norm.scaled, norm.offset, norm.way.groups)
+        if layout is None or not any(map(self.moving_name, (kernel, bias, norm.gamma, norm.beta))):
+            return (output,)
+        together = lambda t: self.together(layout, t)
+        summed = lambda g: _channels(self, layout, g)
+        of_gamma = lambda g: (summed(g * self.env[norm.shown].detach()) - norm.beta * summed(g)) / norm.gamma
+        pairs = (
+            (kernel, lambda g: ConvolutionRow(g, x.detach(), norm.way, together, self.views * layout.repeats)),
+            (bias, lambda g: norm.scale * summed(g)), (norm.gamma, of_gamma), (norm.beta, summed),
+        )  # fmt: skip
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        self.sites.append(Site(output, _filled(self, *pairs)))
+        return (output,)
 
     def together(self, layout: Layout, t: Tensor) -> Tensor:
         """(N, c, T) -> (n, c, positions): repeats of a sample and views of a picture are further positions."""
@@ -117,13 +146,11 @@ def _convolution(
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
     """Convolutions in one or two dimensions."""
-    kernel = weight.shape[2:]
-    stride, padding, dilation = (_each(value, len(kernel)) for value in (stride, padding, dilation))
-
-    way = Convolution(kernel, stride, padding, dilation, groups)
+    way = convolution(weight, stride, padding, dilation, groups)
 
     def of_weight(g: Tensor) -> Row:
-        return ConvolutionRow(g, x.detach(), way, lambda t: watched.together(layout, t))
+        together = lambda t: watched.together(layout, t)
+        return ConvolutionRow(g, x.detach(), way, together, watched.views * layout.repeats)
 
     return way(x, weight, bias, groups), _filled(
         watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g))
@@ -137,22 +164,16 @@ def _named_padding(
 ) -> Any:  # fmt: skip
     """`padding="same"`: zeros around, the odd one after."""
     if padding == "same":
-        steps = _each(dilation, weight.dim() - 2)
+        steps = convolution(weight, dilation=dilation).dilation
         totals = [step * (length - 1) for step, length in zip(steps, weight.shape[2:], strict=True)]
         x = F.pad(x, [side for total in reversed(totals) for side in (total // 2, total - total // 2)])
     return _convolution(watched, layout, x, weight, bias, stride, 0, dilation, groups)
 
 
-def _each(value: Any, axes: int) -> list[int]:
-    """A setting for each axis, as torch writes it: one number, or a list of one or of all."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values
-
-
 def _channels(watched: Watched, layout: Layout, values: Tensor) -> Tensor:
     """(N, C, ...) summed over positions: (n, C)."""
     values = values.flatten(2).sum(2) if values.dim() > 2 else values
-    return layout.sample_first(values, watched.count).sum(1)
+    return values if layout.repeats == 1 else layout.sample_first(values, watched.count).sum(1)
 
 
 @_rule(aten._native_batch_norm_legit_no_training.default)
