@@ -17,10 +17,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tangentune.deployment.frames import Convolution, seen
+from tangentune.deployment.frames import Convolution, frames
 from tangentune.kernels.metric import Whitening
 
 MEMORY = 20  # multiply-adds in the time that a number takes to be written and read again
+BLOCK = 36  # rows of a matrix that small ones are put into
 NARROW = 4  # as many times a multiply-add takes in a product with few columns
 
 
@@ -74,8 +75,10 @@ class ConvolutionRow:
         if self.way.groups > 1:
             return None
         if metric is None:
-            g, places = seen(self.g, self.x, self.way)
-            return Positions(self.together(g), self.together(places[0])) if len(places) == 1 else None
+            if max(self.way.kernel) > 1:
+                return None
+            seen = frames(self.g, self.x, self.way)
+            return Positions(self.together(seen.g), self.together(seen.places()[0]))
         return Positions(*map(self.together, (self._outputs(metric), self._inputs(metric))))
 
     def _outputs(self, metric: Whitening) -> Tensor:
@@ -110,17 +113,15 @@ class ConvolutionRow:
 
     def explicit(self) -> Tensor:
         """(n, groups o i places); cost T groups o i places."""
-        g, places = seen(self.g, self.x, self.way)
-        groups, positions = self.way.groups, g.shape[2]
-        if groups == g.shape[1] == places[0].shape[1]:  # a channel alone: no product of matrices
-            whole = torch.stack([(g * a).sum(2) for a in places], 2).flatten(1)
-            return self._summed(whole)
-        a = torch.stack(places, 2).flatten(1, 2)
+        seen, groups = frames(self.g, self.x, self.way), self.way.groups
+        g = seen.g
+        if groups == g.shape[1] == seen.x.shape[1]:  # a channel alone: no product of matrices
+            return self._summed(seen.by_channel().flatten(1))
+        a = torch.stack(seen.places(), 2).flatten(1, 2)
         if groups == 1:
             return Positions(self.together(g), self.together(a)).explicit()
-        g, a = (t.reshape(-1, t.shape[1] // groups, positions) for t in (g, a))
-        whole = Positions(g, a).explicit().unflatten(0, (-1, groups)).flatten(1)
-        return self._summed(whole)
+        g, a = (t.reshape(-1, t.shape[1] // groups, t.shape[2]) for t in (g, a))
+        return self._summed(Positions(g, a).explicit().unflatten(0, (-1, groups)).flatten(1))
 
     def _summed(self, whole: Tensor) -> Tensor:
         whole = self.together(whole.unsqueeze(2))
@@ -199,11 +200,25 @@ def row_length(whole: Tensor, metric: Whitening | None) -> Tensor:
     groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
     if outputs == 1 == inputs:
         return squared(whole * (metric.left * metric.right).flatten()).sum(1)
+    if outputs == 1:
+        turned = torch.bmm(whole.unflatten(1, (groups, inputs)).transpose(0, 1), metric.right)
+        return squared(turned * metric.left).sum((0, 2))
     blocks = whole.unflatten(1, (groups, outputs, inputs)).transpose(0, 1).flatten(1, 2)  # (groups, n o, i)
     turned = torch.bmm(blocks, metric.right).unflatten(1, (-1, outputs)).transpose(2, 3)  # (groups, n, l, o)
-    if outputs == 1:
-        return squared(turned[..., 0] * metric.left).sum((0, 2))
     return squared(torch.bmm(turned.flatten(1, 2), metric.left).unflatten(1, (-1, turned.shape[2]))).sum((0, 2, 3))
+
+
+def side_by_side(metric: Whitening) -> Whitening:
+    """A metric of many small groups with one output each as one of fewer, each with several of them on its diagonal:
+    a product of matrices takes as long as thousands of multiply-adds, however small.
+    """
+    groups, outputs, inputs = len(metric.left), metric.left.shape[1], metric.right.shape[1]
+    together = next(count for count in range(max(1, BLOCK // inputs), 0, -1) if groups % count == 0)
+    if outputs > 1 or inputs == 1 or together == 1:
+        return metric
+    parts = (metric.left * metric.right).reshape(-1, together, inputs, 1, metric.right.shape[2])
+    right = (parts * torch.eye(together).to(parts)[:, None, :, None]).reshape(groups // together, together * inputs, -1)
+    return Whitening(right.new_ones(len(right), 1, 1), right)
 
 
 def squared(values: Tensor) -> Tensor:

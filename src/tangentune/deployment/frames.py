@@ -51,37 +51,61 @@ def convolution(
 
 def framed(t: Tensor, before: Sequence[int], size: Sequence[int], step: Sequence[int]) -> Tensor:
     """(N, C, H, W) in zeros of another size: entry (i, j) at `before + step (i, j)`; rows beyond are cut off."""
-    height, width = t.shape[2:]
-    if (before[1], size[1], step[1]) != (0, width, 1):
-        if step[1] == 1 and width > FEW:
-            t = F.pad(t, (before[1], size[1] - before[1] - width))
+    (height, width), wide = t.shape[2:], size[1] * step[0]  # a row with the rows of zeros that follow it
+    if (before[1], wide, step[1]) != (0, width, 1):
+        if max(step) == 1 and width > FEW:
+            t = F.pad(t, (before[1], wide - before[1] - width))
         else:
-            places = [[float(j == before[1] + step[1] * i) for j in range(size[1])] for i in range(width)]
-            moved = t.flatten(0, 2) @ torch.tensor(places, dtype=t.dtype)
-            t = moved.unflatten(0, (-1, t.shape[1], height))
-    if step[0] > 1:
-        t = F.pad(t.unsqueeze(3), (0, 0, 0, step[0] - 1)).flatten(2, 3)
+            places = [[float(j == before[1] + step[1] * i) for j in range(wide)] for i in range(width)]
+            t = (t.flatten(0, 2) @ torch.tensor(places, dtype=t.dtype)).unflatten(0, (-1, t.shape[1], height))
     after = size[0] - before[0] - height * step[0]
-    if not (before[0] or after):
-        return t
-    return F.pad(t.flatten(2), (before[0] * size[1], after * size[1])).unflatten(2, (size[0], size[1]))
+    if before[0] or after:
+        t = F.pad(t.flatten(2), (before[0] * size[1], after * size[1]))
+    return t.reshape(-1, t.shape[1], *size)
 
 
-def seen(g: Tensor, x: Tensor, way: Convolution) -> tuple[Tensor, list[Tensor]]:
-    """A convolution's output cotangent (N, o, *out) as (N, o, T), and for each place of its kernel the input (N, i, T)
-    that meets it; positions of a frame, most of whose cotangents may be 0.
+@final
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The output cotangent `g` (N, o, T) and the padded input `x` (N, i, longer) of a convolution as flat frames of
+    one width; row r and column c of the kernel see `x` from `rows[r] + columns[c]` on.
     """
+
+    g: Tensor
+    x: Tensor
+    rows: list[int]
+    columns: list[int]
+
+    def places(self) -> list[Tensor]:
+        """What each place of the kernel sees, (N, i, T)."""
+        length = self.g.shape[2]
+        if self.x.shape[2] == length:
+            return [self.x]
+        return [self.x.narrow(2, row + column, length) for row in self.rows for column in self.columns]
+
+    def by_channel(self) -> Tensor:
+        """(N, C, places) of `sum_t g_t x_(t + row + column)`, a channel alone: g moved by columns, x by rows."""
+        last = self.columns[-1]
+        g = F.pad(self.g, (last, last)) if last else self.g
+        length = self.g.shape[2] + last
+        moved = [g.narrow(2, last - column, length) if last else g for column in self.columns]
+        seen = [self.x.narrow(2, row, length) for row in self.rows]
+        whole = torch.cat([(a * b).sum(2) for a in seen for b in moved], 1)
+        return whole.unflatten(1, (len(seen) * len(moved), -1)).transpose(1, 2)
+
+
+def frames(g: Tensor, x: Tensor, way: Convolution) -> Frames:
+    """Frames of the output cotangent (N, o, *out) and the input (N, i, *in) of a convolution."""
     kernel, stride, padding, dilation = way.kernel, way.stride, way.padding, way.dilation
     if len(kernel) == 1:
         g, x = g.unsqueeze(2), x.unsqueeze(2)
         kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
     height, width = (side + 2 * pad for side, pad in zip(x.shape[2:], padding, strict=True))
-    rows = g.shape[2] * stride[0]
-    last = (kernel[0] - 1) * dilation[0] * width + (kernel[1] - 1) * dilation[1]
-    height = max(height, -(-(last + rows * width) // width))  # so that every stretch ends inside
-    flat = framed(x, padding, (height, width), (1, 1)).flatten(2)
-    places = product(*map(range, kernel))
-    starts = [i * dilation[0] * width + j * dilation[1] for i, j in places]
-    return framed(g, (0, 0), (rows, width), stride).flatten(2), [
-        flat if flat.shape[2] == rows * width else flat.narrow(2, start, rows * width) for start in starts
-    ]
+    rows, columns = ([i * step * far for i in range(count)]
+                     for count, step, far in zip(kernel, dilation, (width, 1), strict=True))  # fmt: skip
+    taken = g.shape[2] * stride[0]
+    height = max(height, -(-(rows[-1] + columns[-1]) // width) + taken)  # so that the last place ends inside
+    return Frames(
+        framed(g, (0, 0), (taken, width), stride).flatten(2),
+        framed(x, padding, (height, width), (1, 1)).flatten(2), rows, columns,
+    )  # fmt: skip

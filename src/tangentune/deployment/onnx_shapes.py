@@ -29,7 +29,8 @@ def fixed(model: Any) -> None:
             node.replace_input_with(1, known[sizes])
         elif node.op_type == "CastLike":
             own, like = node.inputs
-            if own.dtype is not None and own.dtype == like.dtype:
+            number = ir.convenience.get_const_tensor(own)
+            if number is not None and number.dtype == like.dtype:
                 node.outputs[0].replace_all_uses_with(own)
     passes.RemoveUnusedNodesPass()(model)
 

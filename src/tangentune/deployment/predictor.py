@@ -23,6 +23,7 @@ from tangentune.deployment.forms import (
     pair_length,
     position_products,
     row_length,
+    side_by_side,
     squared,
     whole_row,
 )
@@ -59,9 +60,8 @@ class Predictor(nn.Module):
     def _with_scale(self, name: str) -> Whitening:
         """A metric that also does what a norm behind the kernel does to its rows."""
         metric, scale = self.model.map.metric[name], self.watched.scales.get(name)
-        if scale is None:
-            return metric
-        return Whitening(scale.reshape(*metric.left.shape[:2], 1) * metric.left, metric.right)
+        left = metric.left if scale is None else scale.reshape(*metric.left.shape[:2], 1) * metric.left
+        return side_by_side(Whitening(left, metric.right))
 
     def _folded(self, name: str, weights: Tensor) -> Tensor:
         """Weights of rows as they come."""
@@ -132,7 +132,7 @@ class Predictor(nn.Module):
 
     def _inside(self, name: str) -> bool:
         """Whether everything is asked of a matrix's rows in their metric: for their length, or if they are shorter."""
-        left, right = self.metric[name].left.shape, self.metric[name].right.shape
+        left, right = self.model.map.metric[name].left.shape, self.model.map.metric[name].right.shape
         fewer = left[2] < left[1] or right[2] < right[1]
         return left[0] == 1 and left[1] * right[1] > 1 and (fewer or bool(self.lengths[name]))
 
