@@ -93,7 +93,7 @@ class _Clipped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (y,) = ctx.saved_tensors
-        return grad * positive((y - ctx.low if ctx.low else y) * (ctx.high - y)), None, None
+        return grad * positive((y - ctx.low if ctx.low else y) * (y - ctx.high), -1), None, None
 
 
 def clipped(x: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.nn import functional as F
 
@@ -29,6 +29,24 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
         aten.avg_pool2d_backward.default: average_pool_backward,
         aten._adaptive_avg_pool2d_backward.default: adaptive_pool_backward,
     }
+
+
+def writes_over(node: fx.Node) -> bool:
+    """Whether an operator changes one of its inputs."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def without_writing_over(graph: fx.Graph) -> None:
+    """Operators like `div_` as `div`, where nothing else sees the value that they change."""
+    for node in filter(writes_over, graph.nodes):
+        name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
+        plain = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
+        own = node.args[0]
+        fresh = isinstance(own.target, torch._ops.OpOverload) and not any(
+            each.alias_info for each in own.target._schema.arguments
+        )
+        if plain is not None and name.endswith("_") and fresh and len(own.users) == 1:
+            node.target = plain
 
 
 def convolution_backward(
@@ -59,9 +77,9 @@ def threshold_backward(grad: Tensor, result: Tensor, threshold: float) -> Tensor
     return grad * positive(result - threshold if threshold else result)
 
 
-def positive(x: Tensor) -> Tensor:
-    """1 where a number is above 0, else 0, without a choice for each, which costs runtimes ten times as much."""
-    return F.hardtanh(x * STEEP, 0, 1)
+def positive(x: Tensor, sign: int = 1) -> Tensor:
+    """1 where a number, with its sign turned for -1, is above 0, else 0: without a choice for each, which costs runtimes ten times as much."""
+    return F.hardtanh(x * (sign * STEEP), 0, 1)
 
 
 def max_pool_backward(
@@ -99,9 +117,10 @@ def adaptive_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Adaptive pooling is a matrix along each axis: row j is the mean over `floor(j L / m) ... ceil((j + 1) L / m)`."""
     for axis in (2, 3):
         length, cells = x.shape[axis], grad.shape[axis]
-        matrix = torch.zeros(cells, length, dtype=grad.dtype)
-        for j in range(cells):
+        rows = [[0.0] * length for _ in range(cells)]
+        for j, row in enumerate(rows):
             first, last = j * length // cells, -(-(j + 1) * length // cells)
-            matrix[j, first:last] = 1 / (last - first)
+            row[first:last] = [1 / (last - first)] * (last - first)
+        matrix = torch.tensor(rows, dtype=grad.dtype)
         grad = (grad.transpose(axis, -1) @ matrix).transpose(axis, -1)
     return grad

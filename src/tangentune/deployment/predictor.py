@@ -48,7 +48,8 @@ class Predictor(nn.Module):
         share = 1 / probes if own.normalize or self.prior else 0.0
         self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
-        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1)
+        whole = frozenset(name for name in names if name not in own.metric and self.lengths[name])
+        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1, whole)
         self.metric = {name: self._with_scale(name) for name in names if name in own.metric}
         self.inside = frozenset(name for name in self.metric if self._inside(name))
         self.weights = {

@@ -33,13 +33,14 @@ class Site:
 class Watched(fx.Interpreter):
     """Runs a graph and notes its sites; what does not depend on a site's output is not differentiated."""
 
-    def __init__(self, made: NetworkGraph, names: frozenset[str], views: int = 1):
+    def __init__(self, made: NetworkGraph, names: frozenset[str], views: int = 1, whole: frozenset[str] = frozenset()):
         super().__init__(made.graph, garbage_collect_values=False)
         self.made, self.moving, self.views = made, names, views
         self.sites: list[Site] = []
         self.norms = folded_norms(made)  # by node
         self.before = {one.convolution for one in self.norms.values()}
-        self.scales = {made.names[id(one.kernel)]: one.scale for one in self.norms.values() if id(one.kernel) in made.names}
+        kernels = {self.moving_name(one.kernel): one.scale for one in self.norms.values()}
+        self.scales = {name: scale for name, scale in kernels.items() if name and name not in whole}
 
     def features(self, x: Tensor) -> Tensor:
         """Features (n, d) of pictures; the sites are those of this pass."""
@@ -86,8 +87,10 @@ class Watched(fx.Interpreter):
         together = lambda t: self.together(layout, t)
         summed = lambda g: _channels(self, layout, g)
         of_gamma = lambda g: (summed(g * self.env[norm.shown].detach()) - norm.beta * summed(g)) / norm.gamma
+        left = self.moving_name(kernel) in self.scales  # to who asks for the row
+        of_kernel = lambda g: g if left else g * norm.scale.reshape(-1, *[1] * (g.dim() - 2))
         pairs = (
-            (kernel, lambda g: ConvolutionRow(g, x.detach(), norm.way, together, self.views * layout.repeats)),
+            (kernel, lambda g: ConvolutionRow(of_kernel(g), x.detach(), norm.way, together, self.views * layout.repeats)),
             (bias, lambda g: norm.scale * summed(g)), (norm.gamma, of_gamma), (norm.beta, summed),
         )  # fmt: skip
         if not output.requires_grad:
