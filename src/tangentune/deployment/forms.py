@@ -62,13 +62,13 @@ class LinearRow:
 @final
 @dataclass(frozen=True, eq=False)
 class ConvolutionRow:
-    """Of a convolution's kernel: `g` (N, o, *out), `x` (N, i, *in); `together` brings (N, c, T) to (n, c, positions)."""
+    """Of a convolution's kernel; `together` brings (N, c, T) of N = n repeats to (n, c, positions)."""
 
-    g: Tensor
-    x: Tensor
+    g: Tensor  # (N, o, *out)
+    x: Tensor  # (N, i, *in)
     way: Convolution
     together: Callable[[Tensor], Tensor]
-    repeats: int  # N / n
+    repeats: int
 
     def positions(self, metric: Whitening | None) -> Positions | None:
         """Both sides, in the metric; None for groups, and for larger kernels without a metric."""
@@ -94,21 +94,22 @@ class ConvolutionRow:
     def one_side_first(self, metric: Whitening) -> Tensor | None:
         """(n, k l) from positions of which only one side is in the metric, the other turned after their sum.
 
-        None where that takes more multiply-adds: `T (o k + i l + k l)` for both, `T (i l + o l) + o k l` for the inputs.
+        None where both sides take fewer multiply-adds, `T (o k + i l + k l)`, than the inputs and then the outputs,
+        `T (i + o) l + o k l`.
         """
         g, outputs, inputs = self.g.flatten(2), metric.left.shape[1], metric.right.shape[1]
-        k, l, positions = metric.left.shape[2], metric.right.shape[2], self.repeats * g.shape[2]
-        both = positions * (outputs * wide(k) + inputs * wide(l) + k * wide(l))
-        by_inputs = positions * (inputs * wide(l) + outputs * wide(l)) + outputs * k * l
-        by_outputs = positions * (outputs * wide(k) + inputs * wide(k)) + inputs * k * l
+        few_outputs, few_inputs, positions = metric.left.shape[2], metric.right.shape[2], self.repeats * g.shape[2]
+        both = outputs * wide(few_outputs) + inputs * wide(few_inputs) + few_outputs * wide(few_inputs)
+        rest = outputs * few_outputs * few_inputs, inputs * few_outputs * few_inputs
+        by_inputs = positions * (inputs + outputs) * wide(few_inputs) + rest[0]
+        by_outputs = positions * (inputs + outputs) * wide(few_outputs) + rest[1]
         plain = all(side == 1 for side in (*self.way.kernel, *self.way.stride))
-        if by_inputs < both and (by_inputs < by_outputs or not plain):
+        if by_inputs < positions * both and (by_inputs < by_outputs or not plain):
             product = self._summed(torch.bmm(self._inputs(metric), g.transpose(1, 2)).flatten(1))
-            return times(product.unflatten(1, (l, outputs)), metric.left[0]).transpose(1, 2).flatten(1)
-        if plain and by_outputs < both:
-            x = self.x.flatten(2)
-            product = self._summed(torch.bmm(self._outputs(metric), x.transpose(1, 2)).flatten(1))
-            return times(product.unflatten(1, (k, inputs)), metric.right[0]).flatten(1)
+            return times(product.unflatten(1, (few_inputs, outputs)), metric.left[0]).transpose(1, 2).flatten(1)
+        if plain and by_outputs < positions * both:
+            product = self._summed(torch.bmm(self._outputs(metric), self.x.flatten(2).transpose(1, 2)).flatten(1))
+            return times(product.unflatten(1, (few_outputs, inputs)), metric.right[0]).flatten(1)
         return None
 
     def explicit(self) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, final
 
 import torch
@@ -39,14 +38,12 @@ class Convolution:
         )
 
 
-def convolution(
-    weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Convolution:
+def convolution(weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Convolution:
     """Settings as torch writes them: for each axis one number, or a list of one or of all."""
     axes = weight.dim() - 2
     lists = [[value] if isinstance(value, int) else list(value) for value in (stride, padding, dilation)]
-    each = [values * axes if len(values) == 1 else values for values in lists]
-    return Convolution(list(weight.shape[2:]), *each, groups)
+    steps, around, apart = (values * axes if len(values) == 1 else values for values in lists)
+    return Convolution(list(weight.shape[2:]), steps, around, apart, groups)
 
 
 def framed(t: Tensor, before: Sequence[int], size: Sequence[int], step: Sequence[int]) -> Tensor:

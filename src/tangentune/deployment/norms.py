@@ -12,7 +12,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tangentune.deployment.frames import Convolution, convolution
@@ -32,6 +31,7 @@ SMALLEST = 1e-2  # of |gamma| beside |beta|: rounding of y grows by its inverse 
 class Folded:
     """A norm and the convolution before it, as one convolution with `scaled` and `offset`."""
 
+    before: fx.Node  # the convolution's input
     convolution: fx.Node
     shown: fx.Node  # whose value is y where a cotangent passes
     way: Convolution
@@ -40,8 +40,7 @@ class Folded:
     gamma: Tensor
     beta: Tensor
     scale: Tensor  # (o,)
-
-    scaled: Tensor
+    scaled: Tensor  # kernel
     offset: Tensor
 
 
@@ -50,24 +49,26 @@ def folded_norms(made: NetworkGraph) -> dict[fx.Node, Folded]:
     own that nothing else sees.
     """
     inputs = [node for node in made.graph.graph.nodes if node.op == "placeholder"]
-    held = dict(zip(inputs, made.held, strict=False))
+    held: dict[Any, Tensor] = dict(zip(inputs, made.held, strict=False))  # the last input is the pictures
     found = dict[fx.Node, Folded]()
     for node in made.graph.graph.nodes:
-        before = node.args[0] if node.target is NORM else None
+        before: Any = node.args[0] if node.target is NORM else None
         if not isinstance(before, fx.Node) or before.target is not aten.conv2d.default or len(before.users) > 1:
             continue
-        kernel, bias, *rest = (*before.args[1:], None)[: max(2, len(before.args) - 1)]
-        gamma, beta, mean, variance = (held.get(value) for value in node.args[1:5])
-        if held.get(kernel) is None or len(kernel.users) > 1 or gamma is None or beta is None:
+        given: list[Any] = [*before.args, None]  # a bias may be missing
+        place, bias = given[1:3]
+        parameters = [held.get(value) for value in (place, *node.args[1:5])]
+        kernel, gamma, beta, mean, variance = parameters
+        if kernel is None or gamma is None or beta is None or mean is None or variance is None:
             continue
-        if (gamma.abs() < SMALLEST * beta.abs()).any() or not gamma.all():
+        if len(place.users) > 1 or (gamma.abs() < SMALLEST * beta.abs()).any() or not gamma.all():
             continue
-        scale = gamma * (variance + node.args[6]).rsqrt()
-        weight, own = held[kernel], held.get(bias)
-        found[node] = Folded(
-            before, _shown(node), convolution(weight, *rest), weight, own, gamma, beta, scale,
-            scale.reshape(-1, *[1] * (weight.dim() - 1)) * weight, beta + scale * ((0 if own is None else own) - mean),
-        )  # fmt: skip
+        scale, own = gamma * (variance + node.args[6]).rsqrt(), held.get(bias)
+        scaled = scale.reshape(-1, *[1] * (kernel.dim() - 1)) * kernel
+        offset = beta - scale * (mean if own is None else mean - own)
+        way = convolution(kernel, *given[3 : len(before.args)])
+        source: Any = before.args[0]
+        found[node] = Folded(source, before, _shown(node), way, kernel, own, gamma, beta, scale, scaled, offset)
     return found
 
 
@@ -90,9 +91,8 @@ class _Clipped(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (y,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,), (y,) = grads, ctx.saved_tensors
         return grad * positive((y - ctx.low if ctx.low else y) * (y - ctx.high), -1), None, None
 
 

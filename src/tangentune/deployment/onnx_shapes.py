@@ -1,4 +1,4 @@
-"""An ONNX graph without steps that only ask what is known: shapes but for the number of pictures, and kinds of constants.
+"""An ONNX graph without steps that only ask what is known: sizes but for the number of pictures, kinds of constants.
 
 torch writes the shape of every reshaped value as small steps that put the number of pictures before the other sizes:
 four thousand in a MobileNetV2, each a microsecond of every prediction, where -1 says the same. It also casts constants
@@ -29,14 +29,14 @@ def fixed(model: Any) -> None:
             node.replace_input_with(1, known[sizes])
         elif node.op_type == "CastLike":
             own, like = node.inputs
-            number = ir.convenience.get_const_tensor(own)
+            number = ir.convenience.get_const_tensor(own)  # values of constants do not know their kind
             if number is not None and number.dtype == like.dtype:
                 node.outputs[0].replace_all_uses_with(own)
     passes.RemoveUnusedNodesPass()(model)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
-    """A value's shape with -1 for its one size that depends on the number of pictures; None if that does not tell it."""
+    """A value's shape with -1 for the one size that depends on the number of pictures; None if there are more."""
     if value.shape is None:
         return None
     sizes = tuple(size if isinstance(size, int) else -1 for size in value.shape)

@@ -64,7 +64,8 @@ def convolution_backward(
     turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(*range(2, weight.dim()))
     before = [dilation[axis] * (kernel[axis] - 1) - padding[axis] for axis in axes]
     whole = [size[axis] + dilation[axis] * (kernel[axis] - 1) for axis in axes]
-    if max(stride) == 1 and min(before) >= 0 and all(2 * b + s == w for b, s, w in zip(before, grad.shape[2:], whole)):
+    same = all(2 * side + s == w for side, s, w in zip(before, grad.shape[2:], whole, strict=True))
+    if max(stride) == 1 and min(before) >= 0 and same:
         inner = before
     else:
         grad, inner = framed(grad, before, whole, stride), [0] * len(kernel)
@@ -78,7 +79,10 @@ def threshold_backward(grad: Tensor, result: Tensor, threshold: float) -> Tensor
 
 
 def positive(x: Tensor, sign: int = 1) -> Tensor:
-    """1 where a number, with its sign turned for -1, is above 0, else 0: without a choice for each, which costs runtimes ten times as much."""
+    """1 where a number, or for -1 its negative, is above 0; else 0.
+
+    Without a choice for each number, which costs runtimes ten times as much.
+    """
     return F.hardtanh(x * (sign * STEEP), 0, 1)
 
 

@@ -109,8 +109,9 @@ class Predictor(nn.Module):
                 for site, g in zip(sites, own, strict=True):
                     for name, row in site.rows.items():
                         found = row(g)
-                        alone = isinstance(found, Tensor) and name not in self.vectors
-                        rows[name].append(_added(found, views) if alone else found)
+                        if isinstance(found, Tensor) and name not in self.vectors:
+                            found = _added(found, views)
+                        rows[name].append(found)
                 passes.append(rows)
             return _added(phi.detach(), views) / views, passes
 
@@ -142,7 +143,7 @@ class Predictor(nn.Module):
         weights, wanted, inside = self.weights[name][r], bool(self.lengths[name]), name in self.inside
         metric = self.metric.get(name)
         whole = None
-        if inside and len(parts) == 1 and isinstance(parts[0], ConvolutionRow):
+        if inside and metric is not None and len(parts) == 1 and isinstance(parts[0], ConvolutionRow):
             whole = parts[0].one_side_first(metric)
         row = None if whole is not None else joined(parts, metric if inside else None)
         if inside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from tangentune.deployment.forms import ConvolutionRow, LinearRow, Row
-from tangentune.deployment.frames import convolution
+from tangentune.deployment.frames import Convolution, convolution
 from tangentune.deployment.network_graph import Layout, NetworkGraph
 from tangentune.deployment.norms import Folded, clipped, folded_norms
 from tangentune.errors import LayerError
@@ -79,24 +80,30 @@ class Watched(fx.Interpreter):
 
     def _folded(self, norm: Folded) -> tuple[Tensor]:
         """The value of a norm, from the input of the convolution before it."""
-        x, kernel, bias = self.env[norm.convolution.args[0]], norm.kernel, norm.bias
-        layout = self.made.layouts.get(norm.convolution.name)
+        x, layout = self.env[norm.before], self.made.layouts.get(norm.convolution.name)
         output = norm.way(x, norm.scaled, norm.offset, norm.way.groups)
-        if layout is None or not any(map(self.moving_name, (kernel, bias, norm.gamma, norm.beta))):
+        moving = [self.moving_name(one) for one in (norm.kernel, norm.bias, norm.gamma, norm.beta)]
+        if layout is None or not any(moving):
             return (output,)
-        together = lambda t: self.together(layout, t)
-        summed = lambda g: _channels(self, layout, g)
-        of_gamma = lambda g: (summed(g * self.env[norm.shown].detach()) - norm.beta * summed(g)) / norm.gamma
-        left = self.moving_name(kernel) in self.scales  # to who asks for the row
-        of_kernel = lambda g: g if left else g * norm.scale.reshape(-1, *[1] * (g.dim() - 2))
-        pairs = (
-            (kernel, lambda g: ConvolutionRow(of_kernel(g), x.detach(), norm.way, together, self.views * layout.repeats)),
-            (bias, lambda g: norm.scale * summed(g)), (norm.gamma, of_gamma), (norm.beta, summed),
-        )  # fmt: skip
+        summed = partial(_channels, self, layout)
+
+        def of_kernel(g: Tensor) -> Row:
+            left = moving[0] in self.scales  # to who asks for the row
+            g = g if left else g * norm.scale.reshape(-1, *[1] * (g.dim() - 2))
+            return self.kernel_row(layout, x, norm.way, g)
+
+        def of_gamma(g: Tensor) -> Row:
+            return (summed(g * self.env[norm.shown].detach()) - norm.beta * summed(g)) / norm.gamma
+
         if not output.requires_grad:
             output = output.detach().requires_grad_()
-        self.sites.append(Site(output, _filled(self, *pairs)))
+        rows = zip(moving, (of_kernel, lambda g: norm.scale * summed(g), of_gamma, summed), strict=True)
+        self.sites.append(Site(output, {name: row for name, row in rows if name}))
         return (output,)
+
+    def kernel_row(self, layout: Layout, x: Tensor, way: Convolution, g: Tensor) -> Row:
+        """A convolution's."""
+        return ConvolutionRow(g, x.detach(), way, partial(self.together, layout), self.views * layout.repeats)
 
     def together(self, layout: Layout, t: Tensor) -> Tensor:
         """(N, c, T) -> (n, c, positions): repeats of a sample and views of a picture are further positions."""
@@ -151,10 +158,7 @@ def _convolution(
     """Convolutions in one or two dimensions."""
     way = convolution(weight, stride, padding, dilation, groups)
 
-    def of_weight(g: Tensor) -> Row:
-        together = lambda t: watched.together(layout, t)
-        return ConvolutionRow(g, x.detach(), way, together, watched.views * layout.repeats)
-
+    of_weight = partial(watched.kernel_row, layout, x, way)
     return way(x, weight, bias, groups), _filled(
         watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g))
     )
