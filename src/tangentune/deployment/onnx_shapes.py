@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 
-def fixed(model: Any) -> None:
+def fixed(written: Any) -> None:
     """Change an `onnx_ir` model in place; what it calculates stays the same."""
     ir, passes = import_module("onnx_ir"), import_module("onnx_ir.passes.common")
     known = dict[tuple[int, ...], Any]()
-    for node in list(model.graph):
+    for node in list(written.graph):
         if node.op_type == "Reshape":
             sizes = _sizes(node.outputs[0])
             if sizes is None:
@@ -25,14 +25,14 @@ def fixed(model: Any) -> None:
             if sizes not in known:
                 name = "shape" + "".join(f"_{size}" for size in sizes).replace("-1", "n")
                 known[sizes] = ir.Value(name=name, const_value=ir.tensor(np.array(sizes, np.int64), name=name))
-                model.graph.register_initializer(known[sizes])
+                written.graph.register_initializer(known[sizes])
             node.replace_input_with(1, known[sizes])
         elif node.op_type == "CastLike":
             own, like = node.inputs
             number = ir.convenience.get_const_tensor(own)  # values of constants do not know their kind
             if number is not None and number.dtype == like.dtype:
                 node.outputs[0].replace_all_uses_with(own)
-    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedNodesPass()(written)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
