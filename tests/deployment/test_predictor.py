@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tangentune import Backbone, TangentClassifier
 from tangentune.deployment import plain_operators
-from tangentune.deployment.forms import MatrixRow, folded, in_metric, pair_length, position_products, row_length
+from tangentune.deployment.forms import LinearRow, folded, pair_length, position_products, row_length
 from tangentune.deployment.network_graph import network_graph
 from tangentune.deployment.predictor import Predictor
 from tangentune.errors import LayerError
@@ -75,15 +75,15 @@ def test_the_function_of_a_file_is_the_engines(make: Any, options: dict[str, Any
 def test_each_way_to_a_product_and_a_length_gives_the_same() -> None:
     draw = torch.Generator().manual_seed(0)
     one = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)
-    row, weights = MatrixRow(one(3, 1, 4, 5), (one(3, 1, 4, 6),)), one(2, 30)
-    metric = Whitening(one(1, 5, 4), one(1, 6, 3))
+    linear, weights = LinearRow(one(3, 4, 5), one(3, 4, 6)), one(2, 30)
+    row, metric = linear.positions(None), Whitening(one(1, 5, 4), one(1, 6, 3))
     whole = row.explicit()
-    torch.testing.assert_close(pair_length(row, metric), row_length(whole, metric))
     torch.testing.assert_close(position_products(row, weights), whole @ weights.T)
     moved, few = (metric.left.mT @ whole.unflatten(1, (1, 5, 6)) @ metric.right).flatten(1), weights[:, :12]
     torch.testing.assert_close(whole @ folded(few, metric).T, moved @ few.T)
-    torch.testing.assert_close(in_metric(row, metric).explicit(), moved)
-    torch.testing.assert_close(pair_length(in_metric(row, metric), None), row_length(whole, metric))
+    inside = linear.positions(metric)
+    torch.testing.assert_close(inside.explicit(), moved)
+    torch.testing.assert_close(pair_length(inside), row_length(whole, metric))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Both hold one function of a batch of pictures of any number, its weights, and wh
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -28,7 +29,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from tangentune.deployment.network_graph import COUNT
-from tangentune.deployment.plain_operators import plain_operators
+from tangentune.deployment.onnx_shapes import fixed
+from tangentune.deployment.plain_operators import plain_operators, without_writing_over, writes_over
 from tangentune.errors import InputError, LayerError, cannot_import, first_line
 from tangentune.jacobian.forward_mode import math_attention
 
@@ -37,6 +39,7 @@ LIMIT = 2**31 - 2**20  # bytes of an ONNX file, whose lengths are signed 32-bit 
 _LATER = "prefer_deferred_runtime_asserts_over_guards"  # of torch.export, but not of torch 2.6
 _GUARDS: dict[str, Any] = {_LATER: True} if _LATER in signature(torch.export.export).parameters else {}
 WRITES_ONNX = bool(_GUARDS)  # torch 2.6 does not write graphs of any number of pictures
+_TO_ONNX: dict[str, Any] = {"dynamo": True, "input_names": [INPUT], "verbose": False, "optimize": False}
 _ORIGINS = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 Runner = Callable[[NDArray], list[NDArray]]
 
@@ -75,6 +78,7 @@ def traced(function: nn.Module, x: Tensor) -> ExportedProgram:
         )  # fmt: skip
         try:
             graph = make(fake)
+            without_writing_over(graph.graph)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             program = torch.export.export(graph, (x,), dynamic_shapes=({0: COUNT},), strict=False, **_GUARDS)
@@ -107,15 +111,15 @@ def _quiet() -> Iterator[None]:
 
 def _write_onnx(program: ExportedProgram, outputs: Sequence[str], facts: dict[str, Any]) -> bytes:
     with _quiet():
+        made = None if any(map(writes_over, program.graph.nodes)) else _translated(program, outputs)
         try:
-            made = torch.onnx.export(
-                program, dynamo=True, input_names=[INPUT], output_names=list(outputs), verbose=False, optimize=False
-            )
+            made = made or torch.onnx.export(program, output_names=list(outputs), **_TO_ONNX)
         except torch.onnx.errors.OnnxExporterError as error:
             missing = re.search(r"op='([\w.]+)'", str(error))
             what = f"ONNX has no operator for {missing[1]}" if missing else first_line(error)
             raise LayerError(f"this network cannot be written as ONNX ({what}); name a .pt2 file instead") from error
     assert made is not None
+    fixed(made.model)
     size = sum(value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value)
     if size > LIMIT:
         raise InputError(
@@ -126,6 +130,19 @@ def _write_onnx(program: ExportedProgram, outputs: Sequence[str], facts: dict[st
         node.metadata_props.clear()
     made.model.metadata_props[FACTS] = json.dumps(facts)
     return made.model_proto.SerializeToString()
+
+
+def _translated(program: ExportedProgram, outputs: Sequence[str]) -> Any:
+    """The program in ONNX, operator by operator, or None if there is one that ONNX does not have.
+
+    `traced` leaves little to take apart, and to look for it torch writes the whole graph down twice more.
+    """
+    as_it_is = copy.copy(program)
+    as_it_is.run_decompositions = lambda *_, **__: as_it_is  # type: ignore[method-assign]
+    try:
+        return torch.onnx.export(as_it_is, output_names=list(outputs), **_TO_ONNX)
+    except torch.onnx.errors.OnnxExporterError:
+        return None
 
 
 def _open_onnx(content: bytes) -> Runner:

@@ -9,23 +9,44 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions
 from torch.nn import functional as F
 
+from tangentune.deployment.frames import Convolution, framed
 from tangentune.errors import LayerError
 
 aten: Any = torch.ops.aten
+STEEP = 1e20  # what is positive and not rounding is above 1 after it
 
 
 def plain_operators() -> dict[Any, Callable[..., Any]]:
     """The table for `make_fx`: torch's own, and what it lacks."""
     return core_aten_decompositions() | {
         aten.convolution_backward.default: convolution_backward,
+        aten.threshold_backward.default: threshold_backward,
         aten.max_pool2d_with_indices_backward.default: max_pool_backward,
         aten.avg_pool2d_backward.default: average_pool_backward,
         aten._adaptive_avg_pool2d_backward.default: adaptive_pool_backward,
     }
+
+
+def writes_over(node: fx.Node) -> bool:
+    """Whether an operator changes one of its inputs."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def without_writing_over(graph: fx.Graph) -> None:
+    """Operators like `div_` as `div`, where nothing else sees the value that they change."""
+    for node in filter(writes_over, graph.nodes):
+        name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
+        plain = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
+        own = node.args[0]
+        fresh = isinstance(own.target, torch._ops.OpOverload) and not any(
+            each.alias_info for each in own.target._schema.arguments
+        )
+        if plain is not None and name.endswith("_") and fresh and len(own.users) == 1:
+            node.target = plain
 
 
 def convolution_backward(
@@ -39,34 +60,30 @@ def convolution_backward(
     """
     if transposed or mask[1] or mask[2]:
         raise LayerError("exported files have no rule for transposed convolutions; use another network")
-    kernel, size = weight.shape[2:], x.shape[2:]
-    for axis, step in enumerate(stride):
-        if step > 1:
-            grad = _spread(grad, 2 + axis, step)
-    around: list[int] = []
-    for axis in reversed(range(len(kernel))):
-        before = dilation[axis] * (kernel[axis] - 1) - padding[axis]
-        after = size[axis] - grad.shape[2 + axis] + dilation[axis] * (kernel[axis] - 1) - before
-        around += [before, after]
+    kernel, size, axes = weight.shape[2:], x.shape[2:], range(weight.dim() - 2)
     turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(*range(2, weight.dim()))
-    sides = {(before, after) for before, after in zip(around[::2], around[1::2], strict=True)}
-    if all(before == after >= 0 for before, after in sides):
-        inner = around[::-2]
+    before = [dilation[axis] * (kernel[axis] - 1) - padding[axis] for axis in axes]
+    whole = [size[axis] + dilation[axis] * (kernel[axis] - 1) for axis in axes]
+    same = all(2 * side + s == w for side, s, w in zip(before, grad.shape[2:], whole, strict=True))
+    if max(stride) == 1 and min(before) >= 0 and same:
+        inner = before
     else:
-        grad, inner = F.pad(grad, around), [0] * len(kernel)
-    ones = [1] * len(kernel)
-    return (
-        aten.convolution.default(grad, turned, None, ones, inner, dilation, False, [0] * len(kernel), groups),
-        None,
-        None,
-    )
+        grad, inner = framed(grad, before, whole, stride), [0] * len(kernel)
+    back = Convolution(kernel, [1] * len(kernel), inner, dilation, groups)
+    return back(grad, turned, None, groups), None, None
 
 
-def _spread(grad: Tensor, axis: int, step: int) -> Tensor:
-    """Entries `step` apart along an axis, zeros between: (.., L, ..) -> (.., step (L - 1) + 1, ..)."""
-    length = grad.shape[axis]
-    spread = torch.stack([grad, *[torch.zeros_like(grad)] * (step - 1)], axis + 1).flatten(axis, axis + 1)
-    return spread.narrow(axis, 0, step * (length - 1) + 1)
+def threshold_backward(grad: Tensor, result: Tensor, threshold: float) -> Tensor:
+    """ReLU's: where the result is above."""
+    return grad * positive(result - threshold if threshold else result)
+
+
+def positive(x: Tensor, sign: int = 1) -> Tensor:
+    """1 where a number, or for -1 its negative, is above 0; else 0.
+
+    Without a choice for each number, which costs runtimes ten times as much.
+    """
+    return F.hardtanh(x * (sign * STEEP), 0, 1)
 
 
 def max_pool_backward(
@@ -104,9 +121,10 @@ def adaptive_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Adaptive pooling is a matrix along each axis: row j is the mean over `floor(j L / m) ... ceil((j + 1) L / m)`."""
     for axis in (2, 3):
         length, cells = x.shape[axis], grad.shape[axis]
-        matrix = torch.zeros(cells, length, dtype=grad.dtype)
-        for j in range(cells):
+        rows = [[0.0] * length for _ in range(cells)]
+        for j, row in enumerate(rows):
             first, last = j * length // cells, -(-(j + 1) * length // cells)
-            matrix[j, first:last] = 1 / (last - first)
+            row[first:last] = [1 / (last - first)] * (last - first)
+        matrix = torch.tensor(rows, dtype=grad.dtype)
         grad = (grad.transpose(axis, -1) @ matrix).transpose(axis, -1)
     return grad

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from tangentune.deployment.error_bars import body_share
 from tangentune.deployment.forms import (
-    MatrixRow,
+    ConvolutionRow,
     Row,
     at_positions,
     by_pairs,
     folded,
-    in_metric,
     joined,
     pair_length,
     position_products,
     row_length,
+    side_by_side,
+    squared,
     whole_row,
 )
 from tangentune.deployment.network_graph import NetworkGraph
@@ -47,29 +48,45 @@ class Predictor(nn.Module):
         share = 1 / probes if own.normalize or self.prior else 0.0
         self.lengths = {name: scales[block_of(name)] * share for name in model.body}
         names = [name for name, weights in model.body.items() if self.lengths[name] or bool(weights.any())]
-        self.thin = {name: metric for name, metric in own.metric.items() if name in names and _few(metric)}
+        whole = frozenset(name for name in names if name not in own.metric and self.lengths[name])
+        self.watched = Watched(network, frozenset(names), 2 if own.mirrored else 1, whole)
+        self.metric = {name: self._with_scale(name) for name in names if name in own.metric}
+        self.inside = frozenset(name for name in self.metric if self._inside(name))
         self.weights = {
-            name: [folded(part, own.metric.get(name) if name not in self.thin else None)
-                   for part in model.body[name].chunk(probes, 1)] for name in names
-        }  # fmt: skip
+            name: [self._folded(name, part) for part in model.body[name].chunk(probes, 1)] for name in names
+        }
         shapes = {name: parameter.shape for name, parameter in own.tangent.parameters().items()}
         self.vectors = [name for name in names if len(shapes[name]) < 2]
-        self.watched = Watched(network, frozenset(names))
+
+    def _with_scale(self, name: str) -> Whitening:
+        """A metric that also does what a norm behind the kernel does to its rows."""
+        metric, scale = self.model.map.metric[name], self.watched.scales.get(name)
+        left = metric.left if scale is None else scale.reshape(*metric.left.shape[:2], 1) * metric.left
+        return side_by_side(Whitening(left, metric.right))
+
+    def _folded(self, name: str, weights: Tensor) -> Tensor:
+        """Weights of rows as they come."""
+        if name in self.metric:
+            return weights if name in self.inside else folded(weights, self.metric[name])
+        scale = self.watched.scales.get(name)
+        if scale is None:
+            return weights
+        return (weights.unflatten(1, (len(scale), -1)) * scale[:, None]).flatten(1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n, C) of a batch, and, if it is wanted, each picture's kernel with itself (n,)."""
         own, views = self.model.map, 2 if self.model.map.mirrored else 1
         phi, passes = self._rows(torch.cat([x, x.flip(-1)]) if views == 2 else x, views)
         if own.normalize:
-            phi = phi * inverse_length(phi.square().sum(1))[:, None]
+            phi = phi * inverse_length(squared(phi).sum(1))[:, None]
         scores = self.model.intercept.to(phi) + phi @ self.model.head.T
-        prior = phi.square().sum(1)
+        prior = squared(phi).sum(1)
         if not self.weights:
             return scores, prior
         body, squares = torch.zeros_like(scores), torch.zeros_like(scores[:, 0])
         for r, rows in enumerate(passes):
             vectors = {name: whole_row(rows.pop(name)) for name in self.vectors}
-            products, length = self._of_vectors(r, vectors)
+            products, length = self._of_vectors(r, vectors, views)
             body, squares = body + products, squares + length
             for name, parts in rows.items():
                 products, length = self._of_matrix(name, r, parts)
@@ -92,49 +109,54 @@ class Predictor(nn.Module):
                 for site, g in zip(sites, own, strict=True):
                     for name, row in site.rows.items():
                         found = row(g)
-                        together = found.views_together(views) if isinstance(found, MatrixRow) else _added(found, views)
-                        rows[name].append(together)
+                        if isinstance(found, Tensor) and name not in self.vectors:
+                            found = _added(found, views)
+                        rows[name].append(found)
                 passes.append(rows)
             return _added(phi.detach(), views) / views, passes
 
-    def _of_vectors(self, r: int, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+    def _of_vectors(self, r: int, rows: dict[str, Tensor], views: int) -> tuple[Tensor, Tensor | float]:
         """Inner products and squared lengths of all vectors at once: for each alone they would be many small steps."""
         if not rows:
             return self.model.head.new_zeros(()), 0.0
-        whole = torch.cat(list(rows.values()), 1)
+        whole = _added(torch.cat(list(rows.values()), 1), views)
         products = whole @ torch.cat([self.weights[name][r] for name in rows], 1).T
         if not any(self.lengths[name] for name in rows):
             return products, 0.0
         scales = torch.cat([self._scales(name, row.shape[1]) for name, row in rows.items()])
-        return products, (whole.square() * scales).sum(1)
+        return products, (squared(whole) * scales).sum(1)
 
     def _scales(self, name: str, width: int) -> Tensor:
         """What a vector's squared entries weigh."""
-        metric = self.model.map.metric.get(name)
+        metric = self.metric.get(name)
         ones = self.model.head.new_ones(width)
         return self.lengths[name] * (ones if metric is None else (metric.left * metric.right).flatten().square())
 
+    def _inside(self, name: str) -> bool:
+        """Whether everything is asked of a matrix's rows in their metric: for their length, or if they are shorter."""
+        left, right = self.model.map.metric[name].left.shape, self.model.map.metric[name].right.shape
+        fewer = left[2] < left[1] or right[2] < right[1]
+        return left[0] == 1 and left[1] * right[1] > 1 and (fewer or bool(self.lengths[name]))
+
     def _of_matrix(self, name: str, r: int, parts: list[Row]) -> tuple[Tensor, Tensor | float]:
         """Inner products (n, C) and squared lengths (n,) of one parameter's rows of probe r, each the cheaper way."""
-        weights, metric, row = self.weights[name][r], self.model.map.metric.get(name), joined(parts)
-        if name in self.thin:
-            assert row is not None, "only matrices without groups lose directions"
-            row, metric = in_metric(row, self.thin[name]), None
-            parts = [row]
-        entry_by_entry = metric is not None and len(metric.left) > 1  # of a matrix that has no layer rule in a fit
-        pairs = not self.lengths[name] or (by_pairs(row, metric) and not entry_by_entry)
-        if row is not None and pairs and at_positions(row, len(weights)):
-            return position_products(row, weights), pair_length(row, metric) if self.lengths[name] else 0.0
-        whole = whole_row(parts)
+        weights, wanted, inside = self.weights[name][r], bool(self.lengths[name]), name in self.inside
+        metric = self.metric.get(name)
+        whole = None
+        if inside and metric is not None and len(parts) == 1 and isinstance(parts[0], ConvolutionRow):
+            whole = parts[0].one_side_first(metric)
+        row = None if whole is not None else joined(parts, metric if inside else None)
+        if inside:
+            metric = None
+        pairs = row is not None and metric is None and by_pairs(row)
+        if row is not None and (pairs or not wanted) and at_positions(row, len(weights)):
+            return position_products(row, weights), pair_length(row) if wanted else 0.0
+        if whole is None:
+            whole = whole_row(parts) if row is None else row.explicit()
         products = whole @ weights.T
-        if not self.lengths[name]:
+        if not wanted:
             return products, 0.0
-        return products, pair_length(row, metric) if row is not None and pairs else row_length(whole, metric)
-
-
-def _few(metric: Whitening) -> bool:
-    """Whether rows have fewer numbers in their metric: then everything is asked of them there."""
-    return any(side.shape[2] < side.shape[1] for side in (metric.left, metric.right))
+        return products, pair_length(row) if row is not None and pairs else row_length(whole, metric)
 
 
 def _added(values: Tensor, views: int) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from tangentune.deployment.forms import MatrixRow, Row, kernel_places
+from tangentune.deployment.forms import ConvolutionRow, LinearRow, Row
+from tangentune.deployment.frames import Convolution, convolution
 from tangentune.deployment.network_graph import Layout, NetworkGraph
+from tangentune.deployment.norms import Folded, clipped, folded_norms
 from tangentune.errors import LayerError
 
 aten: Any = torch.ops.aten
@@ -31,10 +34,14 @@ class Site:
 class Watched(fx.Interpreter):
     """Runs a graph and notes its sites; what does not depend on a site's output is not differentiated."""
 
-    def __init__(self, made: NetworkGraph, names: frozenset[str]):
-        super().__init__(made.graph)
-        self.made, self.moving = made, names
+    def __init__(self, made: NetworkGraph, names: frozenset[str], views: int = 1, whole: frozenset[str] = frozenset()):
+        super().__init__(made.graph, garbage_collect_values=False)
+        self.made, self.moving, self.views = made, names, views
         self.sites: list[Site] = []
+        self.norms = folded_norms(made)  # by node
+        self.before = {one.convolution for one in self.norms.values()}
+        kernels = {self.moving_name(one.kernel): one.scale for one in self.norms.values()}
+        self.scales = {name: scale for name, scale in kernels.items() if name and name not in whole}
 
     def features(self, x: Tensor) -> Tensor:
         """Features (n, d) of pictures; the sites are those of this pass."""
@@ -45,7 +52,13 @@ class Watched(fx.Interpreter):
         """The node's value; one that uses a parameter that moves becomes a site."""
         if n.op != "call_function":
             return super().run_node(n)
+        if n in self.before:
+            return None  # its norm does its work
+        if n in self.norms:
+            return self._folded(self.norms[n])
         args, _ = self.fetch_args_kwargs_from_env(n)
+        if n.target in (aten.hardtanh.default, aten.hardtanh_.default):
+            return clipped(*args)
         if n.target is aten.view.default:  # memory order may be another one here than where the graph was written
             return aten.reshape.default(*args)
         if not any(self.moving_name(value) for value in args if isinstance(value, Tensor)):
@@ -64,6 +77,39 @@ class Watched(fx.Interpreter):
             output = output.detach().requires_grad_()
         self.sites.append(Site(output, rows))
         return (output,) if n.target is aten._native_batch_norm_legit_no_training.default else output
+
+    def _folded(self, norm: Folded) -> tuple[Tensor]:
+        """The value of a norm, from the input of the convolution before it."""
+        x, layout = self.env[norm.before], self.made.layouts.get(norm.convolution.name)
+        output = norm.way(x, norm.scaled, norm.offset, norm.way.groups)
+        moving = [self.moving_name(one) for one in (norm.kernel, norm.bias, norm.gamma, norm.beta)]
+        if layout is None or not any(moving):
+            return (output,)
+        summed = partial(_channels, self, layout)
+
+        def of_kernel(g: Tensor) -> Row:
+            left = moving[0] in self.scales  # to who asks for the row
+            g = g if left else g * norm.scale.reshape(-1, *[1] * (g.dim() - 2))
+            return self.kernel_row(layout, x, norm.way, g)
+
+        def of_gamma(g: Tensor) -> Row:
+            return (summed(g * self.env[norm.shown].detach()) - norm.beta * summed(g)) / norm.gamma
+
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        rows = zip(moving, (of_kernel, lambda g: norm.scale * summed(g), of_gamma, summed), strict=True)
+        self.sites.append(Site(output, {name: row for name, row in rows if name}))
+        return (output,)
+
+    def kernel_row(self, layout: Layout, x: Tensor, way: Convolution, g: Tensor) -> Row:
+        """A convolution's."""
+        return ConvolutionRow(g, x.detach(), way, partial(self.together, layout), self.views * layout.repeats)
+
+    def together(self, layout: Layout, t: Tensor) -> Tensor:
+        """(N, c, T) -> (n, c, positions): repeats of a sample and views of a picture are further positions."""
+        if layout.repeats > 1:
+            t = layout.sample_first(t, self.count).transpose(1, 2).flatten(2)
+        return t if self.views == 1 else t.unflatten(0, (self.views, -1)).permute(1, 2, 0, 3).flatten(2)
 
     def moving_name(self, tensor: Tensor | None) -> str:
         """Of a parameter that moves; empty for anything else."""
@@ -94,7 +140,10 @@ def _linear(watched: Watched, layout: Layout, x: Tensor, weight: Tensor, bias: T
         return layout.sample_first(t, watched.count).flatten(1, -2)
 
     def of_weight(g: Tensor) -> Row:
-        return MatrixRow(positions(g)[:, None], (positions(x)[:, None],))
+        sides, views = (positions(g), positions(x)), watched.views
+        if views > 1:
+            sides = [t.unflatten(0, (views, -1)).transpose(0, 1).flatten(1, 2) for t in sides]
+        return LinearRow(*sides)
 
     return aten.linear.default(x, weight, bias), _filled(
         watched, (weight, of_weight), (bias, lambda g: positions(g).sum(1))
@@ -107,21 +156,12 @@ def _convolution(
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Any:  # fmt: skip
     """Convolutions in one or two dimensions."""
-    kernel = weight.shape[2:]
-    stride, padding, dilation = (_each(value, len(kernel)) for value in (stride, padding, dilation))
+    way = convolution(weight, stride, padding, dilation, groups)
 
-    def positions(t: Tensor) -> Tensor:
-        """(N, C, ...) -> (n, groups, T, C / groups)."""
-        t = layout.sample_first(t.flatten(2).unflatten(1, (groups, -1)), watched.count)
-        return t.permute(0, 2, 1, 4, 3).flatten(2, 3)
-
-    def of_weight(g: Tensor) -> Row:
-        return MatrixRow(
-            positions(g), tuple(map(positions, kernel_places(x, kernel, stride, padding, dilation, g.shape[2:])))
-        )
-
-    output = aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0] * len(kernel), groups)
-    return output, _filled(watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g)))
+    of_weight = partial(watched.kernel_row, layout, x, way)
+    return way(x, weight, bias, groups), _filled(
+        watched, (weight, of_weight), (bias, lambda g: _channels(watched, layout, g))
+    )
 
 
 @_rule(aten.conv2d.padding, aten.conv1d.padding)
@@ -131,22 +171,16 @@ def _named_padding(
 ) -> Any:  # fmt: skip
     """`padding="same"`: zeros around, the odd one after."""
     if padding == "same":
-        steps = _each(dilation, weight.dim() - 2)
+        steps = convolution(weight, dilation=dilation).dilation
         totals = [step * (length - 1) for step, length in zip(steps, weight.shape[2:], strict=True)]
         x = F.pad(x, [side for total in reversed(totals) for side in (total // 2, total - total // 2)])
     return _convolution(watched, layout, x, weight, bias, stride, 0, dilation, groups)
 
 
-def _each(value: Any, axes: int) -> list[int]:
-    """A setting for each axis, as torch writes it: one number, or a list of one or of all."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values
-
-
 def _channels(watched: Watched, layout: Layout, values: Tensor) -> Tensor:
     """(N, C, ...) summed over positions: (n, C)."""
     values = values.flatten(2).sum(2) if values.dim() > 2 else values
-    return layout.sample_first(values, watched.count).sum(1)
+    return values if layout.repeats == 1 else layout.sample_first(values, watched.count).sum(1)
 
 
 @_rule(aten._native_batch_norm_legit_no_training.default)
