@@ -50,9 +50,9 @@ def test_the_source_stays_small() -> None:
     """What people read: 25,238 and 4,487 when the rooms were rebuilt, and what has come since.
 
     Source: guards, locks, the ladder, sums and large fits (3,300 lines), the workbench (5,000); room for export, tables
-    of answers, several labels a picture, fits of any size, mixed precision, few directions, quick exported files (400), moved features of many pictures.
-    Studies: sets of real pictures (700), what to clean and to give next (500), times of the workbench and of large
-    fits (400).
+    of answers, several labels a picture, fits of any size, mixed precision, few directions, quick exported files (400),
+    moved features of many pictures. Studies: sets of real pictures (700), what to clean and to give next (500), times
+    of the workbench and of large fits (400).
     """
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 43_100
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_140
