@@ -12,8 +12,10 @@ import torch
 from picture_cases import class_folder, colours
 
 from tangentune.errors import BudgetError, InputError
+from tangentune.memory import resident_bytes
 from tangentune.pictures.contract import IMAGENET_MEAN, IMAGENET_STD, DataContract
 from tangentune.pictures.load import Pictures, load_pictures, normalise, pictures_digest
+from tangentune.pictures.pictures import allocate
 
 CONTRACT = DataContract(input_size=(3, 8, 8), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 VECTORS = DataContract(input_size=None)
@@ -110,6 +112,28 @@ def in_a_file(pixels: torch.Tensor) -> bool:
         if low <= address < high:
             return line.split()[4] != "0"  # the inode of what is mapped here
     return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux to see what memory is")
+def test_a_large_set_takes_no_memory_when_it_has_been_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tangentune.pictures.pictures.RAM_LIMIT", 500)
+    pixels = allocate((600, 3, 128, 128), torch.uint8)  # 28 MiB
+    before = resident_bytes(torch.device("cpu"))
+    pixels.random_(generator=torch.Generator().manual_seed(0))
+    assert resident_bytes(torch.device("cpu")) - before > 25 << 20
+    expected, rows = pixels[::7].clone(), torch.arange(0, 600, 7)
+    pictures = Pictures(pixels, None, [str(i) for i in range(600)])
+    contract = DataContract(input_size=(3, 128, 128))
+    readers = (
+        lambda: sum(len(x) for x in pictures.batches(contract, 16)),
+        lambda: pictures.digests,
+        lambda: pictures.pixels_at(rows),
+        lambda: pictures.select(rows.tolist()),
+    )
+    for read in readers:
+        read()
+        assert resident_bytes(torch.device("cpu")) - before < 15 << 20
+    assert torch.equal(pictures.pixels_at(rows), expected)  # nothing that was written is lost
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux to see what memory is")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ RAM_LIMIT = 1 << 30
 """Bytes of pixels kept in memory; what is larger goes to a memory-mapped file."""
 
 _STEP_BYTES = 64 << 20
+_MAPPING = "tangentune_mapping"  # what a tensor of `allocate` knows its file by
 _DTYPES = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64, torch.int64: np.int64}
 
 
@@ -52,6 +54,7 @@ class Pictures:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        set_aside(self.pixels)
         counts = {len(self.pixels), len(self.ids), len(self.pixels if self.labels is None else self.labels)}
         if len(counts) > 1:
             raise InputError(f"pixels, ids and labels must have the same length; they have {sorted(counts)}.")
@@ -66,7 +69,10 @@ class Pictures:
     @cached_property
     def digests(self) -> list[str]:
         """The sha256 of every picture's pixels, `pictures_digest`; made once, so leave the pixels as they are."""
-        return pictures_digest(self.pixels)
+        try:
+            return pictures_digest(self.pixels)
+        finally:
+            set_aside(self.pixels)
 
     def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:  # what scikit-learn's tools ask for
         raise InputError(
@@ -93,6 +99,13 @@ class Pictures:
             raise InputError(f"The pictures are {shape}, but the backbone takes {contract.input_size}; reload them.")
         for start in range(0, len(self), batch_size):
             yield normalise(self.pixels[start : start + batch_size].to(device), contract, dtype)
+            set_aside(self.pixels)
+
+    def pixels_at(self, rows: Tensor) -> Tensor:
+        """A copy of the pixels at some positions, int64."""
+        taken = self.pixels[rows]
+        set_aside(self.pixels)
+        return taken
 
     def select(self, indices: Any) -> Pictures:
         """A copy of some pictures: positions, a boolean mask, or a slice; `skipped` is kept."""
@@ -191,7 +204,20 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
                 f"No room for {size / 2**30:.1f} GiB of pixels in {tempfile.gettempdir()} "
                 f"({error.strerror}); set TMPDIR to a larger disk, or use fewer or smaller pictures."
             ) from error
-    return torch.from_numpy(pixels)
+    found = torch.from_numpy(pixels)
+    setattr(found, _MAPPING, pixels.base)
+    return found
+
+
+def set_aside(pixels: Tensor) -> None:
+    """Of pixels in a temporary file, let go of the memory that reading or writing them took; they stay in the file.
+
+    Pages of a file that a process has looked at count as its memory until somebody else wants it, so that a set larger
+    than the memory budget would break it merely by being read. Where the system has no such call, they stay.
+    """
+    mapping = getattr(pixels, _MAPPING, None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def take_rows(pixels: Tensor, rows: Tensor) -> Tensor:
@@ -200,4 +226,6 @@ def take_rows(pixels: Tensor, rows: Tensor) -> Tensor:
     step = max(1, _STEP_BYTES // max(1, pixels[:1].nbytes))
     for start in range(0, len(rows), step):
         taken[start : start + step] = pixels[rows[start : start + step]]
+        set_aside(pixels)
+        set_aside(taken)
     return taken

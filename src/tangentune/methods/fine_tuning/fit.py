@@ -89,7 +89,7 @@ def fine_tune(
         head = start_head(tuned, data, settings.head_start, settings.flip, settings.seed)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = training_views(tuned, data.pictures.pixels[rows], generator, settings)
+            x = training_views(tuned, data.pictures.pixels_at(rows), generator, settings)
             return loss_of(head(tuned.feature_function(tuned.module, x)), data.positions[rows], settings)
 
         losses, validation = tune(tuned, (head,), loss, len(data.pictures), others, settings, "fine-tuning", verbose)
@@ -111,7 +111,7 @@ def tune_labels(backbone: Backbone, pictures: Pictures, targets: Tensor, setting
         head = ridge_head(mean_features(tuned, pictures.select(some), 64, settings.flip), wanted[some])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            x = training_views(tuned, pictures.pixels[rows], generator, settings)
+            x = training_views(tuned, pictures.pixels_at(rows), generator, settings)
             logits = 2 * head(tuned.feature_function(tuned.module, x)) - 1
             each = F.binary_cross_entropy_with_logits(logits, wanted[rows].to(logits), reduction="none")
             return each.sum() / len(rows)

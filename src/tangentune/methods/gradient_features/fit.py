@@ -137,7 +137,7 @@ def fit_gradient_features(
         def views(rows: Tensor) -> list[Tensor]:
             if kept is not None:
                 return [view[rows] for view in kept]
-            x = network_input(backbone, pictures.pixels[rows])
+            x = network_input(backbone, pictures.pixels_at(rows))
             return [x, x.flip(-1)] if flip else [x]
 
         losses = train(training, views, positions, settings, flip, verbose)

@@ -135,7 +135,7 @@ def joint_fine_tune(
 
             Where statistics are not those of the batch, or those of the mixture, both are one batch of one pass.
             """
-            x = training_views(tuned, data.pictures.pixels[rows], generator, base)
+            x = training_views(tuned, data.pictures.pixels_at(rows), generator, base)
             if not settings.source_weight and settings.batchnorm != "mixed":
                 return loss_of(head(features(x)), data.positions[rows], base)
             batch = next_source(max(1, round(settings.batch_ratio * len(rows))))

@@ -126,7 +126,7 @@ def labelled(
 
     def batch(count: int) -> SourceBatch:
         rows, factors = draws.take(count)
-        x = training_views(tuned, data.pictures.pixels[rows], draws.generator, settings)
+        x = training_views(tuned, data.pictures.pixels_at(rows), draws.generator, settings)
         positions = data.positions[rows.to(x.device)]
         return SourceBatch(x, factors.to(x), lambda features: loss_of(head(features), positions, settings, "none"))
 
