@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "ctypes.dlsym")
 ANYWHERE = ("ctypes.dlsym", "os.remove", "os.rmdir")  # the swap; and what is named relative to an open directory
@@ -28,6 +30,9 @@ def child(work: Callable[[], Any], told: Path | None = None) -> int:
         code = 1
         try:
             torch.set_num_threads(1)
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its usual one is the parent's too, which waits for ever for a killed child
             if told is not None:
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()

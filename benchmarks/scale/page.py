@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import record
 from benchmarks.record import Row, markdown_table
+from benchmarks.scale.many_rows import NAME as MANY_ROWS
 from benchmarks.scale.run import NAME
 from benchmarks.study import publishing
 
@@ -38,6 +39,7 @@ def publish() -> None:
         lines = [beside(row) for section in own for row in found.get(section, [])]
         titles = dict.fromkeys(title for line in lines for title in line)
         parts[name] = markdown_table([{title: line.get(title, "") for title in titles} for line in lines])
+    parts["rows"] = markdown_table([many_rows(row) for row in record.load(MANY_ROWS).get("rows", [])])
     many = [row for row in spanned if row["key"]["set"] == "CIFAR-10" and row["landmarks"] == 1000]
     record.write_page(NAME, __file__, parts, {NAME: plot(costs, many)})
 
@@ -61,6 +63,14 @@ def on_landmarks(row: Row) -> Row:
     """One line of the table of fits on landmarks."""
     out = {"set": row["key"]["set"], "landmarks": f"{row['landmarks']:,}" if row["landmarks"] else "all (dual)"}
     return out | cost(row) | {"squared error": f"{row['error']:.3f}"}
+
+
+def many_rows(row: Row) -> Row:
+    """The line of rows that are streamed."""
+    spent, rates = row["seconds"], row["rate_of_product"]
+    out: Row = {"rows": f"{row['key']['rows']:,}", "peak GiB": f"{row['peak_bytes'] / 2**30:.1f}"}
+    out |= {name: f"{spent[name]:.0f} s" for name in ("sums", "factor", "leave-one-out")}
+    return out | {f"{name}, of a product's rate": f"{rate:.0%}" for name, rate in rates.items()}
 
 
 def beside(row: Row) -> Row:

@@ -95,7 +95,7 @@ def test_a_slow_rank_takes_fewer_shards(job: SiteJob, alone: Bits, tmp_path: Pat
     """At 1/7 of the other's speed it would take six times as long for half of the shards."""
     out, began = tmp_path / "site.sums", time.monotonic()
     assert [wait(one) for one in started(job, out, 2, (0.1, 0.7))] == [0, 0]
-    assert time.monotonic() - began < 4.5 * 0.7
+    assert time.monotonic() - began < 5.8 * 0.7  # 3 and a little, on a machine with nothing else to do
     assert bits(out) == alone
 
 
