@@ -245,7 +245,7 @@ def moving_seconds(backbone: Backbone, pictures: Pictures, steps: int | str, *, 
     judges, most = min(len(pictures), LOOKED_AT), len(pictures) * (folds - 1) // folds
     counts = [min(most, rung.steps * BATCH) for rung in rungs]
     passes = [_settings(own, rung.steps, rung.rate, flip, 0).epochs for own, rung in zip(counts, rungs, strict=True)]
-    # features of all pictures: before, by first networks, and by those of all folds
+    # features of the judges: before, by first networks, and by those of all folds
     judged = len(rungs) + 2 if steps == "loo" else 0
     seen = zip(counts, passes, strict=True)
     networks = [own * learning * times + min(own, HEAD_PICTURES) * looking + alone for own, times in seen]
@@ -313,7 +313,7 @@ def choose_steps(
     """How far to move, None for not at all: as far as a network moved without a fold does better and better on it.
 
     The networks of the other folds are made for the highest rung alone, which is taken if leave-one-out of a ridge
-    probe on all pictures agrees, the features of each from the network that has not seen it; where they have drifted so
+    probe on the judges agrees, the features of each from the network that has not seen it; where they have drifted so
     far apart that their mean is not to be trusted, or the probe is against it, the next lower one. Squared errors,
     summed over classes, mean over pictures. What was tried comes with its errors, None where they were not needed. With
     `may_unmirror` mirroring is given up where moved networks do better without. Cost: a network for each rung (and one

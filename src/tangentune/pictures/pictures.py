@@ -69,10 +69,9 @@ class Pictures:
     @cached_property
     def digests(self) -> list[str]:
         """The sha256 of every picture's pixels, `pictures_digest`; made once, so leave the pixels as they are."""
-        try:
-            return pictures_digest(self.pixels)
-        finally:
-            set_aside(self.pixels)
+        found = pictures_digest(self.pixels)
+        set_aside(self.pixels)
+        return found
 
     def __array__(self, *_: Any, **__: Any) -> NDArray[Any]:  # what scikit-learn's tools ask for
         raise InputError(

@@ -12,13 +12,7 @@ from torch.nn import functional as F
 from tangentune._torch import usual_torch
 from tangentune.memory import warm_pages
 from tangentune.methods.fine_tuning.classifier import LinearClassifier, spent
-from tangentune.methods.fine_tuning.labelled import (
-    HEAD_PICTURES,
-    class_positions,
-    mean_features,
-    some_of_each,
-    training_views,
-)
+from tangentune.methods.fine_tuning.labelled import class_positions, for_head, mean_features, training_views
 from tangentune.methods.fine_tuning.settings import FineTuneSettings
 from tangentune.methods.fine_tuning.training import loss_of, start_head, trainable_copy, tune
 from tangentune.methods.fine_tuning.validation import Validation, keep_aside
@@ -107,8 +101,8 @@ def tune_labels(backbone: Backbone, pictures: Pictures, targets: Tensor, setting
     tuned = trainable_copy(backbone, pictures)
     with warm_pages():
         wanted = targets.to(tuned.device)
-        some = some_of_each(rarest_label(targets.bool().cpu().numpy()), HEAD_PICTURES)
-        head = ridge_head(mean_features(tuned, pictures.select(some), 64, settings.flip), wanted[some])
+        few, some = for_head(pictures, rarest_label(targets.bool().cpu().numpy()))
+        head = ridge_head(mean_features(tuned, few, 64, settings.flip), wanted[some])
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             x = training_views(tuned, pictures.pixels_at(rows), generator, settings)

@@ -62,6 +62,12 @@ def some_of_each(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.union1d(even, np.unique(classes, return_index=True)[1])
 
 
+def for_head(pictures: Pictures, classes: NDArray[np.int64]) -> tuple[Pictures, NDArray[np.int64]]:
+    """Pictures of classes (n,) that a head to start from is fitted to, and their places; not copied if that is all."""
+    some = some_of_each(classes, HEAD_PICTURES)
+    return (pictures if len(some) == len(pictures) else pictures.select(some)), some
+
+
 @torch.no_grad()
 def view_outputs(
     outputs: Callable[[Tensor], Tensor], backbone: Backbone, pictures: Pictures, batch_size: int, flip: bool

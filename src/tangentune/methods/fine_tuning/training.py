@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tangentune.errors import BackboneError, diverged
 from tangentune.memory import progress
-from tangentune.methods.fine_tuning.labelled import HEAD_PICTURES, LabelledPictures, mean_features, some_of_each
+from tangentune.methods.fine_tuning.labelled import LabelledPictures, for_head, mean_features
 from tangentune.methods.fine_tuning.settings import FineTuneSettings, HeadStart
 from tangentune.methods.fine_tuning.validation import Validation, Watch
 from tangentune.networks.backbone import AnyBackbone, Backbone, as_backbone
@@ -45,8 +45,7 @@ def start_head(tuned: Backbone, data: LabelledPictures, start: HeadStart, flip: 
     The data's positions are 0..C-1, the last of them at least once; the seed is that of a random head.
     """
     if start in ("probe", "calibrated_probe"):
-        some = some_of_each(data.positions.cpu().numpy(), HEAD_PICTURES)
-        few = data.pictures if len(some) == len(data.pictures) else data.pictures.select(some)
+        few, some = for_head(data.pictures, data.positions.cpu().numpy())
         features = mean_features(tuned, few, 64, flip)
         return probe_head(features, data.positions[some], calibrated=start == "calibrated_probe")
     width = mean_features(tuned, data.pictures.select([0]), 1, False)
