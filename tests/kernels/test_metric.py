@@ -16,7 +16,7 @@ from tangentune.jacobian.layers import Pairs, Rows
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import portions
 from tangentune.kernels.collect import collect, kronecker_factors
-from tangentune.kernels.gram import block_grams, whitened
+from tangentune.kernels.gram import block_grams, power_grams, whitened
 from tangentune.kernels.metric import (
     FACTOR_DAMPING,
     POWERS,
@@ -231,6 +231,20 @@ def test_every_network_has_a_metric(case: Case, power: float) -> None:
                 for name, entry in rows.entries.items())  # fmt: skip
     assert isinstance(total, Tensor)
     assert closeness(sum(gram.diagonal() for gram in grams.values()), total) < 1e-9  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_powers_are_compared_in_one_turn(case: Case) -> None:
+    """Grams of all powers from rows turned once are those of each power alone; power 0 loses some of its square."""
+    width = case.network()(case.batch(2)).shape[1]
+    _, _, rows = collected(case, 10, normal(2, width, seed=8))
+    factors = kronecker_factors(rows)
+    for power, grams in power_grams(rows.entries, factors, POWERS).items():
+        for block, alone in block_grams(rows.entries, factors, power).items():
+            if power:
+                assert closeness(grams[block], alone) < 1e-9, (power, block)
+            else:
+                assert 0.5 * alone.trace() <= grams[block].trace() <= (1 + 1e-9) * alone.trace(), block
 
 
 def test_fisher_rows_have_the_same_scale_in_every_layer() -> None:

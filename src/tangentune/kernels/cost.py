@@ -225,8 +225,7 @@ def seconds_of(
         out["metric"] = factors
     if settings.power is None and not small:
         few = min(part, POWER_PICTURES)
-        grams = sum(_gram_work(layer, few) for layer in layers)
-        grams += (len(POWERS) - 1) * (sum(_gram_work(layer, few) for layer in rows) + few * moved)
+        grams = len(POWERS) * sum(_gram_work(layer, few) for layer in rows) + few * moved
         out["metric power"] = grams / rates.rows
         out["metric power"] += trying(few, len(POWERS) * normalisations * 5)
     assembling = sum(plain + (n * moved if power else 0) for power in (powers if small and free else powers[:1]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tangentune.jacobian.layers import Entry, Pairs
-from tangentune.kernels.metric import KroneckerFactors, whiten, whitening
+from tangentune.kernels.metric import KroneckerFactors, eigen_axes, in_power, whiten, whitening
 from tangentune.networks.parameters import group_blocks
 
 TILE_BYTES = 24 * 2**20  # tiles that stay in the cache: forming rows is several times faster there
@@ -133,6 +133,28 @@ def block_grams(
             tick()
         assert total is not None
         out[block] = total
+    return out
+
+
+def power_grams(
+    entries: dict[str, Entry],
+    factors: dict[str, KroneckerFactors],
+    powers: tuple[float, ...],
+    tick: Callable[[], object] = lambda: None,
+) -> dict[float, dict[str, Tensor]]:
+    """`block_grams` at several powers, to choose among them, for little more than the highest one costs.
+
+    Rows are turned into the eigenvectors of their metric once, those that the highest power keeps, which keeps most;
+    powers then differ by factors along them. Power 0 so loses what the others leave out, some per cent of its square.
+    """
+    out: dict[float, dict[str, Tensor]] = {power: {} for power in powers}
+    for block, names in group_blocks(entries).items():
+        for name in names:
+            turned = whiten(entries[name], eigen_axes(factors[name], max(powers)))
+            for power in powers:
+                part = gram(in_power(turned, factors[name], power)) / turned.probes
+                out[power][block] = out[power][block] + part if block in out[power] else part
+            tick()
     return out
 
 

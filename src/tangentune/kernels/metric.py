@@ -89,19 +89,57 @@ def whitening(
     For power 0, which has no metric, all stay.
     """
     kept = KEPT if kept is None else kept
-    scale = factors.mean_square ** (-power) if factors.mean_square > 0 else 1.0
+    scale = _scale(factors, power)
 
     def matrix(values: Tensor, vectors: Tensor) -> Tensor:
         damped = values + damping
         turned = vectors * damped.pow(-power)[:, None, :]
         if power == 0 or kept >= 1 or len(values) > 1:
             return turned @ vectors.mT
-        # eigh has them ascending: the last directions hold the most, also in the metric, for p <= 1/2.
-        shares = (values * damped.pow(-2 * power))[0].flip(0).double().cumsum(0)
-        wanted = int((shares < kept * shares[-1]).sum()) + 1
-        return turned[:, :, -wanted:].contiguous()
+        return turned[:, :, -_leading(values, power, kept, damping) :].contiguous()
 
     return Whitening(matrix(factors.g_values, factors.g_vectors) * scale, matrix(factors.a_values, factors.a_vectors))
+
+
+def eigen_axes(factors: KroneckerFactors, power: float) -> Whitening:
+    """The turn of rows into the eigenvectors that a power keeps; `in_power` then takes them to any power up to it."""
+
+    def matrix(values: Tensor, vectors: Tensor) -> Tensor:
+        return vectors if len(values) > 1 else vectors[:, :, -_leading(values, power) :].contiguous()
+
+    return Whitening(matrix(factors.g_values, factors.g_vectors), matrix(factors.a_values, factors.a_vectors))
+
+
+def in_power(turned: Entry, factors: KroneckerFactors, power: float) -> Entry:
+    """Rows that have the inner products of metric rows, from rows in `eigen_axes`; cost: one product a number.
+
+    Power 0 keeps whatever is there.
+    """
+
+    def along(values: Tensor, there: int) -> Tensor:
+        wanted = there if power == 0 or len(values) > 1 else min(there, _leading(values, power))
+        return (values[:, -wanted:] + FACTOR_DAMPING).pow(-power)
+
+    outputs, inputs = (turned.g.shape[3], turned.a.shape[2]) if isinstance(turned, Pairs) else turned.values.shape[3:]
+    left, right = along(factors.g_values, outputs) * _scale(factors, power), along(factors.a_values, inputs)
+    few_outputs, few_inputs = left.shape[1], right.shape[1]
+    if isinstance(turned, Pairs):
+        return Pairs(turned.a[..., -few_inputs:] * right[0], turned.g[..., -few_outputs:] * left[0])
+    return Rows(turned.values[..., -few_outputs:, -few_inputs:] * (left[:, :, None] * right[:, None, :]))
+
+
+def _scale(factors: KroneckerFactors, power: float) -> float:
+    return factors.mean_square ** (-power) if factors.mean_square > 0 else 1.0
+
+
+def _leading(values: Tensor, power: float, kept: float | None = None, damping: float = FACTOR_DAMPING) -> int:
+    """How many of the last eigenvalues (1, k), ascending, hold a share `kept` of the mean square in the metric.
+
+    They hold the most in the metric too, for p <= 1/2. A higher power makes directions more alike and keeps more.
+    """
+    kept = KEPT if kept is None else kept
+    shares = (values * (values + damping).pow(-2 * power))[0].flip(0).double().cumsum(0)
+    return min(int((shares < kept * shares[-1]).sum()) + 1, values.shape[1])
 
 
 def whiten(entry: Entry, metric: Whitening) -> Entry:

@@ -119,8 +119,7 @@ def choose_power(
     head = _head(part)
     best: dict[float, tuple[Scored, Tensor]] = {}
     tried: list[Scored] = []
-    for power in POWERS:
-        blocks = job.grams(part.entries, factors, power)
+    for power, blocks in job.power_grams(part.entries, factors, POWERS).items():
         problem = KernelCandidates(head, blocks, job.targets[chosen], job.weights[chosen])
         scored, more = search(problem, power, job.settings.fixed, job.settings.criterion, refine=False)
         best[power] = scored, picture_errors(problem, scored)

@@ -13,7 +13,7 @@ from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, PictureBatches, Portion
 from tangentune.kernels.choice import FixedChoices
 from tangentune.kernels.collect import RowSet, collect, plan_passes, restrict
-from tangentune.kernels.gram import block_grams
+from tangentune.kernels.gram import block_grams, power_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.row_shards import RowShards
 from tangentune.kernels.trial import Trial
@@ -87,6 +87,17 @@ class FitJob:
         """Block kernels, in network order, with a progress bar."""
         with progress(label="kernels", total=len(entries), unit="layer", verbose=self.settings.verbose) as bar:
             grams = block_grams(entries, factors, power, tick=bar.update)
+        return self._in_order(grams)
+
+    def power_grams(
+        self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], powers: tuple[float, ...]
+    ) -> dict[float, dict[str, Tensor]]:
+        """Block kernels at several powers, to choose among them, in network order, with a progress bar."""
+        with progress(label="metric powers", total=len(entries), unit="layer", verbose=self.settings.verbose) as bar:
+            grams = power_grams(entries, factors, powers, tick=bar.update)
+        return {power: self._in_order(own) for power, own in grams.items()}
+
+    def _in_order(self, grams: dict[str, Tensor]) -> dict[str, Tensor]:
         return {block: grams[block] for block in group_blocks(self.tangent.names) if block in grams}
 
     def passes(self, tangent: RowPlan, count: int | None = None) -> list[list[str]]:
