@@ -176,7 +176,7 @@ def score(pictures: str, out: str, total: str, as_json: bool, quiet: bool, **opt
 
 
 def _left_out_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("pictures left out", f"{found['pictures']:,}"), ("squared error without them", f"{found['error']:.3f}")]
+    rows = [("pictures judged", f"{found['pictures']:,}"), ("squared error without each", f"{found['error']:.3f}")]
     if "accuracy" in found:
         rows += [("accuracy", percent(found["accuracy"])), ("negative log-likelihood", f"{found['nll']:.4f}")]
     return rows
@@ -254,6 +254,8 @@ def merge(
         for part in gone.values():
             merged = merged - part
         judged = added([HomeScores.load(file) for file in scores]) if scores else None
+        if judged is not None and judged.pictures != merged.pictures:
+            notes.append(f"scores of {judged.pictures} of {merged.pictures} pictures; give those of every owner")
         model = features.solve(merged, chosen_damping(damping), scores=judged)
         if total_place is not None:
             merged.save(total_place)

@@ -27,6 +27,7 @@ _PHRASES = {
     r" and features \(a name, or a function of \(module, x\)\)": "",
     r"make them with extract_features": "--cache of `tangentune select` makes them",
     r"give it: from_pretrained\(directory, backbone=Backbone\(\.\.\.\)\)": "name it: --backbone module:function",
+    r"make one with TangentFeatures": "`tangentune map` makes one",
     r"; read it with \w+\.from_pretrained": "",
     r"raise max_iterations, or lower the penalties relative to eps": "a higher --cost-scale makes it easier",
 }
@@ -66,4 +67,4 @@ def _named(sentence: str, options: Iterable[click.Parameter], others: Iterable[s
 
 def _setting(flag: str, found: re.Match[str]) -> str:
     value = next((text for text in found.groups() if text is not None), "")
-    return f"{flag} {value}".rstrip()
+    return f"{flag} {value.replace('...', 'NAME', 1)}".rstrip()
