@@ -13,6 +13,7 @@ from cli_cases import N, Y, answer, folder_of, refused, small
 import tangentune
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
+from tangentune.estimators.summary import Plan
 from tangentune.methods.source_selection.manifest import read_manifest
 
 CHEAP = ["--metric-power", "0", "--normalize", "no", "--body-scale", "0.3", "--damping", "0.05", "--n-jobs", "1"]
@@ -90,7 +91,11 @@ def test_a_long_fit_of_large_pictures_says_how_to_begin(
     usual = TangentClassifier.fit
 
     def long(self: TangentClassifier, *given: Any, tell: Any, **more: Any) -> TangentClassifier:
-        return usual(self, *given, tell=lambda plan: (plan.update(seconds=seconds), tell(plan)), **more)
+        def slower(plan: Plan) -> None:
+            plan["seconds"] = seconds
+            tell(plan)
+
+        return usual(self, *given, tell=slower, **more)
 
     monkeypatch.setattr(TangentClassifier, "fit", long)
     monkeypatch.setattr("tangentune.cli.fit._QUICK", 4)

@@ -98,7 +98,7 @@ def render_suspects(
 ) -> str:
     """Labels that may be mistakes as one HTML page, worst first, with commands that correct them at `place`."""
     largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
-    editable = known and model.fitted_.training.has_pictures
+    editable = known and model.pictures_.pixels.numel() > 0
     tiles = [
         {
             "one": one,
