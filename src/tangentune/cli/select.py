@@ -16,7 +16,6 @@ from tangentune.errors import TangentuneError, shown
 if TYPE_CHECKING:
     from tangentune.methods.source_selection.manifest import Manifest
 
-_FILE = click.Path(dir_okay=False)
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
 _HELP = {
@@ -45,7 +44,7 @@ _selection = partial(_option, "Selection")
 @click.command(cls=Command, short_help="Choose pre-training pictures for a target set.")
 @_option(STREAMS, "--target", type=PICTURES, required=True, metavar="PICTURES")
 @_option(STREAMS, "--source", type=PICTURES, required=True, metavar="PICTURES")
-@_option(STREAMS, "--out", required=True, metavar="MANIFEST", type=_FILE)
+@_option(STREAMS, "--out", required=True, metavar="MANIFEST", type=click.Path(dir_okay=False))
 @_selection("--budget", type=_POSITIVE, metavar="AMOUNT")
 @_selection("--unit", type=click.Choice(["pictures", "classes", "mass"]), default="pictures")
 @_selection("--method", type=click.Choice(["uot", "random", "all", "nearest"]), default="uot")

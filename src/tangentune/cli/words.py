@@ -32,7 +32,8 @@ _PHRASES = {
     r"raise max_iterations, or lower the penalties relative to eps": "a higher --cost-scale makes it easier",
 }
 # Advice that is code.
-_CODE = re.compile(r"\b(use|wrap the network with|make it with|give it:|give|save) (?=[\w.]*\b\w+\(|features=)")
+_WAYS = "use|wrap the network with|wrap it:|make it with|let it give|give it:|give|save"
+_CODE = re.compile(rf"\b({_WAYS}) (?=[\w.]*\b\w+\(|features=)")
 # An option with a value or without, and its bare name; file names and quoted words are left alone.
 _SETTING = r"(?<![\w\"'/.-]){name}=(?:\"([^\"]*)\"|'([^']*)'|([\w.]+))?"
 _BARE = r"(?<![\w\"'/.=-]){name}(?![\w\"'/=-]|\.\w)"
@@ -56,7 +57,7 @@ def spoken(sentence: str, options: Iterable[click.Parameter], others: Iterable[s
 
 
 def _named(sentence: str, options: Iterable[click.Parameter], others: Iterable[str]) -> str:
-    names = {name: name.replace("_", " ") for name in others if "_" in name}
+    names = {name: name.replace("_", " ") for name in others}
     names |= {one.name: one.opts[0] for one in options if isinstance(one, click.Option) and one.name}
     for name, flag in names.items():
         sentence = re.sub(_SETTING.format(name=name), partial(_setting, flag), sentence)
