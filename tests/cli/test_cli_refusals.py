@@ -42,8 +42,11 @@ pytestmark = pytest.mark.usefixtures("loadable")
         (["add", "m", "blank"], ("blank",)),
         (["add", "m", "words"], ("'whale'", "0.png")),
         (["explain", "m", "words", "--top", "0"], ("--top",)),
-        (["suspects", "m", "--top", "none"], ("--top",)),
+        (["suspects", "m", "--top", "none"], ("--top", "'none' is not a number;")),
         (["explain", "m", "many"], ("21", "20")),
+        (["explain", "m", "0.png", "--out", "why.pdf"], ("a page ends in .html, 'why.pdf' does not",)),
+        (["suspects", "m", "--out", "s.csv"], ("'s.csv'",)),
+        (["evaluate", "m", "words", "--page", "e.csv"], ("'e.csv'",)),
     ],
 )
 def test_mistakes_are_one_sentence_and_change_nothing(
@@ -152,4 +155,9 @@ def test_model_without_pictures_is_refused(tmp_path: Path, capsys: pytest.Captur
     refused(capsys, "explain", tmp_path / "m", picture, words=("without its pictures",))
     assert answer(capsys, "suspects", tmp_path / "m")["suspects"]
     assert main(["suspects", str(tmp_path / "m"), "--out", str(tmp_path / "s.html")]) == 0
-    assert "<img" not in (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "Look at each. Labels are corrected in the model with its pictures" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "m"), "--out", str(tmp_path / "r.html")]) == 0
+    for page in ("s.html", "r.html"):  # no command that would be refused
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert "<img" not in text.replace("<img class=plot", "")
+        assert "tangentune relabel" not in text

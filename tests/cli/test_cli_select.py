@@ -145,7 +145,9 @@ def test_places_are_checked_before_the_work(
     refused(capsys, *arguments(sets, "--out", sets / "m.txt"), words=("ends in .json",))
     (sets / "p.html").mkdir()
     refused(capsys, *arguments(sets, "--page", sets / "p.html"), words=("p.html", "directory"))
-    refused(capsys, *arguments(sets, "--page", sets / "target" / "t0" / "0.png" / "p"), words=("0.png is no folder",))
+    refused(
+        capsys, *arguments(sets, "--page", sets / "target" / "t0" / "0.png" / "p.html"), words=("0.png is no folder",)
+    )
 
 
 def test_a_stop_is_told_where_it_goes_on(

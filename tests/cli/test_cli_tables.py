@@ -13,6 +13,7 @@ from cli_cases import N, Y, answer, folder_of, refused, small
 import tangentune
 from tangentune import TangentClassifier
 from tangentune.cli.app import main
+from tangentune.estimators.summary import Plan
 from tangentune.methods.source_selection.manifest import read_manifest
 
 CHEAP = ["--metric-power", "0", "--normalize", "no", "--body-scale", "0.3", "--damping", "0.05", "--n-jobs", "1"]
@@ -62,7 +63,7 @@ def test_columns_are_named_in_every_command(root: Path, capsys: pytest.CaptureFi
         root / "p.csv",
         "--out",
         root / "n",
-        words=("n, wo, was", "Name others with --path-column ..., --label-column ...."),
+        words=("n, wo, was", "Name others with --path-column NAME, --label-column NAME."),
     )
 
 
@@ -80,6 +81,27 @@ def test_layers_are_shown_only_if_asked_for(root: Path, capsys: pytest.CaptureFi
         err = capsys.readouterr().err
         assert "to 20 pictures will take about" in err
         assert ("Kernel from" in err) == shown
+
+
+@pytest.mark.parametrize(("seconds", "size", "told"), [(61, [], True), (59, [], False), (61, ["--size", "8"], False)])
+def test_a_long_fit_of_large_pictures_says_how_to_begin(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    seconds: int, size: list[str], told: bool,
+) -> None:  # fmt: skip
+    usual = TangentClassifier.fit
+
+    def long(self: TangentClassifier, *given: Any, tell: Any, **more: Any) -> TangentClassifier:
+        def slower(plan: Plan) -> None:
+            plan["seconds"] = seconds
+            tell(plan)
+
+        return usual(self, *given, tell=slower, **more)
+
+    monkeypatch.setattr(TangentClassifier, "fit", long)
+    monkeypatch.setattr("tangentune.cli.fit._QUICK", 4)
+    assert main(["fit", str(root / "p"), "--out", str(root / "m"), *CHEAP, *size]) == 0
+    sentence = "note: pictures are 8 pixels wide, the network's own size; start with --size 4, about 25 % of the work"
+    assert (sentence in capsys.readouterr().err) == told
 
 
 def test_skipping_is_obeyed_to_the_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,6 +234,11 @@ def test_options_of_other_commands_become_plain_words() -> None:
     assert spoken("raise memory_budget or on_error='skip'", [], ["memory_budget", "on_error"]) == (
         "raise memory budget or on error skip"
     )
+    assert spoken("fit with likelihood='least_squares'", [], ["likelihood"]) == "fit with likelihood least_squares"
+    code = "wrap it: Backbone(module, input_size=(3, 8, 8), mean=..., std=...)"
+    assert spoken(f"as they are; {code}", [], ["input_size"]) == f"as they are; in Python, {code}"
+    code = "let it give Backbone(network, input_size=...)"
+    assert spoken(f"add --size, or {code}", [], ["input_size"]) == f"add --size, or in Python, {code}"
     assert all(isinstance(command, Command) for command in cli.commands.values())  # which is where it happens
 
 

@@ -131,7 +131,7 @@ def test_vectors_and_float_pictures() -> None:
         ),
         (
             ["nowhere.jpg", "none.jpg"],
-            r"2 of 2 pictures cannot be read: nowhere.jpg \(the file does not exist\), none",
+            r"2 of 2 pictures cannot be read: nowhere.jpg \(the file does not exist\), none.*Paths in a table start",
         ),
     ],
 )

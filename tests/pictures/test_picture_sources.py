@@ -193,7 +193,7 @@ def test_table_without_labels_and_absolute_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"thing,kind\na.jpg,cat\n", "must name the column path and label; it names thing, kind."),
+        (b"thing,kind\na.jpg,cat\n", "must name the columns path and label; it names thing, kind."),
         (b"path\na.jpg\n", "must name the column label; it names path."),
         (b"", "it names nothing."),
         (b"path,label,Label\na.jpg,cat,dog\n", "names the column label 2 times; keep one."),

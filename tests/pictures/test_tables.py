@@ -81,7 +81,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "columns", "words"),
     [
-        (("wo", "was", "n"), Columns(), "must name the column path and label; it names wo, was, n."),
+        (("wo", "was", "n"), Columns(), "must name the columns path and label; it names wo, was, n."),
         (("wo", "was", "n"), Columns(), "Name others with load_pictures(..., path_column=..., label_column=...)."),
         (
             ("image", "file", "class"),
@@ -135,7 +135,7 @@ def test_data_frames_of_paths_or_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"a": ["1.png"], "b": ["x"]}, "The data frame must name the column path and label; it names a, b."),
+        ({"a": ["1.png"], "b": ["x"]}, "The data frame must name the columns path and label; it names a, b."),
         ({"path": ["1.png", None], "label": ["x", "y"]}, "Row 1 of the data frame has no path."),
         ({"path": ["1.png", float("nan")], "label": ["x", "y"]}, "Row 1 of the data frame has no path."),
         ({"path": [], "label": []}, "lists no picture"),

@@ -111,6 +111,7 @@ def test_a_fit_starts_from_the_table(folder: Path, tmp_path: Path, capsys: pytes
         again = TangentClassifier(small(), **SETTINGS).fit(table)
     assert dict(zip(again.ids_, again.targets_, strict=True)) == dict(zip(odd.ids_, odd.targets_, strict=True))
     refused(capsys, "labels", tmp_path / "m", "--out", table, words=("labels.csv", "not overwritten"))
+    refused(capsys, "labels", tmp_path / "m", "--out", folder / "labels.txt", words=("must end in .csv",))
     assert main(["labels", str(tmp_path / "m"), "--out", str(folder / "more.csv")]) == 0
     out = capsys.readouterr().out
     assert "Labels corrected: 2 of 11; pictures forgotten: 1" in out

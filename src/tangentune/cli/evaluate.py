@@ -20,7 +20,7 @@ from tangentune.cli.models import (
     skipped,
     work_option,
 )
-from tangentune.cli.options import STREAMS, Command, label_options, option
+from tangentune.cli.options import Command, label_options, page_option
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_facts, print_labels, print_table, score_rows
 from tangentune.errors import shown
@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     from tangentune.reports.evaluation import Evaluation
 
 _MATRIX = 12  # classes of which a terminal still shows the whole confusion matrix
-_FILE = click.Path(dir_okay=False)
 
 
 @click.command(cls=Command, short_help="Score a model on labelled pictures.")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
-@option(STREAMS, "--page", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
+@page_option("--page")
 @work_option
 @label_options
 def evaluate(
@@ -51,21 +50,16 @@ def evaluate(
     that the model was fitted on all the same is answered by the model fitted without it (leave-one-out).
     `torchrun -m tangentune evaluate ... --work DIR` shares the pictures among processes.
     """
-    from pathlib import Path
-
     import numpy as np
 
     from tangentune.cli.predict import told_answers
     from tangentune.estimators.scores import Answers, targets_of
-    from tangentune.methods.source_selection.manifest import check_place
     from tangentune.pictures.ranks import sharing
     from tangentune.reports.answers import AnswerJob
     from tangentune.reports.evaluation import evaluate as judged
     from tangentune.reports.evaluation import render_evaluation
     from tangentune.reports.pages import is_classifier
 
-    if page is not None:
-        check_place(Path(page))
     read, rank = reading(options), own_rank(options)
     quiet |= not rank.leads
     with working(quiet) as stdout:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from tangentune.cli.models import MODEL, PICTURES, folder_of, load, reading, saved_model, several, skipped
-from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, shared_options
+from tangentune.cli.options import COUNT, STREAMS, Command, model_options, option, page_option, shared_options
 from tangentune.cli.run import print_json, working
 from tangentune.cli.tables import folded, new_table, percent, print_table
 from tangentune.errors import InputError, nice_number, shown
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from tangentune.reports.explanation import Explanation, Prediction
 
 MOST = 20  # pictures that one page explains
-_FILE = click.Path(dir_okay=False)
-_OUT = option(STREAMS, "--out", "Also write an HTML page that stands alone.", metavar="FILE.html", type=_FILE)
 _ORIGINALS = option(
     STREAMS,
     "--originals",
@@ -36,19 +34,13 @@ _top = partial(option, STREAMS, "--top", type=COUNT, metavar="COUNT")
 @click.argument("model", type=MODEL)
 @click.argument("pictures", type=PICTURES)
 @_top("Training pictures to name in either direction.", default=8)
-@_OUT
+@page_option("--out")
 @_ORIGINALS
 @shared_options
 def explain(
-    model: str,
-    pictures: str,
-    top: int,
-    out: str | None,
-    originals: str | None,
-    as_json: bool,
-    quiet: bool,
+    model: str, pictures: str, top: int, out: str | None, originals: str | None, as_json: bool, quiet: bool,
     **options: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Say which training pictures of the saved MODEL made its answer about PICTURES, and which spoke against it.
 
     PICTURES is a picture, a folder of up to 20, or a CSV file with the column path. Each influence is exact: what
@@ -59,7 +51,6 @@ def explain(
     from tangentune.reports import explanation
 
     read = reading(options)
-    _check_out(out)
     with working(quiet) as stdout:
         listing = list_pictures(pictures, False, Columns(read["path_column"], read["label_column"]))
         count = 0 if listing is None else len(listing)
@@ -84,14 +75,6 @@ def explain(
 
         page = render_explanations(fitted, loaded, found, links(folder_of(pictures), out), links(originals, out))
         _write_page(page, out, fitted, None if as_json else stdout)
-
-
-def _check_out(out: str | None) -> None:
-    """Refuse, before the work, a page that could not be written."""
-    if out is not None:
-        from tangentune.methods.source_selection.manifest import check_place
-
-        check_place(Path(out))
 
 
 def _write_page(page: str, out: str, fitted: Estimator, stream: IO[str] | None) -> None:
@@ -148,7 +131,7 @@ def _words(answer: Prediction | None, sure: str) -> str:
 @click.command(cls=Command, short_help="List the labels most likely to be mistakes.")
 @click.argument("model", type=MODEL)
 @_top("How many labels to list.", default=20)
-@_OUT
+@page_option("--out")
 @_ORIGINALS
 @model_options
 def suspects(
@@ -158,7 +141,6 @@ def suspects(
 
     Each label is held against what all other pictures say in its place.
     """
-    _check_out(out)
     with working(quiet) as stdout:
         fitted = saved_model(model, quiet, options)
         found = fitted.suspects(top)
@@ -182,7 +164,7 @@ def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: 
     sure = bool(found) and found[0].probability is not None
     if several(fitted):
         _show_doubted(found, stream)
-        _show_remedy(model, found[0].id, label_text(fitted, found[0].suggestion), stream)
+        _show_remedy(fitted, model, found[0].id, label_text(fitted, found[0].suggestion), stream)
         return
     names = ("Doubt", "Given", *(["Probability"] if sure else []), "Suggested", "Training picture")
     table = new_table(*names, numbers=(0, 2) if sure else (0,))
@@ -192,7 +174,7 @@ def _show_suspects(fitted: Estimator, found: list[Suspect], model: str, stream: 
         table.add_row(doubt, *folded(given, *([percent(one.probability)] if sure else []), better, one.id))
     print_table(table, stream)
     better = label_text(fitted, found[0].suggestion) if found and is_classifier(fitted) else "LABEL"
-    _show_remedy(model, found[0].id if found else "ID", better, stream)
+    _show_remedy(fitted, model, found[0].id if found else "ID", better, stream)
 
 
 def _show_doubted(found: list[Suspect], stream: IO[str]) -> None:
@@ -205,17 +187,19 @@ def _show_doubted(found: list[Suspect], stream: IO[str]) -> None:
     print_table(table, stream)
 
 
-def _show_remedy(model: str, name: str, better: str, stream: IO[str]) -> None:
-    """The command that corrects one label."""
+def _show_remedy(fitted: Estimator, model: str, name: str, better: str, stream: IO[str]) -> None:
+    """The command that corrects one label, where the model can be edited."""
     from tangentune.reports.pages import relabel_command
 
-    command = relabel_command(model, name, better)
-    stream.write(f"Look at each. What corrects the label of the first:\n{command}\n")
+    remedy = f"What corrects the label of the first:\n{relabel_command(model, name, better)}"
+    if not fitted.fitted_.training.has_pictures:
+        remedy = "Labels are corrected in the model with its pictures; this one was saved without them."
+    stream.write(f"Look at each. {remedy}\n")
 
 
 @click.command(cls=Command, short_help="Write an HTML page about a model.")
 @click.argument("model", type=MODEL)
-@option(STREAMS, "--out", "The page to write; MODEL/report.html if not given.", metavar="FILE.html", type=_FILE)
+@page_option("--out", "The page to write; MODEL/report.html if not given.")
 @_ORIGINALS
 def report(model: str, out: str | None, originals: str | None) -> None:
     """Write an HTML page about the saved MODEL.

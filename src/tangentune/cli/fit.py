@@ -37,6 +37,7 @@ _HELP = {
     "verbose": "Also show how the layers' kernels will be computed.",
 }
 _option = partial(described, _HELP)
+_QUICK = 96  # pixels; what the documents say to start with
 
 
 @click.command(cls=Command, short_help="Fit a model to labelled pictures.")
@@ -90,6 +91,10 @@ def fit(
             plans.append(plan)
             if not quiet:
                 _show_plan(plan, sys.stderr, layers=verbose)
+            size = (backbone.contract.input_size or (0,))[-1]
+            if options["input_size"] is None and size > _QUICK and plan["seconds"] > 60:
+                less = f"start with --size {_QUICK}, about {100 * (_QUICK / size) ** 2:.0f} % of the work"
+                warnings.warn(f"pictures are {size} pixels wide, the network's own size; {less}", stacklevel=2)
 
         folder = None if rank.count == 1 else parts_folder(out, job_digest((told, loaded.digests), ()), work)
         asked = rank.leads and (as_json or not quiet)

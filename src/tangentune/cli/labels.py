@@ -108,6 +108,8 @@ def _check_new(out: str | None) -> None:
 
     if os.path.lexists(out):
         raise InputError(f"{out} is there already, and is not overwritten; give another name with --out")
+    if Path(out).suffix.lower() != ".csv":
+        raise InputError(f"--out {out} must end in .csv, or no fit would take it for a table")
     check_place(Path(out))
 
 

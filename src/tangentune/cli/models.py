@@ -33,7 +33,8 @@ def saved_model(directory: str, quiet: bool, options: dict[str, Any]) -> Estimat
 
     name = read_config(directory).get("estimator")
     if name not in ("TangentClassifier", "TangentRegressor"):
-        raise StoreError(f"{directory} holds a {name}, which this command cannot use")
+        kind = "feature map" if name == "TangentFeatures" else name
+        raise StoreError(f"{directory} holds a {kind}, which this command cannot use")
     check_device(options.get("device"))
     network = own_network(directory, options.get("backbone"))
     fitted = getattr(tangentune, name).from_pretrained(directory, backbone=network, device=options.get("device"))

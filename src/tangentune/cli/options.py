@@ -106,6 +106,21 @@ def described(sentences: dict[str, str], section: str, names: str, **settings: A
     return option(section, names, sentences[names.split()[0].strip("-").replace("-", "_")], **settings)
 
 
+def page_option(name: str, help: str = "Also write an HTML page that stands alone.") -> Callable[..., Any]:
+    """An option for a page, refused before the work where no page can be written."""
+    return option(STREAMS, name, help, metavar="FILE.html", type=click.Path(dir_okay=False), callback=_checked_page)
+
+
+def _checked_page(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None:
+        if not value.lower().endswith((".html", ".htm")):
+            raise click.BadParameter(f"a page ends in .html, {value!r} does not")
+        from tangentune.methods.source_selection.manifest import check_place
+
+        check_place(Path(value))
+    return value
+
+
 @cache
 def estimator_defaults() -> dict[str, Any]:
     """Default of every option of the estimators, by name; nothing is imported."""
@@ -154,14 +169,14 @@ _HELP = {
     "random_state": "Seed of the directions.",
     "memory_budget": "Never use more memory than this, such as 4GiB or 500MB; half of what is free if not given.",
     "batch_size": "Pictures that go through the network at a time; 32, or as in the fit, if not given.",
-    "device": "cpu, cuda, cuda:1, ..., or auto: a GPU where there is one",
+    "device": "cpu, cuda, cuda:1, ..., or auto: a GPU where there is one; cpu if not given.",
     "autocast": "bfloat16: the network's passes in mixed precision, for GPUs and processors that have it; the model "
     "keeps to it. In full if not given.",
     "n_jobs": "Processes that decode picture files; all cores if not given.",
     "path_column": "Column of a table that holds the pictures; path, image, file or the like if not given.",
     "label_column": "Column of a table that holds the labels; label, class, target or the like if not given.",
-    "label_separator": "What stands between the labels of a picture where a cell of that column holds several; ; for a "
-    "model of several labels if not given.",
+    "label_separator": "What stands between the labels of a picture where a cell of that column holds several; for a "
+    "model of several labels a semicolon if not given.",
     "label_columns": "Columns of 0 and 1 instead, each a label of its own, with commas between.",
     "on_error": "At a picture that cannot be read: stop and name it, or leave it out and count it.",
     "json": "Print one JSON document, and nothing else, on standard output.",
@@ -200,7 +215,7 @@ _FIT = (
     _of_fit(SOLVER, "outer_steps", type=_STEPS),
     _of_fit(SOLVER, "solver", type=click.Choice(["auto", "dual", "landmarks"])),
     _of_fit(SOLVER, "landmarks", type=COUNT, metavar="COUNT"),
-    _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"])),
+    _of_fit(SOLVER, "likelihood", type=click.Choice(["least_squares", "dirichlet", "laplace"]), metavar="WORD"),
     _of_fit(SOLVER, "damping", type=_chosen(lambda value: value > 0, "a number > 0")),
     _BODY_SCALE,
     _METRIC_POWER,
@@ -238,9 +253,7 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
     return attach
 
 
-fit_options = _together(
-    *_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT
-)  # every option of the estimators first
+fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # those of the estimators first
 map_options = _together(  # what a feature map is made by
     *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, _AUTOCAST, *_DEVICE,
     *_READING, *_OUTPUT,

@@ -176,7 +176,7 @@ def score(pictures: str, out: str, total: str, as_json: bool, quiet: bool, **opt
 
 
 def _left_out_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("pictures left out", f"{found['pictures']:,}"), ("squared error without them", f"{found['error']:.3f}")]
+    rows = [("pictures judged", f"{found['pictures']:,}"), ("squared error without each", f"{found['error']:.3f}")]
     if "accuracy" in found:
         rows += [("accuracy", percent(found["accuracy"])), ("negative log-likelihood", f"{found['nll']:.4f}")]
     return rows
@@ -254,6 +254,8 @@ def merge(
         for part in gone.values():
             merged = merged - part
         judged = added([HomeScores.load(file) for file in scores]) if scores else None
+        if judged is not None and judged.pictures != merged.pictures:
+            notes.append(f"scores of {judged.pictures} of {merged.pictures} pictures; give those of every owner")
         model = features.solve(merged, chosen_damping(damping), scores=judged)
         if total_place is not None:
             merged.save(total_place)
@@ -266,7 +268,8 @@ def merge(
         print_json(facts | {"without": list(without)})
         return
     if merged.classes:
-        table = new_table("Class", *_headings(parts), "All", numbers=tuple(range(1, len(parts) + 2)))
+        headings = [shown(Path(name).name) for name in parts]
+        table = new_table("Class", *headings, "All", numbers=tuple(range(1, len(parts) + 2)))
         for name in merged.classes:
             counts = [_counts(one).get(str(name), 0) for one in (*parts.values(), merged)]
             table.add_row(*folded(str(name)), *(f"{count:,}" for count in counts))
@@ -286,11 +289,6 @@ def _refuse_twice(files: list[str]) -> None:
             what = f"{file} is given twice" if seen[digest] == file else f"{file} and {seen[digest]} are the same"
             raise InputError(f"{what}; give the sums of every owner once")
         seen[digest] = file
-
-
-def _headings(parts: dict[str, Any]) -> list[str]:
-    """Headings of the sites' columns."""
-    return [shown(Path(name).name) for name in parts]
 
 
 def chosen_damping(damping: str | float) -> float | None:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -91,7 +92,7 @@ def _ends_as_if_interrupted() -> Iterator[None]:
 
 def _usage(error: click.ClickException) -> str:
     text = error.format_message().strip().rstrip(".")
-    text = text[:1].lower() + text[1:]
+    text = re.sub(r"a valid (integer|float)( range)?$", "a number", text[:1].lower() + text[1:])
     context = getattr(error, "ctx", None)
     if context is None:
         return text

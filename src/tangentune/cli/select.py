@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from tangentune.cli.models import PICTURES, check_folder, own_rank
-from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, set_options
+from tangentune.cli.options import MACHINE, STREAMS, Command, described, network_options, page_option, set_options
 from tangentune.cli.run import check_device, print_json, working
 from tangentune.errors import TangentuneError, shown
 
 if TYPE_CHECKING:
     from tangentune.methods.source_selection.manifest import Manifest
 
-_FILE = click.Path(dir_okay=False)
 _ROWS = 15  # source classes that are listed
 _POSITIVE = click.FloatRange(0, min_open=True)
 _HELP = {
@@ -36,7 +34,6 @@ _HELP = {
     "cost_scale": "What the distance 1 - cosine is divided by; smaller ones tell near classes apart.",
     "marginals": "uniform: every class counts the same; counts: as much as it has pictures.",
     "seed": "Seed of random and of the clusters.",
-    "page": "Also write an HTML page that shows what was chosen for what.",
     "cache": "Folder that keeps the features, so that a stopped run goes on and the next one is quick; processes of "
     "torchrun share it.",
 }
@@ -47,7 +44,7 @@ _selection = partial(_option, "Selection")
 @click.command(cls=Command, short_help="Choose pre-training pictures for a target set.")
 @_option(STREAMS, "--target", type=PICTURES, required=True, metavar="PICTURES")
 @_option(STREAMS, "--source", type=PICTURES, required=True, metavar="PICTURES")
-@_option(STREAMS, "--out", required=True, metavar="MANIFEST", type=_FILE)
+@_option(STREAMS, "--out", required=True, metavar="MANIFEST", type=click.Path(dir_okay=False))
 @_selection("--budget", type=_POSITIVE, metavar="AMOUNT")
 @_selection("--unit", type=click.Choice(["pictures", "classes", "mass"]), default="pictures")
 @_selection("--method", type=click.Choice(["uot", "random", "all", "nearest"]), default="uot")
@@ -58,7 +55,7 @@ _selection = partial(_option, "Selection")
 @_selection("--marginals", type=click.Choice(["uniform", "counts"]), default="uniform")
 @_selection("--seed", type=int, default=0, metavar="SEED")
 @network_options
-@_option(STREAMS, "--page", metavar="FILE.html", type=_FILE)
+@page_option("--page", "Also write an HTML page that shows what was chosen for what.")
 @_option(MACHINE, "--cache", metavar="DIR", type=click.Path(file_okay=False))
 @set_options
 def select(target: str, source: str, out: str, page: str | None, **options: Any) -> None:
@@ -70,7 +67,7 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
     The manifest names the chosen pictures with their weights; `tangentune fit TARGET --source MANIFEST` reads it.
     """
     from tangentune.methods.source_selection.extract import holds_features
-    from tangentune.methods.source_selection.manifest import check_manifest_path, check_place, write_manifest
+    from tangentune.methods.source_selection.manifest import check_manifest_path, write_manifest
     from tangentune.methods.source_selection.select import select_source
     from tangentune.networks.own_code import named_backbone
     from tangentune.pictures.ranks import ShareDone
@@ -87,7 +84,6 @@ def select(target: str, source: str, out: str, page: str | None, **options: Any)
         raise click.UsageError("--method all takes every picture; leave --budget out" if budget else "give a --budget")
     check_manifest_path(out)
     if page is not None:
-        check_place(Path(page))
         held = [place for place in (target, source) if holds_features(place)]
         if held:
             raise click.UsageError(f"--page shows pictures, but {held[0]} holds features")

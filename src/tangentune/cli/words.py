@@ -27,11 +27,13 @@ _PHRASES = {
     r" and features \(a name, or a function of \(module, x\)\)": "",
     r"make them with extract_features": "--cache of `tangentune select` makes them",
     r"give it: from_pretrained\(directory, backbone=Backbone\(\.\.\.\)\)": "name it: --backbone module:function",
+    r"make one with TangentFeatures": "`tangentune map` makes one",
     r"; read it with \w+\.from_pretrained": "",
     r"raise max_iterations, or lower the penalties relative to eps": "a higher --cost-scale makes it easier",
 }
 # Advice that is code.
-_CODE = re.compile(r"\b(use|wrap the network with|make it with|give it:|give|save) (?=[\w.]*\b\w+\(|features=)")
+_WAYS = "use|wrap the network with|wrap it:|make it with|let it give|give it:|give|save"
+_CODE = re.compile(rf"\b({_WAYS}) (?=[\w.]*\b\w+\(|features=)")
 # An option with a value or without, and its bare name; file names and quoted words are left alone.
 _SETTING = r"(?<![\w\"'/.-]){name}=(?:\"([^\"]*)\"|'([^']*)'|([\w.]+))?"
 _BARE = r"(?<![\w\"'/.=-]){name}(?![\w\"'/=-]|\.\w)"
@@ -55,7 +57,7 @@ def spoken(sentence: str, options: Iterable[click.Parameter], others: Iterable[s
 
 
 def _named(sentence: str, options: Iterable[click.Parameter], others: Iterable[str]) -> str:
-    names = {name: name.replace("_", " ") for name in others if "_" in name}
+    names = {name: name.replace("_", " ") for name in others}
     names |= {one.name: one.opts[0] for one in options if isinstance(one, click.Option) and one.name}
     for name, flag in names.items():
         sentence = re.sub(_SETTING.format(name=name), partial(_setting, flag), sentence)
@@ -66,4 +68,4 @@ def _named(sentence: str, options: Iterable[click.Parameter], others: Iterable[s
 
 def _setting(flag: str, found: re.Match[str]) -> str:
     value = next((text for text in found.groups() if text is not None), "")
-    return f"{flag} {value}".rstrip()
+    return f"{flag} {value.replace('...', 'NAME', 1)}".rstrip()

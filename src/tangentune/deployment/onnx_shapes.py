@@ -2,7 +2,8 @@
 
 torch writes the shape of every reshaped value as small steps that put the number of pictures before the other sizes:
 four thousand in a MobileNetV2, each a microsecond of every prediction, where -1 says the same. It also casts constants
-to the kind of another value, behind which ONNX Runtime no longer sees them as constants, and fuses nothing with them.
+to the kind of another value, behind which ONNX Runtime no longer sees them as constants, fuses nothing with them, and
+warns of each.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ def fixed(written: Any) -> None:
                 known[sizes] = ir.Value(name=name, const_value=ir.tensor(np.array(sizes, np.int64), name=name))
                 written.graph.register_initializer(known[sizes])
             node.replace_input_with(1, known[sizes])
-        elif node.op_type == "CastLike":
-            own, like = node.inputs
-            number = ir.convenience.get_const_tensor(own)  # values of constants do not know their kind
-            if number is not None and number.dtype == like.dtype:
-                node.outputs[0].replace_all_uses_with(own)
+        elif node.op_type == "CastLike" and (kind := node.inputs[1].dtype) is not None:
+            made = node.inputs[0]
+            number = ir.convenience.get_const_tensor(made)  # values of constants do not know their kind
+            if number is None or number.dtype != kind:
+                cast = ir.node("Cast", [made], {"to": kind.value})  # which ONNX Runtime sees through
+                written.graph.insert_before(node, cast)
+                made = cast.outputs[0]
+            node.outputs[0].replace_all_uses_with(made)
     passes.RemoveUnusedNodesPass()(written)
 
 

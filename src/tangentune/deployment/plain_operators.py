@@ -6,6 +6,7 @@ torch has such terms for most (`core_aten_decompositions`); here are those of co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import getitem
 from typing import Any
 
 import torch
@@ -42,9 +43,8 @@ def without_writing_over(graph: fx.Graph) -> None:
         name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
         plain = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         own = node.args[0]
-        fresh = isinstance(own.target, torch._ops.OpOverload) and not any(
-            each.alias_info for each in own.target._schema.arguments
-        )
+        made = (own.args[0] if own.target is getitem else own).target  # one of several outputs, of a batch norm say
+        fresh = isinstance(made, torch._ops.OpOverload) and not any(each.alias_info for each in made._schema.arguments)
         if plain is not None and name.endswith("_") and fresh and len(own.users) == 1:
             node.target = plain
 

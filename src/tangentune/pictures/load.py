@@ -31,7 +31,7 @@ from tangentune.pictures.listing import list_pictures
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
 from tangentune.pictures.tables import Columns, is_frame, read_frame
-from tangentune.pictures.unreadable import file_problem
+from tangentune.pictures.unreadable import ABSENT, file_problem
 
 __all__ = ["Pictures", "check_classes", "load_pictures", "normalise", "numeric_labels", "pictures_digest"]
 
@@ -267,7 +267,9 @@ def refusal(problems: Sequence[tuple[str, str]], count: int, untried: int = 0) -
         tried = f", and {untried} were not tried" if untried else ""
         said = f"{len(problems)} of {max(count, len(problems))} pictures cannot be read{tried}: {named}"
         they = "them"
-    return PictureError(f'{said}. Correct or remove {they}, or use on_error="skip" to leave {they} out.')
+    moved = len(problems) == count and all(reason == ABSENT for _, reason in problems)
+    hint = " Paths in a table start from the folder that it is in." if moved else ""
+    return PictureError(f'{said}. Correct or remove {they}, or use on_error="skip" to leave {they} out.{hint}')
 
 
 def _warn_if_dark(pixels: Tensor, labels: NDArray[Any] | None) -> None:

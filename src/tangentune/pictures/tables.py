@@ -197,7 +197,8 @@ def _find(
         second = find_column(header, "label", where, columns.label)
     if first is None or (need_labels and second is None):
         missing = [key] * (first is None) + ["label"] * (need_labels and second is None)
-        message = f"{where} must name the column {' and '.join(missing)}; it names {', '.join(header) or 'nothing'}."
+        wanted = f"column{'s' * (len(missing) > 1)} {' and '.join(missing)}"
+        message = f"{where} must name the {wanted}; it names {', '.join(header) or 'nothing'}."
         others = ", ".join(f"{what}_column=..." for what in missing)
         named = header and key == "path"  # those of other tables have no option
         raise PictureError(f"{message} Name others with load_pictures(..., {others})." if named else message)

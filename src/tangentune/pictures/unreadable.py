@@ -18,6 +18,7 @@ _FORMATS = ["JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _TIFF_HEADS = (b"II*\0", b"MM\0*")
 _TIFF_KINDS = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}
+ABSENT = "the file does not exist"
 
 
 class UnusableError(Exception):
@@ -32,7 +33,7 @@ def file_problem(path: Encoded) -> str | None:
         info = os.stat(path)
     except FileNotFoundError:
         broken = os.path.islink(path)
-        return "it is a symbolic link to a file that does not exist" if broken else "the file does not exist"
+        return "it is a symbolic link to a file that does not exist" if broken else ABSENT
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "it is a symbolic link that leads back to itself"

@@ -98,6 +98,7 @@ def render_suspects(
 ) -> str:
     """Labels that may be mistakes as one HTML page, worst first, with commands that correct them at `place`."""
     largest, known = max((one.score for one in suspects), default=0.0) or 1.0, is_classifier(model)
+    editable = known and model.pictures_.pixels.numel() > 0
     tiles = [
         {
             "one": one,
@@ -106,7 +107,7 @@ def render_suspects(
             "suggestion": label_text(model, one.suggestion),
             "share": one.score / largest,
             "other": one.probability is None or one.probability < DOUBTFUL,
-            "mend": relabel_command(place, one.id, label_text(model, one.suggestion)) if known else None,
+            "mend": relabel_command(place, one.id, label_text(model, one.suggestion)) if editable else None,
         }
         | ({"label": str(one.doubted or one.label)} if known else {})
         for one in suspects[:MOST]

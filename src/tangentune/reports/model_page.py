@@ -57,7 +57,7 @@ def write_report(
     try:
         os.stat(os.path.join(target.parent, ""))  # beside a saved model: no folder is made for it
     except OSError as error:
-        raise StoreError(f"cannot write the report to {target}: {error.strerror or error}") from error
+        raise StoreError(f"cannot write the report to {target} ({error.strerror}); make its folder first") from error
     fitted = getattr(model, "fitted_", None)  # pages need no more than the public attributes
     return write_page(render_report(model, place, links(originals, target)), target, fitted and fitted.version)
 

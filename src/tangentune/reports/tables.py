@@ -93,8 +93,9 @@ def hardest(model: Estimator, facts: Summary, place: str | os.PathLike[str] | No
         tiles = doubted_classes(model.ids_, facts.classes, label_positions(model), np.asarray(model.loo_proba_))
     else:
         tiles = far_numbers(model.ids_, np.asarray(model.targets_), np.asarray(model.loo_predictions_))
+    editable = model.pictures_.pixels.numel() > 0  # a model saved without them refuses edits
     for tile in tiles:  # a number has to be measured again, a class can be seen
-        if tile["other"] and (better := tile.get("better")) is not None:
+        if tile["other"] and editable and (better := tile.get("better")) is not None:
             tile["mend"] = relabel_command(place, tile["id"], better)
     return tiles
 

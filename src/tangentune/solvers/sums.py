@@ -30,10 +30,6 @@ from tangentune.solvers.factorisation import eigh
 KIND = "sums of feature rows"
 _TENSORS = ("weight", "rows", "squares", "cross", "targets", "target_squares", "counts")
 LEFT_OVER = 1e-9  # share of the weight that may be left where all is taken away: rounding
-LOWEST, HIGHEST, STEPS = -6.0, 4.0, 201  # powers of ten of relative dampings that are tried, and how many
-MOST_FREE = (
-    0.99  # share of the pictures that the fit may use up as degrees of freedom; beyond, nothing is left to judge
-)
 
 
 @final

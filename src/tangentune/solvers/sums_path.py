@@ -16,9 +16,7 @@ from tangentune.errors import InputError
 from tangentune.solvers.sums import SumsFactor, TangentSums
 
 LOWEST, HIGHEST, STEPS = -6.0, 4.0, 201  # powers of ten of relative dampings that are tried, and how many
-MOST_FREE = (
-    0.99  # share of the pictures that the fit may use up as degrees of freedom; beyond, nothing is left to judge
-)
+MOST_FREE = 0.99  # share of the pictures that the fit may use up as degrees of freedom, or nothing is left to judge
 
 
 def log_evidence(sums: TangentSums, count: int, dampings: Tensor) -> Tensor:
@@ -51,8 +49,8 @@ def generalised_errors(factor: SumsFactor, dampings: Tensor) -> Tensor:
     # |Y - F|^2 = Y^T A Y - 2 T^T B T + T^T B S B T with B = (S + damping I)^-1, direction by direction.
     taken = 2 * shrunk - factor.values * shrunk.square()
     residual = (factor.spread - taken @ factor.turned.square()).clamp_min(0) / factor.weight
-    free = (1 + (factor.values * shrunk).sum(1)) / factor.pictures
-    return torch.where(free < MOST_FREE, 1 / (1 - free).square(), torch.inf)[:, None] * residual
+    free = (1 + (factor.values * shrunk).sum(1))[:, None] / factor.pictures
+    return torch.where(free < MOST_FREE, residual / (1 - free).square(), torch.inf)
 
 
 def choose_damping(factor: SumsFactor) -> float:
