@@ -109,7 +109,7 @@ def child(key: Row) -> Row:
 
 def an_epoch(backbone: Backbone, pictures: Pictures) -> float:
     """Seconds a picture of an epoch of our own fine-tuning: of three epochs more than of one."""
-    few, spent = pictures.select(range(2 * TIMED)), list[float]()
+    few, spent = pictures.select(np.linspace(0, len(pictures) - 1, 2 * TIMED).astype(int)), list[float]()
     for epochs in (1, 1, 3):  # the first one finds its kernels
         with stopwatch() as own:
             fine_tune(backbone, few, FineTuneSettings(epochs=epochs))
