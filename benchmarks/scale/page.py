@@ -10,6 +10,7 @@ from benchmarks import record
 from benchmarks.record import Row, markdown_table
 from benchmarks.scale.many_rows import NAME as MANY_ROWS
 from benchmarks.scale.run import NAME
+from benchmarks.scale.spans import NAME as SPANS
 from benchmarks.study import publishing
 
 LEFT_OUT = {"leave-one-out": "loo_accuracy", "its squared error": "loo_error"}
@@ -47,6 +48,7 @@ def publish() -> None:
     many += [row for row in found.get("whole", []) if not row["outer_steps"]]
     tuned = [*found.get("tuned", []), *found.get("tuned_part", [])]
     drawn = [row for row in probes if row["key"]["seed"]]
+    parts["spans"] = markdown_table([line for row in record.load(SPANS).get("rows", []) for line in spans(row)])
     record.write_page(NAME, __file__, parts, {NAME: plot(costs, many, drawn, tuned)})
 
 
@@ -71,6 +73,21 @@ def on_landmarks(row: Row) -> Row:
     """One line of the table of fits on landmarks."""
     out = {"set": row["key"]["set"], "landmarks": f"{row['landmarks']:,}" if row["landmarks"] else "all (dual)"}
     return out | cost(row) | {"squared error": f"{row['error']:.3f}"}
+
+
+def spans(row: Row) -> list[Row]:
+    """Of one set, the shares of the kernel's gain over the probe that are kept, by how directions are chosen."""
+    gain, counts = row["probe"] - row["kernel"], list(row["kept"])
+    kept = {count: {way: np.array(errors) for way, errors in row["kept"][count].items()} for count in counts}
+    lines = list[Row]()
+    for way in kept[counts[0]]:
+        line: Row = {"set": row["key"]["set"], "directions": way}
+        for count in counts:
+            shares = (row["probe"] - kept[count][way]) / gain
+            spread = f" ± {shares.std(ddof=1) / len(shares) ** 0.5:.0%}" if len(shares) > 1 else ""
+            line[f"{int(count):,}"] = f"{shares.mean():.0%}{spread}"
+        lines.append(line)
+    return lines
 
 
 def many_rows(row: Row) -> Row:
