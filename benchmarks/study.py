@@ -69,7 +69,7 @@ def watched(command: Sequence[str]) -> tuple[str, int]:
             with suppress(OSError):
                 found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
                 highest = max(highest, int(found[1]) * 1024 if found else 0)
-            time.sleep(0.002)
+            time.sleep(0.05)  # a high-water mark: only what the last moment adds can be missed
         assert process.stdout is not None
         printed = process.stdout.read()
     if process.returncode:

@@ -10,6 +10,7 @@ from benchmarks import record
 from benchmarks.record import Row, markdown_table
 from benchmarks.scale.many_rows import NAME as MANY_ROWS
 from benchmarks.scale.run import NAME
+from benchmarks.scale.spans import NAME as SPANS
 from benchmarks.study import publishing
 
 LEFT_OUT = {"leave-one-out": "loo_accuracy", "its squared error": "loo_error"}
@@ -35,13 +36,20 @@ def publish() -> None:
     parts["directions"] = markdown_table(directions(found.get("directions", [])))
     spanned = sorted(found.get("landmarks", []), key=lambda row: (row["key"]["set"], row["pictures"], row["landmarks"]))
     parts["landmarks"] = markdown_table([on_landmarks(row) for row in spanned])
-    for name, own in (("part", ("moved", "tuned_part")), ("whole", ("whole", "tuned"))):
-        lines = [beside(row) for section in own for row in found.get(section, [])]
+    probes = sorted(found.get("probes", []), key=lambda row: row["pictures"])
+    for name, own, seed in (("part", ("moved", "tuned_part"), 0), ("whole", ("whole", "tuned"), 100)):
+        rows = [row for section in own for row in found.get(section, [])]
+        known = [row for row in probes if row["pictures"] == rows[0]["pictures"] and row["key"]["seed"] == seed]
+        lines = [beside(row) for row in rows + known]
         titles = dict.fromkeys(title for line in lines for title in line)
         parts[name] = markdown_table([{title: line.get(title, "") for title in titles} for line in lines])
     parts["rows"] = markdown_table([many_rows(row) for row in record.load(MANY_ROWS).get("rows", [])])
     many = [row for row in spanned if row["key"]["set"] == "CIFAR-10" and row["landmarks"] == 1000]
-    record.write_page(NAME, __file__, parts, {NAME: plot(costs, many)})
+    many += [row for row in found.get("whole", []) if not row["outer_steps"]]
+    tuned = [*found.get("tuned", []), *found.get("tuned_part", [])]
+    drawn = [row for row in probes if row["key"]["seed"]]
+    parts["spans"] = markdown_table([line for row in record.load(SPANS).get("rows", []) for line in spans(row)])
+    record.write_page(NAME, __file__, parts, {NAME: plot(costs, many, drawn, tuned)})
 
 
 def share(row: Row, stage: str) -> float:
@@ -51,9 +59,11 @@ def share(row: Row, stage: str) -> float:
 
 def cost(row: Row) -> Row:
     """One line of the table of costs."""
-    epochs = row["seconds"] / row["pictures"] / row["tuning_seconds_a_picture"]
+    spent = row["seconds"] / row["pictures"]
     out = {"pictures": f"{row['pictures']:,}", "seconds": f"{row['seconds']:.0f}"}
-    out |= {"as epochs of fine-tuning": f"{epochs:.1f}", "selection": f"{share(row, 'selection'):.0%}"}
+    out |= {"as passes": f"{spent / row['tuning_seconds_a_picture']:.1f}"}
+    out |= {"as epochs of fine-tuning": f"{spent / row['epoch_seconds_a_picture']:.1f}"}
+    out |= {"selection": f"{share(row, 'selection'):.0%}"}
     out |= {"peak GiB": f"{row['seen_bytes'] / 2**30:.1f}", "promised s": f"{row['planned_seconds']:.0f}"}
     out |= {"promised GiB": f"{row['planned_bytes'] / 2**30:.1f}"}
     return out | {"accuracy": f"{row['accuracy']:.3f}", "leave-one-out": f"{row['loo_accuracy']:.3f}"}
@@ -63,6 +73,21 @@ def on_landmarks(row: Row) -> Row:
     """One line of the table of fits on landmarks."""
     out = {"set": row["key"]["set"], "landmarks": f"{row['landmarks']:,}" if row["landmarks"] else "all (dual)"}
     return out | cost(row) | {"squared error": f"{row['error']:.3f}"}
+
+
+def spans(row: Row) -> list[Row]:
+    """Of one set, the shares of the kernel's gain over the probe that are kept, by how directions are chosen."""
+    gain, counts = row["probe"] - row["kernel"], list(row["kept"])
+    kept = {count: {way: np.array(errors) for way, errors in row["kept"][count].items()} for count in counts}
+    lines = list[Row]()
+    for way in kept[counts[0]]:
+        line: Row = {"set": row["key"]["set"], "directions": way}
+        for count in counts:
+            shares = (row["probe"] - kept[count][way]) / gain
+            spread = f" ± {shares.std(ddof=1) / len(shares) ** 0.5:.0%}" if len(shares) > 1 else ""
+            line[f"{int(count):,}"] = f"{shares.mean():.0%}{spread}"
+        lines.append(line)
+    return lines
 
 
 def many_rows(row: Row) -> Row:
@@ -79,6 +104,7 @@ def beside(row: Row) -> Row:
     tuned = (
         f"fine-tuning, {key['epochs']} epoch{'s' * (key['epochs'] > 1)} at {key['rate']:g}" if "epochs" in key else ""
     )
+    tuned = "linear probe" if key.get("probe") else tuned
     steps = f"moved {row['outer_steps']:,} steps" if row.get("outer_steps") else "pre-trained weights"
     out: Row = {"method": tuned or f"tangent kernel, {steps}"}
     out |= {"seconds": f"{row.get('cpu_seconds', row['seconds']):,.0f}", "peak GiB": f"{row['seen_bytes'] / 2**30:.1f}"}
@@ -112,23 +138,29 @@ def compared(name: str, seed: int, whole: Row, part: Row) -> Row:
     return out | {"selection": f"{share(whole, 'selection'):.0%} to {share(part, 'selection'):.0%}"}
 
 
-def plot(costs: list[Row], spanned: list[Row]) -> Figure:
-    """Processor seconds against pictures."""
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    counts = [row["pictures"] for row in costs]
-    every = sorted([*costs, *spanned], key=lambda row: row["pictures"])
-    a_picture = float(np.median([row["tuning_seconds_a_picture"] for row in every]))
-    axes.loglog(counts, [row["seconds"] for row in costs], "o-", label="the kernel of all pictures")
-    more = [row["pictures"] for row in spanned]
-    axes.loglog(more, [row["seconds"] for row in spanned], "s-", label="1,000 landmarks")
-    counts = sorted({*counts, *more})
+def plot(costs: list[Row], spanned: list[Row], probes: list[Row], tuned: list[Row]) -> Figure:
+    """Processor seconds and peak memory against pictures."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(5.5, 5.6), layout="constrained", sharex=True)
+    lines = {
+        "the kernel of all pictures": (costs, "o-"),
+        "1,000 landmarks": (spanned, "s-"),
+        "linear probe": (probes, "^-"),
+    }
+    for label, (rows, style) in lines.items():
+        counts = [row["pictures"] for row in rows]
+        above.loglog(counts, [row.get("cpu_seconds", row["seconds"]) for row in rows], style, label=label)
+        below.semilogx(counts, [row["seen_bytes"] / 2**30 for row in rows], style)
+    counts = sorted({row["pictures"] for rows, _ in lines.values() for row in rows})
+    an_epoch = float(np.median([row["epoch_seconds_a_picture"] for row in costs]))
     for count, style in ((1, ":"), (15, "--")):
         words = f"{count} epoch{'s' * (count > 1)} of fine-tuning"
-        axes.loglog(counts, [count * a_picture * n for n in counts], style, color="gray", label=words)
-    axes.set(xlabel="pictures", ylabel="processor seconds")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
+        above.loglog(counts, [count * an_epoch * n for n in counts], style, color="gray", label=words)
+    below.plot([row["pictures"] for row in tuned], [row["seen_bytes"] / 2**30 for row in tuned], "x", color="gray")
+    above.set(ylabel="processor seconds")
+    below.set(xlabel="pictures", ylabel="peak memory, GiB", ylim=(0, None))
+    below.set_xticks(counts, [f"{count:,}" for count in counts], rotation=30)
+    below.minorticks_off()
+    above.legend(frameon=False)
     return figure
 
 

@@ -19,9 +19,9 @@ import torch
 from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, held_out
 from benchmarks.record import Row, fill, load
 from benchmarks.study import STILL, begin, scores, stopwatch, study_parser, watched
-from tangentune import Backbone, TangentClassifier, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
 from tangentune.kernels import metric, pilot
-from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune
+from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune, fit_probe
 
 NAME = "scale"
 SETS = {"CIFAR-10": cifar10, "Fashion-MNIST": fashion_mnist}
@@ -43,6 +43,8 @@ RATES = (1e-4, 3e-4, 1e-3)
 EPOCHS = (1, 3, 10)  # the first by all rates; the others by the best of them on the test pictures, which flatters it
 PART: Row = {"set": "CIFAR-10", "a_class": 500, "size": 96, "seed": 0}  # a draw on which nothing was chosen
 MOVED: list[Row] = [PART | {"landmarks": 1000, "edited": 50} | own for own in ({"moved": True}, {})]
+PROBES: list[Row] = [PART | {"probe": True}]
+PROBES += [ALL | {"a_class": n, "probe": True} for n in (25, 50, 100, 200, 500, 1000, 2000, 5000)]
 DIRECTIONS: list[Row] = [
     {"set": name, "a_class": n, "size": 96, "seed": seed, "kept": kept}
     for n, seeds in ((10, (100, 101)), (50, (100, 101)), (200, (100,)))
@@ -62,8 +64,8 @@ def child(key: Row) -> Row:
         pilot.CHOOSING_PICTURES = 10**9
     metric.KEPT = key.get("kept", metric.KEPT)
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(key["size"])
-    if "rate" in key:
-        return tuned(key, data, backbone)
+    if "rate" in key or key.get("probe"):
+        return rival(key, data, backbone)
     edited = key.get("edited", 0)  # of all pictures, whose answers to all test pictures are wanted too
     index = few_shot(data.train_labels, key["a_class"], key["seed"])
     test = held_out(len(data.test), len(data.test) if edited else 1000)
@@ -102,16 +104,28 @@ def child(key: Row) -> Row:
         with stopwatch() as spent:
             backbone.feature_function(module, x).sum().backward()
         taken.append(spent["cpu_seconds"] / TIMED)
-    return out | {"tuning_seconds_a_picture": taken[-1]}
+    return out | {"tuning_seconds_a_picture": taken[-1], "epoch_seconds_a_picture": an_epoch(backbone, pictures)}
 
 
-def tuned(key: Row, data: ArrayData, backbone: Backbone) -> Row:
-    """All layers moved at a rate for some epochs, pictures mirrored at random; judged on all test pictures."""
+def an_epoch(backbone: Backbone, pictures: Pictures) -> float:
+    """Seconds a picture of an epoch of our own fine-tuning: of three epochs more than of one."""
+    few, spent = pictures.select(np.linspace(0, len(pictures) - 1, 2 * TIMED).astype(int)), list[float]()
+    for epochs in (1, 1, 3):  # the first one finds its kernels
+        with stopwatch() as own:
+            fine_tune(backbone, few, FineTuneSettings(epochs=epochs))
+        spent.append(own["cpu_seconds"])
+    return (spent[2] - spent[1]) / 2 / len(few)
+
+
+def rival(key: Row, data: ArrayData, backbone: Backbone) -> Row:
+    """A linear probe; or all layers moved at a rate for some epochs. Mirrored; judged on all test pictures."""
     index = few_shot(data.train_labels, key["a_class"], key["seed"])
     pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
-    settings = FineTuneSettings(learning_rate=key["rate"], epochs=key["epochs"])
     with stopwatch() as spent:
-        found = fine_tune(backbone, pictures, settings)
+        if key.get("probe"):
+            found = fit_probe(backbone, pictures)
+        else:
+            found = fine_tune(backbone, pictures, FineTuneSettings(learning_rate=key["rate"], epochs=key["epochs"]))
     new = load_pictures(data.test, data.test_labels, contract=backbone.contract)
     proba = found.predict_proba(new, flip=True)
     truth = np.eye(len(found.classes))[np.searchsorted(found.classes, data.test_labels)]
@@ -130,7 +144,7 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--child", metavar="KEY", help="only this fit, and print what it took")
     parts = {"choices": CHOICES, "costs": COSTS, "landmarks": LANDMARKS, "directions": DIRECTIONS, "whole": WHOLE}
-    parts |= {"moved": MOVED, "tuned_part": [PART | {"epochs": 15, "rate": rate} for rate in RATES]}
+    parts |= {"probes": PROBES, "moved": MOVED, "tuned_part": [PART | {"epochs": 15, "rate": rate} for rate in RATES]}
     parser.add_argument("--only", choices=[*parts, "tuned"], help="this part of it alone")
     given = begin(parser)
     if given.child:
