@@ -175,12 +175,12 @@ def test_rows_of_other_settings_are_never_mixed(backbone: Backbone, made_up: lis
     relabelled = replace(vectors(), labels=np.roll(LABELS, 1))
     changes: list[tuple[Pictures, dict[str, Any], str]] = [
         (vectors(), {"test_share": 0.4}, "test_share"),
-        (vectors(), {"backbone": other}, "backbone_digest"),
+        (vectors(), {"backbone": other}, "the network's weights"),
         (vectors(), {"backbone": Backbone(backbone.module, features="0", name="tiny")}, "features"),
         (vectors(), {"backbone": backbone.with_contract(replace(backbone.contract, crop=0.5))}, "crop"),
         (vectors(), {"batch_size": 8}, "batch_size"),
-        (vectors(seed=1), {}, "train_digest"),
-        (relabelled, {}, "train_digest"),
+        (vectors(seed=1), {}, "the training pictures or their labels"),
+        (relabelled, {}, "the training pictures or their labels"),
     ]
     for pictures, changed, words in changes:
         with pytest.raises(StoreError, match=f"measured with other settings.*{words}"):

@@ -86,12 +86,20 @@ def read_cells(folder: Path, settings: dict[str, Any]) -> list[Cell]:
     return [Cell(**row) for row in rows]
 
 
+_DIGESTS = {  # whose values say nothing to people
+    "train_digest": "the training pictures or their labels",
+    "test_digest": "the test pictures or their labels",
+    "backbone_digest": "the network's weights",
+}
+
+
 def _refuse_other_settings(path: Path, then: Any, now: dict[str, Any]) -> None:
     then = then if isinstance(then, dict) else {}
     changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if not changed:
         return
-    named = some([f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed], 3)
+    values = {name: f"{name} ({_short(then.get(name))} there, {_short(now.get(name))} now)" for name in changed}
+    named = some([_DIGESTS.get(name, words) for name, words in values.items()], 3)
     why = f"was measured with other settings, so its rows cannot be compared with new ones: {named}"
     raise StoreError(f"{path} {why}; use the same settings, another --out, or remove it")
 
