@@ -92,9 +92,7 @@ class Procedure:
         check_savable(options)
         if (device := options["device"]) is not None:
             usable_device(device, dtype=torch.float64)  # before the network is loaded
-        backbone = as_backbone(options["backbone"], options["input_size"])
-        backbone = backbone if device is None else backbone.to(device)
-        backbone = backbone if options["autocast"] is None else backbone.with_autocast(options["autocast"])
+        backbone = as_backbone(options["backbone"], options["input_size"], device, options["autocast"])
         settings, steps = read_settings(options, backbone, read_seed(options["random_state"])), read_steps(options)
         augment = options["augment"]
         reader = PictureReader(backbone, read_count(options, "batch_size"), augment == "flip", settings.verbose)
