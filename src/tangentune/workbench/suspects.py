@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, solved
-from tangentune.solvers.leave_out import distrusting
 from tangentune.solvers.system import System, refresh
 from tangentune.workbench.figures import positions_of
 
@@ -48,11 +47,6 @@ class Doubts:
 
     score: NDArray[np.float64]  # (n,)
     suggestion: NDArray[np.int64]  # (n,) columns
-
-
-def wary_of(system: System) -> System:
-    """The problem at the distrusting damping; n^3, once."""
-    return distrusting(system)
 
 
 def wary_at(system: System, damping: float) -> System:
