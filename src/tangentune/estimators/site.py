@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.estimators.features import TangentFeatures
+from tangentune.memory import progress
 from tangentune.pictures.checks import numeric_labels
 from tangentune.pictures.files import FileList
 from tangentune.pictures.load import load_pictures
@@ -83,8 +83,8 @@ class SiteJob:
     def _files(self, folder: Path, rank: Rank, patience: float) -> list[Path]:
         if not self.files.paths:
             raise InputError("there are no pictures to add up")
-        label: dict[str, Any] = {"desc": "shards of pictures", "unit": "shard", "delay": 1.0}
-        with tqdm(total=len(self), disable=not (self.verbose and rank.leads), **label) as bar:
+        told = self.verbose if rank.leads else 0
+        with progress(label="shards of pictures", total=len(self), unit="shard", verbose=told) as bar:
 
             def make(number: int, file: Path) -> None:
                 self.make(number, file)

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from tangentune._files import from_json, locked, plain, replaced_file, user_path
 from tangentune.errors import InputError, PictureError, StoreError, check_counts
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
 from tangentune.methods.source_selection.manifest import file_digest, picture_names
@@ -58,8 +59,8 @@ class FeatureSet:
     def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
         """The sha256 of some pictures: of the file's bytes, or of the pixels in memory; None for bare features."""
         if self.paths is not None:
-            settings: dict[str, Any] = {"desc": "hashing pictures", "unit": "picture", "delay": 1.0}
-            return [file_digest(str(self.paths[i])) for i in tqdm(rows, disable=not verbose, **settings)]
+            known = progress(rows, label="hashing pictures", total=None, unit="picture", verbose=verbose)
+            return [file_digest(str(self.paths[i])) for i in known]
         if self.pictures is not None:
             return list(pictures_digest(self.pictures.pixels[torch.as_tensor(rows)]))
         return [None] * len(rows)
@@ -284,13 +285,13 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     return FeatureSet(features, labels, index["ids"], backbone=index["backbone"])
 
 
-def feature_matrix(pictures: Pictures, backbone: Backbone, batch_size: int, progress: Callable[[int], Any]) -> Tensor:
-    """Features of pictures in memory, (n, d) float32; `progress` is told the number of each batch."""
+def feature_matrix(pictures: Pictures, backbone: Backbone, batch_size: int, tell: Callable[[int], Any]) -> Tensor:
+    """Features of pictures in memory, (n, d) float32; `tell` is told the number of each batch."""
     parts = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures.select(slice(start, start + batch_size))
         parts.append(mean_features(backbone, batch, batch_size, False).float().cpu())
-        progress(len(batch))
+        tell(len(batch))
     return torch.cat(parts)
 
 

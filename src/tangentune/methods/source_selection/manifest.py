@@ -16,11 +16,11 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from tangentune._files import existing_ancestor, from_json, plain, replaced_file, user_path
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError, StoreError
+from tangentune.memory import progress
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
@@ -287,9 +287,8 @@ def _checked_paths(known: Manifest, source: Path, verbose: int) -> list[str]:
         named = dict(zip(found.ids, found.paths, strict=True))
         paths = [named.get(name, path) for name, path in zip(known.ids, paths, strict=True)]
     problems = []
-    rows = zip(known.ids, known.sha256, paths, strict=True)
-    settings: dict[str, Any] = {"desc": "checking pictures", "unit": "picture", "delay": 1.0}
-    for name, sha256, path in tqdm(rows, total=len(known), disable=not verbose, **settings):
+    rows = list(zip(known.ids, known.sha256, paths, strict=True))
+    for name, sha256, path in progress(rows, label="checking pictures", total=None, unit="picture", verbose=verbose):
         try:
             if sha256 not in (None, file_digest(path)):
                 problems.append(f"{name} has changed")
