@@ -132,7 +132,7 @@ def sums(pictures: str, out: str, minimum: int, as_json: bool, quiet: bool, **op
         found.save(place)
     if few and not quiet:
         click.echo(f"note: {shown(few)}", err=True)
-    skipped = len(job.files.paths) - found.pictures
+    skipped = len(job.files.pictures) - found.pictures
     facts = {"sums": out, "map": found.fingerprint, "n": found.pictures, "skipped": skipped, "classes": _counts(found)}
     if as_json:
         print_json(facts)
@@ -277,11 +277,11 @@ def merge(
 
 def _refuse_twice(files: list[str]) -> None:
     """The same file twice would count its pictures twice."""
-    import hashlib
+    from tangentune._files import file_digest
 
     seen = dict[str, str]()
     for file in files:
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        digest = file_digest(file)
         if digest in seen:
             what = f"{file} is given twice" if seen[digest] == file else f"{file} and {seen[digest]} are the same"
             raise InputError(f"{what}; give the sums of every owner once")
