@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangentune.methods.fine_tuning.labelled import view_outputs
+from tangentune.methods.fine_tuning.labelled import spread_over, view_outputs
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.ridge import RidgeFactor, factor_ridge, loo_errors, solve
@@ -54,11 +52,6 @@ def lower(errors: Tensor, than: Tensor, margin: float) -> bool:
     gains = than - errors
     doubt = float(gains.std()) / len(gains) ** 0.5 if margin and len(gains) > 1 else 0.0
     return float(gains.mean()) > margin * doubt
-
-
-def spread_over(count: int, most: int) -> NDArray[np.int64]:
-    """Places of at most so many pictures, evenly over all: sets are often sorted by class."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
     code = _script()
     known = {"version": __version__, "word": Words(), "script": code, "script_hash": _hash(code)}
-    return _environment().get_template(template).render(known | context)
+    return environment_of(_TEMPLATES).get_template(template).render(known | context)
 
 
 @cache
@@ -57,9 +57,9 @@ def _hash(code: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    """Of all templates, each of which is compiled once: that takes longer than filling it in."""
-    loader = FileSystemLoader(_TEMPLATES)
+def environment_of(folder: Path) -> Environment:
+    """Of all templates in a folder, each of which is compiled once: that takes longer than filling it in."""
+    loader = FileSystemLoader(folder)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
