@@ -157,7 +157,8 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         pictures = self._load(X, y, labelled=True)
         check_map(self._frozen(), judge.fingerprint, len(judge.factor.mean))
-        return reduce(add, (judge.score(*portion) for *portion, _ in self._labelled_rows(pictures)))
+        portions = self._labelled_rows(pictures)
+        return reduce(add, (judge.score(rows, targets, classes) for rows, targets, classes, _ in portions))
 
     def solve(
         self, total: TangentSums, damping: float | None = None, *, scores: HomeScores | None = None
