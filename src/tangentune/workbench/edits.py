@@ -30,10 +30,6 @@ class Edit:
         label: of "relabel" and "add": the class, as text.
         new_class: whether the label may be a class that is not there; else a typing error would make one.
         why: in a person's words; kept until the model is saved, and not in its log.
-
-    Example:
-        >>> Edit("relabel", (3,), "cat").words
-        'relabel 1 picture as cat'
     """
 
     kind: Kind

@@ -54,12 +54,7 @@ def spread_over(count: int, most: int) -> NDArray[np.int64]:
 
 
 def some_of_each(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Places of about `most` pictures, ascending, every class in its share and the rarest by one; all if they are few.
-
-    Example:
-        >>> some_of_each(np.array([0, 1, 0, 0, 0, 0, 0, 0]), 2).tolist()
-        [0, 1]
-    """
+    """Places of about `most` pictures, ascending, every class in its share, the rarest by one; all if they are few."""
     if len(classes) <= most:
         return np.arange(len(classes))
     order = np.argsort(classes, kind="stable")

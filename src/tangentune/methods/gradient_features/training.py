@@ -91,12 +91,7 @@ def gradient(
 
 
 def ntk_scale(parameter: Tensor) -> float:
-    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors.
-
-    Example:
-        >>> ntk_scale(torch.zeros(50, 3, 3, 3)), ntk_scale(torch.zeros(50))
-        (0.02, 0.1)
-    """
+    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors."""
     return 1 / parameter.shape[0] if parameter.ndim > 1 else VECTOR_SCALE
 
 
