@@ -61,7 +61,7 @@ def with_wary(state: State) -> State:
     solution, damping = solved(state.fitted), state.wary_damping
     wary = solution.wary
     if wary is None:
-        wary = distrusting(solution.system) if damping is None else suspects.wary_at(solution.system, damping)
+        wary = distrusting(solution.system, damping)
     fitted = replace(state.fitted, solution=replace(solution, wary=wary))
     return _same(state, fitted=fitted, wary_damping=wary.damping)
 

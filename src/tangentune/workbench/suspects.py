@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, solved
-from tangentune.solvers.system import System, refresh
+from tangentune.solvers.system import System
 from tangentune.workbench.figures import positions_of
 
 
@@ -47,11 +47,6 @@ class Doubts:
 
     score: NDArray[np.float64]  # (n,)
     suggestion: NDArray[np.int64]  # (n,) columns
-
-
-def wary_at(system: System, damping: float) -> System:
-    """The problem at a damping chosen before; n^3 where it is not the model's own."""
-    return system if damping <= system.damping else refresh(system, damping=damping)
 
 
 def doubts(fitted: FittedModel, wary: System) -> Doubts:
