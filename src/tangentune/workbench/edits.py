@@ -68,8 +68,8 @@ def places(fitted: FittedModel, numbers: tuple[int, ...]) -> NDArray[np.int64]:
     return np.array([known[number] for number in numbers], np.int64)
 
 
-def own_label(classes: NDArray, label: str) -> Any:
-    """A class as the model has it, from text; a new one is of the same kind."""
+def own_label(classes: NDArray, label: str, whose: str = "") -> Any:
+    """A class as the model has it, from text; a new one is of the same kind. `whose` goes into the message."""
     known = {str(name): name for name in classes.tolist()}
     if label in known or classes.dtype.kind == "U":
         return known.get(label, label)
@@ -79,7 +79,7 @@ def own_label(classes: NDArray, label: str) -> Any:
             return kind(label)
     except ValueError:
         pass
-    raise InputError(f"the label {label!r} is of another kind than those of the model: {some(list(known), 8)}")
+    raise InputError(f"the label {label!r}{whose} is of another kind than those of the model: {some(list(known), 8)}")
 
 
 def edited(fitted: FittedModel, edit: Edit, reader: PictureReader, arrived: Pictures | None = None) -> FittedModel:
