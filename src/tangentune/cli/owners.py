@@ -266,7 +266,8 @@ def merge(
         print_json(facts | {"without": list(without)})
         return
     if merged.classes:
-        table = new_table("Class", *_headings(parts), "All", numbers=tuple(range(1, len(parts) + 2)))
+        names = [shown(Path(name).name) for name in parts]
+        table = new_table("Class", *names, "All", numbers=tuple(range(1, len(parts) + 2)))
         for name in merged.classes:
             counts = [_counts(one).get(str(name), 0) for one in (*parts.values(), merged)]
             table.add_row(*folded(str(name)), *(f"{count:,}" for count in counts))
@@ -286,11 +287,6 @@ def _refuse_twice(files: list[str]) -> None:
             what = f"{file} is given twice" if seen[digest] == file else f"{file} and {seen[digest]} are the same"
             raise InputError(f"{what}; give the sums of every owner once")
         seen[digest] = file
-
-
-def _headings(parts: dict[str, Any]) -> list[str]:
-    """Headings of the sites' columns."""
-    return [shown(Path(name).name) for name in parts]
 
 
 def chosen_damping(damping: str | float) -> float | None:

@@ -36,13 +36,7 @@ from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
-from tangentune.kernels.cost import (
-    Problem,
-    has_pilot,
-    measure_rates,
-    pilot_bytes,
-    usually_kept,
-)
+from tangentune.kernels.cost import Problem, has_pilot, measure_rates, pilot_bytes, usually_kept
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.landmark_cost import landmark_count, plan, settled
 from tangentune.kernels.landmark_cost import seconds as foreseen

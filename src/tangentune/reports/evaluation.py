@@ -13,7 +13,7 @@ from tangentune.estimators.scores import Answers, Judged, judge
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports import tables
 from tangentune.reports.gallery import Link, gallery
-from tangentune.reports.pages import Estimator, is_classifier, render
+from tangentune.reports.pages import Estimator, is_classifier, network_name, render
 from tangentune.reports.tables import Tile
 from tangentune.solvers import metrics
 
@@ -69,10 +69,10 @@ def evaluate(model: Estimator, pictures: Pictures, answers: Answers | None = Non
 
 def render_evaluation(model: Estimator, found: Evaluation, link: Link | None = None) -> str:
     """A test set as one HTML page; the same input gives the same page."""
-    name, n = str(model.backbone_.name), len(found.pictures)
+    n = len(found.pictures)
     tiles, figures, tiled = _several(model, found) if found.judged.labels else _single(found)
     context: dict[str, Any] = {
-        "network": "the network" if name == "custom" else name,
+        "network": network_name(model),
         "n": n,
         "trained_on": len(model.ids_),
         "known": found.known,
