@@ -22,21 +22,13 @@ KINDS: tuple[Kind, ...] = ("relabel", "forget", "keep", "add")
 @final
 @dataclass(frozen=True)
 class Edit:
-    """One correction.
-
-    Attributes:
-        kind: "relabel", "forget", "keep" (the label is right: the picture leaves the suspects for good), or "add".
-        numbers: the pictures, each by the number that it bears for good.
-        label: of "relabel" and "add": the class, as text.
-        new_class: whether the label may be a class that is not there; else a typing error would make one.
-        why: in a person's words; kept until the model is saved, and not in its log.
-    """
+    """One correction; of kind "keep" the label is right, and the picture leaves the suspects for good."""
 
     kind: Kind
-    numbers: tuple[int, ...]
-    label: str | None = None
-    new_class: bool = False
-    why: str = ""
+    numbers: tuple[int, ...]  # of the pictures, which they bear for good
+    label: str | None = None  # of "relabel" and "add": the class, as text
+    new_class: bool = False  # whether the label may be a class that is not there; else a typing error would make one
+    why: str = ""  # in a person's words; kept until the model is saved, and not in its log
 
     @property
     def words(self) -> str:

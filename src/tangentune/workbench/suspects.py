@@ -23,21 +23,14 @@ from tangentune.workbench.figures import positions_of
 @final
 @dataclass(frozen=True)
 class SuspectRow:
-    """A picture whose label may be wrong.
-
-    Attributes:
-        number, id, label: of the picture.
-        suggestion: the class that the other pictures predict instead.
-        probability: of the given label, by the model fitted without the picture.
-        score: squared distance of the label from what the others predict: 0 agrees, 2 is another class for certain.
-    """
+    """A picture whose label may be wrong."""
 
     number: int
     id: str
     label: str
-    suggestion: str
-    probability: float
-    score: float
+    suggestion: str  # the class that the other pictures predict instead
+    probability: float  # of the given label, by the model fitted without the picture
+    score: float  # squared distance of the label from what the others predict: 0 agrees, 2 is sure of another class
 
 
 @final
