@@ -17,7 +17,7 @@ _PAUSE = 0.2  # seconds between two looks at how far it is
 @final
 @dataclass
 class RowsJob:
-    """One run of `Session.keep_rows` on a thread of its own; the session answers other questions between two batches."""
+    """One run of `Session.keep_rows` on a thread of its own; the session answers others between two batches."""
 
     done: int = 0  # pictures, of `all`
     all: int = 0
