@@ -56,6 +56,12 @@ def survey_rows(network: Network | Linearization, x: Tensor, params: str | Itera
     Raises:
         InputError: the output is not (n, C).
         BackboneError: the network cannot be linearised.
+
+    Example:
+        >>> x = torch.randn(4, 3)
+        >>> rows = survey_rows(nn.Linear(3, 2), x)
+        >>> rows.outputs, rows.width, rows.explicit(x).shape
+        (2, 8, torch.Size([4, 2, 8]))
     """
     lin = copy.deepcopy(network) if isinstance(network, Linearization) else Linearization(network, params)
     channels_last = _prefers_channels_last(lin.function.network)

@@ -168,7 +168,12 @@ def batch_norms(module: nn.Module) -> list[nn.Module]:
 
 
 def rate_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """What the peak learning rate is multiplied by at `step` of `steps` (0-based)."""
+    """What the peak learning rate is multiplied by at `step` of `steps` (0-based).
+
+    Example:
+        >>> [round(rate_factor(s, 6, 1 / 3, "cosine"), 3) for s in range(6)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
@@ -181,6 +186,10 @@ def layer_factors(names: Iterable[str], decay: float) -> dict[str, float]:
     """What the rate of each parameter is multiplied by: `decay` in the last block, `decay ** 2` in the one before.
 
     Names are in network order, the head (factor 1) not among them; decay is in (0, 1].
+
+    Example:
+        >>> layer_factors(["layers.0.weight", "layers.1.weight", "layers.1.bias"], 0.5)
+        {'layers.0.weight': 0.25, 'layers.1.weight': 0.5, 'layers.1.bias': 0.5}
     """
     blocks = group_blocks(names).values()
     return {name: decay ** (len(blocks) - k) for k, members in enumerate(blocks) for name in members}

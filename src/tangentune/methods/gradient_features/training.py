@@ -91,7 +91,12 @@ def gradient(
 
 
 def ntk_scale(parameter: Tensor) -> float:
-    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors."""
+    """`s^2` of a parameter: 1 / outputs, and 0.1 for biases and other vectors.
+
+    Example:
+        >>> ntk_scale(torch.zeros(50, 3, 3, 3)), ntk_scale(torch.zeros(50))
+        (0.02, 0.1)
+    """
     return 1 / parameter.shape[0] if parameter.ndim > 1 else VECTOR_SCALE
 
 

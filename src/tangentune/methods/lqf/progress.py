@@ -66,6 +66,11 @@ class Record:
         """Share of the way from u = 0 to the optimum that was still to go at a measurement.
 
         Exact where `optimum` is known; else an upper bound, as `least` is a lower one. 0 where u = 0 is optimal.
+
+        Example:
+            >>> points = Point(0, 1, 5.0, 1.0, 1.0, 4.0), Point(1, 3, 2.01, 0.1, 0.1, 0.5)
+            >>> round(Record(points, optimum=2.0).suboptimality(), 4)
+            0.0033
         """
         reach = self.points[0].objective - self.least
         return (self.points[point].objective - self.least) / reach if reach > 0 else 0.0
