@@ -24,14 +24,17 @@ _CLASSES_IN_LARGE = 20
 _ROWS_TRIED, _ROWS_KEPT = 12, 200
 
 
+def most_confused(table: np.ndarray, most: int, of_more: int) -> list[int]:
+    """Positions of all classes of a confusion (C, C), or where there are more than `most`, of the most confused."""
+    if len(table) <= most:
+        return list(range(len(table)))
+    wrong = _mistakes(table)
+    return sorted(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:of_more].tolist())
+
+
 def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """Cells with their share of the row; of many classes the most confused, the others in one column."""
-    shown = np.arange(len(names))
-    if len(names) > CLASSES_SHOWN:
-        wrong = _mistakes(table)
-        order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")
-        shown = np.sort(order[:_CLASSES_IN_LARGE])
-    rows = []
+    shown, rows = most_confused(table, CLASSES_SHOWN, _CLASSES_IN_LARGE), []
     for i in shown:
         total = max(int(table[i].sum()), 1)
         cells = [{"count": int(table[i, j]), "share": table[i, j] / total, "right": i == j} for j in shown]
