@@ -96,6 +96,11 @@ class EfficientNetLite(nn.Module):
         self._dropout = nn.Dropout(0.2)
         self._fc = nn.Linear(1280, classes)
 
+    @property
+    def classifier(self) -> nn.Linear:
+        """The pre-trained head."""
+        return self._fc
+
     def pooled(self, x: Tensor) -> Tensor:
         """Penultimate features: (n, 3, h, w) -> (n, 1280)."""
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x)), inplace=True))

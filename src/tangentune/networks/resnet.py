@@ -58,6 +58,11 @@ class ResNet50(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.fc = nn.Linear(inputs, classes)
 
+    @property
+    def classifier(self) -> nn.Linear:
+        """The pre-trained head."""
+        return self.fc
+
     def pooled(self, x: Tensor) -> Tensor:
         """Penultimate features: (n, 3, h, w) -> (n, 2048)."""
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
