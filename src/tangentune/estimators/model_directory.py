@@ -96,6 +96,14 @@ def write_model(
     belong to this module; `pictures` are pixels to keep in a file of their own, `edits` lines of the audit log, `known`
     the version that the new one follows. A StoreError: the place cannot be used (see `check_destination`), another
     version is there, the disk is full, an older version cannot be removed, or the settings hold something JSON cannot.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = Path(tempfile.mkdtemp()) / "model"
+        >>> version = write_model(folder, {"damping": 0.1}, {"weights": torch.arange(3.0)}, "# A card")
+        >>> model = read_model(folder)
+        >>> model.settings["damping"], model.tensors["weights"].tolist()
+        (0.1, [0.0, 1.0, 2.0])
     """
     target = check_destination(directory)
     if taken := sorted(set(ENVELOPE) & set(config)):

@@ -33,13 +33,24 @@ class Reliability:
 
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of predictions equal to the label; names or positions, shape (n,) both."""
+    """Share of predictions equal to the label; names or positions, shape (n,) both.
+
+    Example:
+        >>> accuracy(["cat", "dog", "dog"], ["cat", "dog", "cat"])
+        0.6666666666666666
+    """
     given, guess = _same_length(labels, predicted)
     return float(np.mean(given == guess))
 
 
 def accuracy_interval(share: float, n: int) -> tuple[float, float]:
-    """95 % interval (Wilson 1927) of a share measured on n cases."""
+    """95 % interval (Wilson 1927) of a share measured on n cases.
+
+    Example:
+        >>> low, high = accuracy_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
     hits = round(share * n)
     middle, shrunk = (hits + _NORMAL**2 / 2) / (n + _NORMAL**2), hits * (n - hits) / n + _NORMAL**2 / 4
     half = _NORMAL * shrunk**0.5 / (n + _NORMAL**2)
@@ -47,7 +58,13 @@ def accuracy_interval(share: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(cases: ArrayLike) -> tuple[float, float]:
-    """95 % interval of a mean by the normal approximation, from one number a case; of a single one it is all."""
+    """95 % interval of a mean by the normal approximation, from one number a case; of a single case it is all there is.
+
+    Example:
+        >>> low, high = mean_interval([1.0, 2.0, 3.0, 2.0])
+        >>> round(low, 3), round(high, 3)
+        (1.2, 2.8)
+    """
     values = np.asarray(cases, np.float64)
     if len(values) < 2:
         return -np.inf, np.inf
@@ -59,6 +76,10 @@ def nll(labels: ArrayLike, proba: ArrayLike) -> float:
     """Mean negative log-probability of the given class, in nats; labels (n,) are positions, probabilities (n, C).
 
     A probability of zero counts as the smallest step of its own precision, as in scikit-learn's `log_loss`.
+
+    Example:
+        >>> round(nll([0, 1], [[0.5, 0.5], [0.5, 0.5]]), 4)
+        0.6931
     """
     return float(np.mean(case_nll(labels, proba)))
 
@@ -72,7 +93,12 @@ def case_nll(labels: ArrayLike, proba: ArrayLike) -> FloatArray:
 
 
 def brier(labels: ArrayLike, proba: ArrayLike) -> float:
-    """Mean squared distance between the probabilities and the one-hot label, in [0, 2]; lower is better."""
+    """Mean squared distance between the probabilities and the one-hot label, in [0, 2]; lower is better.
+
+    Example:
+        >>> brier([0, 1], [[1.0, 0.0], [0.5, 0.5]])
+        0.25
+    """
     return float(np.mean(case_brier(labels, proba)))
 
 
@@ -104,6 +130,10 @@ def ece(labels: ArrayLike, proba: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error (Guo et al. 2017, eq. 3): mean gap of confidence and accuracy, in [0, 1].
 
     Top class, bins of equal width. Biased upwards when bins hold few cases: compare only at equal n and bins.
+
+    Example:
+        >>> round(ece([0, 0], [[0.9, 0.1], [0.7, 0.3]], bins=10), 6)  # right twice, 80 % sure on average
+        0.2
     """
     curve = reliability(labels, proba, bins)
     filled = curve.counts > 0
@@ -122,7 +152,12 @@ def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, n_classes: int) ->
 
 
 def average_precision(targets: ArrayLike, scores: ArrayLike) -> FloatArray:
-    """Area under precision against recall of each label, (L,): targets and scores (n, L); NaN of a label nobody has."""
+    """Area under precision against recall of each label, (L,): targets and scores (n, L); NaN of a label nobody has.
+
+    Example:
+        >>> average_precision([[1], [0], [1]], [[0.9], [0.8], [0.7]]).round(4).tolist()
+        [0.8333]
+    """
     from sklearn.metrics import average_precision_score
 
     given, found = _columns(targets, scores)
@@ -143,7 +178,12 @@ def label_counts(targets: ArrayLike, predicted: ArrayLike) -> IntArray:
 
 
 def f1(counts: ArrayLike) -> FloatArray:
-    """F1 of `label_counts` (..., 3): 2 right / (2 right + wrong + missed), 0 where nothing is right."""
+    """F1 of `label_counts` (..., 3): 2 right / (2 right + wrong + missed), 0 where nothing is right.
+
+    Example:
+        >>> f1([[1, 1, 1], [0, 0, 0]]).tolist()
+        [0.5, 0.0]
+    """
     right, wrong, missed = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     return 2 * right / np.maximum(2 * right + wrong + missed, 1)
 
@@ -152,6 +192,10 @@ def r2(targets: ArrayLike, predicted: ArrayLike) -> float:
     """Share of the targets' variance explained; 1 is perfect, 0 is the mean's score. Outputs are averaged.
 
     Constant targets give 1 when they are met exactly and 0 otherwise (scikit-learn's convention).
+
+    Example:
+        >>> r2([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+        1.0
     """
     given, guess = _columns(targets, predicted)
     residual = np.sum((given - guess) ** 2, axis=0)
@@ -163,7 +207,12 @@ def r2(targets: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def rmse(targets: ArrayLike, predicted: ArrayLike) -> float:
-    """Root of the mean squared error, in the targets' own unit; all outputs together."""
+    """Root of the mean squared error, in the targets' own unit; all outputs together.
+
+    Example:
+        >>> rmse([0.0, 0.0], [3.0, 4.0])
+        3.5355339059327378
+    """
     given, guess = _columns(targets, predicted)
     return float(np.sqrt(np.mean((given - guess) ** 2)))
 
