@@ -55,7 +55,6 @@ bench: $(STAMP)
 
 # Slow studies behind docs/results: hours, resumable.
 figures: $(STAMP)
-	$(BIN)/python -m benchmarks.accuracy.run
 	$(BIN)/python -m benchmarks.loo_honesty.run
 
 # torch first, by exact version: any later command would otherwise bring in another build. The packages with weights

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,17 @@ class ArrayData:
     test_labels: NDArray[np.int64]
     names: tuple[str, ...]
 
+    def some(self, train: NDArray[np.int64], test: NDArray[np.int64]) -> ArrayData:
+        """The pictures at these positions."""
+        kept = self.train[train], self.train_labels[train], self.test[test], self.test_labels[test]
+        return ArrayData(*kept, self.names)
+
+    def loaded(self, backbone: Backbone, *, names: bool = False) -> tuple[Pictures, Pictures]:
+        """Training and test pictures for a network; labels are positions, or else names."""
+        known = self.names if names else None
+        train = for_network(self.train, self.train_labels, backbone, known)
+        return train, for_network(self.test, self.test_labels, backbone, known)
+
 
 @dataclass(frozen=True, eq=False)
 class FileData:
@@ -56,6 +67,22 @@ class FileData:
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
+
+    def loaded(self, backbone: Backbone, rows: Iterable[int] | None = None, *, names: bool = False) -> Pictures:
+        """All pictures, or those at some positions, for a network; labels are positions, or else names."""
+        chosen = list(range(len(self.paths)) if rows is None else rows)
+        paths = [self.paths[row] for row in chosen]
+        return for_network(paths, self.labels[chosen], backbone, self.names if names else None)
+
+
+def for_network(
+    pictures: NDArray[np.uint8] | list[Path],
+    labels: NDArray[np.int64],
+    backbone: Backbone,
+    names: Sequence[str] | None = None,
+) -> Pictures:
+    """Pictures at the size of a network, with their labels, or with the names of these."""
+    return load_pictures(pictures, labels if names is None else np.array(names)[labels], contract=backbone.contract)
 
 
 @cache
@@ -174,16 +201,7 @@ def cifar_split(
 ) -> tuple[Pictures, Pictures]:
     """Training pictures, `shots` a class, and `test` of the held-out ones from `start` on; labels are 0 to 9."""
     data = cifar10()
-    chosen, kept = few_shot(data.train_labels, shots, seed), held_out(len(data.test), test, start)
-    train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
-    return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
-
-
-def named(
-    pictures: NDArray[np.uint8] | list[Path], labels: NDArray[np.int64], names: Sequence[str], backbone: Backbone
-) -> Pictures:
-    """Pictures whose labels are names."""
-    return load_pictures(pictures, np.array(names)[labels], contract=backbone.contract)
+    return data.some(few_shot(data.train_labels, shots, seed), held_out(len(data.test), test, start)).loaded(backbone)
 
 
 def _cifar10_batch(path: Path) -> NDArray[np.uint8]:

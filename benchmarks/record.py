@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.datasets import DataMissing
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 AGAIN = False  # whether `fill` measures rows again that came from code that no commit holds
@@ -92,11 +94,15 @@ def by_seed(rows: Iterable[Row], value: str, **key: Any) -> dict[int, Any]:
 
 
 def fill(name: str, keys: Iterable[Row], measure: Callable[[Row], Mapping[str, Any]], section: str = "rows") -> None:
-    """Measure and store the rows that are missing, one after the other."""
+    """Measure and store the rows that are missing, one after the other; those without their pictures are left out."""
     for key in keys:
         row = done(name, key, section)
         if row is None or (AGAIN and row.get("dirty", True)):
-            values = measure(key)
+            try:
+                values = measure(key)
+            except DataMissing as missing:
+                print(f"{key} is left out: {missing}")
+                continue
             append(name, key, values, section)
             short = {title: value for title, value in values.items() if isinstance(value, (bool, int, float))}
             print(key, short, flush=True)

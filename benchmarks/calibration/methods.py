@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.datasets import ROOT, cifar10, fashion_mnist, few_shot, held_out, plankton, traffic_lights
 from benchmarks.study import STILL, labels_of, mean_features, network_inputs, stopwatch
 from tangentune import Backbone, Pictures, TangentClassifier, baselines, load_backbone, load_pictures
+from tangentune.comparison.measure import draw
 from tangentune.memory import Meter
 from tangentune.methods.fine_tuning.validation import split_rows
 from tangentune.solvers.calibration import fit_temperature
@@ -70,11 +71,11 @@ def drawn(dataset: str, seed: int) -> list[tuple[Any, NDArray[np.int64]]]:
     if dataset in ("cifar10", "fashion_mnist"):
         data = cifar10() if dataset == "cifar10" else fashion_mnist()
         pool, kept = few_shot(data.train_labels, POOL, seed=0), held_out(len(data.test), TEST)
-        rows = pool[shots(data.train_labels[pool], SHOTS, seed)]
+        rows = pool[draw(data.train_labels[pool], SHOTS, seed)]
         return [(data.train[rows], data.train_labels[rows]), (data.test[kept], data.test_labels[kept])]
     if dataset == "traffic_lights":
         train, test = traffic_lights("train"), traffic_lights("test")
-        rows = shots(train.labels, SHOTS, seed)
+        rows = draw(train.labels, SHOTS, seed)
         return [([train.paths[i] for i in rows], train.labels[rows]), (list(test.paths), test.labels)]
     data, rng, held = plankton(), np.random.default_rng(seed), []
     for label in np.unique(data.labels):
@@ -83,12 +84,6 @@ def drawn(dataset: str, seed: int) -> list[tuple[Any, NDArray[np.int64]]]:
     kept = np.sort(np.concatenate(held))
     rest = np.setdiff1d(np.arange(len(data.labels)), kept)
     return [([data.paths[i] for i in rows], data.labels[rows]) for rows in (rest, kept)]
-
-
-def shots(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """Sorted positions of `count` pictures of every class, all of a class that has fewer; drawn as `compare` does."""
-    rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:count] for k in np.unique(labels)]))
 
 
 @contextmanager

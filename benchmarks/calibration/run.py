@@ -22,7 +22,7 @@ from benchmarks.calibration.methods import Answer, groups, split_of
 from benchmarks.calibration.page import NAME, SEEDS, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, study_parser
-from tangentune.solvers import metrics
+from tangentune.estimators.summary import class_scores
 
 
 def main() -> None:
@@ -61,8 +61,7 @@ def scored(answer: Answer, labels: NDArray[np.int64]) -> Row:
     test, foreign = np.asarray(answer.test, np.float32), np.asarray(answer.foreign, np.float32)
     return {
         "family": answer.family,
-        "accuracy": metrics.accuracy(labels, test.argmax(1)),
-        **{name: getattr(metrics, name)(labels, test) for name in ("nll", "ece", "brier")},
+        **class_scores(labels, test),
         "auroc_probability": auroc(-test.max(1), -foreign.max(1)),
         "auroc_entropy": auroc(*(entr(p.astype(np.float64)).sum(1) for p in (test, foreign))),
         "auroc_own": None if answer.strangeness is None else auroc(*answer.strangeness),

@@ -26,7 +26,7 @@ from benchmarks.cleaning.page import DATASETS, EVERY, LOOKS, NAME, SEEDS, publis
 from benchmarks.datasets import cifar_split, few_shot, flipped, traffic_lights
 from benchmarks.record import Row
 from benchmarks.study import STILL, begin, cross_kernel, labels_of, quietly, solved, stopwatch, study_parser
-from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone
 from tangentune.solvers.calibration import fit_temperature, probabilities
 
 SIZE, SHARE, TESTS = 64, 0.1, 1000
@@ -125,11 +125,10 @@ def drawn(backbone: Backbone, dataset: str, seed: int) -> tuple[Pictures, Pictur
     """1,000 pictures with their true labels, and clean test pictures."""
     if dataset == "CIFAR-10":
         return cifar_split(backbone, 100, seed, TESTS)
-    lights, held = traffic_lights("train"), traffic_lights("test")
+    lights = traffic_lights("train")
     rows = np.random.default_rng(seed).permutation(len(lights.labels))[:1000]
     assert len(few_shot(lights.labels[rows], 5, 0)) == 15, "every class has enough pictures for five folds"
-    train = load_pictures([lights.paths[row] for row in rows], lights.labels[rows], contract=backbone.contract)
-    return train, load_pictures(list(held.paths), held.labels, contract=backbone.contract)
+    return lights.loaded(backbone, rows), traffic_lights("test").loaded(backbone)
 
 
 if __name__ == "__main__":

@@ -42,17 +42,13 @@ def read(task: str, backbone: Backbone) -> tuple[Pictures, Pictures | None]:
     """Pictures to draw from, and test pictures where the data set has them."""
     if task in ("plankton", "traffic_lights"):
         parts = [datasets.plankton()] if task == "plankton" else map(datasets.traffic_lights, ("train", "test"))
-        train, *test = (datasets.named(list(own.paths), own.labels, own.names, backbone) for own in parts)
+        train, *test = (own.loaded(backbone, names=True) for own in parts)
         return train, test[0] if test else None
     if task in SETS:
-        data = drawn(task, SETS[task].pool, seed=0, tests=TEST)
-        train = datasets.named(data.train, data.train_labels, data.names, backbone)
-        return train, datasets.named(data.test, data.test_labels, data.names, backbone)
+        return drawn(task, SETS[task].pool, seed=0, tests=TEST).loaded(backbone, names=True)
     data = datasets.fashion_mnist() if task == "fashion_mnist" else datasets.cifar10()
     chosen = datasets.few_shot(data.train_labels, POOL, seed=0)
-    kept = datasets.held_out(len(data.test), TEST)
-    train = datasets.named(data.train[chosen], data.train_labels[chosen], data.names, backbone)
-    return train, datasets.named(data.test[kept], data.test_labels[kept], data.names, backbone)
+    return data.some(chosen, datasets.held_out(len(data.test), TEST)).loaded(backbone, names=True)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.datasets import FileData, cifar_split, fashion_mnist, plankton, traffic_lights
 from benchmarks.record import Row, fill
 from benchmarks.study import STILL, begin, study_parser, watched
-from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone
 
 NAME = "fit_cost"
 Reader = Callable[[Backbone], Pictures]
@@ -32,12 +33,11 @@ def cifar(shots: int) -> Reader:
 
 def some(data: Callable[[], FileData], step: int = 1) -> Reader:
     """Some pictures of a set in files."""
-    return lambda backbone: load_pictures(data().paths[::step], data().labels[::step], contract=backbone.contract)
+    return lambda backbone: (found := data()).loaded(backbone, range(0, len(found.paths), step))
 
 
 def fashion(backbone: Backbone) -> Pictures:
-    data = fashion_mnist()
-    return load_pictures(data.train[:600], data.train_labels[:600], contract=backbone.contract)
+    return fashion_mnist().some(np.arange(600), np.arange(1)).loaded(backbone)[0]
 
 
 # Network, size, pictures, options. Nothing was tuned on the last two.

@@ -25,11 +25,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 from benchmarks import record
-from benchmarks.datasets import cifar10, few_shot, flipped, traffic_lights
+from benchmarks.datasets import cifar_split, flipped, traffic_lights
 from benchmarks.label_mistakes.page import DATASETS, NAME, OPTIONS, SHARES, publish
 from benchmarks.record import Row
 from benchmarks.study import STILL, begin, labels_of, mean_features, quietly, stopwatch, study_parser
-from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -145,10 +145,8 @@ def drawn(backbone: Backbone, dataset: str, seed: int) -> Pictures:
     if dataset == "traffic lights":
         lights = traffic_lights()
         rows = np.random.default_rng(seed).permutation(len(lights.labels))[:1000]
-        return load_pictures([lights.paths[row] for row in rows], lights.labels[rows], contract=backbone.contract)
-    data = cifar10()
-    rows = few_shot(data.train_labels, 100, seed)
-    return load_pictures(data.train[rows], data.train_labels[rows], contract=backbone.contract)
+        return lights.loaded(backbone, rows)
+    return cifar_split(backbone, 100, seed, test=1)[0]
 
 
 def detection(scores: ArrayLike, wrong: NDArray[np.bool_]) -> dict[str, Any]:

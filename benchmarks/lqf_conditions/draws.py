@@ -15,6 +15,7 @@ from benchmarks.lqf_conditions.page import LARGE, SETS, publish
 from benchmarks.moving import run as moving
 from benchmarks.record import Row
 from benchmarks.study import begin, labels_of, quietly, stopwatch, study_parser
+from tangentune.estimators.summary import class_scores
 from tangentune.methods.fine_tuning.labelled import view_outputs
 from tangentune.methods.lqf import LQFSettings, fit_lqf
 from tangentune.solvers.metrics import accuracy
@@ -47,7 +48,7 @@ def sets(key: Row) -> Row:
     outputs = view_outputs(fitted.lin.f0, fitted.backbone, test, 64, flip).mean(0)  # what its probe says there
     chosen = {"rate": fitted.move and fitted.move.rate, "fell_to": last.points[-1].objective / last.points[0].objective}
     facts = {"n": len(train), "tests": len(test), "probe_there": accuracy(truth, outputs.argmax(1).numpy())}
-    return moving.scores(truth, proba) | facts | spent | {"chosen": chosen}
+    return class_scores(truth, proba) | facts | spent | {"chosen": chosen}
 
 
 if __name__ == "__main__":

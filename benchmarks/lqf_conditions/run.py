@@ -21,7 +21,7 @@ from benchmarks import datasets, record
 from benchmarks.lqf_conditions.page import NAME, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, quietly, scores, study_parser
-from tangentune import Backbone, Pictures, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, load_backbone
 from tangentune.comparison.methods import METHODS, FittedMethod, MethodSettings
 from tangentune.errors import MissingExtraError, TangentuneError
 from tangentune.methods.lqf import LQFSettings, fit_lqf
@@ -115,9 +115,7 @@ def split(backbone: Backbone, shots: int, seed: int) -> tuple[Pictures, Pictures
     data = datasets.cifar10()
     pool = datasets.few_shot(data.train_labels, POOL, seed=0)
     chosen = pool[datasets.few_shot(data.train_labels[pool], shots, seed)]
-    kept = datasets.held_out(len(data.test), TEST)
-    train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
-    return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
+    return data.some(chosen, datasets.held_out(len(data.test), TEST)).loaded(backbone)
 
 
 if __name__ == "__main__":

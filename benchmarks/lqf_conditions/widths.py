@@ -21,7 +21,7 @@ from benchmarks import datasets, record
 from benchmarks.lqf_conditions.page import WIDTHS, publish
 from benchmarks.record import Row
 from benchmarks.study import begin, network_inputs, quietly, scores, study_parser
-from tangentune import Backbone, Pictures, load_pictures
+from tangentune import Backbone, Pictures
 from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.methods.fine_tuning import FineTuned, FineTuneSettings, fine_tune, sweep
 from tangentune.methods.lqf import LQFSettings, fit_lqf
@@ -134,8 +134,7 @@ def halves(backbone: Backbone, half: int, shots: int, seed: int) -> tuple[Pictur
     chosen = datasets.few_shot(data.train_labels, shots, seed)
     kept = datasets.held_out(len(data.test), 2 * TEST)
     chosen, kept = (rows[of[rows] % 2 == half] for rows, of in ((chosen, data.train_labels), (kept, data.test_labels)))
-    train = load_pictures(data.train[chosen], data.train_labels[chosen], contract=backbone.contract)
-    return train, load_pictures(data.test[kept], data.test_labels[kept], contract=backbone.contract)
+    return data.some(chosen, kept).loaded(backbone)
 
 
 if __name__ == "__main__":

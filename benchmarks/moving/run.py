@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from unittest.mock import patch
@@ -45,7 +44,7 @@ from tangentune.comparison.methods import METHODS, MethodSettings
 from tangentune.estimators import outer_steps, tasks
 from tangentune.estimators.first_look import held_out_errors, probe_errors
 from tangentune.estimators.outer_steps import Expansion, Rung
-from tangentune.solvers.metrics import accuracy, ece, nll
+from tangentune.estimators.summary import class_scores
 
 TEST, UNMIRRORED = 1000, ("digits", "letters")
 
@@ -124,16 +123,11 @@ def draw(name: str, shots: int, seed: int, network_name: str) -> tuple[Pictures,
     backbone = network(network_name, "cpu")
     if name == "cifar10" or name == "fashion_mnist":
         data = datasets.cifar10() if name == "cifar10" else datasets.fashion_mnist()
-        chosen = datasets.few_shot(data.train_labels, shots, seed)
         kept = datasets.held_out(len(data.test), TEST, start=2000 if seed in GRID_SEEDS else 0)
-        data = replace(
-            data, train=data.train[chosen], train_labels=data.train_labels[chosen],
-            test=data.test[kept], test_labels=data.test_labels[kept],
-        )  # fmt: skip
+        data = data.some(datasets.few_shot(data.train_labels, shots, seed), kept)
     else:
         data = drawn(name, shots, seed, TEST)
-    train = datasets.named(data.train, data.train_labels, data.names, backbone)
-    return train, datasets.named(data.test, data.test_labels, data.names, backbone)
+    return data.loaded(backbone, names=True)
 
 
 def contest(key: Row, device: str) -> Row:
@@ -151,12 +145,7 @@ def contest(key: Row, device: str) -> Row:
             classes, predict, chosen = fitted.classes, fitted.predict_proba, fitted.chosen
     truth = np.searchsorted(classes, labels_of(test))
     proba = np.asarray(predict(test), np.float32)
-    return scores(truth, proba) | {"n": len(train), "tests": len(test), **spent, "chosen": chosen}
-
-
-def scores(truth: np.ndarray, proba: np.ndarray) -> Row:
-    """Of probabilities (m, C) for classes (m,)."""
-    return {"accuracy": accuracy(truth, proba.argmax(1)), "nll": nll(truth, proba), "ece": ece(truth, proba)}
+    return class_scores(truth, proba) | {"n": len(train), "tests": len(test), **spent, "chosen": chosen}
 
 
 def grid(key: Row, device: str) -> Row:
@@ -214,7 +203,7 @@ def facts(model: TangentClassifier, train: Pictures, test: Pictures) -> Row:
         truth = np.searchsorted(model.classes_, labels_of(pictures))
         raw = np.stack([(1 - raw) / 2, (1 + raw) / 2], 1) if raw.ndim == 1 else raw
         hot = F.one_hot(torch.from_numpy(truth), len(model.classes_)).numpy()
-        out |= {f"{name}_{score}": value for score, value in scores(truth, np.asarray(proba)).items()}
+        out |= {f"{name}_{score}": value for score, value in class_scores(truth, np.asarray(proba)).items()}
         out[f"{name}_square"] = float(np.square(hot - raw).sum(1).mean())
     return out
 

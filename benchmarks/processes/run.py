@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.datasets import cifar10, few_shot
+from benchmarks.datasets import cifar10, cifar_split
 from benchmarks.record import ROOT, Row, fill, load, markdown_table, write_page
 from benchmarks.study import STILL, begin, study_parser
-from tangentune import TangentClassifier, TangentFeatures, load_backbone, load_pictures
+from tangentune import TangentClassifier, TangentFeatures, load_backbone
 
 NAME, SIZE, NAP = "processes", 96, 0.05
 TASKS = {
@@ -66,8 +66,7 @@ def prepare(place: Path, share: float) -> None:
             folder = place / name / f"c{data.test_labels[i]}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.asarray(data.test[i])).save(folder / f"{i}.png")
-    index = few_shot(data.train_labels, 5, 0)
-    pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
+    pictures, _ = cifar_split(backbone, 5, 0, test=1)
     chosen = {"damping": 1.0, "body_scale": 0.5, "metric_power": 0, "normalize": True}
     TangentClassifier(backbone, **STILL, **chosen).fit(pictures).save_pretrained(place / "MODEL")
     TangentFeatures("mobilenet_v2", landmarks=None, width=512, input_size=SIZE).fit().save(place / "MAP")

@@ -19,7 +19,7 @@ import torch
 from benchmarks.datasets import ArrayData, cifar10, fashion_mnist, few_shot, held_out
 from benchmarks.record import Row, fill, load
 from benchmarks.study import STILL, begin, scores, stopwatch, study_parser, watched
-from tangentune import Backbone, Pictures, TangentClassifier, load_backbone, load_pictures
+from tangentune import Backbone, Pictures, TangentClassifier, load_backbone
 from tangentune.kernels import metric, pilot
 from tangentune.methods.fine_tuning import FineTuneSettings, fine_tune, fit_probe
 
@@ -69,15 +69,15 @@ def child(key: Row) -> Row:
     edited = key.get("edited", 0)  # of all pictures, whose answers to all test pictures are wanted too
     index = few_shot(data.train_labels, key["a_class"], key["seed"])
     test = held_out(len(data.test), len(data.test) if edited else 1000)
-    pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
+    data = data.some(index, test)
+    pictures, new = data.loaded(backbone)
     count = key.get("landmarks")
     way: Row = {"solver": "landmarks", "landmarks": count} if count else {"solver": "dual"}
     way |= {} if key.get("moved") else STILL
     clf = TangentClassifier(backbone, memory_budget=key.get("budget"), **way)
     planned = clf.plan(pictures)
     report = clf.fit(pictures).fit_report_
-    new = load_pictures(data.test[test], data.test_labels[test], contract=backbone.contract)
-    truth = np.eye(len(clf.classes_))[data.test_labels[test]]
+    truth = np.eye(len(clf.classes_))[data.test_labels]
     found, own = clf.decision_function(new), np.eye(len(clf.classes_))[np.asarray(clf.targets_)]
     out: Row = {"pictures": len(pictures), "seconds": report["total_seconds"], "peak_bytes": report["peak_bytes"]}
     out |= {"planned_seconds": planned["seconds"], "planned_bytes": planned["peak_bytes"], "stages": report["stages"]}
@@ -120,13 +120,12 @@ def an_epoch(backbone: Backbone, pictures: Pictures) -> float:
 def rival(key: Row, data: ArrayData, backbone: Backbone) -> Row:
     """A linear probe; or all layers moved at a rate for some epochs. Mirrored; judged on all test pictures."""
     index = few_shot(data.train_labels, key["a_class"], key["seed"])
-    pictures = load_pictures(data.train[index], data.train_labels[index], contract=backbone.contract)
+    pictures, new = data.some(index, np.arange(len(data.test))).loaded(backbone)
     with stopwatch() as spent:
         if key.get("probe"):
             found = fit_probe(backbone, pictures)
         else:
             found = fine_tune(backbone, pictures, FineTuneSettings(learning_rate=key["rate"], epochs=key["epochs"]))
-    new = load_pictures(data.test, data.test_labels, contract=backbone.contract)
     proba = found.predict_proba(new, flip=True)
     truth = np.eye(len(found.classes))[np.searchsorted(found.classes, data.test_labels)]
     error = float(np.square(proba.numpy() - truth).sum(1).mean())

@@ -17,7 +17,7 @@ from benchmarks.datasets import few_shot, held_out
 from benchmarks.record import Row, fill
 from benchmarks.scale.run import SETS
 from benchmarks.study import begin, study_parser
-from tangentune import TangentFeatures, load_backbone, load_pictures
+from tangentune import TangentFeatures, load_backbone
 from tangentune.kernels.landmark_fit import AMONG
 from tangentune.solvers.landmarks import choose_landmarks, inverse_root
 from tangentune.solvers.ridge import factor_ridge, solve
@@ -33,8 +33,7 @@ def measure(key: Row) -> Row:
     torch.set_num_threads(1)
     data, backbone = SETS[key["set"]](), load_backbone("mobilenet_v2").with_size(SIZE)
     some, test = few_shot(data.train_labels, A_CLASS, key["seed"]), held_out(len(data.test), TESTS)
-    known = load_pictures(data.train[some], data.train_labels[some], contract=backbone.contract)
-    new = load_pictures(data.test[test], data.test_labels[test], contract=backbone.contract)
+    known, new = data.some(some, test).loaded(backbone)
     made = TangentFeatures(backbone, landmarks=len(known), augment=None).fit(known)
     rows, others = (torch.as_tensor(made.transform(pictures)).double() for pictures in (known, new))
     wide = rows.shape[1] - len(known)

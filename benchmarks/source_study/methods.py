@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, held_out, named, traffic_lights
+from benchmarks.datasets import CIFAR10_NAMES, cifar10, fashion_mnist, few_shot, for_network, held_out, traffic_lights
 from benchmarks.record import Row
 from benchmarks.source_study.page import ALL, DISTRACTOR, EVEN, FREE, HALF, NEAREST, PAPER, PAPER_FINE, RANDOM, UOT
 from benchmarks.study import labels_of, mean_features, scores, stopwatch
@@ -53,10 +53,8 @@ def task(name: str, seed: int, backbone: Backbone) -> SourceTask:
     own, rest = order[:TARGET_SHARE], order[TARGET_SHARE:]
     if name == "traffic":
         train, test = traffic_lights("train"), traffic_lights("test")
-        shown = few_shot(train.labels, SHOTS, seed)
-        target = named([train.paths[i] for i in shown], train.labels[shown], train.names, backbone)
-        kept = named(list(test.paths), test.labels, test.names, backbone)
-        return SourceTask(target, kept, pool(rest[:HALF], seed, backbone), {})
+        target = train.loaded(backbone, few_shot(train.labels, SHOTS, seed), names=True)
+        return SourceTask(target, test.loaded(backbone, names=True), pool(rest[:HALF], seed, backbone), {})
     tested = held_out(len(data.test), len(data.test))
     if name == "grey":
         changed, right = grey_blurred, {name: name for name in CIFAR10_NAMES}
@@ -66,8 +64,8 @@ def task(name: str, seed: int, backbone: Backbone) -> SourceTask:
         own, rest = own[np.isin(data.train_labels[own], wanted)], rest[~np.isin(data.train_labels[rest], wanted)]
         tested = tested[np.isin(data.test_labels[tested], wanted)]
     shown, tested = own[few_shot(data.train_labels[own], SHOTS, seed)], tested[:TEST]
-    target = named(changed(data.train[shown]), data.train_labels[shown], CIFAR10_NAMES, backbone)
-    test = named(changed(data.test[tested]), data.test_labels[tested], CIFAR10_NAMES, backbone)
+    seen = data.some(shown, tested)
+    target, test = replace(seen, train=changed(seen.train), test=changed(seen.test)).loaded(backbone, names=True)
     return SourceTask(target, test, pool(rest[:HALF], seed, backbone), right)
 
 
@@ -76,8 +74,8 @@ def pool(chosen: NDArray[np.int64], seed: int, backbone: Backbone) -> Pictures:
     data, other = cifar10(), fashion_mnist()
     clothes = np.random.default_rng(seed).permutation(len(other.train))[: len(chosen)]
     parts = (
-        named(data.train[chosen], data.train_labels[chosen], CIFAR10_NAMES, backbone),
-        named(other.train[clothes], other.train_labels[clothes], [DISTRACTOR + n for n in other.names], backbone),
+        for_network(data.train[chosen], data.train_labels[chosen], backbone, CIFAR10_NAMES),
+        for_network(other.train[clothes], other.train_labels[clothes], backbone, [DISTRACTOR + n for n in other.names]),
     )
     ids = [f"cifar10/{i}" for i in chosen] + [f"fashion_mnist/{i}" for i in clothes]
     labels = np.concatenate([labels_of(part) for part in parts])

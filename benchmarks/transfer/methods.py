@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.study import stopwatch
 from tangentune import heads, ntk
+from tangentune.estimators.summary import class_scores
 from tangentune.solvers.calibration import fit_temperature, probabilities
-from tangentune.solvers.metrics import accuracy, ece, nll
 
 FOLDS, SMALL = 5, 50  # all folds up to so many examples, one beyond
 LENGTHS = tuple(10 ** (k / 4) for k in range(-6, 7))  # of the RBF kernel, in median distances
@@ -194,13 +194,12 @@ def regression_scores(found: Prediction, y: Tensor, unit: float) -> dict[str, fl
     return {"rmse": rmse, "nll": nll, "seconds": found.seconds}
 
 
-def class_scores(found: Prediction, labels: Tensor, trained: Tensor) -> dict[str, float]:
+def calibrated_scores(found: Prediction, labels: Tensor, trained: Tensor) -> dict[str, float]:
     """Accuracy, negative log-likelihood and calibration error; a process gets its temperature from leave-one-out."""
     proba = found.mean.softmax(1)
     if found.loo is not None:
         proba = probabilities(found.mean, fit_temperature(found.loo, trained))
-    answers = {"accuracy": accuracy(labels, proba.argmax(1)), "nll": nll(labels, proba), "ece": ece(labels, proba)}
-    return {**answers, "seconds": found.seconds}
+    return {**class_scores(labels.numpy(), proba.numpy()), "seconds": found.seconds}
 
 
 def small_cnn(channels: int, size: int, outputs: int) -> nn.Module:

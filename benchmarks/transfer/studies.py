@@ -197,7 +197,7 @@ def classes(seed: int, shots: int) -> Row:
     x, new = prepared(data.train[chosen]), prepared(data.test[kept])
     shared = {"outputs": "shared", "mean": "constant"}
     found = predictions("classes", source, x, labels, new, seed, source[0][0], **shared)
-    scores = {name: methods.class_scores(own, truth, labels) for name, own in found.items()}
+    scores = {name: methods.calibrated_scores(own, truth, labels) for name, own in found.items()}
     return {"methods": scores, "source_accuracy": share}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -44,15 +45,20 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to beside `path`; at the end, without an error, it takes its place in one move, or StoreError."""
+def replaced_file(path: str | os.PathLike[str], *, new: bool = False) -> Iterator[Path]:
+    """A path to write to beside `path`; at the end, without an error, it takes its place in one move, or StoreError.
+
+    If `new`, a place where something is already is refused, and stays as it is.
+    """
     target = Path(path)
     part = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, target)
+        (move_new if new else os.replace)(part, target)
     except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            raise StoreError(f"{target} is there already, and is not overwritten; give another name") from error
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):  # not even the folder could be used
@@ -120,18 +126,8 @@ def load_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str
 
 def write_new(path: Path, text: str) -> None:
     """Write a text whole, or not at all, to a place where nothing is; else a StoreError, and nothing is written."""
-    part = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path, new=True) as part:
         part.write_text(text, encoding="utf-8", newline="")
-        move_new(part, path)
-    except FileExistsError as error:
-        raise StoreError(f"{path} is there already, and is not overwritten; give another name") from error
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # not even the folder could be used
-            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -286,6 +282,13 @@ def is_mount(path: Path) -> bool:
         return os.path.ismount(path)
     named = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
     return os.path.ismount(path) or any(row.split(b" ")[4] == named for row in rows)
+
+
+def file_digest(path: str | os.PathLike[str], start: int = 0) -> str:
+    """The sha256 of a file's bytes from `start` on, as hexadecimal text; an OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -156,12 +156,8 @@ def progress(
 ) -> Any:
     """A bar for one stage, with the time left; it goes when the stage ends, so that a job shows one line at a time.
 
-    Args:
-        items: what the stage goes through; None where it calls `update` itself.
-        label: what is being done.
-        total: how many there are.
-        unit: of what.
-        verbose: 0 shows nothing; what takes less than a second shows nothing either.
+    It goes through `items`, `total` of them; where these are None, the stage calls `update` itself. `verbose` 0 shows
+    nothing; what takes less than a second shows nothing either.
     """
     return tqdm(
         items, total=total, desc=label, unit=unit, delay=1.0, disable=not verbose, leave=False, dynamic_ncols=True

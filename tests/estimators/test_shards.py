@@ -190,7 +190,7 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_other_pictures_are_another_job(job: SiteJob, tmp_path: Path) -> None:
     folder = job.folder(tmp_path / "a")
-    Path(job.files.paths[3]).touch()
+    Path(job.files.pictures[3]).touch()
     assert job.folder(tmp_path / "a") != folder
     assert job.folder(tmp_path / "b").name.startswith(".b.")
 

@@ -50,7 +50,7 @@ def test_files_that_may_be_pictures_are_told_by_ending(tmp_path: Path, need_labe
     os.mkfifo(root / "dog" / "pipe")  # opening it would wait for ever
     files = find_files(root, need_labels)
     (note,) = files.notes
-    assert len(files.paths) == 6
+    assert len(files.pictures) == 6
     assert "may be pictures are left out because of their endings (3 without ending, " in note
     assert "1 .jpg?size=large" in note
     assert "1 .1" in note

@@ -42,7 +42,7 @@ def test_class_folders_in_fixed_order_without_clutter(tmp_path: Path) -> None:
     files = find_files(tmp_path)
     assert files.ids == ["a/Z.JPG", "a/a.webp", "b/10.jpg", "b/2.PNG", "b/deep/er/1.tif", "b/x.bmp"]
     assert files.labels == ["a", "a", "b", "b", "b", "b"]
-    assert files.paths == [str(tmp_path / name) for name in files.ids]
+    assert files.pictures == [str(tmp_path / name) for name in files.ids]
     assert files.notes == []
     assert files.lost == []
     assert find_files(str(tmp_path) + os.sep).ids == files.ids
@@ -153,8 +153,8 @@ def test_unicode_and_undecodable_names(tmp_path: Path) -> None:
         files = find_files(tmp_path)
         assert files.ids == ["Möwe/日本 1.jpg", "caf\\xe9/\\xff.png"]
         assert files.labels == ["Möwe", "caf\\xe9"]
-        assert os.path.exists(files.paths[1])
-        assert from_paths(files.paths).ids[1].encode("utf-8").endswith(b"\\xff.png")
+        assert os.path.exists(files.pictures[1])
+        assert from_paths(files.pictures).ids[1].encode("utf-8").endswith(b"\\xff.png")
     else:
         assert find_files(tmp_path).ids == ["Möwe/日本 1.jpg", "Z/😀.png"]
     assert readable("a\x1b[31m\n\u202egpj.exe") == "a\\x1b[31m\\n\\u202egpj.exe"
@@ -177,7 +177,7 @@ def test_tables_of_every_spreadsheet(tmp_path: Path, text: str) -> None:
     tree(tmp_path, "pics/1.jpg", "pics/2.jpg")
     (tmp_path / "t.csv").write_bytes(text.encode())
     files = find_files(tmp_path / "t.csv")
-    assert files.paths == [str(tmp_path / "pics/1.jpg"), str(tmp_path / "pics/2.jpg")]
+    assert files.pictures == [str(tmp_path / "pics/1.jpg"), str(tmp_path / "pics/2.jpg")]
     assert files.labels == ["cat", "dog"]
     assert files.ids[0] == "pics/1.jpg"
 
@@ -186,7 +186,7 @@ def test_table_without_labels_and_absolute_paths(tmp_path: Path) -> None:
     tree(tmp_path, "a.jpg", "Ä b,c.jpg")
     (tmp_path / "t.csv").write_text(f'path\n{tmp_path}/a.jpg\n"Ä b,c.jpg"\n', encoding="utf-8")
     files = find_files(tmp_path / "t.csv", need_labels=False)
-    assert files.paths == [f"{tmp_path}/a.jpg", str(tmp_path / "Ä b,c.jpg")]
+    assert files.pictures == [f"{tmp_path}/a.jpg", str(tmp_path / "Ä b,c.jpg")]
     assert files.labels is None
 
 

@@ -12,12 +12,19 @@ from torch import Tensor
 
 from tangentune.errors import InputError, SingularError
 from tangentune.solvers import balancing, leave_out, likelihoods, posterior, reweighting
-from tangentune.solvers.edits import append_rows, remove, retarget, reweight
+from tangentune.solvers.edits import remove, retarget, reweight
 from tangentune.solvers.low_rank import FeatureInverse, FeatureKernel
+from tangentune.solvers.row_edits import edited
 from tangentune.solvers.shared_matrix import SharedMatrix
 from tangentune.solvers.system import System, build, design, fitted, refresh, residual, spot_check
 
 N, D, C, DAMPING = 60, 9, 3, 0.3
+
+
+def append_rows(system: System, kernel: FeatureKernel, targets: Tensor, weights: Tensor) -> System:
+    """The problem with more pictures at the end of its kernel."""
+    targets, weights = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
+    return edited([system], kernel, torch.arange(len(system.weights)), targets, weights)[0]
 
 
 def rows(count: int = N, seed: int = 0) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_state_put_by_is_found_from_the_first(monkeypatch: pytest.MonkeyPatch)
     found.suspects()
     monkeypatch.setattr("tangentune.workbench.timeline.ROOM", sum(found._timeline.state.held().values()))
     monkeypatch.setattr("tangentune.estimators.fitted.solve", None)  # nothing is solved from the rows
-    monkeypatch.setattr("tangentune.workbench.suspects.wary_at", None)
+    monkeypatch.setattr("tangentune.workbench.states.distrusting", None)
     marked = landmark_numbers(found)
     others = [number for number in range(40) if number not in marked]
     shown = []

@@ -46,10 +46,7 @@ def export(model: str, out: str, error_bar: bool, as_json: bool, quiet: bool, **
         ("size", nice_bytes(made.bytes)),
         ("gives", ", ".join(made.outputs)),
         ("difference from the model", f"{made.difference:.1e}"),
-        (
-            "time of one picture",
-            f"{1e3 * made.seconds:.1f} ms in {made.runtime}, {times}",
-        ),
+        ("time of one picture", f"{1e3 * made.seconds:.1f} ms in {made.runtime}, {times}"),
     ]
     print_facts([*rows, *bars], stdout)
     stdout.write(f"Written to {shown(out)}\n")
@@ -73,12 +70,9 @@ def strip(model: str, out: str, as_json: bool, quiet: bool, **options: Any) -> N
     check_destination(out)
     with working(quiet) as stdout:
         saved_model(model, quiet, options).save_pretrained(out, pictures=False)
-        before, after = (_size(Path(folder)) for folder in (model, out))
+        files = ([file for file in Path(folder).iterdir() if file.is_file()] for folder in (model, out))
+        before, after = (sum(file.stat().st_size for file in own) for own in files)
     if as_json:
         print_json({"model": model, "out": out, "bytes": {"before": before, "after": after}})
         return
     stdout.write(f"Written to {shown(out)}: {nice_bytes(after)}, where the whole model has {nice_bytes(before)}\n")
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())

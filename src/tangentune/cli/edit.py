@@ -204,23 +204,16 @@ def _own_labels(fitted: Estimator, given: list[Any], ids: list[str], new_class: 
     from tangentune import TangentRegressor
     from tangentune.estimators.user_input import as_classes, check_classes_known
     from tangentune.pictures.label_sets import split_texts
-    from tangentune.pictures.names import some
+    from tangentune.workbench.edits import own_label
 
     if isinstance(fitted, TangentRegressor):
         return np.array(given)
     if fitted.thresholds_ is not None:
         return split_texts(given)
-    classes, values = fitted.classes_, list(given)
+    classes = fitted.classes_
     if classes.dtype.kind in "biuf":  # whole numbers or truth values like the classes
-        known = {str(name): name for name in classes.tolist()}
-        kind = type(classes.tolist()[0])
-        for i, text in enumerate(given):
-            try:
-                values[i] = known[text] if text in known or kind is bool else kind(text)
-            except (KeyError, ValueError):
-                hint = f"is of another kind than those of the model: {some(list(known), 8)}"
-                raise InputError(f"the label {text!r} of {ids[i]} {hint}") from None
-    labels = as_classes(np.array(values), classes)
+        given = [own_label(classes, text, f" of {name}") for text, name in zip(given, ids, strict=True)]
+    labels = as_classes(np.array(given), classes)
     if not new_class:
         check_classes_known(labels, classes, ids, "give --new-class")
     return labels

@@ -134,7 +134,7 @@ def _fit_in_map(pictures: str, out: str, map: str, as_json: bool, quiet: bool, o
             return
         model = job.features.solve(total, damping)
         model.save_pretrained(out)
-    facts = merged_facts(model, total) | {"model": out, "skipped": len(job.files.paths) - total.pictures}
+    facts = merged_facts(model, total) | {"model": out, "skipped": len(job.files.pictures) - total.pictures}
     if as_json:
         print_json(facts)
         return

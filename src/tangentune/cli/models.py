@@ -84,8 +84,7 @@ def shards_place(work: str | None, rank: Rank, command: str, digest: str) -> Pat
 
 def listed(path: str, model: Estimator, read: dict[str, Any], labelled: bool) -> Listing:
     """Pictures that are found but not yet read, with their labels where these are needed."""
-    from tangentune.pictures.listing import list_pictures
-    from tangentune.pictures.load import refuse_unlabelled
+    from tangentune.pictures.listing import list_pictures, refuse_unlabelled
     from tangentune.pictures.tables import Columns
 
     how = _read_as(model, read)

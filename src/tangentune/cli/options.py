@@ -235,10 +235,7 @@ _READING = (
     _option(STREAMS, "--label-column", metavar="NAME"),
     _option(STREAMS, "--on-error", type=click.Choice(["raise", "skip"]), default="raise"),
 )
-_LABELS = (
-    _option(STREAMS, "--label-separator", metavar="TEXT"),
-    _option(STREAMS, "--label-columns", metavar="NAMES"),
-)
+_LABELS = (_option(STREAMS, "--label-separator", metavar="TEXT"), _option(STREAMS, "--label-columns", metavar="NAMES"))
 _OUTPUT = (_option(STREAMS, "--json as_json", is_flag=True), _option(STREAMS, "--quiet -q", is_flag=True))
 
 
@@ -253,7 +250,8 @@ def _together(*options: Callable[..., Any]) -> Callable[..., Any]:
     return attach
 
 
-fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT)  # those of the estimators first
+# Every option of the estimators first.
+fit_options = _together(*_NETWORK, *_FIT, *_DEVICE, *_READING, *_LABELS, *_OUTPUT)
 map_options = _together(  # what a feature map is made by
     *_NETWORK, _AUGMENT, _REGRESSION, _BODY_SCALE, _METRIC_POWER, _NORMALIZE, _SEED, _MEMORY, _AUTOCAST, *_DEVICE,
     *_READING, *_OUTPUT,

@@ -132,7 +132,7 @@ def sums(pictures: str, out: str, minimum: int, as_json: bool, quiet: bool, **op
         found.save(place)
     if few and not quiet:
         click.echo(f"note: {shown(few)}", err=True)
-    skipped = len(job.files.paths) - found.pictures
+    skipped = len(job.files.pictures) - found.pictures
     facts = {"sums": out, "map": found.fingerprint, "n": found.pictures, "skipped": skipped, "classes": _counts(found)}
     if as_json:
         print_json(facts)
@@ -268,8 +268,8 @@ def merge(
         print_json(facts | {"without": list(without)})
         return
     if merged.classes:
-        headings = [shown(Path(name).name) for name in parts]
-        table = new_table("Class", *headings, "All", numbers=tuple(range(1, len(parts) + 2)))
+        names = [shown(Path(name).name) for name in parts]
+        table = new_table("Class", *names, "All", numbers=tuple(range(1, len(parts) + 2)))
         for name in merged.classes:
             counts = [_counts(one).get(str(name), 0) for one in (*parts.values(), merged)]
             table.add_row(*folded(str(name)), *(f"{count:,}" for count in counts))
@@ -280,11 +280,11 @@ def merge(
 
 def _refuse_twice(files: list[str]) -> None:
     """The same file twice would count its pictures twice."""
-    import hashlib
+    from tangentune._files import file_digest
 
     seen = dict[str, str]()
     for file in files:
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        digest = file_digest(file)
         if digest in seen:
             what = f"{file} is given twice" if seen[digest] == file else f"{file} and {seen[digest]} are the same"
             raise InputError(f"{what}; give the sums of every owner once")

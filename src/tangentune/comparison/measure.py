@@ -24,6 +24,7 @@ from tangentune.comparison.summary import Cell, pack_right
 from tangentune.errors import InputError, TangentuneError, first_line, number
 from tangentune.estimators.scores import class_scores
 from tangentune.memory import Meter, reset_peak, warm_pages
+from tangentune.methods.fine_tuning.validation import split_rows
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.checks import one_class_each
 from tangentune.pictures.contract import PREPARATION
@@ -38,15 +39,10 @@ def split_test(labels: NDArray[Any], share: float) -> tuple[IntArray, IntArray]:
     """Sorted positions `(train, test)`: of every class (n,) a rounded share, at least one picture of two, never all."""
     if number(share) is None or not 0 < share < 1:
         raise InputError(f"the test share is {share!r}; it must be between 0 and 1")
-    rng = np.random.default_rng(TEST_SEED)
-    test = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        test.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
-    chosen = np.sort(np.concatenate(test)).astype(np.int64)
-    if len(chosen) == 0:
+    train, test = split_rows(np.unique(labels, return_inverse=True)[1], share, TEST_SEED)
+    if not len(test):
         raise InputError("no class has two pictures, so none can be kept for the test; give test pictures of their own")
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    return train, test
 
 
 def draw(labels: NDArray[Any], shots: int | None, seed: int) -> IntArray:

@@ -98,8 +98,7 @@ def compare(
     folder = None if out is None else prepare_folder(out)
     if device is not None:
         usable_device(device)  # before the network is loaded
-    network = as_backbone(backbone, input_size)
-    network = network if device is None else network.to(device)
+    network = as_backbone(backbone, input_size, device)
     reading: dict[str, Any] = {"on_error": on_error, "n_jobs": n_jobs, "verbose": verbose}
     reading |= {"path_column": path_column, "label_column": label_column}
     train = load_pictures(pictures, contract=network.contract, **reading)

@@ -30,6 +30,7 @@ from tangentune.deployment.forms import (
 from tangentune.deployment.network_graph import NetworkGraph
 from tangentune.deployment.sites import Watched
 from tangentune.kernels.feature_map import TangentModel
+from tangentune.kernels.gram import inverse_lengths
 from tangentune.kernels.metric import Whitening
 from tangentune.networks.parameters import block_of
 
@@ -78,7 +79,7 @@ class Predictor(nn.Module):
         own, views = self.model.map, 2 if self.model.map.mirrored else 1
         phi, passes = self._rows(torch.cat([x, x.flip(-1)]) if views == 2 else x, views)
         if own.normalize:
-            phi = phi * inverse_length(squared(phi).sum(1))[:, None]
+            phi = phi * inverse_lengths(squared(phi).sum(1), TINY)[:, None]
         scores = self.model.intercept.to(phi) + phi @ self.model.head.T
         prior = squared(phi).sum(1)
         if not self.weights:
@@ -93,7 +94,7 @@ class Predictor(nn.Module):
                 body, squares = body + products, squares + self.lengths[name] * length
         share = body_share(own) * (squares > 0).to(squares) if own.normalize and self.prior else squares
         prior = prior + own.body_scale * share
-        return scores + (body * inverse_length(squares)[:, None] if own.normalize else body), prior
+        return scores + (body * inverse_lengths(squares, TINY)[:, None] if own.normalize else body), prior
 
     def _rows(self, x: Tensor, views: int) -> tuple[Tensor, list[dict[str, list[Row]]]]:
         """Mean features of all views, and for each probe the rows of every parameter, one for each use."""
@@ -162,8 +163,3 @@ class Predictor(nn.Module):
 def _added(values: Tensor, views: int) -> Tensor:
     """The sum over views, one after the other."""
     return values if views == 1 else values.unflatten(0, (views, -1)).sum(0)
-
-
-def inverse_length(squares: Tensor) -> Tensor:
-    """1 / sqrt of squared row lengths, and 0 for a row of zeros."""
-    return torch.where(squares > 0, squares.clamp_min(TINY).rsqrt(), torch.zeros_like(squares))

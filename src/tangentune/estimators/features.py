@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any, Self, final
 
 import numpy as np
@@ -126,9 +128,7 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         A data-independent map needs none, and of vectors only their length.
         """
-        backbone = as_backbone(self.backbone, self.input_size)
-        backbone = backbone if self.device is None else backbone.to(self.device)
-        backbone = backbone if self.autocast is None else backbone.with_autocast(self.autocast)
+        backbone = as_backbone(self.backbone, self.input_size, self.device, self.autocast)
         seed = read_seed(self.random_state)
         frozen = self._independent(X, backbone, seed) if self.landmarks is None else self._spanned(X, y, backbone, seed)
         return self._become(frozen)
@@ -143,17 +143,12 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Labels of type float are numbers to predict; others are classes, whatever those of the landmarks were.
         """
         pictures = self._load(X, y, labelled=True)
-        targets, classes = self._targets(np.asarray(pictures.labels))
         weights = torch.ones(len(pictures)) if sample_weight is None else torch.as_tensor(np.asarray(sample_weight))
-        total, done = None, 0
-        for rows in self._rows(pictures):
-            here = slice(done, done := done + len(rows))
-            part = TangentSums.of(
-                rows, targets[here].to(rows), self.fingerprint_, weights[here].to(rows), classes=classes
-            )
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        parts = (
+            TangentSums.of(rows, targets, self.fingerprint_, weights[here].to(rows), classes=classes)
+            for rows, targets, classes, here in self._labelled_rows(pictures)
+        )
+        return reduce(add, parts)
 
     def score_at_home(self, X: Any, y: Any, judge: Judge) -> HomeScores:
         """Exact leave-one-out of labelled pictures X, which are in the judge's sums, as totals that add.
@@ -161,15 +156,9 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         For owners who do not share pictures: each makes its own from the same sums, and `solve` takes them together.
         """
         pictures = self._load(X, y, labelled=True)
-        targets, classes = self._targets(np.asarray(pictures.labels))
         check_map(self._frozen(), judge.fingerprint, len(judge.factor.mean))
-        total, done = None, 0
-        for rows in self._rows(pictures):
-            here = slice(done, done := done + len(rows))
-            part = judge.score(rows, targets[here].to(rows), classes)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        portions = self._labelled_rows(pictures)
+        return reduce(add, (judge.score(rows, targets, classes) for rows, targets, classes, _ in portions))
 
     def solve(
         self, total: TangentSums, damping: float | None = None, *, scores: HomeScores | None = None
@@ -232,6 +221,14 @@ class TangentFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if vectors is not None:
             features.n_features_in_ = vectors
         return features._become(frozen)
+
+    def _labelled_rows(self, pictures: Pictures) -> Iterator[tuple[Tensor, Tensor, tuple[Any, ...], slice]]:
+        """Rows of labelled pictures with their targets, the names of all classes, and their places, batch by batch."""
+        targets, classes = self._targets(np.asarray(pictures.labels))
+        done = 0
+        for rows in self._rows(pictures):
+            here = slice(done, done := done + len(rows))
+            yield rows, targets[here].to(rows), classes, here
 
     def _targets(self, labels: NDArray) -> tuple[Tensor, tuple[Any, ...]]:
         """Targets, and names of the classes; several labels a picture are numbers, in the order of the landmarks'."""

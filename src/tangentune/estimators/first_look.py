@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from tangentune.methods.fine_tuning.labelled import view_outputs
+from tangentune.methods.fine_tuning.labelled import spread_over, view_outputs
 from tangentune.networks.backbone import Backbone
 from tangentune.pictures.pictures import Pictures
-from tangentune.solvers.ridge import RidgeFactor, factor_ridge, loo_errors, solve
-from tangentune.solvers.sums import SumsFactor, TangentSums
+from tangentune.solvers.probe import Probe
 
 RELATIVE_DAMPINGS = torch.logspace(-4, 3, 29, dtype=torch.float64)
 FEW = 40  # pictures; with fewer, leave-one-out is mostly noise
@@ -21,27 +18,16 @@ LOOKED_AT = 500  # pictures that decide about mirroring
 
 def probe_errors(features: Tensor, targets: Tensor) -> Tensor:
     """(n,) squared leave-one-out errors of a ridge probe on features (n, d) of length one, at its best damping."""
-    unit = F.normalize(features.double(), dim=1)
-    if len(unit) > unit.shape[1]:
-        found, dampings = _probe_of_many(unit, targets)
-        best = float(dampings[found.loo_errors(unit, targets, dampings).argmin()])
-        return (targets - found.leave_one_out(unit, targets, best)).square().sum(1)
-    factor, dampings = _probe(unit)
-    best = dampings[loo_errors(factor, targets, dampings).argmin()]
-    return (targets - solve(factor, targets, float(best)).loo).square().sum(1)
+    probe = Probe.of(F.normalize(features.double(), dim=1), targets)
+    return (targets - probe.loo(probe.best(_dampings(probe)))).square().sum(1)
 
 
 def held_out_errors(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
     """(m,) squared errors on held-out pictures (n,) of a probe fitted to the others, at the damping that suits them."""
     unit = F.normalize(features.double(), dim=1)
-    known, new, labels, wanted = unit[~held_out], unit[held_out], targets[~held_out], targets[held_out]
-    if len(known) > unit.shape[1]:
-        found, dampings = _probe_of_many(known, labels)
-        tried = [(wanted - found.fit(one).predict(new)).square().sum(1) for one in dampings.tolist()]
-    else:
-        factor, dampings = _probe(known)
-        solutions = (solve(factor, labels, one) for one in dampings.tolist())
-        tried = [(wanted - new @ known.T @ one.dual - one.intercept).square().sum(1) for one in solutions]
+    probe, new, wanted = Probe.of(unit[~held_out], targets[~held_out]), unit[held_out], targets[held_out]
+    solutions = map(probe.weights, _dampings(probe).tolist())
+    tried = [(wanted - new @ weights - intercept).square().sum(1) for weights, intercept in solutions]
     return min(tried, key=lambda errors: float(errors.sum()))
 
 
@@ -54,11 +40,6 @@ def lower(errors: Tensor, than: Tensor, margin: float) -> bool:
     gains = than - errors
     doubt = float(gains.std()) / len(gains) ** 0.5 if margin and len(gains) > 1 else 0.0
     return float(gains.mean()) > margin * doubt
-
-
-def spread_over(count: int, most: int) -> NDArray[np.int64]:
-    """Places of at most so many pictures, evenly over all: sets are often sorted by class."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
 
 
 @torch.no_grad()
@@ -78,13 +59,6 @@ def mirroring_helps(backbone: Backbone, pictures: Pictures, targets: Tensor, bat
     return lower(probe_errors(views.mean(0), wanted), probe_errors(views[0], wanted), margin)
 
 
-def _probe(unit: Tensor) -> tuple[RidgeFactor, Tensor]:
-    """By the kernel, n^3, and dampings to try."""
-    factor = factor_ridge(unit @ unit.T)
-    return factor, (factor.mean_eigenvalue or 1.0) * RELATIVE_DAMPINGS
-
-
-def _probe_of_many(unit: Tensor, targets: Tensor) -> tuple[SumsFactor, Tensor]:
-    """The same by sums of the features, n d^2 + d^3."""
-    factor = TangentSums.of(unit, targets, "features").factor()
-    return factor, (float(factor.values.sum()) / (len(unit) - 1) or 1.0) * RELATIVE_DAMPINGS
+def _dampings(probe: Probe) -> Tensor:
+    """To try; of features that are all the same, absolute ones."""
+    return (probe.unit or 1.0) * RELATIVE_DAMPINGS

@@ -36,13 +36,7 @@ from tangentune.jacobian.rows import RowPlan
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import PictureBatches
 from tangentune.kernels.collect import restrict
-from tangentune.kernels.cost import (
-    Problem,
-    has_pilot,
-    measure_rates,
-    pilot_bytes,
-    usually_kept,
-)
+from tangentune.kernels.cost import Problem, has_pilot, measure_rates, pilot_bytes, usually_kept
 from tangentune.kernels.fit import Fitted, fit_tangent
 from tangentune.kernels.landmark_cost import landmark_count, plan, settled
 from tangentune.kernels.landmark_cost import seconds as foreseen
@@ -92,9 +86,7 @@ class Procedure:
         check_savable(options)
         if (device := options["device"]) is not None:
             usable_device(device, dtype=torch.float64)  # before the network is loaded
-        backbone = as_backbone(options["backbone"], options["input_size"])
-        backbone = backbone if device is None else backbone.to(device)
-        backbone = backbone if options["autocast"] is None else backbone.with_autocast(options["autocast"])
+        backbone = as_backbone(options["backbone"], options["input_size"], device, options["autocast"])
         settings, steps = read_settings(options, backbone, read_seed(options["random_state"])), read_steps(options)
         augment = options["augment"]
         reader = PictureReader(backbone, read_count(options, "batch_size"), augment == "flip", settings.verbose)

@@ -16,7 +16,6 @@ done: it may hold what was forgotten.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -239,7 +238,7 @@ def _check_directory(target: Path) -> None:
             f"the files of the model in {target} are links, and what they point to would stay as it is; {hint}"
         )
     foreign = [entry for entry in inside if not (_OURS.fullmatch(entry.name) and entry.is_file())]
-    if card is not None and (target / CARD).is_file() and _sha256(target / CARD) != card:
+    if card is not None and (target / CARD).is_file() and _files.file_digest(target / CARD) != card:
         foreign.append(target / CARD)
     if foreign:
         lost = f"{foreign[0].name!r}, which tangentune did not write; move it away or choose another directory"
@@ -264,7 +263,12 @@ def _fill(
         file = folder / name
         _files.save_tensors(file, {"format": "pt"}, tensors)
         shutil.copymode(folder / CARD, file)  # the library lets nobody else read its file
-        listed[name] = {"file": name, "bytes": file.stat().st_size, "sha256": _sha256(file), "names": sorted(tensors)}
+        listed[name] = {
+            "file": name,
+            "bytes": file.stat().st_size,
+            "sha256": _files.file_digest(file),
+            "names": sorted(tensors),
+        }
     if edits:
         (folder / AUDIT).write_text(audit.dump(edits), encoding="utf-8")
     envelope = {
@@ -274,7 +278,7 @@ def _fill(
         "tensors": listed[TENSORS],
         "pictures": listed.get(PICTURES),
         "edits": {"lines": len(edits), "seal": edits[-1]["seal"] if edits else audit.FIRST},
-        "card_sha256": _sha256(folder / CARD),
+        "card_sha256": _files.file_digest(folder / CARD),
     }
     envelope["config_sha256"] = audit.seal(envelope, "config_sha256")
     text = json.dumps(envelope, indent=2, ensure_ascii=False, allow_nan=False)
@@ -303,11 +307,6 @@ def _check_space(target: Path, needed: int) -> None:
     if free < needed:
         text = f"{needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free"
         raise OSError(errno.ENOSPC, text)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -430,7 +429,7 @@ def _read_tensors(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
     try:
         if (size := file.stat().st_size) != expected["bytes"]:
             problem = f"it has {size} bytes instead of {expected['bytes']}"
-        elif _sha256(file) != expected["sha256"]:
+        elif _files.file_digest(file) != expected["sha256"]:
             problem = f"its sha256 is not the one in {CONFIG}"
         elif sorted(tensors := _files.load_tensors(file)[1]) != expected["names"]:
             problem = f"it does not hold the arrays that {CONFIG} names"

@@ -11,7 +11,6 @@ that the rows of what was forgotten go with the old one; they are written anew f
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -88,7 +87,7 @@ def read_rows(version: Version, training: TrainingSet) -> KeptRows | None:
         ours = facts["kind"] == KIND and facts["version"] == version.seal
         if not ours or json.loads(facts["numbers"]) != training.numbers.tolist():
             return None
-        if facts["sha256"] != _digest(path, start):
+        if facts["sha256"] != _files.file_digest(path, start):
             return None
         maps = _map(path, "c")
     except (OSError, ValueError, KeyError, TypeError):
@@ -164,19 +163,13 @@ def _begin(part: Path, version: Version, numbers: NDArray, tensors: dict[str, Te
 
 def _seal(part: Path, start: int) -> None:
     """Put the checksum of the arrays into the header, and all on the disk."""
-    digest = _digest(part, start)
+    digest = _files.file_digest(part, start)
     with part.open("r+b") as file:
         head = file.read(start)
         file.seek(0)
         file.write(head.replace(_BLANK.encode(), digest.encode(), 1))
         file.flush()
         os.fsync(file.fileno())
-
-
-def _digest(path: Path, start: int) -> str:
-    with path.open("rb") as file:
-        file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -366,10 +366,8 @@ def saved_backbone(
     known.verify(description)
     if given is not None:
         _tell_differences(known, contract)
-    backbone = known.with_contract(contract)
-    backbone = backbone if device is None else backbone.to(device)
     rounded = description.get("autocast")  # the passes are those of the fit, whatever the network that was given says
-    backbone = backbone.with_autocast(rounded)
+    backbone = as_backbone(known.with_contract(contract), device=device).with_autocast(rounded)
     same = given is None and rounded is None and not contract.differences(known.with_size(size).contract)
     return backbone, origin if same else backbone
 

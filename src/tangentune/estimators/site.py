@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from tangentune.errors import InputError
 from tangentune.estimators.features import TangentFeatures
+from tangentune.memory import progress
 from tangentune.pictures.checks import numeric_labels
 from tangentune.pictures.files import FileList
 from tangentune.pictures.load import load_pictures
@@ -42,22 +42,22 @@ class SiteJob:
     @property
     def shard(self) -> int:
         """Pictures of a shard."""
-        return max(SHARD, -(-len(self.files.paths) // MOST)) if self.size is None else self.size
+        return max(SHARD, -(-len(self.files.pictures) // MOST)) if self.size is None else self.size
 
     def __len__(self) -> int:
-        return -(-len(self.files.paths) // self.shard)
+        return -(-len(self.files.pictures) // self.shard)
 
     def folder(self, out: Path) -> Path:
         """Where the shards of this very job lie until `out` is written, beside it: other pictures, another folder."""
         facts = (self.features.fingerprint_, self.features.batch_size, self.shard, self.numbers, self.on_error)
-        digest = job_digest((*facts, self.files.labels, self.judge and self.judge.digest), self.files.paths)
+        digest = job_digest((*facts, self.files.labels, self.judge and self.judge.digest), self.files.pictures)
         return parts_folder(out, digest)
 
     def make(self, number: int, file: Path) -> None:
         """The file of one shard."""
         here = slice(number * self.shard, (number + 1) * self.shard)
         assert self.files.labels is not None
-        paths, labels = self.files.paths[here], np.array(self.files.labels[here])
+        paths, labels = self.files.pictures[here], np.array(self.files.labels[here])
         labels = numeric_labels(labels, self.files.ids[here]) if self.numbers else labels
         reading: dict[str, Any] = {"on_error": self.on_error, "n_jobs": self.n_jobs}
         contract = self.features.frozen_.backbone.contract
@@ -81,10 +81,10 @@ class SiteJob:
         return added(map(HomeScores.load, files)) if rank.leads else None
 
     def _files(self, folder: Path, rank: Rank, patience: float) -> list[Path]:
-        if not self.files.paths:
+        if not self.files.pictures:
             raise InputError("there are no pictures to add up")
-        label: dict[str, Any] = {"desc": "shards of pictures", "unit": "shard", "delay": 1.0}
-        with tqdm(total=len(self), disable=not (self.verbose and rank.leads), **label) as bar:
+        told = self.verbose if rank.leads else 0
+        with progress(label="shards of pictures", total=len(self), unit="shard", verbose=told) as bar:
 
             def make(number: int, file: Path) -> None:
                 self.make(number, file)

@@ -156,7 +156,7 @@ def summarise(model: FittedEstimator) -> Summary:
     )
 
 
-def class_scores(labels: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
+def class_scores(labels: NDArray[np.int64], proba: NDArray[Any]) -> dict[str, float]:
     """Accuracy, NLL, ECE and Brier score of probabilities (n, C) for classes by position (n,)."""
     scores = {"nll": metrics.nll(labels, proba), "ece": metrics.ece(labels, proba)}
     return {"accuracy": metrics.accuracy(labels, proba.argmax(axis=1)), **scores, "brier": metrics.brier(labels, proba)}

@@ -72,13 +72,48 @@ class Outcome:
         return probabilities(scores, self.temperature) if self.labels is None else self.labels.probabilities(scores)
 
 
-@final
 @dataclass(frozen=True)
-class Classification:
-    """Classes, as one-hot targets; the options of the estimator that every edit follows."""
+class _Labelled:
+    """What the tasks share: the options of the estimator that every edit follows, and a network moved by labels."""
 
     likelihood: str
     class_weight: Any
+
+    def suited(self, labels: NDArray | None) -> Task:
+        """The task that these labels ask for; mostly this one."""
+        assert isinstance(self, Task)
+        return self
+
+    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
+        """Settings such that leave-one-out can choose the rest."""
+        return settings
+
+    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
+        """What `expand` will take."""
+        return moving_seconds(backbone, self._numbered(pictures), steps, flip=settings.mirrored) if steps else 0.0
+
+    def expand(
+        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
+    ) -> Choice:
+        """Points of expansion moved towards the labels, if wanted, and what was tried."""
+        if not steps:
+            return None, []
+        common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
+        pictures = self._numbered(pictures)
+        if steps == "loo":
+            return choose_steps(backbone, pictures, may_unmirror=settings.may_unmirror, **common)
+        return cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common), []
+
+    def _numbered(self, pictures: Pictures) -> Pictures:
+        """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
+        assert pictures.labels is not None
+        return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])
+
+
+@final
+@dataclass(frozen=True)
+class Classification(_Labelled):
+    """Classes, as one-hot targets."""
 
     def suited(self, labels: NDArray | None) -> Task:
         """This task, or that of several labels a picture if these are such: sets of names, a matrix of 0 and 1.
@@ -156,16 +191,6 @@ class Classification:
         power = 0.25 if settings.power is None else settings.power
         return replace(settings, power=power, fixed=FixedChoices(**(usual | given)))
 
-    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
-        """What `expand` will take."""
-        return _moving_seconds(backbone, _numbered(pictures), settings, steps)
-
-    def expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
-    ) -> Choice:
-        """Points of expansion moved towards the labels, if wanted, and what was tried."""
-        return _expand(backbone, _numbered(pictures), settings, steps, rate)
-
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
         """What came of a solution; parameters of the likelihood that are known are kept."""
         targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
@@ -195,14 +220,8 @@ class Classification:
 
 @final
 @dataclass(frozen=True)
-class Multilabel:
+class Multilabel(_Labelled):
     """Several labels a picture, or none: a target of 0 or 1 for each. One kernel and one inverse serve all of them."""
-
-    likelihood: str
-    class_weight: Any
-
-    def suited(self, labels: NDArray | None) -> Task:
-        return self
 
     def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
         """Labels as `label_sets`, with the columns of a model that knows some; those of a bare matrix are numbered."""
@@ -252,18 +271,7 @@ class Multilabel:
         targets = torch.from_numpy(label_matrix(labels)).double()
         return Targets(label_names(labels), targets, torch.from_numpy(sample_weight))
 
-    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        return settings
-
-    def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
-        return _moving_seconds(backbone, self._read(pictures), settings, steps)
-
-    def expand(
-        self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float
-    ) -> Choice:
-        return _expand(backbone, self._read(pictures), settings, steps, rate)
-
-    def _read(self, pictures: Pictures) -> Pictures:
+    def _numbered(self, pictures: Pictures) -> Pictures:
         return replace(pictures, labels=self.read_labels(pictures))
 
     def outcome(self, solution: Solution, parameters: dict[str, float]) -> Outcome:
@@ -284,14 +292,8 @@ class Multilabel:
 
 @final
 @dataclass(frozen=True)
-class Regression:
-    """One number a picture, or several; what `Classification` is to classes."""
-
-    likelihood: str
-    class_weight: Any
-
-    def suited(self, labels: NDArray | None) -> Task:
-        return self
+class Regression(_Labelled):
+    """One number a picture, or several."""
 
     def read_labels(self, pictures: Pictures, known: NDArray | None = None) -> NDArray:
         if pictures.labels is None:
@@ -329,9 +331,6 @@ class Regression:
     def encode(self, labels: NDArray, sample_weight: NDArray) -> Targets:
         return Targets(None, torch.from_numpy(labels.reshape(len(labels), -1)), torch.from_numpy(sample_weight))
 
-    def decidable(self, settings: FitSettings, targets: Tensor) -> FitSettings:
-        return settings
-
     def moving_seconds(self, backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
         return 0.0
 
@@ -361,20 +360,3 @@ Task = Classification | Multilabel | Regression
 def as_given(values: NDArray, labels: NDArray) -> NDArray:
     """Predicted numbers (..., k) in the shape that the labels were given in."""
     return values[..., 0] if labels.ndim == 1 else values
-
-
-def _moving_seconds(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int) -> float:
-    return moving_seconds(backbone, pictures, steps, flip=settings.mirrored) if steps else 0.0
-
-
-def _expand(backbone: Backbone, pictures: Pictures, settings: FitSettings, steps: str | int, rate: float) -> Choice:
-    common: dict[str, Any] = {"flip": settings.mirrored, "seed": settings.seed, "verbose": settings.verbose}
-    if steps == "loo":
-        return choose_steps(backbone, pictures, may_unmirror=settings.may_unmirror, **common)
-    return (cross_fitted_expansion(backbone, pictures, int(steps), rate=rate, **common) if steps else None), []
-
-
-def _numbered(pictures: Pictures) -> Pictures:
-    """Classes as whole numbers: scikit-learn's also come as 0.0 and 1.0, or in a column."""
-    assert pictures.labels is not None
-    return replace(pictures, labels=np.unique(np.ravel(pictures.labels), return_inverse=True)[1])

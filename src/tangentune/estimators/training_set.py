@@ -6,7 +6,7 @@ without the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, final
@@ -93,6 +93,36 @@ class RowReader:
         for index, own in self.parts(known):
             out[:, index] = cross_kernel(self.feature_map, new, own)
         return out
+
+
+def block_kernels(
+    new: RowReader,
+    pictures: Pictures,
+    known: RowReader,
+    sets: Sequence[SourcePictures | TrainingSet],
+    tell: Callable[[int], object] = lambda _: None,
+) -> tuple[Tensor, list[Tensor], FeatureRows | None]:
+    """(m, m) kernel of pictures, theirs (m, n) with each of some sets, and their rows, if there is room for all.
+
+    Cost: their rows once if there is room; else once more for each portion that fits. `tell` hears how many are done.
+    """
+    m, like = len(pictures), new.feature_map.probes.new_empty(0, dtype=torch.float64)
+    step = max(1, min(m, new.room // max(1, new.one_row_bytes(pictures))))
+    own, crossed = like.new_empty(m, m), [like.new_empty(m, len(one)) for one in sets]
+    rows = None
+    for start in range(0, m, step):
+        here = slice(start, min(start + step, m))
+        rows = new.collect(pictures.select(here))
+        for found, one in zip(crossed, sets, strict=True):
+            found[here] = known.cross(rows, one)
+        own[here, here] = cross_kernel(new.feature_map, rows)
+        tell(len(rows))
+        for before in range(0, start, step):
+            there = slice(before, before + step)
+            block = cross_kernel(new.feature_map, rows, new.collect(pictures.select(there)))
+            own[here, there], own[there, here] = block, block.T
+            tell(step)
+    return own, crossed, rows if step == m else None
 
 
 @final
@@ -323,22 +353,10 @@ def source_kernels(
 ) -> tuple[SourcePictures, Tensor, Tensor]:
     """The source pictures, with their rows if there is room; (m, m) kernel, (n, m) with the training set.
 
-    Cost: the rows of the source pictures once if there is room for all; else once more for each portion that fits.
+    Cost: as of `block_kernels`.
     """
-    m = len(pictures)
-    step = max(1, min(m, reader.room // max(1, reader.one_row_bytes(pictures.pictures))))
-    plain = plain_kernel(training)
-    own, between, rows = plain.new_empty(m, m), plain.new_empty(len(training), m), None
-    for start in range(0, m, step):
-        here = slice(start, min(start + step, m))
-        rows = reader.collect(pictures.pictures.select(here))
-        between[:, here] = reader.cross(rows, training).T
-        own[here, here] = cross_kernel(reader.feature_map, rows)
-        for before in range(0, start, step):
-            there = slice(before, before + step)
-            block = cross_kernel(reader.feature_map, rows, reader.collect(pictures.pictures.select(there)))
-            own[here, there], own[there, here] = block, block.T
-    return replace(pictures, rows=rows if step == m else None), own, between
+    own, (between,), rows = block_kernels(reader, pictures.pictures, reader, [training])
+    return replace(pictures, rows=rows), own, between.T.contiguous()
 
 
 def plain_kernel(training: TrainingSet) -> Tensor:

@@ -194,10 +194,6 @@ def find_pictures(ids: Any, names: Sequence[str], numbers: NDArray[np.int64]) ->
     """Positions of the pictures that each id means, in the order of the ids: numbers, or names, which may be shared.
 
     A name may be shortened to whole parts of its end, with or without the file's ending, where it stays unique.
-
-    Example:
-        >>> find_pictures(["b.png", 7, "a"], ["cat/a.png", "b.png", "b.png"], np.array([7, 8, 9]))
-        [[1, 2], [0], [0]]
     """
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # arrays, tensors and their numbers
     given = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | os.PathLike) else [ids]

@@ -158,9 +158,9 @@ def power_grams(
     return out
 
 
-def inverse_lengths(squares: Tensor) -> Tensor:
-    """1 / sqrt of squared row lengths, and 0 for a row of zeros."""
-    return torch.where(squares > 0, squares.clamp_min(1e-300).rsqrt(), torch.zeros_like(squares))
+def inverse_lengths(squares: Tensor, least: float = 1e-300) -> Tensor:
+    """1 / sqrt of squared row lengths, and 0 for a row of zeros; `least` is a number that the precision holds."""
+    return torch.where(squares > 0, squares.clamp_min(least).rsqrt(), torch.zeros_like(squares))
 
 
 def cosine(kernel: Tensor) -> Tensor:

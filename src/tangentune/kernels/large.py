@@ -67,8 +67,12 @@ def walk(kernel: Tensor, targets: Tensor, weights: Tensor, start: float, setting
     grid, place = _grid(unit, start, given)
 
     def attempt(damping: float) -> tuple[float, Solution] | None:
-        found = solved_at(kernel, targets, damping, weights)
-        return None if found is None else (_error(found, targets, weights), found)
+        try:
+            system = build(kernel, targets, damping, weights)
+        except SingularError:  # float64 does not carry it
+            return None
+        found = Solution(system.dual, system.bias, damping, loo(system))
+        return float(weights @ (found.loo - targets).square().sum(1) / weights.sum()), found
 
     found, error, path = _step(grid, place, attempt)
     return Walked(found, unit, path, error, error, flat)
@@ -140,19 +144,6 @@ def _step(
     kept = sorted(there for there, error in tried.items() if math.isfinite(error))
     path = torch.tensor([[grid[there], tried[there]] for there in kept], dtype=torch.float64)
     return found[1], tried[place], (path[:, 0], path[:, 1])
-
-
-def solved_at(kernel: Tensor, targets: Tensor, damping: float, weights: Tensor) -> Solution | None:
-    """The solution at one damping; None where float64 does not carry it."""
-    try:
-        system = build(kernel, targets, damping, weights)
-    except SingularError:
-        return None
-    return Solution(system.dual, system.bias, damping, loo(system))
-
-
-def _error(solution: Solution, targets: Tensor, weights: Tensor) -> float:
-    return float(weights @ (solution.loo - targets).square().sum(1) / weights.sum())
 
 
 def mean_eigenvalue(kernel: Tensor | FeatureKernel, weights: Tensor) -> tuple[float, bool]:

@@ -320,8 +320,11 @@ def is_known(name: str) -> bool:
     return name in NETWORKS or name.partition(":")[0] in hubs.HUBS
 
 
-def as_backbone(given: Any, size: Any = None) -> Backbone:
-    """The backbone that a user means, at a picture size: a Backbone, a name, or a bare network, which is wrapped."""
+def as_backbone(given: Any, size: Any = None, device: Any = None, autocast: str | None = None) -> Backbone:
+    """The backbone that a user means: a Backbone, a name, or a bare network, which is wrapped.
+
+    At a picture size, on a device and in mixed precision, where these are named.
+    """
     if isinstance(given, str):
         given = load_backbone(given)
     elif isinstance(given, nn.Module):
@@ -329,12 +332,14 @@ def as_backbone(given: Any, size: Any = None) -> Backbone:
         if size is not None:
             sentence = "the network sees pixels as they are, in [0, 1]; if it was trained otherwise, wrap it: "
             warnings.warn(f"{sentence}Backbone(module, input_size={size}, mean=..., std=...)", stacklevel=4)
-        return given
+        size = None
     if not isinstance(given, Backbone):
         raise BackboneError(
             f"backbone is a {type(given).__name__}; give a name or Backbone(module, input_size=..., ...)"
         )
-    return given if size is None else given.with_size(size)
+    found = given if size is None else given.with_size(size)
+    found = found if device is None else found.to(device)
+    return found if autocast is None else found.with_autocast(autocast)
 
 
 def usable_device(device: Any, option: str = "device", dtype: torch.dtype = torch.float32) -> torch.device:

@@ -22,8 +22,7 @@ from tangentune.networks.backbone import Backbone
 from tangentune.networks.determinism import close, tolerance
 from tangentune.networks.passes import own_modules
 from tangentune.solvers.calibration import fit_temperature
-from tangentune.solvers.ridge import factor_ridge, loo_errors, solve
-from tangentune.solvers.sums import TangentSums
+from tangentune.solvers.probe import Probe
 
 __all__ = ["CrossFittedProbe", "cross_fitted_probe", "pretrained_head", "probe_head", "random_head"]
 
@@ -207,30 +206,11 @@ def _ridge_layer(features: Tensor, targets: Tensor, scale_of: Callable[[Tensor],
     """Ridge regression on targets (n, C), scaled by what its leave-one-out predictions ask for."""
     centre = features.double().mean(0)
     centred = features.double() - centre
-    solved = _by_kernel if len(centred) <= centred.shape[1] else _by_sums
-    coef, intercept, loo = solved(centred, targets)
-    scale = scale_of(loo)
+    probe = Probe.of(centred, targets)
+    damping = probe.best(max(probe.unit, 1e-12) * RELATIVE_DAMPINGS)
+    (coef, intercept), scale = probe.weights(damping), scale_of(probe.loo(damping))
     weight = scale * coef.T
     return _linear(weight, scale * intercept - weight @ centre).to(features)
-
-
-def _by_kernel(centred: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (d, C), intercept (C,) and leave-one-out predictions (n, C) at the best damping; n^2 (n + d)."""
-    factor = factor_ridge(centred @ centred.T)
-    dampings = max(factor.mean_eigenvalue, 1e-12) * RELATIVE_DAMPINGS
-    damping = float(dampings[loo_errors(factor, targets, dampings).argmin()])
-    solution = solve(factor, targets, damping)
-    return centred.T @ solution.dual, solution.intercept, solution.loo
-
-
-def _by_sums(centred: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by sums of the features, n d^2 + d^3."""
-    factor = TangentSums.of(centred, targets, "features").factor()
-    unit = float(factor.values.sum()) / (len(centred) - 1)  # the mean eigenvalue of the kernel, which has n - 1
-    dampings = max(unit, 1e-12) * RELATIVE_DAMPINGS
-    damping = float(dampings[factor.loo_errors(centred, targets, dampings).argmin()])
-    found = factor.fit(damping)
-    return found.coef, found.intercept, factor.leave_one_out(centred, targets, damping)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -73,8 +73,6 @@ class ShardedWeights:
         for one in (weight for group in groups for weight in group["weights"]):
             count = math.prod(one["shape"])
             values = np.frombuffer(content, "<f4", count, start).reshape(one["shape"])
-            tensors[one["name"]] = torch.from_numpy(
-                values.astype(np.float32)
-            )  # a copy: the bytes may not be written to
+            tensors[one["name"]] = torch.from_numpy(values.astype(np.float32))  # a copy: the bytes are read-only
             start += 4 * count
         return self.translate(tensors)

@@ -75,10 +75,8 @@ def find_copies(pictures: Pictures, known: int) -> list[Copy]:
 
 def sketches(pixels: Tensor) -> Tensor:
     """(n, 256 C) small pictures, centred, of length one: their inner products are correlations; an even one is zero."""
-    parts = [
-        F.adaptive_avg_pool2d(part.float(), (SIDE, SIDE)).flatten(1) for part in pixels.split(256)
-    ]  # a portion at a time: they are floats meanwhile
-    small = torch.cat(parts)
+    # A portion at a time: they are floats meanwhile.
+    small = torch.cat([F.adaptive_avg_pool2d(part.float(), (SIDE, SIDE)).flatten(1) for part in pixels.split(256)])
     small = small - small.mean(1, keepdim=True)
     lengths = small.norm(dim=1, keepdim=True)
     return torch.where(lengths > 1e-3 * small.abs().amax().clamp_min(1e-12), small / lengths.clamp_min(1e-12), 0.0)

@@ -30,7 +30,6 @@ class Part:
 Encoded = str | os.PathLike[str] | bytes | Part
 
 
-@final
 @dataclass(frozen=True)
 class Listing:
     """Encoded pictures in their fixed order, found but not yet read."""

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import final
 
 from tangentune._files import user_path
 from tangentune.errors import InputError, PictureError
+from tangentune.pictures.encoded import Listing
 from tangentune.pictures.names import (
     PICTURE_SUFFIXES,
     is_picture_name,
@@ -31,16 +30,12 @@ _MOST_OTHERS = 100  # files of one ending that are opened in vain, which takes l
 _SPLIT_NAMES = {"train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation", "dev", "eval"}
 
 
+@final
 @dataclass(frozen=True)
-class FileList:
-    """Picture files in their fixed order, found but not yet read."""
+class FileList(Listing):
+    """Picture files in their fixed order, found but not yet read; ids are relative to the source's root."""
 
-    paths: list[str]
-    ids: list[str]  # printable names relative to the source's root
-    labels: list[str] | None = None  # one text per file
-    notes: list[str] = field(default_factory=list)  # sentences that the user should see, such as of empty folders
-    lost: list[tuple[str, str]] = field(default_factory=list)  # folders that could not be entered: id and reason
-    sets: NDArray[Any] | None = None  # several labels per file instead, as `label_sets`
+    pictures: list[str]
 
 
 def find_files(source: str | os.PathLike[str], need_labels: bool = True, columns: Columns = USUAL) -> FileList:

@@ -40,11 +40,6 @@ def label_sets(matrix: NDArray[Any], names: Iterable[str]) -> NDArray[Any]:
 
     Raises:
         InputError: a name is empty or there twice, or an entry is something else.
-
-    Example:
-        >>> labels = label_sets(np.array([[1, 0], [1, 1]]), ["cat", "dog"])
-        >>> label_texts(labels[1:]), label_matrix(labels).tolist()
-        (['cat;dog'], [[1, 0], [1, 1]])
     """
     listed = list(names)
     if twice := [name for name in listed if listed.count(name) > 1]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from tangentune.errors import InputError
 from tangentune.pictures.encoded import Listing, from_cell, is_cell
-from tangentune.pictures.files import FileList, find_files, from_paths
+from tangentune.pictures.files import find_files, from_paths
 from tangentune.pictures.libraries import is_hugging_face, read_hugging_face, read_image_folder
 from tangentune.pictures.shards import read_shards, shard_paths
 from tangentune.pictures.tables import USUAL, Columns
@@ -25,10 +26,10 @@ def list_pictures(source: Any, need_labels: bool = True, columns: Columns = USUA
     if paths := shard_paths(source):
         return read_shards(paths, need_labels, columns)
     if isinstance(source, str | os.PathLike):
-        return _of_files(find_files(source, need_labels, columns))
+        return find_files(source, need_labels, columns)
     if isinstance(source, list) and source:
         if isinstance(source[0], str | os.PathLike):
-            return _of_files(from_paths(source))
+            return from_paths(source)
         if is_cell(source[0]):
             return Listing([from_cell(entry) for entry in source], [str(i) for i in range(len(source))])
         return None
@@ -37,5 +38,9 @@ def list_pictures(source: Any, need_labels: bool = True, columns: Columns = USUA
     return read_image_folder(source)
 
 
-def _of_files(files: FileList) -> Listing:
-    return Listing(files.paths, files.ids, files.labels, files.notes, files.lost, files.sets)
+def refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
+    """Refuse pictures without labels where they are needed."""
+    if need_labels and all(known is None for known in labels):
+        raise InputError(
+            "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."
+        )

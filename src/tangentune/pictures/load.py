@@ -27,7 +27,7 @@ from tangentune.pictures.decode import picture_shape
 from tangentune.pictures.decode_pool import decode_files
 from tangentune.pictures.encoded import Listing, is_cell
 from tangentune.pictures.libraries import class_names
-from tangentune.pictures.listing import list_pictures
+from tangentune.pictures.listing import list_pictures, refuse_unlabelled
 from tangentune.pictures.names import some
 from tangentune.pictures.pictures import RAM_LIMIT, Pictures, allocate, normalise
 from tangentune.pictures.tables import Columns, is_frame, read_frame
@@ -123,14 +123,6 @@ def load_pictures(
             if sentence:
                 warnings.warn(sentence, stacklevel=2)
     return pictures
-
-
-def refuse_unlabelled(need_labels: bool, *labels: Any) -> None:
-    """Refuse pictures without labels where they are needed."""
-    if need_labels and all(known is None for known in labels):
-        raise InputError(
-            "These pictures have no labels; give labels= (y= of a fit), a CSV file with labels, or class folders."
-        )
 
 
 def _plain_list(source: Any) -> Any:

@@ -30,24 +30,10 @@ def stream_pictures(
     on_error: str = "raise",
     n_jobs: int | None = None,
 ) -> Iterator[Pictures]:
-    """The pictures in their order, a portion at a time, without labels.
+    """The pictures in their order, a portion at a time, without labels; `on_error` and `n_jobs` as of `load_pictures`.
 
-    Args:
-        listing: what is to be read.
-        contract: size, interpolation and crop the network needs.
-        skipped: is given `(id, reason)` of each picture that is left out.
-        on_error: "raise" refuses pictures that cannot be read; those that are not even there before the first portion.
-        n_jobs: processes that decode, as for `load_pictures`.
-
-    Raises:
-        PictureError: some cannot be read and `on_error` is "raise"; or none can.
-
-    Example:
-        >>> from PIL import Image
-        >>> for name in ("a.png", "b.png"): Image.new("L", (8, 8)).save(name)
-        >>> listing = Listing(["a.png", "b.png"], ["a", "b"])
-        >>> [part.ids for part in stream_pictures(listing, DataContract(input_size=(3, 8, 8)), [])]
-        [['a', 'b']]
+    `skipped` is given `(id, reason)` of each picture that is left out. A PictureError where some cannot be read and
+    `on_error` is "raise", before the first portion if they are not even there; or where none can.
     """
     check_listing(listing, contract, skipped, on_error)
     read = 0

@@ -13,11 +13,11 @@ from tangentune.estimators.scores import Answers, Judged, judge
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports import tables
 from tangentune.reports.gallery import Link, gallery
-from tangentune.reports.pages import Estimator, is_classifier, render
+from tangentune.reports.pages import Estimator, is_classifier, network_name, render
+from tangentune.reports.tables import Tile
 from tangentune.solvers import metrics
 
 Interval = tuple[float, float]
-_Tile = tuple[str, str, str, str]  # a figure, its name, what to hold it against, the word that explains it
 
 
 @final
@@ -69,58 +69,40 @@ def evaluate(model: Estimator, pictures: Pictures, answers: Answers | None = Non
 
 def render_evaluation(model: Estimator, found: Evaluation, link: Link | None = None) -> str:
     """A test set as one HTML page; the same input gives the same page."""
-    name, n = str(model.backbone_.name), len(found.pictures)
+    n = len(found.pictures)
     tiles, figures, tiled = _several(model, found) if found.judged.labels else _single(found)
     context: dict[str, Any] = {
-        "network": "the network" if name == "custom" else name,
+        "network": network_name(model),
         "n": n,
         "trained_on": len(model.ids_),
         "known": found.known,
         "classes": len(found.classes),
         "labels": [asdict(row) | {"share": row.pictures / n} for row in found.judged.labels],
-        "tiles": [dict(zip(("value", "name", "note", "term"), tile, strict=True)) for tile in tiles],
-        "figures": [dict(zip(("value", "name", "note", "term"), figure, strict=True)) for figure in figures],
+        "tiles": tables.shown_tiles(tiles),
+        "figures": tables.shown_tiles(figures),
         "gallery": gallery(found.pictures, tiled, link),
         "skipped": found.pictures.skipped,
     }
+    from tangentune.reports import figures as plots  # with matplotlib, which scores alone need not wait for
+
     targets, values = found.judged.targets, found.judged.answers.values
     if found.classes:
-        context |= _reliability(targets, values, found.scores) | {
-            "confusion": tables.confusion_rows(found.confusion, found.classes),
-            "per_class": tables.class_rows(found.confusion, found.classes),
-            "pairs": tables.commonest_confusions(found.confusion, found.classes),
-        }
+        context |= tables.class_tables(found.confusion, found.classes)
+        context["reliability_svg"] = plots.reliability_svg(targets, values, found.scores)
     elif found.judged.labels:
-        flat = values.ravel()
-        context |= _reliability(targets.ravel(), np.stack([1 - flat, flat], axis=1), found.scores)
+        context["reliability_svg"] = plots.label_reliability_svg(targets, values, found.scores)
     else:
-        from tangentune.reports import figures as plots  # with matplotlib, which scores alone need not wait for
-
-        figure = plots.scatter_figure(targets, values.reshape(targets.shape), "prediction")
-        alt = "Predictions against true values; perfect predictions lie on the diagonal."
-        context["scatter_svg"] = plots.to_svg(figure, key="scatter", alt=alt)
+        context["scatter_svg"] = plots.scatter_svg(targets, values.reshape(targets.shape), "prediction")
     return render("evaluation.html.j2", context)
 
 
-def _reliability(targets: NDArray[Any], values: NDArray[Any], scores: dict[str, float]) -> dict[str, Any]:
-    from tangentune.reports import figures as plots
-
-    curve = plots.reliability_figure(metrics.reliability(targets, values))
-    alt = f"Share right against confidence; the expected calibration error is {100 * scores['ece']:.1f} percent."
-    return {"reliability_svg": plots.to_svg(curve, key="reliability", alt=alt)}
-
-
-def _single(found: Evaluation) -> tuple[list[_Tile], list[_Tile], list[dict[str, Any]]]:
+def _single(found: Evaluation) -> tuple[list[Tile], list[Tile], list[dict[str, Any]]]:
     """Of one class a picture, or numbers: the large figures, those of the field, and tiles of the hardest pictures."""
     scores, ids = found.scores, found.pictures.ids
     targets, values = found.judged.targets, found.judged.answers.values
     if not found.classes:
         low, high = (nice_number(bound, 4) for bound in found.intervals["rmse"])
-        scored = f"{100 * max(scores['r2'], 0.0):.1f} %"
-        tiles = [
-            (nice_number(scores["rmse"], 4), "typical distance from the truth", f"95 % interval {low} to {high}", ""),
-            (scored, "of the scatter explained", "0 % is no better than the mean", ""),
-        ]
+        tiles = tables.number_tiles(scores, f"95 % interval {low} to {high}")
         figures = [(f"{scores['r2']:.3f}", "R²", "1 is perfect, 0 is the mean", "")]
         return tiles, figures, tables.far_numbers(ids, targets, values)
     low, high = found.intervals["accuracy"]
@@ -128,7 +110,7 @@ def _single(found: Evaluation) -> tuple[list[_Tile], list[_Tile], list[dict[str,
     note += f"{100 * found.confusion.sum(1).max() / len(targets):.1f} %"
     tiles = [
         (f"{100 * scores['accuracy']:.1f} %", "of the pictures are named right", note, "accuracy"),
-        _calibration(scores),
+        tables.calibration_tile(scores),
     ]
     low, high = found.intervals["nll"]
     guessing = f"nats a picture; 95 % interval {low:.3f} to {high:.3f}; even guessing: {np.log(len(found.classes)):.3f}"
@@ -137,16 +119,11 @@ def _single(found: Evaluation) -> tuple[list[_Tile], list[_Tile], list[dict[str,
     return tiles, figures, tables.doubted_classes(ids, found.classes, targets, values)
 
 
-def _several(model: Estimator, found: Evaluation) -> tuple[list[_Tile], list[_Tile], list[dict[str, Any]]]:
+def _several(model: Estimator, found: Evaluation) -> tuple[list[Tile], list[Tile], list[dict[str, Any]]]:
     """The same of several labels a picture."""
     assert is_classifier(model)
     scores, names = found.scores, tuple(map(str, model.classes_.tolist()))
-    guess = "mean over labels; naming at random gives a label's share of the pictures"
-    tiles = [
-        (f"{scores['average_precision']:.3f}", "of 1: how well labels are ranked", guess, "average precision"),
-        (f"{scores['macro_f1']:.3f}", "of 1: how well labels are given", "mean over labels of the F1", "F1"),
-        _calibration(scores),
-    ]
+    tiles = [*tables.label_tiles(scores), tables.calibration_tile(scores)]
     figures = [
         (f"{scores['micro_f1']:.3f}", "micro F1", "of all labels together", "F1"),
         (f"{100 * scores['subset_accuracy']:.1f} %", "all labels right", "share of the pictures", ""),
@@ -154,11 +131,6 @@ def _several(model: Estimator, found: Evaluation) -> tuple[list[_Tile], list[_Ti
     ]
     targets, values = found.judged.targets, found.judged.answers.values
     return tiles, figures, tables.doubted_labels(found.pictures.ids, names, targets, values)
-
-
-def _calibration(scores: dict[str, float]) -> _Tile:
-    gap = "calibration error: mean gap between confidence and share right, in 15 bins"
-    return f"{100 * scores['ece']:.1f} %", "gap between confidence and truth", gap, "calibration error"
 
 
 def _squares(targets: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:

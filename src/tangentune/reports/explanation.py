@@ -93,13 +93,9 @@ class Explanation:
     id: str  # of the picture
     position: int  # among the pictures that were asked about
     given: str | None  # its label, if it is a training picture, which the answer then leaves out
-    answers: tuple[
-        Prediction, ...
-    ]  # classes or labels and their probabilities, likeliest first; of numbers the numbers
+    answers: tuple[Prediction, ...]  # classes or labels with probabilities, likeliest first; of numbers the numbers
     distance: float  # its `ood_score`
-    attributions: tuple[
-        Attribution, ...
-    ]  # one for a classifier, one a target for a regressor, one a label that is given
+    attributions: tuple[Attribution, ...]  # one of a classifier, one a target of a regressor, one a label that is given
     said: tuple[str, ...] | None = None  # of several labels a picture those that are given
 
 

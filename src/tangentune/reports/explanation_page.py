@@ -12,7 +12,7 @@ from tangentune.estimators.explanations import Suspect
 from tangentune.pictures.pictures import Pictures
 from tangentune.reports.explanation import EDGE, Attribution, Explanation, PictureEffect, familiarity, label_text
 from tangentune.reports.gallery import MOST, Link, gallery
-from tangentune.reports.pages import Estimator, is_classifier, relabel_command, render, thumbnail
+from tangentune.reports.pages import Estimator, is_classifier, network_name, relabel_command, render, thumbnail
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 
 CLASSES_SHOWN = 5
@@ -39,7 +39,7 @@ def render_explanations(
         return tile | {"value": f"{value:+.3f}" if classification else nice_number(value, sign=True)}
 
     context = {
-        "network": _network(model),
+        "network": network_name(model),
         "n": len(model.ids_),
         "classification": classification,
         "several": is_classifier(model) and model.thresholds_ is not None,
@@ -52,11 +52,6 @@ def render_explanations(
         ],
     }
     return render("explain.html.j2", context)
-
-
-def _network(model: Estimator) -> str:
-    name = str(model.backbone_.name)
-    return "the network" if name == "custom" else name
 
 
 def _section(one: Explanation, image: Any, tile: Any) -> dict[str, Any]:
@@ -113,7 +108,7 @@ def render_suspects(
         for one in suspects[:MOST]
     ]
     context = {
-        "network": _network(model),
+        "network": network_name(model),
         "n": len(model.ids_),
         "classification": known,
         "several": any(one.doubted for one in suspects),

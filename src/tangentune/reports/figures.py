@@ -22,10 +22,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from tangentune.errors import nice_number
-from tangentune.solvers.metrics import Reliability, accuracy_interval
+from tangentune.solvers.metrics import Reliability, accuracy_interval, reliability
 
 PALETTE = {
     "ink": "#1b2733",
@@ -196,6 +196,24 @@ def draw_reliability(axes: Axes, curve: Reliability) -> None:
     axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share right")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def reliability_svg(targets: ArrayLike, proba: ArrayLike, scores: dict[str, float], of: str = "") -> Markup:
+    """The same of probabilities (n, C) for classes (n,), for a page; `of` says in words of what."""
+    alt = f"Share right against confidence{of}; the expected calibration error is {100 * scores['ece']:.1f} percent."
+    return to_svg(reliability_figure(reliability(targets, proba)), key="reliability", alt=alt)
+
+
+def label_reliability_svg(given: ArrayLike, proba: ArrayLike, scores: dict[str, float]) -> Markup:
+    """The same of several labels a picture, both (n, L), each label being a case of its own."""
+    flat = np.ravel(proba)
+    return reliability_svg(np.ravel(given), np.stack([1 - flat, flat], axis=1), scores, " over all labels")
+
+
+def scatter_svg(targets: NDArray, predicted: NDArray, name: str) -> Markup:
+    """`scatter_figure` of predictions, called by their name, for a page."""
+    alt = f"{name[0].upper()}{name[1:]}s against true values; perfect predictions lie on the diagonal."
+    return to_svg(scatter_figure(targets, predicted, name), key="scatter", alt=alt)
 
 
 def scatter_figure(targets: ArrayLike, predicted: ArrayLike, name: str = "leave-one-out prediction") -> Figure:

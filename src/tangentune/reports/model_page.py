@@ -96,29 +96,19 @@ def _headline(facts: Summary) -> list[dict[str, str]]:
     labels = "label" if facts.doubtful == 1 else "labels"
     doubtful = (f"{facts.doubtful:,}", f"{labels} to look at again", "whose chance to be right is below 5 %", "")
     if facts.several:
-        guess = "mean over labels; naming at random gives a label's share of the pictures"
-        tiles = [
-            (f"{scores['average_precision']:.3f}", "of 1: how well labels are ranked", guess, "average precision"),
-            (f"{scores['macro_f1']:.3f}", "of 1: how well labels are given", "mean over labels of the F1", "F1"),
-            doubtful,
-        ]
+        tiles = [*tables.label_tiles(scores), doubtful]
     elif facts.classification and facts.interval:
         low, high = facts.interval
         note = f"leave-one-out accuracy; 95 % interval {100 * low:.1f} to {100 * high:.1f} %; "
         note += f"always naming the largest class: {100 * facts.largest_class:.1f} %"
         tiles = [(f"{100 * scores['accuracy']:.1f} %", "of the pictures are named right", note, "accuracy"), doubtful]
     else:
-        scored = f"{100 * max(scores['r2'], 0.0):.1f} %"
-        tiles = [
-            (nice_number(scores["rmse"], 4), "typical distance from the truth", "in the targets' unit", ""),
-            (scored, "of the scatter explained", "0 % is no better than the mean", ""),
-        ]
+        tiles = tables.number_tiles(scores, "in the targets' unit")
     if facts.classification:
-        gap = "calibration error: mean gap between confidence and share right, in 15 bins"
-        tiles.append((f"{100 * scores['ece']:.1f} %", "gap between confidence and truth", gap, "calibration error"))
+        tiles.append(tables.calibration_tile(scores))
     memory = f"peak memory {nice_bytes(facts.peak_bytes)}"
     tiles.append((nice_seconds(facts.seconds), "to fit and choose everything", memory, ""))
-    return [dict(zip(("value", "name", "note", "term"), tile, strict=True)) for tile in tiles]
+    return tables.shown_tiles(tiles)
 
 
 def _figures(facts: Summary) -> list[dict[str, str]]:
@@ -135,15 +125,9 @@ def _figures(facts: Summary) -> list[dict[str, str]]:
     else:
         rows = [("leave-one-out R²", scores["r2"], "1 is perfect, 0 is the mean", "")]
         rows += [("root mean squared error", scores["rmse"], "", "")]
-    return [
-        {
-            "name": name,
-            "value": f"{value:.3f}" if abs(value) < 10 else nice_number(value, 4),
-            "note": note,
-            "term": term,
-        }
-        for name, value, note, term in rows
-    ]
+    texts = [f"{value:.3f}" if abs(value) < 10 else nice_number(value, 4) for _, value, _, _ in rows]
+    named = zip(texts, rows, strict=True)
+    return tables.shown_tiles([(text, name, note, term) for text, (name, _, note, term) in named])
 
 
 def _setup(facts: Summary) -> list[tuple[str, str]]:
@@ -205,25 +189,14 @@ def _scales(model: Estimator) -> str:
 def _classification(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
     labels, proba = label_positions(model), np.asarray(model.loo_proba_, np.float64)
     table = metrics.confusion_matrix(labels, proba.argmax(axis=1), len(facts.classes))
-    figure = plots.reliability_figure(metrics.reliability(labels, proba))
-    error = 100 * facts.scores["ece"]
-    alt = f"Share right against confidence; the expected calibration error is {error:.1f} percent."
-    return {
-        "reliability_svg": plots.to_svg(figure, key="reliability", alt=alt),
-        "confusion": tables.confusion_rows(table, facts.classes),
-        "per_class": tables.class_rows(table, facts.classes),
-        "pairs": tables.commonest_confusions(table, facts.classes),
-    }
+    shown = tables.class_tables(table, facts.classes)
+    return shown | {"reliability_svg": plots.reliability_svg(labels, proba, facts.scores)}
 
 
 def _several_labels(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
     """Each label by itself, and whether the probabilities of all together can be believed."""
-    given, proba = np.asarray(model.targets_).ravel(), np.asarray(model.loo_proba_, np.float64).ravel()
-    figure = plots.reliability_figure(metrics.reliability(given, np.stack([1 - proba, proba], axis=1)))
-    error = 100 * facts.scores["ece"]
-    alt = f"Share right against confidence over all labels; the expected calibration error is {error:.1f} percent."
     return {
-        "reliability_svg": plots.to_svg(figure, key="reliability", alt=alt),
+        "reliability_svg": plots.label_reliability_svg(model.targets_, model.loo_proba_, facts.scores),
         "labels": [asdict(row) | {"share": row.pictures / facts.n} for row in facts.labels],
     }
 
@@ -231,6 +204,4 @@ def _several_labels(model: TangentClassifier, facts: Summary) -> dict[str, Any]:
 def _regression(model: Estimator) -> dict[str, Any]:
     targets = np.asarray(model.targets_, np.float64)
     predicted = np.asarray(model.loo_predictions_, np.float64).reshape(targets.shape)
-    alt = "Leave-one-out predictions against true values; perfect predictions lie on the diagonal."
-    figure = plots.scatter_figure(targets, predicted)
-    return {"scatter_svg": plots.to_svg(figure, key="scatter", alt=alt)}
+    return {"scatter_svg": plots.scatter_svg(targets, predicted, "leave-one-out prediction")}

@@ -41,25 +41,27 @@ def is_classifier(model: Estimator) -> TypeGuard[TangentClassifier]:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page from one of the templates, as HTML."""
-    code = _script()
-    known = {"version": __version__, "word": Words(), "script": code, "script_hash": _hash(code)}
-    return _environment().get_template(template).render(known | context)
+    known = {"version": __version__, "word": Words(), **_script()}
+    return environment_of(_TEMPLATES).get_template(template).render(known | context)
 
 
 @cache
-def _script() -> Markup:
-    return Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8"))
+def _script() -> dict[str, str]:
+    """The pages' script, and its hash as a content security policy names it."""
+    code = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    told = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    return {"script": Markup(code), "script_hash": f"sha256-{told}"}
 
 
-def _hash(code: str) -> str:
-    """Of a script, as a content security policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+def network_name(model: Estimator) -> str:
+    """The network in a sentence; one of somebody's own may have no name."""
+    return "the network" if model.backbone_.name == "custom" else model.backbone_.name
 
 
 @cache
-def _environment() -> Environment:
-    """Of all templates, each of which is compiled once: that takes longer than filling it in."""
-    loader = FileSystemLoader(_TEMPLATES)
+def environment_of(folder: Path) -> Environment:
+    """Of all templates in a folder, each of which is compiled once: that takes longer than filling it in."""
+    loader = FileSystemLoader(folder)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -90,7 +90,7 @@ def _some_of_each(target: Any, labels: Any, contract: DataContract, reading: dic
     found = find_files(target, labels is None, Columns(reading.get("path_column"), reading.get("label_column")))
     given = list(found.labels or ()) if labels is None else list(labels)
     rows = _first(given)
-    paths, names = [found.paths[i] for i in rows], [found.ids[i] for i in rows]
+    paths, names = [found.pictures[i] for i in rows], [found.ids[i] for i in rows]
     loaded = load_pictures(paths, [given[i] for i in rows], contract=contract, n_jobs=reading.get("n_jobs"))
     return replace(loaded, ids=names)
 

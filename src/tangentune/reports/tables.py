@@ -18,19 +18,23 @@ from tangentune.reports.gallery import MOST
 from tangentune.reports.pages import Estimator, is_classifier, relabel_command
 from tangentune.solvers import metrics
 
+Tile = tuple[str, str, str, str]  # a figure, its name, what to hold it against, the word that explains it
 CLASSES_SHOWN = 30
 _CLASSES_IN_LARGE = 20
 _ROWS_TRIED, _ROWS_KEPT = 12, 200
 
 
+def most_confused(table: np.ndarray, most: int, of_more: int) -> list[int]:
+    """Positions of all classes of a confusion (C, C), or where there are more than `most`, of the most confused."""
+    if len(table) <= most:
+        return list(range(len(table)))
+    wrong = _mistakes(table)
+    return sorted(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:of_more].tolist())
+
+
 def confusion_rows(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """Cells with their share of the row; of many classes the most confused, the others in one column."""
-    shown = np.arange(len(names))
-    if len(names) > CLASSES_SHOWN:
-        wrong = _mistakes(table)
-        order = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")
-        shown = np.sort(order[:_CLASSES_IN_LARGE])
-    rows = []
+    shown, rows = most_confused(table, CLASSES_SHOWN, _CLASSES_IN_LARGE), []
     for i in shown:
         total = max(int(table[i].sum()), 1)
         cells = [{"count": int(table[i, j]), "share": table[i, j] / total, "right": i == j} for j in shown]
@@ -76,6 +80,41 @@ def commonest_confusions(table: np.ndarray, names: tuple[str, ...]) -> list[tupl
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
     rows, columns = np.unravel_index(order, wrong.shape)
     return [(names[i], names[j], int(wrong[i, j])) for i, j in zip(rows, columns, strict=True) if wrong[i, j] > 0]
+
+
+def class_tables(table: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+    """The three of a confusion (C, C), by the names that the templates have for them."""
+    found = {"confusion": confusion_rows(table, names), "per_class": class_rows(table, names)}
+    return found | {"pairs": commonest_confusions(table, names)}
+
+
+def label_tiles(scores: dict[str, float]) -> list[Tile]:
+    """How well several labels a picture are found."""
+    guess = "mean over labels; naming at random gives a label's share of the pictures"
+    return [
+        (f"{scores['average_precision']:.3f}", "of 1: how well labels are ranked", guess, "average precision"),
+        (f"{scores['macro_f1']:.3f}", "of 1: how well labels are given", "mean over labels of the F1", "F1"),
+    ]
+
+
+def number_tiles(scores: dict[str, float], note: str) -> list[Tile]:
+    """How near predicted numbers come; the note is of their typical distance."""
+    scored = f"{100 * max(scores['r2'], 0.0):.1f} %"
+    return [
+        (nice_number(scores["rmse"], 4), "typical distance from the truth", note, ""),
+        (scored, "of the scatter explained", "0 % is no better than the mean", ""),
+    ]
+
+
+def calibration_tile(scores: dict[str, float]) -> Tile:
+    """How far confidences are to be believed."""
+    gap = "calibration error: mean gap between confidence and share right, in 15 bins"
+    return f"{100 * scores['ece']:.1f} %", "gap between confidence and truth", gap, "calibration error"
+
+
+def shown_tiles(tiles: Sequence[Tile]) -> list[dict[str, str]]:
+    """As the templates take them."""
+    return [dict(zip(("value", "name", "note", "term"), tile, strict=True)) for tile in tiles]
 
 
 def _mistakes(table: np.ndarray) -> np.ndarray:

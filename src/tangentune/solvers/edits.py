@@ -69,7 +69,7 @@ def append(
     """The problem with k more pictures at the end; cost `N^2 k` for width 1.
 
     `cross` (k width, N) and `own` (k width, k width) kernels of the new rows, targets (k width, C), weights (k width,);
-    `kernel` the whole one that they make, where that is at hand already. On feature rows use `append_rows`.
+    `kernel` the whole one that they make, where that is at hand already.
     """
     assert isinstance(system.kernel, Tensor)
     assert isinstance(system.inverse, Tensor)
@@ -99,16 +99,6 @@ def append(
         kernel[old:, :old], kernel[:old, old:], kernel[old:, old:] = cross, cross.mT, own
     targets, weights = torch.cat([system.targets, targets]), torch.cat([system.weights, weights])
     return with_inverse(system, inverse, moved, kernel=kernel, targets=targets, weights=weights)
-
-
-def append_rows(system: System, kernel: FeatureKernel, targets: Tensor, weights: Tensor) -> System:
-    """The problem on feature rows with k more pictures at its end: their kernel, targets (k, C) and weights (k,).
-
-    Cost `(N D + D^2) k`.
-    """
-    stays = torch.arange(len(system.weights), device=weights.device)
-    targets, weights = torch.cat([system.targets, targets.to(system.targets)]), torch.cat([system.weights, weights])
-    return edited([system], kernel, stays, targets, weights)[0]
 
 
 def retarget(system: System, targets: Tensor) -> System:

@@ -28,24 +28,15 @@ _TENSORS = ("dampings", "temperatures", "errors", "right", "surprise")
 @final
 @dataclass(frozen=True, eq=False)
 class HomeScores:
-    """What leave-one-out says of some pictures, summed over them; those of several owners add.
+    """What leave-one-out says of some pictures, summed over them; those of several owners add."""
 
-    Attributes:
-        judge: digest of the sums that stand for all pictures.
-        pictures: how many were judged.
-        dampings: (k,) absolute; `temperatures` (t,) none of numbers.
-        errors: (k,) sum of squared errors of the pictures left out.
-        right: (k,) pictures whose class is named.
-        surprise: (k, t) sum of negative log-likelihoods.
-    """
-
-    judge: str
-    pictures: int
-    dampings: Tensor
-    temperatures: Tensor
-    errors: Tensor
-    right: Tensor
-    surprise: Tensor
+    judge: str  # digest of the sums that stand for all pictures
+    pictures: int  # that were judged
+    dampings: Tensor  # (k,) absolute
+    temperatures: Tensor  # (t,), none of numbers
+    errors: Tensor  # (k,) sum of squared errors of the pictures left out
+    right: Tensor  # (k,) pictures whose class is named
+    surprise: Tensor  # (k, t) sum of negative log-likelihoods
 
     def __add__(self, other: HomeScores) -> HomeScores:
         if self.judge != other.judge:

@@ -127,9 +127,12 @@ def suspicion(system: System) -> Tensor:
     return squares.unflatten(0, (-1, system.width)).sum(1)
 
 
-def distrusting(system: System) -> System:
-    """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3."""
-    damping = mean_eigenvalue(system)
+def distrusting(system: System, damping: float | None = None) -> System:
+    """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3.
+
+    A `damping` that was found so before takes the place of the eigenvalue.
+    """
+    damping = mean_eigenvalue(system) if damping is None else damping
     return system if damping <= system.damping else refresh(system, damping=damping)
 
 

@@ -150,29 +150,17 @@ class FeatureKernel:
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureInverse:
-    """`W^-1` of a problem on feature rows; it is indexed and multiplied as a symmetric matrix (n+1, n+1).
-
-    Attributes:
-        kernel: of its rows.
-        roots: (n,) of the weights.
-        gram: (D+1, D+1) `X~^T X~`, of all rows that were summed, what the kernel has lost in it.
-        right: (D+1, C) `X~^T D^1/2 Y`, without what is lost.
-        core: (D+1, D+1) `M^-1`.
-        heights: (n,) `x_i^T M^-1 x_i`.
-        coef: (D+1, C) solution `M^-1 right`, the intercept first.
-        fitted: (n, C) predictions at the pictures, `X coef`.
-        damping: absolute.
-    """
+    """`W^-1` of a problem on feature rows; it is indexed and multiplied as a symmetric matrix (n+1, n+1)."""
 
     kernel: FeatureKernel
-    roots: Tensor
-    gram: SharedMatrix
-    right: Tensor
-    core: SharedMatrix
-    heights: Tensor
-    coef: Tensor
-    fitted: Tensor
-    damping: float
+    roots: Tensor  # (n,) of the weights
+    gram: SharedMatrix  # (D+1, D+1) `X~^T X~`, of all rows that were summed, what the kernel has lost in it
+    right: Tensor  # (D+1, C) `X~^T D^1/2 Y`, without what is lost
+    core: SharedMatrix  # (D+1, D+1) `M^-1`
+    heights: Tensor  # (n,) `x_i^T M^-1 x_i`
+    coef: Tensor  # (D+1, C) solution `M^-1 right`, the intercept first
+    fitted: Tensor  # (n, C) predictions at the pictures, `X coef`
+    damping: float  # absolute
 
     @classmethod
     def of(cls, kernel: FeatureKernel, weights: Tensor, sums: TangentSums, damping: float) -> FeatureInverse:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from tangentune._version import __version__
 from tangentune.errors import InputError, StaleError
+from tangentune.reports.pages import environment_of
 from tangentune.workbench.originals import read_original
 
 _HERE = Path(__file__).parent
@@ -62,11 +63,7 @@ def html(template: str, shown: dict[str, Any], swapped: bool = False) -> Respons
 
 @cache
 def _templates() -> Environment:
-    loader = FileSystemLoader(_HERE / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
+    environment = environment_of(_HERE / "templates")
     environment.filters["moment"] = moment
     environment.filters["ending"] = lambda name: name if len(name) <= _NAME else f"…{name[1 - _NAME :]}"
     return environment

@@ -40,28 +40,18 @@ class Reason:
 @final
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of a training picture.
-
-    Attributes:
-        number, id, label: of the picture.
-        without_label: classes by the model fitted without the picture: its leave-one-out answer.
-        with_label: the same by the model with it; None of another likelihood than least squares.
-        supports: training pictures that speak most for the class named first in `without_label`.
-        opposes: those that speak most against it.
-        distance: its out-of-distribution score among the other pictures, `familiar` the same in words.
-        history: when and how it was changed, oldest first.
-    """
+    """What the model says of a training picture."""
 
     number: int
     id: str
     label: str
-    without_label: Ranked
-    with_label: Ranked | None
-    supports: tuple[Reason, ...]
-    opposes: tuple[Reason, ...]
-    distance: float
-    familiar: str
-    history: tuple[tuple[str, str], ...]
+    without_label: Ranked  # classes by the model fitted without the picture: its leave-one-out answer
+    with_label: Ranked | None  # the same by the model with it; None of another likelihood than least squares
+    supports: tuple[Reason, ...]  # training pictures that speak most for the class named first in `without_label`
+    opposes: tuple[Reason, ...]  # those that speak most against it
+    distance: float  # its out-of-distribution score among the other pictures
+    familiar: str  # the same in words
+    history: tuple[tuple[str, str], ...]  # when and how it was changed, oldest first
 
 
 @final

@@ -36,7 +36,7 @@ from tangentune.workbench.view import NEXT, View
 
 _LONGEST = 200  # characters of a reason
 _STATIC = Path(__file__).parent / "static"
-_Change = Callable[[Session], str]  # does something, and says what it did
+_Change = Callable[[Session], object]  # does something; a text that it gives is said on the page
 
 
 def create_app(desk: Desk, gate: Gate) -> Starlette:
@@ -174,12 +174,7 @@ class Page:
         numbers, kind = picture_numbers(form.get("numbers", "")), form.get("kind", "")
         label = form.get("to") if kind == "relabel" else None
         edit = Edit(edit_kind(kind), numbers, label, why=form.get("why", "").strip()[:_LONGEST])
-
-        def change(session: Session) -> str:
-            session.take(edit, seen_version(form))
-            return ""
-
-        return await self._changed(form, change, numbers)
+        return await self._changed(form, lambda session: session.take(edit, seen_version(form)), numbers)
 
     async def undo(self, request: Request) -> Response:
         """Take the last edit back, and look at its picture again."""
@@ -195,22 +190,11 @@ class Page:
         """Leave a picture out of the suspects until it is asked for again; nothing of the model changes."""
         form = await read_form(request)
         numbers = picture_numbers(form.get("number", ""))
-
-        def change(_: Session) -> str:
-            self.desk.skipped.update(numbers)
-            return ""
-
-        return await self._changed(form, change, numbers)
+        return await self._changed(form, lambda _: self.desk.skipped.update(numbers), numbers)
 
     async def unskip(self, request: Request) -> Response:
         """Show what was skipped again."""
-        form = await read_form(request)
-
-        def change(_: Session) -> str:
-            self.desk.skipped.clear()
-            return ""
-
-        return await self._changed(form, change)
+        return await self._changed(await read_form(request), lambda _: self.desk.skipped.clear())
 
     async def save(self, request: Request) -> Response:
         """Write the model."""
@@ -278,7 +262,7 @@ class Page:
         """Take a new picture off the page."""
         form = await read_form(request)
         self.desk.tray.remove(request.path_params["number"])
-        return await self._changed(form, lambda _: "")
+        return await self._changed(form, lambda _: None)
 
     async def unlabelled(self, request: Request) -> Response:
         """An unlabelled picture: its file, or what was read of it."""
@@ -290,12 +274,7 @@ class Page:
 
     async def rows(self, request: Request) -> Response:
         """Begin to write the rows of the training pictures beside the model."""
-
-        def change(session: Session) -> str:
-            self.desk.rows.start(session)
-            return ""
-
-        return await self._changed(await read_form(request), change)
+        return await self._changed(await read_form(request), self.desk.rows.start)
 
     async def rows_events(self, _: Request) -> Response:
         """How far that is, as server-sent events."""
@@ -303,36 +282,24 @@ class Page:
 
     async def suggest(self, request: Request) -> Response:
         """Another batch of pictures that are worth a label."""
-        pool = self._pool()
-
-        def change(session: Session) -> str:
-            pool.ask(session)
-            return ""
-
-        return await self._changed(await read_form(request), change)
+        return await self._changed(await read_form(request), self._pool().ask)
 
     async def label(self, request: Request) -> Response:
         """Make an unlabelled picture one of the model's."""
         form, number, pool = await read_form(request), request.path_params["number"], self._pool()
         label, new = _label(form)
 
-        def change(session: Session) -> str:
+        def change(session: Session) -> None:
             _known(session, label, new)
             session.add(pool.one(number), label, new_class=new, version=seen_version(form))
             pool.joined(number, max(session.numbers))
-            return ""
 
         return await self._changed(form, change)
 
     async def leave(self, request: Request) -> Response:
         """Leave an unlabelled picture out of this batch and the next ones."""
         number, pool = request.path_params["number"], self._pool()
-
-        def change(_: Session) -> str:
-            pool.skipped.add(number)
-            return ""
-
-        return await self._changed(await read_form(request), change)
+        return await self._changed(await read_form(request), lambda _: pool.skipped.add(number))
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -346,13 +313,8 @@ class Page:
 
     async def _back(self, form: dict[str, str], steps: list[Any], way: Callable[..., Any]) -> Response:
         numbers = steps[-1].edit.numbers if steps else ()
-
-        def change(session: Session) -> str:
-            way(session, seen_version(form))
-            return ""
-
         chosen = {"number": str(numbers[0])} if len(numbers) == 1 else {}
-        return await self._changed(form | chosen, change)
+        return await self._changed(form | chosen, lambda session: way(session, seen_version(form)))
 
     async def _changed(self, form: dict[str, str], change: _Change, moved_on: tuple[int, ...] = ()) -> Response:
         """All parts of the page after a change; where a list is gone through, at the next picture of it."""
@@ -365,7 +327,7 @@ class Page:
             if listed:
                 after = [row.number for row in views.suspects(self.desk, session, view)]
                 at = replace(view, number=views.following(before, moved_on, after))
-            return views.whole(self.desk, session, at, said)
+            return views.whole(self.desk, session, at, said if isinstance(said, str) else "")
 
         return html("update.html.j2", await self.desk.ask(ask), swapped=True)
 

@@ -20,29 +20,17 @@ _KEYS = 9  # classes that have one
 @final
 @dataclass(frozen=True)
 class Choice:
-    """One button.
-
-    Attributes:
-        id: of the button.
-        key: what presses it, as JavaScript names it in small letters; "" for none.
-        words: what it says.
-        values: what it sends.
-        edit: what it would do, to be tried beforehand; None where there is nothing to try.
-        preview: what that would do to the leave-one-out accuracy, in words; "" until it is tried.
-        address: where it sends it.
-        strong: whether it is the one that is suggested.
-        half: whether it takes half a line only.
-    """
+    """One button."""
 
     id: str
-    key: str
-    words: str
-    values: dict[str, Any]
-    edit: Edit | None = None
-    preview: str = ""
-    address: str = "edit"
-    strong: bool = False
-    half: bool = False
+    key: str  # what presses it, as JavaScript names it in small letters; "" for none
+    words: str  # what it says
+    values: dict[str, Any]  # what it sends
+    edit: Edit | None = None  # what it would do, to be tried beforehand; None where there is nothing to try
+    preview: str = ""  # what that would do to the leave-one-out accuracy, in words; "" until it is tried
+    address: str = "edit"  # where it sends its values
+    strong: bool = False  # the one that is suggested
+    half: bool = False  # takes half a line only
 
     @property
     def shown(self) -> str:

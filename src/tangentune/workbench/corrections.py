@@ -39,12 +39,9 @@ class LabelRow:
 def label_rows(fitted: FittedModel, reasons: Mapping[int, str] | None = None) -> list[LabelRow]:
     """Every picture of a fitted model (`model.fitted_`), in the order of `ids_`; about 1 s/GB of pixels, once.
 
-    Args:
-        fitted: the model.
-        reasons: words of a person, by the number of the picture; they stand before the edits' own.
-
-    Pictures that are equal in every pixel share the lines of the log: of those the ones count as corrected whose label
-    is another one than the edit found.
+    `reasons` are words of a person, by the number of the picture; they stand before the edits' own. Pictures that are
+    equal in every pixel share the lines of the log: of those the ones count as corrected whose label is another one
+    than the edit found.
 
     Example:
         >>> import numpy as np, torch

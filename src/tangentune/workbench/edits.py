@@ -22,25 +22,13 @@ KINDS: tuple[Kind, ...] = ("relabel", "forget", "keep", "add")
 @final
 @dataclass(frozen=True)
 class Edit:
-    """One correction.
-
-    Attributes:
-        kind: "relabel", "forget", "keep" (the label is right: the picture leaves the suspects for good), or "add".
-        numbers: the pictures, each by the number that it bears for good.
-        label: of "relabel" and "add": the class, as text.
-        new_class: whether the label may be a class that is not there; else a typing error would make one.
-        why: in a person's words; kept until the model is saved, and not in its log.
-
-    Example:
-        >>> Edit("relabel", (3,), "cat").words
-        'relabel 1 picture as cat'
-    """
+    """One correction; of kind "keep" the label is right, and the picture leaves the suspects for good."""
 
     kind: Kind
-    numbers: tuple[int, ...]
-    label: str | None = None
-    new_class: bool = False
-    why: str = ""
+    numbers: tuple[int, ...]  # of the pictures, which they bear for good
+    label: str | None = None  # of "relabel" and "add": the class, as text
+    new_class: bool = False  # whether the label may be a class that is not there; else a typing error would make one
+    why: str = ""  # in a person's words; kept until the model is saved, and not in its log
 
     @property
     def words(self) -> str:
@@ -72,8 +60,8 @@ def places(fitted: FittedModel, numbers: tuple[int, ...]) -> NDArray[np.int64]:
     return np.array([known[number] for number in numbers], np.int64)
 
 
-def own_label(classes: NDArray, label: str) -> Any:
-    """A class as the model has it, from text; a new one is of the same kind."""
+def own_label(classes: NDArray, label: str, whose: str = "") -> Any:
+    """A class as the model has it, from text; a new one is of the same kind. `whose` goes into the message."""
     known = {str(name): name for name in classes.tolist()}
     if label in known or classes.dtype.kind == "U":
         return known.get(label, label)
@@ -83,7 +71,7 @@ def own_label(classes: NDArray, label: str) -> Any:
             return kind(label)
     except ValueError:
         pass
-    raise InputError(f"the label {label!r} is of another kind than those of the model: {some(list(known), 8)}")
+    raise InputError(f"the label {label!r}{whose} is of another kind than those of the model: {some(list(known), 8)}")
 
 
 def edited(fitted: FittedModel, edit: Edit, reader: PictureReader, arrived: Pictures | None = None) -> FittedModel:

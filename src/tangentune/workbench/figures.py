@@ -68,9 +68,8 @@ def of_classes(fitted: FittedModel) -> list[ClassFigures]:
 
 def confusion(fitted: FittedModel) -> NDArray[np.int64]:
     """(C, C) counts: row = the label given, column = what the others say."""
-    count = len(fitted.outcome.classes)
-    pairs = positions_of(fitted) * count + fitted.outcome.proba.argmax(1)
-    return np.bincount(pairs, minlength=count * count).reshape(count, count)
+    proba = fitted.outcome.proba
+    return metrics.confusion_matrix(positions_of(fitted), proba.argmax(1), proba.shape[1])
 
 
 def members(fitted: FittedModel, label: str, predicted: str | None) -> list[int]:

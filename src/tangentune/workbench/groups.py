@@ -23,17 +23,12 @@ from tangentune.workbench.figures import Figures, judged, positions_of
 @final
 @dataclass(frozen=True)
 class GroupFigures:
-    """One group.
+    """Figures of the pictures of one group, each left out alone, and left out as a whole.
 
-    Attributes:
-        name: what its pictures have in common.
-        numbers: of its pictures.
-        alone: figures of its pictures, each left out alone.
-        whole: figures of its pictures by the model fitted without the whole group: what a new camera, day or patient
-            would be answered.
+    The latter are by the model fitted without all of them: what a new camera, day or patient would be answered.
     """
 
-    name: str
+    name: str  # what the pictures have in common
     numbers: tuple[int, ...]
     alone: Figures
     whole: Figures

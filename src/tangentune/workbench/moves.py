@@ -89,7 +89,7 @@ def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Column
     known, lost = set(fitted.ids), forgotten(fitted)
     others = [name for name in files.ids if name not in known] if lost or missing else []
     asked = [*stays, *others]
-    found = dict(zip(asked, hashes([files.paths[places[name]] for name in asked]), strict=True))
+    found = dict(zip(asked, hashes([files.pictures[places[name]] for name in asked]), strict=True))
     left = {(found[name], files.labels[places[name]]): name for name in others}
     gone = tuple(name for name in others if found[name] in lost)
     renamed = {name: left[one] for name in missing if (one := (digests[name], current[name][0])) in left}
@@ -104,7 +104,7 @@ def plan_moves(fitted: FittedModel, source: str, hashes: Hashes, columns: Column
         if given and target.exists():
             raise StoreError(f"{readable(target)} is there already, and is not overwritten; move it away")
         text = _corrected_table(root, columns, given, {i for i, name in enumerate(files.ids) if name in set(gone)})
-        named = [(name, files.labels[places[name]], current[name][0], files.paths[places[name]]) for name in moved]
+        named = [(name, files.labels[places[name]], current[name][0], files.pictures[places[name]]) for name in moved]
         return Plan(tuple(Move(*one, one[3]) for one in named), text, target, *facts, {})
     wanted = {name: current[name][0] for name in moved}
     moves = tuple(_file_moves(root, files, places, wanted, gone, aside))
@@ -177,12 +177,12 @@ def _file_moves(
 ) -> Iterator[Move]:
     """Each move, to a name that is free, after a look at what could be in its way."""
     assert files.labels is not None
-    inside = [Path(os.path.relpath(path, root)) for path in files.paths]
+    inside = [Path(os.path.relpath(path, root)) for path in files.pictures]
     folders = {label: part.parts[0] for label, part in zip(files.labels, inside, strict=True)}
     taken: set[Path] = set()
     for name, label in [*moved.items(), *((name, "") for name in gone if aside is not None)]:
         place = places[name]
-        source, old = Path(files.paths[place]), files.labels[place]
+        source, old = Path(files.pictures[place]), files.labels[place]
         if source.is_symlink():
             raise InputError(f"{name} is a link; put the picture itself there, for a moved link may lead nowhere")
         if not os.access(source.parent, os.W_OK):

@@ -20,10 +20,6 @@ class Frame:
     Attributes:
         address: of the page, with its secret: whoever opens it on this machine may change the model.
         height: of the frame, in pixels.
-
-    Example:
-        >>> Frame("http://127.0.0.1:8000/secret/", 700, print)
-        <workbench at http://127.0.0.1:8000/secret/>
     """
 
     address: str

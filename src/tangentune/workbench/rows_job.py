@@ -17,18 +17,12 @@ _PAUSE = 0.2  # seconds between two looks at how far it is
 @final
 @dataclass
 class RowsJob:
-    """One run of `Session.keep_rows` on a thread of its own; the session answers other questions between two batches.
+    """One run of `Session.keep_rows` on a thread of its own; the session answers others between two batches."""
 
-    Attributes:
-        done, all: pictures.
-        running: whether it goes on.
-        problem: why it ended without its work, as a sentence.
-    """
-
-    done: int = 0
+    done: int = 0  # pictures, of `all`
     all: int = 0
     running: bool = False
-    problem: str = ""
+    problem: str = ""  # why it ended without its work, as a sentence
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, session: Session) -> None:

@@ -51,11 +51,6 @@ class Gate:
 
     With `token_in_path` the token is the first part of every address instead of a cookie: for networks, and for frames
     in notebooks, whose cookies browsers withhold.
-
-    Example:
-        >>> gate = Gate(frozenset({"127.0.0.1:8000"}), token="abc")
-        >>> gate.opening("127.0.0.1:8000")
-        'http://127.0.0.1:8000/?token=abc'
     """
 
     hosts: frozenset[str]

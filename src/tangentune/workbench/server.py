@@ -30,14 +30,9 @@ from tangentune.workbench.security import LOCAL, Gate, host_names
 @final
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """A server that is ready to run on a socket of its own.
+    """A server that is ready to run on a socket of its own: `run` it, or `start` it beside other work."""
 
-    Attributes:
-        address: what a person opens; it holds the secret token.
-        server: uvicorn's; `run` it, or `start` it beside other work.
-    """
-
-    address: str
+    address: str  # what a person opens; it holds the secret token
     server: uvicorn.Server
     listener: socket.socket
     desk: Desk

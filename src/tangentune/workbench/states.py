@@ -8,6 +8,7 @@ from typing import Any, final
 
 from tangentune.estimators.fitted import FittedModel, bounded, compacted, solved
 from tangentune.estimators.row_file import read_rows
+from tangentune.solvers.leave_out import distrusting
 from tangentune.solvers.system import System, held
 from tangentune.workbench import figures, suspects
 from tangentune.workbench.edits import Edit, kept_for_good
@@ -60,7 +61,7 @@ def with_wary(state: State) -> State:
     solution, damping = solved(state.fitted), state.wary_damping
     wary = solution.wary
     if wary is None:
-        wary = suspects.wary_of(solution.system) if damping is None else suspects.wary_at(solution.system, damping)
+        wary = distrusting(solution.system, damping)
     fitted = replace(state.fitted, solution=replace(solution, wary=wary))
     return _same(state, fitted=fitted, wary_damping=wary.damping)
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tangentune._files import replaced_file
 from tangentune._torch import usual_torch
@@ -26,10 +25,9 @@ from tangentune.errors import InputError
 from tangentune.estimators.classifier import TangentClassifier
 from tangentune.estimators.fitted import FittedModel, kernel_to_training, solved, with_rows
 from tangentune.estimators.regressor import TangentRegressor
-from tangentune.estimators.training_set import PictureReader, RowReader
+from tangentune.estimators.training_set import PictureReader, RowReader, block_kernels
 from tangentune.estimators.user_input import load_inputs, read_count
-from tangentune.kernels.feature_map import cross_kernel
-from tangentune.memory import warm_pages
+from tangentune.memory import progress, warm_pages
 from tangentune.pictures.pictures import Pictures
 from tangentune.pictures.ranks import Shared
 from tangentune.solvers.acquisition import Stage, next_pictures, skill, stage_of
@@ -111,7 +109,7 @@ def suggest_next(
         raise InputError("this model is not fitted yet, and has no opinion of what to label; fit it first")
     fitted = estimator.fitted_
     check_suggests(fitted)
-    _check_budget(budget)
+    _check_budget(budget)  # before the pictures are read
     fitted.check_pictures()
     pictures = load_inputs(estimator, X, None, fitted.backbone, labelled=False, reset=False)
     batch = read_count(estimator.get_params(deep=False), "batch_size")
@@ -186,33 +184,19 @@ def candidates(fitted: FittedModel, reader: PictureReader, pictures: Pictures) -
     training, new, ours = fitted.training, RowReader(fitted.feature_map, reader.open, fitted.room), fitted.rows(reader)
     if training.landmarks is not None:
         return _on_landmarks(fitted, reader, pictures)
-    m, like = len(pictures), solved(fitted).system.targets
-    active = torch.from_numpy(fitted.active.positions).to(like.device)
-    step = max(1, min(m, fitted.room // _row_bytes(fitted, reader, pictures)))
-    kernel, cross = like.new_empty(m, m), like.new_empty(m, len(active))
-    source, solution = training.source, solved(fitted)
-    crossed = None if source is None else like.new_empty(m, len(source.pictures))
-    settings: dict[str, Any] = {"unit": "row", "delay": 1.0, "disable": not reader.verbose}
-    with tqdm(total=_passes(m, step), desc="comparing pictures", **settings) as bar:
-        for start in range(0, m, step):
-            here = slice(start, min(start + step, m))
-            rows = new.collect(pictures.select(here))
-            cross[here] = ours.cross(rows, training)[:, active]
-            if source is not None and crossed is not None:
-                crossed[here] = ours.cross(rows, source.pictures)
-            kernel[here, here] = cross_kernel(fitted.feature_map, rows)
-            bar.update(len(rows))
-            for before in range(0, start, step):
-                there = slice(before, before + step)
-                block = cross_kernel(fitted.feature_map, rows, new.collect(pictures.select(there)))
-                kernel[here, there], kernel[there, here] = block, block.T
-                bar.update(step)
+    source, solution, m = training.source, solved(fitted), len(pictures)
+    active = torch.from_numpy(fitted.active.positions).to(solution.system.targets.device)
+    total = _passes(m, max(1, min(m, fitted.room // _row_bytes(fitted, reader, pictures))))
+    with progress(label="comparing pictures", total=total, unit="row", verbose=reader.verbose) as bar:
+        sets = [training] if source is None else [training, source.pictures]
+        kernel, crossed, _ = block_kernels(new, pictures, ours, sets, bar.update)
+    cross = crossed[0][:, active]
     offset = solution.system.bias
-    if source is not None and crossed is not None:
-        alone = solution.targets.source
+    if source is not None:
+        alone, theirs = solution.targets.source, crossed[1]
         assert alone is not None
-        offset = offset + crossed @ source.prior.response @ alone.labels
-        kernel, cross = source.left(kernel, crossed, crossed), source.left(cross, crossed, source.cross[active])
+        offset = offset + theirs @ source.prior.response @ alone.labels
+        kernel, cross = source.left(kernel, theirs, theirs), source.left(cross, theirs, source.cross[active])
     return Candidates(kernel, cross, cross @ solution.system.dual + offset)
 
 

@@ -16,29 +16,21 @@ from numpy.typing import NDArray
 
 from tangentune.errors import InputError
 from tangentune.estimators.fitted import FittedModel, solved
-from tangentune.solvers.leave_out import distrusting
-from tangentune.solvers.system import System, refresh
+from tangentune.solvers.system import System
 from tangentune.workbench.figures import positions_of
 
 
 @final
 @dataclass(frozen=True)
 class SuspectRow:
-    """A picture whose label may be wrong.
-
-    Attributes:
-        number, id, label: of the picture.
-        suggestion: the class that the other pictures predict instead.
-        probability: of the given label, by the model fitted without the picture.
-        score: squared distance of the label from what the others predict: 0 agrees, 2 is another class for certain.
-    """
+    """A picture whose label may be wrong."""
 
     number: int
     id: str
     label: str
-    suggestion: str
-    probability: float
-    score: float
+    suggestion: str  # the class that the other pictures predict instead
+    probability: float  # of the given label, by the model fitted without the picture
+    score: float  # squared distance of the label from what the others predict: 0 agrees, 2 is sure of another class
 
 
 @final
@@ -48,16 +40,6 @@ class Doubts:
 
     score: NDArray[np.float64]  # (n,)
     suggestion: NDArray[np.int64]  # (n,) columns
-
-
-def wary_of(system: System) -> System:
-    """The problem at the distrusting damping; n^3, once."""
-    return distrusting(system)
-
-
-def wary_at(system: System, damping: float) -> System:
-    """The problem at a damping chosen before; n^3 where it is not the model's own."""
-    return system if damping <= system.damping else refresh(system, damping=damping)
 
 
 def doubts(fitted: FittedModel, wary: System) -> Doubts:

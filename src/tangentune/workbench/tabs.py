@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tangentune.errors import InputError
 from tangentune.estimators.summary import nice_bytes
 from tangentune.pictures.tables import Columns, read_columns
+from tangentune.reports.tables import most_confused
 from tangentune.workbench.choices import bulk
 from tangentune.workbench.desk import Desk
 from tangentune.workbench.session import Session
@@ -48,7 +46,7 @@ def points(session: Session, view: View) -> dict[str, Any]:
 def confusion(session: Session, view: View) -> dict[str, Any]:
     """The table, of many classes the most confused, and the pictures of the chosen cell."""
     table, names = session.confusion(), session.classes
-    columns = _most_confused(table)
+    columns = most_confused(table, _MOST_CLASSES, _OF_MANY)
     rows = []
     for i in columns:
         total = max(int(table[i].sum()), 1)
@@ -74,14 +72,6 @@ def confusion(session: Session, view: View) -> dict[str, Any]:
             shown["members"] = {"label": label, "predicted": predicted, "pictures": tiles}
             shown["bulk"] = bulk(session, numbers, predicted)
     return shown
-
-
-def _most_confused(table: NDArray[np.int64]) -> list[int]:
-    """Positions of the classes that are shown, in their order."""
-    if len(table) <= _MOST_CLASSES:
-        return list(range(len(table)))
-    wrong = table - np.diag(np.diag(table))
-    return sorted(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_OF_MANY].tolist())
 
 
 def _ids(session: Session, numbers: Iterable[int]) -> list[tuple[int, str]]:

@@ -20,23 +20,14 @@ DONE = {"add": "added", "forget": "forgotten", "relabel": "relabelled", "reweigh
 @final
 @dataclass(frozen=True)
 class Step:
-    """One step of the time line.
-
-    Attributes:
-        words: what was done.
-        edit: the same.
-        when: in UTC.
-        figures: after it.
-        done: false of what was undone and can be done again.
-        saved: whether it is in the model on the disk, and cannot be undone.
-    """
+    """One step of the time line, in words and as the edit that it is."""
 
     words: str
     edit: Edit
-    when: str
-    figures: Figures
-    done: bool
-    saved: bool
+    when: str  # in UTC
+    figures: Figures  # after it
+    done: bool  # false of what was undone and can be done again
+    saved: bool  # it is in the model on the disk, and cannot be undone
 
 
 @final

@@ -38,13 +38,6 @@ class Tray:
     """The pictures that were dropped, until they are put away; their files go when the server ends.
 
     One that was added to the model is not shown, but comes back if that is undone.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     Tray(Path(folder), DataContract(input_size=(3, 8, 8))).put("cat.png", b"none")
-        Traceback (most recent call last):
-        tangentune.errors.PictureError: cat.png cannot be used: it is not a picture in a known format
     """
 
     folder: Path

@@ -26,18 +26,13 @@ BATCH = 12
 @final
 @dataclass
 class Unlabelled:
-    """The folder, read when it is first looked at; pictures are named by their position in it.
-
-    Attributes:
-        batch: what was suggested last; None before.
-        skipped: positions of the pictures that were.
-        labelled: number in the model of each picture that was labelled, by its position; undone, it is open again.
-    """
+    """The folder, read when it is first looked at; pictures are named by their position in it."""
 
     folder: Path
     contract: DataContract
-    batch: Suggestions | None = None
+    batch: Suggestions | None = None  # what was suggested last
     skipped: set[int] = field(default_factory=set)
+    # Number in the model of each picture that was labelled, by its position; undone, it is open again.
     labelled: dict[int, int] = field(default_factory=dict)
     _pictures: Pictures | None = None
 

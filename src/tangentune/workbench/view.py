@@ -16,12 +16,7 @@ _LONGEST = 500  # characters of a field
 @final
 @dataclass(frozen=True)
 class View:
-    """What a person is looking at; it travels with every request, so that the server need not remember it.
-
-    Example:
-        >>> View.of({"tab": "map", "number": "3", "set_text": "cam1"}).text
-        'cam1'
-    """
+    """What a person is looking at; it travels with every request, so that the server need not remember it."""
 
     tab: str = "suspects"
     label: str = ""  # only pictures of this label

@@ -48,17 +48,17 @@ def label_positions(labels: NDArray[Any] | None, what: str) -> tuple[NDArray[Any
     return classes, positions
 
 
-def some_of_each(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Places of about `most` pictures, ascending, every class in its share and the rarest by one; all if they are few.
+def spread_over(count: int, most: int) -> NDArray[np.int64]:
+    """Places of at most so many pictures, evenly over all: sets are often sorted by class."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.int64))
 
-    Example:
-        >>> some_of_each(np.array([0, 1, 0, 0, 0, 0, 0, 0]), 2).tolist()
-        [0, 1]
-    """
+
+def some_of_each(classes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Places of about `most` pictures, ascending, every class in its share, the rarest by one; all if they are few."""
     if len(classes) <= most:
         return np.arange(len(classes))
     order = np.argsort(classes, kind="stable")
-    even = order[np.linspace(0, len(order) - 1, most).round().astype(np.int64)]
+    even = order[spread_over(len(order), most)]
     return np.union1d(even, np.unique(classes, return_index=True)[1])
 
 

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tangentune._files import from_json, locked, plain, replaced_file, user_path
+from tangentune._files import file_digest, from_json, locked, plain, replaced_file, user_path
 from tangentune.errors import InputError, PictureError, StoreError, check_counts
+from tangentune.memory import progress
 from tangentune.methods.fine_tuning.labelled import mean_features
 from tangentune.methods.source_selection.features import Features, open_features, read_labels
-from tangentune.methods.source_selection.manifest import file_digest, picture_names
+from tangentune.methods.source_selection.manifest import picture_names
 from tangentune.networks.backbone import Backbone, same_features
 from tangentune.pictures.checks import label_array, one_class_each, pictures_digest
 from tangentune.pictures.contract import DataContract
@@ -58,8 +59,8 @@ class FeatureSet:
     def digests(self, rows: Sequence[int] | NDArray[np.integer], verbose: int = 0) -> list[str | None]:
         """The sha256 of some pictures: of the file's bytes, or of the pixels in memory; None for bare features."""
         if self.paths is not None:
-            settings: dict[str, Any] = {"desc": "hashing pictures", "unit": "picture", "delay": 1.0}
-            return [file_digest(str(self.paths[i])) for i in tqdm(rows, disable=not verbose, **settings)]
+            known = progress(rows, label="hashing pictures", total=None, unit="picture", verbose=verbose)
+            return [file_digest(str(self.paths[i])) for i in known]
         if self.pictures is not None:
             return list(pictures_digest(self.pictures.pixels[torch.as_tensor(rows)]))
         return [None] * len(rows)
@@ -134,8 +135,8 @@ def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str]
         place = user_path(given)
         root = os.path.abspath(place if place.is_dir() else place.parent)
     else:
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.paths])
-    where = dict(zip(files.ids, files.paths, strict=True))
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files.pictures])
+    where = dict(zip(files.ids, files.pictures, strict=True))
     paths = [os.path.abspath(where[name]) for name in kept]
     ids = [readable(os.path.relpath(path, root) if Path(path).is_relative_to(root) else path) for path in paths]
     twice = [name for name, count in Counter(ids).items() if count > 1]
@@ -147,7 +148,7 @@ def _places(given: Any, files: FileList, kept: Sequence[str]) -> tuple[list[str]
 def _key(backbone: Backbone, listed: PictureList) -> str:
     """Names a folder of the cache by what its features depend on, so that no other selection's are met there."""
     known = backbone.describe()
-    paths = [] if listed.files is None or listed.pictures is not None else listed.files.paths
+    paths = [] if listed.files is None or listed.pictures is not None else listed.files.pictures
     changed = [os.stat(path).st_mtime_ns for path in paths]  # `content` has the sizes
     features = [f"{value:.2g}" for value in known["fingerprint"] or ()]  # also where they are is part of a backbone
     parts = [known["digest"], features, known["contract"], listed.content, listed.ids, listed.labels, changed]
@@ -201,11 +202,11 @@ def list_pictures(
     known = files.labels if labels is None else label_array(labels).tolist()
     if known is None and need_labels:
         raise InputError("these pictures have no labels; give labels=, class folders, or need_labels=False")
-    if known is not None and len(known) != len(files.paths):
-        raise InputError(f"there are {len(known)} labels for {len(files.paths)} pictures; give one per picture")
+    if known is not None and len(known) != len(files.pictures):
+        raise InputError(f"there are {len(known)} labels for {len(files.pictures)} pictures; give one per picture")
 
     def read(part: slice) -> Pictures:
-        return load_pictures(files.paths[part], need_labels=False, contract=contract, n_jobs=n_jobs)
+        return load_pictures(files.pictures[part], need_labels=False, contract=contract, n_jobs=n_jobs)
 
     return PictureList(files.ids, known, _sizes(files), read, files)
 
@@ -213,7 +214,7 @@ def list_pictures(
 def _sizes(files: FileList) -> str:
     """A digest of the sizes of all files; their contents would have to be read twice."""
     seen = hashlib.sha256()
-    for path, name in zip(files.paths, files.ids, strict=True):
+    for path, name in zip(files.pictures, files.ids, strict=True):
         try:
             seen.update(f"{os.path.getsize(path)}\n".encode())
         except OSError as error:
@@ -284,13 +285,13 @@ def open_extracted(directory: str | os.PathLike[str]) -> FeatureSet:
     return FeatureSet(features, labels, index["ids"], backbone=index["backbone"])
 
 
-def feature_matrix(pictures: Pictures, backbone: Backbone, batch_size: int, progress: Callable[[int], Any]) -> Tensor:
-    """Features of pictures in memory, (n, d) float32; `progress` is told the number of each batch."""
+def feature_matrix(pictures: Pictures, backbone: Backbone, batch_size: int, tell: Callable[[int], Any]) -> Tensor:
+    """Features of pictures in memory, (n, d) float32; `tell` is told the number of each batch."""
     parts = []
     for start in range(0, len(pictures), batch_size):
         batch = pictures.select(slice(start, start + batch_size))
         parts.append(mean_features(backbone, batch, batch_size, False).float().cpu())
-        progress(len(batch))
+        tell(len(batch))
     return torch.cat(parts)
 
 

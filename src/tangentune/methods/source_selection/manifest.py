@@ -16,11 +16,11 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
-from tangentune._files import existing_ancestor, from_json, plain, replaced_file, user_path
+from tangentune._files import existing_ancestor, file_digest, from_json, plain, replaced_file, user_path
 from tangentune._torch import usual_torch
 from tangentune.errors import InputError, PictureError, StoreError
+from tangentune.memory import progress
 from tangentune.pictures.contract import DataContract
 from tangentune.pictures.files import find_files
 from tangentune.pictures.load import Pictures, load_pictures, pictures_digest
@@ -272,24 +272,17 @@ def load_selected(
     return SelectedPictures(pictures, weights, shares, tuple(known.target["classes"]))
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's bytes, as hexadecimal text; `OSError` where it cannot be read."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _checked_paths(known: Manifest, source: Path, verbose: int) -> list[str]:
     """Files of the selection, each with the bytes it had when it was chosen."""
     root = source if source.is_dir() else source.parent  # of a table, or of a folder that is not there
     paths = [os.path.join(root, name) for name in known.ids]
     if source.is_dir() and not all(map(os.path.exists, paths)):
         found = find_files(source, need_labels=False)  # names of files that are no text have another id
-        named = dict(zip(found.ids, found.paths, strict=True))
+        named = dict(zip(found.ids, found.pictures, strict=True))
         paths = [named.get(name, path) for name, path in zip(known.ids, paths, strict=True)]
     problems = []
-    rows = zip(known.ids, known.sha256, paths, strict=True)
-    settings: dict[str, Any] = {"desc": "checking pictures", "unit": "picture", "delay": 1.0}
-    for name, sha256, path in tqdm(rows, total=len(known), disable=not verbose, **settings):
+    rows = list(zip(known.ids, known.sha256, paths, strict=True))
+    for name, sha256, path in progress(rows, label="checking pictures", total=None, unit="picture", verbose=verbose):
         try:
             if sha256 not in (None, file_digest(path)):
                 problems.append(f"{name} has changed")
