@@ -155,12 +155,14 @@ def plot(costs: list[Row], spanned: list[Row], probes: list[Row], tuned: list[Ro
     for count, style in ((1, ":"), (15, "--")):
         words = f"{count} epoch{'s' * (count > 1)} of fine-tuning"
         above.loglog(counts, [count * an_epoch * n for n in counts], style, color="gray", label=words)
-    below.plot([row["pictures"] for row in tuned], [row["seen_bytes"] / 2**30 for row in tuned], "x", color="gray")
+    memory = [row["seen_bytes"] / 2**30 for row in tuned]
+    below.plot([row["pictures"] for row in tuned], memory, "x", color="gray", label="fine-tuning, measured")
+    above.plot([row["pictures"] for row in tuned], [row["cpu_seconds"] for row in tuned], "x", color="gray")
     above.set(ylabel="processor seconds")
     below.set(xlabel="pictures", ylabel="peak memory, GiB", ylim=(0, None))
     below.set_xticks(counts, [f"{count:,}" for count in counts], rotation=30)
     below.minorticks_off()
-    above.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
