@@ -56,7 +56,7 @@ def test_the_source_stays_small() -> None:
     replaced, and how each read its pictures (220).
     """
     assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 42_880
-    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_060
+    assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_070
 
 
 def test_tests_mirror_the_rooms() -> None:

@@ -48,7 +48,7 @@ def publish() -> None:
     many += [row for row in found.get("whole", []) if not row["outer_steps"]]
     tuned = [*found.get("tuned", []), *found.get("tuned_part", [])]
     drawn = [row for row in probes if row["key"]["seed"]]
-    parts["spans"] = markdown_table([line for row in record.load(SPANS).get("rows", []) for line in spans(row)])
+    parts["spans"] = markdown_table([line for row in record.load(SPANS)["rows"] for line in spans(row)])
     record.write_page(NAME, __file__, parts, {NAME: plot(costs, many, drawn, tuned)})
 
 
@@ -155,9 +155,9 @@ def plot(costs: list[Row], spanned: list[Row], probes: list[Row], tuned: list[Ro
     for count, style in ((1, ":"), (15, "--")):
         words = f"{count} epoch{'s' * (count > 1)} of fine-tuning"
         above.loglog(counts, [count * an_epoch * n for n in counts], style, color="gray", label=words)
-    memory = [row["seen_bytes"] / 2**30 for row in tuned]
-    below.plot([row["pictures"] for row in tuned], memory, "x", color="gray", label="fine-tuning, measured")
-    above.plot([row["pictures"] for row in tuned], [row["cpu_seconds"] for row in tuned], "x", color="gray")
+    counted, memory = zip(*((row["pictures"], row["seen_bytes"] / 2**30) for row in tuned), strict=True)
+    below.plot(counted, memory, "x", color="gray", label="fine-tuning, measured")
+    above.plot(counted, [row["cpu_seconds"] for row in tuned], "x", color="gray")
     above.set(ylabel="processor seconds")
     below.set(xlabel="pictures", ylabel="peak memory, GiB", ylim=(0, None))
     below.set_xticks(counts, [f"{count:,}" for count in counts], rotation=30)
