@@ -63,7 +63,7 @@ def measure(key: Row) -> Row:
         """Directions by how they are chosen."""
         evenly = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
         among, unit = evenly[: AMONG * count].sort().values, F.normalize(head, dim=1)
-        means = KMeans(count, n_init=1, max_iter=10, random_state=seed).fit(unit.numpy()).labels_
+        means = KMeans(count, max_iter=10, random_state=seed).fit(unit.numpy()).labels_
         group = F.one_hot(torch.as_tensor(means).long(), count).double()
         return {
             "evenly": pictures_at(evenly[:count]),
