@@ -22,7 +22,7 @@ PILOT_PER_OUTPUT = 5
 CHOOSING_PICTURES, CHOOSING_PER_OUTPUT = 1000, 10
 FIRST_BLOCKS = (0.0, 1 / 3, 1 / 2, 2 / 3, 3 / 4)  # where the kept blocks may begin, as a share of the network
 POWERS = (0.25, 0.0, 0.5)  # the first is kept in doubt
-POWER_PICTURES = 300
+POWER_PICTURES = 150
 
 
 @dataclass(frozen=True)
