@@ -320,11 +320,10 @@ def is_known(name: str) -> bool:
     return name in NETWORKS or name.partition(":")[0] in hubs.HUBS
 
 
-def as_backbone(given: Any, size: Any = None, device: Any = None, autocast: str | None = None) -> Backbone:
-    """The backbone that a user means: a Backbone, a name, or a bare network, which is wrapped.
-
-    At a picture size, on a device and in mixed precision, where these are named.
-    """
+def as_backbone(
+    given: Any, size: Any = None, device: str | torch.device | None = None, autocast: str | None = None
+) -> Backbone:
+    """The backbone that a user means by one, a name or a bare network; at a size, on a device, in a precision."""
     if isinstance(given, str):
         given = load_backbone(given)
     elif isinstance(given, nn.Module):
