@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import closeness, refit_loo, unit
+from reference import closeness, dense_solve, refit_loo, unit
 from torch import Tensor
 
 from tangentune.kernels.choice import (
@@ -20,6 +20,7 @@ from tangentune.kernels.choice import (
     edge_words,
     first_choices,
     learn_scales,
+    probe_loo,
     scale_words,
     score,
     search,
@@ -112,6 +113,23 @@ def test_refinement_never_hurts() -> None:
     fine, many = search(problem("body"), 0.0, FixedChoices())
     assert fine.loo_error <= coarse.loo_error
     assert len(many) > len(few)
+
+
+def test_many_pictures_begin_with_a_part() -> None:
+    head, body = normal(780, 6), normal(780, 9, seed=3)
+    targets = body[:, :2] + 0.5 * normal(780, 2, seed=9)
+    many = KernelCandidates(head @ head.T, {"0": body @ body.T}, targets, torch.ones(780, dtype=torch.float64))
+    best, tried = search(many, 0.0, FixedChoices(normalize=False))
+    on_all = [scored for scored in tried if scored.pictures == 780]
+    assert {scored.pictures for scored in tried} == {390, 780}
+    assert best.criterion == min(scored.criterion for scored in on_all)
+    probe = next(scored for scored in on_all if scored.choice.body_scale == 0)
+    assert best.loo_error < probe.loo_error
+    rest = torch.arange(780) != 5
+    dual, intercept = dense_solve(many.head[rest][:, rest], targets[rest], probe.damping)
+    left_out, expected = probe_loo(many, tried), intercept + many.head[5, rest] @ dual
+    assert left_out is not None
+    assert closeness(left_out[5], expected) < 1e-8
 
 
 @pytest.mark.parametrize("fixed", [

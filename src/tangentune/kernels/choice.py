@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from tangentune.solvers.ridge import RidgeFactor, Solution, factor_ridge, log_ev
 RELATIVE_DAMPINGS = torch.logspace(-4, 2, 37, dtype=torch.float64)
 # Tried as well where the best of those is at an end. Below, float64 soon carries no exact leave-one-out.
 BELOW, ABOVE = (torch.logspace(low, low + 2, 13, dtype=torch.float64) for low in (-6, 2))
-LEAST_GAIN = 1e-3  # share of the criterion by which a damping outside the first grid must be better
+LEAST_GAIN = 1e-3  # share of the criterion that a step outside a first grid must gain
 SAME = 1e-12  # share of a kernel's diagonal that is rounding of float32 rows
 SLOPES = (0.0, 3.0)
 FAR = 1e3  # how far from even weights of head and body the search goes
 SCALES = (0.5, 2.0)
+COARSE = 500  # pictures that decide where the search begins: their factorisations are an eighth of a thousand's
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class KernelCandidates:
     blocks: dict[str, Tensor]
     targets: Tensor
     weights: Tensor
+
+    def every(self, step: int) -> KernelCandidates:
+        """Those of every so many pictures."""
+        blocks = {block: kernel[::step, ::step] for block, kernel in self.blocks.items()}
+        return KernelCandidates(self.head[::step, ::step], blocks, self.targets[::step], self.weights[::step])
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ def solution_of(problem: KernelCandidates, scored: Scored) -> Solution:
 
 def probe_loo(problem: KernelCandidates, tried: Sequence[Scored]) -> Tensor | None:
     """(n, C) leave-one-out predictions of the best linear probe among what was tried; None where none was. n^3."""
-    probes = [scored for scored in tried if scored.choice.body_scale == 0]
+    probes = [one for one in tried if one.choice.body_scale == 0 and one.pictures == len(problem.targets)]
     return solution_of(problem, min(probes, key=lambda s: s.criterion)).loo if probes else None
 
 
@@ -250,26 +257,33 @@ def search(
     slopes: Sequence[float] = SLOPES,
     refine: bool = True,
 ) -> tuple[Scored, list[Scored]]:
-    """Best choice for block kernels of one power, and all that was tried: 10 to 25 choices, an n^3 factorisation each.
+    """Best choice for block kernels of one power, and all that was tried: 10 to 20 choices, an n^3 factorisation each.
 
-    A coarse grid, then steps along scale and slope while they help.
+    A coarse grid, on a part of many pictures; then, on all, steps along scale and slope while they gain something: the
+    error often goes on falling by nothing, towards a head that does not count.
     """
-    tried: dict[KernelChoice, Scored] = {}
+    tried: list[Scored] = []
 
+    @cache
     def attempt(choice: KernelChoice) -> Scored:
-        if choice not in tried:
-            tried[choice] = score(problem, choice, fixed.damping, criterion)
-        return tried[choice]
+        tried.append(score(problem, choice, fixed.damping, criterion))
+        return tried[-1]
 
-    best = min((attempt(choice) for choice in first_choices(problem, power, fixed, slopes)), key=lambda s: s.criterion)
+    choices = first_choices(problem, power, fixed, slopes)
+    if refine and (step := round(len(problem.targets) / COARSE)) > 1 and len(choices) > 2:
+        tried += [score(problem.every(step), choice, fixed.damping, criterion) for choice in choices]
+        kinds = ([one for one in tried if (one.choice.body_scale == 0) == probe] for probe in (True, False))
+        choices = [min(kind, key=lambda s: s.criterion).choice for kind in kinds if kind]
+    best = min(map(attempt, choices), key=lambda s: s.criterion)
     while refine and fixed.body_scale is None and best.choice.body_scale > 0:
         start, here = best, best.choice
         neighbours = [replace(here, body_scale=here.body_scale * step) for step in (0.5, 2.0)]
         neighbours += [replace(here, slope=here.slope + step) for step in (-1.5, 1.5) if 0 <= here.slope + step <= 9]
-        best = min([best, *(attempt(choice) for choice in neighbours)], key=lambda s: s.criterion)
-        if best is start or not 1 / FAR <= best.choice.body_scale / unit_scale(problem, best.choice.normalize) <= FAR:
+        best = min([best, *map(attempt, neighbours)], key=lambda s: s.criterion)
+        gained = start.criterion - best.criterion > LEAST_GAIN * abs(start.criterion)
+        if not gained or not 1 / FAR <= best.choice.body_scale / unit_scale(problem, here.normalize) <= FAR:
             break
-    return best, list(tried.values())
+    return best, tried
 
 
 def learn_scales(problem: KernelCandidates, scored: Scored) -> Scored:

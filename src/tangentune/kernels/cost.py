@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import BudgetError
-from tangentune.kernels.choice import RELATIVE_DAMPINGS
+from tangentune.kernels.choice import COARSE, RELATIVE_DAMPINGS
 from tangentune.kernels.collect import plan_passes
 from tangentune.kernels.gram import TILE_BYTES
 from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, choosing_pictures, pilot_pictures
@@ -25,7 +25,8 @@ from tangentune.networks.parameters import block_of, group_blocks
 from tangentune.solvers.factorisation import eigh
 
 MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so much more meanwhile; their batch
-REFINED = 14  # settings that the search of the kernel tries beyond its first grid, usually
+REFINED = 10  # settings that the search of the kernel tries beyond its first grid, usually
+FACTORED = 1.2  # n^3 multiply-adds at the rate of a small product, for a large factorisation, inverse and all
 TRIALS = 3  # of a rate, the quickest of which counts: other work on the machine only slows
 WALKED = 4  # dampings that a large fit usually tries
 LAPLACE_SCALES, DIRICHLET_TRIALS = 13, 45  # that the searches of these likelihoods try
@@ -217,8 +218,10 @@ def seconds_of(
 
     out = {"features": trial.forward / views(settings) * min(n, PCA_PICTURES)}
     if pilot:
-        out["pilot"] = pilot * (whole.forward + probes * whole.backward) / views(settings)
-        out["pilot"] += sum(_gram_work(layer, pilot) for layer in whole.layers.values()) / rates.rows
+        late = list(group_blocks(whole.layers).values())  # and often no others
+        late = [whole.layers[name] for block in late[len(late) // 2 :] for name in block]
+        out["pilot"] = pilot * (whole.forward + probes * (whole.backward + trial.backward) / 2) / views(settings)
+        out["pilot"] += sum(_gram_work(layer, pilot) for layer in late) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
     out["rows"] = (passes * n + again) * a_row
     if any(power != 0 for power in powers):
@@ -233,12 +236,16 @@ def seconds_of(
     out["kernels"] = assembling / rates.rows
     if small and free:
         out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
-    out["selection"] = trying(part, (5 * normalisations + REFINED) if free else normalisations)
-    out["selection"] += WALKED * 3 * n**3 / rates.double if again else 0
+    step = max(1, round(part / COARSE)) if free else 1
+    out["selection"] = trying(part // step, 5 * normalisations if free else normalisations)
+    out["selection"] += trying(part, REFINED) if free else 0
+    if again:
+        out["selection"] += (WALKED * FACTORED * n**3 + n * whole.features**2) / rates.double
+        out["selection"] += rates.decomposition(whole.features)
     forming = sum(layer.positions * layer.width for layer in rows)
     out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in rows)) / rates.rows
     out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
-    out["system"] = 3 * n**3 / rates.double
+    out["system"] = FACTORED * n**3 / rates.double
     if problem.likelihood == "laplace":
         out["system"] += LAPLACE_SCALES * outputs * 4 * n**3 / rates.double + rates.decomposition(n)
     elif problem.likelihood == "dirichlet":

@@ -15,7 +15,7 @@ from tangentune.kernels.choice import KernelCandidates, Scored, energies, pictur
 from tangentune.kernels.collect import RowSet, restrict
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.stages import FitJob, spread
-from tangentune.networks.parameters import group_blocks
+from tangentune.networks.parameters import block_of, group_blocks
 
 PILOT_PICTURES = 100
 PILOT_PER_OUTPUT = 5
@@ -54,31 +54,46 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
 
     Of the candidates within a standard error of the best (paired by picture), the one with the fewest blocks: it costs
     least. Of many pictures the best: what early blocks are worth grows with the pictures. The plain metric and
-    unmirrored pictures decide the same for a third of the cost.
+    unmirrored pictures decide the same for a third of the cost. The late half of the network is looked at first, and
+    earlier blocks, whose rows cost most, only while the earliest candidate is the best so far, or none beats a probe.
     """
-    settings = job.settings
+    settings, chosen = job.settings, torch.tensor(index)
+    every = list(group_blocks(job.tangent.names))
+    firsts = sorted({int(share * len(every)) for share in FIRST_BLOCKS}, reverse=True)
+    late = [first for first in firsts if first >= len(every) // 2]
     blocks: dict[str, Tensor] = {}
-    head, chosen = torch.empty(0), torch.tensor(index)
-    for names in job.passes(job.tangent, len(index)):
-        rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
-        head = _head(rows)
-        for block, gram in job.grams(rows.entries, {}, 0.0).items():
-            blocks[block] = blocks[block] + gram if block in blocks else gram
-        del rows
-    blocks = {block: blocks[block] for block in group_blocks(job.tangent.names)}
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
-    for kept in _candidates(blocks):
-        problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
-        scored, more = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
-        tried += more
-        found.append((scored, problem, picture_errors(problem, scored)))
-    best = min(found, key=lambda candidate: candidate[0].criterion)
+    for group in (late, *([first] for first in firsts[len(late) :])):
+        best = min(found, key=_criterion, default=None)
+        if best is not None and best is not found[-1] and best[0].choice.body_scale > 0:
+            break
+        head, more = _block_grams(job, index, [block for block in every[group[-1] :] if block not in blocks])
+        blocks = more | blocks
+        for first in group:
+            kept = {block: blocks[block] for block in every[first:]}
+            problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
+            scored, some = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+            tried += some
+            found.append((scored, problem, picture_errors(problem, scored)))
+    best = min(found, key=_criterion)
     behind = 1 if job.pictures.count < CHOOSING_PICTURES else 0
-    scored, problem, _ = [candidate for candidate in found if _behind(candidate[2], best[2]) <= behind][-1]
+    scored, problem, _ = next(candidate for candidate in found if _behind(candidate[2], best[2]) <= behind)
     moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
     leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
     return Pilot(tuple(problem.blocks), leading, tried)
+
+
+def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Head kernel and plain kernels of some blocks for the pictures of `index`."""
+    tangent = restrict(job.tangent, [name for name in job.tangent.names if block_of(name) in blocks])
+    head, grams = torch.empty(0), dict[str, Tensor]()
+    for names in job.passes(tangent, len(index)):
+        rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
+        head = _head(rows)
+        for block, gram in job.grams(rows.entries, {}, 0.0).items():
+            grams[block] = grams[block] + gram if block in grams else gram
+    return head, grams
 
 
 def choose_on_all(
@@ -127,6 +142,10 @@ def choose_power(
     power = min(best, key=lambda p: best[p][0].criterion)
     usual = POWERS[0]
     return usual if not whole and _behind(best[usual][1], best[power][1]) <= 1 else power, tried
+
+
+def _criterion(candidate: tuple[Scored, KernelCandidates, Tensor]) -> float:
+    return candidate[0].criterion
 
 
 def _head(rows: RowSet) -> Tensor:
