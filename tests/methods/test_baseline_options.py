@@ -112,6 +112,14 @@ def test_first_adam_step_is_the_rate_of_each_layer() -> None:
         assert float(step) == pytest.approx(1e-3 * factors[name], rel=1e-3), name
 
 
+def test_frozen_blocks_stay_and_the_others_move() -> None:
+    backbone = small.backbone()
+    tuned = fine_tune(backbone, pictures(), settings(learning_rate=1e-3, epochs=2, frozen=0.5))
+    after = dict(tuned.backbone.module.named_parameters())
+    still = {name.split(".")[0] for name, before in backbone.module.named_parameters() if before.equal(after[name])}
+    assert still == {"0", "1", "3"}
+
+
 @pytest.mark.parametrize("smallest", [0.1, 0.5, 0.95])
 def test_boxes_stay_inside_and_have_the_area_and_shape_asked(smallest: float) -> None:
     left, top, width, height = crop_boxes(20_000, smallest, generator()).unbind(1)
@@ -235,6 +243,7 @@ OUT_OF_RANGE = {
     "layer_decay": [0.0, 1.1, math.nan],
     "validation_share": [1.0, -0.1],
     "patience": [-1],
+    "frozen": [1.0, -0.1],
 }
 
 

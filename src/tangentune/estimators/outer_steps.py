@@ -40,6 +40,7 @@ MANY = 2000  # pictures above which half of them teach a network enough
 LOOKED_AT = 4000  # pictures, of all, on which networks are judged
 BATCH = 32
 RATE = 1e-4
+FROZEN = 0.16  # of the blocks, the first ones: wide maps, a third of a step's cost, and features that suit any picture
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
 # error is too high, for rows come from networks further apart than each is from the mean.
 PRIOR = -1.0
@@ -289,7 +290,7 @@ def _settings(count: int, steps: int, rate: float, flip: bool, seed: int) -> Fin
     """So many whole passes over the pictures as come nearest to the steps."""
     epochs = max(1, round(steps / -(-count // BATCH)))
     return FineTuneSettings(
-        learning_rate=rate, epochs=epochs, batch_size=BATCH, head_start="probe", flip=flip, seed=seed
+        learning_rate=rate, epochs=epochs, batch_size=BATCH, head_start="probe", flip=flip, seed=seed, frozen=FROZEN
     )
 
 

@@ -77,7 +77,7 @@ def fine_tune(
     settings = settings or FineTuneSettings()
     began = spent()
     classes, positions = class_positions(pictures)
-    tuned = trainable_copy(backbone, pictures)
+    tuned = trainable_copy(backbone, pictures, settings.frozen)
     with warm_pages():
         data, others = keep_aside(tuned, pictures, positions, settings.validation_share, settings.seed)
         head = start_head(tuned, data, settings.head_start, settings.flip, settings.seed)
@@ -98,7 +98,7 @@ def tune_labels(backbone: Backbone, pictures: Pictures, targets: Tensor, setting
     cross-entropy of two classes is whose probes are f and 1 - f. The squared error hardly moved a network in as many
     steps (docs/decisions/0029).
     """
-    tuned = trainable_copy(backbone, pictures)
+    tuned = trainable_copy(backbone, pictures, settings.frozen)
     with warm_pages():
         wanted = targets.to(tuned.device)
         few, some = for_head(pictures, rarest_label(targets.bool().cpu().numpy()))

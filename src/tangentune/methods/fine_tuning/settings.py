@@ -34,6 +34,7 @@ class FineTuneSettings:
         optimiser: "adamw", or "sgd" with momentum 0.9.
         layer_decay: in (0, 1], by which rates fall from block to block, the last block's being `layer_decay` and the
             head's 1 (Clark et al. 2020, ICLR, section 3.1).
+        frozen: share of the blocks, the first ones, that stay as they are, in [0, 1).
         validation_share: of each class, kept aside to validate after every epoch, in [0, 1); if not 0, one picture at
             least of a class that has two.
         patience: epochs without a better validation result (accuracy, then log-loss) after which training stops; the
@@ -59,6 +60,7 @@ class FineTuneSettings:
     label_smoothing: float = 0.0
     optimiser: Literal["adamw", "sgd"] = "adamw"
     layer_decay: float = 1.0
+    frozen: float = 0.0
     validation_share: float = 0.0
     patience: int = 0
 
@@ -67,5 +69,5 @@ class FineTuneSettings:
         check_positive(self, "learning_rate", "target_scale")
         check_counts(self, {"epochs": 1, "batch_size": 1, "patience": 0})
         check_numbers(self, ["weight_decay"], lambda value: value >= 0, "a number of at least 0")
-        check_shares(self, "warmup", "label_smoothing", "validation_share")
+        check_shares(self, "warmup", "label_smoothing", "validation_share", "frozen")
         check_numbers(self, ["crop", "layer_decay"], lambda value: 0 < value <= 1, "above 0 and at most 1")
