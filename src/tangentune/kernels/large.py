@@ -129,9 +129,10 @@ def _step(
     """
     tried, found = dict[int, float](), None
     for there in sorted({place, *_DECADES}) if wide and len(grid) > 1 else ():
-        if (one := attempt(grid[there])) is not None:
-            tried[there] = one[0]
-            found, place = (one, there) if found is None or one[0] < tried[place] else (found, place)
+        one = attempt(grid[there])
+        tried[there] = math.inf if one is None else one[0]
+        if one is not None and (found is None or one[0] < tried[place]):
+            found, place = one, there
     for step in (0, 1, -1):
         while 0 <= (there := place + step) < len(grid) and there not in tried:
             one = attempt(grid[there])
