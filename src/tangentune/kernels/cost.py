@@ -28,7 +28,7 @@ MOVING, MOVING_BATCH = 1.5, 32  # of what outer steps leave behind, they hold so
 REFINED = 10  # settings that the search of the kernel tries beyond its first grid, usually
 FACTORED = 1.2  # n^3 multiply-adds at the rate of a small product, for a large factorisation, inverse and all
 TRIALS = 3  # of a rate, the quickest of which counts: other work on the machine only slows
-WALKED = 4  # dampings that a large fit usually tries
+WALKED = 5  # dampings that a large fit usually tries
 LAPLACE_SCALES, DIRICHLET_TRIALS = 13, 45  # that the searches of these likelihoods try
 
 

@@ -123,7 +123,7 @@ def _grid(unit: float, start: float, given: float | None) -> tuple[list[float], 
 def _step(
     grid: list[float], place: int, attempt: Callable[[float], tuple[float, T] | None], *, wide: bool = False
 ) -> tuple[T, float, tuple[Tensor, Tensor]]:
-    """What has the lowest error, its error, and all that were tried: here, then up while it helps; else down.
+    """What has the lowest error, its error, and all that were tried: here, then up or down while it helps.
 
     If `wide`, from the best of every decade of the usual dampings, and of `place`.
     """
@@ -133,7 +133,7 @@ def _step(
         tried[there] = math.inf if one is None else one[0]
         if one is not None and (found is None or one[0] < tried[place]):
             found, place = one, there
-    for step in (0, 1, -1):
+    for step in (0, 3, -3, 1, -1):  # half a decade at a time, then a sixth
         while 0 <= (there := place + step) < len(grid) and there not in tried:
             one = attempt(grid[there])
             tried[there] = math.inf if one is None else one[0]
