@@ -22,7 +22,7 @@ from tangentune.pictures.pictures import Pictures
 @pytest.mark.parametrize(
     "fields",
     [
-        {"crop": 0.5, "batch_size": 5, "head_start": "random", "layer_decay": 0.7},
+        {"crop": 0.5, "batch_size": 5, "head_start": "random", "layer_decay": 0.7, "frozen": 0.4},
         {"validation_share": 0.3, "patience": 2, "loss": "squared", "optimiser": "sgd", "seed": 4},
     ],
 )

@@ -249,6 +249,11 @@ def first_choices(
     return choices
 
 
+def coarse_step(count: int) -> int:
+    """Of so many pictures every how many-th decides where the search begins."""
+    return max(1, round(count / COARSE))
+
+
 def search(
     problem: KernelCandidates,
     power: float,
@@ -270,7 +275,7 @@ def search(
         return tried[-1]
 
     choices = first_choices(problem, power, fixed, slopes)
-    if refine and (step := round(len(problem.targets) / COARSE)) > 1 and len(choices) > 2:
+    if refine and (step := coarse_step(len(problem.targets))) > 1 and len(choices) > 2:
         tried += [score(problem.every(step), choice, fixed.damping, criterion) for choice in choices]
         kinds = ([one for one in tried if (one.choice.body_scale == 0) == probe] for probe in (True, False))
         choices = [min(kind, key=lambda s: s.criterion).choice for kind in kinds if kind]

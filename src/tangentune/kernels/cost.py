@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tangentune.errors import BudgetError
-from tangentune.kernels.choice import COARSE, RELATIVE_DAMPINGS
+from tangentune.kernels.choice import RELATIVE_DAMPINGS, coarse_step
 from tangentune.kernels.collect import plan_passes
 from tangentune.kernels.gram import TILE_BYTES
 from tangentune.kernels.pilot import FIRST_BLOCKS, POWER_PICTURES, POWERS, choosing_pictures, pilot_pictures
@@ -236,7 +236,7 @@ def seconds_of(
     out["kernels"] = assembling / rates.rows
     if small and free:
         out["kernels"] += trying(n, len(powers) * len(FIRST_BLOCKS) * normalisations * 3)
-    step = max(1, round(part / COARSE)) if free else 1
+    step = coarse_step(part) if free else 1
     out["selection"] = trying(part // step, 5 * normalisations if free else normalisations)
     out["selection"] += trying(part, REFINED) if free else 0
     if again:

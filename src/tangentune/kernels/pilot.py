@@ -59,13 +59,13 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     """
     settings, chosen = job.settings, torch.tensor(index)
     every = list(group_blocks(job.tangent.names))
-    firsts = sorted({int(share * len(every)) for share in FIRST_BLOCKS}, reverse=True)
+    firsts = _firsts(len(every))[::-1]
     late = [first for first in firsts if first >= len(every) // 2]
     blocks: dict[str, Tensor] = {}
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
     for group in (late, *([first] for first in firsts[len(late) :])):
-        best = min(found, key=_criterion, default=None)
+        best = min(found, key=lambda candidate: candidate[0].criterion, default=None)
         if best is not None and best is not found[-1] and best[0].choice.body_scale > 0:
             break
         head, more = _block_grams(job, index, [block for block in every[group[-1] :] if block not in blocks])
@@ -76,7 +76,7 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
             scored, some = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += some
             found.append((scored, problem, picture_errors(problem, scored)))
-    best = min(found, key=_criterion)
+    best = min(found, key=lambda candidate: candidate[0].criterion)
     behind = 1 if job.pictures.count < CHOOSING_PICTURES else 0
     scored, problem, _ = next(candidate for candidate in found if _behind(candidate[2], best[2]) <= behind)
     moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
@@ -105,7 +105,8 @@ def choose_on_all(
     tried: list[Scored] = []
     for power in POWERS if settings.power is None else (settings.power,):
         blocks = job.grams(rows.entries, factors, power)
-        for kept in _candidates(blocks):
+        for first in _firsts(len(blocks)):
+            kept = dict(list(blocks.items())[first:])
             problem = KernelCandidates(head, kept, job.targets, job.weights)
             scored, more = search(problem, power, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
             tried += more
@@ -115,10 +116,9 @@ def choose_on_all(
     return best[0].choice.power, best[1], tried
 
 
-def _candidates(blocks: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Block kernels from each possible first block on, most blocks first."""
-    firsts = sorted({int(share * len(blocks)) for share in FIRST_BLOCKS})
-    return [dict(list(blocks.items())[first:]) for first in firsts]
+def _firsts(blocks: int) -> list[int]:
+    """Where those that are kept may begin, ascending."""
+    return sorted({int(share * blocks) for share in FIRST_BLOCKS})
 
 
 def choose_power(
@@ -142,10 +142,6 @@ def choose_power(
     power = min(best, key=lambda p: best[p][0].criterion)
     usual = POWERS[0]
     return usual if not whole and _behind(best[usual][1], best[power][1]) <= 1 else power, tried
-
-
-def _criterion(candidate: tuple[Scored, KernelCandidates, Tensor]) -> float:
-    return candidate[0].criterion
 
 
 def _head(rows: RowSet) -> Tensor:

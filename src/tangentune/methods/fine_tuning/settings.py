@@ -34,7 +34,7 @@ class FineTuneSettings:
         optimiser: "adamw", or "sgd" with momentum 0.9.
         layer_decay: in (0, 1], by which rates fall from block to block, the last block's being `layer_decay` and the
             head's 1 (Clark et al. 2020, ICLR, section 3.1).
-        frozen: share of the blocks, the first ones, that stay as they are, in [0, 1).
+        frozen: share of the blocks, the first ones, whose weights stay as they are, in [0, 1).
         validation_share: of each class, kept aside to validate after every epoch, in [0, 1); if not 0, one picture at
             least of a class that has two.
         patience: epochs without a better validation result (accuracy, then log-loss) after which training stops; the

@@ -29,7 +29,7 @@ from tangentune.pictures.pictures import Pictures
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def trainable_copy(backbone: AnyBackbone, pictures: Pictures, frozen: float = 0.0) -> Backbone:
+def trainable_copy(backbone: AnyBackbone, pictures: Pictures, frozen: float) -> Backbone:
     """A deep copy in eval mode, laid out for these pictures, whose parameters take gradients.
 
     A share `frozen` of the blocks, the first ones, do not: no backward pass goes through them.

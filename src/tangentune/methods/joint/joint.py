@@ -115,7 +115,7 @@ def joint_fine_tune(
     else:
         what = "learning source labels (PseudoLabels needs none)"
         source_classes, source_positions = label_positions(source.labels, what)
-    tuned = trainable_copy(backbone, target)
+    tuned = trainable_copy(backbone, target, base.frozen)
     steps: list[tuple[int, float, float]] = []  # target pictures, mean source loss and share that counts of each
     with warm_pages():
         data, others = keep_aside(tuned, target, positions, base.validation_share, base.seed)
