@@ -17,7 +17,7 @@ from benchmarks.record import Row
 from benchmarks.study import mean_error, publishing, standard_error
 
 NAME, WIDTHS, DRAWS, SETS = "lqf_conditions", "lqf_widths", "lqf_draws", "lqf_sets"
-CUTS, DUAL, LARGE = "lqf_cuts", "lqf_dual", 50
+CUTS, DUAL, STOCHASTIC, LARGE = "lqf_cuts", "lqf_dual", "lqf_stochastic", 50
 TOLD = {"cells": "mobilenet_v2", "lite": "efficientnet_lite0"}  # means over sets that the page tells in words
 WIDTH_LINES = {
     ("no leak", "lqf_start"): "0o:",
@@ -145,6 +145,17 @@ def solvers(rows: list[Row]) -> str:
     return record.markdown_table([{"": way} | {f"{row['damping']:g}": row[way] for row in rows} for way in ways])
 
 
+def stochastic(rows: list[Row]) -> str:
+    """Stochastic solvers: a line each, per cent of the way to the optimum that is left after some epochs."""
+    lines = []
+    for solver in dict.fromkeys(row["key"]["solver"] for row in rows):
+        own = record.matching(rows, solver=solver)
+        left = {f"{at} epochs, %": mean_error([100 * row["left"][at] for row in own], ".2f") for at in (4, 8, 12)}
+        worst = f"{max(100 * row['left'][-1] for row in own):.2f}"
+        lines.append({"solver": solver} | left | {"worst draw, %": worst, "draws": len(own)})
+    return record.markdown_table(lines)
+
+
 def widths(rows: list[Row]) -> str:
     """The controlled study: a line for each width and leak."""
     lines = []
@@ -234,13 +245,13 @@ def plot(rows: list[Row], controlled: list[Row], more: list[Row], several: list[
 
 def publish() -> None:
     """docs/results/lqf_conditions.md and its figure, from what was measured so far."""
-    every = (NAME, WIDTHS, DRAWS, SETS, CUTS, DUAL)
-    rows, controlled, more, several, cut, dual = (record.load(name).get("rows", []) for name in every)
+    every = (NAME, WIDTHS, DRAWS, SETS, CUTS, DUAL, STOCHASTIC)
+    rows, controlled, more, several, cut, dual, steps = (record.load(name).get("rows", []) for name in every)
     parts = {"conditions": conditions(rows), "widths": widths(controlled), "draws": draws(more)}
     shards = [{k: v if k == "shards" else f"{v:.3f}" for k, v in r.items()} for r in record.load("lqf_compose")["rows"]]
     parts["compose"] = record.markdown_table(shards)
     means = {name: cells(several, more, network) for name, network in TOLD.items()}
-    parts |= {"sets": sets(several), "cuts": cuts(cut), "dual": solvers(dual)} | means
+    parts |= {"sets": sets(several), "cuts": cuts(cut), "dual": solvers(dual), "steps": stochastic(steps)} | means
     record.write_page(NAME, __file__, parts, {NAME: plot(rows, controlled, more, several)})
 
 

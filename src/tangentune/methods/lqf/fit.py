@@ -30,7 +30,7 @@ from tangentune.networks.backbone import Backbone, as_backbone
 from tangentune.pictures.pictures import Pictures
 from tangentune.solvers.targets import one_hot_targets
 
-DRAWS, HALVINGS = 4, 11
+DRAWS, HALVINGS, STOCHASTIC_DAMPING = 4, 11, 10
 
 
 @final
@@ -149,7 +149,8 @@ def solve(objective: Objective, settings: LQFSettings, progress: Progress) -> tu
 def preconditioner(objective: Objective, kind: str, settings: LQFSettings, progress: Progress) -> Precondition:
     """Approximate inverse of the problem's Hessian, up to a factor; "none" is the identity.
 
-    Cost: four backward passes over the pictures, eight for "ekfac".
+    Stochastic steps damp it ten times as much: what factors of few pictures say of weak directions is mostly noise,
+    and momentum carries the error on. Cost: four backward passes over the pictures, eight for "ekfac".
     """
     if kind == "none":
         return lambda gradient: gradient
@@ -157,6 +158,7 @@ def preconditioner(objective: Objective, kind: str, settings: LQFSettings, progr
     curvature = kfac(objective.lin, objective.all_inputs(), kind=kind, **shared)
     progress.passes += DRAWS * objective.views * (2 if kind == "ekfac" else 1)
     damping = objective.damping * objective.views  # the curvature is a sum over views, the problem's a mean
+    damping *= STOCHASTIC_DAMPING if settings.solver == "kfac" else 1
     return lambda gradient: curvature.solve(gradient, damping)
 
 

@@ -39,7 +39,7 @@ class LQFSettings:
             or stochastic: "sgd", "adam", "kfac" (SGD on K-FAC-preconditioned gradients).
         preconditioner: of "pcg": "kfac", "ekfac", "block_diagonal" or "none".
         epochs: passes over the pictures of a stochastic solver; most iterations of "pcg".
-        batch_size: largest mini-batch; an epoch is cut into equal ones. The results of "dual" and "pcg" hang not on it.
+        batch_size: largest mini-batch (8 suits "kfac"); an epoch is cut into equal ones. "dual", "pcg" hang not on it.
         learning_rate: peak rate, plain for "adam" (None: 1e-4); for "sgd" and "kfac" (None: 0.3) in units of 1 / the
             largest curvature of a mini-batch (preconditioned): 0.3 was stable in our tests, 1 with momentum was not.
         momentum: of "sgd" and "kfac", in [0, 1).
