@@ -14,6 +14,7 @@ import torch
 import yaml
 from documents import blocks, run_blocks
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from tangentune import TangentClassifier, TangentFeatures, TangentSums
 from tangentune._files import read_tensors
@@ -82,7 +83,9 @@ def test_the_slurm_script_runs(site: Path) -> None:
     assert not list(site.glob(".*.parts"))
 
 
-def test_the_kubernetes_job_runs(site: Path) -> None:
+def test_the_kubernetes_job_runs(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (text,) = blocks(MACHINES, "yaml")
     service, job = yaml.safe_load_all(text)
     assert (service["kind"], job["kind"], job["apiVersion"]) == ("Service", "Job", "batch/v1")
@@ -105,7 +108,11 @@ def test_the_kubernetes_job_runs(site: Path) -> None:
     }
     for old, new in here.items():
         command = [word.replace(old, new) for word in command]
-    assert "pictures  30" in run(command, site)
+    monkeypatch.chdir(site)
+    told = get_args_parser().parse_args(command[1:])  # as torchrun reads it; another test starts its processes
+    assert (command[0], told.nnodes, told.node_rank, told.module) == ("torchrun", "1", 0, True)
+    assert (told.training_script, main(told.training_script_args)) == ("tangentune", 0)
+    assert "pictures  30" in capsys.readouterr().out
 
 
 def test_the_console_line_runs(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
