@@ -19,6 +19,7 @@ from benchmarks.study import mean_error, publishing, standard_error
 NAME, WIDTHS, DRAWS, SETS = "lqf_conditions", "lqf_widths", "lqf_draws", "lqf_sets"
 CUTS, DUAL, STOCHASTIC, LARGE = "lqf_cuts", "lqf_dual", "lqf_stochastic", 50
 TOLD = {"cells": "mobilenet_v2", "lite": "efficientnet_lite0"}  # means over sets that the page tells in words
+GAPS = {"lqf_start": "gap at the start", "lqf": "gap moved"}
 WIDTH_LINES = {
     ("no leak", "lqf_start"): "0o:",
     ("no leak", "lqf"): "0s-",
@@ -57,7 +58,7 @@ def conditions(rows: list[Row]) -> str:
             place = cells.setdefault((key["network"], key["size"], key["shots"]), {})
             place.setdefault(key["method"], []).append(row["accuracy"])
     measured = [name for name in METHODS if any(name in own for own in cells.values())]
-    apart = {title: gaps(rows, name) for name, title in (("lqf_start", "gap at the start"), ("lqf", "gap moved"))}
+    apart = {title: gaps(rows, name) for name, title in GAPS.items()}
     lines = []
     for place, own in sorted(cells.items()):
         line: Row = dict(zip(("network", "px", "a class"), place, strict=True))
@@ -75,7 +76,7 @@ def draws(rows: list[Row]) -> str:
         line = {"task": task, "a class": shots}
         names = {"probe": "former_probe", "lqf_start": "former_lqf", "lqf": "accuracy", "finetune": "former_finetune"}
         line |= {METHODS[name]: mean_error([row[value] for row in own]) for name, value in names.items()}
-        for name, title in (("lqf_start", "gap at the start"), ("lqf", "gap moved")):
+        for name, title in GAPS.items():
             differences = [100 * (row[names[name]] - row["former_finetune"]) for row in own]
             line[title] = mean_error(differences, "+.1f")
         lines.append(line | {"draws": len(own)})
@@ -118,8 +119,7 @@ def sets(rows: list[Row]) -> str:
 
 def cells(several: list[Row], more: list[Row], network: str) -> str:
     """A network's mean gap over sets at 25 a class or more, with the error that the cells have."""
-    found = contests(several).get(network, {})
-    whole = [gap(own) for own in found.values()]
+    whole = [gap(own) for own in contests(several).get(network, {}).values()]
     own = record.matching(more, task="cifar10", shots=25) if network == "mobilenet_v2" else []
     if own:
         whole.append(statistics.fmean(100 * (row["accuracy"] - row["former_finetune"]) for row in own))
@@ -164,7 +164,7 @@ def widths(rows: list[Row]) -> str:
         line = {"width": width, "leak": kind, "pre-training": mean_error([row["source"] for row in own])}
         for name in ("probe", "lqf_start", "lqf", "finetune"):
             line[METHODS[name]] = mean_error([row[name] for row in own])
-        for name, title in (("lqf_start", "gap at the start"), ("lqf", "gap moved")):
+        for name, title in GAPS.items():
             line[title] = mean_error([100 * (row[name] - row["finetune"]) for row in own], "+.1f")
         lines.append(line | {"draws": len(own)})
     return record.markdown_table(lines)
