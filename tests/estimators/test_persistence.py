@@ -60,7 +60,8 @@ def test_attributes_and_parameters_come_back(tmp_path: Path) -> None:
         assert np.array_equal(getattr(again, key), getattr(clf, key)), key
         assert getattr(again, key).dtype == getattr(clf, key).dtype, key
     for key in ("damping_", "relative_damping_", "metric_power_", "normalize_", "body_scale_", "block_scales_",
-                "block_shares_", "loo_score_", "selection_", "temperature_", "ids_", "fit_report_"):  # fmt: skip
+                "block_shares_", "loo_score_", "selection_", "temperature_", "softness_", "ids_",
+                "fit_report_"):  # fmt: skip
         assert getattr(again, key) == getattr(clf, key), key
     assert list(again.block_scales_) == list(clf.block_scales_)
     for key, path in clf.damping_path_.items():

@@ -139,7 +139,7 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize(("edit", "place"), [
     *[(edit, place) for edit in [*EDITS, "undo"] for place in ("audit.entry", "solution.loo")],
-    ("forget", "solution.refinement"), ("forget", "tasks.fit_temperature"),
+    ("forget", "solution.refinement"), ("forget", "tasks.fit_probabilities"),
     ("forget", "solution.residual"), ("add", "edits.extend"),
     ("strict", "edits.reestimate"),
 ])  # fmt: skip

@@ -15,7 +15,7 @@ from tangentune.jacobian.kfac_factors import FactorSums
 from tangentune.jacobian.layers import Pairs, Rows
 from tangentune.jacobian.survey import survey
 from tangentune.kernels.batches import portions
-from tangentune.kernels.collect import collect, kronecker_factors
+from tangentune.kernels.collect import Begun, collect, kronecker_factors
 from tangentune.kernels.gram import block_grams, power_grams, whitened
 from tangentune.kernels.metric import (
     FACTOR_DAMPING,
@@ -170,6 +170,26 @@ def collected(case: Case, n: int, probes: Tensor, batch: int = 8):
     tangent = survey(network, forward, names, x[:3])
     rows = collect(tangent, lambda: portions(x.split(batch)), n, probes, mirrored=False)
     return tangent, x, rows
+
+
+def test_a_set_that_was_begun_comes_to_the_same() -> None:
+    """Rows, features and K-FAC sums; what was begun is let go."""
+    case = Case("", lambda: Seq(nn.Conv2d(4, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 60)), images(4, 6, 6))
+    probes, places = normal(2, 60, seed=8), torch.tensor([0, 3, 4, 9, 19])
+    tangent, x, whole = collected(case, 20, probes, batch=4)
+    first = collect(tangent, lambda: portions([x[places]]), 5, probes, mirrored=False)
+    begun = Begun(first, places)
+    rest = x[begun.others(20)]
+    assert len(rest) == 15
+    both = collect(tangent, lambda: portions(rest.split(4)), 20, probes, mirrored=False, begun=begun)
+    assert not first.entries
+    assert closeness(both.phi, whole.phi) < 1e-12
+    for name, entry in whole.entries.items():
+        assert type(both.entries[name]) is type(entry)
+        assert closeness(both.entries[name].explicit(), entry.explicit()) < 1e-12
+    assert {name: own.count for name, own in both.factors.items()} == {n: own.count for n, own in whole.factors.items()}
+    for name, own in whole.factors.items():
+        assert all(closeness(a, b) < 1e-12 for a, b in zip(both.factors[name].both, own.both, strict=True))
 
 
 @pytest.mark.parametrize("shape", ["rows", "pairs"])

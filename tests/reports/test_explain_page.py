@@ -64,7 +64,7 @@ def test_influence_is_what_a_refit_loses() -> None:
             without = classifier(pull.position)
             assert pull.influence == pytest.approx(account.total - lead(without, account, X[row]), abs=1e-8)
             scores = torch.from_numpy(without.decision_function(X[row][None]))
-            proba = probabilities(scores, model.temperature_)[0]  # the temperature stays
+            proba = probabilities(scores, model.temperature_, model.softness_)[0]  # they stay
             assert pull.without is not None
             assert pull.without.label == str(model.classes_[int(proba.argmax())])
             assert pull.without.confidence == pytest.approx(float(proba.max()), abs=1e-8)

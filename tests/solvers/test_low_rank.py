@@ -90,7 +90,7 @@ QUESTIONS: dict[str, Callable[[System], Tensor]] = {
     "pair influence": lambda s: torch.cat(leave_out.pair_influence(s, 8)),
     "unique information": leave_out.unique_information,
     "unique information on pictures": lambda s: leave_out.unique_information(s, rows(5, 9) @ rows().T),
-    "suspicion": leave_out.suspicion,
+    "distrusting": lambda s: leave_out.loo(leave_out.distrusting(s)),
     "mean eigenvalue": lambda s: torch.tensor([leave_out.mean_eigenvalue(s)]),
     "variance": lambda s: posterior.variance(s, rows(5, 9) @ rows().T, rows(5, 9).square().sum(1)),
     "covariance": lambda s: posterior.covariance(s, rows(5, 9) @ rows().T, rows(5, 9) @ rows(5, 9).T),

@@ -7,8 +7,8 @@ import torch
 from reference import closeness, dense_solve, refit_loo
 from torch import Tensor
 
-from tangentune.solvers.leave_out import distrusting, loo, mean_eigenvalue, suspicion
-from tangentune.solvers.system import build
+from tangentune.solvers.leave_out import distrusting, loo, mean_eigenvalue
+from tangentune.solvers.system import System, build
 
 
 def problem(n: int = 18, outputs: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,6 +17,12 @@ def problem(n: int = 18, outputs: int = 3, seed: int = 0) -> tuple[Tensor, Tenso
     features = torch.randn(n, 30, generator=generator, dtype=torch.float64) + 0.5
     targets = torch.randn(n, outputs, generator=generator, dtype=torch.float64)
     return features @ features.T, targets, torch.rand(n, generator=generator, dtype=torch.float64) + 0.2
+
+
+def suspicion(system: System) -> Tensor:
+    """Squared distance of every picture's targets to what the others predict where no label is trusted by itself."""
+    squares = (system.targets - loo(distrusting(system))).square().sum(1)
+    return squares.unflatten(0, (-1, system.width)).sum(1)
 
 
 def projected_mean(kernel: Tensor, weights: Tensor, intercept: bool) -> float:

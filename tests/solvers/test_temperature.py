@@ -9,7 +9,14 @@ from scipy.special import log_softmax
 from scipy.stats import invgamma
 from torch import Tensor
 
-from tangentune.solvers.calibration import PRIOR, fit_temperature, probabilities
+from tangentune.solvers.calibration import (
+    PRIOR,
+    SOFTNESSES,
+    fit_probabilities,
+    fit_temperature,
+    log_odds,
+    probabilities,
+)
 
 
 def scores(n: int = 200, classes: int = 4, sharp: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -118,3 +125,44 @@ def test_probabilities_are_a_softmax() -> None:
     got = probabilities(values, 0.5)
     assert torch.allclose(got.sum(1), torch.ones(5).double())
     assert torch.allclose(got.log() - got.log()[:, :1], (values - values[:, :1]) / 0.5)
+
+
+def test_log_odds_are_the_logarithm_of_a_soft_positive_part() -> None:
+    values = torch.linspace(-40.0, 40.0, 1001).double()
+    found = log_odds(values, 0.15)
+    exact = torch.logaddexp(values / 0.15, torch.zeros(())).log()
+    assert torch.allclose(found[values > -4], exact[values > -4], rtol=1e-12)
+    assert torch.allclose(found[values < -5], values[values < -5] / 0.15, rtol=1e-12)
+    assert (found.diff() > 0).all()
+    assert torch.isfinite(log_odds(values.float(), 0.15)).all()
+    assert log_odds(values, None) is values
+
+
+def test_scores_that_are_probabilities_get_a_softness() -> None:
+    """Where labels are drawn by the scores themselves a softmax of them cannot say so, a power of them can."""
+    generator = torch.Generator().manual_seed(1)
+    true = torch.distributions.Dirichlet(torch.full((4,), 0.4).double())
+    torch.manual_seed(1)
+    values = true.sample((3000,))
+    labels = torch.multinomial(values, 1, generator=generator)[:, 0]
+    temperature, softness = fit_probabilities(values, labels)
+    assert softness in SOFTNESSES
+
+    def miss(found: Tensor) -> float:
+        return float((found - values).abs().mean())
+
+    soft = probabilities(values, temperature, softness)
+    assert miss(soft) < 0.8 * miss(probabilities(values, fit_temperature(values, labels)))
+    assert (soft.argsort(1) == values.argsort(1)).all()
+
+
+def test_scores_that_are_log_odds_get_none() -> None:
+    values, labels = scores()
+    assert fit_probabilities(values, labels) == (fit_temperature(values, labels), None)
+
+
+def test_a_few_pictures_get_none() -> None:
+    """One nat, which a softness must gain, is more than six pictures can tell."""
+    labels = torch.arange(6) % 2
+    values = torch.nn.functional.one_hot(labels, 2).double() * 0.6 + 0.2
+    assert fit_probabilities(values, labels)[1] is None

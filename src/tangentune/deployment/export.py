@@ -26,7 +26,7 @@ from tangentune.deployment.network_graph import network_graph
 from tangentune.deployment.predictor import Predictor
 from tangentune.errors import InputError, LayerError
 from tangentune.estimators.fitted import FittedModel, kernel_to_training, solved, with_rows
-from tangentune.estimators.tasks import Classification, Multilabel
+from tangentune.estimators.tasks import Classification, Multilabel, Outcome
 from tangentune.estimators.training_set import PictureReader
 from tangentune.kernels.feature_map import TangentModel, decision
 from tangentune.kernels.metric import Whitening
@@ -66,19 +66,19 @@ class Answers(nn.Module):
     """Pictures as the data contract has them in, and what a person wants to know out."""
 
     def __init__(
-        self, predictor: Predictor, contract: DataContract, temperature: float | None, bars: ErrorBars | None = None
+        self, predictor: Predictor, contract: DataContract, outcome: Outcome | None, bars: ErrorBars | None = None
     ):
         super().__init__()
         self.bars = bars
-        self.predictor, self.contract, self.temperature = predictor, contract, temperature
+        self.predictor, self.contract, self.outcome = predictor, contract, outcome
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Scores and probabilities, or predicted numbers, and error bars if there are some: (n, C) each, float32."""
         scores, own = self.predictor(normalise(pixels, self.contract))
         count = scores.shape[1] - (0 if self.bars is None else len(self.bars.signs))
         answers = [scores[:, :count]]
-        if self.temperature is not None:
-            answers.append(torch.softmax(answers[0] / self.temperature, 1))
+        if self.outcome is not None:
+            answers.append(self.outcome.probabilities(answers[0]))
         if self.bars is not None:
             answers.append(self.bars.deviations(scores[:, count:], own))
         return tuple(answers)
@@ -131,14 +131,14 @@ def export(fitted: FittedModel, path: str | os.PathLike[str], reader: PictureRea
     prepared = normalise(fresh, backbone.contract)
     with torch.no_grad():
         network = network_graph(model.map.tangent.module, model.map.tangent.features, prepared[:3])
-    temperature = fitted.outcome.temperature if isinstance(fitted.task, Classification) else None
+    outcome = fitted.outcome if isinstance(fitted.task, Classification) else None
     predictor = Predictor(model, network, prior=bars is not None)
-    answers = Answers(predictor, backbone.contract, temperature, bars)
-    outputs = ("values",) if temperature is None else ("scores", "probabilities")
+    answers = Answers(predictor, backbone.contract, outcome, bars)
+    outputs = ("values",) if outcome is None else ("scores", "probabilities")
     outputs += () if bars is None else ("std",)
     content = kind.write(traced(answers, fresh[:2]), outputs, facts(fitted, fresh))
     run = kind.open(content)
-    wanted, excess = _answers(fitted, fresh, temperature, bars, reader)
+    wanted, excess = _answers(fitted, fresh, outcome, bars, reader)
     difference = _compare(run, fresh, wanted)
     plain = kind.plain(plain_network(model, backbone.contract), fresh[:2])
     own, bare = latencies([run, plain], fresh[:1].numpy())
@@ -189,7 +189,8 @@ def facts(fitted: FittedModel, pixels: Tensor) -> dict[str, Any]:
     """What a file says about itself, as JSON can hold it."""
     contract, outcome = fitted.backbone.contract, fitted.outcome
     classes = [str(name) for name in outcome.classes.tolist()]
-    own = {"classes": classes, "temperature": outcome.temperature} if classes else {"targets": len(outcome.intercept)}
+    known = {"classes": classes, "temperature": outcome.temperature, "softness": outcome.softness}
+    own = known if classes else {"targets": len(outcome.intercept)}
     return {
         "tangentune": __version__,
         "input": {
@@ -229,14 +230,14 @@ def fresh_inputs(fitted: FittedModel, count: int = FRESH) -> Tensor:
 
 
 def _answers(
-    fitted: FittedModel, fresh: Tensor, temperature: float | None, bars: ErrorBars | None, reader: PictureReader | None
+    fitted: FittedModel, fresh: Tensor, outcome: Outcome | None, bars: ErrorBars | None, reader: PictureReader | None
 ) -> tuple[list[Tensor], float | None]:
     """What the engine answers, and how much too wide the error bars of leading directions are, as a share."""
     assert fitted.primal is not None
     x = normalise(fresh, fitted.backbone.contract, fitted.backbone.dtype)
     with torch.no_grad():
         scores = decision(fitted.primal, x)
-        wanted = [scores] if temperature is None else [scores, torch.softmax(scores / temperature, 1)]
+        wanted = [scores] if outcome is None else [scores, outcome.probabilities(scores)]
         if bars is None or reader is None:
             return wanted, None
         pictures = Pictures(fresh, None, [str(i) for i in range(len(fresh))])

@@ -100,7 +100,8 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
             that it never saw, and, where the other folds' networks were made too, leave-one-out error of a ridge probe
             and how far the networks spread about their mean in units of how far that moved; else None.
         fit_report_: seconds and peak bytes of each stage.
-        temperature_: the calibration, fitted to the leave-one-out predictions; NaN with several labels a picture.
+        temperature_, softness_: the calibration, by the leave-one-out predictions: softmax(scores / temperature_), or
+            of log softplus(scores / softness_) where the labels are likelier by it; NaN, None with several labels.
 
     Cost: one forward and one backward pass (two with "flip"), then n^2 P for the kernels and n^3 for the solver.
 
@@ -123,6 +124,7 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     classes_ = fitted_attribute(lambda fitted: fitted.outcome.classes)
     loo_proba_ = fitted_attribute(lambda fitted: fitted.outcome.proba)
     temperature_ = fitted_attribute(lambda fitted: fitted.outcome.temperature)
+    softness_ = fitted_attribute(lambda fitted: fitted.outcome.softness)
     thresholds_ = fitted_attribute(lambda fitted: _thresholds(fitted.outcome.labels))
 
     def decision_function(self, X: Any) -> NDArray:

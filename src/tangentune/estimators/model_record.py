@@ -83,7 +83,7 @@ _FITTED: dict[str, Check] = {
 _LATER: dict[str, Check] = {  # of some kinds of models, or not of older ones
     "temperature_": POSITIVE, "flat_": FLAG, "n_features_in_": whole(1, 2**40), "likelihood_": by_name(POSITIVE),
     "outer_steps_": COUNT, "outer_rate_": LEAST0, "outer_selection_": each(by_name(PLAIN)), "source_": maybe(_GAINED),
-    "source_ids_": each(TEXT),
+    "source_ids_": each(TEXT), "softness_": maybe(POSITIVE),
 }  # fmt: skip
 MAP: dict[str, Check] = {"ruled": each(TEXT), "generic": each(TEXT), "mirrored": FLAG}
 MAP |= {"block_scales": by_name(LEAST0), "length_scales": by_name(LEAST0)}

@@ -173,7 +173,8 @@ def _facts(fitted: FittedModel, features: int | None) -> dict[str, Any]:
     if isinstance(fitted.task, Multilabel):
         return plain
     if isinstance(fitted.task, Classification):
-        return plain | {"temperature_": outcome.temperature}
+        plain |= {"temperature_": outcome.temperature}
+        return plain if outcome.softness is None else plain | {"softness_": outcome.softness}
     return plain | {"flat_": fitted.active.labels.ndim == 1}
 
 
@@ -266,7 +267,7 @@ def _fitted_model(contents: Contents, backbone: Backbone, task: Task, labels: ND
     if isinstance(task, Multilabel):
         outcome = replace(outcome, labels=LabelCalibration(*[tensors[name] for name in LABEL_ARRAYS]))
     elif isinstance(task, Classification):
-        outcome = replace(outcome, temperature=plain["temperature_"])
+        outcome = replace(outcome, temperature=plain["temperature_"], softness=plain.get("softness_"))
     facts = FitFacts(
         **{name: plain[f"{name}_"] for name in PLAIN_FACTS if f"{name}_" in plain},
         damping_path={key: tensors[f"path.{key}"].numpy() for key in ("damping", "loo_error")},

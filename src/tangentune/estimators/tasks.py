@@ -37,7 +37,7 @@ from tangentune.pictures.label_sets import (
 from tangentune.pictures.load import Pictures, check_classes, numeric_labels
 from tangentune.pictures.names import some
 from tangentune.solvers import likelihoods
-from tangentune.solvers.calibration import fit_temperature, probabilities
+from tangentune.solvers.calibration import fit_probabilities, probabilities
 from tangentune.solvers.label_calibration import LabelCalibration, fit_label_calibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES
 from tangentune.solvers.metrics import r2
@@ -66,10 +66,13 @@ class Outcome:
     likelihood: likelihoods.LikelihoodSolution | None = None  # None for least squares, and of a loaded model
     noise: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (k,) of a new observation, of numbers
     labels: LabelCalibration | None = None  # of several labels a picture, which have no temperature
+    softness: float | None = None  # of scores on their way to probabilities, see `calibration.log_odds`
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Of classes, or of each label, (..., C), from scores; least squares."""
-        return probabilities(scores, self.temperature) if self.labels is None else self.labels.probabilities(scores)
+        if self.labels is not None:
+            return self.labels.probabilities(scores)
+        return probabilities(scores, self.temperature, self.softness)
 
 
 @dataclass(frozen=True)
@@ -196,15 +199,16 @@ class Classification(_Labelled):
         targets, system, scores = solution.targets, solution.system, solution.loo.cpu()
         assert targets.classes is not None
         positions, kept, found = targets.targets.argmax(1), targets.weights > 0, None
-        temperature = fit_temperature(scores[kept], positions[kept], targets.weights[kept])
-        proba = probabilities(scores, temperature)
+        temperature, softness = fit_probabilities(scores[kept], positions[kept], targets.weights[kept])
+        proba = probabilities(scores, temperature, softness)
         if self.likelihood != LEAST_SQUARES:  # after the fit its parameters stay, as the damping does
             found = likelihoods.fit_likelihood(self.likelihood, system, parameters)
             parameters = likelihoods.parameters(found)
             proba = likelihoods.loo_likelihood(found, system).cpu()
         dual, intercept = system.dual.cpu().numpy(), system.bias.cpu().numpy()
         score, loo = float((proba.argmax(1) == positions).double().mean()), scores.numpy()
-        return Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), temperature, parameters, found)
+        made = Outcome(dual, intercept, loo, score, targets.classes, proba.numpy(), temperature, parameters, found)
+        return replace(made, softness=softness)
 
     def second_opinions(self, others: Tensor, given: Tensor, outcome: Outcome, labels: NDArray) -> Opinions:
         """Labels (n,) that the others suggest, and the probabilities, left out, of those given; None of numbers."""

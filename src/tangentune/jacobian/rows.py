@@ -60,6 +60,12 @@ class RowSet:
         factors = {name: reduce(add, (part.factors[name] for part in parts)) for name in parts[0].factors}
         return cls(torch.cat([part.phi for part in parts]), entries, factors)
 
+    @classmethod
+    def beside(cls, parts: list[RowSet]) -> RowSet:
+        """Sets of the same pictures as one, of the parameters of all."""
+        entries = {name: entry for part in parts for name, entry in part.entries.items()}
+        return cls(parts[0].phi, entries, {name: own for part in parts for name, own in part.factors.items()})
+
     def restrict(self, names: Iterable[str]) -> RowSet:
         """The rows of fewer parameters."""
         kept = set(names)

@@ -32,20 +32,19 @@ def block_kernels(job: FitJob) -> BlockKernels:
     """Pilot, metric power, then the block kernels of all pictures; small sets try everything on all pictures."""
     settings, tangent, count = job.settings, job.tangent, job.pictures.count
     tried: list[Scored] = []
-    leading = next(iter(group_blocks(tangent.names)), "")
+    leading, begun = next(iter(group_blocks(tangent.names)), ""), None
     if tangent.names and settings.fixed.body_scale is None:
         index = pilot_pictures(count, job.targets.shape[1])
         if len(index) == count and len(job.passes(tangent)) == 1:
             return _small_kernels(job)
-        with job.meter.stage("pilot"):
-            pilot = run_pilot(job, index)
-        tried, leading = pilot.tried, pilot.leading
+        pilot = run_pilot(job, index)
+        tried, leading, begun = pilot.tried, pilot.leading, pilot.begun
         tangent = restrict(tangent, [name for name in tangent.names if block_of(name) in pilot.kept])
     passes, rows = job.passes(tangent), None
     whole = len(passes) == 1  # the rows of all parameters are in memory at once
     if whole:
         with job.meter.stage("rows"):
-            rows = job.collect(tangent, "rows")
+            rows = job.collect(tangent, "rows", begun=begun)
     power = settings.power if tangent.names else 0.0
     factors: dict[str, KroneckerFactors] = {}
     if rows is not None and power != 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -20,34 +21,62 @@ FACTOR_PICTURES = 256
 ROUNDING = 32  # rows below so many roundings of the largest layer's are noise
 
 
+@final
+@dataclass(frozen=True)
+class Begun:
+    """Rows of some pictures of a set, at ascending `places`, that need not be taken again."""
+
+    rows: RowSet
+    places: Tensor
+
+    def others(self, count: int) -> Tensor:
+        """Places of the pictures that are left, of so many in all."""
+        left = torch.ones(count, dtype=torch.bool)
+        left[self.places] = False
+        return left.nonzero()[:, 0]
+
+    def spread(self, count: int) -> RowSet:
+        """Room for the rows of all pictures, with these in it; they are let go, entry by entry, for they are large."""
+        phi, entries = self.rows.phi.new_empty(count, self.rows.phi.shape[1]), {}
+        phi[self.places] = self.rows.phi
+        for name in list(self.rows.entries):
+            entry = self.rows.entries.pop(name)
+            entries[name] = _allocate(entry, count)
+            _fill(entries[name], entry, self.places)
+        return RowSet(phi, entries, dict(self.rows.factors))
+
+
 def views_of(x: Tensor, mirrored: bool) -> list[Tensor]:
     """The ways a batch is seen: plain, and left-right mirrored if asked."""
     return [x, x.flip(-1)] if mirrored else [x]
 
 
 def collect(
-    tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True
-) -> RowSet:
+    tangent: RowPlan, batches: Batches, count: int, probes: Tensor, mirrored: bool, *, factors: bool = True,
+    begun: Begun | None = None,
+) -> RowSet:  # fmt: skip
     """Rows of `count` pictures, kept in memory, averaged with those of the mirrored ones if asked; probes (R, d).
 
-    `factors` also sums what K-FAC needs.
+    `factors` also sums what K-FAC needs. Of a set that was `begun` the batches are of the others.
     """
-    phi, entries, samples = None, {}, {}
+    found = None if begun is None else begun.spread(count)
+    places = None if begun is None else begun.others(count).to(begun.rows.phi.device)
     # K-FAC sums need not see every picture; an even spread of batches does.
     stride = -(-count // FACTOR_PICTURES)
     for number, portion in enumerate(batches()):
         positions = FACTOR_POSITIONS if factors and number % stride == 0 else 0
         part = batch_rows(tangent.at(portion.point), views_of(portion.x, mirrored), probes, positions)
-        if phi is None:
-            phi = part.phi.new_empty(count, part.phi.shape[1])
+        if found is None:
             entries = {name: _allocate(entry, count) for name, entry in part.entries.items()}
-        phi[portion.rows] = part.phi
+            found = RowSet(part.phi.new_empty(count, part.phi.shape[1]), entries, {})
+        here = portion.rows if places is None else places[portion.rows]
+        found.phi[here] = part.phi
         for name, entry in part.entries.items():
-            _fill(entries[name], entry, portion.rows)
+            _fill(found.entries[name], entry, here)
         for name, sample in part.factors.items():
-            samples[name] = samples[name] + sample if name in samples else sample
-    assert phi is not None
-    return RowSet(phi, entries, samples)
+            found.factors[name] = found.factors[name] + sample if name in found.factors else sample
+    assert found is not None
+    return found
 
 
 def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
@@ -58,7 +87,8 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
         if isinstance(entry, Rows) and (sample is None or not _fits(sample, entry)):
             out[name] = diagonal_kronecker(entry)
         elif sample is not None:
-            mean_square = float(entry.squared_norms().mean()) / entry.width
+            few = entry.select(slice(None, None, -(-len(entry) // FACTOR_PICTURES)))
+            mean_square = float(few.squared_norms().mean()) / entry.width
             out[name] = matrix_kronecker(sample, mean_square)
     # A gradient that is zero but for rounding (a bias before a norm, a key's bias) must not be blown up to unit size.
     eps = max((torch.finfo(entry.dtype).eps for entry in rows.entries.values()), default=0.0)

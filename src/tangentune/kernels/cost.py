@@ -220,10 +220,15 @@ def seconds_of(
     if pilot:
         late = list(group_blocks(whole.layers).values())  # and often no others
         late = [whole.layers[name] for block in late[len(late) // 2 :] for name in block]
-        out["pilot"] = pilot * (whole.forward + probes * (whole.backward + trial.backward) / 2) / views(settings)
-        out["pilot"] += sum(_gram_work(layer, pilot) for layer in late) / rates.rows
+        out["pilot"] = sum(_gram_work(layer, pilot) for layer in late) / rates.rows
         out["pilot"] += trying(pilot, len(FIRST_BLOCKS) * normalisations * 3)
     out["rows"] = (passes * n + again) * a_row
+    if pilot:
+        begun = pilot * (whole.forward + probes * (whole.backward + trial.backward) / 2) / views(settings)
+        if settings.mirrored or passes > 1:
+            out["pilot"] += begun
+        else:  # its rows are the first of all
+            out["rows"] += begun - pilot * a_row
     if any(power != 0 for power in powers):
         out["metric"] = factors
     if settings.power is None and not small:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tangentune.kernels.choice import KernelCandidates, Scored, energies, picture_errors, search, solution_of
-from tangentune.kernels.collect import RowSet, restrict
+from tangentune.kernels.collect import Begun, RowSet, restrict
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.stages import FitJob, spread
 from tangentune.networks.parameters import block_of, group_blocks
@@ -27,11 +27,12 @@ POWER_PICTURES = 150
 
 @dataclass(frozen=True)
 class Pilot:
-    """What the pilot decided: the blocks kept and the one that matters most."""
+    """What the pilot decided: the blocks kept and the one that matters most; and `begun`, if they can be used, rows."""
 
     kept: tuple[str, ...]
     leading: str
     tried: list[Scored]
+    begun: Begun | None
 
 
 def pilot_pictures(count: int, outputs: int) -> list[int]:
@@ -56,44 +57,55 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     least. Of many pictures the best: what early blocks are worth grows with the pictures. The plain metric and
     unmirrored pictures decide the same for a third of the cost. The late half of the network is looked at first, and
     earlier blocks, whose rows cost most, only while the earliest candidate is the best so far, or none beats a probe.
+    Its rows are a beginning of the fit's, unless that has its pictures mirrored or must take rows in several passes.
     """
     settings, chosen = job.settings, torch.tensor(index)
     every = list(group_blocks(job.tangent.names))
     firsts = _firsts(len(every))[::-1]
     late = [first for first in firsts if first >= len(every) // 2]
     blocks: dict[str, Tensor] = {}
+    taken: list[RowSet] = []
     tried: list[Scored] = []
     found: list[tuple[Scored, KernelCandidates, Tensor]] = []
     for group in (late, *([first] for first in firsts[len(late) :])):
         best = min(found, key=lambda candidate: candidate[0].criterion, default=None)
         if best is not None and best is not found[-1] and best[0].choice.body_scale > 0:
             break
-        head, more = _block_grams(job, index, [block for block in every[group[-1] :] if block not in blocks])
-        blocks = more | blocks
-        for first in group:
-            kept = {block: blocks[block] for block in every[first:]}
-            problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
-            scored, some = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
-            tried += some
-            found.append((scored, problem, picture_errors(problem, scored)))
-    best = min(found, key=lambda candidate: candidate[0].criterion)
-    behind = 1 if job.pictures.count < CHOOSING_PICTURES else 0
-    scored, problem, _ = next(candidate for candidate in found if _behind(candidate[2], best[2]) <= behind)
-    moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
-    leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
-    return Pilot(tuple(problem.blocks), leading, tried)
+        rows, more = _block_grams(job, index, [block for block in every[group[-1] :] if block not in blocks])
+        blocks, taken, head = more | blocks, rows + taken, _head(rows[0])
+        with job.meter.stage("pilot"):
+            for first in group:
+                kept = {block: blocks[block] for block in every[first:]}
+                problem = KernelCandidates(head, kept, job.targets[chosen], job.weights[chosen])
+                scored, some = search(problem, 0.0, settings.fixed, settings.criterion, slopes=(0.0,), refine=False)
+                tried += some
+                found.append((scored, problem, picture_errors(problem, scored)))
+    with job.meter.stage("pilot"):
+        best = min(found, key=lambda candidate: candidate[0].criterion)
+        behind = 1 if job.pictures.count < CHOOSING_PICTURES else 0
+        scored, problem, _ = next(candidate for candidate in found if _behind(candidate[2], best[2]) <= behind)
+        moved = energies(problem, scored.choice, solution_of(problem, scored).dual)
+        leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
+    names = [name for name in job.tangent.names if block_of(name) in problem.blocks]
+    rows = RowSet.beside(taken).restrict(names)
+    usable = (
+        not settings.mirrored and len(job.passes(restrict(job.tangent, names))) == 1 and len(rows.entries) == len(names)
+    )
+    return Pilot(tuple(problem.blocks), leading, tried, Begun(rows, chosen) if usable else None)
 
 
-def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Head kernel and plain kernels of some blocks for the pictures of `index`."""
+def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[list[RowSet], dict[str, Tensor]]:
+    """Rows and plain kernels of some blocks for the pictures of `index`; of several passes the features alone."""
     tangent = restrict(job.tangent, [name for name in job.tangent.names if block_of(name) in blocks])
-    head, grams = torch.empty(0), dict[str, Tensor]()
-    for names in job.passes(tangent, len(index)):
-        rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
-        head = _head(rows)
-        for block, gram in job.grams(rows.entries, {}, 0.0).items():
-            grams[block] = grams[block] + gram if block in grams else gram
-    return head, grams
+    found, grams, passes = list[RowSet](), dict[str, Tensor](), job.passes(tangent, len(index))
+    for names in passes:
+        with job.meter.stage("pilot" if job.settings.mirrored else "rows"):
+            rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
+        with job.meter.stage("pilot"):
+            for block, gram in job.grams(rows.entries, {}, 0.0).items():
+                grams[block] = grams[block] + gram if block in grams else gram
+        found = [rows if len(passes) == 1 else rows.restrict(())]
+    return found, grams
 
 
 def choose_on_all(

@@ -12,7 +12,7 @@ from tangentune.jacobian.layers import Entry
 from tangentune.jacobian.rows import RowPlan, batch_rows
 from tangentune.kernels.batches import Batches, PictureBatches, Portion
 from tangentune.kernels.choice import FixedChoices
-from tangentune.kernels.collect import RowSet, collect, plan_passes, restrict
+from tangentune.kernels.collect import Begun, RowSet, collect, plan_passes, restrict
 from tangentune.kernels.gram import block_grams, power_grams
 from tangentune.kernels.metric import KroneckerFactors
 from tangentune.kernels.row_shards import RowShards
@@ -76,12 +76,18 @@ class FitJob:
         return run
 
     def collect(
-        self, tangent: RowPlan, label: str, index: list[int] | None = None, mirrored: bool | None = None
+        self,
+        tangent: RowPlan,
+        label: str,
+        index: list[int] | None = None,
+        mirrored: bool | None = None,
+        begun: Begun | None = None,
     ) -> RowSet:
-        """Rows of all or some pictures, mirrored as set unless told otherwise."""
+        """Rows of all or some pictures, mirrored as set unless told otherwise; or of all, some of them `begun`."""
         count = self.pictures.count if index is None else len(index)
         mirrored = self.settings.mirrored if mirrored is None else mirrored
-        return collect(tangent, self.batches(label, index), count, self.probes, mirrored)
+        batches = self.batches(label, index if begun is None else begun.others(count).tolist())
+        return collect(tangent, batches, count, self.probes, mirrored, begun=begun)
 
     def grams(self, entries: dict[str, Entry], factors: dict[str, KroneckerFactors], power: float) -> dict[str, Tensor]:
         """Block kernels, in network order, with a progress bar."""

@@ -27,7 +27,6 @@ from tangentune.pictures.load import Pictures
 from tangentune.reports.pages import Estimator, is_classifier
 from tangentune.solvers import balancing
 from tangentune.solvers.balancing import influence
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove, retarget
 from tangentune.solvers.leave_out import contributions
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -180,7 +179,7 @@ def without_labels(
 
 def _ranked_classes(model: TangentClassifier, asked: _Asked, proba: NDArray | None) -> tuple[Prediction, ...]:
     if proba is None:
-        values = probabilities(asked.scores[None], model.temperature_)[0].cpu().numpy()
+        values = model.fitted_.outcome.probabilities(asked.scores[None])[0].cpu().numpy()
     else:
         values = model.loo_proba_[asked.same[0]] if asked.same else proba
     order = np.argsort(-values, kind="stable")
@@ -200,7 +199,7 @@ def _attribute_lead(model: TangentClassifier, asked: _Asked, answers: tuple[Pred
     def without(place: int) -> Prediction | None:
         if model.likelihood != LEAST_SQUARES:
             return None
-        proba = probabilities((asked.scores - influence[place])[None], model.temperature_)[0]
+        proba = model.fitted_.outcome.probabilities((asked.scores - influence[place])[None])[0]
         return Prediction(names[int(proba.argmax())], float(proba.max()))
 
     shares = lead(asked.shares)

@@ -18,14 +18,44 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn import functional as F
 
 from tangentune.solvers.softmax import check_classes, softmax_gaussian
 
 REACH = 1e3  # how far the temperature may be from the scores' own size
 PRIOR = 0.3, 1.0  # of the temperature: most likely value, and pictures it weighs; docs/results/temperature.md
 PART = 2000  # pictures that are looked at first
+SOFTNESSES = (0.3, 0.15)  # of scores, a whole label being 1: about what stands for nothing (decision 41)
 NEWTON, EXACT = 100, 1e-7  # steps at most, and their relative size at the end, whose square is left of the error
 DOUBT = 0.3  # mean variance in log odds that the search for the spread starts from
+
+
+def log_odds(scores: Tensor, softness: float | None) -> Tensor:
+    """Scores of least squares, near one-hot targets, as logits: `log softplus(scores / softness)`; None: as they are.
+
+    Such scores estimate probabilities themselves, which a softmax of them forgets: from 0 to .3 says more than from .7
+    to 1. `softmax(log_odds / t)` is their soft positive part to the power 1 / t, brought to a sum of 1. Order stays.
+    """
+    if softness is None:
+        return scores
+    units = scores / softness
+    return torch.where(units < -30, units, F.softplus(units).log())  # below, the softplus is the exponential
+
+
+def fit_probabilities(scores: Tensor, classes: Tensor, weights: Tensor | None = None) -> tuple[float, float | None]:
+    """Temperature and softness that make classes most likely, from leave-one-out scores; see `fit_temperature`.
+
+    A softness only where the labels become likelier by more than one nat: it is one parameter more (Akaike 1974).
+    """
+    target = _smoothed_labels(scores, classes, weights)
+
+    def tried(softness: float | None) -> tuple[float, float, float | None]:
+        logits = log_odds(scores, softness)
+        temperature = fit_temperature(logits, classes, weights)
+        return -float((target * (logits / temperature).log_softmax(1)).sum()) * len(scores), temperature, softness
+
+    plain, soft = tried(None), min(map(tried, SOFTNESSES), key=lambda found: found[0])
+    return soft[1:] if soft[0] < plain[0] - 1 else plain[1:]
 
 
 def fit_temperature(
@@ -40,9 +70,9 @@ def fit_temperature(
     return _best_temperature(scores, _smoothed_labels(scores, classes, weights), prior)
 
 
-def probabilities(scores: Tensor, temperature: float) -> Tensor:
-    """softmax(scores / temperature), (n, C)."""
-    return torch.softmax(scores / temperature, 1)
+def probabilities(scores: Tensor, temperature: float, softness: float | None = None) -> Tensor:
+    """softmax(log_odds(scores, softness) / temperature), (n, C)."""
+    return torch.softmax(log_odds(scores, softness) / temperature, 1)
 
 
 @final

@@ -1,4 +1,4 @@
-"""What every picture does to a solution, exact and without refitting: leaving it out, influence, share, suspicion.
+"""What every picture does to a solution, exact and without refitting: leaving it out, influence, share, doubt.
 
 All from one block of the inverse. For the rows I of a picture, `g_I = ([W^-1]_II)^-1 e_I` is the root of the weight
 times the residual of the fit without it, and `f(x) - f_-I(x) = [k(x, X) D^1/2, 1] [W^-1]_:I g_I`.
@@ -114,23 +114,13 @@ def unique_information(system: System, cross: Tensor | None = None) -> Tensor:
     return torch.einsum("nvc,nvw,nwc->n", scaled, squares, scaled).clamp_min(0)
 
 
-def suspicion(system: System) -> Tensor:
-    """How doubtful every label is: its squared distance to the leave-one-out prediction, (n,); larger is worse.
-
-    For one-hot targets 0 means that the other pictures fully agree with the label, and 2 that they are sure of another
-    one. Nothing is tuned. The predictions are those of `distrusting`, with more damping than has the lowest error,
-    which fits labels as they are given, mistakes included: at one mean eigenvalue of the kernel, where a picture's
-    signal is believed to be as large as its noise, a few more of the mistakes come to the very top, and the rest are
-    ranked as well (docs/results/label_mistakes.md). Cost `N^3` where the damping has to be raised, else `N C`.
-    """
-    squares = (system.targets - loo(distrusting(system))).square().sum(1)
-    return squares.unflatten(0, (-1, system.width)).sum(1)
-
-
 def distrusting(system: System, damping: float | None = None) -> System:
     """The problem at its damping or `mean_eigenvalue`, whichever is more, where no label is trusted by itself; N^3.
 
-    A `damping` that was found so before takes the place of the eigenvalue.
+    With the damping of the lowest error labels are fitted as they are given, mistakes included. Where a picture's
+    signal is believed to be as large as its noise, a few more of the mistakes come to the very top by squared distance
+    to the leave-one-out prediction, and the rest are ranked as well (docs/results/label_mistakes.md). A `damping` that
+    was found so before takes the place of the eigenvalue.
     """
     damping = mean_eigenvalue(system) if damping is None else damping
     return system if damping <= system.damping else refresh(system, damping=damping)

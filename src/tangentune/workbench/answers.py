@@ -16,7 +16,6 @@ from tangentune.estimators.fitted import FittedModel, solved
 from tangentune.estimators.solution import Solution
 from tangentune.reports.explanation import Explanation, PictureEffect, familiarity, without_labels
 from tangentune.solvers import balancing
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.edits import remove
 from tangentune.solvers.leave_out import contributions, light, pair_influence
 from tangentune.solvers.likelihoods import LEAST_SQUARES
@@ -141,7 +140,7 @@ def _with_label(fitted: FittedModel, solution: Solution, place: int, names: list
         return None
     scores, source = predicted(solution.system, slice(place, place + 1))[0], solution.targets.source
     scores = scores if source is None else scores + source.response[place] @ source.labels
-    return _ranked(names, probabilities(scores[None], fitted.outcome.temperature)[0].cpu().numpy())
+    return _ranked(names, fitted.outcome.probabilities(scores[None])[0].cpu().numpy())
 
 
 def _ranked(names: list[str], proba: NDArray[np.float64]) -> Ranked:

@@ -16,7 +16,6 @@ from tangentune.estimators.explanations import leave_out
 from tangentune.estimators.fitted import FittedModel
 from tangentune.pictures.names import some
 from tangentune.pictures.tables import Columns, read_columns
-from tangentune.solvers.calibration import probabilities
 from tangentune.workbench.figures import Figures, judged, positions_of
 
 
@@ -75,7 +74,7 @@ def figures(fitted: FittedModel, groups: list[str]) -> list[GroupFigures]:
     if len(names) < 2:
         raise InputError("all pictures are in one group; leaving it out would leave none, so name at least two groups")
     scores = torch.from_numpy(leave_out(fitted, index))
-    proba = probabilities(scores, fitted.outcome.temperature).numpy()
+    proba = fitted.outcome.probabilities(scores).numpy()
     given, out = positions_of(fitted), list[GroupFigures]()
     for group in np.argsort(-np.bincount(index), kind="stable").tolist():
         own = index == group

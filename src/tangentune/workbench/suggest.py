@@ -31,7 +31,6 @@ from tangentune.memory import progress, warm_pages
 from tangentune.pictures.pictures import Pictures
 from tangentune.pictures.ranks import Shared
 from tangentune.solvers.acquisition import Stage, next_pictures, skill, stage_of
-from tangentune.solvers.calibration import probabilities
 from tangentune.solvers.posterior import variance
 
 PORTION = 2_000  # unlabelled pictures that are held against one another at once
@@ -257,7 +256,7 @@ def _stage(fitted: FittedModel) -> tuple[Stage, float]:
 
 def _margins(fitted: FittedModel, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (m, C) and margins (m,), by the temperature of leave-one-out."""
-    proba = probabilities(scores, fitted.outcome.temperature)
+    proba = fitted.outcome.probabilities(scores)
     top = proba.topk(2, 1).values
     return proba, top[:, 0] - top[:, 1]
 
