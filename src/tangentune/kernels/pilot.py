@@ -88,23 +88,22 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
         leading = max(problem.blocks, key=lambda block: moved.get(block, float(problem.blocks[block].diagonal().sum())))
     names = [name for name in job.tangent.names if block_of(name) in problem.blocks]
     rows = RowSet.beside(taken).restrict(names)
-    usable = (
-        not settings.mirrored and len(job.passes(restrict(job.tangent, names))) == 1 and len(rows.entries) == len(names)
-    )
+    usable = len(rows.entries) == len(names) and len(job.passes(restrict(job.tangent, names))) == 1
     return Pilot(tuple(problem.blocks), leading, tried, Begun(rows, chosen) if usable else None)
 
 
 def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[list[RowSet], dict[str, Tensor]]:
-    """Rows and plain kernels of some blocks for the pictures of `index`; of several passes the features alone."""
+    """Rows and plain kernels of some blocks for the pictures of `index`; features alone where a fit cannot use rows."""
     tangent = restrict(job.tangent, [name for name in job.tangent.names if block_of(name) in blocks])
     found, grams, passes = list[RowSet](), dict[str, Tensor](), job.passes(tangent, len(index))
+    usable = len(passes) == 1 and not job.settings.mirrored
     for names in passes:
-        with job.meter.stage("pilot" if job.settings.mirrored else "rows"):
+        with job.meter.stage("rows" if usable else "pilot"):
             rows = job.collect(restrict(job.tangent, names), "pilot rows", index, mirrored=False)
         with job.meter.stage("pilot"):
             for block, gram in job.grams(rows.entries, {}, 0.0).items():
                 grams[block] = grams[block] + gram if block in grams else gram
-        found = [rows if len(passes) == 1 else rows.restrict(())]
+        found = [rows if usable else rows.restrict(())]
     return found, grams
 
 
