@@ -100,7 +100,8 @@ def plain() -> Any:
 
 EARLY = (
     ("test_torture", "test_one_writer"),  # copy the process, which is smallest at the start
-    ("test_docs", "smallest_budget"),  # the longest: no process waits for them at the end
+    # the longest: no process waits for them at the end
+    ("test_docs", "smallest_budget", "test_site", "test_owners_page", "test_exported", "in_browser", "test_browser"),
 )
 
 
