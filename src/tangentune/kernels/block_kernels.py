@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from tangentune.kernels.choice import KernelChoice, Scored, block_scales
 from tangentune.kernels.collect import RowSet, kronecker_factors, restrict
 from tangentune.kernels.feature_map import TangentMap
-from tangentune.kernels.metric import KroneckerFactors, Whitening, whitening
+from tangentune.kernels.metric import KroneckerFactors, Whitening, whiten_own, whitening
 from tangentune.kernels.pilot import choose_on_all, choose_power, pilot_pictures, run_pilot
 from tangentune.kernels.stages import FitJob
 from tangentune.networks.parameters import block_of, group_blocks
@@ -24,6 +24,7 @@ class BlockKernels:
     factors: dict[str, KroneckerFactors]
     power: float
     rows: RowSet | None
+    turned: bool  # whether the rows are in the metric
     passes: int
     tried: list[Scored]
 
@@ -59,6 +60,11 @@ def block_kernels(job: FitJob) -> BlockKernels:
             power, more = choose_power(job, part, factors or kronecker_factors(part), whole=whole)
             del part
         tried += more
+    turned = rows is not None and power != 0
+    if rows is not None and turned:
+        with job.meter.stage("kernels"):  # once: kernels and weights are made from them
+            metric = {name: whitening(factors[name], power) for name in rows.entries}
+            rows = replace(rows, entries={name: whiten_own(rows.entries.pop(name), metric[name]) for name in metric})
     grams: dict[str, Tensor] = {}
     for number, names in enumerate(passes):
         if not whole:
@@ -69,12 +75,12 @@ def block_kernels(job: FitJob) -> BlockKernels:
                 factors |= kronecker_factors(rows) if power > 0 else {}
         assert rows is not None
         with job.meter.stage("kernels"):
-            done = job.grams(rows.entries, factors, power)
+            done = job.grams(rows.entries, factors, 0.0 if turned else power)
         for block, gram in done.items():
             grams[block] = grams[block] + gram if block in grams else gram
     assert rows is not None
     blocks = {block: grams[block] for block in group_blocks(tangent.names)}
-    return BlockKernels(rows.phi, blocks, factors, power, rows if whole else None, len(passes), tried)
+    return BlockKernels(rows.phi, blocks, factors, power, rows if whole else None, turned, len(passes), tried)
 
 
 def _small_kernels(job: FitJob) -> BlockKernels:
@@ -85,7 +91,7 @@ def _small_kernels(job: FitJob) -> BlockKernels:
     with job.meter.stage("kernels"):
         power, blocks, tried = choose_on_all(job, rows, factors)
     kept = rows.restrict(name for name in job.tangent.names if block_of(name) in blocks)
-    return BlockKernels(rows.phi, blocks, factors, power, kept, 1, tried)
+    return BlockKernels(rows.phi, blocks, factors, power, kept, False, 1, tried)
 
 
 def frozen_map(job: FitJob, choice: KernelChoice, made: BlockKernels) -> TangentMap:

@@ -248,7 +248,8 @@ def seconds_of(
         out["selection"] += (WALKED * FACTORED * n**3 + n * whole.features**2) / rates.double
         out["selection"] += rates.decomposition(whole.features)
     forming = sum(layer.positions * layer.width for layer in rows)
-    out["weights"] = 1.6 * n * (moved + forming + outputs * sum(layer.width for layer in rows)) / rates.rows
+    turning = moved if small or passes > 1 else 0  # others are in the metric since their kernels were made
+    out["weights"] = 1.6 * n * (turning + forming + outputs * sum(layer.width for layer in rows)) / rates.rows
     out["weights"] += trying(0, 1) + len(RELATIVE_DAMPINGS) * n**2 * (2 * outputs + 1) / rates.double
     out["system"] = FACTORED * n**3 / rates.double
     if problem.likelihood == "laplace":

@@ -119,13 +119,18 @@ class KeptRows:
         return found if len(places) == 1 else found.select(torch.cat(places).argsort())
 
 
-def feature_rows(feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry], *, own: bool = False) -> FeatureRows:
-    """Features and plain rows brought into a map's coordinates; consumes `entries`, and writes over them if `own`."""
+def feature_rows(
+    feature_map: TangentMap, phi: Tensor, entries: dict[str, Entry], *, own: bool = False, turned: bool = False
+) -> FeatureRows:
+    """Features and rows brought into a map's coordinates; consumes `entries`, and writes over them if `own`.
+
+    Rows are plain, or in the map's metric if `turned`.
+    """
     moved: dict[str, Entry] = {}
     move = whiten_own if own else whiten
     for name in feature_map.tangent.names:
         entry = entries.pop(name)
-        moved[name] = move(entry, feature_map.metric[name]) if name in feature_map.metric else entry
+        moved[name] = move(entry, feature_map.metric[name]) if name in feature_map.metric and not turned else entry
     phi = phi.double()
     lengths = torch.ones_like(phi[:, 0])
     if feature_map.normalize:

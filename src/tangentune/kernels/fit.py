@@ -136,7 +136,9 @@ def _fit_whole(job: FitJob) -> Fitted:
             probe = probe_loo(problem, chosen.tried[len(made.tried) :])
     with meter.stage("weights"):
         feature_map = frozen_map(job, best.choice, made)
-        rows = None if made.rows is None else feature_rows(feature_map, made.rows.phi, made.rows.entries, own=True)
+        rows = None
+        if (own := made.rows) is not None:
+            rows = feature_rows(feature_map, own.phi, own.entries, own=True, turned=made.turned)
         parts = row_parts(rows, feature_map, job.batches("weights"))
         model = primal(feature_map, parts, solution.dual, solution.intercept)
     path = damping_path(factor, job.targets, settings.criterion)[:2]
