@@ -56,7 +56,7 @@ def test_the_source_stays_small() -> None:
     (300). Studies: sets of real pictures (700), what to clean and to give next (500), times of the workbench and of
     large fits (400); less one that others have replaced, and how each read its pictures (220).
     """
-    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 43_030
+    assert sum(lines(path) for path in PACKAGE.rglob("*.py")) <= 43_040
     assert sum(lines(path) for path in (ROOT / "benchmarks").rglob("*.py")) <= 8_140
 
 

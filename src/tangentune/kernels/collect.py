@@ -87,6 +87,7 @@ def kronecker_factors(rows: RowSet) -> dict[str, KroneckerFactors]:
         if isinstance(entry, Rows) and (sample is None or not _fits(sample, entry)):
             out[name] = diagonal_kronecker(entry)
         elif sample is not None:
+            # its scale need not see every picture either
             few = entry.select(slice(None, None, -(-len(entry) // FACTOR_PICTURES)))
             mean_square = float(few.squared_norms().mean()) / entry.width
             out[name] = matrix_kronecker(sample, mean_square)
