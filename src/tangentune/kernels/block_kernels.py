@@ -60,8 +60,9 @@ def block_kernels(job: FitJob) -> BlockKernels:
             power, more = choose_power(job, part, factors or kronecker_factors(part), whole=whole)
             del part
         tried += more
-    turned = rows is not None and power != 0
-    if rows is not None and turned:
+    turned = False
+    if rows is not None and power != 0:
+        turned = True
         with job.meter.stage("kernels"):  # once: kernels and weights are made from them
             metric = {name: whitening(factors[name], power) for name in rows.entries}
             rows = replace(rows, entries={name: whiten_own(rows.entries.pop(name), metric[name]) for name in metric})

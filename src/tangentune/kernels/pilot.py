@@ -72,7 +72,7 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
         if best is not None and best is not found[-1] and best[0].choice.body_scale > 0:
             break
         rows, more = _block_grams(job, index, [block for block in every[group[-1] :] if block not in blocks])
-        blocks, taken, head = more | blocks, rows + taken, _head(rows[0])
+        blocks, taken, head = more | blocks, [rows, *taken], _head(rows)
         with job.meter.stage("pilot"):
             for first in group:
                 kept = {block: blocks[block] for block in every[first:]}
@@ -92,10 +92,10 @@ def run_pilot(job: FitJob, index: list[int]) -> Pilot:
     return Pilot(tuple(problem.blocks), leading, tried, Begun(rows, chosen) if usable else None)
 
 
-def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[list[RowSet], dict[str, Tensor]]:
+def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[RowSet, dict[str, Tensor]]:
     """Rows and plain kernels of some blocks for the pictures of `index`; features alone where a fit cannot use rows."""
     tangent = restrict(job.tangent, [name for name in job.tangent.names if block_of(name) in blocks])
-    found, grams, passes = list[RowSet](), dict[str, Tensor](), job.passes(tangent, len(index))
+    rows, grams, passes = None, dict[str, Tensor](), job.passes(tangent, len(index))
     usable = len(passes) == 1 and not job.settings.mirrored
     for names in passes:
         with job.meter.stage("rows" if usable else "pilot"):
@@ -103,8 +103,8 @@ def _block_grams(job: FitJob, index: list[int], blocks: list[str]) -> tuple[list
         with job.meter.stage("pilot"):
             for block, gram in job.grams(rows.entries, {}, 0.0).items():
                 grams[block] = grams[block] + gram if block in grams else gram
-        found = [rows if usable else rows.restrict(())]
-    return found, grams
+    assert rows is not None
+    return rows if usable else rows.restrict(()), grams
 
 
 def choose_on_all(
