@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 def surveyed(case: Case, network: nn.Module | None = None) -> RowPlan:
     network = case.network() if network is None else network
     names = [name for name, _ in network.named_parameters()]
-    return survey(network, forward, names, case.batch(3, seed=9))
+    x = case.batch(3, seed=9)
+    return survey(network, forward, names, x.to(next(network.parameters())) if x.is_floating_point() else x)
 
 
 def random_probes(network: nn.Module, x: Tensor, count: int) -> Tensor:
@@ -202,6 +203,19 @@ def test_any_memory_order_and_any_part_of_a_network(case: str, memory_format: to
     directions = random_probes(network, x, 2)
     expected = dense_rows(chosen.network(), chosen.batch(4), directions)
     assert_rows_equal(explicit_rows(tangent, x, directions), {name: expected[name] for name in names}, 1e-10)
+
+
+@pytest.mark.parametrize("case", ["conv_groups", "depthwise", "depthwise_double", "conv_leftover", "conv_same"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_in_channels_last_order(case: str, dtype: torch.dtype) -> None:
+    """Groups of 3 x 3 weights have a way of their own there."""
+    chosen = next(c for c in CASES if c.name == case)
+    network = chosen.network().to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = chosen.batch(5).to(dtype).contiguous(memory_format=torch.channels_last)
+    directions = random_probes(chosen.network(), chosen.batch(5), 2)
+    expected = dense_rows(chosen.network(), chosen.batch(5), directions)
+    found = explicit_rows(surveyed(chosen, network), x, directions.to(dtype))
+    assert_rows_equal(found, expected, 1e-10 if dtype == torch.float64 else 1e-4)
 
 
 def test_the_network_is_left_as_it_was() -> None:

@@ -18,9 +18,10 @@ from tangentune.solvers.source.choice import (
     DEVIATIONS,
     STRENGTHS,
     SourceProblem,
+    SourceSetting,
+    _errors,
     choose_source,
     source_effects,
-    source_errors,
 )
 from tangentune.solvers.source.leave_out import target_leave_out, target_loo
 from tangentune.solvers.system import build
@@ -31,6 +32,11 @@ CASES: list[dict[str, Any]] = [
     {"single": True, "strength": 1.0, "deviation": 1.0},
     {"zeros": True, "single": True, "seed": 2, "strength": 0.01, "damping": 5.0},
 ]
+
+
+def source_errors(problem: SourceProblem, setting: SourceSetting) -> torch.Tensor:
+    """(n,) squared leave-one-out error of each target picture, the coupling made without it as well."""
+    return _errors(problem, problem.means(), setting.class_weights)(setting)
 
 
 def unnamed(joint: Joint) -> Joint:

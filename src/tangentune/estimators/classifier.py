@@ -7,7 +7,6 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any, final
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
@@ -18,7 +17,6 @@ from tangentune.estimators.fitted import fitted_attribute
 from tangentune.estimators.tasks import Classification
 from tangentune.estimators.user_input import as_classes, with_labels
 from tangentune.pictures.label_sets import label_matrix
-from tangentune.solvers.label_calibration import LabelCalibration
 from tangentune.solvers.likelihoods import LEAST_SQUARES, fit_likelihood, predict_likelihood
 
 
@@ -125,7 +123,9 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
     loo_proba_ = fitted_attribute(lambda fitted: fitted.outcome.proba)
     temperature_ = fitted_attribute(lambda fitted: fitted.outcome.temperature)
     softness_ = fitted_attribute(lambda fitted: fitted.outcome.softness)
-    thresholds_ = fitted_attribute(lambda fitted: _thresholds(fitted.outcome.labels))
+    thresholds_ = fitted_attribute(
+        lambda fitted: labels.thresholds.numpy() if (labels := fitted.outcome.labels) else None
+    )
 
     def decision_function(self, X: Any) -> NDArray:
         """Scores (n, C), near the one-hot targets; for two classes the difference (n,), as scikit-learn has it.
@@ -204,7 +204,3 @@ class TangentClassifier(ClassifierMixin, TangentEstimator):
         """
         notebook = import_module("tangentune.workbench.notebook")  # by name: it stands on this file, and is optional
         return notebook.frame(self, originals=originals, height=height)
-
-
-def _thresholds(labels: LabelCalibration | None) -> NDArray[np.float64] | None:
-    return None if labels is None else labels.thresholds.numpy()

@@ -83,9 +83,9 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _receive(self, position: int, g: Tensor) -> None:
-        use = self.uses[position]
+        use, g = self.uses[position], g.detach()
         for role, tensor in use.roles.items():
-            self.sink(position, use, role, self.names[id(tensor)], g.detach().to(tensor.dtype))
+            self.sink(position, use, role, self.names[id(tensor)], g.to(tensor.dtype))
 
     def places(self) -> dict[str, list[tuple[Use, str]]]:
         """The uses of every parameter that was met, and its role in each."""

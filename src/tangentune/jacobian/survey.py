@@ -121,17 +121,17 @@ def find_ways(
     `twin` gives the copy; it may fail where there is no float64, or a fixed precision in the network. `together` is as
     `rows` will be called.
     """
+    _, recorder = watch(function, names, x, lambda *_: None)
+    known = recorder.places().keys() - recorder.unruled
     try:
         doubled = mapped(x, lambda t: t.double() if t.is_floating_point() else t)
-        return _sorted_ways(_truth(twin(), names, doubled, 1e-9), names, together)
+        return _sorted_ways(_truth(twin(), names, doubled, 1e-9), names, known, together)
     except (RuntimeError, TypeError):
-        return _sorted_ways(_truth(function, names, x, 1e-2), names, together)
+        return _sorted_ways(_truth(function, names, x, 1e-2), names, known, together)
 
 
-def _sorted_ways(truth: _Truth, names: Collection[str], together: bool) -> Ways:
+def _sorted_ways(truth: _Truth, names: Collection[str], known: Collection[str], together: bool) -> Ways:
     used = [name for name in names if truth.gradients[name] is not None]
-    _, recorder = watch(truth.function, used, truth.x, lambda *_: None)
-    known = recorder.places().keys() - recorder.unruled
     ruled = tuple(name for name in used if name in known)
     failed = _failures(truth, Ways(ruled=ruled), together)
     generic = tuple(name for name in used if name not in known or name in failed)

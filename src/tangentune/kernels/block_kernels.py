@@ -24,7 +24,7 @@ class BlockKernels:
     factors: dict[str, KroneckerFactors]
     power: float
     rows: RowSet | None
-    turned: bool  # whether the rows are in the metric
+    metric: dict[str, Whitening]  # of the rows, if they are in it
     passes: int
     tried: list[Scored]
 
@@ -60,9 +60,8 @@ def block_kernels(job: FitJob) -> BlockKernels:
             power, more = choose_power(job, part, factors or kronecker_factors(part), whole=whole)
             del part
         tried += more
-    turned = False
+    metric: dict[str, Whitening] = {}
     if rows is not None and power != 0:
-        turned = True
         with job.meter.stage("kernels"):  # once: kernels and weights are made from them
             metric = {name: whitening(factors[name], power) for name in rows.entries}
             rows = replace(rows, entries={name: whiten_own(rows.entries.pop(name), metric[name]) for name in metric})
@@ -76,12 +75,12 @@ def block_kernels(job: FitJob) -> BlockKernels:
                 factors |= kronecker_factors(rows) if power > 0 else {}
         assert rows is not None
         with job.meter.stage("kernels"):
-            done = job.grams(rows.entries, factors, 0.0 if turned else power)
+            done = job.grams(rows.entries, factors, 0.0 if metric else power)
         for block, gram in done.items():
             grams[block] = grams[block] + gram if block in grams else gram
     assert rows is not None
     blocks = {block: grams[block] for block in group_blocks(tangent.names)}
-    return BlockKernels(rows.phi, blocks, factors, power, rows if whole else None, turned, len(passes), tried)
+    return BlockKernels(rows.phi, blocks, factors, power, rows if whole else None, metric, len(passes), tried)
 
 
 def _small_kernels(job: FitJob) -> BlockKernels:
@@ -92,7 +91,7 @@ def _small_kernels(job: FitJob) -> BlockKernels:
     with job.meter.stage("kernels"):
         power, blocks, tried = choose_on_all(job, rows, factors)
     kept = rows.restrict(name for name in job.tangent.names if block_of(name) in blocks)
-    return BlockKernels(rows.phi, blocks, factors, power, kept, False, 1, tried)
+    return BlockKernels(rows.phi, blocks, factors, power, kept, {}, 1, tried)
 
 
 def frozen_map(job: FitJob, choice: KernelChoice, made: BlockKernels) -> TangentMap:
@@ -101,7 +100,7 @@ def frozen_map(job: FitJob, choice: KernelChoice, made: BlockKernels) -> Tangent
     tangent = restrict(job.tangent, [n for n in job.tangent.names if moving and block_of(n) in made.blocks])
     metric: dict[str, Whitening] = {}
     if choice.power > 0:
-        metric = {name: whitening(made.factors[name], choice.power) for name in tangent.names}
+        metric = {name: made.metric.get(name) or whitening(made.factors[name], choice.power) for name in tangent.names}
     scales = dict.fromkeys(group_blocks(job.tangent.names), 0.0)
     scales |= choice.scales(list(made.blocks)) if moving else {}
     lengths = block_scales(list(made.blocks), choice.slope) if moving else {}

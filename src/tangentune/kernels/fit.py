@@ -138,7 +138,7 @@ def _fit_whole(job: FitJob) -> Fitted:
         feature_map = frozen_map(job, best.choice, made)
         rows = None
         if (own := made.rows) is not None:
-            rows = feature_rows(feature_map, own.phi, own.entries, own=True, turned=made.turned)
+            rows = feature_rows(feature_map, own.phi, own.entries, own=True, turned=bool(made.metric))
         parts = row_parts(rows, feature_map, job.batches("weights"))
         model = primal(feature_map, parts, solution.dual, solution.intercept)
     path = damping_path(factor, job.targets, settings.criterion)[:2]

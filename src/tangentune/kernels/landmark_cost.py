@@ -47,7 +47,8 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
     if not settings.landmarks:
         return plan_memory(trial, settings, problem)
     found = plan_memory(trial, settings, _part(settings, problem))
-    rows, base = row_bytes(trial, settings, problem), trial.resident + problem.moved
+    rows = 4 * problem.pictures * (settings.landmarks + trial.features)  # in single precision
+    base = trial.resident + problem.moved
     held = max(found.peaks["kernels"], found.peaks["rows"]) - base
     solving = SQUARES * 8 * (settings.landmarks + trial.features) ** 2
     landmark_rows = settings.landmarks * sum(layer.size for layer in metric_rows(trial, settings).values())
@@ -59,11 +60,6 @@ def plan(trial: Trial, settings: FitSettings, problem: Problem) -> MemoryPlan:
             "memory_budget or lower landmarks"
         )
     return replace(found, peaks=peaks)
-
-
-def row_bytes(trial: Trial, settings: FitSettings, problem: Problem) -> int:
-    """Bytes of the rows of all pictures in single precision, where they are in memory."""
-    return 4 * problem.pictures * (settings.landmarks + trial.features)
 
 
 def seconds(

@@ -17,7 +17,7 @@ from tangentune.kernels.collect import FACTOR_POSITIONS, views_of
 from tangentune.kernels.gram import pairs_are_cheaper
 from tangentune.memory import Meter, nice_mebibytes, resident_bytes
 
-PICTURES = 16  # that go through the network
+PICTURES = 8  # that go through the network
 KEPT_SIDE = 0.35  # of a side's directions usually hold `metric.KEPT` of it
 SCATTER = 1.2  # what the pieces of freed memory cost, batch after batch
 
@@ -83,7 +83,7 @@ class Trial:
 def run_trial(
     tangent: RowPlan, pictures: PictureBatches, probes: int, mirrored: bool, budget: int, *, timed: bool = False
 ) -> Trial:
-    """Take the rows of one picture, and of as many as the memory budget has room for, up to 16.
+    """Take the rows of one picture, and of as many as the memory budget has room for, up to eight.
 
     `timed` tells the seconds as well, for another forward pass. A budget that has no room for one is a BudgetError.
     """

