@@ -124,7 +124,7 @@ def chosen(row: Row) -> Row:
     """The rung that `choose_steps` takes on a draw, worked out from what the grid saw of each."""
     still, *rungs = row["rungs"]
     by_setting = {(rung["steps"], rung["rate"]): rung for rung in rungs}
-    known = (by_setting.get((own.steps, own.rate)) for own in LADDER if row["n"] >= own.pictures)
+    known = (by_setting.get((own.steps, own.rate)) for own in LADDER if own.pictures <= row["n"] < own.below)
     ladder = [rung for rung in known if rung is not None]  # the grid was measured before the highest came
     ahead, former = [], still["first"] + (ladder[0]["first_doubt"] if ladder else 0.0)
     for rung in ladder:

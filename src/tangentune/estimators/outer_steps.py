@@ -38,8 +38,7 @@ from tangentune.pictures.pictures import Pictures
 FOLDS, FOLDS_OF_MANY = 4, 2
 MANY = 2000  # pictures above which half of them teach a network enough
 LOOKED_AT = 4000  # pictures, of all, on which networks are judged
-BATCH = 32
-RATE = 1e-4
+BATCH, RATE = 32, 1e-4
 FROZEN = 0.16  # of the blocks, the first ones: wide maps, a third of a step's cost, and features that suit any picture
 # Standard errors by which the first rung may lose to staying: new pictures gain by it on nearly every set, and its
 # error is too high, for rows come from networks further apart than each is from the mean.
@@ -50,14 +49,15 @@ FAR = 1.0  # spread from which on the mean of the networks is not to be trusted
 @final
 @dataclass(frozen=True)
 class Rung:
-    """So many steps at a rate, tried where there are that many pictures: more pictures pay for going further."""
+    """So many steps at a rate, tried from some `pictures` on, which pay for going so far, and `below` some."""
 
     steps: int
     rate: float
     pictures: int
+    below: float = math.inf
 
 
-RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
+RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(64, 2e-4, 40, 80), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
 PASSES, MOST_STEPS, RATE_OF_MANY = 5, 2304, 3e-4  # of many pictures: how often each half is gone through, at most
 MIRRORS = 400  # pictures from which on moved networks may overrule a probe that is for mirroring
 
@@ -303,7 +303,7 @@ def _rungs(pictures: Pictures) -> tuple[Rung, ...]:
     if not is_sets(pictures.labels) and np.bincount(_strata(pictures)).max() == 1:
         return ()
     if count <= MANY:
-        return tuple(rung for rung in RUNGS if count >= rung.pictures)
+        return tuple(rung for rung in RUNGS if rung.pictures <= count < rung.below)
     most = min(MOST_STEPS, PASSES * count // (FOLDS_OF_MANY * BATCH))
     return tuple(Rung(steps, RATE_OF_MANY, MANY) for steps in (-(-most // 4), most))
 

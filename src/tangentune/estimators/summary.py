@@ -26,6 +26,7 @@ SETTINGS = {
     "relative_damping": "relative damping",
     "damping": "damping",
     "temperature": "temperature",
+    "softness": "softness",
     "landmarks": "landmarks",
 }
 DOUBT = 0.05  # a label less likely than this looks like a mistake

@@ -62,9 +62,8 @@ class ConvUse(Use):
             size = (n * channels, x.shape[1] // n // groups, *self.kernel)
             rows = conv2d_weight(x, size, g, self.stride, padding, groups=n * groups)  # type: ignore[arg-type]
             return rows.reshape(n, groups, channels // groups, -1)
-        x = x.contiguous()
         inputs, outputs = x.shape[1] // groups, channels // groups
-        image = x.reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
+        image = x.contiguous().reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
         kernel = g.contiguous().reshape(n * channels, 1, *g.shape[2:])
         # The original step becomes the spacing of the kernel and the other way round.
         out = F.conv2d(image, kernel, padding=padding, stride=self.dilation, dilation=self.stride, groups=n * groups)
