@@ -160,7 +160,7 @@ def grid(key: Row, device: str) -> Row:
     features = mover.features_of(backbone.module)
     errors, first = probe_errors(features, targets), held_out_errors(features, targets, unseen)
     found = [facts(still, train, test) | looks(0, 0.0, errors, errors, first, first, 0.0)]
-    for steps, rate in RUNGS:
+    for steps, rate in RUNGS[key["shots"]]:
         with stopwatch() as spent:
             made = mover.expansion(Rung(steps, rate, 0), list(mover.networks(Rung(steps, rate, 0))))
         own = held_out_errors(mover.features_of(made.points[0]), targets, unseen)
