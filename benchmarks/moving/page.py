@@ -107,12 +107,13 @@ def costs(found: Row) -> str:
 def honesty(found: Row) -> str:
     """A line a number of pictures and rung: leave-one-out minus held-out squared error, in per cent."""
     lines = []
-    for shots, place in product(SHOTS, range(1 + len(RUNGS[5]))):
-        rows = [row["rungs"][place] for row in good(found, "grid", shots=shots)]
-        if rows:
+    for shots in SHOTS:
+        seen = [rung for row in good(found, "grid", shots=shots) for rung in row["rungs"]]
+        for steps, rate in sorted({(rung["steps"], rung["rate"]) for rung in seen}):
+            rows = [rung for rung in seen if (rung["steps"], rung["rate"]) == (steps, rate)]
             bias = [100 * (row["loo_square"] / row["test_square"] - 1) for row in rows]
             lines.append({
-                "a class": shots, "steps": rows[0]["steps"], "rate": f"{rows[0]['rate']:g}", "draws": len(rows),
+                "a class": shots, "steps": steps, "rate": f"{rate:g}", "draws": len(rows),
                 "bias, %": mean_error(bias, "+.1f"), "spread, %": f"{statistics.pstdev(bias):.1f}",
                 "accuracy": mean_error([row["test_accuracy"] for row in rows]),
                 "log-loss": mean_error([row["test_nll"] for row in rows]),
@@ -140,9 +141,8 @@ def regret(found: Row) -> str:
     lines = []
     for shots in SHOTS:
         rows = good(found, "grid", shots=shots)
-        best = [min(rung["test_square"] for rung in row["rungs"]) for row in rows]
-        taken = [chosen(row) for row in rows]
-        lost = [100 * (own["test_square"] / least - 1) for own, least in zip(taken, best, strict=True)]
+        taken, squares = [chosen(row) for row in rows], [[rung["test_square"] for rung in row["rungs"]] for row in rows]
+        lost = [100 * (own["test_square"] / min(all_) - 1) for own, all_ in zip(taken, squares, strict=True)]
         bias = [100 * (own["loo_square"] / own["test_square"] - 1) for own in taken]
         if rows:
             lines.append({
