@@ -57,7 +57,7 @@ class Rung:
     below: float = math.inf
 
 
-RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(64, 2e-4, 40, 80), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
+RUNGS = (Rung(32, RATE, 2 * FOLDS), Rung(64, 2e-4, 40, 60), Rung(96, 3e-4, 80), Rung(192, 3e-4, 400))
 PASSES, MOST_STEPS, RATE_OF_MANY = 5, 2304, 3e-4  # of many pictures: how often each half is gone through, at most
 MIRRORS = 400  # pictures from which on moved networks may overrule a probe that is for mirroring
 
