@@ -97,8 +97,7 @@ def test_leave_one_out_is_exact_for_the_frozen_map(backbone: Backbone, pictures:
 def test_loo_chooses_and_records(backbone: Backbone, pictures: Pictures) -> None:
     made, tried = choose_steps(backbone, pictures, flip=False)
     rungs = [(row["outer_steps"], row["rate"]) for row in tried]
-    assert rungs == [(0, 0.0), (32, 1e-4), (64, 2e-4)][: len(rungs)]
-    assert len(rungs) > 1
+    assert rungs == [(0, 0.0), (32, 1e-4), (64, 2e-4)]
     still, *errors = (row["loo_error"] for row in tried)
     assert still is not None
     assert made is not None or all(error is None or still < error for error in errors)
